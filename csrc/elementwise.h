@@ -1,0 +1,46 @@
+// Evaluates a Program over elements in memory, on the CPU target chosen at run time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "program.h"
+
+namespace sds {
+
+struct Operand {
+    const uint8_t* data;  // any alignment
+    DType dtype;
+};
+
+// What one evaluation met: elements with a NaN or Inf among their inputs, and elements whose inputs were all finite
+// but whose result does not fit the output dtype.
+struct Tally {
+    uint64_t nonfinite = 0;
+    uint64_t overflow = 0;
+};
+
+struct Scratch {
+    std::vector<double> memory;  // strips of a program that has no fused kernel; grows once, then is reused
+};
+
+struct Target {
+    const char* name;
+    bool (*runs_here)();
+    void (*evaluate)(const Program& program, const Operand* operands, uint8_t* out, DType out_dtype, size_t count,
+                     Overflow policy, Tally& tally, Scratch& scratch);
+};
+
+const std::vector<Target>& targets();             // all that were built, the fastest first
+const Target& target_named(const std::string& name);  // empty: the fastest that runs here
+
+// Deterministic, normally distributed numbers: element i of the stream `seed` is the same on every machine.
+struct Fill {
+    uint64_t seed;
+    double mean, deviation;
+};
+void fill(const Fill& rule, uint64_t first, uint8_t* out, DType dtype, size_t count);
+
+}  // namespace sds

@@ -1,0 +1,307 @@
+// The loop: load → formula → round → store. Included once per CPU target, inside that target's namespace and region,
+// after a lanes/*.h that defines Lanes, Peak, load<> and store<>.
+//
+// Numeric rule: every operation is rounded separately to float32 (float64 for wide programs), the result once to the
+// output dtype. The fast kernels assume finite values and record the largest magnitudes that went in and out; where
+// those tell of a NaN, an Inf or an overflow, the stretch is done again by the careful path, which has every case.
+
+// ---- fused: one pass in registers, for the formulas of formulas.h with inputs of one dtype
+
+struct Seen {
+    uint32_t in, out;  // bits of the largest magnitudes
+};
+using FusedKernel = Seen (*)(const Operand*, uint8_t*, size_t, const float*);
+
+template <class Formula, class In, class Out>
+Seen fused(const Operand* operands, uint8_t* out, size_t count, const float* constants) {
+    constexpr int W = Lanes::width;
+    Lanes c[Formula::constants + 1];
+    for (int k = 0; k < Formula::constants; ++k) c[k] = Lanes::all(constants[k]);
+    Peak peak_in = Peak::none(), peak_out = Peak::none();
+    Lanes x[Formula::inputs];
+    const uint8_t* from[Formula::inputs];
+    for (int k = 0; k < Formula::inputs; ++k) from[k] = operands[k].data;
+    size_t i = 0;
+    for (; i + W <= count; i += W) {
+        for (int k = 0; k < Formula::inputs; ++k) {
+            x[k] = load<In>(from[k] + i * sizeof(typename In::Code));
+            peak_in.see(x[k]);
+        }
+        const Lanes y = Formula::apply(x, c);
+        peak_out.see(y);
+        store<Out>(out + i * sizeof(typename Out::Code), y);
+    }
+    if (i < count) {  // the tail goes through full registers too, padded with zeros
+        const size_t left = count - i;
+        uint8_t padded[Lanes::width * 8] = {};
+        for (int k = 0; k < Formula::inputs; ++k) {
+            memset(padded, 0, sizeof padded);
+            memcpy(padded, from[k] + i * sizeof(typename In::Code), left * sizeof(typename In::Code));
+            x[k] = load<In>(padded);
+            peak_in.see(x[k]);
+        }
+        const Lanes y = Formula::apply(x, c);
+        peak_out.see(y);
+        store<Out>(padded, y);
+        memcpy(out + i * sizeof(typename Out::Code), padded, left * sizeof(typename Out::Code));
+    }
+    return {peak_in.value(), peak_out.value()};
+}
+
+struct FusedRow {
+    FusedKernel kernel[5][5];  // [input dtype][output dtype], both less f64
+};
+
+template <class Formula, class In>
+void fill_row(FusedKernel (&row)[5]) {
+    row[0] = fused<Formula, In, F32>;
+    row[1] = fused<Formula, In, F16>;
+    row[2] = fused<Formula, In, BF16>;
+    row[3] = fused<Formula, In, E4M3>;
+    row[4] = fused<Formula, In, E5M2>;
+}
+
+struct FusedTable {
+    FusedRow rows[formulas::kFormulas];
+    int next = 0;
+    template <class Formula>
+    void operator()(Formula) {
+        FusedRow& row = rows[next++];
+        fill_row<Formula, F32>(row.kernel[0]);
+        fill_row<Formula, F16>(row.kernel[1]);
+        fill_row<Formula, BF16>(row.kernel[2]);
+        fill_row<Formula, E4M3>(row.kernel[3]);
+        fill_row<Formula, E5M2>(row.kernel[4]);
+    }
+    FusedTable() { formulas::for_each(*this); }
+};
+
+// ---- strips: any program, any mixture of dtypes, one operation at a time over a strip in the L1 cache
+
+constexpr size_t kStrip = 512;
+
+template <class Stored>
+void widen(const uint8_t* from, float* to, size_t count) {
+    size_t i = 0;
+    for (; i + Lanes::width <= count; i += Lanes::width) load<Stored>(from + i * sizeof(typename Stored::Code)).write(to + i);
+    for (; i < count; ++i) {
+        typename Stored::Code code;
+        memcpy(&code, from + i * sizeof code, sizeof code);
+        to[i] = Stored::load(code);
+    }
+}
+
+inline void widen(DType dtype, const uint8_t* from, float* to, size_t count) {
+    switch (dtype) {
+        case DType::f32: memcpy(to, from, count * sizeof(float)); break;
+        case DType::f16: widen<F16>(from, to, count); break;
+        case DType::bf16: widen<BF16>(from, to, count); break;
+        case DType::e4m3: widen<E4M3>(from, to, count); break;
+        case DType::e5m2: widen<E5M2>(from, to, count); break;
+        case DType::f64: break;  // a float64 input makes the whole job wide
+    }
+}
+
+inline void widen(DType dtype, const uint8_t* from, double* to, size_t count) {
+    if (dtype == DType::f64) {
+        memcpy(to, from, count * sizeof(double));
+        return;
+    }
+    float narrow[kStrip];
+    widen(dtype, from, narrow, count);
+    for (size_t i = 0; i < count; ++i) to[i] = narrow[i];
+}
+
+template <class Stored>
+void round_strip(const float* from, uint8_t* to, size_t count) {
+    size_t i = 0;
+    for (; i + Lanes::width <= count; i += Lanes::width) store<Stored>(to + i * sizeof(typename Stored::Code), Lanes::read(from + i));
+    for (; i < count; ++i) {
+        const typename Stored::Code code = Stored::encode(from[i]);
+        memcpy(to + i * sizeof code, &code, sizeof code);
+    }
+}
+
+template <class Stored>
+void round_strip(const double* from, uint8_t* to, size_t count) {
+    float narrow[kStrip];
+    for (size_t i = 0; i < count; ++i) narrow[i] = narrow_to_odd(from[i]);
+    round_strip<Stored>(narrow, to, count);
+}
+template <>
+inline void round_strip<F32>(const double* from, uint8_t* to, size_t count) {
+    float narrow[kStrip];
+    for (size_t i = 0; i < count; ++i) narrow[i] = static_cast<float>(from[i]);
+    memcpy(to, narrow, count * sizeof(float));
+}
+template <>
+inline void round_strip<F64>(const double* from, uint8_t* to, size_t count) {
+    memcpy(to, from, count * sizeof(double));
+}
+template <>
+inline void round_strip<F64>(const float* from, uint8_t* to, size_t count) {
+    double wide[kStrip];
+    for (size_t i = 0; i < count; ++i) wide[i] = from[i];
+    memcpy(to, wide, count * sizeof(double));
+}
+
+template <class T>
+void step_strip(Op op, const T* __restrict a, const T* __restrict b, T* __restrict to, size_t n) {
+    switch (op) {
+        case Op::add:
+            for (size_t i = 0; i < n; ++i) to[i] = a[i] + b[i];
+            break;
+        case Op::sub:
+            for (size_t i = 0; i < n; ++i) to[i] = a[i] - b[i];
+            break;
+        case Op::mul:
+            for (size_t i = 0; i < n; ++i) to[i] = a[i] * b[i];
+            break;
+        case Op::div:
+            for (size_t i = 0; i < n; ++i) to[i] = a[i] / b[i];
+            break;
+        case Op::neg:
+            for (size_t i = 0; i < n; ++i) to[i] = -a[i];
+            break;
+        case Op::abs:
+            for (size_t i = 0; i < n; ++i) to[i] = a[i] < 0 ? -a[i] : a[i] + T(0);
+            break;
+        case Op::kCount: break;
+    }
+}
+
+inline bool any_nonfinite(const float* x, size_t n) {
+    uint32_t top = 0;
+    for (size_t i = 0; i < n; ++i) {
+        const uint32_t bits = bits_as<uint32_t>(x[i]) & 0x7fffffff;
+        top = bits > top ? bits : top;
+    }
+    return top >= 0x7f800000;
+}
+inline bool any_nonfinite(const double* x, size_t n) {
+    uint64_t top = 0;
+    for (size_t i = 0; i < n; ++i) {
+        const uint64_t bits = bits_as<uint64_t>(x[i]) & 0x7fffffffffffffff;
+        top = bits > top ? bits : top;
+    }
+    return top >= 0x7ff0000000000000;
+}
+
+template <class Stored, class T>
+bool fits(const T* x, size_t n) {
+    bool all = true;
+    for (size_t i = 0; i < n; ++i) {
+        const T magnitude = x[i] < 0 ? -x[i] : x[i];
+        all &= magnitude == magnitude && !too_large<Stored>(magnitude);
+    }
+    return all;
+}
+
+// Stores one strip of results; `inputs` holds the widened operands, a strip each.
+template <class Stored, class T>
+void store_strip(const T* results, const T* inputs, int input_count, uint8_t* out, size_t n, Overflow policy,
+                 Tally& tally) {
+    bool plain = fits<Stored>(results, n);
+    for (int k = 0; k < input_count && plain; ++k) plain = !any_nonfinite(inputs + k * kStrip, n);
+    if (plain) {
+        round_strip<Stored>(results, out, n);
+        return;
+    }
+    for (size_t i = 0; i < n; ++i) {
+        bool finite = true;
+        for (int k = 0; k < input_count; ++k) {
+            const T x = inputs[k * kStrip + i];
+            finite &= x - x == 0;
+        }
+        bool overflowed;
+        const typename Stored::Code code = store_checked<Stored>(results[i], finite, policy, overflowed);
+        memcpy(out + i * sizeof code, &code, sizeof code);
+        tally.nonfinite += !finite;
+        tally.overflow += overflowed;
+    }
+}
+
+template <class T>
+void strips(const Program& program, const T* constants, const Operand* operands, uint8_t* out, DType out_dtype,
+            size_t count, Overflow policy, Tally& tally, Scratch& scratch) {
+    const size_t constant_count = program.constants.size();
+    const size_t need = kStrip * (static_cast<size_t>(program.inputs) + constant_count + static_cast<size_t>(program.temps));
+    if (scratch.memory.size() < need) scratch.memory.resize(need);
+    T* inputs = reinterpret_cast<T*>(scratch.memory.data());
+    T* fixed = inputs + kStrip * static_cast<size_t>(program.inputs);
+    T* temps = fixed + kStrip * constant_count;
+    for (size_t k = 0; k < constant_count; ++k) {
+        for (size_t i = 0; i < kStrip; ++i) fixed[k * kStrip + i] = constants[k];
+    }
+    const T* const bases[3] = {inputs, fixed, temps};
+    const auto at = [&bases](Ref ref) { return bases[ref.kind] + kStrip * static_cast<size_t>(ref.index); };
+    for (size_t first = 0; first < count; first += kStrip) {
+        const size_t n = count - first < kStrip ? count - first : kStrip;
+        for (int k = 0; k < program.inputs; ++k) {
+            const DType dtype = operands[k].dtype;
+            widen(dtype, operands[k].data + first * size_of(dtype), inputs + static_cast<size_t>(k) * kStrip, n);
+        }
+        for (const Step& step : program.steps) {
+            step_strip(step.op, at(step.a), at(step.b), temps + static_cast<size_t>(step.to) * kStrip, n);
+        }
+        const T* results = at(program.result);
+        uint8_t* to = out + first * size_of(out_dtype);
+        switch (out_dtype) {
+            case DType::f64: store_strip<F64>(results, inputs, program.inputs, to, n, policy, tally); break;
+            case DType::f32: store_strip<F32>(results, inputs, program.inputs, to, n, policy, tally); break;
+            case DType::f16: store_strip<F16>(results, inputs, program.inputs, to, n, policy, tally); break;
+            case DType::bf16: store_strip<BF16>(results, inputs, program.inputs, to, n, policy, tally); break;
+            case DType::e4m3: store_strip<E4M3>(results, inputs, program.inputs, to, n, policy, tally); break;
+            case DType::e5m2: store_strip<E5M2>(results, inputs, program.inputs, to, n, policy, tally); break;
+        }
+    }
+}
+
+// ---- choosing
+
+// float32 bits from which a result has to take the careful path.
+inline uint32_t careful_from(DType out_dtype) {
+    switch (out_dtype) {
+        case DType::f16: return 0x477ff000;   // 65520
+        case DType::bf16: return 0x7f7f8000;  // 2^128 − 2^119
+        case DType::e4m3: return 0x43e80001;  // just above 464
+        case DType::e5m2: return 0x47700000;  // 61440
+        default: return 0x7f800000;
+    }
+}
+
+inline void evaluate(const Program& program, const Operand* operands, uint8_t* out, DType out_dtype, size_t count,
+                     Overflow policy, Tally& tally, Scratch& scratch) {
+    bool wide = program.wide, same = true;
+    for (int k = 0; k < program.inputs; ++k) {
+        wide |= operands[k].dtype == DType::f64;
+        same &= operands[k].dtype == operands[0].dtype;
+    }
+    if (wide) {
+        strips<double>(program, program.constants.data(), operands, out, out_dtype, count, policy, tally, scratch);
+        return;
+    }
+    if (program.fused < 0 || !same || out_dtype == DType::f64) {
+        strips<float>(program, program.narrow.data(), operands, out, out_dtype, count, policy, tally, scratch);
+        return;
+    }
+    static const FusedTable table;
+    const DType in_dtype = operands[0].dtype;
+    const FusedKernel kernel =
+        table.rows[program.fused].kernel[static_cast<int>(in_dtype) - 1][static_cast<int>(out_dtype) - 1];
+    // In stretches, so that one odd value sends a few thousand elements through the careful path, not a whole tile.
+    constexpr size_t kStretch = 16384;
+    const uint32_t limit = careful_from(out_dtype);
+    for (size_t first = 0; first < count; first += kStretch) {
+        const size_t n = count - first < kStretch ? count - first : kStretch;
+        Operand here[Program::kMaxInputs];
+        for (int k = 0; k < program.inputs; ++k) {
+            here[k] = {operands[k].data + first * size_of(in_dtype), in_dtype};
+        }
+        uint8_t* to = out + first * size_of(out_dtype);
+        const Seen seen = kernel(here, to, n, program.narrow.data());
+        if (seen.in >= 0x7f800000 || seen.out >= limit) {
+            strips<float>(program, program.narrow.data(), here, to, out_dtype, n, policy, tally, scratch);
+        }
+    }
+}

@@ -1,0 +1,341 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+namespace sds {
+
+namespace {
+
+constexpr uint64_t kPage = 4096;
+constexpr uint64_t kTile = 512 << 10;   // of output: large enough that a system call is cheap, small enough for L2
+constexpr uint64_t kChunk = 256 << 10;  // of one operand: read, used and overwritten while in L2
+constexpr unsigned kColdWorkers = 8;    // reads in flight that a cold disk wants, however few the processors
+constexpr uint64_t kFlushStretch = 32 << 20;
+
+class PageBuffer {
+   public:
+    explicit PageBuffer(size_t bytes) : raw_(bytes + kPage) {
+        const uintptr_t at = reinterpret_cast<uintptr_t>(raw_.data());
+        data_ = raw_.data() + (kPage - at % kPage) % kPage;
+    }
+    uint8_t* data() { return data_; }
+
+   private:
+    std::vector<uint8_t> raw_;
+    uint8_t* data_;
+};
+
+}  // namespace
+
+struct Run::Buffers {
+    Buffers(uint64_t tile_bytes, size_t operands) : out(tile_bytes) {
+        for (size_t k = 0; k < operands; ++k) in.emplace_back(kChunk + 2 * kPage);
+    }
+    PageBuffer out;
+    std::vector<PageBuffer> in;
+    Scratch scratch;
+};
+
+Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_ptr<Program>> programs,
+         std::vector<Fill> fills, std::vector<Job> jobs, std::shared_ptr<Sink> sink, RunOptions options)
+    : sources_(std::move(sources)),
+      programs_(std::move(programs)),
+      fills_(std::move(fills)),
+      jobs_(std::move(jobs)),
+      sink_(std::move(sink)),
+      options_(options),
+      target_(target_named(options.target)) {
+    if (options_.tile_bytes == 0) options_.tile_bytes = kTile;
+    options_.tile_bytes = (options_.tile_bytes + kPage - 1) / kPage * kPage;
+    uint64_t reached = 0;
+    for (size_t i = 0; i < jobs_.size(); ++i) {
+        const Job& job = jobs_[i];
+        const auto refuse = [&](const char* why) { throw Error(Code::invalid, why, static_cast<int64_t>(i)); };
+        if (job.count > (UINT64_MAX >> 4) || job.out_offset > (UINT64_MAX >> 1)) refuse("a job is too large");
+        if (job.out_offset < reached) refuse("jobs are not in the order of their output");
+        reached = job.out_end();
+        if (sink_ && reached > sink_->size()) refuse("a job writes past the end of the output");
+        if (job.kind == Job::copy && job.operands.size() != 1) refuse("a copy has one operand");
+        if (job.kind == Job::evaluate) {
+            if (job.index >= programs_.size()) refuse("a job names no program");
+            if (job.operands.size() != static_cast<size_t>(programs_[job.index]->inputs)) refuse("wrong operand count");
+        }
+        if (job.kind == Job::fill && job.index >= fills_.size()) refuse("a job names no fill rule");
+        if (job.kind != Job::copy && job.out_offset % job.element_bytes() != 0) refuse("an output tensor is misaligned");
+        for (const JobOperand& operand : job.operands) {
+            if (operand.source >= sources_.size()) refuse("a job names no source");
+            const uint64_t bytes = job.count * (job.kind == Job::copy ? 1 : size_of(operand.dtype));
+            const uint64_t size = sources_[operand.source]->size();
+            if (operand.offset > size || bytes > size - operand.offset) refuse("a job reads past the end of a source");
+        }
+        most_operands_ = std::max(most_operands_, job.operands.size());
+    }
+    if (!jobs_.empty()) {
+        begin_ = jobs_.front().out_offset;
+        end_ = reached;
+        first_tile_ = begin_ / options_.tile_bytes;
+        tiles_ = end_ > begin_ ? (end_ + options_.tile_bytes - 1) / options_.tile_bytes - first_tile_ : 0;
+    }
+    watermark_ = begin_;
+    finished_.resize(tiles_);
+    tallies_.resize(jobs_.size());
+    worker_count_ = options_.threads ? options_.threads : std::min(os::usable_cpus(), 32u);
+    for (const auto& source : sources_) {
+        const Io io = source->resolve(options_.io);
+        io_.push_back(io == Io::direct && source->direct() == os::kNone ? Io::pread : io);
+        mappings_.push_back(io == Io::mmap ? source->mapping() : nullptr);
+        if (io_.back() == Io::direct) worker_count_ = std::max(worker_count_, kColdWorkers);
+    }
+    worker_count_ = static_cast<unsigned>(std::max<uint64_t>(1, std::min<uint64_t>(worker_count_, tiles_)));
+}
+
+Run::~Run() {
+    cancel();
+    for (std::thread& thread : threads_) thread.join();
+    if (flusher_.joinable()) flusher_.join();
+}
+
+uint64_t Run::buffer_bytes() const {
+    return worker_count_ * (options_.tile_bytes + kPage + most_operands_ * (kChunk + 3 * kPage));
+}
+
+void Run::start() {
+    running_ = worker_count_;
+    for (unsigned i = 0; i < worker_count_; ++i) threads_.emplace_back([this] { work(); });
+    if (options_.start_flushing && sink_) flusher_ = std::thread([this] { flush_behind(); });
+}
+
+bool Run::wait(double seconds) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return running_ == 0; });
+}
+
+void Run::cancel() noexcept {
+    std::lock_guard<std::mutex> lock(mutex_);
+    cancelled_ = true;
+    stop_ = true;
+    changed_.notify_all();
+}
+
+void Run::finish() {
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
+    if (flusher_.joinable()) flusher_.join();
+    if (error_) throw *error_;
+    if (cancelled_) throw Error(Code::cancelled, "cancelled");
+    for (const auto& source : sources_) source->check_unchanged();
+}
+
+void Run::fail(const Error& error) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!error_) error_ = std::make_unique<Error>(error);
+    stop_ = true;
+}
+
+void Run::work() {
+    const os::IeeeMode ieee;
+    try {
+        Buffers buffers(options_.tile_bytes, most_operands_);
+        while (!stop_) {
+            const uint64_t tile = next_tile_++;
+            if (tile >= tiles_) break;
+            do_tile(tile, buffers);
+        }
+    } catch (const Error& error) {
+        fail(error);
+    } catch (const std::bad_alloc&) {
+        fail(Error(Code::io, "out of memory for the workers' buffers"));
+    }
+    std::lock_guard<std::mutex> lock(mutex_);
+    --running_;
+    changed_.notify_all();
+}
+
+void Run::do_tile(uint64_t tile, Buffers& buffers) {
+    const uint64_t base = (first_tile_ + tile) * options_.tile_bytes;
+    const uint64_t low = std::max(base, begin_), high = std::min(base + options_.tile_bytes, end_);
+    auto job = std::upper_bound(jobs_.begin(), jobs_.end(), low,
+                                [](uint64_t at, const Job& candidate) { return at < candidate.out_end(); });
+    uint64_t reached = low;
+    for (; job != jobs_.end() && job->out_offset < high; ++job) {
+        if (job->count == 0) continue;
+        const uint64_t from = std::max(job->out_offset, low), to = std::min(job->out_end(), high);
+        if (from > reached) std::memset(buffers.out.data() + (reached - base), 0, from - reached);  // padding
+        const uint64_t unit = job->element_bytes();
+        do_stretch(static_cast<size_t>(job - jobs_.begin()), (from - job->out_offset) / unit, (to - from) / unit,
+                   buffers.out.data() + (from - base), buffers);
+        reached = to;
+    }
+    if (high > reached) std::memset(buffers.out.data() + (reached - base), 0, high - reached);
+    if (sink_) sink_->write(buffers.out.data() + (low - base), high - low, low);
+    tile_done(tile, high - low);
+}
+
+namespace {
+
+struct Evaluation {
+    const Target& target;
+    const Job& job;
+    const Program* program;
+    Operand operands[Program::kMaxInputs];
+    uint8_t* out;
+    uint64_t count;
+    Overflow policy;
+    Tally tally;
+    Scratch& scratch;
+
+    static void run(void* context) {
+        Evaluation& self = *static_cast<Evaluation*>(context);
+        if (self.job.kind == Job::copy) {
+            std::memcpy(self.out, self.operands[0].data, self.count);
+        } else {
+            self.target.evaluate(*self.program, self.operands, self.out, self.job.out_dtype, self.count, self.policy,
+                                 self.tally, self.scratch);
+        }
+    }
+};
+
+}  // namespace
+
+// `count` elements of one job from element `first` on, to `out`.
+void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* out, Buffers& buffers) {
+    const Job& job = jobs_[job_index];
+    if (job.kind == Job::fill) {
+        fill(fills_[job.index], first, out, job.out_dtype, count);
+        return;
+    }
+    uint64_t widest = 1;
+    bool mapped = false;
+    for (const JobOperand& operand : job.operands) {
+        if (job.kind == Job::evaluate) widest = std::max<uint64_t>(widest, size_of(operand.dtype));
+        mapped |= io_[operand.source] == Io::mmap;
+    }
+    const uint64_t most = kChunk / widest;
+    for (uint64_t done = 0; done < count;) {
+        const uint64_t now = std::min(most, count - done);
+        Evaluation work{target_, job, nullptr, {}, out + done * job.element_bytes(), now, options_.overflow, {}, buffers.scratch};
+        if (job.kind == Job::evaluate) work.program = programs_[job.index].get();
+        try {
+            for (size_t k = 0; k < job.operands.size(); ++k) {
+                const JobOperand& operand = job.operands[k];
+                const uint64_t unit = job.kind == Job::copy ? 1 : size_of(operand.dtype);
+                work.operands[k] = {fetch(operand, operand.offset + (first + done) * unit, now * unit, buffers.in[k].data()),
+                                    operand.dtype};
+            }
+        } catch (const Error& error) {
+            throw Error(error.code, error.what(), static_cast<int64_t>(job_index));
+        }
+        if (!mapped) {
+            Evaluation::run(&work);
+        } else if (!os::guarded(Evaluation::run, &work)) {
+            throw Error(Code::truncated, "an input shrank while it was being read", static_cast<int64_t>(job_index));
+        }
+        if (mapped) {
+            for (size_t k = 0; k < job.operands.size(); ++k) {
+                if (io_[job.operands[k].source] != Io::mmap) continue;
+                const uint64_t unit = job.kind == Job::copy ? 1 : size_of(job.operands[k].dtype);
+                os::release_pages(work.operands[k].data, now * unit);
+            }
+        }
+        if (work.tally.nonfinite || work.tally.overflow) {
+            if (options_.refuse_nonfinite && work.tally.nonfinite) {
+                throw Error(Code::nonfinite, "NaN or Inf", static_cast<int64_t>(job_index));
+            }
+            if (options_.refuse_overflow && work.tally.overflow) {
+                throw Error(Code::overflow, "overflow", static_cast<int64_t>(job_index));
+            }
+            std::lock_guard<std::mutex> lock(mutex_);
+            tallies_[job_index].nonfinite += work.tally.nonfinite;
+            tallies_[job_index].overflow += work.tally.overflow;
+        }
+        done += now;
+    }
+}
+
+// Where `bytes` of an operand can be read: in the mapping, or in `buffer` after a read.
+const uint8_t* Run::fetch(const JobOperand& operand, uint64_t offset, uint64_t bytes, uint8_t* buffer) {
+    Source& source = *sources_[operand.source];
+    if (source.in_memory()) return source.memory() + offset;
+    if (mappings_[operand.source]) return mappings_[operand.source]->data() + offset;
+    // At the offset's own place within a page: the kernel copies between equally aligned pages twice as fast.
+    const uint64_t within = offset % kPage;
+    if (io_[operand.source] == Io::direct) {
+        const uint64_t whole = (within + bytes + kPage - 1) / kPage * kPage;
+        if (os::read_past_cache(source.direct(), buffer, whole, offset - within) >= within + bytes) return buffer + within;
+        // Not possible here, or the file shrank: the ordinary read decides.
+    }
+    source.read(buffer + within, bytes, offset);
+    return buffer + within;
+}
+
+void Run::tile_done(uint64_t tile, uint64_t bytes) {
+    bytes_done_ += bytes;
+    std::lock_guard<std::mutex> lock(mutex_);
+    finished_[tile] = true;
+    uint64_t mark = watermark_ == begin_ ? 0 : (watermark_ / options_.tile_bytes) - first_tile_;
+    if (!finished_[mark]) return;
+    while (mark < tiles_ && finished_[mark]) ++mark;
+    watermark_ = std::min(end_, (first_tile_ + mark) * options_.tile_bytes);
+    changed_.notify_all();
+}
+
+void Run::flush_behind() {
+    uint64_t flushed = begin_;
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (running_ > 0) {
+        changed_.wait(lock, [&] { return running_ == 0 || watermark_ >= flushed + kFlushStretch; });
+        if (stop_) return;
+        const uint64_t upto = watermark_;
+        lock.unlock();
+        sink_->start_flush(flushed, upto - flushed);
+        flushed = upto;
+        lock.lock();
+    }
+}
+
+Tally apply(const Program& program, const std::vector<Operand>& operands, uint8_t* out, DType out_dtype, uint64_t count,
+            Overflow policy, unsigned threads, const std::string& target_name) {
+    const Target& target = target_named(target_name);
+    if (operands.size() != static_cast<size_t>(program.inputs)) throw Error(Code::invalid, "wrong operand count");
+    // The careful path reads the inputs a second time, so a result that replaces its input waits in a buffer.
+    bool in_place = false;
+    for (const Operand& operand : operands) {
+        const uint8_t* end = operand.data + count * size_of(operand.dtype);
+        in_place |= operand.data < out + count * size_of(out_dtype) && out < end;
+    }
+    constexpr uint64_t kStretch = 16384;
+    const uint64_t stretches = (count + kStretch - 1) / kStretch;
+    if (threads == 0) threads = os::usable_cpus();
+    threads = static_cast<unsigned>(std::max<uint64_t>(1, std::min<uint64_t>(threads, stretches / 8)));
+    std::atomic<uint64_t> next{0};
+    std::mutex mutex;
+    Tally total;
+    const auto work = [&] {
+        const os::IeeeMode ieee;
+        Scratch scratch;
+        Tally tally;
+        std::vector<uint8_t> buffer(in_place ? kStretch * size_of(out_dtype) : 0);
+        std::vector<Operand> here(operands);
+        for (uint64_t stretch = next++; stretch < stretches; stretch = next++) {
+            const uint64_t first = stretch * kStretch, n = std::min(kStretch, count - first);
+            for (size_t k = 0; k < operands.size(); ++k) here[k].data = operands[k].data + first * size_of(operands[k].dtype);
+            uint8_t* to = out + first * size_of(out_dtype);
+            target.evaluate(program, here.data(), in_place ? buffer.data() : to, out_dtype, n, policy, tally, scratch);
+            if (in_place) std::memcpy(to, buffer.data(), n * size_of(out_dtype));
+        }
+        std::lock_guard<std::mutex> lock(mutex);
+        total.nonfinite += tally.nonfinite;
+        total.overflow += tally.overflow;
+    };
+    std::vector<std::thread> others;
+    for (unsigned i = 1; i < threads; ++i) others.emplace_back(work);
+    work();
+    for (std::thread& thread : others) thread.join();
+    return total;
+}
+
+}  // namespace sds

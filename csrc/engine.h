@@ -1,0 +1,111 @@
+// The engine: worker threads stream Jobs, tile by tile, from Sources to a Sink. It sees byte ranges and programs,
+// never a tensor's name.
+//
+// A tile is a page-aligned stretch of the output file (it may hold many small tensors, or a part of a large one).
+// Workers take tiles from a counter in order: read the operands' bytes, evaluate, write the tile with one call. So
+// neither the number of threads nor the tile size can change a byte of the result, and memory is a few buffers a
+// worker whatever the size of the files.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "elementwise.h"
+#include "file.h"
+
+namespace sds {
+
+struct JobOperand {
+    uint32_t source;
+    DType dtype;
+    uint64_t offset;  // in the source's file, any byte
+};
+
+struct Job {
+    enum Kind : int { copy = 0, evaluate = 1, fill = 2 } kind;
+    uint32_t index;      // of the program or the fill rule
+    DType out_dtype;     // ignored by copy
+    uint64_t out_offset; // in the output file
+    uint64_t count;      // elements; bytes for copy
+    std::vector<JobOperand> operands;
+
+    uint64_t element_bytes() const { return kind == copy ? 1 : size_of(out_dtype); }
+    uint64_t out_end() const { return out_offset + count * element_bytes(); }
+};
+
+struct RunOptions {
+    unsigned threads = 0;  // 0: as many as there are CPUs
+    uint64_t tile_bytes = 0;
+    Io io = Io::automatic;
+    Overflow overflow = Overflow::format;
+    bool refuse_overflow = false, refuse_nonfinite = false;
+    bool start_flushing = false;  // begin writing finished stretches back to disk while later ones are computed
+    std::string target;           // CPU target, empty for the fastest
+};
+
+class Run {
+   public:
+    // `sink` may be empty: then everything is read and evaluated, and nothing is kept (verification).
+    Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_ptr<Program>> programs,
+        std::vector<Fill> fills, std::vector<Job> jobs, std::shared_ptr<Sink> sink, RunOptions options);
+    ~Run();
+    Run(const Run&) = delete;
+
+    void start();
+    bool wait(double seconds);  // true once every worker has ended
+    void cancel() noexcept;
+    void finish();  // joins; throws the first error, `cancelled` after cancel()
+
+    uint64_t bytes_done() const { return bytes_done_; }    // output bytes of finished tiles
+    uint64_t watermark() const { return watermark_; }      // output bytes before this offset are all written
+    const std::vector<Tally>& tallies() const { return tallies_; }
+    std::vector<Io> io() const { return io_; }
+    unsigned workers() const { return worker_count_; }
+    const char* target() const { return target_.name; }
+    uint64_t buffer_bytes() const;  // what all workers' buffers can come to
+
+   private:
+    struct Buffers;
+    void work();
+    void flush_behind();
+    void do_tile(uint64_t tile, Buffers& buffers);
+    void do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* out, Buffers& buffers);
+    const uint8_t* fetch(const JobOperand& operand, uint64_t offset, uint64_t bytes, uint8_t* buffer);
+    void tile_done(uint64_t tile, uint64_t bytes);
+    void fail(const Error& error);
+
+    std::vector<std::shared_ptr<Source>> sources_;
+    std::vector<std::shared_ptr<Mapping>> mappings_;
+    std::vector<Io> io_;
+    std::vector<std::shared_ptr<Program>> programs_;
+    std::vector<Fill> fills_;
+    std::vector<Job> jobs_;
+    std::shared_ptr<Sink> sink_;
+    RunOptions options_;
+    const Target& target_;
+    size_t most_operands_ = 0;
+    uint64_t begin_ = 0, end_ = 0, first_tile_ = 0, tiles_ = 0;
+    unsigned worker_count_ = 1;
+
+    std::atomic<uint64_t> next_tile_{0}, bytes_done_{0}, watermark_{0};
+    std::atomic<bool> stop_{false};
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    std::vector<bool> finished_;
+    std::vector<Tally> tallies_;
+    unsigned running_ = 0;
+    bool cancelled_ = false;
+    std::unique_ptr<Error> error_;
+    std::vector<std::thread> threads_;
+    std::thread flusher_;
+};
+
+// The same kernels on memory: `count` elements from each operand to `out`, which may be one of the operands.
+Tally apply(const Program& program, const std::vector<Operand>& operands, uint8_t* out, DType out_dtype, uint64_t count,
+            Overflow policy, unsigned threads, const std::string& target);
+
+}  // namespace sds

@@ -1,0 +1,31 @@
+// The one error type of the native side. Python turns each code into an exception class and an exit code.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace sds {
+
+enum class Code : int {
+    invalid,      // the caller passed something that cannot be (a bug above, or a usage error)
+    not_found,    // no such file or folder
+    permission,   // the system refuses access
+    not_regular,  // a directory, FIFO, device, socket or symlink loop where a file was expected
+    io,           // a read or write failed
+    truncated,    // a file ends before the bytes that its header promises
+    changed,      // an input changed while it was being read
+    no_space,     // the disk or quota is full
+    exists,       // the target appeared meanwhile
+    nonfinite,    // NaN or Inf in an input, and the policy is to refuse it
+    overflow,     // a result does not fit the output dtype, and the policy is to refuse it
+    cancelled,    // cancel() was called
+};
+
+struct Error : std::runtime_error {
+    Error(Code code, const std::string& message, int64_t job = -1) : std::runtime_error(message), code(code), job(job) {}
+    Code code;
+    int64_t job;  // index of the Job it happened in, -1 when it belongs to none
+};
+
+}  // namespace sds

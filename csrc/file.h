@@ -1,0 +1,83 @@
+// Source: a read-only input, by positioned reads, past the page cache, or mapped. Sink: the output file, which
+// appears whole under its name at commit() or not at all.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "error.h"
+#include "os.h"
+
+namespace sds {
+
+enum class Io : int { automatic = 0, pread = 1, mmap = 2, direct = 3 };
+
+class Mapping {
+   public:
+    Mapping(os::Handle file, uint64_t size, bool copy_on_write);
+    ~Mapping();
+    Mapping(const Mapping&) = delete;
+    const uint8_t* data() const { return data_; }
+    uint64_t size() const { return size_; }
+    bool copy_on_write() const { return copy_on_write_; }
+
+   private:
+    const uint8_t* data_;
+    uint64_t size_;
+    bool copy_on_write_;
+};
+
+class Source {
+   public:
+    explicit Source(const std::string& path);   // a file
+    explicit Source(std::vector<uint8_t> bytes);  // memory, for data that a Plan itself carries
+    ~Source();
+    Source(const Source&) = delete;
+
+    const std::string& path() const { return path_; }
+    uint64_t size() const { return stat_.size; }
+    const os::Stat& identity() const { return stat_; }
+    bool in_memory() const { return file_ == os::kNone && !closed_; }
+    const uint8_t* memory() const { return bytes_.data(); }
+
+    void read(void* to, size_t bytes, uint64_t offset) const;  // all of them, or truncated
+    std::shared_ptr<Mapping> mapping(bool copy_on_write = false);
+    Io resolve(Io wanted) const;  // what `automatic` means for this file now
+    os::Handle direct();          // handle for reads past the page cache, kNone where there is none
+    os::Handle handle() const { return file_; }
+    void check_unchanged() const;  // throws changed when size or time differ from those at opening
+    void close() noexcept;
+
+   private:
+    std::string path_;
+    std::vector<uint8_t> bytes_;
+    os::Handle file_ = os::kNone;
+    os::Handle direct_ = os::kNone;
+    bool direct_tried_ = false;
+    bool closed_ = false;
+    os::Stat stat_;
+    std::weak_ptr<Mapping> mapping_;
+    std::mutex mutex_;
+};
+
+class Sink {
+   public:
+    Sink(const std::string& target, uint64_t size);  // reserves the space
+    ~Sink();                                         // aborts unless committed
+    Sink(const Sink&) = delete;
+
+    uint64_t size() const { return size_; }
+    void write(const void* from, size_t bytes, uint64_t offset);
+    void read(void* to, size_t bytes, uint64_t offset) const;  // what was written, for hashing behind the writers
+    void start_flush(uint64_t offset, uint64_t bytes) noexcept;
+    void commit(bool replace, bool sync);
+    void abort() noexcept;
+
+   private:
+    os::Pending pending_;
+    uint64_t size_;
+};
+
+}  // namespace sds

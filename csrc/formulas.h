@@ -1,0 +1,56 @@
+// The hot formulas, once each, templated over one float, a SIMD register or a device float. They are fast paths for
+// programs that the Python methods trace to: `text` is the program they stand for, and the conformance tests hold
+// them bit-equal to it. Operations are written in the order in which they are rounded; nothing is fused.
+#pragma once
+
+#include "dtypes.h"
+
+namespace sds::formulas {
+
+struct Identity {
+    static constexpr int inputs = 1, constants = 0;
+    static constexpr const char* text = "x0";
+    template <class V>
+    SDS_HD static V apply(const V* x, const V*) {
+        return x[0];
+    }
+};
+
+struct WeightedSum2 {  // (1 − α)·A + α·B, and two free weights
+    static constexpr int inputs = 2, constants = 2;
+    static constexpr const char* text = "((c0*x0)+(c1*x1))";
+    template <class V>
+    SDS_HD static V apply(const V* x, const V* c) {
+        return c[0] * x[0] + c[1] * x[1];
+    }
+};
+
+struct WeightedSum3 {
+    static constexpr int inputs = 3, constants = 3;
+    static constexpr const char* text = "(((c0*x0)+(c1*x1))+(c2*x2))";
+    template <class V>
+    SDS_HD static V apply(const V* x, const V* c) {
+        return c[0] * x[0] + c[1] * x[1] + c[2] * x[2];
+    }
+};
+
+struct AddDifference {  // A + α·(B − C)
+    static constexpr int inputs = 3, constants = 1;
+    static constexpr const char* text = "(x0+(c0*(x1-x2)))";
+    template <class V>
+    SDS_HD static V apply(const V* x, const V* c) {
+        return x[0] + c[0] * (x[1] - x[2]);
+    }
+};
+
+// Calls visit(Formula{}) for each; the only list of them.
+template <class Visitor>
+void for_each(Visitor& visit) {
+    visit(Identity{});
+    visit(WeightedSum2{});
+    visit(WeightedSum3{});
+    visit(AddDifference{});
+}
+constexpr int kFormulas = 4;
+
+}  // namespace sds::formulas

@@ -1,0 +1,116 @@
+// Eight floats at a time: AVX2 with F16C. Included inside a namespace and a target region by elementwise.cc.
+
+struct Lanes {
+    static constexpr int width = 8;
+    __m256 v;
+    static Lanes all(float x) { return {_mm256_set1_ps(x)}; }
+    static Lanes read(const float* p) { return {_mm256_loadu_ps(p)}; }
+    void write(float* p) const { _mm256_storeu_ps(p, v); }
+};
+inline Lanes operator+(Lanes a, Lanes b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Lanes operator-(Lanes a, Lanes b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline Lanes operator*(Lanes a, Lanes b) { return {_mm256_mul_ps(a.v, b.v)}; }
+
+struct Peak {
+    __m256i v;
+    static Peak none() { return {_mm256_setzero_si256()}; }
+    void see(Lanes x) {
+        v = _mm256_max_epu32(v, _mm256_and_si256(_mm256_castps_si256(x.v), _mm256_set1_epi32(0x7fffffff)));
+    }
+    uint32_t value() const {
+        alignas(32) uint32_t each[8];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(each), v);
+        uint32_t top = 0;
+        for (uint32_t x : each) top = x > top ? x : top;
+        return top;
+    }
+};
+
+template <class Stored>
+Lanes load(const uint8_t* p);
+template <>
+inline Lanes load<F32>(const uint8_t* p) {
+    return {_mm256_loadu_ps(reinterpret_cast<const float*>(p))};
+}
+template <>
+inline Lanes load<F16>(const uint8_t* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+template <>
+inline Lanes load<BF16>(const uint8_t* p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+}
+template <>
+inline Lanes load<E5M2>(const uint8_t* p) {
+    const __m128i wide = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    return {_mm256_cvtph_ps(_mm_slli_epi16(wide, 8))};
+}
+template <>
+inline Lanes load<E4M3>(const uint8_t* p) {
+    const __m256i code = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    const __m256i magnitude = _mm256_and_si256(code, _mm256_set1_epi32(0x7f));
+    const __m256i sign = _mm256_slli_epi32(_mm256_xor_si256(code, magnitude), 24);
+    const __m256 scaled =
+        _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(magnitude, 20)), _mm256_set1_ps(0x1p120f));
+    const __m256i nan = _mm256_and_si256(_mm256_cmpeq_epi32(magnitude, _mm256_set1_epi32(0x7f)),
+                                         _mm256_set1_epi32(0x7fc00000));
+    return {_mm256_castsi256_ps(_mm256_or_si256(_mm256_or_si256(_mm256_castps_si256(scaled), nan), sign))};
+}
+
+// Magnitude codes of a small float, as 32-bit lanes: dtypes.h's encode_magnitude on eight values.
+template <int Exp, int Man>
+inline __m256i encode_lanes(__m256i magnitude) {
+    constexpr int bias = (1 << (Exp - 1)) - 1;
+    constexpr int shift = 23 - Man;
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(magnitude, shift), _mm256_set1_epi32(1));
+    const __m256i rounded =
+        _mm256_add_epi32(_mm256_add_epi32(magnitude, _mm256_set1_epi32((1 << (shift - 1)) - 1)), odd);
+    const __m256i normal = _mm256_sub_epi32(_mm256_srli_epi32(rounded, shift), _mm256_set1_epi32((127 - bias) << Man));
+    if constexpr (bias == 127) {
+        return normal;
+    } else {
+        const __m256i anchor = _mm256_set1_epi32((127 + 23 + 1 - bias - Man) << 23);
+        const __m256 sum = _mm256_add_ps(_mm256_castsi256_ps(magnitude), _mm256_castsi256_ps(anchor));
+        const __m256i small = _mm256_sub_epi32(_mm256_castps_si256(sum), anchor);
+        const __m256i is_small = _mm256_cmpgt_epi32(_mm256_set1_epi32((127 - bias + 1) << 23), magnitude);
+        return _mm256_blendv_epi8(normal, small, is_small);
+    }
+}
+
+template <class Stored>
+void store(uint8_t* p, Lanes x);
+template <>
+inline void store<F32>(uint8_t* p, Lanes x) {
+    _mm256_storeu_ps(reinterpret_cast<float*>(p), x.v);
+}
+template <>
+inline void store<F16>(uint8_t* p, Lanes x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+}
+template <>
+inline void store<BF16>(uint8_t* p, Lanes x) {
+    const __m256i bits = _mm256_castps_si256(x.v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+}
+template <int Exp, int Man>
+inline void store_byte(uint8_t* p, Lanes x) {
+    const __m256i bits = _mm256_castps_si256(x.v);
+    const __m256i sign = _mm256_and_si256(_mm256_srli_epi32(bits, 24), _mm256_set1_epi32(0x80));
+    const __m256i code =
+        _mm256_or_si256(encode_lanes<Exp, Man>(_mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff))), sign);
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(code, code), 0x08);
+    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_castsi256_si128(words));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), bytes);
+}
+template <>
+inline void store<E4M3>(uint8_t* p, Lanes x) {
+    store_byte<4, 3>(p, x);
+}
+template <>
+inline void store<E5M2>(uint8_t* p, Lanes x) {
+    store_byte<5, 2>(p, x);
+}

@@ -1,0 +1,109 @@
+// Sixteen floats at a time: AVX-512 (F, BW, VL, DQ). Included inside a namespace and a target region by elementwise.cc.
+
+struct Lanes {
+    static constexpr int width = 16;
+    __m512 v;
+    static Lanes all(float x) { return {_mm512_set1_ps(x)}; }
+    static Lanes read(const float* p) { return {_mm512_loadu_ps(p)}; }
+    void write(float* p) const { _mm512_storeu_ps(p, v); }
+};
+inline Lanes operator+(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Lanes operator-(Lanes a, Lanes b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Lanes operator*(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
+
+struct Peak {
+    __m512i v;
+    static Peak none() { return {_mm512_setzero_si512()}; }
+    void see(Lanes x) {
+        v = _mm512_max_epu32(v, _mm512_and_si512(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x7fffffff)));
+    }
+    uint32_t value() const {
+        alignas(64) uint32_t each[16];
+        _mm512_store_si512(each, v);
+        uint32_t top = 0;
+        for (uint32_t x : each) top = x > top ? x : top;
+        return top;
+    }
+};
+
+template <class Stored>
+Lanes load(const uint8_t* p);
+template <>
+inline Lanes load<F32>(const uint8_t* p) {
+    return {_mm512_loadu_ps(p)};
+}
+template <>
+inline Lanes load<F16>(const uint8_t* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+template <>
+inline Lanes load<BF16>(const uint8_t* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+template <>
+inline Lanes load<E5M2>(const uint8_t* p) {
+    const __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return {_mm512_cvtph_ps(_mm256_slli_epi16(wide, 8))};
+}
+template <>
+inline Lanes load<E4M3>(const uint8_t* p) {
+    const __m512i code = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m512i magnitude = _mm512_and_si512(code, _mm512_set1_epi32(0x7f));
+    const __m512i sign = _mm512_slli_epi32(_mm512_xor_si512(code, magnitude), 24);
+    const __m512 scaled =
+        _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(magnitude, 20)), _mm512_set1_ps(0x1p120f));
+    const __mmask16 is_nan = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(0x7f));
+    const __m512i bits = _mm512_mask_mov_epi32(_mm512_castps_si512(scaled), is_nan, _mm512_set1_epi32(0x7fc00000));
+    return {_mm512_castsi512_ps(_mm512_or_si512(bits, sign))};
+}
+
+template <int Exp, int Man>
+inline __m512i encode_lanes(__m512i magnitude) {
+    constexpr int bias = (1 << (Exp - 1)) - 1;
+    constexpr int shift = 23 - Man;
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(magnitude, shift), _mm512_set1_epi32(1));
+    const __m512i rounded =
+        _mm512_add_epi32(_mm512_add_epi32(magnitude, _mm512_set1_epi32((1 << (shift - 1)) - 1)), odd);
+    const __m512i normal = _mm512_sub_epi32(_mm512_srli_epi32(rounded, shift), _mm512_set1_epi32((127 - bias) << Man));
+    const __m512i anchor = _mm512_set1_epi32((127 + 23 + 1 - bias - Man) << 23);
+    const __m512 sum = _mm512_add_ps(_mm512_castsi512_ps(magnitude), _mm512_castsi512_ps(anchor));
+    const __m512i small = _mm512_sub_epi32(_mm512_castps_si512(sum), anchor);
+    const __mmask16 is_small = _mm512_cmplt_epu32_mask(magnitude, _mm512_set1_epi32((127 - bias + 1) << 23));
+    return _mm512_mask_mov_epi32(normal, is_small, small);
+}
+
+template <class Stored>
+void store(uint8_t* p, Lanes x);
+template <>
+inline void store<F32>(uint8_t* p, Lanes x) {
+    _mm512_storeu_ps(p, x.v);
+}
+template <>
+inline void store<F16>(uint8_t* p, Lanes x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+}
+template <>
+inline void store<BF16>(uint8_t* p, Lanes x) {
+    // Not VCVTNEPS2BF16: that one flushes subnormals.
+    const __m512i bits = _mm512_castps_si512(x.v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded));
+}
+template <int Exp, int Man>
+inline void store_byte(uint8_t* p, Lanes x) {
+    const __m512i bits = _mm512_castps_si512(x.v);
+    const __m512i sign = _mm512_and_si512(_mm512_srli_epi32(bits, 24), _mm512_set1_epi32(0x80));
+    const __m512i code =
+        _mm512_or_si512(encode_lanes<Exp, Man>(_mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff))), sign);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(code));
+}
+template <>
+inline void store<E4M3>(uint8_t* p, Lanes x) {
+    store_byte<4, 3>(p, x);
+}
+template <>
+inline void store<E5M2>(uint8_t* p, Lanes x) {
+    store_byte<5, 2>(p, x);
+}

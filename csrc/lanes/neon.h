@@ -1,0 +1,105 @@
+// Four floats at a time: NEON (AArch64). Included inside a namespace by elementwise.cc.
+
+struct Lanes {
+    static constexpr int width = 4;
+    float32x4_t v;
+    static Lanes all(float x) { return {vdupq_n_f32(x)}; }
+    static Lanes read(const float* p) { return {vld1q_f32(p)}; }
+    void write(float* p) const { vst1q_f32(p, v); }
+};
+inline Lanes operator+(Lanes a, Lanes b) { return {vaddq_f32(a.v, b.v)}; }
+inline Lanes operator-(Lanes a, Lanes b) { return {vsubq_f32(a.v, b.v)}; }
+inline Lanes operator*(Lanes a, Lanes b) { return {vmulq_f32(a.v, b.v)}; }
+
+struct Peak {
+    uint32x4_t v;
+    static Peak none() { return {vdupq_n_u32(0)}; }
+    void see(Lanes x) { v = vmaxq_u32(v, vandq_u32(vreinterpretq_u32_f32(x.v), vdupq_n_u32(0x7fffffff))); }
+    uint32_t value() const { return vmaxvq_u32(v); }
+};
+
+// Data may start at any byte: loads and stores go through bytes, which NEON takes at any address.
+inline uint32x4_t four_bytes(const uint8_t* p) {
+    uint32_t word;
+    memcpy(&word, p, sizeof word);
+    return vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(word)))));
+}
+
+template <class Stored>
+Lanes load(const uint8_t* p);
+template <>
+inline Lanes load<F32>(const uint8_t* p) {
+    return {vreinterpretq_f32_u8(vld1q_u8(p))};
+}
+template <>
+inline Lanes load<F16>(const uint8_t* p) {
+    return {vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p)))};
+}
+template <>
+inline Lanes load<BF16>(const uint8_t* p) {
+    return {vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16))};
+}
+template <>
+inline Lanes load<E5M2>(const uint8_t* p) {
+    const uint16x4_t half = vshl_n_u16(vmovn_u32(four_bytes(p)), 8);
+    return {vcvt_f32_f16(vreinterpret_f16_u16(half))};
+}
+template <>
+inline Lanes load<E4M3>(const uint8_t* p) {
+    const uint32x4_t code = four_bytes(p);
+    const uint32x4_t magnitude = vandq_u32(code, vdupq_n_u32(0x7f));
+    const uint32x4_t sign = vshlq_n_u32(veorq_u32(code, magnitude), 24);
+    const float32x4_t scaled = vmulq_f32(vreinterpretq_f32_u32(vshlq_n_u32(magnitude, 20)), vdupq_n_f32(0x1p120f));
+    const uint32x4_t is_nan = vceqq_u32(magnitude, vdupq_n_u32(0x7f));
+    const uint32x4_t bits = vbslq_u32(is_nan, vdupq_n_u32(0x7fc00000), vreinterpretq_u32_f32(scaled));
+    return {vreinterpretq_f32_u32(vorrq_u32(bits, sign))};
+}
+
+template <int Exp, int Man>
+inline uint32x4_t encode_lanes(uint32x4_t magnitude) {
+    constexpr int bias = (1 << (Exp - 1)) - 1;
+    constexpr int shift = 23 - Man;
+    const uint32x4_t odd = vandq_u32(vshrq_n_u32(magnitude, shift), vdupq_n_u32(1));
+    const uint32x4_t rounded = vaddq_u32(vaddq_u32(magnitude, vdupq_n_u32((1u << (shift - 1)) - 1)), odd);
+    const uint32x4_t normal = vsubq_u32(vshrq_n_u32(rounded, shift), vdupq_n_u32((127 - bias) << Man));
+    const uint32x4_t anchor = vdupq_n_u32((127 + 23 + 1 - bias - Man) << 23);
+    const float32x4_t sum = vaddq_f32(vreinterpretq_f32_u32(magnitude), vreinterpretq_f32_u32(anchor));
+    const uint32x4_t small = vsubq_u32(vreinterpretq_u32_f32(sum), anchor);
+    const uint32x4_t is_small = vcltq_u32(magnitude, vdupq_n_u32((127 - bias + 1) << 23));
+    return vbslq_u32(is_small, small, normal);
+}
+
+template <class Stored>
+void store(uint8_t* p, Lanes x);
+template <>
+inline void store<F32>(uint8_t* p, Lanes x) {
+    vst1q_u8(p, vreinterpretq_u8_f32(x.v));
+}
+template <>
+inline void store<F16>(uint8_t* p, Lanes x) {
+    vst1_u8(p, vreinterpret_u8_f16(vcvt_f16_f32(x.v)));
+}
+template <>
+inline void store<BF16>(uint8_t* p, Lanes x) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(x.v);
+    const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    const uint32x4_t rounded = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd);
+    vst1_u8(p, vreinterpret_u8_u16(vshrn_n_u32(rounded, 16)));
+}
+template <int Exp, int Man>
+inline void store_byte(uint8_t* p, Lanes x) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(x.v);
+    const uint32x4_t sign = vandq_u32(vshrq_n_u32(bits, 24), vdupq_n_u32(0x80));
+    const uint32x4_t code = vorrq_u32(encode_lanes<Exp, Man>(vandq_u32(bits, vdupq_n_u32(0x7fffffff))), sign);
+    const uint16x4_t half = vmovn_u32(code);
+    const uint32_t word = vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(half, half))), 0);
+    memcpy(p, &word, sizeof word);
+}
+template <>
+inline void store<E4M3>(uint8_t* p, Lanes x) {
+    store_byte<4, 3>(p, x);
+}
+template <>
+inline void store<E5M2>(uint8_t* p, Lanes x) {
+    store_byte<5, 2>(p, x);
+}

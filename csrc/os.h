@@ -1,0 +1,66 @@
+// Everything that differs between operating systems, as plain functions. One implementation per platform:
+// os_posix.cc (Linux, macOS, BSD) and os_windows.cc. Nothing else in the tree makes a system call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace sds::os {
+
+using Handle = intptr_t;
+constexpr Handle kNone = -1;
+
+struct Stat {
+    uint64_t size = 0;
+    uint64_t device = 0, inode = 0;  // together they identify a file under all its names
+    int64_t mtime_ns = 0;
+};
+
+// Reading. All throw sds::Error; `path` is UTF-8 (any bytes on POSIX).
+Handle open_read(const std::string& path);  // regular files only; never blocks on a FIFO
+Handle open_past_cache(Handle file);        // a second handle whose reads bypass the page cache, or kNone
+Stat stat(Handle file);
+size_t read_at(Handle file, void* to, size_t bytes, uint64_t offset);  // fewer only at the end of the file
+size_t read_past_cache(Handle file, void* to, size_t bytes, uint64_t offset);  // page-aligned; 0 when it can't
+double cached_share(Handle file, uint64_t size);  // 0..1 of the file in the page cache; 1 when unknown
+void will_read_all(Handle file);                  // hint: sequential reading ahead
+void close(Handle file) noexcept;
+
+// Mapping. Copy-on-write mappings are writable in memory and never reach the file.
+const uint8_t* map(Handle file, uint64_t size, bool copy_on_write);
+void unmap(const uint8_t* at, uint64_t size) noexcept;
+void release_pages(const uint8_t* at, uint64_t bytes) noexcept;  // give back resident pages, keep the mapping
+bool can_guard();  // whether guarded() really catches a fault in a mapping whose file shrank
+bool guarded(void (*work)(void*), void* context);  // false when the work touched a page that is gone
+
+// Writing: a nameless (or temporarily named) file beside the target, which takes the target's name at the end.
+struct Pending {
+    Handle file = kNone;
+    std::string target;     // resolved path
+    std::string temporary;  // empty while the file has no name
+};
+Pending create_beside(const std::string& target);
+void reserve(const Pending& pending, uint64_t size);  // throws no_space at once when the disk can't hold it
+void write_at(Handle file, const void* from, size_t bytes, uint64_t offset);
+void start_flush(Handle file, uint64_t offset, uint64_t bytes) noexcept;  // begin writing back, don't wait
+void publish(Pending& pending, bool replace, bool sync);  // durable when `sync`, then one atomic rename
+void discard(Pending& pending) noexcept;
+
+size_t page_size();
+unsigned usable_cpus();
+uint64_t free_bytes(const std::string& folder);
+
+// Worker threads inherit the floating-point mode of their creator; this sets IEEE mode (round to nearest even,
+// subnormals kept) for a scope.
+class IeeeMode {
+   public:
+    IeeeMode();
+    ~IeeeMode();
+    IeeeMode(const IeeeMode&) = delete;
+
+   private:
+    uint64_t saved_;
+};
+
+}  // namespace sds::os

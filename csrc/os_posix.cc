@@ -1,0 +1,436 @@
+// The operating system, POSIX side: Linux first, macOS and the BSDs where they differ.
+#include "os.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <csetjmp>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "error.h"
+
+#ifdef __linux__
+#include <sched.h>
+#include <sys/syscall.h>
+#endif
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace sds::os {
+
+namespace {
+
+[[noreturn]] void fail(int error, const std::string& what) {
+    Code code = Code::io;
+    if (error == ENOENT || error == ENOTDIR) code = Code::not_found;
+    if (error == EACCES || error == EPERM || error == EROFS) code = Code::permission;
+    if (error == ENOSPC || error == EDQUOT || error == EFBIG) code = Code::no_space;
+    if (error == ELOOP || error == EISDIR) code = Code::not_regular;
+    if (error == EEXIST) code = Code::exists;
+    throw Error(code, what + ": " + std::strerror(error));
+}
+
+const char* kind_of(mode_t mode) {
+    if (S_ISDIR(mode)) return "a folder";
+    if (S_ISFIFO(mode)) return "a FIFO";
+    if (S_ISSOCK(mode)) return "a socket";
+    if (S_ISCHR(mode) || S_ISBLK(mode)) return "a device";
+    return "a special file";
+}
+
+std::string folder_of(const std::string& path) {
+    const size_t slash = path.rfind('/');
+    if (slash == std::string::npos) return ".";
+    return slash == 0 ? "/" : path.substr(0, slash);
+}
+
+std::string unused_name(const std::string& target) {
+    std::random_device random;
+    char suffix[40];
+    std::snprintf(suffix, sizeof suffix, ".sdsurgery-%ld-%08x.tmp", static_cast<long>(getpid()), random());
+    const std::string folder = folder_of(target);
+    return (folder == "/" ? "/" : folder + "/") + suffix;
+}
+
+void sync_file(int file, const std::string& path) {
+#ifdef __APPLE__
+    if (fcntl(file, F_FULLFSYNC) == 0) return;  // fsync alone leaves the data in the drive's cache
+#endif
+    if (fsync(file) != 0) fail(errno, path + ": cannot flush to disk");
+}
+
+void sync_folder(const std::string& folder) {
+    const int handle = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (handle < 0) return;
+    fsync(handle);  // some file systems refuse it for folders; the rename has happened either way
+    ::close(handle);
+}
+
+}  // namespace
+
+Handle open_read(const std::string& path) {
+    struct stat info;
+    if (::stat(path.c_str(), &info) != 0) fail(errno, path);
+    // Before opening: opening some devices has effects of its own, and a FIFO would wait for a writer.
+    if (!S_ISREG(info.st_mode)) throw Error(Code::not_regular, path + ": is " + kind_of(info.st_mode) + ", not a file");
+    int file;
+    do {
+        file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    } while (file < 0 && errno == EINTR);
+    if (file < 0) fail(errno, path);
+    if (fstat(file, &info) != 0 || !S_ISREG(info.st_mode)) {
+        ::close(file);
+        throw Error(Code::not_regular, path + ": is " + kind_of(info.st_mode) + ", not a file");
+    }
+    return file;
+}
+
+Handle open_past_cache(Handle file) {
+#if defined(__linux__) && defined(O_DIRECT)
+    char link[40];
+    std::snprintf(link, sizeof link, "/proc/self/fd/%ld", static_cast<long>(file));
+    return ::open(link, O_RDONLY | O_CLOEXEC | O_DIRECT);
+#else
+    (void)file;
+    return kNone;
+#endif
+}
+
+Stat stat(Handle file) {
+    struct stat info;
+    if (fstat(static_cast<int>(file), &info) != 0) fail(errno, "cannot examine an open file");
+    Stat result;
+    result.size = static_cast<uint64_t>(info.st_size);
+    result.device = static_cast<uint64_t>(info.st_dev);
+    result.inode = static_cast<uint64_t>(info.st_ino);
+#ifdef __APPLE__
+    const timespec time = info.st_mtimespec;
+#else
+    const timespec time = info.st_mtim;
+#endif
+    result.mtime_ns = static_cast<int64_t>(time.tv_sec) * 1000000000 + time.tv_nsec;
+    return result;
+}
+
+size_t read_at(Handle file, void* to, size_t bytes, uint64_t offset) {
+    size_t got = 0;
+    while (got < bytes) {
+        // Linux moves at most 2 GiB a call and macOS refuses more.
+        const size_t want = std::min<size_t>(bytes - got, 1u << 30);
+        const ssize_t now = pread(static_cast<int>(file), static_cast<uint8_t*>(to) + got, want,
+                                  static_cast<off_t>(offset + got));
+        if (now > 0) {
+            got += static_cast<size_t>(now);
+        } else if (now == 0) {
+            break;
+        } else if (errno != EINTR) {
+            fail(errno, "cannot read");
+        }
+    }
+    return got;
+}
+
+size_t read_past_cache(Handle file, void* to, size_t bytes, uint64_t offset) {
+    size_t got = 0;
+    while (got < bytes) {
+        const ssize_t now = pread(static_cast<int>(file), static_cast<uint8_t*>(to) + got, bytes - got,
+                                  static_cast<off_t>(offset + got));
+        if (now < 0 && errno == EINTR) continue;
+        if (now < 0) return 0;
+        got += static_cast<size_t>(now);
+        if (now == 0 || now % 4096 != 0) break;  // the end of the file: going on from there would be unaligned
+    }
+    return got;
+}
+
+double cached_share(Handle file, uint64_t size) {
+    if (size == 0) return 1;
+#ifdef __linux__
+    struct Range {
+        uint64_t offset, length;
+    } range{0, 0};
+    struct Counts {
+        uint64_t cached, dirty, writeback, evicted, recently_evicted;
+    } counts{};
+    const long kCachestat = 451;  // since Linux 6.5
+    if (syscall(kCachestat, static_cast<unsigned>(file), &range, &counts, 0u) == 0) {
+        const double pages = static_cast<double>((size + page_size() - 1) / page_size());
+        return std::min(1.0, static_cast<double>(counts.cached) / pages);
+    }
+    // Older kernels: ask for pages of a mapping, 64 windows of 1 MiB spread over the file.
+    void* at = mmap(nullptr, size, PROT_READ, MAP_SHARED, static_cast<int>(file), 0);
+    if (at == MAP_FAILED) return 1;
+    const size_t page = page_size();
+    const uint64_t window = std::min<uint64_t>(size, 1u << 20);
+    std::vector<unsigned char> present((window + page - 1) / page);
+    uint64_t seen = 0, there = 0;
+    for (int step = 0; step < 64; ++step) {
+        const uint64_t start = (size - window) / 64 * static_cast<uint64_t>(step) / page * page;
+        if (mincore(static_cast<uint8_t*>(at) + start, window, present.data()) != 0) break;
+        for (unsigned char bits : present) there += bits & 1;
+        seen += present.size();
+    }
+    munmap(at, size);
+    return seen ? static_cast<double>(there) / static_cast<double>(seen) : 1;
+#else
+    (void)file;
+    return 1;
+#endif
+}
+
+void will_read_all(Handle file) {
+#ifdef POSIX_FADV_SEQUENTIAL
+    posix_fadvise(static_cast<int>(file), 0, 0, POSIX_FADV_SEQUENTIAL);
+#else
+    (void)file;
+#endif
+}
+
+void close(Handle file) noexcept {
+    if (file != kNone) ::close(static_cast<int>(file));
+}
+
+const uint8_t* map(Handle file, uint64_t size, bool copy_on_write) {
+    if (size == 0) return nullptr;
+    const int protection = copy_on_write ? PROT_READ | PROT_WRITE : PROT_READ;
+    int flags = copy_on_write ? MAP_PRIVATE : MAP_SHARED;
+#ifdef MAP_NORESERVE
+    if (copy_on_write) flags |= MAP_NORESERVE;
+#endif
+    void* at = mmap(nullptr, size, protection, flags, static_cast<int>(file), 0);
+    if (at == MAP_FAILED) fail(errno, "cannot map the file");
+    return static_cast<const uint8_t*>(at);
+}
+
+void unmap(const uint8_t* at, uint64_t size) noexcept {
+    if (at != nullptr) munmap(const_cast<uint8_t*>(at), size);
+}
+
+void release_pages(const uint8_t* at, uint64_t bytes) noexcept {
+    const uintptr_t page = page_size();
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(at) + page - 1) / page * page;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(at) + bytes) / page * page;
+    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+// A mapped file that shrinks turns reads into SIGBUS. Only faults inside guarded() are caught; all others go to
+// whoever handled the signal before us.
+namespace {
+
+thread_local sigjmp_buf* fault_return = nullptr;
+struct sigaction previous_action;
+
+void on_fault(int signal, siginfo_t* info, void* context) {
+    if (fault_return != nullptr) siglongjmp(*fault_return, 1);
+    if (previous_action.sa_flags & SA_SIGINFO) {
+        previous_action.sa_sigaction(signal, info, context);
+    } else if (previous_action.sa_handler == SIG_DFL) {
+        sigaction(signal, &previous_action, nullptr);  // the fault repeats on return, with the default action
+    } else if (previous_action.sa_handler != SIG_IGN) {
+        previous_action.sa_handler(signal);
+    }
+}
+
+}  // namespace
+
+bool can_guard() { return true; }
+
+bool guarded(void (*work)(void*), void* context) {
+    static std::once_flag installed;
+    std::call_once(installed, [] {
+        struct sigaction action {};
+        action.sa_sigaction = on_fault;
+        action.sa_flags = SA_SIGINFO | SA_NODEFER;
+        sigemptyset(&action.sa_mask);
+        sigaction(SIGBUS, &action, &previous_action);
+    });
+    sigjmp_buf here;
+    if (sigsetjmp(here, 0) != 0) {
+        fault_return = nullptr;
+        return false;
+    }
+    fault_return = &here;
+    work(context);
+    fault_return = nullptr;
+    return true;
+}
+
+Pending create_beside(const std::string& target) {
+    Pending pending;
+    pending.target = target;
+    struct stat info;
+    bool replaces = false;
+    if (::stat(target.c_str(), &info) == 0) {
+        if (!S_ISREG(info.st_mode)) {
+            throw Error(Code::not_regular, target + ": is " + kind_of(info.st_mode) + ", cannot be replaced by a file");
+        }
+        replaces = true;
+    } else if (errno != ENOENT) {
+        fail(errno, target);
+    }
+    const std::string folder = folder_of(target);
+    int file = -1;
+#if defined(__linux__) && defined(O_TMPFILE)
+    // A file without a name: even SIGKILL leaves nothing behind.
+    if (access("/proc/self/fd", X_OK) == 0) file = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
+#endif
+    if (file < 0) {
+        pending.temporary = unused_name(target);
+        file = ::open(pending.temporary.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0666);
+        if (file < 0) {
+            const int error = errno;
+            pending.temporary.clear();
+            fail(error, folder + ": cannot create a file in this folder");
+        }
+    }
+    pending.file = file;
+    if (replaces) {
+        // The new file stands in for the old one: same permissions, and the same owner where we may set it.
+        if (fchown(file, info.st_uid, info.st_gid) != 0) errno = 0;
+        fchmod(file, info.st_mode & 07777);
+    }
+    return pending;
+}
+
+uint64_t free_bytes(const std::string& folder) {
+    struct statvfs info;
+    if (statvfs(folder.empty() ? "." : folder.c_str(), &info) != 0) return UINT64_MAX;
+    return static_cast<uint64_t>(info.f_bavail) * info.f_frsize;
+}
+
+void reserve(const Pending& pending, uint64_t size) {
+    const int file = static_cast<int>(pending.file);
+    const auto too_full = [&](int error) {
+        fail(error, folder_of(pending.target) + ": no room for the output (" + std::to_string(size) + " bytes needed, " +
+                        std::to_string(free_bytes(folder_of(pending.target))) + " free)");
+    };
+    int error = 0;
+#ifdef __linux__
+    // Not posix_fallocate: where the file system has no reservation, that one writes every block.
+    do {
+        error = fallocate(file, 0, 0, static_cast<off_t>(size)) == 0 ? 0 : errno;
+    } while (error == EINTR);
+    if (error == 0) return;
+    if (error != EOPNOTSUPP && error != ENOSYS && error != EINVAL) too_full(error);
+#elif defined(__APPLE__)
+    fstore_t want = {F_ALLOCATEALL, F_PEOFPOSMODE, 0, static_cast<off_t>(size), 0};
+    if (fcntl(file, F_PREALLOCATE, &want) != 0 && errno == ENOSPC) too_full(errno);
+#endif
+    if (free_bytes(folder_of(pending.target)) < size) too_full(ENOSPC);
+    if (ftruncate(file, static_cast<off_t>(size)) != 0) too_full(errno);
+}
+
+void write_at(Handle file, const void* from, size_t bytes, uint64_t offset) {
+    size_t done = 0;
+    while (done < bytes) {
+        const size_t want = std::min<size_t>(bytes - done, 1u << 30);
+        const ssize_t now = pwrite(static_cast<int>(file), static_cast<const uint8_t*>(from) + done, want,
+                                   static_cast<off_t>(offset + done));
+        if (now > 0) {
+            done += static_cast<size_t>(now);
+        } else if (now == 0 || errno != EINTR) {
+            fail(now == 0 ? ENOSPC : errno, "cannot write the output");
+        }
+    }
+}
+
+void start_flush(Handle file, uint64_t offset, uint64_t bytes) noexcept {
+#ifdef __linux__
+    sync_file_range(static_cast<int>(file), static_cast<off64_t>(offset), static_cast<off64_t>(bytes),
+                    SYNC_FILE_RANGE_WRITE);
+#else
+    (void)file, (void)offset, (void)bytes;
+#endif
+}
+
+void publish(Pending& pending, bool replace, bool sync) {
+    const int file = static_cast<int>(pending.file);
+    const std::string& target = pending.target;
+    if (sync) sync_file(file, target);
+#if defined(__linux__) && defined(O_TMPFILE)
+    if (pending.temporary.empty()) {
+        char link[40];
+        std::snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+        // Straight to the target's name where that is free; linkat never replaces.
+        if (linkat(AT_FDCWD, link, AT_FDCWD, target.c_str(), AT_SYMLINK_FOLLOW) == 0) {
+            discard(pending);
+            if (sync) sync_folder(folder_of(target));
+            return;
+        }
+        if (errno != EEXIST || !replace) fail(errno, target + ": cannot be created");
+        const std::string name = unused_name(target);
+        if (linkat(AT_FDCWD, link, AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) != 0) fail(errno, name);
+        pending.temporary = name;
+    }
+#endif
+    if (!replace) {
+        if (::link(pending.temporary.c_str(), target.c_str()) == 0) {
+            discard(pending);
+            if (sync) sync_folder(folder_of(target));
+            return;
+        }
+        if (errno == EEXIST) fail(errno, target + ": cannot be created");
+        // File systems without hard links: the check made at the start has to do.
+    }
+    if (std::rename(pending.temporary.c_str(), target.c_str()) != 0) fail(errno, target + ": cannot be replaced");
+    pending.temporary.clear();
+    discard(pending);
+    if (sync) sync_folder(folder_of(target));
+}
+
+void discard(Pending& pending) noexcept {
+    close(pending.file);
+    pending.file = kNone;
+    if (!pending.temporary.empty()) unlink(pending.temporary.c_str());
+    pending.temporary.clear();
+}
+
+size_t page_size() {
+    static const size_t size = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    return size;
+}
+
+unsigned usable_cpus() {
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return static_cast<unsigned>(std::max(1, CPU_COUNT(&set)));
+#endif
+    return std::max(1u, std::thread::hardware_concurrency());
+}
+
+IeeeMode::IeeeMode() {
+#if defined(__x86_64__)
+    saved_ = _mm_getcsr();
+    _mm_setcsr(0x1f80);  // all exceptions masked, round to nearest, no flush-to-zero, no denormals-are-zero
+#elif defined(__aarch64__)
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" ::"r"(uint64_t{0}));
+#else
+    saved_ = 0;
+#endif
+}
+
+IeeeMode::~IeeeMode() {
+#if defined(__x86_64__)
+    _mm_setcsr(static_cast<unsigned>(saved_));
+#elif defined(__aarch64__)
+    asm volatile("msr fpcr, %0" ::"r"(saved_));
+#endif
+}
+
+}  // namespace sds::os

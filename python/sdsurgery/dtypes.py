@@ -1,0 +1,75 @@
+"""The stored dtypes: one row each, in the order in which files are written (widest first).
+
+``native`` is the code by which the native engine knows a dtype it can compute with (``csrc/dtypes.h`` has the same
+list); a dtype without one is only ever copied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DType:
+    """A stored element type.
+
+    ``name`` is the safetensors spelling, ``bits`` the size of one element, ``kind`` one of ``float``, ``int``,
+    ``bool`` or ``opaque`` (bytes that are copied and never interpreted), ``option`` the word for ``--dtype``.
+    """
+
+    name: str
+    bits: int
+    kind: str
+    native: int | None = None
+    option: str | None = None
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element; 0 for the sub-byte types."""
+        return self.bits // 8
+
+    @property
+    def computable(self) -> bool:
+        """Whether a formula may be evaluated on it."""
+        return self.native is not None
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def nbytes(self, elements: int) -> int | None:
+        """Bytes of ``elements`` elements, or None when they do not fill whole bytes."""
+        bits = elements * self.bits
+        return None if bits % 8 else bits // 8
+
+
+_ROWS = (
+    DType("C64", 64, "opaque"),
+    DType("F64", 64, "float", 0),
+    DType("I64", 64, "int"),
+    DType("U64", 64, "int"),
+    DType("F32", 32, "float", 1, "fp32"),
+    DType("I32", 32, "int"),
+    DType("U32", 32, "int"),
+    DType("BF16", 16, "float", 3, "bf16"),
+    DType("F16", 16, "float", 2, "fp16"),
+    DType("I16", 16, "int"),
+    DType("U16", 16, "int"),
+    DType("F8_E4M3", 8, "float", 4, "fp8_e4m3"),
+    DType("F8_E5M2", 8, "float", 5, "fp8_e5m2"),
+    DType("F8_E4M3FNUZ", 8, "opaque"),
+    DType("F8_E5M2FNUZ", 8, "opaque"),
+    DType("F8_E8M0", 8, "opaque"),
+    DType("I8", 8, "int"),
+    DType("U8", 8, "int"),
+    DType("BOOL", 8, "bool"),
+    DType("F6_E3M2", 6, "opaque"),
+    DType("F6_E2M3", 6, "opaque"),
+    DType("F4", 4, "opaque"),
+)
+
+BY_NAME: dict[str, DType] = {row.name: row for row in _ROWS}
+BY_OPTION: dict[str, DType] = {row.option: row for row in _ROWS if row.option}
+
+F64, F32, F16, BF16 = (BY_NAME[name] for name in ("F64", "F32", "F16", "BF16"))
+F8_E4M3, F8_E5M2 = BY_NAME["F8_E4M3"], BY_NAME["F8_E5M2"]
+I64, I32, U8 = BY_NAME["I64"], BY_NAME["I32"], BY_NAME["U8"]

@@ -1,0 +1,132 @@
+"""The merge methods: decorated functions whose body is the formula.
+
+A body is plain arithmetic on its inputs. Called with NumPy arrays it is the reference; called with torch tensors it
+is what a training script would write; traced (``program.py``) it becomes the small program that the native engine
+runs. Adding a function to a module of this package adds the method to the command line, the Python API, the docs
+table and the conformance tests.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UsageError
+
+
+@dataclass(frozen=True)
+class Param:
+    """A number of a method, with its default; ``help`` is its line in ``--help`` and the docs."""
+
+    default: float
+    help: str
+
+
+@dataclass(frozen=True)
+class PerInput:
+    """A list of numbers, one for each input. Given, it also decides how many inputs the method takes."""
+
+    help: str
+    default: None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """One registered method. ``inputs`` are the inputs' names in order; ``verb`` is the command it belongs to."""
+
+    name: str
+    inputs: tuple[str, ...]
+    params: Mapping[str, Param | PerInput]
+    body: Callable[..., Any]
+    verb: str
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring: the formula in words and symbols."""
+        return (inspect.getdoc(self.body) or "").partition("\n")[0]
+
+    @property
+    def variadic(self) -> bool:
+        """Whether any number of inputs is taken (with a list of numbers, one each)."""
+        return any(isinstance(param, PerInput) for param in self.params.values())
+
+    def bind(self, count: int, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Complete parameters for ``count`` inputs: defaults filled in, numbers as float64, lists as tuples.
+
+        Raises UsageError for an unknown parameter, a value that is no finite number, or a wrong number of inputs.
+        """
+        from ..suggest import did_you_mean
+
+        for name in given:
+            if name not in self.params:
+                raise UsageError(f"{self.name} has no parameter '{name}'{did_you_mean(name, self.params)}")
+        values: dict[str, Any] = {}
+        wanted = len(self.inputs)
+        for name, param in self.params.items():
+            value = given.get(name, param.default)
+            if isinstance(param, PerInput) and value is not None:
+                value = tuple(_number(self.name, name, item) for item in value)
+                wanted = len(value)
+                if not value:
+                    raise UsageError(f"{self.name}: {name} is empty; give one number for each input")
+            elif value is not None:
+                value = _number(self.name, name, value)
+            values[name] = value
+        if count != wanted:
+            names = " ".join(self.inputs) if wanted == len(self.inputs) else "one for each weight"
+            hint = "; for more inputs give --weights" if self.variadic and wanted == len(self.inputs) else ""
+            raise UsageError(f"{self.name} takes {wanted} inputs ({names}), {count} given{hint}")
+        return values
+
+
+def _number(method: str, name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{method}: {name} must be a number, not {value!r}") from None
+    if number != number or number in (float("inf"), float("-inf")):
+        raise UsageError(f"{method}: {name} must be finite, not {number}")
+    return number
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def method(
+    name: str, *, inputs: str, verb: str = "merge", **params: Param | PerInput
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as the method ``name``. ``inputs`` are the positional arguments' names, blank-separated."""
+
+    def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
+        if name in _METHODS:
+            raise ValueError(f"the method {name} is registered twice")
+        _METHODS[name] = Method(name, tuple(inputs.split()), params, body, verb)
+        return body
+
+    return decorate
+
+
+def registered(verb: str | None = None) -> dict[str, Method]:
+    """All methods by name, or those of one verb."""
+    if not _METHODS:
+        import importlib
+        import pkgutil
+
+        for module in pkgutil.iter_modules(__path__):
+            importlib.import_module(f"{__name__}.{module.name}")
+    return {name: item for name, item in _METHODS.items() if verb in (None, item.verb)}
+
+
+def get(name: str, verbs: Sequence[str] = ("merge",)) -> Method:
+    """The method of that name; UsageError with close matches when there is none."""
+    found = registered().get(name)
+    if found is None or found.verb not in verbs:
+        from ..errors import printable
+        from ..suggest import did_you_mean
+
+        known = [item.name for item in registered().values() if item.verb in verbs]
+        hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
+        raise UsageError(f"unknown method '{printable(name)}'{hint}")
+    return found
