@@ -1,0 +1,462 @@
+"""The safetensors format: its header, read and written. Tensor data never passes through Python.
+
+A file is an 8-byte little-endian length, a JSON object of that many bytes, then the data. :func:`read` accepts exactly
+the headers that the reference implementation accepts (huggingface/safetensors, ``safetensors/src/tensor.rs`` over
+serde_json; the oddities were measured on its release 0.8.0), except that it also refuses the duplicates which that one
+silently overwrites: a tensor name or a metadata key given twice.
+
+The header is walked by a small cursor instead of ``json.loads``: a hostile one can then neither exhaust the stack nor
+build millions of objects that nobody asked for, and the rules of serde_json (depth, numbers, surrogates) hold exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from json.decoder import scanstring
+from typing import TYPE_CHECKING, NoReturn
+
+from ..checkpoint import Contents, TensorInfo
+from ..dtypes import BY_NAME, DType
+from ..errors import InputRefused, UsageError, printable
+from ..suggest import did_you_mean
+from . import Reader, register
+
+if TYPE_CHECKING:
+    from .._native import Source
+
+MAX_HEADER = 100_000_000
+"""Longest header in bytes, without the 8 bytes of its length (the reference implementation's limit)."""
+
+_PREFIX = 8
+_U64_MAX = 2**64 - 1
+_I32_MAX = 2**31 - 1
+_MAX_DEPTH = 127  # serde_json opens at most this many arrays and objects inside one another
+_METADATA = "__metadata__"
+_FIELDS = ("dtype", "shape", "data_offsets")
+
+_BLANKS = re.compile(r"[ \t\n\r]*")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?)([0-9]+))?")
+_WORD = re.compile(r"true|false|null")
+_SIZES = re.compile(r"[0-9, \t\n\r]*")
+_LONG_SIZE = re.compile(r"[0-9]{21}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_UINT = "(?:0|[1-9][0-9]{0,18})"  # always below 2**64; longer ones take the slow path
+_USUAL_ENTRY = re.compile(
+    rf'\{{"dtype":"(\w{{1,16}})","shape":\[((?:{_UINT}(?:,{_UINT}){{0,7}})?)\],"data_offsets":\[({_UINT}),({_UINT})\]\}}'
+)
+
+# Runs of plain items inside an array and inside an object: what makes passing over a large ignored value cheap. The
+# repetition is bounded because the regex engine keeps a little memory for each round.
+_TEXT = r'"[^"\\\x00-\x1f]*"'
+_PLAIN_VALUE = rf"(?:{_TEXT}|-?{_UINT}|true|false|null|\[\]|\{{\}})"
+_GAP = _BLANKS.pattern
+_PLAIN = {
+    "]": re.compile(rf"(?:{_GAP}{_PLAIN_VALUE}{_GAP},){{1,256}}"),
+    "}": re.compile(rf"(?:{_GAP}{_TEXT}{_GAP}:{_GAP}{_PLAIN_VALUE}{_GAP},){{1,256}}"),
+}
+
+Entry = tuple[str, str, "tuple[int, ...]", int, int]
+"""Name, dtype name, shape, first byte and end of a tensor, counted from the start of the data."""
+
+
+# ---------------------------------------------------------------- reading
+
+
+def sniff(source: Source) -> bool:
+    """Whether the file is, or was meant to be, a safetensors file, so that a damaged one gets a precise refusal."""
+    head = source.read(0, min(source.size, 64))
+    if head[_PREFIX:].lstrip(b" \t\n\r").startswith(b"{"):
+        return True
+    if head.startswith(b"PK") or head.startswith(b"\x80"):  # a zip archive or a pickle
+        return False
+    return len(head) < _PREFIX or int.from_bytes(head[:_PREFIX], "little") <= MAX_HEADER
+
+
+def read(source: Source) -> Contents:
+    """Parse and check the header. Tensors come in the order of their data, then of their appearance.
+
+    Raises InputRefused with one line when the header is not exactly what the format allows. Costs linear time and, for
+    an ordinary header, a few times its size in memory; no tensor data is touched.
+    """
+    text, data_offset = _header_text(source)
+    entries, metadata = _parse(text)
+    data_size = source.size - data_offset
+    tensors = list(_checked(entries, data_offset, data_size))
+    notes = [] if text.startswith("{") else ["the header begins with blanks, which some programs refuse to read"]
+    return Contents("safetensors", tensors, metadata, notes, data_offset)
+
+
+def _header_text(source: Source) -> tuple[str, int]:
+    if source.size < _PREFIX:
+        raise InputRefused(f"too short for a safetensors file: {source.size} bytes, expected at least {_PREFIX}")
+    length = int.from_bytes(source.read(0, _PREFIX), "little")
+    if length > MAX_HEADER:
+        raise InputRefused(f"header length is {length} bytes, the format allows {MAX_HEADER}: not a sound file")
+    if length > source.size - _PREFIX:
+        raise InputRefused(
+            f"header length is {length} bytes, but only {source.size - _PREFIX} follow: the file is cut short"
+        )
+    try:
+        return str(source.read(_PREFIX, length), "utf-8"), _PREFIX + length
+    except UnicodeDecodeError as error:
+        raise InputRefused(f"header is not valid UTF-8 (byte {error.start} of it): the file is damaged") from None
+
+
+def _parse(text: str) -> tuple[list[Entry], dict[str, str]]:
+    cursor = _Cursor(text)
+    metadata: dict[str, str] | None = None
+    entries: dict[str, Entry] = {}
+    for name in cursor.members("the header"):
+        if name == _METADATA:
+            if metadata is not None:
+                raise InputRefused(f"{_METADATA} is given twice in the header")
+            metadata = _parse_metadata(cursor)
+        elif name in entries:
+            raise InputRefused(f"tensor '{printable(name)}' is given twice in the header")
+        else:
+            entries[name] = _parse_entry(cursor, name)
+    if cursor.peek():
+        cursor.fail(f"nothing may follow the closing '}}', found {cursor.found()}")
+    return list(entries.values()), metadata or {}
+
+
+def _parse_metadata(cursor: _Cursor) -> dict[str, str]:
+    metadata: dict[str, str] = {}
+    if cursor.peek() != "{" and cursor.word() == "null":
+        return metadata
+    for key in cursor.members(_METADATA):
+        if key in metadata:
+            raise InputRefused(f"metadata key '{printable(key)}' is given twice in the header")
+        if cursor.peek() != '"':
+            raise InputRefused(f"metadata value of '{printable(key)}' is not a string, found {cursor.found()}")
+        metadata[key] = cursor.string()
+    return metadata
+
+
+def _parse_entry(cursor: _Cursor, name: str) -> Entry:
+    opening = cursor.peek()
+    usual = _USUAL_ENTRY.match(cursor.text, cursor.at)
+    if usual:
+        cursor.at = usual.end()
+        dtype, sizes, begin, end = usual.groups()
+        return name, dtype, tuple(map(int, sizes.split(","))) if sizes else (), int(begin), int(end)
+    if opening == "[":  # serde also takes a struct as the list of its fields
+        cursor.take("[")
+        dtype = _parse_dtype(cursor, name)
+        cursor.take(",")
+        shape = cursor.sizes(name, "shape")
+        cursor.take(",")
+        begin_end = cursor.sizes(name, "data_offsets")
+        cursor.take("]")
+        return _entry(name, dtype, shape, begin_end)
+    fields: dict[str, object] = {}
+    for field in cursor.members(f"the entry of tensor '{printable(name)}'"):
+        if field not in _FIELDS:
+            cursor.skip(depth=2)
+        elif field in fields:
+            raise InputRefused(f"tensor '{printable(name)}' has the field {field} twice")
+        else:
+            fields[field] = _parse_dtype(cursor, name) if field == "dtype" else cursor.sizes(name, field)
+    missing = [field for field in _FIELDS if field not in fields]
+    if missing:
+        raise InputRefused(f"tensor '{printable(name)}' lacks the field {missing[0]}")
+    return _entry(name, *(fields[field] for field in _FIELDS))  # type: ignore[arg-type]
+
+
+def _entry(name: str, dtype: str, shape: tuple[int, ...], begin_end: tuple[int, ...]) -> Entry:
+    if len(begin_end) != 2:
+        raise InputRefused(f"tensor '{printable(name)}' has {len(begin_end)} data_offsets, expected begin and end")
+    return name, dtype, shape, *begin_end
+
+
+def _parse_dtype(cursor: _Cursor, name: str) -> str:
+    if cursor.peek() == '"':
+        return cursor.string()
+    if cursor.peek() != "{":
+        raise InputRefused(f"dtype of tensor '{printable(name)}' is not a string, found {cursor.found()}")
+    found: str | None = None  # serde also takes an enum value as {"F32": null}
+    for dtype in cursor.members(f"the dtype of tensor '{printable(name)}'"):
+        if found is not None or cursor.word() != "null":
+            raise InputRefused(f"dtype of tensor '{printable(name)}' is not a string, found an object")
+        found = dtype
+    if found is None:
+        raise InputRefused(f"dtype of tensor '{printable(name)}' is not a string, found an empty object")
+    return found
+
+
+def _checked(entries: list[Entry], data_offset: int, data_size: int) -> Iterator[TensorInfo]:
+    """The tensors of ``entries``, which must tile the data: no hole, no overlap, nothing after the last one."""
+    for name, _, _, begin, end in entries:
+        if begin > end:
+            raise InputRefused(f"tensor '{printable(name)}' begins at byte {begin} of the data but ends at {end}")
+        if end > data_size:
+            raise InputRefused(
+                f"tensor '{printable(name)}' ends at byte {end} of the data, but the file holds {data_size}: "
+                "the file is cut short, fetch it again"
+            )
+    entries.sort(key=lambda entry: entry[3:])
+    position, previous = 0, ""
+    for name, dtype_name, shape, begin, end in entries:
+        if begin > position:
+            raise InputRefused(f"{begin - position} bytes before tensor '{printable(name)}' belong to no tensor")
+        if begin < position:
+            raise InputRefused(f"tensors '{printable(previous)}' and '{printable(name)}' overlap in the data")
+        dtype = BY_NAME.get(dtype_name)
+        if dtype is None:
+            hint = did_you_mean(dtype_name[:32], BY_NAME)
+            raise InputRefused(f"tensor '{printable(name)}' has the unknown dtype '{printable(dtype_name, 40)}'{hint}")
+        nbytes = _nbytes(name, dtype, shape)
+        if nbytes != end - begin:
+            raise InputRefused(
+                f"tensor '{printable(name)}' has {end - begin} bytes of data, "
+                f"but {dtype} {_shape_text(shape)} takes {nbytes}"
+            )
+        yield TensorInfo(name, dtype, shape, data_offset + begin, nbytes)
+        position, previous = end, name
+    if position != data_size:
+        raise InputRefused(f"{data_size - position} bytes after the last tensor belong to no tensor")
+
+
+def _nbytes(name: str, dtype: DType, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor. A product beyond 64 bits is refused even when a later size is 0, as the reference does."""
+    bits = 1
+    for size in (*shape, dtype.bits):
+        bits *= size
+        if bits > _U64_MAX:
+            raise InputRefused(f"tensor '{printable(name)}' of shape {_shape_text(shape)} overflows 64 bits")
+    if bits % 8:
+        raise InputRefused(f"tensor '{printable(name)}' of {dtype} {_shape_text(shape)} does not fill whole bytes")
+    return bits // 8
+
+
+def _shape_text(shape: tuple[int, ...]) -> str:
+    return str(list(shape)) if len(shape) <= 16 else f"[{', '.join(map(str, shape[:16]))}, … {len(shape)} sizes]"
+
+
+class _Cursor:
+    """A position in a JSON text that accepts exactly what serde_json accepts and builds only what is asked for."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+
+    def fail(self, what: str) -> NoReturn:
+        raise InputRefused(f"header is not valid JSON at character {self.at}: {what}")
+
+    def found(self) -> str:
+        """What stands here, for messages."""
+        return f"'{printable(self.text[self.at])}'" if self.at < len(self.text) else "its end"
+
+    def peek(self) -> str:
+        """The next character that is no blank; empty at the end."""
+        char = self.text[self.at : self.at + 1]
+        if char and char in " \t\n\r":
+            self.at = _BLANKS.match(self.text, self.at).end()  # type: ignore[union-attr]
+            char = self.text[self.at : self.at + 1]
+        return char
+
+    def take(self, char: str) -> None:
+        if self.peek() != char:
+            self.fail(f"expected '{char}', found {self.found()}")
+        self.at += 1
+
+    def string(self) -> str:
+        """A string, unescaped. Unlike the json module's, it may not contain half a surrogate pair."""
+        self.take('"')
+        start = self.at
+        try:
+            value, self.at = scanstring(self.text, start, True)
+        except ValueError as error:
+            self.at = getattr(error, "pos", start)
+            self.fail(getattr(error, "msg", "bad string").lower().removesuffix(" at").removesuffix(" starting"))
+        if self.text.find("\\u", start, self.at) >= 0 and _SURROGATE.search(value):
+            self.at = start
+            self.fail("a string holds half a surrogate pair")
+        return value
+
+    def word(self) -> str:
+        """``true``, ``false`` or ``null`` if one stands here, else an empty text."""
+        self.peek()
+        word = _WORD.match(self.text, self.at)
+        if not word:
+            return ""
+        self.at = word.end()
+        return word.group()
+
+    def number(self) -> None:
+        """Check and pass a number. One that is too large for a double is refused, as serde_json does."""
+        number = _NUMBER.match(self.text, self.at)
+        if not number:
+            self.fail(f"expected a value, found {self.found()}")
+        if _beyond_double(*number.groups(default="")):
+            self.fail("a number is out of range")
+        self.at = number.end()
+
+    def members(self, of: str) -> Iterator[str]:
+        """The keys of an object, one by one; the caller takes each value before it asks for the next key."""
+        if self.peek() != "{":
+            self.fail(f"expected '{{' to begin {of}, found {self.found()}")
+        self.at += 1
+        if self.peek() == "}":
+            self.at += 1
+            return
+        while True:
+            yield self._key()
+            if self.peek() == "}":
+                self.at += 1
+                return
+            self.take(",")
+
+    def _key(self) -> str:
+        key = self.string()
+        self.take(":")
+        return key
+
+    def sizes(self, name: str, field: str) -> tuple[int, ...]:
+        """A list of whole numbers below 2**64."""
+        end = -1 if self.peek() != "[" else self.text.find("]", self.at)
+        wanted = f"{field} of tensor '{printable(name)}' is not a list of whole numbers below 2^64"
+        if end < 0 or not _SIZES.fullmatch(self.text, self.at + 1, end) or _LONG_SIZE.search(self.text, self.at, end):
+            raise InputRefused(wanted)
+        try:
+            values = tuple(json.loads(self.text[self.at : end + 1]))
+        except ValueError:
+            raise InputRefused(wanted) from None
+        if values and max(values) > _U64_MAX:
+            raise InputRefused(wanted)
+        self.at = end + 1
+        return values
+
+    def skip(self, depth: int) -> None:
+        """Check one value of any kind and forget it. ``depth`` arrays and objects are open around it."""
+        closers: list[str] = []
+        while True:
+            if closers:
+                if depth + len(closers) < _MAX_DEPTH:
+                    self._skip_plain(_PLAIN[closers[-1]])
+                if closers[-1] == "}":
+                    self._key()
+            char = self.peek()
+            if char in ("{", "["):
+                if depth + len(closers) >= _MAX_DEPTH:
+                    self.fail(f"more than {_MAX_DEPTH} arrays and objects inside one another")
+                self.at += 1
+                closer = "}" if char == "{" else "]"
+                if self.peek() != closer:
+                    closers.append(closer)
+                    continue
+                self.at += 1
+            elif char == '"':
+                self.string()
+            elif not self.word():
+                self.number()
+            while closers:  # a value has ended: the next one, or the end of what holds it
+                if self.peek() == ",":
+                    self.at += 1
+                    break
+                self.take(closers.pop())
+            else:
+                return
+
+    def _skip_plain(self, items: re.Pattern[str]) -> None:
+        while run := items.match(self.text, self.at):
+            self.at = run.end()
+
+
+def _beyond_double(whole: str, fraction: str, sign: str, exponent: str) -> bool:
+    """Whether serde_json calls this number out of range.
+
+    It keeps the leading digits that fit into 64 bits and scales once by a power of ten, so that the border differs by
+    a few units in the last place from that of correct rounding.
+    """
+    kept = len(whole) if len(whole) < 20 else 20 if int(whole[:20]) <= _U64_MAX else 19
+    significand, scale = int(whole[:kept]), len(whole) - kept
+    if not significand:
+        significant = fraction.lstrip("0")
+        scale -= len(fraction) - len(significant)
+        fraction = significant
+    for digit in fraction[:20]:
+        longer = significand * 10 + int(digit)
+        if longer > _U64_MAX:
+            break
+        significand, scale = longer, scale - 1
+    if not significand:
+        return False
+    exponent = exponent.lstrip("0")
+    if len(exponent) > 10 or int(exponent or "0") > _I32_MAX:
+        return sign != "-"
+    scale += -int(exponent or "0") if sign == "-" else int(exponent or "0")
+    return scale > 308 or (scale >= 0 and float(significand) * float(f"1e{scale}") == float("inf"))
+
+
+# ---------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """A file to be written. All numbers are bytes from its start.
+
+    ``header`` is the length, the JSON and its padding; the data begin at ``len(header)``, a multiple of 8.
+    ``offsets`` has one place per tensor, in the given order; ``size`` is the whole file.
+    """
+
+    header: bytes
+    offsets: tuple[int, ...]
+    size: int
+
+
+def order(tensors: Iterable[tuple[str, DType, tuple[int, ...]]]) -> list[tuple[str, DType, tuple[int, ...]]]:
+    """The tensors by falling width of their dtype, else in the given order, so that all of them lie aligned."""
+    return sorted(tensors, key=lambda tensor: -tensor[1].bits)
+
+
+def layout(
+    tensors: Sequence[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str], reserve: int = 0
+) -> FileLayout:
+    """Place ``tensors`` (name, dtype, shape), back to back in the given order, behind a header with ``metadata``.
+
+    The header begins with exactly ``{"`` (some web UIs assert it), with the metadata first, and is padded with blanks
+    behind the JSON to at least ``reserve`` bytes in all, so that it can be rendered again at the same size later.
+
+    Raises UsageError for a name given twice, a reserved or unwritable name, a size that is no whole number of bytes,
+    metadata that is not text, and a header beyond 100 MB.
+    """
+    header: dict[str, object] = {}
+    if metadata or not tensors:
+        header[_METADATA] = _checked_metadata(metadata)
+    ends = [0]
+    for name, dtype, shape in tensors:
+        if name in header or name == _METADATA:
+            raise UsageError(f"tensor name '{printable(name)}' is reserved or would be written twice")
+        ends.append(ends[-1] + _written_bytes(name, dtype, shape))
+        header[name] = {"dtype": dtype.name, "shape": list(shape), "data_offsets": ends[-2:]}
+    try:
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError("a tensor name or a metadata text holds half a surrogate pair: it is not text") from None
+    length = -(-max(len(text), reserve - _PREFIX) // 8) * 8
+    if length > MAX_HEADER:
+        raise UsageError(f"the output's header would take {length} bytes, the format allows {MAX_HEADER}")
+    start = _PREFIX + length
+    rendered = length.to_bytes(_PREFIX, "little") + text.ljust(length, b" ")
+    return FileLayout(rendered, tuple(start + end for end in ends[:-1]), start + ends[-1])
+
+
+def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise UsageError(f"metadata '{printable(key)}' must be text, found {type(value).__name__}")
+    return dict(metadata)
+
+
+def _written_bytes(name: str, dtype: DType, shape: tuple[int, ...]) -> int:
+    try:
+        return _nbytes(name, dtype, shape)
+    except InputRefused as error:
+        raise UsageError(f"cannot be written: {error}") from None
+
+
+register(Reader("safetensors", sniff, read))
