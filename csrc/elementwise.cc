@@ -71,13 +71,13 @@ inline bool runs_here() { return true; }  // every AArch64 has it
 const std::vector<Target>& targets() {
     static const std::vector<Target> all = {
 #ifdef SDS_X86
-        {"avx512", has_avx512, avx512::evaluate},
-        {"avx2", has_avx2, avx2::evaluate},
+        {"avx512", has_avx512, avx512::evaluate, avx512::fill},
+        {"avx2", has_avx2, avx2::evaluate, avx2::fill},
 #endif
 #ifdef SDS_ARM
-        {"neon", neon::runs_here, neon::evaluate},
+        {"neon", neon::runs_here, neon::evaluate, neon::fill},
 #endif
-        {"scalar", scalar::runs_here, scalar::evaluate},
+        {"scalar", scalar::runs_here, scalar::evaluate, scalar::fill},
     };
     return all;
 }
@@ -92,42 +92,6 @@ const Target& target_named(const std::string& name) {
         known += std::string(known.empty() ? "" : ", ") + target.name;
     }
     throw Error(Code::invalid, "unknown CPU target '" + name + "' (this build has " + known + ")");
-}
-
-namespace {
-
-// SplitMix64's finaliser over a counter (Steele, Lea and Flood, 2014).
-inline uint64_t mix(uint64_t x) {
-    x += 0x9e3779b97f4a7c15;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
-    return x ^ (x >> 31);
-}
-
-template <class Stored>
-void fill_as(const Fill& rule, uint64_t first, uint8_t* out, size_t count) {
-    // The sum of four uniform 16-bit numbers is close to normal (Irwin–Hall): mean 2·65535, variance 4·(65536² − 1)/12.
-    const float scale = static_cast<float>(rule.deviation / std::sqrt(4.0 * (65536.0 * 65536.0 - 1) / 12));
-    const float mean = static_cast<float>(rule.mean);
-    for (size_t i = 0; i < count; ++i) {
-        const uint64_t bits = mix(rule.seed + first + i);
-        const int32_t sum = static_cast<int32_t>((bits & 0xffff) + (bits >> 16 & 0xffff) + (bits >> 32 & 0xffff) + (bits >> 48));
-        const typename Stored::Code code = encode_from<Stored>(mean + scale * static_cast<float>(sum - 131070));
-        std::memcpy(out + i * sizeof code, &code, sizeof code);
-    }
-}
-
-}  // namespace
-
-void fill(const Fill& rule, uint64_t first, uint8_t* out, DType dtype, size_t count) {
-    switch (dtype) {
-        case DType::f64: fill_as<F64>(rule, first, out, count); break;
-        case DType::f32: fill_as<F32>(rule, first, out, count); break;
-        case DType::f16: fill_as<F16>(rule, first, out, count); break;
-        case DType::bf16: fill_as<BF16>(rule, first, out, count); break;
-        case DType::e4m3: fill_as<E4M3>(rule, first, out, count); break;
-        case DType::e5m2: fill_as<E5M2>(rule, first, out, count); break;
-    }
 }
 
 }  // namespace sds

@@ -26,21 +26,21 @@ struct Scratch {
     std::vector<double> memory;  // strips of a program that has no fused kernel; grows once, then is reused
 };
 
-struct Target {
-    const char* name;
-    bool (*runs_here)();
-    void (*evaluate)(const Program& program, const Operand* operands, uint8_t* out, DType out_dtype, size_t count,
-                     Overflow policy, Tally& tally, Scratch& scratch);
-};
-
-const std::vector<Target>& targets();             // all that were built, the fastest first
-const Target& target_named(const std::string& name);  // empty: the fastest that runs here
-
 // Deterministic, normally distributed numbers: element i of the stream `seed` is the same on every machine.
 struct Fill {
     uint64_t seed;
     double mean, deviation;
 };
-void fill(const Fill& rule, uint64_t first, uint8_t* out, DType dtype, size_t count);
+
+struct Target {
+    const char* name;
+    bool (*runs_here)();
+    void (*evaluate)(const Program& program, const Operand* operands, uint8_t* out, DType out_dtype, size_t count,
+                     Overflow policy, Tally& tally, Scratch& scratch);
+    void (*fill)(const Fill& rule, uint64_t first, uint8_t* out, DType dtype, size_t count);
+};
+
+const std::vector<Target>& targets();             // all that were built, the fastest first
+const Target& target_named(const std::string& name);  // empty: the fastest that runs here
 
 }  // namespace sds

@@ -305,3 +305,37 @@ inline void evaluate(const Program& program, const Operand* operands, uint8_t* o
         }
     }
 }
+
+// ---- generated data
+
+// SplitMix64's finaliser over a counter (Steele, Lea and Flood, 2014).
+inline uint64_t mix(uint64_t x) {
+    x += 0x9e3779b97f4a7c15;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+    return x ^ (x >> 31);
+}
+
+// The sum of four uniform 16-bit numbers is close to normal (Irwin-Hall), with variance 4 * (65536^2 - 1) / 12.
+inline void fill(const Fill& rule, uint64_t first, uint8_t* out, DType dtype, size_t count) {
+    const float scale = static_cast<float>(rule.deviation / 37837.227);
+    const float mean = static_cast<float>(rule.mean);
+    float strip[kStrip];
+    for (size_t done = 0; done < count; done += kStrip) {
+        const size_t n = count - done < kStrip ? count - done : kStrip;
+        for (size_t i = 0; i < n; ++i) {
+            const uint64_t bits = mix(rule.seed + first + done + i);
+            const uint64_t sum = (bits & 0xffff) + (bits >> 16 & 0xffff) + (bits >> 32 & 0xffff) + (bits >> 48);
+            strip[i] = mean + scale * static_cast<float>(static_cast<int32_t>(sum) - 131070);
+        }
+        uint8_t* to = out + done * size_of(dtype);
+        switch (dtype) {
+            case DType::f64: round_strip<F64>(strip, to, n); break;
+            case DType::f32: round_strip<F32>(strip, to, n); break;
+            case DType::f16: round_strip<F16>(strip, to, n); break;
+            case DType::bf16: round_strip<BF16>(strip, to, n); break;
+            case DType::e4m3: round_strip<E4M3>(strip, to, n); break;
+            case DType::e5m2: round_strip<E5M2>(strip, to, n); break;
+        }
+    }
+}

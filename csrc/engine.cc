@@ -205,7 +205,7 @@ struct Evaluation {
 void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* out, Buffers& buffers) {
     const Job& job = jobs_[job_index];
     if (job.kind == Job::fill) {
-        fill(fills_[job.index], first, out, job.out_dtype, count);
+        target_.fill(fills_[job.index], first, out, job.out_dtype, count);
         return;
     }
     uint64_t widest = 1;

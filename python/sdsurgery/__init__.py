@@ -1,0 +1,78 @@
+"""sdsurgery: exact, flat-memory surgery on Stable Diffusion checkpoints.
+
+    import sdsurgery
+
+    sdsurgery.merge("add-diff", ["a.safetensors", "b.safetensors", "c.safetensors"], alpha=0.7, out="out.safetensors")
+
+Names are imported on first use, so that ``import sdsurgery`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint, TensorInfo
+    from .checkpoint import open_checkpoint as open
+    from .errors import InputRefused, Interrupted, RunFailed, SdsError, UsageError, VerificationDiffers
+    from .interop import apply
+    from .methods import registered as methods
+    from .verbs.cast import cast
+    from .verbs.common import Report
+    from .verbs.inspect import inspect
+    from .verbs.merge import merge
+    from .verbs.verify import verify
+
+_PLACES = {
+    "Checkpoint": ("checkpoint", "Checkpoint"),
+    "InputRefused": ("errors", "InputRefused"),
+    "Interrupted": ("errors", "Interrupted"),
+    "Report": ("verbs.common", "Report"),
+    "RunFailed": ("errors", "RunFailed"),
+    "SdsError": ("errors", "SdsError"),
+    "TensorInfo": ("checkpoint", "TensorInfo"),
+    "UsageError": ("errors", "UsageError"),
+    "VerificationDiffers": ("errors", "VerificationDiffers"),
+    "apply": ("interop", "apply"),
+    "cast": ("verbs.cast", "cast"),
+    "inspect": ("verbs.inspect", "inspect"),
+    "merge": ("verbs.merge", "merge"),
+    "methods": ("methods", "registered"),
+    "open": ("checkpoint", "open_checkpoint"),
+    "verify": ("verbs.verify", "verify"),
+}
+
+__all__ = [
+    "Checkpoint",
+    "InputRefused",
+    "Interrupted",
+    "Report",
+    "RunFailed",
+    "SdsError",
+    "TensorInfo",
+    "UsageError",
+    "VerificationDiffers",
+    "__version__",
+    "apply",
+    "cast",
+    "inspect",
+    "merge",
+    "methods",
+    "open",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'sdsurgery' has no attribute '{name}'")
+    import importlib
+
+    module, attribute = _PLACES[name]
+    return getattr(importlib.import_module(f".{module}", __name__), attribute)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,80 @@
+"""The backends: one file each, one table. A backend evaluates Jobs; it never sees a tensor's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from .._native import Sink, Source
+    from ..plan import Plan
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, as opposed to what: none of these changes a byte of the output, except the two policies that are
+    part of the recipe (``overflow`` and ``wide``)."""
+
+    threads: int = 0
+    io: str = "auto"
+    tile_bytes: int = 0
+    cpu: str = ""
+    overflow: str = "default"  # default | inf | saturate | error
+    on_nonfinite: str = "keep"  # keep | error
+    wide: bool = False  # --compute fp64
+    flush: bool = True
+
+
+class RunHandle(Protocol):
+    """A run in progress (the native Run is one)."""
+
+    def start(self) -> None: ...
+    def wait(self, seconds: float) -> bool: ...
+    def cancel(self) -> None: ...
+    def finish(self) -> None: ...
+    def tallies(self) -> Sequence[tuple[int, int, int]]: ...  # (job, nonfinite, overflow), only where there are any
+    @property
+    def bytes_done(self) -> int: ...
+    @property
+    def watermark(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """``available`` gives None, or the reason why it can't be used here. ``prepare`` makes a run of a Plan (``sink``
+    None: evaluate and keep nothing); ``describe`` tells how a prepared run will work. ``apply`` evaluates a formula in
+    memory: see ``interop.apply``."""
+
+    name: str
+    available: Callable[[], str | None]
+    prepare: Callable[[Plan, Sequence[Source], Sink | None, Options], RunHandle]
+    describe: Callable[[Any], dict[str, Any]]
+
+
+def names() -> list[str]:
+    """The backends' names: the modules of this package. None is imported for it (reference needs NumPy, others more)."""
+    import pkgutil
+
+    return [module.name for module in pkgutil.iter_modules(__path__)]
+
+
+def choose(name: str) -> Backend:
+    """The backend of that name; ``auto`` is the one that is fastest for files. UsageError when it can't be used."""
+    import importlib
+
+    if name == "auto":
+        name = "cpu"
+    if name not in names():
+        from ..errors import printable
+        from ..suggest import did_you_mean
+
+        hint = did_you_mean(name, names()) or f"; known: auto, {', '.join(names())}"
+        raise UsageError(f"unknown backend '{printable(name)}'{hint}")
+    backend: Backend = importlib.import_module(f"{__name__}.{name}").BACKEND
+    reason = backend.available()
+    if reason is not None:
+        raise UsageError(f"the backend {name} cannot be used here: {reason}")
+    return backend

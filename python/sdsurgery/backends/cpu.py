@@ -1,0 +1,80 @@
+"""The native engine on the CPU: a thin translation of a Plan into its arguments."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .. import _native
+from ..dtypes import DType
+from ..plan import Fill, Job, Plan
+from ..program import OPERATIONS, Formula
+from . import Backend, Options
+
+if TYPE_CHECKING:
+    from .._native import Program, Run, Sink, Source
+
+IO_MODES = ("auto", "pread", "mmap", "direct")
+OVERFLOW = {"default": 0, "inf": 1, "saturate": 2, "error": 0}
+_COPY, _EVALUATE, _FILL = 0, 1, 2
+
+
+@functools.lru_cache(maxsize=256)
+def program(formula: Formula, wide: bool) -> Program:
+    """The native program of a traced formula."""
+    steps = [(OPERATIONS[op], a, b, to) for op, a, b, to in formula.steps]
+    return _native.Program(formula.inputs, formula.constants, steps, formula.result, wide, formula.text)
+
+
+def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options) -> Run:
+    programs, fills, place = [], [], []
+    for formula in plan.formulas:
+        if isinstance(formula, Fill):
+            place.append((_FILL, len(fills)))
+            fills.append((formula.seed, formula.mean, formula.deviation))
+        else:
+            place.append((_EVALUATE, len(programs)))
+            programs.append(program(formula, options.wide))
+    return _native.Run(
+        sources=list(sources),
+        programs=programs,
+        fills=fills,
+        jobs=[_native_job(job, place) for job in plan.jobs],
+        sink=sink,
+        threads=options.threads,
+        tile_bytes=options.tile_bytes,
+        io=IO_MODES.index(options.io),
+        overflow=OVERFLOW[options.overflow],
+        refuse_overflow=options.overflow == "error",
+        refuse_nonfinite=options.on_nonfinite == "error",
+        start_flushing=options.flush,
+        target=options.cpu,
+    )
+
+
+def _native_job(job: Job, place: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
+    if job.formula is None:
+        parts = tuple((operand.source, 0, operand.offset) for operand in job.operands)
+        return (_COPY, 0, 0, job.offset, job.nbytes, parts)
+    kind, index = place[job.formula]
+    parts = tuple((operand.source, _code(operand.dtype), operand.offset) for operand in job.operands)
+    return (kind, index, _code(job.dtype), job.offset, job.count, parts)
+
+
+def _code(dtype: DType) -> int:
+    if dtype.native is None:
+        raise ValueError(f"{dtype.name} cannot be computed with")
+    return dtype.native
+
+
+def describe(run: Run) -> dict[str, Any]:
+    return {
+        "cpu": run.target,
+        "threads": run.workers,
+        "io": [IO_MODES[code] for code in run.io],
+        "buffer_bytes": run.buffer_bytes,
+    }
+
+
+BACKEND = Backend("cpu", lambda: None, prepare, describe)

@@ -1,0 +1,223 @@
+"""The oracle: the method's own Python body over NumPy arrays, and roundings written for clarity instead of speed.
+
+Shares nothing with the native kernels but the Plan: widening and rounding are spelled out here a second time, with
+NumPy's conversions where it has the dtype and from the definition of the format where it hasn't.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
+from ..errors import InputRefused, Interrupted, RunFailed
+from ..plan import Fill, Job, Plan
+from ..program import CONSTANT, INPUT, Formula
+from . import Backend, Options
+
+if TYPE_CHECKING:
+    from .._native import Sink, Source
+
+_CHUNK = 1 << 18  # elements at a time
+
+_STORAGE = {F64: np.float64, F32: np.float32, F16: np.float16, BF16: np.uint16, F8_E4M3: np.uint8, F8_E5M2: np.uint8}
+_NAN = {F64: 0x7FF8 << 48, F32: 0x7FC00000, F16: 0x7E00, BF16: 0x7FC0, F8_E4M3: 0x7F, F8_E5M2: 0x7F}
+# Small formats by definition: exponent bits, mantissa bits, the largest finite value, whether there is an Inf.
+_SMALL = {BF16: (8, 7, float.fromhex("0x1.fep127"), True), F8_E4M3: (4, 3, 448.0, False), F8_E5M2: (5, 2, 57344.0, True)}
+_LARGEST = {F64: np.finfo(np.float64).max, F32: float(np.finfo(np.float32).max), F16: 65504.0, **{k: v[2] for k, v in _SMALL.items()}}
+
+
+def _table(dtype: DType) -> np.ndarray:
+    """Values of all codes of a small format, float64, in code order (sign bit last)."""
+    exponent_bits, mantissa_bits, _, has_inf = _SMALL[dtype]
+    codes = np.arange(1 << (exponent_bits + mantissa_bits))
+    exponent, mantissa = codes >> mantissa_bits, codes & ((1 << mantissa_bits) - 1)
+    bias = (1 << (exponent_bits - 1)) - 1
+    scale = np.exp2(np.where(exponent == 0, 1, exponent).astype(np.float64) - bias - mantissa_bits)
+    values = np.where(exponent == 0, mantissa, mantissa + (1 << mantissa_bits)) * scale
+    top = (1 << exponent_bits) - 1
+    if has_inf:
+        values[exponent == top] = np.where(mantissa[exponent == top] == 0, np.inf, np.nan)
+    else:
+        values[-1] = np.nan
+    return np.concatenate([values, -values])
+
+
+_TABLES: dict[DType, np.ndarray] = {}
+
+
+def widen(stored: np.ndarray, dtype: DType, wide: bool) -> np.ndarray:
+    """Stored values (in the dtype's storage type) as float32, or float64 when ``wide``. Exact."""
+    if dtype in _SMALL:
+        if dtype not in _TABLES:
+            _TABLES[dtype] = _table(dtype)
+        stored = _TABLES[dtype][stored]
+    return stored.astype(np.float64 if wide else np.float32)
+
+
+def _encode_small(values: np.ndarray, dtype: DType) -> np.ndarray:
+    """Finite values within the format's range, rounded to nearest, ties to even, from the definition: the quantum at
+    each magnitude is a power of two, so value / quantum is exact in float64 and rint rounds it."""
+    exponent_bits, mantissa_bits, _, _ = _SMALL[dtype]
+    bias = (1 << (exponent_bits - 1)) - 1
+    magnitude = np.abs(values.astype(np.float64))
+    _, exponent = np.frexp(magnitude)
+    exponent = np.maximum(exponent - 1, 1 - bias)  # of the leading bit; fixed below the normals
+    steps = np.rint(np.ldexp(magnitude, mantissa_bits - exponent)).astype(np.int64)
+    codes = steps + ((exponent + bias - 1).astype(np.int64) << mantissa_bits)
+    sign = np.signbit(values).astype(np.int64) << (exponent_bits + mantissa_bits)
+    return (codes | sign).astype(_STORAGE[dtype])
+
+
+def _fits(magnitude: np.ndarray, dtype: DType) -> np.ndarray:
+    """Whether a magnitude rounds to a finite value of the format: it does up to halfway past the largest (the tie
+    itself goes to the even neighbour, which is the overflow everywhere but in F8_E4M3)."""
+    if dtype is F64:
+        return magnitude <= _LARGEST[F64]
+    largest = _LARGEST[dtype]
+    mantissa_bits = {F32: 23, F16: 10}.get(dtype) or _SMALL[dtype][1]
+    half = 2.0 ** (np.frexp(largest)[1] - 2 - mantissa_bits)
+    with np.errstate(invalid="ignore"):
+        wide = magnitude.astype(np.float64)
+        return wide <= largest + half if dtype is F8_E4M3 else wide < largest + half
+
+
+def store(
+    values: np.ndarray, inputs_finite: np.ndarray, dtype: DType, overflow: str
+) -> tuple[np.ndarray, int]:
+    """Round to the stored dtype: (stored values, number of overflows). Policies as in docs/numerics.md."""
+    finite_fit = _fits(np.abs(values), dtype) & np.isfinite(values)
+    safe = np.where(finite_fit, values, 0)
+    out = _encode_small(safe, dtype) if dtype in _SMALL else safe.astype(_STORAGE[dtype])
+    if finite_fit.all():
+        return out, 0
+    bits = out.view(f"u{out.itemsize}")
+    sign_bit = 1 << (8 * out.itemsize - 1)
+    sign = np.signbit(values).astype(bits.dtype) * bits.dtype.type(sign_bit)
+    nan = np.isnan(values)
+    carried = np.isinf(values) & ~inputs_finite
+    over = ~finite_fit & ~nan & ~carried
+    inf_code = _NAN[dtype] if dtype is F8_E4M3 else int(_inf_bits(dtype))
+    infinity = np.full_like(bits, inf_code) if dtype is F8_E4M3 else bits.dtype.type(inf_code) | sign
+    saturates = overflow == "saturate" or (overflow in ("default", "error") and dtype in (F8_E4M3, F8_E5M2))
+    largest_bits = bits.dtype.type(_largest_bits(dtype))
+    bits[...] = np.where(carried, infinity, bits)
+    bits[...] = np.where(over, (largest_bits | sign) if saturates else infinity, bits)
+    bits[...] = np.where(nan, bits.dtype.type(_NAN[dtype]), bits)
+    return out, int(over.sum() + (nan & inputs_finite).sum())
+
+
+def _inf_bits(dtype: DType) -> int:
+    return {F64: 0x7FF << 52, F32: 0xFF << 23, F16: 0x1F << 10, BF16: 0xFF << 7, F8_E5M2: 0x1F << 2}[dtype]
+
+
+def _largest_bits(dtype: DType) -> int:
+    return 0x7E if dtype is F8_E4M3 else _inf_bits(dtype) - 1
+
+
+def run_steps(formula: Formula, inputs: Sequence[np.ndarray]) -> np.ndarray:
+    """The formula's steps on arrays of one float type; constants meet them as that type."""
+    temps: dict[int, np.ndarray] = {}
+    kind = inputs[0].dtype.type
+
+    def value(ref: tuple[int, int]) -> Any:
+        if ref[0] == INPUT:
+            return inputs[ref[1]]
+        return kind(formula.constants[ref[1]]) if ref[0] == CONSTANT else temps[ref[1]]
+
+    operations = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}
+    with np.errstate(all="ignore"):
+        for op, a, b, to in formula.steps:
+            if op in operations:
+                temps[to] = operations[op](value(a), value(b))
+            else:
+                temps[to] = np.negative(value(a)) if op == "neg" else np.abs(value(a))
+        return value(formula.result)
+
+
+def evaluate(
+    formula: Formula, inputs: Sequence[tuple[np.ndarray, DType]], dtype: DType, overflow: str, wide: bool
+) -> tuple[np.ndarray, int, int]:
+    """Stored inputs to stored output: (values, elements with a non-finite input, overflows)."""
+    wide = wide or any(kind is F64 for _, kind in inputs)
+    values = [widen(stored, kind, wide) for stored, kind in inputs]
+    finite = np.isfinite(values[0])
+    for value in values[1:]:
+        finite &= np.isfinite(value)
+    out, overflows = store(run_steps(formula, values), finite, dtype, overflow)
+    return out, int((~finite).sum()), overflows
+
+
+class ReferenceRun:
+    """Does the jobs one after the other inside wait()."""
+
+    def __init__(self, plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options) -> None:
+        self.plan, self.sources, self.sink, self.options = plan, sources, sink, options
+        self.bytes_done = 0
+        self.watermark = plan.data_start
+        self._tallies: dict[int, list[int]] = {}
+        self._work = self._chunks()
+        self._cancelled = False
+
+    def start(self) -> None:
+        pass
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+    def wait(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while not self._cancelled and time.monotonic() < until:
+            if next(self._work, None) is None:
+                return True
+        return self._cancelled
+
+    def finish(self) -> None:
+        if self._cancelled:
+            raise Interrupted("cancelled")
+        for source in self.sources:
+            source.check_unchanged()
+
+    def tallies(self) -> list[tuple[int, int, int]]:
+        return [(job, *counts) for job, counts in self._tallies.items()]
+
+    def _chunks(self) -> Any:
+        for index, job in enumerate(self.plan.jobs):
+            count = job.nbytes if job.formula is None else job.count
+            for first in range(0, count, _CHUNK):
+                data = self._chunk(index, job, first, min(_CHUNK, count - first))
+                at = job.offset + first * (1 if job.formula is None else job.dtype.itemsize)
+                if self.sink is not None:
+                    self.sink.write(at, data)
+                self.bytes_done += len(data)
+                self.watermark = at + len(data)
+                yield True
+
+    def _chunk(self, index: int, job: Job, first: int, count: int) -> bytes:
+        if job.formula is None:
+            return self.sources[job.operands[0].source].read(job.operands[0].offset + first, count)
+        formula = self.plan.formulas[job.formula]
+        if isinstance(formula, Fill):
+            raise RunFailed("the reference backend generates no data")
+        inputs = []
+        for operand in job.operands:
+            size = operand.dtype.itemsize
+            raw = self.sources[operand.source].read(operand.offset + first * size, count * size)
+            inputs.append((np.frombuffer(raw, _STORAGE[operand.dtype]), operand.dtype))
+        out, nonfinite, overflow = evaluate(formula, inputs, job.dtype, self.options.overflow, self.options.wide)
+        if nonfinite or overflow:
+            counts = self._tallies.setdefault(index, [0, 0])
+            counts[0] += nonfinite
+            counts[1] += overflow
+            name = self.plan.pieces[job.tensor].name
+            if nonfinite and self.options.on_nonfinite == "error":
+                raise InputRefused(f"tensor '{name}' has NaN or Inf in an input")
+            if overflow and self.options.overflow == "error":
+                raise RunFailed(f"tensor '{name}' overflows {job.dtype.name}")
+        return out.tobytes()
+
+
+BACKEND = Backend("reference", lambda: None, ReferenceRun, lambda run: {"numpy": np.__version__})

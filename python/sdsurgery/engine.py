@@ -1,0 +1,224 @@
+"""Runs a Plan: opens sources, lets a backend stream the jobs into a Sink, hashes beside it, commits or aborts.
+
+Every native error becomes an error of ``errors.py`` here, with the tensor's name put back in.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from . import _native, backends
+from .backends import Options, RunHandle
+from .errors import InputRefused, Interrupted, RunFailed, SdsError, UsageError, printable
+
+if TYPE_CHECKING:
+    from ._native import Sink, Source
+    from .plan import Plan
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+# Codes of csrc/error.h that are the input's fault when they happen while one is read.
+_REFUSALS = {"not_found", "permission", "not_regular", "truncated"}
+
+
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """Open an input file (regular files only, never blocking). InputRefused with one line when that can't be."""
+    with native_errors(InputRefused):
+        return _native.Source(os.fsencode(path))
+
+
+@contextmanager
+def native_errors(kind: type[SdsError] = RunFailed, plan: Plan | None = None) -> Iterator[None]:
+    """Turn the native engine's errors into ours; ``kind`` is for errors that have no class of their own."""
+    try:
+        yield
+    except _native.Error as error:
+        raise _translated(error, kind, plan) from None
+    except MemoryError:
+        raise RunFailed("out of memory") from None
+
+
+def _translated(error: Any, kind: type[SdsError], plan: Plan | None) -> SdsError:
+    code, text = error.code, printable(error, 400)
+    where = ""
+    if plan is not None and error.job >= 0:
+        where = f"tensor '{printable(plan.pieces[plan.jobs[error.job].tensor].name)}': "
+    if code == "cancelled":
+        return Interrupted("interrupted; nothing was written")
+    if code == "nonfinite":
+        return InputRefused(f"{where}NaN or Inf in an input (--on-nonfinite keep carries it through)")
+    if code == "overflow":
+        return RunFailed(f"{where}a value does not fit the output dtype (--overflow inf or saturate, or a wider --dtype)")
+    if code == "exists":
+        return UsageError(f"{text} (--force replaces it)")
+    if code == "invalid":
+        return UsageError(f"{where}{text}")
+    return kind(f"{where}{text}")
+
+
+@dataclass
+class Outcome:
+    """What a run met: per-tensor counts of non-finite inputs and of overflows, hashes, times and how it ran."""
+
+    nonfinite: dict[str, int] = field(default_factory=dict)
+    overflow: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    how: dict[str, Any] = field(default_factory=dict)
+    input_hashes: tuple[str | None, ...] = ()
+    body_hash: str | None = None
+    hash_seconds: float = 0.0  # waited for hashes after the last byte was written
+
+
+def target_path(out: str | os.PathLike[str], force: bool) -> str:
+    """The real path of the output (a symlink is written through). UsageError when it exists and ``force`` is off."""
+    text = os.fspath(out)
+    if not text or text.endswith(("/", os.sep)):
+        raise UsageError(f"the output must be a file, not a folder: '{printable(text)}'")
+    if os.path.lexists(text) and not force:
+        raise UsageError(f"{printable(text)} exists; --force replaces it")
+    return os.path.realpath(text)
+
+
+def preview(plan: Plan, backend: str, options: Options) -> dict[str, Any]:
+    """How a run of the plan would work here (threads, io, buffers), without starting it."""
+    chosen = backends.choose(backend)
+    with native_errors(plan=plan):
+        sources = [_source_of(item) for item in plan.sources]
+        return {"backend": chosen.name, **chosen.describe(chosen.prepare(plan, sources, None, options))}
+
+
+def examine(plan: Plan, options: Options, progress: Progress | None = None) -> Outcome:
+    """Read and evaluate everything and keep nothing: counts of non-finite values for ``verify``."""
+    chosen = backends.choose("cpu")
+    started = time.monotonic()
+    with native_errors(InputRefused, plan):
+        run = chosen.prepare(plan, [_source_of(item) for item in plan.sources], None, options)
+        _drive(run, plan, progress)
+    return _outcome(plan, run, chosen, started)
+
+
+def execute(
+    plan: Plan,
+    out: str,
+    *,
+    backend: str = "auto",
+    options: Options | None = None,
+    replace: bool = False,
+    sync: bool = True,
+    hashed: bool = True,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Write the plan's output to ``out`` (a resolved path, see ``target_path``): whole, or not at all.
+
+    Raises RunFailed when the disk is full or an input changes, InputRefused when an input can't be read, Interrupted
+    on KeyboardInterrupt; in every case the target is as it was.
+    """
+    options = options or Options(flush=sync)
+    chosen = backends.choose(backend)
+    started = time.monotonic()
+    with native_errors(plan=plan):
+        sources = [_source_of(item) for item in plan.sources]
+        sink = _native.Sink(os.fsencode(out), plan.size)
+    hashes = None
+    try:
+        with native_errors(plan=plan):
+            run = chosen.prepare(plan, sources, sink, options)
+        if hashed:
+            hashes = _Hashes(plan, run, sink)
+        with native_errors(plan=plan):
+            _drive(run, plan, progress)
+        outcome = _outcome(plan, run, chosen, started)
+        if hashes is not None:
+            hashes.collect(outcome)
+        with native_errors(plan=plan):
+            sink.write(0, plan.header(outcome.input_hashes, outcome.body_hash))
+            sink.commit(replace, sync)
+        outcome.seconds = time.monotonic() - started
+        return outcome
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; nothing was written") from None
+    finally:
+        if hashes is not None:
+            hashes.cancel()
+        sink.abort()  # does nothing after the commit
+
+
+def _source_of(item: Any) -> Source:
+    return _native.Source.memory(item) if isinstance(item, bytes) else item.source
+
+
+def _drive(run: RunHandle, plan: Plan, progress: Progress | None) -> None:
+    total = plan.size - plan.data_start
+    run.start()
+    try:
+        while not run.wait(0.1):
+            if progress is not None:
+                progress(run.bytes_done, total)
+    except BaseException:
+        run.cancel()
+        with_suppressed(run.finish)
+        raise
+    run.finish()
+    if progress is not None:
+        progress(total, total)
+
+
+def with_suppressed(function: Callable[[], None]) -> None:
+    """Call a clean-up step whose own failure must not hide the error that led to it."""
+    import contextlib
+
+    with contextlib.suppress(Exception):
+        function()
+
+
+def _outcome(plan: Plan, run: RunHandle, chosen: backends.Backend, started: float) -> Outcome:
+    outcome = Outcome(how={"backend": chosen.name, **chosen.describe(run)})
+    for job, nonfinite, overflow in run.tallies():
+        name = plan.pieces[plan.jobs[job].tensor].name
+        if nonfinite:
+            outcome.nonfinite[name] = outcome.nonfinite.get(name, 0) + nonfinite
+        if overflow:
+            outcome.overflow[name] = outcome.overflow.get(name, 0) + overflow
+    outcome.input_hashes = (None,) * len(plan.checkpoints())
+    outcome.seconds = time.monotonic() - started
+    return outcome
+
+
+class _Hashes:
+    """SHA-256 of every input file and of the output's tensor data, in threads beside the run."""
+
+    def __init__(self, plan: Plan, run: RunHandle, sink: Sink) -> None:
+        from .hashing import BodyHash, FileHash
+
+        # One thread a file, however often (and under whatever names) the file is an input.
+        self._files: dict[tuple[int, ...], FileHash] = {}
+        self._order: Sequence[tuple[int, ...]] = [item.source.identity for item in plan.checkpoints()]
+        for item, identity in zip(plan.checkpoints(), self._order, strict=True):
+            if identity not in self._files:
+                self._files[identity] = FileHash(item.path)
+
+        def read_into(offset: int, buffer: memoryview) -> int:
+            sink.read_into(offset, buffer)
+            return len(buffer)
+
+        self._body = BodyHash(read_into, plan.data_start, plan.size, lambda: run.watermark)
+
+    def collect(self, outcome: Outcome) -> None:
+        started = time.monotonic()
+        outcome.body_hash = self._body.result()
+        outcome.input_hashes = tuple(self._files[identity].result() for identity in self._order)
+        outcome.hash_seconds = time.monotonic() - started
+
+    def cancel(self) -> None:
+        for thread in (self._body, *self._files.values()):
+            thread.cancel()
+
+
+def free_bytes(folder: str) -> int:
+    """Bytes that an ordinary user can still write in a folder's file system."""
+    return _native.free_bytes(os.fsencode(folder))

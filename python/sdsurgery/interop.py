@@ -1,0 +1,192 @@
+"""NumPy and torch at the edges: views of checkpoints, and the native kernels on arrays. The only place that may
+import torch."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from .dtypes import BY_NAME, DType
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+
+_NUMPY = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "C64": "complex64", "BOOL": "bool",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
+}  # fmt: skip
+_TORCH = {
+    **_NUMPY, "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu",
+}  # fmt: skip
+
+
+def numpy_view(checkpoint: Checkpoint, name: str) -> Any:
+    """Read-only NumPy array over the mapped file. TypeError for a dtype NumPy lacks."""
+    import numpy as np
+
+    info = checkpoint.info(name)
+    if info.dtype.name not in _NUMPY:
+        raise TypeError(f"NumPy has no {info.dtype.name}; use torch({name!r})")
+    dtype = np.dtype(_NUMPY[info.dtype.name]).newbyteorder("<")
+    if info.nbytes == 0:
+        return np.empty(info.shape, dtype)
+    raw = np.frombuffer(checkpoint.source.map(), np.uint8)[info.offset : info.offset + info.nbytes]
+    # Data may start at any byte of a file; such a view is unaligned, which NumPy allows.
+    array = np.ndarray(info.shape, dtype, buffer=raw.data)
+    array.flags.writeable = False
+    return array
+
+
+def torch_view(checkpoint: Checkpoint, name: str) -> Any:
+    """torch tensor over a copy-on-write mapping; a copy when the data is not aligned for its dtype."""
+    import torch
+
+    info = checkpoint.info(name)
+    dtype = getattr(torch, _TORCH.get(info.dtype.name, ""), None)
+    if dtype is None:
+        raise TypeError(f"torch has no {info.dtype.name}")
+    if info.nbytes == 0:
+        return torch.empty(info.shape, dtype=dtype)
+    if info.offset % info.dtype.itemsize:
+        raw = bytearray(checkpoint.source.read(info.offset, info.nbytes))
+        return torch.frombuffer(raw, dtype=dtype).reshape(info.shape)
+    mapping = checkpoint.source.map(copy_on_write=True)
+    return torch.frombuffer(mapping, dtype=dtype, offset=info.offset, count=info.elements).reshape(info.shape)
+
+
+def apply(
+    method: str,
+    *inputs: Any,
+    out: Any = None,
+    dtype: str | None = None,
+    overflow: str = "default",
+    compute: str = "fp32",
+    threads: int = 0,
+    **params: Any,
+) -> Any:
+    """Evaluate a method on NumPy arrays or torch CPU tensors, through the native kernels.
+
+    ``inputs``: arrays of one shape and any float dtype, mixed as you like, contiguous or not. ``out``: an array of
+    that shape that receives the result (it may be one of the inputs); else a new one like the first input, in
+    ``dtype`` ("fp32", "fp16", "bf16", …) when given. Returns ``out``. Parameters are keywords, as in ``merge``.
+    Raises UsageError for an unknown method or parameter, shapes that differ, or a dtype that is no float.
+    """
+    from . import _native
+    from .backends.cpu import OVERFLOW, program
+    from .dtypes import BY_OPTION
+    from .engine import native_errors
+    from .methods import get
+    from .program import trace
+    from .verbs.common import CHOICES
+
+    for option, value in (("overflow", overflow), ("compute", compute)):
+        if value not in CHOICES[option]:
+            raise UsageError(f"{option} cannot be {value!r}; known: {', '.join(CHOICES[option])}")
+    if dtype is not None and dtype not in BY_OPTION:
+        raise UsageError(f"dtype cannot be {dtype!r}; known: {', '.join(BY_OPTION)}")
+    chosen = get(method, ("merge", "cast"))
+    bound = chosen.bind(len(inputs), params)
+    arrays = [_Array(item) for item in inputs]
+    if out is None:
+        result = arrays[0].new(BY_OPTION[dtype] if dtype else arrays[0].dtype)
+    else:
+        result = _Array(out, output=True)
+        if dtype is not None and BY_OPTION[dtype] is not result.dtype:
+            raise UsageError(f"out is {result.dtype.name}, but dtype asks for {dtype}")
+    for array in (*arrays[1:], result):
+        if array.shape != arrays[0].shape:
+            raise UsageError(f"shapes differ: {list(array.shape)} and {list(arrays[0].shape)}")
+    operands = [array.apart_from(result) for array in arrays]
+    formula = program(trace(chosen, len(inputs), bound), compute == "fp64")
+    with native_errors(UsageError):
+        _, overflows = _native.apply(
+            formula,
+            [(array.address, array.dtype.native) for array in operands],
+            result.address,
+            result.dtype.native,
+            result.size,
+            overflow=OVERFLOW[overflow],
+            threads=threads,
+            target=os.environ.get("SDS_CPU", ""),
+        )
+    if overflow == "error" and overflows:
+        from .errors import RunFailed
+
+        raise RunFailed(f"{overflows} values do not fit {result.dtype.name}")
+    return result.give_back()
+
+
+class _Array:
+    """A NumPy array or torch CPU tensor as an address, a dtype and a shape; holds what keeps the memory alive."""
+
+    def __init__(self, value: Any, output: bool = False) -> None:
+        self.original = value
+        self.is_torch = type(value).__module__.partition(".")[0] == "torch"
+        if self.is_torch:
+            if value.device.type != "cpu":
+                raise UsageError(f"apply works on CPU tensors, not on {value.device}")
+            self.value = value.detach() if value.is_contiguous() else value.detach().contiguous()
+            names = {torch_name: name for name, torch_name in _TORCH.items()}
+            self.dtype = _float_dtype(names.get(str(value.dtype).removeprefix("torch."), str(value.dtype)))
+            self.shape = tuple(value.shape)
+            self.address, self.size = self.value.data_ptr(), self.value.numel()
+            return
+        import numpy as np
+
+        if not isinstance(value, np.ndarray):
+            raise UsageError(f"apply works on NumPy arrays and torch tensors, not on {type(value).__name__}")
+        if output and not value.flags.writeable:
+            raise UsageError("out is read-only")
+        if not value.dtype.isnative:
+            raise UsageError(f"apply needs arrays in the machine's byte order, not {value.dtype.str}")
+        self.value = np.ascontiguousarray(value).reshape(value.shape)
+        names = {numpy_name: name for name, numpy_name in _NUMPY.items()} | {
+            "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+        }  # fmt: skip  (the names of the ml_dtypes package)
+        self.dtype = _float_dtype(names.get(value.dtype.name, value.dtype.name))
+        self.shape = value.shape
+        self.address, self.size = self.value.ctypes.data, self.value.size
+
+    def new(self, dtype: DType) -> _Array:
+        """A new array of the same kind and shape."""
+        if self.is_torch:
+            import torch
+
+            return _Array(torch.empty(self.shape, dtype=getattr(torch, _TORCH[dtype.name])))
+        import numpy as np
+
+        if dtype.name in _NUMPY:
+            return _Array(np.empty(self.shape, _NUMPY[dtype.name]))
+        if dtype is self.dtype:  # an ml_dtypes array
+            return _Array(np.empty_like(self.value))
+        raise UsageError(f"NumPy has no {dtype.name}; pass torch tensors, or out=")
+
+    def apart_from(self, result: _Array) -> _Array:
+        """Itself, or a copy where the result would overwrite elements that are still to be read."""
+        end, result_end = (a.address + a.size * a.dtype.itemsize for a in (self, result))
+        overlaps = self.address < result_end and result.address < end
+        in_place = self.address == result.address and self.dtype is result.dtype
+        if not overlaps or in_place:
+            return self
+        return _Array(self.value.clone() if self.is_torch else self.value.copy())
+
+    def give_back(self) -> Any:
+        """The caller's own object, with the values copied into it when it was not contiguous."""
+        if self.value is self.original:
+            return self.original
+        if self.is_torch:
+            if self.value.data_ptr() != self.original.data_ptr():
+                self.original.copy_(self.value)
+        elif self.value.ctypes.data != self.original.ctypes.data:
+            self.original[...] = self.value
+        return self.original
+
+
+def _float_dtype(name: str) -> DType:
+    dtype = BY_NAME.get(name)
+    if dtype is None or not dtype.computable:
+        raise UsageError(f"apply works on float arrays, not on {name}")
+    return dtype

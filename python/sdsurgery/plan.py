@@ -1,0 +1,221 @@
+"""The Plan: the output file decided in every byte range before any arithmetic.
+
+Verbs decide what becomes of each tensor and say so as Pieces; ``assemble`` puts the pieces in the file's order, lays
+out the file and turns them into Jobs with absolute offsets. From there on nothing knows a tensor's name. Merge, cast,
+EMA extraction, pruning and component swaps differ only in their pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .dtypes import DType
+from .errors import InputRefused, printable
+from .program import Formula
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint, TensorInfo
+
+# What becomes of a tensor.
+MERGED = "merged"  # the formula over all inputs
+CAST = "cast"  # one input, rounded to another dtype
+COPIED = "copied"  # one input, byte for byte
+KEPT = "kept"  # A's tensor, because another input lacks it
+ADDED = "added"  # a tensor that only another input has
+FILLED = "filled"  # generated data (test files)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Bytes of one input: which source, the element type, and where the first element lies in that file."""
+
+    source: int
+    dtype: DType
+    offset: int
+
+
+@dataclass(frozen=True)
+class Fill:
+    """Generated, normally distributed values: element i depends on seed + i alone."""
+
+    seed: int
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """``count`` elements of a piece from element ``first`` on, made by one formula (None: copied)."""
+
+    formula: Formula | Fill | None
+    first: int
+    count: int
+    operands: tuple[Operand, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One output tensor: its header entry, what is done (``action``), from what (``segments``), and why (``note``)."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    action: str
+    segments: tuple[Segment, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One byte range of the output. ``formula`` indexes ``Plan.formulas`` (or is None for a copy of bytes);
+    ``count`` is in elements of ``dtype``, ``offset`` in bytes of the output file; ``tensor`` indexes ``Plan.pieces``."""
+
+    formula: int | None
+    dtype: DType
+    offset: int
+    count: int
+    operands: tuple[Operand, ...]
+    tensor: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.dtype.nbytes(self.count) or 0
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An input tensor that has no place in the output. ``source`` indexes ``Plan.sources``."""
+
+    source: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will be done. ``pieces`` are in file order, ``jobs`` in the order of their output bytes.
+
+    ``metadata`` renders the text metadata for a list of the inputs' SHA-256 (None where unknown) and the SHA-256 of
+    the tensor data; ``header`` is the file's beginning for given metadata and always ``data_start`` bytes long.
+    """
+
+    verb: str
+    sources: tuple[Any, ...]  # Checkpoint, or bytes for data that the plan itself carries
+    pieces: tuple[Piece, ...]
+    jobs: tuple[Job, ...]
+    formulas: tuple[Formula | Fill, ...]
+    data_start: int
+    size: int
+    header: Callable[[Sequence[str | None], str | None], bytes]
+    dropped: tuple[Dropped, ...] = ()
+    missing: tuple[tuple[int, str], ...] = ()  # (source, name): A's tensors that another input lacks
+    notes: tuple[str, ...] = ()
+    family: str = "unknown"
+    facts: Mapping[str, Any] = field(default_factory=dict)  # the recipe, for the report
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The inputs that are files, in order."""
+        return [source for source in self.sources if not isinstance(source, bytes)]
+
+    def counts(self) -> dict[str, int]:
+        """Number of output tensors by action, and of dropped input tensors."""
+        counts: dict[str, int] = {}
+        for piece in self.pieces:
+            counts[piece.action] = counts.get(piece.action, 0) + 1
+        if self.dropped:
+            counts["dropped"] = len(self.dropped)
+        return counts
+
+    def bytes_to_read(self) -> int:
+        """Input bytes that the jobs will read; dropped tensors are never read."""
+        return sum((operand.dtype.nbytes(job.count) or 0) for job in self.jobs for operand in job.operands)
+
+
+def whole(formula: Formula | Fill | None, elements: int, operands: Sequence[Operand]) -> tuple[Segment, ...]:
+    """The usual case: one formula makes the whole tensor."""
+    return (Segment(formula, 0, elements, tuple(operands)),)
+
+
+def operand(source: int, info: TensorInfo) -> Operand:
+    """A whole input tensor as an operand."""
+    return Operand(source, info.dtype, info.offset)
+
+
+def copied(source: int, info: TensorInfo, *, name: str | None = None, action: str = COPIED, note: str = "") -> Piece:
+    """The input tensor as it is, perhaps under another name."""
+    segments = whole(None, info.elements, (operand(source, info),))
+    return Piece(name or info.name, info.dtype, info.shape, action, segments, note)
+
+
+def rounded(
+    source: int, info: TensorInfo, dtype: DType | None, identity: Formula, *, name: str | None = None,
+    action: str | None = None, note: str = "",
+) -> Piece:  # fmt: skip
+    """The input tensor in ``dtype`` (None: its own). Copied when nothing changes; refused when it can't be computed."""
+    if dtype is None or dtype is info.dtype or info.elements == 0:
+        piece = copied(source, info, name=name, action=action or COPIED, note=note)
+        return piece if dtype is None else Piece(piece.name, dtype, piece.shape, piece.action, piece.segments, note)
+    require_computable(info)
+    segments = whole(identity, info.elements, (operand(source, info),))
+    return Piece(name or info.name, dtype, info.shape, action or CAST, segments, note)
+
+
+def require_computable(info: TensorInfo) -> None:
+    """InputRefused unless a formula can be evaluated on the tensor."""
+    if not info.dtype.computable:
+        raise InputRefused(
+            f"tensor '{printable(info.name)}' is {info.dtype.name}, which can only be copied; "
+            "convert the file to fp16 or fp32 first, or leave its dtype (--dtype keep)"
+        )
+
+
+def assemble(
+    verb: str,
+    sources: Sequence[Any],
+    pieces: Sequence[Piece],
+    metadata: Callable[[Sequence[str | None], str | None], Mapping[str, str]],
+    *,
+    hashed: bool,
+    keep_order: bool = False,
+    **facts: Any,
+) -> Plan:
+    """Order the pieces, lay out the file and make the jobs.
+
+    ``keep_order`` keeps the given order when no tensor changes its dtype (so that a header-free hash of unchanged
+    tensors stays what it was); else tensors are listed by falling dtype width and then in the given order.
+    ``hashed`` reserves room in the header for hashes that are known only at the end.
+    """
+    from .formats import safetensors
+
+    placeholder = "0" * 64
+    files = sum(not isinstance(source, bytes) for source in sources)
+    unhashed = (None,) * files
+    widest = metadata((placeholder,) * files, placeholder) if hashed else metadata(unhashed, None)
+    unchanged = all(piece.action == COPIED for piece in pieces)
+    if not (keep_order and unchanged):
+        pieces = sorted(pieces, key=lambda piece: -piece.dtype.bits)
+    entries = [(piece.name, piece.dtype, piece.shape) for piece in pieces]
+    layout = safetensors.layout(entries, widest)
+    start = len(layout.header)
+
+    def header(input_hashes: Sequence[str | None], body_hash: str | None) -> bytes:
+        given = metadata(input_hashes, body_hash) if hashed else metadata(unhashed, None)
+        return safetensors.layout(entries, given, reserve=start).header
+
+    jobs, formulas = _jobs(pieces, layout.offsets)
+    return Plan(verb, tuple(sources), tuple(pieces), jobs, formulas, start, layout.size, header, **facts)
+
+
+def _jobs(pieces: Sequence[Piece], offsets: Sequence[int]) -> tuple[tuple[Job, ...], tuple[Formula | Fill, ...]]:
+    formulas: dict[Formula | Fill, int] = {}
+    jobs = []
+    for index, (piece, offset) in enumerate(zip(pieces, offsets, strict=True)):
+        for segment in piece.segments:
+            if segment.count == 0:
+                continue
+            number = None if segment.formula is None else formulas.setdefault(segment.formula, len(formulas))
+            at = offset + (piece.dtype.nbytes(segment.first) or 0)
+            jobs.append(Job(number, piece.dtype, at, segment.count, segment.operands, index))
+    return tuple(jobs), tuple(formulas)

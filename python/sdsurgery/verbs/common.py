@@ -1,0 +1,214 @@
+"""What all writing verbs share: their settings, the report, and the way from a Plan to a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from .. import engine
+from ..backends import Options
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..dtypes import BY_OPTION, DType
+from ..errors import UsageError, printable
+from ..methods import get
+from ..program import Formula, trace
+from ..suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from ..metadata import Parent
+    from ..plan import Plan
+
+CHOICES = {
+    "dtype": ("keep", *BY_OPTION),
+    "overflow": ("default", "inf", "saturate", "error"),
+    "on_nonfinite": ("keep", "error"),
+    "compute": ("fp32", "fp64"),
+    "io": ("auto", "mmap", "pread"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options that all writing verbs take; the names are those of the command line.
+
+    ``dtype``: keep, fp32, fp16, bf16, fp8_e4m3, fp8_e5m2. ``overflow``: default (Inf; fp8 saturates), inf, saturate,
+    error. ``on_nonfinite``: keep, error. ``compute``: fp32, fp64. ``io``: auto, mmap, pread. ``threads`` 0: all.
+    ``hash``: store and compute SHA-256. ``sync``: flush to disk before the rename. ``force``: replace a target.
+    """
+
+    dtype: str = "keep"
+    threads: int = 0
+    backend: str = "auto"
+    overflow: str = "default"
+    on_nonfinite: str = "keep"
+    compute: str = "fp32"
+    io: str = "auto"
+    tile_bytes: int = 0
+    hash: bool = True
+    sync: bool = True
+    force: bool = False
+    dry_run: bool = False
+    progress: engine.Progress | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                hint = did_you_mean(str(value), allowed) or f"; known: {', '.join(allowed)}"
+                raise UsageError(f"--{name.replace('_', '-')} cannot be '{printable(value)}'{hint}")
+        if self.threads < 0 or self.threads > 1024:
+            raise UsageError(f"--threads must be between 0 (all) and 1024, not {self.threads}")
+
+    @property
+    def target_dtype(self) -> DType | None:
+        """The asked output dtype, None to keep each tensor's own."""
+        return BY_OPTION.get(self.dtype)
+
+    @property
+    def options(self) -> Options:
+        return Options(
+            threads=self.threads,
+            io=self.io,
+            tile_bytes=self.tile_bytes,
+            cpu=os.environ.get("SDS_CPU", ""),
+            overflow=self.overflow,
+            on_nonfinite=self.on_nonfinite,
+            wide=self.compute == "fp64",
+            flush=self.sync,
+        )
+
+
+def settings_from(given: dict[str, Any]) -> Settings:
+    """Take the settings out of keyword arguments (what is left belongs to the method)."""
+    names = [item.name for item in fields(Settings)]
+    return Settings(**{name: given.pop(name) for name in names if name in given})
+
+
+@dataclass
+class Report:
+    """What a verb did, or (``dry_run``) would do."""
+
+    verb: str
+    output: str | None
+    family: str
+    inputs: list[str]
+    counts: dict[str, int]  # tensors by action: merged, cast, copied, kept, added, dropped
+    missing: dict[str, list[str]]  # per input: A's tensors that it lacks
+    only_there: dict[str, list[str]]  # per input: tensors that A lacks and that were not added
+    dropped: dict[str, int]  # reason -> tensors
+    bytes_read: int
+    bytes_written: int
+    recipe: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    nonfinite: dict[str, int] = field(default_factory=dict)  # tensor -> elements with NaN or Inf in an input
+    overflow: dict[str, int] = field(default_factory=dict)  # tensor -> elements that did not fit
+    how: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    hash_seconds: float | None = None
+    sha256: list[str | None] = field(default_factory=list)  # of the inputs
+    body_sha256: str | None = None  # of the output's tensor data
+    dry_run: bool = False
+    tensors: list[dict[str, Any]] = field(default_factory=list)  # of a dry run: every tensor and what becomes of it
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def open_all(paths: Sequence[str | os.PathLike[str]]) -> list[Checkpoint]:
+    """Open every input; on an error the ones already open are closed."""
+    opened: list[Checkpoint] = []
+    try:
+        for path in paths:
+            opened.append(open_checkpoint(path))
+    except BaseException:
+        close_all(opened)
+        raise
+    return opened
+
+
+def close_all(checkpoints: Sequence[Checkpoint]) -> None:
+    for checkpoint in checkpoints:
+        checkpoint.close()
+
+
+def identity_formula() -> Formula:
+    """The program of the ``identity`` method: what a cast evaluates."""
+    return trace(get("identity", ("cast",)), 1, {})
+
+
+def parent(checkpoint: Checkpoint, *, sha256: str | None = None) -> Parent:
+    """What the output's metadata tells of an input. Names are base names: a merge gives the same bytes everywhere."""
+    from ..hashing import legacy_hash
+    from ..metadata import Parent
+
+    name = os.path.splitext(os.path.basename(checkpoint.path))[0]
+    return Parent(name, checkpoint.metadata(), legacy_hash(checkpoint.source), sha256)
+
+
+def title_of(out: str | os.PathLike[str] | None) -> str:
+    """The model's title: the output file's name without its suffix."""
+    return os.path.splitext(os.path.basename(os.fspath(out)))[0] if out else "untitled"
+
+
+def run(plan: Plan, out: str | os.PathLike[str] | None, settings: Settings, recipe: dict[str, Any]) -> Report:
+    """Write the plan's file, or only describe it when ``settings.dry_run``."""
+    report = _describe(plan, out, settings, recipe)
+    if settings.dry_run:
+        report.how = engine.preview(plan, settings.backend, settings.options)
+        folder = os.path.dirname(os.path.realpath(out)) if out else os.getcwd()
+        report.how["free_bytes"] = engine.free_bytes(folder)
+        report.tensors = [
+            {"name": p.name, "dtype": p.dtype.name, "shape": list(p.shape), "action": p.action, "note": p.note}
+            for p in plan.pieces
+        ]
+        return report
+    if out is None:
+        raise UsageError("no output given (-o FILE)")
+    target = engine.target_path(out, settings.force)
+    outcome = engine.execute(
+        plan,
+        target,
+        backend=settings.backend,
+        options=settings.options,
+        replace=settings.force,
+        sync=settings.sync,
+        hashed=settings.hash,
+        progress=settings.progress,
+    )
+    report.nonfinite, report.overflow, report.how = outcome.nonfinite, outcome.overflow, outcome.how
+    report.seconds, report.hash_seconds = outcome.seconds, outcome.hash_seconds
+    report.sha256, report.body_sha256 = list(outcome.input_hashes), outcome.body_hash
+    return report
+
+
+def _describe(plan: Plan, out: Any, settings: Settings, recipe: dict[str, Any]) -> Report:
+    paths = [checkpoint.path for checkpoint in plan.checkpoints()]
+    missing: dict[str, list[str]] = {}
+    for source, name in plan.missing:
+        missing.setdefault(paths[source], []).append(name)
+    only_there: dict[str, list[str]] = {}
+    dropped: dict[str, int] = {}
+    for item in plan.dropped:
+        if item.source > 0:
+            only_there.setdefault(paths[item.source], []).append(item.name)
+        else:
+            dropped[item.reason] = dropped.get(item.reason, 0) + 1
+    counts = plan.counts()
+    counts["dropped"] = sum(dropped.values())
+    return Report(
+        verb=plan.verb,
+        output=os.fspath(out) if out else None,
+        family=plan.family,
+        inputs=paths,
+        counts=counts,
+        missing=missing,
+        only_there=only_there,
+        dropped=dropped,
+        bytes_read=plan.bytes_to_read(),
+        bytes_written=plan.size,
+        recipe=recipe,
+        notes=list(plan.notes),
+        dry_run=settings.dry_run,
+    )

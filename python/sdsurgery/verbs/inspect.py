@@ -1,0 +1,80 @@
+"""inspect: what a file is, from its header alone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..checkpoint import open_checkpoint
+from ..layouts import detect
+
+
+@dataclass
+class Component:
+    """Totals of one part of a model: tensors, elements, bytes, and how many tensors of each dtype."""
+
+    tensors: int = 0
+    parameters: int = 0
+    bytes: int = 0
+    dtypes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Inspection:
+    """What ``inspect`` found. ``ema`` is full, partial, counters or none; ``recipe`` is the stored merge recipe."""
+
+    path: str
+    format: str
+    bytes: int
+    family: str
+    title: str
+    evidence: str | None
+    components: dict[str, Component]
+    total: Component
+    ema: str
+    metadata: dict[str, str]
+    recipe: dict[str, Any] | None
+    notes: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def inspect(path: str | os.PathLike[str]) -> Inspection:
+    """Family, components, EMA, dtypes, metadata and recipe of a checkpoint; no tensor is read."""
+    from ..metadata import recipe_of
+
+    with open_checkpoint(path) as checkpoint:
+        found = detect(checkpoint.tensors)
+        layout = found.layout
+        components: dict[str, Component] = {}
+        total = Component()
+        for name, info in checkpoint.tensors.items():
+            for part in (components.setdefault(layout.component(name), Component()), total):
+                part.tensors += 1
+                part.parameters += info.elements
+                part.bytes += info.nbytes
+                part.dtypes[info.dtype.name] = part.dtypes.get(info.dtype.name, 0) + 1
+        twins = [layout.ema_twin(name) for name in checkpoint.tensors]
+        expected = [twin for twin in twins if twin is not None]
+        present = sum(twin in checkpoint for twin in expected)
+        counters = "model_ema.decay" in checkpoint or "model_ema.num_updates" in checkpoint
+        ema = "full" if present and present == len(expected) else "partial" if present else "none"
+        evidence = None
+        if found.evidence_key is not None:
+            evidence = f"{found.evidence_key} {list(found.evidence_shape or ())}"
+        return Inspection(
+            path=os.fspath(path),
+            format=checkpoint.format,
+            bytes=checkpoint.source.size,
+            family=layout.name,
+            title=layout.title,
+            evidence=evidence,
+            components=components,
+            total=total,
+            ema="counters" if ema == "none" and counters else ema,
+            metadata=checkpoint.metadata(),
+            recipe=recipe_of(checkpoint.metadata()),
+            notes=[*checkpoint.notes, *found.notes],
+        )

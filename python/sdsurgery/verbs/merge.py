@@ -1,0 +1,211 @@
+"""merge: one formula over the tensors of several checkpoints.
+
+A decides what the output looks like: its names, its order and, unless asked otherwise, its dtypes. docs/semantics.md
+is the table of what becomes of a tensor that is missing, of another shape, or not to be averaged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .. import engine
+from ..checkpoint import Checkpoint, TensorInfo
+from ..dtypes import DType
+from ..errors import InputRefused, printable
+from ..layouts import Detection, Layout, conflict, detect
+from ..methods import Method, get
+from ..plan import ADDED, KEPT, MERGED, Dropped, Piece, Plan, assemble, copied, operand, require_computable
+from ..plan import rounded as rounded_piece
+from ..plan import whole
+from ..program import Formula, trace
+from .common import Report, Settings, close_all, identity_formula, open_all, parent, run, settings_from, title_of
+
+
+def merge(
+    method: str,
+    inputs: Sequence[str | os.PathLike[str]],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    add_missing: bool = False,
+    **given: Any,
+) -> Report:
+    """Merge checkpoint files into one.
+
+    ``method`` is a name from ``methods()``; its numbers (``alpha=0.7``, ``weights=[…]``) and the settings of
+    ``verbs.common.Settings`` are keyword arguments. ``inputs`` are A, B, C, … in the method's order.
+    Raises UsageError, InputRefused (before the first output byte), RunFailed or Interrupted; the target is then as it
+    was. Returns the Report.
+    """
+    settings = settings_from(given)
+    chosen = get(method)
+    params = chosen.bind(len(inputs), given)
+    if out is not None:
+        engine.target_path(out, settings.force or settings.dry_run)
+    checkpoints = open_all(inputs)
+    try:
+        recipe = {
+            "method": chosen.name,
+            "parameters": {name: value for name, value in params.items() if value is not None},
+            "dtype": settings.dtype,
+            "compute": settings.compute,
+            "overflow": settings.overflow,
+            "add_missing": add_missing,
+        }
+        plan = plan_merge(
+            chosen, checkpoints, params, settings, recipe=recipe, add_missing=add_missing, title=title_of(out)
+        )
+        return run(plan, out, settings, recipe)
+    finally:
+        close_all(checkpoints)
+
+
+def plan_merge(
+    method: Method,
+    checkpoints: Sequence[Checkpoint],
+    params: Mapping[str, Any],
+    settings: Settings,
+    *,
+    recipe: Mapping[str, Any],
+    add_missing: bool = False,
+    title: str = "untitled",
+) -> Plan:
+    """Decide what becomes of every tensor. Reads headers only; every refusal is made here."""
+    detections = [detect(checkpoint.tensors) for checkpoint in checkpoints]
+    refuse_conflicts(checkpoints, detections)
+    layout = next((found.layout for found in detections if found.layout.name != "unknown"), detections[0].layout)
+    decide = _Decisions(layout, checkpoints, trace(method, len(checkpoints), params), settings.target_dtype)
+    pieces, dropped, missing = decide.all(add_missing)
+    merged = sum(piece.action == MERGED for piece in pieces)
+    if (not settings.force and merged == 0) or merged * 2 < merged + len({name for _, name in missing}):
+        _refuse_strangers(checkpoints, merged, len({name for _, name in missing}), settings.force)
+    notes = [f"{printable(checkpoint.path)}: {note}" for checkpoint in checkpoints for note in checkpoint.notes]
+    if layout.name == "unknown":
+        notes.append("the layout is unknown; tensors were matched by name, key by key")
+    notes += decide.notes
+    weights = params.get("weights")
+    if weights and abs(sum(weights) - 1) > 1e-6:
+        notes.append(f"the weights sum to {sum(weights):g}, not 1; they are used as given")
+    parents = [parent(checkpoint) for checkpoint in checkpoints]
+
+    def metadata(hashes: Sequence[str | None], body: str | None) -> Mapping[str, str]:
+        from dataclasses import replace
+
+        from .. import __version__
+        from ..metadata import merge_metadata
+
+        return merge_metadata(
+            recipe=recipe,
+            parents=[replace(item, sha256=digest) for item, digest in zip(parents, hashes, strict=True)],
+            title=title,
+            architecture=layout.architecture,
+            body_sha256=body,
+            version=__version__,
+        )
+
+    return assemble(
+        "merge",
+        checkpoints,
+        pieces,
+        metadata,
+        hashed=settings.hash,
+        dropped=tuple(dropped),
+        missing=tuple(missing),
+        notes=tuple(notes),
+        family=layout.name,
+    )
+
+
+def refuse_conflicts(checkpoints: Sequence[Checkpoint], detections: Sequence[Detection]) -> None:
+    """InputRefused when an input is of another family than A, with both families and the tensor that tells."""
+    for checkpoint, found in zip(checkpoints[1:], detections[1:], strict=True):
+        reason = conflict(detections[0], found)
+        if reason is not None:
+            raise InputRefused(
+                f"different families cannot be merged: {printable(checkpoints[0].path)} and "
+                f"{printable(checkpoint.path)}: {reason}"
+            )
+
+
+def _refuse_strangers(checkpoints: Sequence[Checkpoint], merged: int, missing: int, force: bool) -> None:
+    if force and merged:
+        return
+    names = " and ".join(printable(checkpoint.path) for checkpoint in checkpoints)
+    raise InputRefused(
+        f"only {merged} of {merged + missing} tensors of A are in every input ({names}); these models have little in "
+        "common" + ("" if merged == 0 else " (--force merges them all the same)")
+    )
+
+
+class _Decisions:
+    """What becomes of each tensor, one rule after the other."""
+
+    def __init__(self, layout: Layout, checkpoints: Sequence[Checkpoint], formula: Formula, dtype: DType | None) -> None:
+        self.layout, self.checkpoints, self.formula, self.dtype = layout, checkpoints, formula, dtype
+        self.identity = identity_formula()
+        self.notes: list[str] = []
+        self.missing: list[tuple[int, str]] = []
+
+    def all(self, add_missing: bool) -> tuple[list[Piece], list[Dropped], list[tuple[int, str]]]:
+        first = self.checkpoints[0].tensors
+        pieces, dropped = [], []
+        for name, info in first.items():
+            if self.layout.is_ema(name):
+                dropped.append(Dropped(0, name, "EMA weights (they belong to the unmerged model)"))
+            else:
+                pieces.append(self.one(name, info))
+        names = set(first)
+        for source, checkpoint in enumerate(self.checkpoints[1:], 1):
+            for name, info in checkpoint.tensors.items():
+                if name in names or self.layout.is_ema(name):
+                    continue
+                if not add_missing:
+                    dropped.append(Dropped(source, name, "not in A"))
+                    continue
+                names.add(name)
+                dtype = None if self.layout.exact_copy(name) or info.dtype.kind != "float" else self.dtype
+                pieces.append(rounded_piece(source, info, dtype, self.identity, action=ADDED))
+        return pieces, dropped, self.missing
+
+    def one(self, name: str, info: TensorInfo) -> Piece:
+        if self.layout.exact_copy(name):
+            return copied(0, info, note="copied exactly (not a weight)")
+        if info.dtype.kind in ("int", "bool") or info.elements == 0:
+            return copied(0, info, note="integers are never averaged" if info.elements else "an empty tensor")
+        others = []
+        lacking = False
+        for source, checkpoint in enumerate(self.checkpoints[1:], 1):
+            other = checkpoint.tensors.get(name)
+            if other is None:
+                self.missing.append((source, name))
+                lacking = True
+            elif other.dtype.kind in ("int", "bool"):
+                self.notes.append(
+                    f"'{printable(name)}' is {other.dtype.name} in {printable(checkpoint.path)}; A's was kept"
+                )
+                lacking = True
+            else:
+                self.require_shape(info, other, checkpoint)
+                others.append(other)
+        if lacking:
+            return rounded_piece(0, info, self.dtype, self.identity, action=KEPT, note="missing in another input")
+        for each in (info, *others):
+            require_computable(each)
+        operands = [operand(source, each) for source, each in enumerate((info, *others))]
+        segments = whole(self.formula, info.elements, operands)
+        return Piece(name, self.dtype or info.dtype, info.shape, MERGED, segments)
+
+    def require_shape(self, info: TensorInfo, other: TensorInfo, checkpoint: Checkpoint) -> None:
+        # [o, i, 1, 1] and [o, i] are the same matrix: a 1×1 convolution and a linear layer, as VAE files have both.
+        if _without_unit_tail(info.shape) != _without_unit_tail(other.shape):
+            raise InputRefused(
+                f"tensor '{printable(info.name)}' has shape {list(other.shape)} in {printable(checkpoint.path)}, "
+                f"{list(info.shape)} expected as in {printable(self.checkpoints[0].path)}"
+            )
+
+
+def _without_unit_tail(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
+
+

@@ -1,0 +1,102 @@
+"""verify: is a file whole, finite, and what its own hashes say it is?"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .. import engine
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..layouts import detect
+from ..plan import COPIED, Piece, assemble, operand, whole
+from .common import identity_formula, settings_from
+
+
+@dataclass
+class Verification:
+    """What ``verify`` found. ``nonfinite`` counts NaN and Inf per tensor; ``differs`` lists stored hashes that do not
+    match (then the command's exit code is 4)."""
+
+    path: str
+    format: str
+    family: str
+    tensors: int
+    bytes: int
+    nonfinite: dict[str, int]
+    sha256: str | None = None
+    body_sha256: str | None = None
+    autov1: str | None = None
+    differs: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.differs
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "ok": self.ok}
+
+
+def verify(path: str | os.PathLike[str], **given: Any) -> Verification:
+    """Check a file's structure, count its NaN and Inf, compute its hashes and compare them with the stored ones.
+
+    Settings: ``threads``, ``io``, ``hash``, ``progress``. Raises InputRefused when the structure is damaged.
+    """
+    settings = settings_from(given)
+    with open_checkpoint(path) as checkpoint:
+        layout = detect(checkpoint.tensors).layout
+        outcome = engine.examine(_plan(checkpoint), settings.options, settings.progress)
+        result = Verification(
+            path=os.fspath(path),
+            format=checkpoint.format,
+            family=layout.name,
+            tensors=len(checkpoint),
+            bytes=checkpoint.source.size,
+            nonfinite=outcome.nonfinite,
+            notes=list(checkpoint.notes),
+        )
+        if settings.hash:
+            _hashes(checkpoint, result)
+        return result
+
+
+def _plan(checkpoint: Checkpoint) -> Any:
+    """A plan that evaluates every float tensor in its own dtype; it is never written."""
+    identity = identity_formula()
+    pieces = []
+    for name, info in checkpoint.tensors.items():
+        if info.dtype.computable and info.elements:
+            segments = whole(identity, info.elements, (operand(0, info),))
+            pieces.append(Piece(name, info.dtype, info.shape, COPIED, segments))
+    return assemble("verify", [checkpoint], pieces, lambda hashes, body: {}, hashed=False)
+
+
+def _hashes(checkpoint: Checkpoint, result: Verification) -> None:
+    import hashlib
+
+    from ..hashing import legacy_hash
+
+    whole_file, body = hashlib.sha256(), hashlib.sha256()
+    buffer = memoryview(bytearray(1 << 20))
+    at, size, start = 0, checkpoint.source.size, checkpoint.data_offset
+    with engine.native_errors():
+        while at < size:
+            # One boundary falls on the first byte of tensor data, which the header-free hash begins with.
+            end = min(at + len(buffer), start if at < start else size, size)
+            checkpoint.source.read_into(at, buffer[: end - at])
+            whole_file.update(buffer[: end - at])
+            if at >= start:
+                body.update(buffer[: end - at])
+            at = end
+    result.sha256, result.autov1 = whole_file.hexdigest(), legacy_hash(checkpoint.source)
+    if checkpoint.format != "safetensors":
+        return
+    result.body_sha256 = body.hexdigest()
+    metadata = checkpoint.metadata()
+    for key, prefix in (("modelspec.hash_sha256", "0x"), ("sshs_model_hash", "")):
+        stored = metadata.get(key)
+        if stored is not None and stored.lower() != prefix + result.body_sha256:
+            result.differs.append(f"{key}: stored {stored[:80]}, computed {prefix}{result.body_sha256}")
+
+
