@@ -30,8 +30,8 @@ def register(reader: Reader) -> Reader:
 
 
 def _load() -> list[Reader]:
-    if not _READERS:
-        from . import safetensors  # noqa: F401
+    from . import safetensors, torch_legacy, torch_zip  # noqa: F401  (each registers itself when first imported)
+
     return _READERS
 
 

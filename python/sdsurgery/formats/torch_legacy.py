@@ -1,0 +1,168 @@
+"""Reader of the stream that ``torch.save`` wrote before PyTorch 1.6 (and writes with
+``_use_new_zipfile_serialization=False``).
+
+Five pickles one after the other (magic number, protocol version, system info, the object, the list of storage keys),
+then for each key of the list its storage: the number of elements as int64, and the raw elements, both little-endian.
+Source: ``torch.serialization._legacy_save``, read as documentation.
+
+This reader also takes the forms that end in a refusal with advice: plain pickles, and the tar files of PyTorch before
+0.2.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import InputRefused, printable
+from . import Reader, register
+from .pickle_machine import DICT, INT, LIST, MAX_PICKLE, STORAGE, TEXT, Graph, TruncatedPickle
+from .torch_pickle import parse, refuse_dangerous
+from .torch_state import contents
+from .torch_tensors import Record, TorchContents
+from .torch_values import Storage
+
+if TYPE_CHECKING:
+    from .._native import Source
+
+MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
+PROTOCOL_VERSION = 1001
+WINDOWS = (1 << 20, 8 << 20, MAX_PICKLE)
+
+
+def has_magic(head: bytes) -> bool:
+    """Whether a file begins with the pickle of the magic number, of any protocol."""
+    return head[:1] == b"\x80" and b"\x8a\x0a" + MAGIC in head[:32]
+
+
+def is_old_tar(head: bytes) -> bool:
+    """Whether a file is a tar archive, as torch wrote them before 0.2."""
+    return head[257:262] == b"ustar"
+
+
+def sniff(source: Source) -> bool:
+    """Claims torch's legacy streams, other binary pickles (protocols 2 to 5), and tar archives."""
+    head = source.read(0, min(512, source.size))
+    return (len(head) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5) or is_old_tar(head)
+
+
+def read(source: Source, *, allow_suspicious: bool = False, allow_inflate: bool = False) -> TorchContents:
+    """The tensors of a legacy stream. Raises InputRefused with one line.
+
+    ``allow_suspicious`` reads the tensors of a file whose pickle names dangerous functions; nothing is run either way.
+    ``allow_inflate`` is accepted for the sake of one signature; nothing is compressed here.
+    """
+    head = source.read(0, min(512, source.size))
+    if is_old_tar(head):
+        raise InputRefused("a tar archive (torch before 0.2, or a plain one); load it in torch 1.x and save it again")
+    if not has_magic(head):
+        return _refuse_plain(source, allow_suspicious)
+    stream = Stream(source)
+    stream.next()
+    _check_version(stream.next())
+    _check_system(stream.next())
+    graph = stream.next()
+    if not allow_suspicious:
+        refuse_dangerous(graph)
+    records, end = _records(source, graph, _keys(stream.next()), stream.pos)
+    found = contents("torch-legacy", graph, records)
+    if end != source.size:
+        found.notes.append(f"{source.size - end} bytes behind the last storage were not read")
+    return found
+
+
+class Stream:
+    """Successive pickles of a file, read through a window that grows only when a pickle does not fit in it."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.pos = 0  # in the file, behind the last pickle
+        self._data = b""
+        self._start = 0
+
+    def next(self) -> Graph:
+        """The graph of the next pickle. Raises InputRefused."""
+        for size in (0, *WINDOWS):
+            if size:
+                self._fill(size)
+            try:
+                graph, end = parse(self._data, self.pos - self._start)
+            except TruncatedPickle:
+                if self._start + len(self._data) >= self.source.size:
+                    raise
+                continue
+            self.pos = self._start + end
+            return graph
+        raise InputRefused(f"pickle: longer than {WINDOWS[-1] >> 20} MiB")
+
+    def _fill(self, size: int) -> None:
+        self._data = b""  # let the old window go before the new one is read
+        self._start = self.pos
+        self._data = self.source.read(self.pos, min(size, self.source.size - self.pos))
+
+
+def _check_version(graph: Graph) -> None:
+    if graph.kinds[graph.root] != INT or graph.values[graph.root] != PROTOCOL_VERSION:
+        raise InputRefused(f"a torch file of another protocol version than {PROTOCOL_VERSION}")
+
+
+def _check_system(graph: Graph) -> None:
+    """The third pickle tells the byte order of the machine that wrote the file."""
+    items = graph.values[graph.root]
+    if graph.kinds[graph.root] != DICT:
+        raise InputRefused("a damaged torch file (no system information)")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if graph.values[key] == "little_endian" and graph.values[value] is False:
+            raise InputRefused("written on a big-endian machine; save it again with torch on a little-endian one")
+
+
+def _keys(graph: Graph) -> list[str]:
+    """The keys of the storages, in the order in which they follow."""
+    nodes = graph.values[graph.root]
+    if graph.kinds[graph.root] != LIST or any(graph.kinds[node] not in (TEXT, INT) for node in nodes):
+        raise InputRefused("a damaged torch file (no list of storage keys)")
+    keys = [str(graph.values[node]) for node in nodes]
+    if len(set(keys)) != len(keys):
+        raise InputRefused("a damaged torch file (a storage key is listed twice)")
+    return keys
+
+
+def _records(source: Source, graph: Graph, keys: list[str], pos: int) -> tuple[dict[str, Record], int]:
+    """Where each storage lies, and where the last one ends. Storages are found one after the other, by their sizes."""
+    storages: dict[str, Storage] = {}
+    for kind, value in zip(graph.kinds, graph.values, strict=True):
+        if kind == STORAGE:
+            storages.setdefault(value.key, value)
+    records = {}
+    for key in keys:
+        label = f"storage {printable(key)!r}"
+        storage = storages.get(key)
+        if storage is None:
+            raise InputRefused(f"{label} is listed, but nothing in the file says its type")
+        if pos + 8 > source.size:
+            raise InputRefused(f"cut off: {label} begins at byte {pos} of {source.size}")
+        numel = int.from_bytes(source.read(pos, 8), "little", signed=True)
+        if numel != storage.numel:
+            raise InputRefused(f"{label} has {numel} elements; {storage.numel} are expected")
+        record = Record(pos + 8, numel * storage.itemsize)
+        pos += 8 + record.nbytes
+        if numel < 0 or pos > source.size:
+            raise InputRefused(f"cut off: {label} ends at byte {pos} of {source.size}")
+        records[key] = record
+    missing = next((key for key in storages if key not in records), None)
+    if missing is not None:
+        raise InputRefused(f"storage {printable(missing)!r} is missing from the list of storage keys")
+    return records, pos
+
+
+def _refuse_plain(source: Source, allow_suspicious: bool) -> TorchContents:
+    """A binary pickle without torch's magic number holds no storages that could be read in place."""
+    graph = Stream(source).next()
+    if not allow_suspicious:
+        refuse_dangerous(graph)
+    raise InputRefused(
+        f"a plain pickle ({graph.describe(graph.root)}), not a file of torch.save; its arrays cannot be read in place. "
+        "Load it where it was made and save the tensors with torch.save or as safetensors"
+    )
+
+
+READER = register(Reader("torch-legacy", sniff, read))

@@ -1,0 +1,278 @@
+"""Finds the state dict in a checkpoint's value graph, whatever it is wrapped in, and tells what else there was.
+
+Files differ in what they wrap around the weights: nothing; ``{"state_dict": …}``; Lightning's dict with callbacks,
+loops and optimizer states; ``{"model": …}``. The weights are unwrapped, training leftovers are left out and counted,
+and small values (epoch, hyper-parameters) become text metadata. All walks use explicit stacks and visit each container
+once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import InputRefused, printable
+from .pickle_machine import BYTES, DICT, INT, LIST, OPAQUE, TENSOR, TEXT, TUPLE, Graph
+from .pickle_text import render
+from .torch_tensors import Record, TorchContents, place
+from .torch_values import Tensor, known
+
+# Keys under which a state dict lies, best first.
+WRAPPERS = (
+    "state_dict", "model_state_dict", "model", "module", "net", "params_ema", "params", "weights", "ema", "model_ema",
+    "generator", "unet",
+)  # fmt: skip
+
+# Keys of a training run that are never weights of the model.
+LEFTOVERS = frozenset(
+    (
+        "optimizer", "optimizers", "optimizer_state", "optimizer_states", "optimizer_state_dict", "optim", "scheduler",
+        "schedulers", "lr_scheduler", "lr_schedulers", "scheduler_state_dict", "callbacks", "loops", "hooks", "scaler",
+        "grad_scaler", "amp_scaling_state", "native_amp_scaling_state", "MixedPrecisionPlugin", "rng_state",
+        "rng_states", "random_states",
+    )
+)  # fmt: skip
+
+MAX_UNWRAP = 8
+MAX_DEPTH = 16  # of containers inside the state dict
+MAX_TENSORS = 100_000
+MAX_NAMES = 16 << 20  # characters of all tensor names together
+MAX_SUMMARIES = 64
+_PARAMETER_CONTAINERS = ("torch.nn.modules.container.ParameterDict", "torch.nn.modules.container.ParameterList")
+
+
+def contents(format_name: str, graph: Graph, records: Mapping[str, Record]) -> TorchContents:
+    """The checked tensors of a file, with metadata and notes. Raises InputRefused with one line."""
+    finder = Finder(graph)
+    finder.run()
+    found = TorchContents(format_name, [])
+    used: dict[Record, None] = {}
+    for name, tensor in finder.tensors.items():
+        if tensor.unusable:
+            found.unusable[name] = tensor.unusable
+            continue
+        found.tensors.append(place(name, tensor, records))
+        assert tensor.storage is not None
+        used[records[tensor.storage.key]] = None
+    found.records = sorted(used, key=lambda record: record.offset)
+    found.data_offset = min((record.offset for record in found.records), default=0)
+    _summarise(graph, finder.beside, found)
+    _remark(graph, found, finder)
+    return found
+
+
+class Finder:
+    """Finds the weights in a graph: ``tensors`` by name in file order, ``path`` that led to them, and what lay
+    ``beside``.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.tensors: dict[str, Tensor] = {}
+        self.path: list[str] = []
+        self.beside: list[tuple[str, int]] = []
+        self._entries: dict[int, dict[str, int] | None] = {}
+        self._direct: dict[int, bool] = {}
+        self._seen: set[int] = set()
+        self._names = MAX_NAMES
+
+    def run(self) -> None:
+        """Fill the fields. Raises InputRefused when there is nothing to read."""
+        base = self._unwrap()
+        if self.graph.kinds[base] == TENSOR:
+            self._add("tensor", self.graph.values[base])
+            return
+        self._seen.add(base)
+        for name, child in (self._children(base) or {}).items():
+            before = len(self.tensors)
+            if name not in LEFTOVERS:
+                self._flatten(name, child)
+            if len(self.tensors) == before:
+                self.beside.append((name, child))
+        if not self.tensors:
+            self._refuse_empty(base)
+
+    def entries(self, node: int) -> dict[str, int] | None:
+        """A mapping's text keys and their nodes (the last of equal keys wins), or None for anything else.
+
+        Unknown classes that were filled like a dict count as mappings; integer keys become text, others are left out.
+        """
+        if node not in self._entries:
+            self._entries[node] = _read_entries(self.graph, node)
+        return self._entries[node]
+
+    def attributes(self, node: int) -> dict[str, int] | None:
+        """The attributes of an unknown object (the state that BUILD gave it), or None."""
+        graph = self.graph
+        if graph.kinds[node] != OPAQUE:
+            return None
+        state = graph.values[node].state
+        if state is not None and graph.kinds[state] == TUPLE and graph.values[state]:
+            state = graph.values[state][0]  # (attributes, slots)
+        return None if state is None else self.entries(state)
+
+    def _holds_tensors(self, node: int) -> bool:
+        """Whether a mapping holds tensors itself."""
+        if node not in self._direct:
+            kinds = self.graph.kinds
+            self._direct[node] = any(kinds[child] == TENSOR for child in (self.entries(node) or {}).values())
+        return self._direct[node]
+
+    def _unwrap(self) -> int:
+        """The node of the state dict; notes the keys that led to it and what lay beside it on the way."""
+        node = self.graph.root
+        for _ in range(MAX_UNWRAP):
+            key = self._wrapper(node)
+            mapping = self.entries(node)
+            if key is None or mapping is None:
+                break
+            self.beside += [(name, value) for name, value in mapping.items() if name != key]
+            self.path.append(key)
+            node = mapping[key]
+        return node
+
+    def _wrapper(self, node: int) -> str | None:
+        """The key of the wrapped state dict, or None when the node is the state dict itself."""
+        mapping = self.entries(node) or {}
+        if "state_dict" in mapping:
+            inner = mapping["state_dict"]
+            if self.entries(inner) == {} or self._leads_to_tensors(inner):
+                return "state_dict"
+        if self._holds_tensors(node):
+            return None
+        return next((key for key in WRAPPERS if key in mapping and self._leads_to_tensors(mapping[key])), None)
+
+    def _leads_to_tensors(self, node: int) -> bool:
+        """Whether a mapping holds tensors, or again a wrapped state dict."""
+        for _ in range(MAX_UNWRAP):
+            if self._holds_tensors(node):
+                return True
+            mapping = self.entries(node) or {}
+            key = next((key for key in WRAPPERS if key in mapping and self.entries(mapping[key])), None)
+            if key is None:
+                return False
+            node = mapping[key]
+        return False
+
+    def _flatten(self, name: str, node: int) -> None:
+        """Collect the tensors under one key, by dotted name. Containers are entered once, however often referred to."""
+        stack = [(name, node, 1)]
+        while stack:
+            name, node, depth = stack.pop()
+            if self.graph.kinds[node] == TENSOR:
+                self._add(name, self.graph.values[node])
+                continue
+            children = self._children(node)
+            if children is None or node in self._seen or depth >= MAX_DEPTH:
+                continue
+            self._seen.add(node)
+            self._names -= sum(map(len, children)) + len(name) * len(children)
+            if self._names < 0:
+                raise InputRefused(f"tensor names of more than {MAX_NAMES} characters together")
+            stack.extend((f"{name}.{key}", child, depth + 1) for key, child in reversed(children.items()))
+
+    def _add(self, name: str, tensor: Tensor) -> None:
+        if name in self.tensors:
+            raise InputRefused(f"tensor {printable(name)!r} is there twice")
+        if len(self.tensors) >= MAX_TENSORS:
+            raise InputRefused(f"more than {MAX_TENSORS} tensors")
+        if not name.isascii() and _has_surrogates(name):
+            raise InputRefused(f"tensor {printable(name)!r}: its name is not valid Unicode")
+        self.tensors[name] = tensor
+
+    def _children(self, node: int) -> dict[str, int] | None:
+        """Named children of a container that may hold weights, or None."""
+        graph = self.graph
+        if graph.kinds[node] in (LIST, TUPLE):
+            return {str(index): child for index, child in enumerate(graph.values[node])}
+        if graph.kinds[node] == OPAQUE and graph.values[node].name in _PARAMETER_CONTAINERS:
+            parameters = (self.attributes(node) or {}).get("_parameters")
+            return None if parameters is None else self.entries(parameters)
+        return self.entries(node)
+
+    def _refuse_empty(self, base: int) -> None:
+        """No tensors: fine for an empty state dict, else a refusal that says what there is instead."""
+        graph, mapping = self.graph, self.entries(base)
+        if mapping == {}:
+            return
+        nodes = [graph.root, base, *(mapping or {}).values()]
+        module = next((node for node in nodes if self._is_module(node)), None)
+        if module is not None:
+            raise InputRefused(
+                f"holds a whole pickled module ({printable(graph.values[module].name)}) instead of its weights; "
+                "where it was made, save module.state_dict() with torch.save"
+            )
+        keys = ", ".join(printable(key, 40) for key in list(mapping or {})[:8])
+        raise InputRefused(f"holds no tensors ({'its keys: ' + keys if keys else graph.describe(base)})")
+
+    def _is_module(self, node: int) -> bool:
+        state = self.attributes(node)
+        return state is not None and ("_modules" in state or "_parameters" in state)
+
+
+def _read_entries(graph: Graph, node: int) -> dict[str, int] | None:
+    kind, items = graph.kinds[node], graph.values[node]
+    if kind == OPAQUE:
+        items = items.items
+        if items is None or len(items) % 2:
+            return None
+    elif kind != DICT:
+        return None
+    result = {}
+    for at in range(0, len(items), 2):
+        key, value = items[at], items[at + 1]
+        if graph.kinds[key] in (TEXT, INT):
+            result[str(graph.values[key])] = value
+        elif graph.kinds[key] == BYTES:
+            result[graph.values[key].decode("utf-8", "backslashreplace")] = value
+    return result
+
+
+def _summarise(graph: Graph, beside: list[tuple[str, int]], found: TorchContents) -> None:
+    """Metadata from what is not weights: ``ckpt.epoch`` = ``3`` and the like."""
+    for name, node in beside:
+        if name == "__metadata__":
+            _own_metadata(graph, node, found)
+        elif name not in LEFTOVERS and graph.kinds[node] != TENSOR and len(found.metadata) < MAX_SUMMARIES:
+            found.metadata[f"ckpt.{printable(name)}"] = render(graph, node)
+
+
+def _own_metadata(graph: Graph, node: int, found: TorchContents) -> None:
+    """The text metadata that our own writer stores beside the state dict."""
+    for key, value in (_read_entries(graph, node) or {}).items():
+        if graph.kinds[value] == TEXT and not _has_surrogates(key) and not _has_surrogates(graph.values[value]):
+            found.metadata[key] = graph.values[value]
+
+
+def _has_surrogates(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _remark(graph: Graph, found: TorchContents, finder: Finder) -> None:
+    """Notes: where the weights were, what was left out, what is shared or unreadable."""
+    notes = found.notes
+    if finder.path:
+        notes.append("weights read from " + " → ".join(f"'{key}'" for key in finder.path))
+    left = [printable(name, 60) for name, _ in finder.beside if name in LEFTOVERS]
+    if left:
+        notes.append(f"training leftovers not read: {', '.join(left[:8])}")
+    outside = graph.kinds.count(TENSOR) - len({id(tensor) for tensor in finder.tensors.values()})
+    if outside > 0:
+        notes.append(f"{outside} tensors outside the state dict not read")
+    unknown = [label for label in graph.called if not known(label)]
+    if unknown:
+        names = ", ".join(printable(label, 80) for label in unknown[:8])
+        notes.append(f"classes not run, kept as text only ({len(unknown)}): {names}")
+    if found.unusable:
+        name, reason = next(iter(found.unusable.items()))
+        notes.append(f"{len(found.unusable)} tensors cannot be read, among them {printable(name)!r}: {reason}")
+    places = [(info.offset, info.nbytes) for info in found.tensors if info.nbytes]
+    shared = len(places) - len(set(places))
+    if shared:
+        notes.append(f"{shared} tensors share their data with another one")
+    strided = sum(info.strides is not None for info in found.tensors)
+    if strided:
+        notes.append(f"{strided} tensors are not contiguous")

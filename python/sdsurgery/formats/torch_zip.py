@@ -1,0 +1,152 @@
+"""Reader of the zip files that ``torch.save`` has written since PyTorch 1.6 (.ckpt, .pt, .pth, .bin).
+
+``ROOT/data.pkl`` is the pickle, ``ROOT/data/KEY`` the bytes of each storage, stored uncompressed, so tensors are read
+in place; ``ROOT/version`` and, in newer files, ``ROOT/byteorder`` and ``ROOT/.data/serialization_id`` describe the
+archive. ROOT is any name. The writer is in ``torch_zip_writer.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, BinaryIO
+
+from ..errors import InputRefused, RunFailed, printable
+from . import Reader, register
+from .pickle_machine import MAX_PICKLE, Graph
+from .torch_pickle import parse, refuse_dangerous
+from .torch_state import contents
+from .torch_tensors import Record, TorchContents
+from .torch_zip_writer import Layout, layout
+from .zip_reader import DEFLATED, MAX_RATIO, STORED, Entry, entry_bytes, inflate, is_zip, read_entries
+
+if TYPE_CHECKING:
+    from .._native import Source
+
+__all__ = ["READER", "Layout", "layout", "read"]
+
+_RESAVE = "open it where it was made and save it with torch.save(model.state_dict(), path)"
+
+
+def read(
+    source: Source, *, allow_suspicious: bool = False, allow_inflate: bool = False, inflate_dir: str | None = None
+) -> TorchContents:
+    """The tensors of a torch zip file. Raises InputRefused with one line.
+
+    ``allow_suspicious`` reads the tensors of a file whose pickle names dangerous functions; nothing is run either way.
+    ``allow_inflate`` accepts compressed storages: they are inflated into a temporary file in ``inflate_dir`` (see
+    ``TorchContents.data_path``); RunFailed when there is no room for it.
+    """
+    entries = read_entries(source)
+    root = _root(entries)
+    _check_small_records(source, entries, root)
+    graph = _graph(source, entries[f"{root}/data.pkl"])
+    if not allow_suspicious:
+        refuse_dangerous(graph)
+    prefix = f"{root}/data/"
+    storages = {name[len(prefix) :]: entry for name, entry in entries.items() if name.startswith(prefix)}
+    packed = [entry for entry in storages.values() if entry.method != STORED]
+    if not packed:
+        return contents("torch-zip", graph, _in_place(storages))
+    if not allow_inflate:
+        raise InputRefused(
+            f"{len(packed)} of {len(storages)} storages are compressed, so they cannot be read in place; "
+            "re-save the file with torch.save, or add --allow-inflate to inflate it into a temporary file"
+        )
+    return _inflated(source, graph, storages, inflate_dir)
+
+
+def _graph(source: Source, entry: Entry) -> Graph:
+    """The graph of data.pkl; the bytes themselves are let go."""
+    data = entry_bytes(source, entry, MAX_PICKLE)
+    graph, end = parse(data)
+    if end != len(data):
+        raise InputRefused(f"data.pkl goes on for {len(data) - end} bytes behind the end of its pickle")
+    return graph
+
+
+def _root(entries: Mapping[str, Entry]) -> str:
+    """The archive's root folder: that of its first entry, as torch has it."""
+    first = next(iter(entries), "")
+    root = first.partition("/")[0]
+    if any(name.startswith((f"{root}/code/", f"{root}/constants.pkl")) for name in entries):
+        raise InputRefused(f"a TorchScript archive (a program with weights), which is not read; {_RESAVE}")
+    if any(name.startswith(f"{root}/.data/extern_modules") for name in entries):
+        raise InputRefused(f"a torch.package archive (a program with weights), which is not read; {_RESAVE}")
+    if f"{root}/data.pkl" not in entries:
+        raise InputRefused(f"a zip archive, but not of torch.save: it has no {printable(root or 'ROOT', 60)}/data.pkl")
+    return root
+
+
+def _check_small_records(source: Source, entries: Mapping[str, Entry], root: str) -> None:
+    version = entries.get(f"{root}/version")
+    if version is not None and not entry_bytes(source, version, 64).strip().isdigit():
+        raise InputRefused("its version record is not a number")
+    order = entries.get(f"{root}/byteorder")
+    word = bytes(entry_bytes(source, order, 64)).strip() if order is not None else b"little"
+    if word == b"big":
+        raise InputRefused(
+            "written on a big-endian machine; load it there or in torch and save it on a little-endian one"
+        )
+    if word != b"little":
+        raise InputRefused(f"its byteorder record says {printable(word)}; little or big is expected")
+
+
+def _record(entry: Entry, offset: int) -> Record:
+    return Record(offset, entry.size, entry.crc32 or None)
+
+
+def _in_place(storages: Mapping[str, Entry]) -> dict[str, Record]:
+    return {key: _record(entry, entry.offset) for key, entry in storages.items()}
+
+
+def _inflated(source: Source, graph: Graph, storages: Mapping[str, Entry], folder: str | None) -> TorchContents:
+    """Contents whose data lie in a temporary file, after everything that can be checked without it was checked."""
+    import os
+    import shutil
+    import tempfile
+
+    records, offset = {}, 0
+    for key, entry in storages.items():
+        if entry.method not in (STORED, DEFLATED):
+            raise InputRefused(f"storage {printable(key)!r} is compressed by method {entry.method}, which is not read")
+        records[key] = _record(entry, offset)
+        offset += entry.size + -entry.size % 64
+    if offset > MAX_RATIO * source.size:
+        raise InputRefused(f"compressed more than {MAX_RATIO} times as a whole")
+    found = contents("torch-zip", graph, records)
+    folder = folder or tempfile.gettempdir()
+    if offset > shutil.disk_usage(folder).free:
+        raise RunFailed(f"inflating needs {offset} bytes in {printable(folder)}, and there is less free space")
+    handle, path = tempfile.mkstemp(prefix="sdsurgery-", suffix=".inflated", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            for key, entry in storages.items():
+                out.seek(records[key].offset)
+                _copy(source, entry, out)
+            out.truncate(offset)
+    except BaseException:
+        os.unlink(path)
+        raise
+    found.data_path = path
+    found.notes.append(f"inflated {offset} bytes into a temporary file")
+    return found
+
+
+def _copy(source: Source, entry: Entry, out: BinaryIO) -> None:
+    """Write an entry's bytes to a file, checking its CRC-32."""
+    import zlib
+
+    crc = 0
+    for piece in inflate(source, entry) if entry.method == DEFLATED else _pieces(source, entry):
+        crc = zlib.crc32(piece, crc)
+        out.write(piece)
+    if entry.crc32 and crc != entry.crc32:
+        raise InputRefused(f"entry {printable(entry.name)!r} is damaged (its CRC-32 differs)")
+
+
+def _pieces(source: Source, entry: Entry) -> Iterator[bytes]:
+    for pos in range(0, entry.size, 1 << 20):
+        yield source.read(entry.offset + pos, min(1 << 20, entry.size - pos))
+
+
+READER = register(Reader("torch-zip", is_zip, read))
