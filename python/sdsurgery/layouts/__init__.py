@@ -1,0 +1,64 @@
+"""Checkpoint families as rules: recognition, names and shapes, components, blocks, EMA twins, exact-copy keys.
+
+Nothing is generated at import. A new family is one file that registers its layouts, and its name in ``FAMILIES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+
+from ..errors import UsageError, printable
+from .base import REGISTRY, UNKNOWN, Layout, LayoutTensor
+from .detect import Detection, conflict, detect, size_text, text_encoders
+
+FAMILIES = ("sdxl", "sd2", "sd1")
+"""Family files in the order of recognition: of two layouts that fit a file, the one registered first wins."""
+
+for _family in FAMILIES:
+    import_module(f".{_family}", __name__)
+
+__all__ = [
+    "UNKNOWN",
+    "Detection",
+    "Layout",
+    "LayoutTensor",
+    "all_layouts",
+    "conflict",
+    "detect",
+    "get",
+    "keys_table",
+    "text_encoders",
+]
+
+
+def all_layouts() -> tuple[Layout, ...]:
+    """Every registered family in the order of recognition, without :data:`UNKNOWN`."""
+    return tuple(REGISTRY)
+
+
+def get(name: str) -> Layout:
+    """The family of that name. Raises UsageError with close matches when there is none."""
+    for layout in (*REGISTRY, UNKNOWN):
+        if layout.name == name:
+            return layout
+    from ..suggest import did_you_mean
+
+    known = [layout.name for layout in REGISTRY]
+    hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
+    raise UsageError(f"unknown layout '{printable(name)}'{hint}")
+
+
+def keys_table(name: str, *, ema: bool = False) -> Iterator[str]:
+    """Lines of the family's table: a header, then key, shape, dtype class, component and block, tab-separated.
+
+    The form of the reference tables: module order, shapes as ``320x4x3x3`` or ``scalar``, ``-`` for no block. Raises
+    UsageError for an unknown family and for one whose tensors are not known.
+    """
+    try:
+        rows = get(name).tensors(ema=ema)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    yield "key\tshape\tdtype_class\tcomponent\tblock"
+    for row in rows:
+        yield "\t".join((row.key, size_text(row.shape), row.dtype_class, row.component, row.block or "-"))

@@ -1,0 +1,224 @@
+"""A layout: the rules of one checkpoint family. Every family file makes some and hangs them in the one registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING
+
+from . import names
+from .shapes import Row, Shape
+
+if TYPE_CHECKING:
+    from .detect import Match, Probe
+    from .unet import UNet
+
+
+@dataclass(frozen=True)
+class LayoutTensor:
+    """One tensor of a family.
+
+    ``dtype_class`` is ``float`` (whatever float type the file uses), ``int64`` or ``int32``. ``block`` is the merge
+    block under which published block-weight lists count the tensor, None where it must not be block-weighted.
+    """
+
+    key: str
+    shape: Shape
+    dtype_class: str
+    component: str
+    block: str | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module of a checkpoint: its component, the prefix of its names, and the rows below that prefix."""
+
+    component: str
+    prefix: str
+    rows: Callable[[], Iterator[Row]]
+
+
+def schedule(prefix: str = "", count: int = len(names.SCHEDULE), steps: int = 1000) -> Part:
+    """The first ``count`` noise-schedule buffers, ``[steps]`` each."""
+    return Part("buffers", prefix, lambda: iter([(name, (steps,)) for name in names.SCHEDULE[:count]]))
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """One family of checkpoints; also :data:`UNKNOWN`, whose rules work on any names.
+
+    ``architecture`` is the ModelSpec id, None where there is none. ``parts`` are in module order (that of
+    ``state_dict()`` of the original code, not that of a file); a family without them is recognised, not generated.
+    """
+
+    name: str
+    title: str
+    architecture: str | None = None
+    parts: tuple[Part, ...] = ()
+    unet: UNet | None = None
+    variant_of: str | None = None
+    embedder_0: str = "text_encoder"  # what conditioner.embedders.0. holds
+    vae_block: str | None = "BASE"  # the block under which published lists count the VAE
+    optional_prefixes: tuple[str, ...] = ()
+    ema_last: bool = False  # sgm registers the EMA twin after everything else, latent-diffusion after the U-Net
+    requires: tuple[str, ...] = ()  # U-Net keys without which a file of the right widths is something else
+    sniff: Callable[[Layout, Probe], Match | None] | None = None  # instead of comparing the U-Net's configuration
+    blocks: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        count = self.unet.input_blocks if self.unet else 0 if self.parts else 12
+        inputs = [f"IN{i:02d}" for i in range(count)]
+        outputs = [f"OUT{i:02d}" for i in range(count)]
+        object.__setattr__(self, "blocks", ("BASE", *inputs, *(["M00"] if count else []), *outputs, "VAE"))
+
+    def __repr__(self) -> str:
+        return f"<Layout {self.name}>"
+
+    @property
+    def base(self) -> str:
+        """Name of the 4-channel family of which this one is a variant, or its own name."""
+        return self.variant_of or self.name
+
+    @property
+    def input_channels(self) -> int | None:
+        """Channels of the first U-Net convolution, None for a family without a U-Net."""
+        return self.unet.in_channels if self.unet else None
+
+    @property
+    def has_ema(self) -> bool:
+        """Whether checkpoints of the family can hold an EMA twin of the U-Net."""
+        return any(part.prefix == names.UNET for part in self.parts)
+
+    def tensors(self, *, ema: bool = False) -> tuple[LayoutTensor, ...]:
+        """Every tensor of a complete checkpoint in module order; with ``ema`` also the U-Net's twin and its counters.
+
+        Raises ValueError when the family's tensors are not known, or with ``ema`` when it has no U-Net to shadow.
+        """
+        if not self.parts:
+            raise ValueError(f"the tensors of the family '{self.name}' are not known")
+        if ema and not self.has_ema:
+            raise ValueError(f"the family '{self.name}' has no EMA weights")
+        return _tensors(self, ema)
+
+    def component(self, key: str) -> str:
+        """Component of a tensor name, listed or not.
+
+        One of ``unet vae text_encoder text_encoder_2 ema buffers depth image_encoder marker optimizer other``.
+        """
+        return names.component(names.unwrap(key), self.embedder_0)
+
+    def block(self, key: str) -> str | None:
+        """Merge block whose weight applies to ``key``, None where a tensor must not be block-weighted.
+
+        The VAE is a block of its own in every family (design); :attr:`LayoutTensor.block` names the block under which
+        published lists count it. An EMA key has the block of the tensor that it shadows.
+        """
+        key = names.unwrap(key)
+        component = names.component(key, self.embedder_0)
+        if component == "unet":
+            block = names.unet_block(key, self.blocks[-2])
+            return block if block in self.blocks and not names.is_scale(key) else None
+        if component in ("text_encoder", "text_encoder_2", "other"):
+            return None if names.is_position_ids(key) or names.is_scale(key) else "BASE"
+        if component == "vae":
+            return "VAE"
+        if component == "ema":
+            return _ema_blocks(self).get(key)
+        return None
+
+    def exact_copy(self, key: str) -> bool:
+        """Whether ``key`` is copied byte for byte, never averaged and never cast.
+
+        ``position_ids``, noise-schedule buffers, markers, EMA counters, scales of quantised weights, training state.
+        """
+        key = names.unwrap(key)
+        if names.is_position_ids(key) or key in names.EMA_COUNTERS or names.is_scale(key):
+            return True
+        return names.component(key) in ("buffers", "marker", "optimizer")
+
+    def is_ema(self, key: str) -> bool:
+        """Whether ``key`` is an EMA weight or one of the two EMA counters."""
+        return names.unwrap(key).startswith(names.EMA)
+
+    def ema_twin(self, key: str) -> str | None:
+        """EMA key of a U-Net key, else None: ``model_ema.`` + the name after ``model.`` with the dots removed.
+
+        Source: ``LitEma`` in ``ldm/modules/ema.py``. The rule can't be undone by parsing, only by lookup.
+        """
+        if not key.startswith(names.UNET) or key in names.MARKERS:
+            return None
+        return names.EMA + key[len("model.") :].replace(".", "")
+
+    def optional(self, key: str) -> bool:
+        """Whether a valid file of the family may lack ``key`` (true of any key that the family doesn't list)."""
+        key = names.unwrap(key)
+        component = names.component(key, self.embedder_0)
+        if component in ("buffers", "ema", "marker", "optimizer", "other"):
+            return True
+        return names.is_position_ids(key) or key.startswith(self.optional_prefixes)
+
+    def position_ids(self) -> tuple[str, ...]:
+        """Keys that hold the constant 0…76 (int64, shape 1x77) in this family."""
+        return _position_ids(self)
+
+    def discriminators(self) -> dict[str, Shape]:
+        """Full names and shapes of the tensors that recognition looks at; empty for a family without a U-Net."""
+        if self.unet is None:
+            return {}
+        return {names.UNET + key: shape for key, shape in self.unet.discriminators().items()}
+
+
+REGISTRY: list[Layout] = []
+
+
+def register(layout: Layout) -> Layout:
+    """Add a family. Families are asked in the order of registration; the first that recognises a file wins."""
+    REGISTRY.append(layout)
+    return layout
+
+
+UNKNOWN = Layout("unknown", "unknown layout")
+"""Stands for files that no family recognises: tensors pair by name, blocks and components by rule where names tell."""
+
+
+@cache
+def _tensors(layout: Layout, ema: bool) -> tuple[LayoutTensor, ...]:
+    rows: list[LayoutTensor] = []
+    for part in layout.parts:
+        own = [_tensor(layout, part, name, shape) for name, shape in part.rows()]
+        rows += own
+        if ema and part.component == "unet" and not layout.ema_last:
+            rows += _ema(layout, own)
+    if ema and layout.ema_last:
+        rows += _ema(layout, [row for row in rows if row.component == "unet"])
+    return tuple(rows)
+
+
+def _tensor(layout: Layout, part: Part, name: str, shape: Shape) -> LayoutTensor:
+    key = part.prefix + name
+    dtype_class = "int64" if names.is_position_ids(key) else "float"
+    block = layout.vae_block if part.component == "vae" else layout.block(key)
+    return LayoutTensor(key, shape, dtype_class, part.component, block)
+
+
+def _ema(layout: Layout, unet: list[LayoutTensor]) -> Iterator[LayoutTensor]:
+    decay, updates = names.EMA_COUNTERS
+    yield LayoutTensor(decay, (), "float", "ema", None)
+    yield LayoutTensor(updates, (), "int32", "ema", None)
+    for row in unet:
+        twin = layout.ema_twin(row.key)
+        assert twin is not None
+        yield LayoutTensor(twin, row.shape, row.dtype_class, "ema", row.block)
+
+
+@cache
+def _ema_blocks(layout: Layout) -> dict[str, str | None]:
+    if not layout.has_ema:
+        return {}
+    return {layout.ema_twin(row.key) or "": row.block for row in layout.tensors() if row.component == "unet"}
+
+
+@cache
+def _position_ids(layout: Layout) -> tuple[str, ...]:
+    return tuple(row.key for row in layout.tensors() if row.dtype_class == "int64") if layout.parts else ()

@@ -1,0 +1,215 @@
+"""Which family a file belongs to, from tensor names and shapes alone, and whether two files may be mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import names
+from .base import REGISTRY, UNKNOWN, Layout
+from .shapes import Shape
+from .unet import CROSS_ATTENTION, FIRST_CONVOLUTION
+
+if TYPE_CHECKING:
+    from ..checkpoint import TensorInfo
+
+_UNET_PREFIXES = (
+    names.UNET,
+    "",
+    "diffusion_model.",
+    "state_dict." + names.UNET,
+    "model." + names.UNET,
+    "module." + names.UNET,
+    "state_dict.state_dict." + names.UNET,
+)
+_UNET_ANCHORS = (
+    FIRST_CONVOLUTION,
+    "joint_blocks.0.x_block.attn.qkv.weight",
+    "double_blocks.0.img_attn.norm.key_norm.scale",
+)
+# Present in every U-Net here, with another shape in every family: what a refusal can show of both sides.
+_TELLING = "input_blocks.4.1." + CROSS_ATTENTION
+
+
+@dataclass(frozen=True)
+class Detection:
+    """The family of a file, the tensor that shows it, and remarks worth telling the user."""
+
+    layout: Layout
+    evidence_key: str | None
+    evidence_shape: Shape | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a family's own recogniser found."""
+
+    key: str
+    shape: Shape
+    notes: tuple[str, ...] = ()
+
+
+class Probe:
+    """A file's tensors as recognition asks for them."""
+
+    def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
+        self.tensors = tensors
+        self.unet_prefix = self._find_unet()
+
+    def shape(self, key: str) -> Shape | None:
+        """Shape of a tensor by its full name, None when it is absent."""
+        info = self.tensors.get(key)
+        return None if info is None else tuple(info.shape)
+
+    def unet(self, key: str) -> Shape | None:
+        """Shape of a U-Net tensor by its name below the prefix, None when it or the U-Net is absent."""
+        return None if self.unet_prefix is None else self.shape(self.unet_prefix + key)
+
+    def match(self, key: str, notes: tuple[str, ...] = ()) -> Match:
+        """A match shown by the text width at the usual place, or by the U-Net tensor ``key`` where that is absent."""
+        key = _TELLING if self.unet(_TELLING) else key
+        shape = self.unet(key)
+        assert shape is not None and self.unet_prefix is not None
+        return Match(self.unet_prefix + key, shape, notes)
+
+    def _find_unet(self) -> str | None:
+        for prefix in _UNET_PREFIXES:
+            if any(prefix + anchor in self.tensors for anchor in _UNET_ANCHORS):
+                return prefix
+        return None
+
+
+def detect(tensors: Mapping[str, TensorInfo]) -> Detection:
+    """The family of a file with these tensors; :data:`UNKNOWN` when nothing matches. Looks at the header only."""
+    probe = Probe(tensors)
+    for strict in (True, False):
+        for layout in REGISTRY:
+            match = layout.sniff(layout, probe) if layout.sniff else _match_unet(layout, probe, strict)
+            if match:
+                return Detection(layout, match.key, match.shape, match.notes + _notes(layout, probe))
+    return Detection(UNKNOWN, None, None, _notes(UNKNOWN, probe))
+
+
+def _match_unet(layout: Layout, probe: Probe, strict: bool) -> Match | None:
+    """Compare the U-Net's telling tensors with the configuration; not ``strict``: any number of input channels."""
+    if layout.unet is None or probe.unet_prefix is None:
+        return None
+    if any(probe.unet(key) is None for key in layout.requires):
+        return None
+    notes: tuple[str, ...] = ()
+    for key, expected in layout.unet.discriminators().items():
+        found = probe.unet(key)
+        if found == expected:
+            continue
+        if strict or layout.variant_of or key != FIRST_CONVOLUTION or found is None or len(found) != len(expected):
+            return None
+        notes = (f"the first convolution has {found[1]} input channels, which no known variant of {layout.title} has",)
+    return probe.match(next(iter(layout.unet.discriminators())), notes)
+
+
+_ENCODERS = (
+    # key below the encoder's place, width, name of the encoder, families (base names) to which it belongs
+    ("cond_stage_model.transformer.text_model.final_layer_norm.weight", 768, "CLIP-L", ("sd1",)),
+    ("cond_stage_model.transformer.final_layer_norm.weight", 768, "CLIP-L in old names (no text_model.)", ("sd1",)),
+    ("cond_stage_model.model.ln_final.weight", 1024, "OpenCLIP-H", ("sd2", "sd2-x4-upscaler")),
+    ("conditioner.embedders.0.model.ln_final.weight", 1024, "OpenCLIP-H in sgm names", ("sd2",)),
+    ("conditioner.embedders.0.model.ln_final.weight", 1280, "OpenCLIP-bigG", ("sdxl-refiner",)),
+    ("conditioner.embedders.0.transformer.text_model.final_layer_norm.weight", 768, "CLIP-L", ("sdxl-base",)),
+    ("conditioner.embedders.0.transformer.final_layer_norm.weight", 768, "CLIP-L in old names", ("sdxl-base",)),
+    ("conditioner.embedders.1.model.ln_final.weight", 1280, "OpenCLIP-bigG", ("sdxl-base",)),
+)
+
+
+def text_encoders(tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
+    """Names of the text encoders found, recognised independently of the U-Net (component swaps make them disagree)."""
+    return tuple(name for name, _, _ in _encoders(Probe(tensors)))
+
+
+def _encoders(probe: Probe) -> list[tuple[str, str, tuple[str, ...]]]:
+    found = []
+    for key, width, name, families in _ENCODERS:
+        for wrapper in ("", "state_dict."):
+            if probe.shape(wrapper + key) == (width,):
+                found.append((name, wrapper + key, families))
+    return found
+
+
+def _notes(layout: Layout, probe: Probe) -> tuple[str, ...]:
+    notes = []
+    prefix = probe.unet_prefix
+    if prefix == "" and layout.unet:
+        notes.append("U-Net only: names without 'model.diffusion_model.'")
+    elif prefix is not None and layout.unet and prefix != names.UNET:
+        notes.append(f"names stand under '{prefix}' instead of '{names.UNET}'")
+    for name, key, families in _encoders(probe):
+        if "old names" in name or "sgm names" in name:
+            notes.append(f"text encoder: {name}")
+        if layout.unet and layout.base not in families and layout.base != "sdxl-distilled":
+            notes.append(f"the text encoder ({name}, {key}) does not belong to {layout.title}")
+    for marker, meaning in _MARKER_NOTES:
+        if marker in probe.tensors:
+            notes.append(f"{meaning} (marker tensor {marker})")
+    return tuple(notes)
+
+
+_MARKER_NOTES = (
+    ("v_pred", "v-prediction model"),
+    ("ztsnr", "zero-terminal-SNR noise schedule"),
+    ("edm_mean", "EDM sampling"),
+    ("edm_vpred.sigma_max", "EDM v-prediction"),
+    (names.UNET + "scaled_fp8", "scaled fp8 weights, which can't be merged without their scales"),
+)
+
+
+def conflict(a: Detection, b: Detection, who: tuple[str, str] = ("A", "B")) -> str | None:
+    """None when the two may be mixed: same base family, or an unknown one with anything.
+
+    Otherwise one line that names both families and the tensor, with both shapes, that tells them apart. ``who`` are
+    the names of the two inputs in that line; it holds no file names, so a caller can put "A is …, B is …" in front.
+    """
+    if UNKNOWN in (a.layout, b.layout) or a.layout.base == b.layout.base:
+        return None
+    families = f"{who[0]} is {a.layout.title} ({a.layout.name}), {who[1]} is {b.layout.title} ({b.layout.name})"
+    return f"{families}: {_difference(a, b, who)}"
+
+
+def _difference(a: Detection, b: Detection, who: tuple[str, str]) -> str:
+    if _relative(a) == _relative(b):
+        return f"{a.evidence_key} is {_size(a)} in {who[0]} and {_size(b)} in {who[1]}"
+    for one, other, first, second in ((a, b, *who), (b, a, who[1], who[0])):
+        expected = _listed(other.layout).get(_relative(one))
+        if expected is not None and expected != one.evidence_shape:
+            return f"{one.evidence_key} is {_size(one)} in {first} and {size_text(expected)} in {second}'s family"
+    first, second = a, b
+    return f"{who[0]} has {first.evidence_key} {_size(first)}, {who[1]} has {second.evidence_key} {_size(second)}"
+
+
+def _relative(detection: Detection) -> str:
+    key = names.unwrap(detection.evidence_key or "")
+    for prefix in (names.UNET, "diffusion_model.", names.VAE):
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _listed(layout: Layout) -> dict[str, Shape]:
+    if not layout.parts:
+        return {}
+    prefixes = (names.UNET, names.VAE)
+    rows = {}
+    for row in layout.tensors():
+        key = row.key
+        for prefix in prefixes:
+            key = key.removeprefix(prefix)
+        rows[key] = row.shape
+    return rows
+
+
+def _size(detection: Detection) -> str:
+    return size_text(detection.evidence_shape or ())
+
+
+def size_text(shape: Shape) -> str:
+    """``320x4x3x3``, or ``scalar`` for a 0-dim tensor: the form used in tables and messages."""
+    return "x".join(map(str, shape)) or "scalar"

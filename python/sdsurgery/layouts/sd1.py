@@ -1,0 +1,33 @@
+"""Stable Diffusion 1.x and its variants with more input channels.
+
+Sources: CompVis/stable-diffusion 21f890f ``v1-inference.yaml``, runwayml/stable-diffusion 08ab4d3
+``v1-inpainting-inference.yaml``, timothybrooks/instruct-pix2pix 0dffd1e ``configs/generate.yaml``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from . import names
+from .autoencoder import Autoencoder
+from .base import Layout, Part, register, schedule
+from .clip import ClipText
+from .unet import UNet
+
+_UNET = UNet(channels=320, context=768, depths=(1, 1, 1, 0), linear_projection=False)
+
+
+def _layout(name: str, title: str, architecture: str, channels: int = 4) -> Layout:
+    unet = replace(_UNET, in_channels=channels)
+    parts = (
+        schedule(),
+        Part("unet", names.UNET, unet.rows),
+        Part("vae", names.VAE, Autoencoder().rows),
+        Part("text_encoder", "cond_stage_model.transformer.", ClipText().rows),
+    )
+    return register(Layout(name, title, architecture, parts, unet, variant_of=None if channels == 4 else "sd1"))
+
+
+SD1 = _layout("sd1", "Stable Diffusion 1.x", "stable-diffusion-v1")
+INPAINTING = _layout("sd1-inpainting", "Stable Diffusion 1.x inpainting", "stable-diffusion-v1-inpainting", channels=9)
+PIX2PIX = _layout("sd1-pix2pix", "InstructPix2Pix (Stable Diffusion 1.x)", "stable-diffusion-v1", channels=8)

@@ -1,0 +1,72 @@
+"""Stable Diffusion 2.x: base and 768-v (one layout), inpainting, depth, x4 upscaler, unCLIP.
+
+Source: Stability-AI/stablediffusion cf1d67a ``configs/stable-diffusion/*.yaml``. Only the penultimate output of the
+text encoder is used, so its last layer, ``text_projection`` and ``logit_scale`` may be missing from a good file. The
+4-channel unCLIP U-Net is SD 2's plus ``label_emb``, and people do give it what a fine-tune learned; so it is a variant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from . import names
+from .autoencoder import Autoencoder
+from .base import Layout, Part, register, schedule
+from .clip import OpenClipImage, OpenClipText
+from .midas import Midas
+from .unet import UNet
+
+_UNET = UNet(channels=320, context=1024, depths=(1, 1, 1, 0))
+_UPSCALER = UNet(
+    channels=256,
+    context=1024,
+    depths=(0, 1, 1, 1),
+    multipliers=(1, 2, 2, 4),
+    in_channels=7,
+    classes=1000,
+    cross_only=(True, True, True, False),
+)
+_TEXT = Part("text_encoder", "cond_stage_model.", OpenClipText(width=1024, layers=24).rows)
+_OPTIONAL = tuple(
+    f"cond_stage_model.model.{name}" for name in ("text_projection", "logit_scale", "transformer.resblocks.23.")
+)
+_V2 = "stable-diffusion-v2-"
+
+
+def _layout(
+    name: str, title: str, architecture: str | None, unet: UNet, *, extra: tuple[Part, ...] = (), levels: int = 4
+) -> Layout:
+    vae = Autoencoder(multipliers=(1, 2, 4, 4)[:levels])
+    parts = (schedule(), Part("unet", names.UNET, unet.rows), Part("vae", names.VAE, vae.rows), _TEXT, *extra)
+    own = name in ("sd2", "sd2-x4-upscaler")
+    return register(
+        Layout(name, title, architecture, parts, unet, variant_of=None if own else "sd2", optional_prefixes=_OPTIONAL)
+    )
+
+
+UPSCALER = _layout(
+    "sd2-x4-upscaler",
+    "Stable Diffusion 2 x4 upscaler",
+    None,
+    _UPSCALER,
+    extra=(schedule("low_scale_model.", count=8),),
+    levels=3,
+)
+UNCLIP_H = _layout(
+    "sd2-unclip-h",
+    "Stable Diffusion 2.1 unCLIP (ViT-H)",
+    _V2 + "unclip-h",
+    replace(_UNET, label=2048),
+    extra=(Part("image_encoder", "embedder.", OpenClipImage().rows), schedule("noise_augmentor.", count=8)),
+)
+SD2 = _layout("sd2", "Stable Diffusion 2.x", _V2 + "512", _UNET)
+INPAINTING = _layout(
+    "sd2-inpainting", "Stable Diffusion 2 inpainting", _V2 + "inpainting", replace(_UNET, in_channels=9)
+)
+DEPTH = _layout(
+    "sd2-depth",
+    "Stable Diffusion 2 depth",
+    _V2 + "depth",
+    replace(_UNET, in_channels=5),
+    extra=(Part("depth", "depth_model.", Midas().rows),),
+)

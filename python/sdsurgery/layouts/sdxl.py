@@ -1,0 +1,85 @@
+"""Stable Diffusion XL: base, its variants with more input channels, the refiner, and distilled descendants.
+
+Source: Stability-AI/generative-models 0ad7de9 ``configs/inference/sd_xl_{base,refiner}.yaml``. The 9-channel form was
+released for diffusers only; here it is what 9-channel merges use, the base with a wider first convolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from . import names
+from .autoencoder import Autoencoder
+from .base import Layout, Part, register
+from .clip import ClipText, OpenClipText
+from .detect import Match, Probe
+from .unet import UNet
+
+_BIG_G = OpenClipText(width=1280, layers=32)
+_SIGMAS = Part("buffers", "denoiser.", lambda: iter([("sigmas", (1000,))]))
+_VAE = Part("vae", names.VAE, Autoencoder().rows)
+_BASE = UNet(channels=320, context=2048, depths=(0, 2, 10), middle_depth=10, multipliers=(1, 2, 4), label=2816)
+_REFINER = UNet(channels=384, context=1280, depths=(0, 4, 4, 0), middle_depth=4, label=2560)
+_DEEPEST = f"middle_block.1.transformer_blocks.{_BASE.middle_depth - 1}.norm1.weight"
+
+
+def _is_distilled(layout: Layout, probe: Probe) -> Match | None:
+    """SDXL's label width, without the full depth of its middle block."""
+    key = "label_emb.0.0.weight"
+    shape = probe.unet(key)
+    if shape != (_BASE.embedding, _BASE.label) or probe.unet(_DEEPEST) is not None:
+        return None
+    return probe.match(key)
+
+
+def _base(name: str, title: str, architecture: str, channels: int = 4) -> Layout:
+    unet = replace(_BASE, in_channels=channels)
+    parts = (
+        Part("unet", names.UNET, unet.rows),
+        _SIGMAS,
+        Part("text_encoder", "conditioner.embedders.0.transformer.", ClipText().rows),
+        Part("text_encoder_2", "conditioner.embedders.1.", _BIG_G.rows),
+        _VAE,
+    )
+    return register(
+        Layout(
+            name,
+            title,
+            architecture,
+            parts,
+            unet,
+            variant_of=None if channels == 4 else "sdxl-base",
+            vae_block="VAE",
+            optional_prefixes=("conditioner.embedders.1.model.logit_scale",),
+            ema_last=True,
+            requires=(_DEEPEST,),
+        )
+    )
+
+
+BASE = _base("sdxl-base", "Stable Diffusion XL", "stable-diffusion-xl-v1-base")
+INPAINTING = _base("sdxl-inpainting", "Stable Diffusion XL inpainting", "stable-diffusion-xl-v1-inpainting", channels=9)
+EDIT = _base("sdxl-edit", "Stable Diffusion XL edit", "stable-diffusion-xl-v1-edit", channels=8)
+
+REFINER = register(
+    Layout(
+        "sdxl-refiner",
+        "Stable Diffusion XL refiner",
+        "stable-diffusion-xl-v1-refiner",
+        (
+            Part("unet", names.UNET, _REFINER.rows),
+            _SIGMAS,
+            Part("text_encoder_2", "conditioner.embedders.0.", _BIG_G.rows),
+            _VAE,
+        ),
+        _REFINER,
+        embedder_0="text_encoder_2",
+        vae_block="VAE",
+        optional_prefixes=("conditioner.embedders.0.model.logit_scale",),
+        ema_last=True,
+    )
+)
+
+DISTILLED = register(
+    Layout("sdxl-distilled", "distilled Stable Diffusion XL (SSD-1B, Vega, KOALA, …)", None, sniff=_is_distilled)
+)
