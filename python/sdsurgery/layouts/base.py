@@ -39,11 +39,6 @@ class Part:
     rows: Callable[[], Iterator[Row]]
 
 
-def schedule(prefix: str = "", count: int = len(names.SCHEDULE), steps: int = 1000) -> Part:
-    """The first ``count`` noise-schedule buffers, ``[steps]`` each."""
-    return Part("buffers", prefix, lambda: iter([(name, (steps,)) for name in names.SCHEDULE[:count]]))
-
-
 @dataclass(frozen=True, eq=False)
 class Layout:
     """One family of checkpoints; also :data:`UNKNOWN`, whose rules work on any names.

@@ -128,7 +128,7 @@ def text_encoders(tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
 
 
 def _encoders(probe: Probe) -> list[tuple[str, str, tuple[str, ...]]]:
-    found = []
+    found: list[tuple[str, str, tuple[str, ...]]] = []
     for key, width, name, families in _ENCODERS:
         for wrapper in ("", "state_dict."):
             if probe.shape(wrapper + key) == (width,):
@@ -176,14 +176,10 @@ def conflict(a: Detection, b: Detection, who: tuple[str, str] = ("A", "B")) -> s
 
 
 def _difference(a: Detection, b: Detection, who: tuple[str, str]) -> str:
+    in_a, in_b = size_text(a.evidence_shape or ()), size_text(b.evidence_shape or ())
     if _relative(a) == _relative(b):
-        return f"{a.evidence_key} is {_size(a)} in {who[0]} and {_size(b)} in {who[1]}"
-    for one, other, first, second in ((a, b, *who), (b, a, who[1], who[0])):
-        expected = _listed(other.layout).get(_relative(one))
-        if expected is not None and expected != one.evidence_shape:
-            return f"{one.evidence_key} is {_size(one)} in {first} and {size_text(expected)} in {second}'s family"
-    first, second = a, b
-    return f"{who[0]} has {first.evidence_key} {_size(first)}, {who[1]} has {second.evidence_key} {_size(second)}"
+        return f"{a.evidence_key} is {in_a} in {who[0]} and {in_b} in {who[1]}"
+    return f"{who[0]} has {a.evidence_key} {in_a}, {who[1]} has {b.evidence_key} {in_b}"
 
 
 def _relative(detection: Detection) -> str:
@@ -191,23 +187,6 @@ def _relative(detection: Detection) -> str:
     for prefix in (names.UNET, "diffusion_model.", names.VAE):
         key = key.removeprefix(prefix)
     return key
-
-
-def _listed(layout: Layout) -> dict[str, Shape]:
-    if not layout.parts:
-        return {}
-    prefixes = (names.UNET, names.VAE)
-    rows = {}
-    for row in layout.tensors():
-        key = row.key
-        for prefix in prefixes:
-            key = key.removeprefix(prefix)
-        rows[key] = row.shape
-    return rows
-
-
-def _size(detection: Detection) -> str:
-    return size_text(detection.evidence_shape or ())
 
 
 def size_text(shape: Shape) -> str:

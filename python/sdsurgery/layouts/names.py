@@ -72,7 +72,19 @@ _HEADS = {
     "text_model": "text_encoder",
     "embeddings": "text_encoder",
     "final_layer_norm": "text_encoder",
+    "dpt": "depth",
+    "neck": "depth",
+    "unet": "unet",  # adapters saved by diffusers and peft
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder_2",
 }
+# Adapters in kohya's names, where a whole module path is one segment.
+_ADAPTER_STEMS = (
+    ("lora_unet_", "unet"),
+    ("oft_unet_", "unet"),
+    ("lora_te2_", "text_encoder_2"),
+    ("lora_te", "text_encoder"),
+)
 _UNET_HEADS = frozenset(("time_embed", "label_emb", "input_blocks", "middle_block", "output_blocks", "out"))
 _DIFFUSERS_UNET_HEADS = frozenset(
     (
@@ -115,13 +127,16 @@ def component(key: str, embedder_0: str = "text_encoder") -> str:
         return "unet"
     if head == "encoder" and rest.startswith("layers."):
         return "text_encoder"
+    if head == "head" and rest.startswith("head."):
+        return "depth"
     if head == "first_stage_model" and rest.startswith("loss."):
         return "other"  # LPIPS and discriminator of the VAE's trainer
     if head in SCHEDULE or head in _TRAINER_BUFFERS:
         return "buffers"
     if head in _TRAINING:
         return "optimizer"
-    return _HEADS.get(head, "other")
+    found = _HEADS.get(head)
+    return found or next((owner for stem, owner in _ADAPTER_STEMS if head.startswith(stem)), "other")
 
 
 def is_position_ids(key: str) -> bool:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from . import names
-from .autoencoder import Autoencoder
-from .base import Layout, Part, register, schedule
-from .clip import ClipText
+from . import parts
+from .base import Layout, register
 from .unet import UNet
 
 _UNET = UNet(channels=320, context=768, depths=(1, 1, 1, 0), linear_projection=False)
@@ -19,13 +17,13 @@ _UNET = UNet(channels=320, context=768, depths=(1, 1, 1, 0), linear_projection=F
 
 def _layout(name: str, title: str, architecture: str, channels: int = 4) -> Layout:
     unet = replace(_UNET, in_channels=channels)
-    parts = (
-        schedule(),
-        Part("unet", names.UNET, unet.rows),
-        Part("vae", names.VAE, Autoencoder().rows),
-        Part("text_encoder", "cond_stage_model.transformer.", ClipText().rows),
+    modules = (
+        parts.schedule(),
+        parts.unet(unet),
+        parts.autoencoder(),
+        parts.clip_l("cond_stage_model.transformer."),
     )
-    return register(Layout(name, title, architecture, parts, unet, variant_of=None if channels == 4 else "sd1"))
+    return register(Layout(name, title, architecture, modules, unet, variant_of=None if channels == 4 else "sd1"))
 
 
 SD1 = _layout("sd1", "Stable Diffusion 1.x", "stable-diffusion-v1")

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from . import names
-from .autoencoder import Autoencoder
-from .base import Layout, Part, register, schedule
-from .clip import OpenClipImage, OpenClipText
-from .midas import Midas
+from . import parts
+from .base import Layout, Part, register
 from .unet import UNet
 
 _UNET = UNet(channels=320, context=1024, depths=(1, 1, 1, 0))
@@ -26,7 +23,7 @@ _UPSCALER = UNet(
     classes=1000,
     cross_only=(True, True, True, False),
 )
-_TEXT = Part("text_encoder", "cond_stage_model.", OpenClipText(width=1024, layers=24).rows)
+_TEXT = parts.openclip("text_encoder", "cond_stage_model.", width=1024, layers=24)
 _OPTIONAL = tuple(
     f"cond_stage_model.model.{name}" for name in ("text_projection", "logit_scale", "transformer.resblocks.23.")
 )
@@ -36,11 +33,10 @@ _V2 = "stable-diffusion-v2-"
 def _layout(
     name: str, title: str, architecture: str | None, unet: UNet, *, extra: tuple[Part, ...] = (), levels: int = 4
 ) -> Layout:
-    vae = Autoencoder(multipliers=(1, 2, 4, 4)[:levels])
-    parts = (schedule(), Part("unet", names.UNET, unet.rows), Part("vae", names.VAE, vae.rows), _TEXT, *extra)
+    modules = (parts.schedule(), parts.unet(unet), parts.autoencoder(levels=levels), _TEXT, *extra)
     own = name in ("sd2", "sd2-x4-upscaler")
     return register(
-        Layout(name, title, architecture, parts, unet, variant_of=None if own else "sd2", optional_prefixes=_OPTIONAL)
+        Layout(name, title, architecture, modules, unet, variant_of=None if own else "sd2", optional_prefixes=_OPTIONAL)
     )
 
 
@@ -49,7 +45,7 @@ UPSCALER = _layout(
     "Stable Diffusion 2 x4 upscaler",
     None,
     _UPSCALER,
-    extra=(schedule("low_scale_model.", count=8),),
+    extra=(parts.schedule("low_scale_model.", count=8),),
     levels=3,
 )
 UNCLIP_H = _layout(
@@ -57,7 +53,7 @@ UNCLIP_H = _layout(
     "Stable Diffusion 2.1 unCLIP (ViT-H)",
     _V2 + "unclip-h",
     replace(_UNET, label=2048),
-    extra=(Part("image_encoder", "embedder.", OpenClipImage().rows), schedule("noise_augmentor.", count=8)),
+    extra=(parts.openclip_image("embedder."), parts.schedule("noise_augmentor.", count=8)),
 )
 SD2 = _layout("sd2", "Stable Diffusion 2.x", _V2 + "512", _UNET)
 INPAINTING = _layout(
@@ -68,5 +64,5 @@ DEPTH = _layout(
     "Stable Diffusion 2 depth",
     _V2 + "depth",
     replace(_UNET, in_channels=5),
-    extra=(Part("depth", "depth_model.", Midas().rows),),
+    extra=(parts.midas("depth_model."),),
 )

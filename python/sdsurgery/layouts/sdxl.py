@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from . import names
-from .autoencoder import Autoencoder
+from . import parts
 from .base import Layout, Part, register
-from .clip import ClipText, OpenClipText
 from .detect import Match, Probe
 from .unet import UNet
 
-_BIG_G = OpenClipText(width=1280, layers=32)
-_SIGMAS = Part("buffers", "denoiser.", lambda: iter([("sigmas", (1000,))]))
-_VAE = Part("vae", names.VAE, Autoencoder().rows)
 _BASE = UNet(channels=320, context=2048, depths=(0, 2, 10), middle_depth=10, multipliers=(1, 2, 4), label=2816)
 _REFINER = UNet(channels=384, context=1280, depths=(0, 4, 4, 0), middle_depth=4, label=2560)
 _DEEPEST = f"middle_block.1.transformer_blocks.{_BASE.middle_depth - 1}.norm1.weight"
+
+
+def _big_g(embedder: int) -> Part:
+    return parts.openclip("text_encoder_2", f"conditioner.embedders.{embedder}.", width=1280, layers=32)
 
 
 def _is_distilled(layout: Layout, probe: Probe) -> Match | None:
@@ -34,19 +33,19 @@ def _is_distilled(layout: Layout, probe: Probe) -> Match | None:
 
 def _base(name: str, title: str, architecture: str, channels: int = 4) -> Layout:
     unet = replace(_BASE, in_channels=channels)
-    parts = (
-        Part("unet", names.UNET, unet.rows),
-        _SIGMAS,
-        Part("text_encoder", "conditioner.embedders.0.transformer.", ClipText().rows),
-        Part("text_encoder_2", "conditioner.embedders.1.", _BIG_G.rows),
-        _VAE,
+    modules = (
+        parts.unet(unet),
+        parts.sigmas(),
+        parts.clip_l("conditioner.embedders.0.transformer."),
+        _big_g(1),
+        parts.autoencoder(),
     )
     return register(
         Layout(
             name,
             title,
             architecture,
-            parts,
+            modules,
             unet,
             variant_of=None if channels == 4 else "sdxl-base",
             vae_block="VAE",
@@ -66,12 +65,7 @@ REFINER = register(
         "sdxl-refiner",
         "Stable Diffusion XL refiner",
         "stable-diffusion-xl-v1-refiner",
-        (
-            Part("unet", names.UNET, _REFINER.rows),
-            _SIGMAS,
-            Part("text_encoder_2", "conditioner.embedders.0.", _BIG_G.rows),
-            _VAE,
-        ),
+        (parts.unet(_REFINER), parts.sigmas(), _big_g(0), parts.autoencoder()),
         _REFINER,
         embedder_0="text_encoder_2",
         vae_block="VAE",

@@ -1,0 +1,155 @@
+"""The same families in diffusers' names: a mapping by rule from the original names, and layouts made from it.
+
+Sources: ``loaders/single_file_utils.py`` and ``scripts/convert_diffusers_to_original_*.py`` of huggingface/diffusers
+58eb52c, ``models/dpt/convert_dpt_hybrid_to_pytorch.py`` of transformers 4.30.2. A diffusers checkpoint is a folder with
+one file per component, so (component, key) is unique and the key alone is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+
+from . import names, vae
+from .base import REGISTRY, Layout, LayoutTensor, Part, register
+from .clip import POSITION_IDS, TOKENS
+from .detect import Match, Probe
+from .diffusers_names import depth_key, module_order, openclip_keys, unet_key, vae_key
+from .shapes import Row, Shape
+
+NAMED_AFTER = "-diffusers"
+_FOLDERS = {
+    "unet": "unet",
+    "vae": "vae",
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder_2",
+    "depth": "depth_estimator",
+}
+"""Component to subfolder, in the order of the reference tables."""
+
+
+@dataclass(frozen=True)
+class MapRow:
+    """One original tensor and its counterpart.
+
+    ``component`` and ``key`` are None for ``drop``. ``transform`` is ``none``, ``squeeze_conv1x1`` ([o,i,1,1] to
+    [o,i]), ``split_qkv:0``, ``:1``, ``:2`` (a third of the rows), ``transpose`` or ``drop``.
+    """
+
+    ldm_key: str
+    component: str | None
+    key: str | None
+    transform: str
+
+
+@cache
+def mapping(layout: Layout) -> tuple[MapRow, ...]:
+    """Every tensor of ``layout`` (original names) with its diffusers counterparts, in module order of the original.
+
+    Raises ValueError when the layout's tensors are not known. unCLIP's image encoder and normaliser have no mapping.
+    """
+    return tuple(row for tensor in layout.tensors() for row in _map(layout, tensor))
+
+
+def renames(layout: Layout, component: str) -> dict[str, str]:
+    """Diffusers key to original key of one component, wherever no values have to be rearranged."""
+    kept = ("none", "squeeze_conv1x1")
+    rows = (row for row in mapping(layout) if row.component == component and row.transform in kept)
+    return {row.key: row.ldm_key for row in rows if row.key}
+
+
+def _map(layout: Layout, tensor: LayoutTensor) -> Iterator[MapRow]:
+    key = tensor.key
+    if tensor.component == "unet":
+        yield MapRow(key, "unet", unet_key(key[len(names.UNET) :], class_label=layout.base == "sd2"), "none")
+    elif tensor.component == "vae":
+        renamed, attention = vae_key(key.removeprefix(names.VAE), levels=_levels(layout))
+        yield MapRow(key, "vae", renamed, "squeeze_conv1x1" if attention and key.endswith(".weight") else "none")
+    elif tensor.component == "depth":
+        for name, transform in depth_key(key.removeprefix("depth_model.model.")):
+            yield MapRow(key, "depth_estimator" if name else None, name, transform)
+    elif ".transformer.text_model." in key:
+        yield MapRow(key, tensor.component, key.partition(".transformer.")[2], "none")
+    elif tensor.component in ("text_encoder", "text_encoder_2"):
+        penultimate = tensor.component == "text_encoder"  # SD 2 stops one layer early, SDXL projects
+        for name, transform in openclip_keys(key.partition(".model.")[2], penultimate):
+            yield MapRow(key, tensor.component if name else None, name, transform)
+    else:
+        yield MapRow(key, None, None, "drop")
+
+
+@cache
+def _levels(layout: Layout) -> int:
+    stem = "encoder.down."
+    keys = (tensor.key.removeprefix(names.VAE) for tensor in layout.tensors())
+    return 1 + max(int(key[len(stem)]) for key in keys if key.startswith(stem))
+
+
+def _component_rows(layout: Layout, component: str) -> Iterator[Row]:
+    shapes = {tensor.key: tensor.shape for tensor in layout.tensors()}
+    rows: list[Row] = []
+    for row in mapping(layout):
+        if row.component == component and row.key:
+            rows.append((row.key, _shape(shapes[row.ldm_key], row.transform)))
+    rows = [row for row in rows if row[0] != POSITION_IDS]
+    if component == "text_encoder" and layout.base.startswith(("sd1", "sd2")):
+        rows.append((POSITION_IDS, (1, TOKENS)))  # SDXL's folders were written after transformers gave it up
+    return iter(sorted(rows, key=lambda row: module_order(component, row[0])))
+
+
+def _shape(shape: Shape, transform: str) -> Shape:
+    if transform == "squeeze_conv1x1":
+        return shape[:2]
+    if transform.startswith("split_qkv"):
+        return (shape[0] // 3, *shape[1:])
+    return tuple(reversed(shape)) if transform == "transpose" else shape
+
+
+def _sniff_unet(source: Layout, layout: Layout, probe: Probe) -> Match | None:
+    """A U-Net whose telling tensors, under their diffusers names, have the shapes of ``source``."""
+    assert source.unet is not None
+    found = None
+    for key, shape in source.unet.discriminators().items():
+        renamed = unet_key(key, class_label=source.base == "sd2")
+        if probe.shape(renamed) != shape:
+            return None
+        found = found or Match(renamed, shape)
+    return found
+
+
+def _sniff_vae(levels: int, layout: Layout, probe: Probe) -> Match | None:
+    """A 4-channel decoder in diffusers names; a fourth stage makes it f8."""
+    anchor = "decoder.conv_in.weight"
+    if probe.shape(anchor) != (512, 4, 3, 3) or probe.shape("decoder.mid_block.resnets.0.norm1.weight") is None:
+        return None
+    fourth = [f"{half}_blocks.3.resnets.0.norm1.weight" for half in ("encoder.down", "decoder.up")]
+    deep = next((key for key in fourth if probe.shape(key)), None)
+    if (deep is not None) != (levels == 4):
+        return None
+    key = deep or anchor
+    return Match(key, probe.shape(key) or ())
+
+
+def _layout(source: Layout, sniff: Callable[[Layout, Probe], Match | None]) -> Layout:
+    found = {_FOLDERS[part.component] for part in source.parts if part.component in _FOLDERS}
+    folders = [folder for folder in _FOLDERS.values() if folder in found]
+    return register(
+        Layout(
+            source.name + NAMED_AFTER,
+            f"{source.title} in diffusers names",
+            source.architecture,
+            tuple(Part(folder, "", partial(_component_rows, source, folder)) for folder in folders),
+            source.unet,
+            variant_of=source.variant_of and source.variant_of + NAMED_AFTER,
+            vae_block=source.vae_block,
+            sniff=sniff,
+        )
+    )
+
+
+for _source in tuple(REGISTRY):
+    if _source.unet and not _source.name.startswith("sd2-unclip"):
+        _layout(_source, partial(_sniff_unet, _source))
+_layout(vae.F8, partial(_sniff_vae, 4))
+_layout(vae.F4, partial(_sniff_vae, 3))
