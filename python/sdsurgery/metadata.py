@@ -1,0 +1,381 @@
+"""The text metadata of an output: its recipe, its ancestry, ModelSpec's keys and the header-free hash.
+
+What is written, and who reads it:
+
+- ``format`` = ``pt``: the web UIs, safetensors.torch, diffusers.
+- ``sd_merge_recipe``, a JSON text: the keys that A1111's ``run_modelmerger`` writes, under our own ``type``, with our
+  own fields beside them (``method``, ``parameters``, ``models``: every input with its hashes, ``notes``).
+- ``sd_merge_models``, a JSON text: SHA-256 of a file → its name, AutoV1 and own recipe; the parents, then what their
+  files say of their own parents, youngest first, as long as that stays below ``MAX_ANCESTRY``.
+- ``modelspec.*``: Stability-AI/ModelSpec 1.0.1.
+- ``modelspec.hash_sha256`` and ``sshs_model_hash``: SHA-256 of the tensor data.
+
+There is no date and no path in it, so the same merge gives the same bytes. What parents' files say is hostile until
+proven otherwise: whatever does not parse is left out, with a note in the recipe, and is never an error.
+
+**Length.** Rendered with ``placeholder_hashes`` the metadata are at least as long as with the real hashes: every hash
+takes 64 characters, what is left out never depends on a hash, and two entries can only fall together (when a parent is
+given twice, or is also an ancestor of another one). So a header laid out with placeholders has room for the real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isinf
+from typing import Any
+
+from .errors import UsageError
+
+RECIPE, MODELS = "sd_merge_recipe", "sd_merge_models"
+MAX_ANCESTRY = 1_000_000
+"""Bytes that ``sd_merge_models`` may take in a header; the oldest generations are left out of a longer one."""
+
+_MAX_ENTRY = 100_000
+_MAX_PARSED = 4_000_000
+_MAX_DEPTH = 100
+_HASH_KEYS = ("primary_model_hash", "secondary_model_hash", "tertiary_model_hash")
+_A1111_METHODS = {"weighted-sum": "Weighted sum", "add-diff": "Add difference"}
+_PLACEHOLDER = re.compile(r"_{4,}[0-9]+")
+_RESOLUTION = re.compile(r"[0-9]{2,5}x[0-9]{2,5}")
+_RESOLUTIONS = (  # by the beginning of the architecture's id; the first that fits
+    ("stable-diffusion-xl-turbo", "512x512"),
+    ("stable-diffusion-xl-", "1024x1024"),
+    ("stable-diffusion-v2-768", "768x768"),
+    ("stable-diffusion-v2-unclip", "768x768"),
+    ("stable-diffusion-v2-", "512x512"),
+    ("stable-diffusion-v1", "512x512"),
+)
+# Hashes of a file that is no longer this one. modelspec.hash_* may name any algorithm.
+_STALE = re.compile(r"modelspec\.hash_.*|sshs_model_hash|sshs_legacy_hash")
+# What a cast makes untrue.
+_DTYPES = ("modelspec.unet_dtype", "modelspec.vae_dtype")
+
+
+@dataclass(frozen=True)
+class Parent:
+    """An input as the output's metadata tell of it: base name without suffix, own metadata, AutoV1, SHA-256."""
+
+    name: str
+    metadata: Mapping[str, str]
+    legacy_hash: str | None
+    sha256: str | None
+
+
+def placeholder_hashes(count: int) -> tuple[str, ...]:
+    """Stand-ins for SHA-256 that are not known yet: 64 characters each, all different, none a possible hash."""
+    return tuple(f"{number:_>64}" for number in range(count))
+
+
+def merge_metadata(
+    *,
+    recipe: Mapping[str, object],
+    parents: Sequence[Parent],
+    title: str,
+    architecture: str | None,
+    body_sha256: str | None,
+    version: str,
+) -> dict[str, str]:
+    """Metadata of a file made from several.
+
+    ``recipe`` is what the verb did, in JSON types: method, parameters, dtype. ``architecture`` is ModelSpec's id; None
+    when the layout does not tell, then what all parents agree on is taken. The parents' training facts (``ss_*``),
+    graphs (``prompt``, ``workflow``), descriptions and thumbnails are not the child's and are left out.
+    Raises UsageError when a parameter of ``recipe`` is not a finite number.
+    """
+    metadata = {"format": "pt", **_ancestry(recipe, parents, title, architecture, version)}
+    agreed = _agreed(parents)
+    metadata.update(_modelspec(agreed, title, architecture or agreed.get("modelspec.architecture")))
+    for key in ("modelspec.prediction_type", "modelspec.license"):
+        if key in agreed:
+            metadata[key] = agreed[key]
+    metadata["modelspec.merged_from"] = ", ".join(_name(parent).replace(",", " ") for parent in parents)
+    return metadata | _body_hash(body_sha256)
+
+
+def single_input_metadata(
+    *,
+    source: Mapping[str, str],
+    recipe: Mapping[str, object] | None,
+    parent: Parent,
+    title: str,
+    architecture: str | None,
+    body_sha256: str | None,
+    version: str,
+) -> dict[str, str]:
+    """Metadata of a file made from one: the input's own (``source``), less what is no longer true of the output.
+
+    Stale hashes are replaced, or removed when ``body_sha256`` is None. With a ``recipe`` the input's own recipe moves
+    into ``sd_merge_models``; without one both stay as they are. ModelSpec's required keys are added where they lack.
+    Raises UsageError when a parameter of ``recipe`` is not a finite number.
+    """
+    kept = {key: value for key, value in source.items() if _is_text(key) and _is_text(value)}
+    metadata = {key: value for key, value in kept.items() if not _STALE.fullmatch(key)}
+    if recipe is not None:
+        if recipe.get("dtype") not in (None, "keep"):
+            for key in _DTYPES:
+                metadata.pop(key, None)
+        metadata.update(_ancestry(recipe, [parent], title, architecture, version))
+    defaults = _modelspec(kept, title, architecture or kept.get("modelspec.architecture"))
+    return {**defaults, **metadata, "format": "pt", **_body_hash(body_sha256)}
+
+
+def recipe_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """The stored recipe, whichever tool wrote it; None when there is none or it is no sound JSON object."""
+    recipe = _parse(metadata.get(RECIPE))
+    return recipe if isinstance(recipe, dict) else None
+
+
+# ---------------------------------------------------------------- recipe and ancestry
+
+
+def _ancestry(
+    recipe: Mapping[str, object], parents: Sequence[Parent], title: str, architecture: str | None, version: str
+) -> dict[str, str]:
+    notes: list[str] = []
+    models = _models(parents, notes)
+    ours: dict[str, object] = {"type": "sdsurgery", "version": version, **recipe}
+    ours.update(_a1111_keys(recipe, parents, title, architecture or ""))
+    ours["models"] = [
+        {"name": _name(parent), "sha256": parent.sha256, "legacy_hash": parent.legacy_hash} for parent in parents
+    ]
+    if notes:
+        ours["notes"] = notes
+    ours.update(type="sdsurgery", version=version)  # whatever the recipe says
+    return {RECIPE: _dump(ours), MODELS: _dump(models)}
+
+
+def _a1111_keys(
+    recipe: Mapping[str, object], parents: Sequence[Parent], title: str, architecture: str
+) -> dict[str, object]:
+    """What A1111's own recipes hold: the first three inputs' SHA-256 or None, and its form's fields in its words."""
+    method, parameters = str(recipe.get("method", "")), recipe.get("parameters")
+    hashes = [*(parent.sha256 for parent in parents[:3]), None, None, None]
+    return {
+        **dict(zip(_HASH_KEYS, hashes, strict=False)),
+        "interp_method": _A1111_METHODS.get(method, method),
+        "multiplier": parameters.get("alpha") if isinstance(parameters, Mapping) else None,
+        "save_as_half": recipe.get("dtype") == "fp16",
+        "custom_name": _clean(title),
+        "config_source": 3,  # "Don't": no .yaml is copied
+        "bake_in_vae": "None",
+        "discard_weights": "",
+        "is_inpainting": architecture.endswith("-inpainting"),
+        "is_instruct_pix2pix": architecture.endswith("-edit"),
+    }
+
+
+def _models(parents: Sequence[Parent], notes: list[str]) -> dict[str, object]:
+    """``sd_merge_models``: the parents, then their ancestors from the youngest to the oldest, as far as they fit."""
+    models: dict[str, object] = {}
+    room = MAX_ANCESTRY
+    for number, parent in enumerate(parents):
+        own = _own_recipe(parent, number, notes)
+        entry: dict[str, object] = {"name": _name(parent), "legacy_hash": parent.legacy_hash, RECIPE: own}
+        if own is not None and _cost({"_" * 64: entry}) > min(room, _MAX_ENTRY):
+            notes.append(f"the recipe of input {number + 1} is too long and was left out")
+            entry[RECIPE] = None
+        room -= _cost({"_" * 64: entry})
+        # Without SHA-256 (--no-hash) the next best name keeps the ancestry together.
+        models.setdefault(parent.sha256 or f"legacy_hash:{parent.legacy_hash} {_name(parent)}", entry)
+    ancestors = _by_generation(parents, _ancestors(parents, notes))
+    for count, (key, ancestor) in enumerate(ancestors.items()):
+        room -= _cost({key: ancestor})
+        if room < 0:
+            notes.append(f"{len(ancestors) - count} of the oldest ancestors were left out, for length")
+            break
+        models.setdefault(key, ancestor)
+    return models
+
+
+def _own_recipe(parent: Parent, number: int, notes: list[str]) -> object:
+    """A parent's own recipe, parsed as A1111 does; a text that is no JSON object is kept as it is."""
+    text = parent.metadata.get(RECIPE)
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        notes.append(f"the recipe of input {number + 1} is not text and was left out")
+        return None
+    parsed = _parse(text)
+    if isinstance(parsed, dict):
+        return parsed
+    if text.lstrip().startswith("{"):
+        notes.append(f"the recipe of input {number + 1} is not sound JSON and was left out")
+        return None
+    return text
+
+
+def _ancestors(parents: Sequence[Parent], notes: list[str]) -> dict[str, object]:
+    """What the parents' files say of their own ancestors; of two entries for one file the first is taken."""
+    found: dict[str, object] = {}
+    for number, parent in enumerate(parents):
+        text = parent.metadata.get(MODELS)
+        if text is None:
+            continue
+        models = _parse(text)
+        if not isinstance(models, dict):
+            notes.append(f"the ancestry of input {number + 1} is not a sound JSON object and was left out")
+            continue
+        bad = 0
+        for key, entry in _flat(models):
+            if _is_sound_entry(key, entry):
+                found.setdefault(key, entry)
+            else:
+                bad += 1
+        if bad:
+            notes.append(f"{bad} unsound ancestors of input {number + 1} were left out")
+    return found
+
+
+def _flat(models: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """The entries; some tools (Forge Neo) nest a parent's table under its own key instead of adding its entries."""
+    for key, entry in models.items():
+        inner = _parse(entry) if key == MODELS and isinstance(entry, str) else entry
+        if key == MODELS and isinstance(inner, dict):
+            yield from inner.items()
+        else:
+            yield key, entry
+
+
+def _is_sound_entry(key: str, entry: object) -> bool:
+    if not isinstance(entry, dict) or len(key) > 128 or _PLACEHOLDER.fullmatch(key):
+        return False
+    return _cost(entry) <= _MAX_ENTRY
+
+
+def _by_generation(parents: Sequence[Parent], ancestors: dict[str, object]) -> dict[str, object]:
+    """``ancestors`` from the youngest to the oldest: those named in the parents' recipes, then in theirs, …
+
+    The ones that nobody names come last.
+    """
+    rest = dict(ancestors)
+    ordered: dict[str, object] = {}
+    wanted = [key for parent in parents for key in _named(parent.metadata.get(RECIPE))]
+    while wanted:
+        generation = {key: rest.pop(key) for key in wanted if key in rest}
+        ordered.update(generation)
+        wanted = [key for entry in generation.values() if isinstance(entry, dict) for key in _named(entry.get(RECIPE))]
+    return ordered | rest
+
+
+def _named(recipe: object) -> Iterator[str]:
+    """The files that a recipe names by their SHA-256."""
+    recipe = _parse(recipe) if isinstance(recipe, str) else recipe
+    if not isinstance(recipe, dict):
+        return
+    named = [recipe.get(key) for key in _HASH_KEYS]
+    models = recipe.get("models")
+    if isinstance(models, list):
+        named += [model.get("sha256") for model in models if isinstance(model, dict)]
+    for key in named:
+        if isinstance(key, str):
+            yield key
+
+
+# ---------------------------------------------------------------- ModelSpec
+
+
+def _agreed(parents: Sequence[Parent]) -> dict[str, str]:
+    """The metadata that all parents have, with the same value."""
+    if not parents:
+        return {}
+    first, *others = (parent.metadata for parent in parents)
+    return {
+        key: value
+        for key, value in first.items()
+        if _is_text(value) and all(other.get(key) == value for other in others)
+    }
+
+
+def _modelspec(known: Mapping[str, str], title: str, architecture: str | None) -> dict[str, str]:
+    """ModelSpec's required keys; none when the architecture is unknown, since a spec without one is not valid."""
+    if not architecture:
+        return {}
+    keys = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": architecture,
+        "modelspec.implementation": "sgm",
+        "modelspec.title": _clean(title),
+    }
+    usual = next((size for beginning, size in _RESOLUTIONS if architecture.startswith(beginning)), "")
+    stated = known.get("modelspec.resolution", "")
+    resolution = stated if _RESOLUTION.fullmatch(stated) else usual
+    return keys | ({"modelspec.resolution": resolution} if resolution else {})
+
+
+def _body_hash(body_sha256: str | None) -> dict[str, str]:
+    if body_sha256 is None:
+        return {}
+    return {"modelspec.hash_sha256": f"0x{body_sha256}", "sshs_model_hash": body_sha256}
+
+
+# ---------------------------------------------------------------- text and JSON
+
+
+def _name(parent: Parent) -> str:
+    return _clean(re.split(r"[\\/]", parent.name)[-1])
+
+
+def _clean(text: str) -> str:
+    """``text`` as it can be written: a file name that is no valid Unicode holds halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and (value.isascii() or _clean(value) == value)
+
+
+def _dump(value: object) -> str:
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        raise UsageError("a parameter is not a finite number, so that the recipe cannot be stored") from None
+
+
+def _cost(value: object) -> int:
+    """Bytes that a value takes in the header, where the JSON text is a string itself."""
+    return len(json.dumps(json.dumps(value))) + 2
+
+
+def _parse(text: object) -> Any:
+    """A JSON value from an untrusted text; None when it is not strict JSON, too long or nested too deeply."""
+    if not isinstance(text, str) or len(text) > _MAX_PARSED:
+        return None
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_int=_integer, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return None
+    return None if _is_deep(value) else value
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(text)
+
+
+def _integer(text: str) -> int:
+    if len(text) > 40:  # converting a long number costs quadratic time
+        raise ValueError("a number of too many digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if isinf(value):
+        raise ValueError("a number out of range")
+    return value
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, (dict, list))
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return True
