@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .dtypes import DType
-from .errors import InputRefused, printable
+from .errors import InputRefused, RunFailed, printable
 from .program import Formula
 
 if TYPE_CHECKING:
@@ -188,11 +188,11 @@ def assemble(
     ``hashed`` reserves room in the header for hashes that are known only at the end.
     """
     from .formats import safetensors
+    from .metadata import placeholder_hashes
 
-    placeholder = "0" * 64
     files = sum(not isinstance(source, bytes) for source in sources)
     unhashed = (None,) * files
-    widest = metadata((placeholder,) * files, placeholder) if hashed else metadata(unhashed, None)
+    widest = metadata(placeholder_hashes(files), placeholder_hashes(1)[0]) if hashed else metadata(unhashed, None)
     unchanged = all(piece.action == COPIED for piece in pieces)
     if not (keep_order and unchanged):
         pieces = sorted(pieces, key=lambda piece: -piece.dtype.bits)
@@ -202,7 +202,10 @@ def assemble(
 
     def header(input_hashes: Sequence[str | None], body_hash: str | None) -> bytes:
         given = metadata(input_hashes, body_hash) if hashed else metadata(unhashed, None)
-        return safetensors.layout(entries, given, reserve=start).header
+        rendered = safetensors.layout(entries, given, reserve=start).header
+        if len(rendered) != start:  # a longer one would be written over the tensors
+            raise RunFailed(f"the header takes {len(rendered)} bytes, but {start} were reserved for it")
+        return rendered
 
     jobs, formulas = _jobs(pieces, layout.offsets)
     return Plan(verb, tuple(sources), tuple(pieces), jobs, formulas, start, layout.size, header, **facts)
