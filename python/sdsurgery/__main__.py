@@ -1,0 +1,16 @@
+"""``python -m sdsurgery`` and the command ``sdsurgery``."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Run the command line; returns the exit code (see cli.py)."""
+    from .cli import run
+
+    return run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

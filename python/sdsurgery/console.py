@@ -1,0 +1,202 @@
+"""What people see: progress and reports. Names from files are escaped before they are printed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .errors import printable
+
+if TYPE_CHECKING:
+    from .engine import Progress
+    from .verbs.common import Report
+    from .verbs.inspect import Component, Inspection
+    from .verbs.verify import Verification
+
+_QUICK = 0.7  # seconds after which a run deserves a progress display
+_LINE_EVERY = 5.0  # seconds between plain lines
+
+
+def human_bytes(count: float) -> str:
+    """1,234,567 as "1.23 MB" (powers of ten, as disks and download pages count)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+@contextmanager
+def progress(verb: str, *, quiet: bool = False) -> Iterator[Progress | None]:
+    """A progress callback: a bar on a terminal, a plain line now and then elsewhere, nothing for quick runs."""
+    if quiet or sys.stderr is None:
+        yield None
+        return
+    terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    display = _Bar(verb) if terminal else _Lines(verb)
+    try:
+        yield display.update
+    finally:
+        display.close()
+
+
+class _Lines:
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+        self.started = self.last = time.monotonic()
+
+    def update(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.last < _LINE_EVERY or done >= total:
+            return
+        self.last = now
+        rate = done / (now - self.started)
+        left = f", {(total - done) / rate:.0f} s left" if rate else ""
+        line = f"{self.verb}: {human_bytes(done)} of {human_bytes(total)}, {human_bytes(rate)}/s{left}"
+        print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _Bar:
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+        self.started = time.monotonic()
+        self.bar: Any = None
+        self.task: Any = None
+
+    def update(self, done: int, total: int) -> None:
+        if self.bar is None:
+            if time.monotonic() - self.started < _QUICK or done >= total:
+                return
+            self._open(total)
+        self.bar.update(self.task, completed=done)
+
+    def _open(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import TransferSpeedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        # rich honours NO_COLOR by itself.
+        self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self.bar.start()
+        self.task = self.bar.add_task(self.verb, total=total)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
+    """A verb's report as lines of text."""
+    counts = ", ".join(f"{count} {action}" for action, count in report.counts.items() if count)
+    target = printable(report.output) if report.output else "(no output named)"
+    lines = [f"{'would write' if report.dry_run else 'wrote'} {target}: {human_bytes(report.bytes_written)}, family {report.family}"]
+    lines.append(f"tensors: {counts}")
+    for path, names in report.missing.items():
+        lines.append(f"missing in {printable(path)}: {_some(names, verbose)} (A's were kept)")
+    for path, names in report.only_there.items():
+        lines.append(f"only in {printable(path)}, not added: {_some(names, verbose)}")
+    lines += [f"dropped: {count} × {reason}" for reason, count in report.dropped.items()]
+    for what, found in (("NaN or Inf in the inputs", report.nonfinite), ("values that did not fit the dtype", report.overflow)):
+        if found:
+            lines.append(f"{what}: {sum(found.values())} in {len(found)} tensors: {_some(list(found), verbose)}")
+    if report.dry_run:
+        lines.append(f"would read {human_bytes(report.bytes_read)} of tensor data and write {human_bytes(report.bytes_written)}")
+        lines.append(f"free space in the target's folder: {human_bytes(report.how.get('free_bytes', 0))}")
+        if "buffer_bytes" in report.how:
+            lines.append(f"expected peak memory: about {human_bytes(25e6 + report.how['buffer_bytes'])}")
+    elif report.seconds is not None:
+        speed = human_bytes(report.bytes_written / max(report.seconds, 1e-9))
+        waited = f", {report.hash_seconds:.2f} s of it for hashes" if report.hash_seconds else ""
+        lines.append(f"{report.seconds:.2f} s ({speed}/s written{waited})")
+    lines += [f"note: {note}" for note in report.notes]
+    if verbose:
+        lines += _verbose(report)
+    return lines
+
+
+def _verbose(report: Report) -> list[str]:
+    how = report.how
+    lines = [f"backend {how.get('backend')}, " + ", ".join(f"{k} {v}" for k, v in how.items() if k in ("cpu", "threads"))]
+    for path, mode in zip(report.inputs, how.get("io", ()), strict=False):
+        lines.append(f"read {printable(path)} by {mode}")
+    for path, digest in zip(report.inputs, report.sha256, strict=False):
+        if digest:
+            lines.append(f"sha256 {digest}  {printable(path)}")
+    if report.body_sha256:
+        lines.append(f"sha256 of the output's tensor data {report.body_sha256}")
+    for row in report.tensors:
+        note = f"  ({row['note']})" if row["note"] else ""
+        lines.append(f"  {row['action']:<7} {row['dtype']:<5} {row['shape']} {printable(row['name'])}{note}")
+    return lines
+
+
+def _some(names: list[str], everything: bool) -> str:
+    shown = names if everything else names[:3]
+    more = f", … ({len(names)} in all)" if len(shown) < len(names) else ""
+    return ", ".join(printable(name) for name in shown) + more
+
+
+def inspection_lines(found: Inspection, verbose: bool = False) -> list[str]:
+    """``inspect`` as text."""
+    lines = [
+        f"{printable(found.path)}: {found.format}, {human_bytes(found.bytes)}",
+        f"family: {found.family} ({found.title})" + (f", told by {printable(found.evidence)}" if found.evidence else ""),
+        f"EMA weights: {found.ema}",
+        f"{'component':<18} {'tensors':>8} {'parameters':>16} {'bytes':>16}  dtypes",
+    ]
+    rows: dict[str, Component] = {**found.components, "total": found.total}
+    for name, part in rows.items():
+        dtypes = ", ".join(f"{dtype} {count}" for dtype, count in part.dtypes.items())
+        lines.append(f"{name:<18} {part.tensors:>8} {part.parameters:>16,} {part.bytes:>16,}  {dtypes}")
+    for key, value in found.metadata.items():
+        lines.append(f"metadata {printable(key)}: {printable(value, 10_000 if verbose else 100)}")
+    if found.recipe is not None:
+        lines.append("recipe:")
+        lines += [f"  {printable(key)}: {printable(value)}" for key, value in found.recipe.items()]
+    return lines + [f"note: {printable(note, 1000)}" for note in found.notes]
+
+
+def verification_lines(found: Verification) -> list[str]:
+    """``verify`` as text."""
+    lines = [f"{printable(found.path)}: {found.format}, family {found.family}, {found.tensors} tensors, structure whole"]
+    if found.nonfinite:
+        lines.append(f"NaN or Inf: {sum(found.nonfinite.values())} in {_some(list(found.nonfinite), False)}")
+    else:
+        lines.append("NaN or Inf: none")
+    if found.sha256:
+        lines += [f"sha256 {found.sha256} (AutoV2 {found.sha256[:10]})", f"AutoV1 {found.autov1}"]
+    if found.body_sha256:
+        lines.append(f"sha256 of the tensor data {found.body_sha256} (AutoV3 {found.body_sha256[:12]})")
+    return lines + [f"note: {printable(note, 1000)}" for note in found.notes]
+
+
+def method_lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """``methods`` as text."""
+    lines = []
+    for row in rows:
+        inputs = " ".join(row["inputs"]) + (" …" if row["any_number_of_inputs"] else "")
+        lines.append(f"{row['name']:<14} {inputs:<8} {row['formula']}")
+        for name, param in row["parameters"].items():
+            default = "" if param["default"] is None else f" (default {param['default']:g})"
+            lines.append(f"{'':<14} --{name.replace('_', '-')}: {param['help']}{default}")
+    return lines
+
+
+def info_lines(found: Mapping[str, Any]) -> list[str]:
+    """``info`` as text."""
+    targets = ", ".join(name + ("" if runs else " (not on this machine)") for name, runs in found["cpu_targets"].items())
+    return [
+        f"sdsurgery {found['version']}, Python {found['python']}, {found['system']}, built by {found['compiler']}",
+        f"CPU targets built: {targets}; active: {found['cpu_target']} (SDS_CPU overrides); {found['cpus']} processors",
+        *(f"backend {name}: {state}" for name, state in found["backends"].items()),
+        f"CUDA module: {found['cuda']}",
+        *(f"{name}: {version or 'not installed'}" for name, version in found["packages"].items()),
+    ]

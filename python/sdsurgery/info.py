@@ -1,0 +1,47 @@
+"""What this installation is and can do here: for ``info`` and for bug reports."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+from . import __version__, _native, backends
+from .errors import SdsError
+
+
+def collect() -> dict[str, Any]:
+    """Version, compiler, CPU targets built and active, backends and why one is unusable, optional packages."""
+    try:
+        active = _native.check_target(os.environ.get("SDS_CPU", ""))
+    except _native.Error as error:
+        active = f"none ({error})"
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "compiler": _native.compiler,
+        "cpus": _native.usable_cpus(),
+        "cpu_targets": {name: runs for name, runs in _native.cpu_targets()},
+        "cpu_target": active,
+        "backends": {name: _usable(name) for name in backends.names()},
+        "cuda": "not built",
+        "packages": {name: _installed(name) for name in ("numpy", "torch", "triton", "safetensors", "rich")},
+    }
+
+
+def _usable(name: str) -> str:
+    try:
+        backends.choose(name)
+    except (SdsError, ImportError) as error:
+        return str(error)
+    return "usable"
+
+
+def _installed(name: str) -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
