@@ -12,7 +12,7 @@ from ..errors import UsageError, printable
 from .base import REGISTRY, UNKNOWN, Layout, LayoutTensor
 from .detect import Detection, conflict, detect, size_text, text_encoders
 
-FAMILIES = ("dit", "sdxl", "sd2", "sd1", "vae", "diffusers")
+FAMILIES = ("dit", "sdxl", "sd2", "sd1", "vae", "diffusers", "adapters")
 """Family files in the order of recognition: of two layouts that fit a file, the one registered first wins."""
 
 for _family in FAMILIES:

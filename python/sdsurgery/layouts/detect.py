@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..errors import printable
 from . import names
 from .base import REGISTRY, UNKNOWN, Layout
 from .shapes import Shape
@@ -13,6 +14,7 @@ from .unet import CROSS_ATTENTION, FIRST_CONVOLUTION
 
 if TYPE_CHECKING:
     from ..checkpoint import TensorInfo
+    from .adapters import Adapter
 
 _UNET_PREFIXES = (
     names.UNET,
@@ -57,6 +59,7 @@ class Probe:
     def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
         self.tensors = tensors
         self.unet_prefix = self._find_unet()
+        self._adapter: tuple[Adapter | None] | None = None
 
     def shape(self, key: str) -> Shape | None:
         """Shape of a tensor by its full name, None when it is absent."""
@@ -73,6 +76,14 @@ class Probe:
         shape = self.unet(key)
         assert shape is not None and self.unet_prefix is not None
         return Match(self.unet_prefix + key, shape, notes)
+
+    def adapter(self, classify: Callable[[Mapping[str, TensorInfo]], Adapter | None]) -> Adapter | None:
+        """What ``classify`` makes of the tensors; asked once, and never of a file with a U-Net."""
+        if self.unet_prefix is not None:
+            return None
+        if self._adapter is None:
+            self._adapter = (classify(self.tensors),)
+        return self._adapter[0]
 
     def _find_unet(self) -> str | None:
         for prefix in _UNET_PREFIXES:
@@ -176,10 +187,10 @@ def conflict(a: Detection, b: Detection, who: tuple[str, str] = ("A", "B")) -> s
 
 
 def _difference(a: Detection, b: Detection, who: tuple[str, str]) -> str:
-    in_a, in_b = size_text(a.evidence_shape or ()), size_text(b.evidence_shape or ())
+    (key_a, in_a), (key_b, in_b) = ((printable(d.evidence_key), size_text(d.evidence_shape or ())) for d in (a, b))
     if _relative(a) == _relative(b):
-        return f"{a.evidence_key} is {in_a} in {who[0]} and {in_b} in {who[1]}"
-    return f"{who[0]} has {a.evidence_key} {in_a}, {who[1]} has {b.evidence_key} {in_b}"
+        return f"{key_a} is {in_a} in {who[0]} and {in_b} in {who[1]}"
+    return f"{who[0]} has {key_a} {in_a}, {who[1]} has {key_b} {in_b}"
 
 
 def _relative(detection: Detection) -> str:

@@ -91,14 +91,15 @@ def _component_rows(layout: Layout, component: str) -> Iterator[Row]:
     rows: list[Row] = []
     for row in mapping(layout):
         if row.component == component and row.key:
-            rows.append((row.key, _shape(shapes[row.ldm_key], row.transform)))
+            rows.append((row.key, transformed(shapes[row.ldm_key], row.transform)))
     rows = [row for row in rows if row[0] != POSITION_IDS]
     if component == "text_encoder" and layout.base.startswith(("sd1", "sd2")):
         rows.append((POSITION_IDS, (1, TOKENS)))  # SDXL's folders were written after transformers gave it up
     return iter(sorted(rows, key=lambda row: module_order(component, row[0])))
 
 
-def _shape(shape: Shape, transform: str) -> Shape:
+def transformed(shape: Shape, transform: str) -> Shape:
+    """Shape of an original tensor after ``transform``."""
     if transform == "squeeze_conv1x1":
         return shape[:2]
     if transform.startswith("split_qkv"):

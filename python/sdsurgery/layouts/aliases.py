@@ -1,0 +1,134 @@
+"""Old and foreign names for tensors of the known families, and what they are called here.
+
+Only renames: nothing here rearranges values. Sources: ComfyUI ``comfy/utils.py`` and ``diffusers_convert.py``,
+sd-mecha's model configurations, huggingface/diffusers ``loaders/single_file_utils.py`` (see docs/layouts.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import TYPE_CHECKING
+
+from ..errors import printable
+from . import names
+
+if TYPE_CHECKING:
+    from .base import Layout
+
+_CLIP_PLACES = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
+_CLIP_HEADS = ("embeddings.", "encoder.", "final_layer_norm.")
+_BARE_UNET = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
+_VAE_HEADS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+_DIFFUSERS_UNET = ("down_blocks.", "up_blocks.", "mid_block.", "time_embedding.", "add_embedding.", "conv_")
+_SGM_SD2 = "conditioner.embedders.0.model."
+_STRAY = ".model.transformer.text_model.embeddings.position_ids"
+
+# The attention of the VAE was called so in diffusers before its attention classes were unified.
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# And careless converters carry diffusers' names over into the original layout.
+_LDM_ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out", "group_norm": "norm"}
+_LDM_ATTENTION |= {old: _LDM_ATTENTION[new] for old, new in _OLD_ATTENTION.items()}
+
+
+def canonical(key: str, layout: Layout) -> str:
+    """The name under which ``layout`` lists the tensor that a file calls ``key``; ``key`` itself when it has no other.
+
+    Understood: ``state_dict.``, ``module.`` and ``model.`` wrappers, bare U-Net and VAE names, CLIP-L without
+    ``text_model.``, SD 2's encoder in sgm's place, old and diffusers names of the VAE, diffusers names of the U-Net,
+    EMA names of a bare U-Net. Shapes may still differ: VAE attention weights are [o,i] or [o,i,1,1].
+    """
+    key = names.unwrap(key)
+    if layout.name.endswith("-diffusers"):
+        return _attention(key, ".mid_block.attentions.0.", _OLD_ATTENTION)
+    if key.startswith(_CLIP_PLACES):
+        return _clip(key)
+    if key.startswith(_SGM_SD2) and layout.name.startswith("sd2"):
+        return "cond_stage_model.model." + key[len(_SGM_SD2) :]
+    if key.startswith(names.EMA):
+        bare = key[len(names.EMA) :]
+        head = bare.startswith(tuple(stem.rstrip(".") for stem in _BARE_UNET))
+        return f"{names.EMA}diffusion_model{bare}" if head and layout.has_ema else key
+    if key.startswith((*_VAE_HEADS, names.VAE)):
+        return _vae(key, layout)
+    return _unet(key, layout)
+
+
+def _unet(key: str, layout: Layout) -> str:
+    if not layout.has_ema:  # no U-Net under the usual prefix
+        return key
+    if key.startswith("diffusion_model."):
+        return "model." + key
+    if key.startswith(_BARE_UNET):
+        return names.UNET + key
+    if key.startswith(_DIFFUSERS_UNET) and layout.name != "sd2-unclip-h":
+        return _from_diffusers(layout, "unet").get(key, key)
+    return key
+
+
+def _clip(key: str) -> str:
+    place = next(place for place in _CLIP_PLACES if key.startswith(place))
+    rest = key[len(place) :]
+    return f"{place}text_model.{rest}" if rest.startswith(_CLIP_HEADS) else key
+
+
+def _vae(key: str, layout: Layout) -> str:
+    """A VAE name in the place that the layout has for it; a layout without a VAE keeps the place it was found in."""
+    bare = key.removeprefix(names.VAE)
+    places = {part.prefix for part in layout.parts if part.component == "vae"}
+    place = places.pop() if places else key[: len(key) - len(bare)]
+    if ".mid_block." in bare or "_blocks." in bare or "conv_norm_out" in bare:
+        bare = _attention(bare, ".mid_block.attentions.0.", _OLD_ATTENTION)
+        found = _from_diffusers(layout, "vae").get(bare) if layout.parts else None
+        return found or key
+    return place + _attention(bare, ".mid.attn_1.", _LDM_ATTENTION)
+
+
+def _attention(key: str, place: str, new_names: dict[str, str]) -> str:
+    front, found, rest = key.partition(place)
+    module, _, leaf = rest.rpartition(".")
+    return f"{front}{place}{new_names[module]}.{leaf}" if found and module in new_names else key
+
+
+@cache
+def _from_diffusers(layout: Layout, component: str) -> dict[str, str]:
+    from .diffusers import renames  # only when such names turn up
+
+    return renames(layout, component)
+
+
+def is_stray(key: str) -> bool:
+    """Whether ``key`` is a misplaced ``position_ids`` left behind by a converter; it has no place and is dropped.
+
+    Seen as ``cond_stage_model.model.transformer.text_model…`` (WD 1.4) and under ``conditioner.embedders.1`` (ComfyUI).
+    """
+    return key.endswith(_STRAY)
+
+
+def needs_transpose(key: str) -> bool:
+    """Whether ``key`` is a text projection under its diffusers name, which holds the transposed matrix.
+
+    Written by older converters and Playground v2 for ``text_projection``. The matrix is square, so no shape gives it
+    away: renaming alone would silently break the text encoder.
+    """
+    return key.endswith(".model.text_projection.weight")
+
+
+def remarks(keys: Iterable[str], layout: Layout) -> tuple[str, ...]:
+    """What is unusual about a file's names, one line each with a count and an example; nothing when all is in order."""
+    renamed, stray, transposed = [], [], []
+    for key in keys:
+        if is_stray(key):
+            stray.append(key)
+        elif needs_transpose(key):
+            transposed.append(key)
+        elif canonical(key, layout) != key:
+            renamed.append(f"{key} for {canonical(key, layout)}")
+    found = (
+        (renamed, "tensors have an old or foreign name"),
+        (stray, "misplaced position_ids, to be dropped"),
+        (transposed, "text projections under the diffusers name, to be transposed before use as text_projection"),
+    )
+    return tuple(
+        f"{len(hits)} {text}: {printable(hits[0])}{', …' if len(hits) > 1 else ''}" for hits, text in found if hits
+    )

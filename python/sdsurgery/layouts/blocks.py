@@ -1,0 +1,235 @@
+"""Block weights: ``IN04=0.3,OUT05-OUT08=0.8,BASE=0.5``, preset names, exchanged lists of numbers, rules over names.
+
+Nothing here touches tensors: a block's weight replaces the method's ratio for the tensors of that block
+(:meth:`Layout.block`), and a block that isn't set keeps the method's own ratio.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import isfinite
+from typing import NoReturn
+
+from ..errors import UsageError, printable
+from . import names
+from .base import Layout
+from .presets import COUNT, PRESETS, preset
+
+
+def parse_blocks(text: str, layout: Layout) -> dict[str, float]:
+    """Weights by block name, only those that ``text`` sets; VAE follows BASE unless set itself.
+
+    ``text`` is a comma-separated list of assignments (``NAME=NUMBER`` or ``FIRST-LAST=NUMBER``, later ones win), a
+    preset's name, or both, preset first; or nothing but numbers in the order in which other tools exchange them: the
+    U-Net's 25 (19 for XL) blocks, with BASE in front of them (26 or 20), or with VAE behind them too (21, XL only).
+    A preset has 25 values; for XL, IN09–IN11 and OUT09–OUT11 are left out, as supermerger does it.
+    Raises UsageError for a block that the family doesn't have, a number that isn't finite, a list of another length.
+    """
+    items = [item.strip() for item in text.split(",")]
+    if items == [""]:
+        raise UsageError("block weights: the list is empty; give for instance IN04=0.3,OUT05-OUT08=0.8 or GRAD_V")
+    if all("=" not in item and _is_number(item) for item in items):
+        weights = _from_list([_number(item, item) for item in items], layout)
+    else:
+        weights = {}
+        for place, item in enumerate(items):
+            weights.update(_item(item, place, layout))
+    if "BASE" in weights:
+        weights.setdefault("VAE", weights["BASE"])
+    return weights
+
+
+def _item(item: str, place: int, layout: Layout) -> Iterator[tuple[str, float]]:
+    target, equals, value = (part.strip() for part in item.partition("="))
+    if equals:
+        number = _number(value, item)
+        return iter([(block, number) for block in _span(target, layout)])
+    values = preset(item)
+    if values is None:
+        _no_such_preset(item)
+    _require_unet(layout)
+    if place:
+        raise UsageError(f"block weights: the preset '{printable(item)}' must come first, assignments after it")
+    return zip(_unet_blocks(layout, COUNT), _fit(values, layout), strict=True)
+
+
+def _require_unet(layout: Layout) -> None:
+    if "M00" not in layout.blocks:
+        raise UsageError(f"block weights: {layout.title} has no U-Net; only {' and '.join(layout.blocks)} can be set")
+
+
+def _no_such_preset(item: str) -> NoReturn:
+    from ..suggest import did_you_mean
+
+    hint = did_you_mean(item.upper(), PRESETS) or "; expected NAME=NUMBER, a preset, or a list of numbers"
+    raise UsageError(f"block weights: '{printable(item)}' is neither an assignment nor a preset{hint}")
+
+
+def _span(target: str, layout: Layout) -> tuple[str, ...]:
+    first, dash, last = target.partition("-")
+    start = _index(first, layout)
+    stop = _index(last, layout) if dash else start
+    if stop < start:
+        raise UsageError(
+            f"block weights: '{printable(target)}' runs backwards; write {printable(last)}-{printable(first)}"
+        )
+    return layout.blocks[start : stop + 1]
+
+
+_NAME = re.compile(r"(IN|OUT|M|MID)(\d{0,2})")
+
+
+def _index(name: str, layout: Layout) -> int:
+    word = name.strip().upper()
+    match = _NAME.fullmatch(word)
+    if match:
+        stem, number = match.groups()
+        word = f"{'M' if stem == 'MID' else stem}{int(number or 0):02d}" if number or stem[0] == "M" else word
+    if word in layout.blocks:
+        return layout.blocks.index(word)
+    from ..suggest import did_you_mean
+
+    known = f"BASE, {layout.blocks[1]}–{layout.blocks[-2]}, VAE" if len(layout.blocks) > 2 else ", ".join(layout.blocks)
+    raise UsageError(
+        f"block weights: {layout.title} has no block '{printable(name)}'"
+        f"{did_you_mean(word, layout.blocks) or f'; it has {known}'}"
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _number(text: str, item: str) -> float:
+    number = float(text) if _is_number(text) else float("nan")
+    if not isfinite(number):
+        raise UsageError(f"block weights: '{printable(item)}' needs a finite number, such as 0.3")
+    return number
+
+
+def _from_list(numbers: list[float], layout: Layout) -> dict[str, float]:
+    _require_unet(layout)
+    for count in _list_sizes(layout):
+        blocks = _unet_blocks(layout, count)
+        if len(numbers) == count:
+            return dict(zip(blocks, numbers, strict=True))
+        if len(numbers) == count + 1:
+            return dict(zip(("BASE", *blocks), numbers, strict=True))
+        if len(numbers) == count + 2 and (count == _XL or layout.vae_block == "VAE"):
+            return dict(zip(("BASE", *blocks, "VAE"), numbers, strict=True))
+    counts = " or ".join(f"{n} (without BASE), {n + 1} (BASE first)" for n in _list_sizes(layout))
+    raise UsageError(f"block weights: {len(numbers)} numbers given, {layout.title} needs {counts}")
+
+
+_XL = 19
+
+
+def _list_sizes(layout: Layout) -> tuple[int, ...]:
+    """How many U-Net blocks a list may have; for a family without a known U-Net both usual lengths are tried."""
+    return (2 * layout.unet.input_blocks + 1,) if layout.unet else (COUNT, _XL)
+
+
+def _unet_blocks(layout: Layout, count: int) -> tuple[str, ...]:
+    """The U-Net's blocks in list order, at most ``count`` of them (equally many in and out)."""
+    half = (min(count, len(layout.blocks) - 2) - 1) // 2
+    return (
+        *(f"IN{i:02d}" for i in range(half)),
+        "M00",
+        *(f"OUT{i:02d}" for i in range(half)),
+    )
+
+
+def _fit(values: tuple[float, ...], layout: Layout) -> tuple[float, ...]:
+    """A preset's 25 values for a U-Net with fewer blocks: the last inputs and the last outputs are left out."""
+    half = (len(_unet_blocks(layout, COUNT)) - 1) // 2
+    middle = COUNT // 2
+    return (*values[:half], values[middle], *values[middle + 1 : middle + 1 + half])
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Ratios by regular expression over tensor names; the last rule that matches anywhere in a name wins."""
+
+    rules: tuple[tuple[re.Pattern[str], float], ...] = ()
+
+    def ratio(self, key: str) -> float | None:
+        """The ratio for ``key``, None when no rule matches."""
+        for pattern, number in reversed(self.rules):
+            if pattern.search(key):
+                return number
+        return None
+
+
+def parse_rules(text: str) -> Rules:
+    """Rules from lines ``REGEX = NUMBER``; blank lines and lines that start with ``#`` are skipped.
+
+    The last ``=`` of a line separates. Raises UsageError with the line's number for a line of another form, an
+    expression that doesn't compile, or a number that isn't finite.
+    """
+    rules = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            rules.append(_rule(line, number))
+    return Rules(tuple(rules))
+
+
+def _rule(line: str, number: int) -> tuple[re.Pattern[str], float]:
+    expression, equals, value = line.rpartition("=")
+    value = value.partition(" #")[0].strip()
+    if not equals or not expression.strip():
+        raise UsageError(f"rules, line {number}: expected REGEX = NUMBER, found '{printable(line.strip())}'")
+    if not _is_number(value) or not isfinite(float(value)):
+        raise UsageError(f"rules, line {number}: '{printable(value)}' is not a finite number")
+    try:
+        return re.compile(expression.strip()), float(value)
+    except re.error as error:
+        raise UsageError(f"rules, line {number}: '{printable(expression.strip())}': {error}") from None
+
+
+def blocks_table(layout: Layout) -> Iterator[str]:
+    """Lines for ``layouts --blocks``: a header, then block, component, tensors, elements and key prefix, tab-separated.
+
+    Raises UsageError for a family whose tensors are not known.
+    """
+    try:
+        rows = layout.tensors()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    groups: dict[tuple[str, str], list[int]] = {}
+    for row in rows:
+        place = (layout.block(row.key) or "-", _prefix(row.key, row.component))
+        count = groups.setdefault(place, [0, 0])
+        count[0] += 1
+        count[1] += _elements(row.shape)
+    components = {_prefix(row.key, row.component): row.component for row in rows}
+    yield "block\tcomponent\ttensors\telements\tprefix"
+    order = {block: i for i, block in enumerate((*layout.blocks, "-"))}
+    for (block, prefix), (tensors, elements) in sorted(groups.items(), key=lambda item: order[item[0][0]]):
+        yield f"{block}\t{components[prefix]}\t{tensors}\t{elements}\t{prefix}"
+
+
+def _elements(shape: Iterable[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _prefix(key: str, component: str) -> str:
+    """The module under which the table counts a key: one numbered U-Net block, else the component's root."""
+    head = names.UNET if key.startswith(names.UNET) else ""
+    parts = key[len(head) :].split(".")
+    depth = 1
+    if component == "unet" and parts[0] in ("input_blocks", "output_blocks"):
+        depth = 2
+    elif parts[0] == "conditioner":
+        depth = 3  # conditioner.embedders.0
+    elif parts[0] in ("down_blocks", "up_blocks"):
+        depth = 4  # down_blocks.0.resnets.1
+    return head + ".".join(parts[:depth]) + ("." if len(parts) > depth else "")
