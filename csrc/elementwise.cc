@@ -2,8 +2,8 @@
 // target's instructions; nothing outside a region may use them, so the binary runs on any machine of its family.
 #include "elementwise.h"
 
-#include <cmath>
 #include <cstring>
+#include <utility>
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define SDS_X86 1

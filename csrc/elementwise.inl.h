@@ -2,50 +2,49 @@
 // after a lanes/*.h that defines Lanes, Peak, load<> and store<>.
 //
 // Numeric rule: every operation is rounded separately to float32 (float64 for wide programs), the result once to the
-// output dtype. The fast kernels assume finite values and record the largest magnitudes that went in and out; where
-// those tell of a NaN, an Inf or an overflow, the stretch is done again by the careful path, which has every case.
+// output dtype. The fast kernels assume finite values and record the largest magnitude of their results; where that
+// tells of a NaN, an Inf or an overflow, the stretch is done again by the careful path, which has every case.
+
+#include "formulas.h"
 
 // ---- fused: one pass in registers, for the formulas of formulas.h with inputs of one dtype
 
-struct Seen {
-    uint32_t in, out;  // bits of the largest magnitudes
-};
-using FusedKernel = Seen (*)(const Operand*, uint8_t*, size_t, const float*);
+// Returns the bits of the largest magnitude among the results. That tells of non-finite inputs too: every formula of
+// formulas.h is a sum of multiples of its inputs, and a multiple of a NaN or an Inf (even by zero) is never finite.
+using FusedKernel = uint32_t (*)(const Operand*, uint8_t*, size_t, const float*);
 
-template <class Formula, class In, class Out>
-Seen fused(const Operand* operands, uint8_t* out, size_t count, const float* constants) {
-    constexpr int W = Lanes::width;
-    Lanes c[Formula::constants + 1];
-    for (int k = 0; k < Formula::constants; ++k) c[k] = Lanes::all(constants[k]);
-    Peak peak_in = Peak::none(), peak_out = Peak::none();
-    Lanes x[Formula::inputs];
-    const uint8_t* from[Formula::inputs];
-    for (int k = 0; k < Formula::inputs; ++k) from[k] = operands[k].data;
+// The arrays below are indexed by constants alone, by way of the index packs, so that all of them live in registers.
+template <class Formula, class In, class Out, size_t... K, size_t... C>
+inline uint32_t fused_with(const Operand* operands, uint8_t* out, size_t count, const float* constants,
+                           std::index_sequence<K...>, std::index_sequence<C...>) {
+    constexpr size_t W = Lanes::width, in_size = sizeof(typename In::Code), out_size = sizeof(typename Out::Code);
+    const uint8_t* const from[] = {operands[K].data...};
+    const Lanes c[] = {Lanes::all(constants[C])..., Lanes::all(0)};
+    Peak peak = Peak::none();
     size_t i = 0;
     for (; i + W <= count; i += W) {
-        for (int k = 0; k < Formula::inputs; ++k) {
-            x[k] = load<In>(from[k] + i * sizeof(typename In::Code));
-            peak_in.see(x[k]);
-        }
+        const Lanes x[] = {load<In>(from[K] + i * in_size)...};
         const Lanes y = Formula::apply(x, c);
-        peak_out.see(y);
-        store<Out>(out + i * sizeof(typename Out::Code), y);
+        peak.see(y);
+        store<Out>(out + i * out_size, y);
     }
     if (i < count) {  // the tail goes through full registers too, padded with zeros
         const size_t left = count - i;
-        uint8_t padded[Lanes::width * 8] = {};
-        for (int k = 0; k < Formula::inputs; ++k) {
-            memset(padded, 0, sizeof padded);
-            memcpy(padded, from[k] + i * sizeof(typename In::Code), left * sizeof(typename In::Code));
-            x[k] = load<In>(padded);
-            peak_in.see(x[k]);
-        }
+        uint8_t padded[sizeof...(K)][W * 4] = {};
+        (memcpy(padded[K], from[K] + i * in_size, left * in_size), ...);
+        const Lanes x[] = {load<In>(padded[K])...};
         const Lanes y = Formula::apply(x, c);
-        peak_out.see(y);
-        store<Out>(padded, y);
-        memcpy(out + i * sizeof(typename Out::Code), padded, left * sizeof(typename Out::Code));
+        peak.see(y);
+        store<Out>(padded[0], y);
+        memcpy(out + i * out_size, padded[0], left * out_size);
     }
-    return {peak_in.value(), peak_out.value()};
+    return peak.value();
+}
+
+template <class Formula, class In, class Out>
+uint32_t fused(const Operand* operands, uint8_t* out, size_t count, const float* constants) {
+    return fused_with<Formula, In, Out>(operands, out, count, constants, std::make_index_sequence<Formula::inputs>(),
+                                        std::make_index_sequence<Formula::constants>());
 }
 
 struct FusedRow {
@@ -170,39 +169,40 @@ void step_strip(Op op, const T* __restrict a, const T* __restrict b, T* __restri
     }
 }
 
-inline bool any_nonfinite(const float* x, size_t n) {
+// Bits of the largest magnitude of a strip (at least those of Inf once a NaN is among them).
+inline uint32_t peak_of(const float* x, size_t n) {
     uint32_t top = 0;
     for (size_t i = 0; i < n; ++i) {
         const uint32_t bits = bits_as<uint32_t>(x[i]) & 0x7fffffff;
         top = bits > top ? bits : top;
     }
-    return top >= 0x7f800000;
+    return top;
 }
-inline bool any_nonfinite(const double* x, size_t n) {
+inline uint64_t peak_of(const double* x, size_t n) {
     uint64_t top = 0;
     for (size_t i = 0; i < n; ++i) {
         const uint64_t bits = bits_as<uint64_t>(x[i]) & 0x7fffffffffffffff;
         top = bits > top ? bits : top;
     }
-    return top >= 0x7ff0000000000000;
+    return top;
 }
-
-template <class Stored, class T>
-bool fits(const T* x, size_t n) {
-    bool all = true;
-    for (size_t i = 0; i < n; ++i) {
-        const T magnitude = x[i] < 0 ? -x[i] : x[i];
-        all &= magnitude == magnitude && !too_large<Stored>(magnitude);
-    }
-    return all;
+inline bool finite(uint32_t peak) { return peak < 0x7f800000; }
+inline bool finite(uint64_t peak) { return peak < 0x7ff0000000000000; }
+template <class Stored>
+bool fits(uint32_t peak) {
+    return finite(peak) && !too_large<Stored>(bits_as<float>(peak));
+}
+template <class Stored>
+bool fits(uint64_t peak) {
+    return finite(peak) && !too_large<Stored>(bits_as<double>(peak));
 }
 
 // Stores one strip of results; `inputs` holds the widened operands, a strip each.
 template <class Stored, class T>
 void store_strip(const T* results, const T* inputs, int input_count, uint8_t* out, size_t n, Overflow policy,
                  Tally& tally) {
-    bool plain = fits<Stored>(results, n);
-    for (int k = 0; k < input_count && plain; ++k) plain = !any_nonfinite(inputs + k * kStrip, n);
+    bool plain = fits<Stored>(peak_of(results, n));
+    for (int k = 0; k < input_count && plain; ++k) plain = finite(peak_of(inputs + k * kStrip, n));
     if (plain) {
         round_strip<Stored>(results, out, n);
         return;
@@ -299,8 +299,7 @@ inline void evaluate(const Program& program, const Operand* operands, uint8_t* o
             here[k] = {operands[k].data + first * size_of(in_dtype), in_dtype};
         }
         uint8_t* to = out + first * size_of(out_dtype);
-        const Seen seen = kernel(here, to, n, program.narrow.data());
-        if (seen.in >= 0x7f800000 || seen.out >= limit) {
+        if (kernel(here, to, n, program.narrow.data()) >= limit) {
             strips<float>(program, program.narrow.data(), here, to, out_dtype, n, policy, tally, scratch);
         }
     }

@@ -12,7 +12,7 @@ namespace {
 
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kTile = 512 << 10;   // of output: large enough that a system call is cheap, small enough for L2
-constexpr uint64_t kChunk = 256 << 10;  // of one operand: read, used and overwritten while in L2
+constexpr uint64_t kChunk = 128 << 10;  // of one operand: read, used and overwritten while in L2
 constexpr unsigned kColdWorkers = 8;    // reads in flight that a cold disk wants, however few the processors
 constexpr uint64_t kFlushStretch = 32 << 20;
 

@@ -1,11 +1,14 @@
 // The hot formulas, once each, templated over one float, a SIMD register or a device float. They are fast paths for
 // programs that the Python methods trace to: `text` is the program they stand for, and the conformance tests hold
 // them bit-equal to it. Operations are written in the order in which they are rounded; nothing is fused.
-#pragma once
+//
+// Each is a sum of multiples of its inputs: the fast kernels rely on a non-finite input giving a non-finite result. A
+// formula without that property (a minimum, say) is left to the program's steps.
+//
+// Included (after dtypes.h) once in namespace sds and once in the namespace and target region of every CPU target: a
+// function can only be inlined into one that is compiled for the same target. So no include guard.
 
-#include "dtypes.h"
-
-namespace sds::formulas {
+namespace formulas {
 
 struct Identity {
     static constexpr int inputs = 1, constants = 0;
@@ -53,4 +56,4 @@ void for_each(Visitor& visit) {
 }
 constexpr int kFormulas = 4;
 
-}  // namespace sds::formulas
+}  // namespace formulas

@@ -6,10 +6,12 @@
 #include <string>
 #include <vector>
 
+#include "dtypes.h"
 #include "error.h"
-#include "formulas.h"
 
 namespace sds {
+
+#include "formulas.h"
 
 enum class Op : int { add = 0, sub, mul, div, neg, abs, kCount };
 
