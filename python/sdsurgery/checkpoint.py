@@ -119,17 +119,18 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     The format is decided by content, not by the file's suffix.
     """
     from . import formats
-    from .engine import open_source
+    from .engine import native_errors, open_source
 
     source = open_source(path)
     try:
-        reader = formats.recognise(source)
-        if reader is None:
-            raise InputRefused(f"{printable(path)}: not a checkpoint of a known format ({formats.known()})")
-        try:
-            return Checkpoint(path, source, reader.read(source))
-        except InputRefused as error:
-            raise InputRefused(f"{printable(path)}: {error}") from None
+        with native_errors(InputRefused):
+            reader = formats.recognise(source)
+            if reader is None:
+                raise InputRefused(f"{printable(path)}: not a checkpoint of a known format ({formats.known()})")
+            try:
+                return Checkpoint(path, source, reader.read(source))
+            except InputRefused as error:
+                raise InputRefused(f"{printable(path)}: {error}") from None
     except BaseException:
         source.close()
         raise

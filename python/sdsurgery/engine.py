@@ -133,9 +133,9 @@ def execute(
         with native_errors(plan=plan):
             _drive(run, plan, progress)
         outcome = _outcome(plan, run, chosen, started)
-        if hashes is not None:
-            hashes.collect(outcome)
         with native_errors(plan=plan):
+            if hashes is not None:
+                hashes.collect(outcome)
             sink.write(0, plan.header(outcome.input_hashes, outcome.body_hash))
             sink.commit(replace, sync)
         outcome.seconds = time.monotonic() - started
@@ -195,6 +195,7 @@ class _Hashes:
     def __init__(self, plan: Plan, run: RunHandle, sink: Sink) -> None:
         from .hashing import BodyHash, FileHash
 
+        self._plan = plan
         # One thread a file, however often (and under whatever names) the file is an input.
         self._files: dict[tuple[int, ...], FileHash] = {}
         self._order: Sequence[tuple[int, ...]] = [item.source.identity for item in plan.checkpoints()]
@@ -212,6 +213,11 @@ class _Hashes:
         started = time.monotonic()
         outcome.body_hash = self._body.result()
         outcome.input_hashes = tuple(self._files[identity].result() for identity in self._order)
+        for item, identity in zip(self._plan.checkpoints(), self._order, strict=True):
+            # Hashing opens the file by name; another file may have taken the name since the run opened it.
+            now = os.stat(item.path)
+            if (now.st_dev, now.st_ino) != identity[:2] and os.name == "posix":
+                raise RunFailed(f"{printable(item.path)}: the file was replaced while it was being read")
         outcome.hash_seconds = time.monotonic() - started
 
     def cancel(self) -> None:
