@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .base import Layout, register
 from .detect import Match, Probe
@@ -29,8 +28,7 @@ BASES = {
 _BY_CONTEXT = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 
 
-@dataclass(frozen=True)
-class Adapter:
+class Adapter(NamedTuple):
     """What a file attaches to a checkpoint: its kind, the base model's short name ("" unknown), a telling tensor."""
 
     kind: str

@@ -7,13 +7,12 @@ All published configurations are double_z, have no attention outside the middle,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .shapes import Row, conv, norm, under
 
 
-@dataclass(frozen=True)
-class Autoencoder:
+class Autoencoder(NamedTuple):
     """Configuration of a KL autoencoder; every level but the last halves the resolution."""
 
     multipliers: tuple[int, ...] = (1, 2, 4, 4)  # ch_mult: four levels make f8, three f4

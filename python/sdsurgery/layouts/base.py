@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import names
 from .shapes import Row, Shape
@@ -30,8 +30,7 @@ class LayoutTensor:
     block: str | None
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """One module of a checkpoint: its component, the prefix of its names, and the rows below that prefix."""
 
     component: str

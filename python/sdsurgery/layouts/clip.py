@@ -7,7 +7,7 @@ Sources: ``CLIPTextModel`` of transformers 4.x (SD 1 and the first encoder of SD
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .shapes import Row, Shape, conv, linear, norm, under
 
@@ -16,8 +16,7 @@ VOCABULARY = 49408
 POSITION_IDS = "text_model.embeddings.position_ids"
 
 
-@dataclass(frozen=True)
-class ClipText:
+class ClipText(NamedTuple):
     """A ``CLIPTextModel``: ``width`` and ``layers`` of the transformer."""
 
     width: int = 768
@@ -42,8 +41,7 @@ class ClipText:
         yield from norm("layer_norm2", width)
 
 
-@dataclass(frozen=True)
-class OpenClipText:
+class OpenClipText(NamedTuple):
     """The text tower of OpenCLIP with the three loose parameters of the model around it."""
 
     width: int
@@ -59,8 +57,7 @@ class OpenClipText:
         yield from _ends(self.width)
 
 
-@dataclass(frozen=True)
-class OpenClipImage:
+class OpenClipImage(NamedTuple):
     """An OpenCLIP model of which the image tower is used and the text transformer was deleted (unCLIP's embedder)."""
 
     width: int = 1280

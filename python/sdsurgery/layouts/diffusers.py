@@ -8,14 +8,12 @@ one file per component, so (component, key) is unique and the key alone is not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache, partial
+from typing import NamedTuple
 
 from . import names, vae
 from .base import REGISTRY, Layout, LayoutTensor, Part, register
-from .clip import POSITION_IDS, TOKENS
 from .detect import Match, Probe
-from .diffusers_names import depth_key, module_order, openclip_keys, unet_key, vae_key
 from .shapes import Row, Shape
 
 NAMED_AFTER = "-diffusers"
@@ -29,8 +27,7 @@ _FOLDERS = {
 """Component to subfolder, in the order of the reference tables."""
 
 
-@dataclass(frozen=True)
-class MapRow:
+class MapRow(NamedTuple):
     """One original tensor and its counterpart.
 
     ``component`` and ``key`` are None for ``drop``. ``transform`` is ``none``, ``squeeze_conv1x1`` ([o,i,1,1] to
@@ -60,6 +57,8 @@ def renames(layout: Layout, component: str) -> dict[str, str]:
 
 
 def _map(layout: Layout, tensor: LayoutTensor) -> Iterator[MapRow]:
+    from .diffusers_names import depth_key, openclip_keys, unet_key, vae_key
+
     key = tensor.key
     if tensor.component == "unet":
         yield MapRow(key, "unet", unet_key(key[len(names.UNET) :], class_label=layout.base == "sd2"), "none")
@@ -87,6 +86,9 @@ def _levels(layout: Layout) -> int:
 
 
 def _component_rows(layout: Layout, component: str) -> Iterator[Row]:
+    from .clip import POSITION_IDS, TOKENS
+    from .diffusers_names import module_order
+
     shapes = {tensor.key: tensor.shape for tensor in layout.tensors()}
     rows: list[Row] = []
     for row in mapping(layout):
@@ -109,7 +111,10 @@ def transformed(shape: Shape, transform: str) -> Shape:
 
 def _sniff_unet(source: Layout, layout: Layout, probe: Probe) -> Match | None:
     """A U-Net whose telling tensors, under their diffusers names, have the shapes of ``source``."""
-    assert source.unet is not None
+    if "conv_in.weight" not in probe.tensors or source.unet is None:
+        return None
+    from .diffusers_names import unet_key
+
     found = None
     for key, shape in source.unet.discriminators().items():
         renamed = unet_key(key, class_label=source.base == "sd2")

@@ -8,8 +8,8 @@ diffusers' module paths, SDXL the original ones (with the diffusers form in use 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from . import names
 from .base import Layout
@@ -17,8 +17,7 @@ from .diffusers import MapRow, mapping, transformed
 from .shapes import Shape
 
 
-@dataclass(frozen=True)
-class LoraTarget:
+class LoraTarget(NamedTuple):
     """``scope`` is ``attn`` (the default), ``conv`` (added by LoCon), ``te`` or ``extra`` (LyCORIS "full").
 
     ``shape`` is that of the target weight in diffusers form; with a ``split_qkv`` transform the delta belongs to that

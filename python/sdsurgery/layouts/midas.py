@@ -7,13 +7,12 @@ Source: ``ldm/modules/midas/midas/{dpt_depth,blocks,vit}.py`` (Stability-AI/stab
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .shapes import Row, conv, linear, norm, under
 
 
-@dataclass(frozen=True)
-class Midas:
+class Midas(NamedTuple):
     """Configuration of DPT-Hybrid; ``stages`` are the bottleneck counts of the convolutional stem."""
 
     width: int = 768

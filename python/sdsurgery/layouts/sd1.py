@@ -6,8 +6,6 @@ Sources: CompVis/stable-diffusion 21f890f ``v1-inference.yaml``, runwayml/stable
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from . import parts
 from .base import Layout, register
 from .unet import UNet
@@ -16,7 +14,7 @@ _UNET = UNet(channels=320, context=768, depths=(1, 1, 1, 0), linear_projection=F
 
 
 def _layout(name: str, title: str, architecture: str, channels: int = 4) -> Layout:
-    unet = replace(_UNET, in_channels=channels)
+    unet = _UNET._replace(in_channels=channels)
     modules = (
         parts.schedule(),
         parts.unet(unet),

@@ -7,8 +7,6 @@ text encoder is used, so its last layer, ``text_projection`` and ``logit_scale``
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from . import parts
 from .base import Layout, Part, register
 from .unet import UNet
@@ -52,17 +50,17 @@ UNCLIP_H = _layout(
     "sd2-unclip-h",
     "Stable Diffusion 2.1 unCLIP (ViT-H)",
     _V2 + "unclip-h",
-    replace(_UNET, label=2048),
+    _UNET._replace(label=2048),
     extra=(parts.openclip_image("embedder."), parts.schedule("noise_augmentor.", count=8)),
 )
 SD2 = _layout("sd2", "Stable Diffusion 2.x", _V2 + "512", _UNET)
 INPAINTING = _layout(
-    "sd2-inpainting", "Stable Diffusion 2 inpainting", _V2 + "inpainting", replace(_UNET, in_channels=9)
+    "sd2-inpainting", "Stable Diffusion 2 inpainting", _V2 + "inpainting", _UNET._replace(in_channels=9)
 )
 DEPTH = _layout(
     "sd2-depth",
     "Stable Diffusion 2 depth",
     _V2 + "depth",
-    replace(_UNET, in_channels=5),
+    _UNET._replace(in_channels=5),
     extra=(parts.midas("depth_model."),),
 )

@@ -6,8 +6,6 @@ released for diffusers only; here it is what 9-channel merges use, the base with
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from . import parts
 from .base import Layout, Part, register
 from .detect import Match, Probe
@@ -32,7 +30,7 @@ def _is_distilled(layout: Layout, probe: Probe) -> Match | None:
 
 
 def _base(name: str, title: str, architecture: str, channels: int = 4) -> Layout:
-    unet = replace(_BASE, in_channels=channels)
+    unet = _BASE._replace(in_channels=channels)
     modules = (
         parts.unet(unet),
         parts.sigmas(),

@@ -8,15 +8,14 @@ carry the names of the published YAML configurations in the comments.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .shapes import Row, Shape, conv, linear, norm, under
 
 FIRST_CONVOLUTION = "input_blocks.0.0.weight"
 
 
-@dataclass(frozen=True)
-class UNet:
+class UNet(NamedTuple):
     """Configuration of a U-Net.
 
     ``depths`` is the number of transformer blocks per resolution level (0: no attention there), ``context`` the width
