@@ -20,7 +20,15 @@ _CLIP_PLACES = ("cond_stage_model.transformer.", "conditioner.embedders.0.transf
 _CLIP_HEADS = ("embeddings.", "encoder.", "final_layer_norm.")
 _BARE_UNET = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
 _VAE_HEADS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-_DIFFUSERS_UNET = ("down_blocks.", "up_blocks.", "mid_block.", "time_embedding.", "add_embedding.", "conv_")
+_DIFFUSERS_UNET = (
+    "down_blocks.",
+    "up_blocks.",
+    "mid_block.",
+    "time_embedding.",
+    "add_embedding.",
+    "class_embedding.",
+    "conv_",
+)
 _SGM_SD2 = "conditioner.embedders.0.model."
 _STRAY = ".model.transformer.text_model.embeddings.position_ids"
 

@@ -72,6 +72,7 @@ _HEADS = {
     "text_model": "text_encoder",
     "embeddings": "text_encoder",
     "final_layer_norm": "text_encoder",
+    "text_projection": "text_encoder",
     "dpt": "depth",
     "neck": "depth",
     "unet": "unet",  # adapters saved by diffusers and peft

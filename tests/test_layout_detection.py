@@ -1,0 +1,217 @@
+"""Recognition of a file's family from its header, adapters, and which families may be mixed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from layout_tools import FULL, NAMES, UNET, infos, whole
+from sdsurgery import layouts
+from sdsurgery.layouts import UNKNOWN, size_text
+
+
+class TestRecognition:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_every_generated_family_recognises_itself(self, name: str) -> None:
+        found = layouts.detect(whole(name))
+        assert found.layout.name == name
+        assert found.evidence_shape == whole(name)[found.evidence_key or ""].shape
+        assert found.notes == ()
+
+    @pytest.mark.parametrize("name", FULL)
+    @pytest.mark.parametrize("wrapper", ["state_dict.", "model.", "module."])
+    def test_nested_names_are_recognised_and_remarked(self, name: str, wrapper: str) -> None:
+        found = layouts.detect(infos(layouts.get(name).tensors(), wrapper))
+        assert found.layout.name == name
+        assert wrapper + UNET in found.notes[0]
+
+    @pytest.mark.parametrize("name", FULL)
+    @pytest.mark.parametrize("prefix", ["", "diffusion_model."])
+    def test_a_unet_on_its_own_is_recognised(self, name: str, prefix: str) -> None:
+        unet = [
+            (prefix + tensor.key.removeprefix(UNET), tensor.shape)
+            for tensor in layouts.get(name).tensors()
+            if tensor.component == "unet"
+        ]
+        found = layouts.detect(infos(unet))
+        assert found.layout.name == name
+        assert len(found.notes) == 1
+
+    @pytest.mark.parametrize("prefix", ["", "first_stage_model.", "state_dict.", "state_dict.first_stage_model."])
+    @pytest.mark.parametrize("name", ["vae-kl-f8", "vae-kl-f4"])
+    def test_a_vae_on_its_own_is_recognised_under_any_prefix(self, name: str, prefix: str) -> None:
+        assert layouts.detect(infos(layouts.get(name).tensors(), prefix)).layout.name == name
+
+    def test_a_distilled_sdxl_is_not_taken_for_sdxl(self) -> None:
+        tensors = {key: info for key, info in whole("sdxl-base").items() if "middle_block.1.transformer" not in key}
+        found = layouts.detect(tensors)
+        assert found.layout.name == "sdxl-distilled"
+        assert layouts.conflict(found, layouts.detect(whole("sdxl-base"))) is not None
+
+    @pytest.mark.parametrize(("name", "channels"), [("sd1", 12), ("sd2", 6), ("sdxl-base", 5)])
+    def test_an_unusual_number_of_input_channels_is_the_base_family_with_a_note(self, name: str, channels: int) -> None:
+        key = UNET + "input_blocks.0.0.weight"
+        tensors = whole(name) | infos([(key, (320, channels, 3, 3))])
+        found = layouts.detect(tensors)
+        assert found.layout.name == name
+        assert f"{channels} input channels" in found.notes[0]
+
+    def test_nothing_known_is_unknown(self) -> None:
+        for tensors in ({}, infos([("a.weight", (3, 4)), ("b", ())]), infos([(UNET + "out.0.weight", (320,))])):
+            assert layouts.detect(tensors).layout is UNKNOWN
+
+    @pytest.mark.parametrize(
+        ("key", "name"),
+        [("joint_blocks.0.x_block.attn.qkv.weight", "sd3"), ("double_blocks.0.img_attn.norm.key_norm.scale", "flux")],
+    )
+    def test_sd3_and_flux_are_named_so_that_a_refusal_can_name_them(self, key: str, name: str) -> None:
+        for prefix in ("", UNET):
+            assert layouts.detect(infos([(prefix + key, (4, 4))])).layout.name == name
+
+    def test_a_foreign_text_encoder_is_remarked(self) -> None:
+        tensors = whole("sd2")
+        tensors = {key: info for key, info in tensors.items() if not key.startswith("cond_stage_model.")}
+        tensors |= {key: info for key, info in whole("sd1").items() if key.startswith("cond_stage_model.")}
+        found = layouts.detect(tensors)
+        assert found.layout.name == "sd2"
+        assert any("CLIP-L" in note and "does not belong" in note for note in found.notes)
+        assert layouts.text_encoders(tensors) == ("CLIP-L",)
+
+    def test_markers_are_remarked(self) -> None:
+        tensors = whole("sdxl-base") | infos([("v_pred", (0,)), ("ztsnr", (0,))])
+        assert [note.split(" (")[0] for note in layouts.detect(tensors).notes] == [
+            "v-prediction model",
+            "zero-terminal-SNR noise schedule",
+        ]
+
+    @given(st.dictionaries(st.text(), st.lists(st.integers(0, 9), max_size=5).map(tuple), max_size=8))
+    def test_recognition_of_any_names_and_shapes_ends_without_an_error(
+        self, shapes: dict[str, tuple[int, ...]]
+    ) -> None:
+        found = layouts.detect(infos(shapes.items()))
+        assert layouts.conflict(found, layouts.detect(whole("sd1"))) is None or found.layout is not UNKNOWN
+
+
+def lora(prefix: str, width: int, rank: int = 16) -> dict[str, tuple[int, ...]]:
+    modules = {f"{prefix}_attn2_to_k": width, f"{prefix}_attn2_to_q": 320}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for module, inputs in modules.items():
+        shapes[f"{module}.lora_down.weight"] = (rank, inputs)
+        shapes[f"{module}.lora_up.weight"] = (320, rank)
+        shapes[f"{module}.alpha"] = ()
+    return shapes
+
+
+SD1_BLOCK = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
+XL_BLOCK = "lora_unet_input_blocks_4_1_transformer_blocks_0"
+ADAPTERS = {
+    "lora-sd1": lora(SD1_BLOCK, 768),
+    "lora-sd2": lora(SD1_BLOCK, 1024),
+    "lora-sdxl": lora(XL_BLOCK, 2048),
+    "lora": {"lora_unet_x.lora_down.weight": (4, 320), "lora_unet_x.lora_up.weight": (320, 4)},
+    "lycoris-sd1": {f"{SD1_BLOCK}_attn2_to_k.hada_w{i}_{half}": (8, 768) for i in (1, 2) for half in "ab"},
+    "lycoris-sdxl": {f"{XL_BLOCK}_attn2_to_k.lokr_w1": (8, 8), f"{XL_BLOCK}_attn2_to_k.lokr_w2": (80, 256)},
+    "textual-inversion-sd1": {"emb_params": (8, 768)},
+    "textual-inversion-sd2": {"<cat-toy>": (1024,)},
+    "textual-inversion-sdxl": {"clip_l": (2, 768), "clip_g": (2, 1280)},
+    "hypernetwork-sd1": {
+        f"{width}.{half}.linear.{layer}.weight": (width, width)
+        for width in (320, 640, 768, 1280)
+        for half in (0, 1)
+        for layer in (0, 1)
+    },
+}
+
+
+class TestAdapters:
+    @pytest.mark.parametrize("name", ADAPTERS)
+    def test_adapter_files_are_recognised_with_their_base_model(self, name: str) -> None:
+        found = layouts.detect(infos(ADAPTERS[name].items()))
+        assert found.layout.name == name
+        assert found.notes
+
+    def test_a_lora_is_described_by_algorithm_rank_and_modules(self) -> None:
+        shapes = ADAPTERS["lora-sd1"] | lora("lora_te_text_model_encoder_layers_0_mlp_fc1", 768, rank=4)
+        notes = layouts.detect(infos(shapes.items())).notes
+        assert notes == ("algorithm: LoRA", "rank: 4 to 16", "modules: 4 (2 U-Net, 2 text encoder)")
+
+    @pytest.mark.parametrize(
+        "suffixes",
+        [
+            ("lora_A.weight", "lora_B.weight"),
+            ("lora_A.default.weight", "lora_B.default.weight"),
+            ("lora.down.weight", "lora.up.weight"),
+            ("lora_linear_layer.down.weight", "lora_linear_layer.up.weight"),
+        ],
+    )
+    def test_loras_in_the_names_of_diffusers_and_peft_are_recognised(self, suffixes: tuple[str, str]) -> None:
+        module = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+        shapes = {f"{module}.{suffixes[0]}": (4, 768), f"{module}.{suffixes[1]}": (320, 4)}
+        assert layouts.detect(infos(shapes.items())).layout.name == "lora-sd1"
+
+    def test_an_adapter_and_a_checkpoint_are_in_conflict(self) -> None:
+        adapter = layouts.detect(infos(ADAPTERS["lora-sd1"].items()))
+        assert layouts.conflict(layouts.detect(whole("sd1")), adapter) is not None
+
+    def test_components_of_adapters_are_told_by_name(self) -> None:
+        component = layouts.get("lora-sdxl").component
+        assert component("lora_unet_input_blocks_4_1_proj_in.alpha") == "unet"
+        assert component("lora_te_text_model_encoder_layers_0_mlp_fc1.alpha") == "text_encoder"
+        assert component("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha") == "text_encoder"
+        assert component("lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha") == "text_encoder_2"
+        assert component("text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight") == "text_encoder_2"
+
+
+class TestConflicts:
+    @pytest.mark.parametrize("name", FULL)
+    def test_a_family_mixes_with_itself_and_with_an_unknown_one(self, name: str) -> None:
+        own, unknown = layouts.detect(whole(name)), layouts.detect({})
+        assert layouts.conflict(own, own) is None
+        assert layouts.conflict(own, unknown) is None
+        assert layouts.conflict(unknown, own) is None
+
+    @pytest.mark.parametrize(
+        ("a", "b"),
+        [
+            ("sd1", "sd1-inpainting"),
+            ("sd1-pix2pix", "sd1"),
+            ("sd2-depth", "sd2"),
+            ("sd2-unclip-h", "sd2"),
+            ("sdxl-base", "sdxl-inpainting"),
+        ],
+    )
+    def test_channel_variants_mix_with_their_base(self, a: str, b: str) -> None:
+        assert layouts.conflict(layouts.detect(whole(a)), layouts.detect(whole(b))) is None
+
+    @pytest.mark.parametrize("a", ["sd1", "sd2", "sd2-x4-upscaler", "sdxl-base", "sdxl-refiner"])
+    @pytest.mark.parametrize("b", ["sd1-inpainting", "sd2-depth", "sd2-x4-upscaler", "sdxl-inpainting", "sdxl-refiner"])
+    def test_other_families_are_refused_with_the_tensor_and_both_shapes(self, a: str, b: str) -> None:
+        found = layouts.detect(whole(a)), layouts.detect(whole(b))
+        reason = layouts.conflict(*found)
+        if found[0].layout.base == found[1].layout.base:
+            assert reason is None
+            return
+        assert reason is not None
+        assert "\n" not in reason
+        for layout in (found[0].layout, found[1].layout):
+            assert layout.title in reason
+        key = "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+        shapes = [size_text(whole(name)[UNET + key].shape) for name in (a, b)]
+        assert f"{UNET}{key} is {shapes[0]} in A and {shapes[1]} in B" in reason
+
+    def test_other_names_for_the_inputs_can_be_given(self) -> None:
+        reason = layouts.conflict(layouts.detect(whole("sd1")), layouts.detect(whole("sd2")), ("A", "C"))
+        assert reason is not None
+        assert " in C" in reason
+
+    def test_the_two_vaes_are_told_apart_in_the_refusal(self) -> None:
+        reason = layouts.conflict(layouts.detect(whole("vae-kl-f8")), layouts.detect(whole("vae-kl-f4")))
+        assert reason is not None
+        assert "encoder.down.3" in reason
+
+    def test_names_from_a_file_are_escaped_in_the_refusal(self) -> None:
+        evil = layouts.detect(infos([("<\x1b[31m>", (4, 768))]))
+        assert evil.layout.name == "textual-inversion-sd1"
+        reason = layouts.conflict(evil, layouts.detect(whole("sd2")))
+        assert reason is not None
+        assert "\x1b" not in reason

@@ -1,0 +1,273 @@
+"""Families as rules: generated lists, mappings and file sizes against digests and the reference tables."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from layout_tools import NAMES, OLD_VAE_NAMES, reference_tables, rows
+from reference_writer import Stored, file_size
+from sdsurgery import layouts
+from sdsurgery.errors import UsageError
+from sdsurgery.layouts import UNKNOWN, diffusers, lora_names, size_text
+
+# Tensors and SHA-256 (first 16 digits) of each family's table: key, shape, dtype class, component, block.
+DIGESTS = {
+    "sdxl-base": (2516, "d777b7e75573b73c"),
+    "sdxl-inpainting": (2516, "681f06dac626997d"),
+    "sdxl-edit": (2516, "06fee5d932430485"),
+    "sdxl-refiner": (1859, "83a1664af012da86"),
+    "sd2-x4-upscaler": (1205, "ee23a31b33d1127e"),
+    "sd2-unclip-h": (1650, "a786c24d44048e5d"),
+    "sd2": (1240, "d70a12a9b0a13781"),
+    "sd2-inpainting": (1240, "655943e01975bdf8"),
+    "sd2-depth": (1608, "8c4ddd74e5aefe63"),
+    "sd1": (1143, "ce982c6966eac976"),
+    "sd1-inpainting": (1143, "23783c3125b2a935"),
+    "sd1-pix2pix": (1143, "67eaeab558ea998e"),
+    "vae-kl-f8": (248, "5de09c58501a207d"),
+    "vae-kl-f4": (204, "5df648ee7b0339b9"),
+    "sdxl-base-diffusers": (2641, "c3810db20d121d61"),
+    "sdxl-inpainting-diffusers": (2641, "8a91af4c6cf335ca"),
+    "sdxl-edit-diffusers": (2641, "4dc382b7fd34168f"),
+    "sdxl-refiner-diffusers": (1985, "6fc1635a9e0954a5"),
+    "sd2-x4-upscaler-diffusers": (1264, "c8a67a0ec488ae9b"),
+    "sd2-diffusers": (1307, "401e302a59fbff83"),
+    "sd2-inpainting-diffusers": (1307, "c4b739034b540c3a"),
+    "sd2-depth-diffusers": (1721, "90b7dd9988466a25"),
+    "sd1-diffusers": (1131, "810e1fc969204a9c"),
+    "sd1-inpainting-diffusers": (1131, "a024a5e94c9a18c4"),
+    "sd1-pix2pix-diffusers": (1131, "1c98d96a85a88a50"),
+    "vae-kl-f8-diffusers": (248, "0a950b0620937761"),
+    "vae-kl-f4-diffusers": (204, "eca77631ed596dcf"),
+}
+EMA_DIGESTS = {
+    "sdxl-base": (1682, "b54c589d131d6fc4"),
+    "sdxl-inpainting": (1682, "0980a14f402e7f68"),
+    "sdxl-edit": (1682, "9a7a7da74edaeb63"),
+    "sdxl-refiner": (1222, "564ab31586b03c93"),
+    "sd2-x4-upscaler": (689, "9ed8cda637748ba7"),
+    "sd2-unclip-h": (692, "b1239866171c5862"),
+    "sd2": (688, "95af22741ba50fb9"),
+    "sd2-inpainting": (688, "b7950fbb6c84a538"),
+    "sd2-depth": (688, "bc55ed26c386711d"),
+    "sd1": (688, "230d32b74b8c6c56"),
+    "sd1-inpainting": (688, "c664d3dde5f8345f"),
+    "sd1-pix2pix": (688, "a862c93bf2a44769"),
+}
+MAP_DIGESTS = {
+    "map sd1": (1143, "ddd20029c4cef781"),
+    "map sd2": (1332, "d5953964813d8d6e"),
+    "map sd2-depth": (1748, "d2c7ff90cc32a0ec"),
+    "map sd2-x4-upscaler": (1297, "8288f1af58f657e7"),
+    "map sdxl-base": (2644, "08dd12c2b82e6031"),
+    "map sdxl-refiner": (1987, "ab2475d1c11d8315"),
+    "lora sd1": (354, "9bda0557d7b63fe9"),
+    "lora sd2": (420, "186b3388f6c2a62f"),
+    "lora sdxl-base": (1058, "677a7c2c5b4a2ad5"),
+}
+
+
+@pytest.fixture(scope="session", name="reference")
+def _reference() -> Path:
+    return reference_tables()
+
+
+def digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()[:16]
+
+
+def table(name: str, component: str) -> list[str]:
+    header, *lines = layouts.keys_table(name, ema=component == "ema")
+    return [header, *(line for line in lines if line.split("\t")[3] == component)]
+
+
+def map_lines(name: str) -> list[str]:
+    found = (
+        "\t".join((row.ldm_key, row.component or "-", row.key or "-", row.transform))
+        for row in diffusers.mapping(layouts.get(name))
+    )
+    return ["ldm_key\tdiffusers_component\tdiffusers_key\ttransform", *found]
+
+
+def lora_lines(name: str) -> list[str]:
+    header = "kohya_name alias_name scope ldm_key transform diffusers_component diffusers_key shape block"
+    lines = [header.replace(" ", "\t")]
+    for target in lora_names.targets(layouts.get(name)):
+        row = target.row
+        cells = (target.name, target.alias, target.scope, row.ldm_key, row.transform, row.component, row.key)
+        lines.append("\t".join(cell or "-" for cell in (*cells, size_text(target.shape), target.block)))
+    return lines
+
+
+class TestGeneratedLists:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_every_family_is_pinned_by_count_and_digest(self, name: str) -> None:
+        lines = list(layouts.keys_table(name))
+        assert (len(lines) - 1, digest(lines)) == DIGESTS[name]
+
+    @pytest.mark.parametrize("name", EMA_DIGESTS)
+    def test_ema_twins_are_pinned_by_count_and_digest(self, name: str) -> None:
+        lines = table(name, "ema")
+        assert (len(lines) - 1, digest(lines)) == EMA_DIGESTS[name]
+
+    @pytest.mark.parametrize("name", MAP_DIGESTS)
+    def test_mappings_to_diffusers_and_lora_names_are_pinned_by_digest(self, name: str) -> None:
+        kind, _, family = name.partition(" ")
+        lines = map_lines(family) if kind == "map" else lora_lines(family)
+        assert (len(lines) - 1, digest(lines)) == MAP_DIGESTS[name]
+
+    @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(("-diffusers", "-edit"))])
+    def test_original_layouts_equal_the_reference_table_line_by_line(self, name: str, reference: Path) -> None:
+        assert list(layouts.keys_table(name)) == (reference / f"{name}.ldm.tsv").read_text().splitlines()
+
+    @pytest.mark.parametrize("name", ["sd1", "sd2", "sd2-depth", "sd2-x4-upscaler", "sdxl-base", "sdxl-refiner"])
+    def test_diffusers_layouts_and_maps_equal_the_reference_tables(self, name: str, reference: Path) -> None:
+        expected = (reference / f"{name}.diffusers.tsv").read_text().splitlines()
+        assert list(layouts.keys_table(f"{name}-diffusers")) == expected
+        assert map_lines(name) == (reference / f"{name}.diffusers-map.tsv").read_text().splitlines()
+
+    @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl-base"])
+    def test_lora_targets_equal_the_reference_tables(self, name: str, reference: Path) -> None:
+        assert lora_lines(name) == (reference / f"{name}.lora-map.tsv").read_text().splitlines()
+
+    @pytest.mark.parametrize("name", ["sd1", "sd2"])
+    def test_ema_lists_equal_the_reference_tables(self, name: str, reference: Path) -> None:
+        assert table(name, "ema") == (reference / f"{name}.ema.tsv").read_text().splitlines()
+
+    @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("sd1") and "diffusers" not in name])
+    def test_ema_twin_equals_the_reference_map(self, name: str, reference: Path) -> None:
+        layout = layouts.get(name)
+        expected = {row["ldm_key"]: row["ema_key"] for row in rows(reference / "sd1.ema-map.tsv")}
+        expected.pop("-")
+        unet = [tensor.key for tensor in layout.tensors() if tensor.component == "unet"]
+        assert {key: layout.ema_twin(key) for key in unet} == expected
+
+    def test_variants_differ_from_their_base_in_one_tensor_as_listed(self, reference: Path) -> None:
+        for row in rows(reference / "variants.tsv"):
+            suffix = "-diffusers" if row["layout"] == "diffusers" else ""
+            component = "ema" if row["layout"] == "ema" else row["component"]
+            ema = component == "ema"
+            own = {t.key: t for t in layouts.get(row["variant"] + suffix).tensors(ema=ema) if t.component == component}
+            base = {t.key: t for t in layouts.get(row["base"] + suffix).tensors(ema=ema) if t.component == component}
+            assert [key for key in own if own[key] != base.get(key)] == [row["key"]]
+            assert size_text(own[row["key"]].shape) == row["shape"]
+
+    def test_totals_equal_the_reference_index(self, reference: Path) -> None:
+        for row in rows(reference / "index.tsv"):
+            name = row["layout"] + ("-diffusers" if row["kind"] == "diffusers" else "")
+            if name not in NAMES:
+                continue
+            tensors = layouts.get(name).tensors(ema=row["kind"] == "ema")
+            if row["component"] != "ALL":
+                tensors = tuple(tensor for tensor in tensors if tensor.component == row["component"])
+            elements = sum(Stored("", "F16", t.shape).nbytes // 2 for t in tensors if t.dtype_class == "float")
+            assert (len(tensors), elements) == (int(row["tensors"]), int(row["float_elements"])), row
+
+    def test_ema_stands_after_the_unet_in_sd1_and_last_in_sdxl(self) -> None:
+        order = list(dict.fromkeys(tensor.component for tensor in layouts.get("sd1").tensors(ema=True)))
+        assert order == ["buffers", "unet", "ema", "vae", "text_encoder"]
+        assert layouts.get("sdxl-base").tensors(ema=True)[-1].component == "ema"
+
+    @pytest.mark.parametrize("name", ["vae-kl-f8", "sd1-diffusers"])
+    def test_asking_for_ema_where_there_is_none_is_a_value_error(self, name: str) -> None:
+        with pytest.raises(ValueError, match="has no EMA weights"):
+            layouts.get(name).tensors(ema=True)
+
+    @pytest.mark.parametrize("name", ["unknown", "flux", "lora-sd1", "sdxl-distilled"])
+    def test_asking_for_tensors_of_a_recognised_only_family_is_a_value_error(self, name: str) -> None:
+        with pytest.raises(ValueError, match="not known"):
+            layouts.get(name).tensors()
+        with pytest.raises(UsageError, match="not known"):
+            list(layouts.keys_table(name))
+
+    def test_names_are_unique_within_each_component(self) -> None:
+        for name in NAMES:
+            keys = [(tensor.component, tensor.key) for tensor in layouts.get(name).tensors()]
+            assert len(keys) == len(set(keys)), name
+
+
+PUBLISHED = (
+    # size, layout, component, edits, float dtype, order, padding, metadata (stable-diffusion releases)
+    (4265146304, "sd1", "ALL", "+ema_counters", "F32", "name", 0, True),
+    (2132625894, "sd1", "ALL", "-buffers", "F16", "dtype", 8, False),
+    (5214604494, "sd2", "ALL", "+ema_counters", "F32", "dtype", 0, True),
+    (3531269371, "sd2-x4-upscaler", "ALL", "+ema_counters", "F32", "dtype", 0, True),
+    (334643276, "sd1-diffusers", "vae", "old_vae_names", "F32", "dtype", 8, True),
+    (5135149760, "sdxl-base-diffusers", "unet", "-", "F16", "dtype", 8, True),
+)
+
+
+def stored(name: str, component: str, edits: str, float_dtype: str) -> list[Stored]:
+    """The tensors of a published file: a family's list with the edits of the reference table."""
+    found = []
+    for tensor in layouts.get(name).tensors():
+        if component not in ("ALL", tensor.component) or f"-{tensor.component}" == edits:
+            continue
+        key = tensor.key
+        if edits == "-position_ids" and key.endswith("position_ids"):
+            continue
+        if edits == "old_vae_names" and ".attentions.0." in key:
+            for new, old in OLD_VAE_NAMES:
+                key = key.replace(f".{new}.", f".{old}.")
+        found.append(Stored(key, "I64" if tensor.dtype_class == "int64" else float_dtype, tensor.shape))
+    if edits == "+ema_counters":
+        found += [Stored("model_ema.decay", "F32", ()), Stored("model_ema.num_updates", "I32", ())]
+    if edits == "+position_ids":
+        found.append(Stored("text_model.embeddings.position_ids", "I64", (1, 77)))
+    return found
+
+
+class TestPublishedSizes:
+    @pytest.mark.parametrize("case", PUBLISHED, ids=lambda case: f"{case[1]} {case[2]} {case[0]}")
+    def test_published_files_have_the_size_of_the_generated_list(self, case: tuple) -> None:
+        size, name, component, edits, float_dtype, order, padding, metadata = case
+        tensors = stored(name, component, edits, float_dtype)
+        texts = {"format": "pt"} if metadata else None
+        assert file_size(tensors, order=order, padding=padding, metadata=texts) == size
+
+    def test_all_golden_sizes_are_reproduced_to_the_byte(self, reference: Path) -> None:
+        table = rows(reference / "golden-sizes.tsv")
+        assert len(table) == 30
+        for row in table:
+            name = row["layout_tsv"].removesuffix(".ldm").replace(".diffusers", "-diffusers")
+            tensors = stored(name, row["component"], row["edits"], row["float_dtype"])
+            texts = {"format": "pt"} if row["metadata"] == "format=pt" else None
+            size = file_size(tensors, order=row["order"], padding=int(row["padding"]), metadata=texts)
+            assert (len(tensors), size) == (int(row["tensors"]), int(row["bytes"])), row["published_file"]
+
+    def test_the_model_of_the_writer_agrees_with_the_safetensors_library(self) -> None:
+        save = pytest.importorskip("safetensors.numpy").save
+        np = pytest.importorskip("numpy")
+        kinds = {"I64": np.int64, "F32": np.float32, "I32": np.int32, "F16": np.float16}
+        tensors = [Stored(f"t{i}.ß", dtype, (i, 3)) for i, dtype in enumerate(kinds)] + [Stored("s", "F16", ())]
+        data = save({t.name: np.zeros(t.shape, kinds[t.dtype]) for t in tensors}, metadata={"format": "pt"})
+        escaped = [t._replace(name=t.name.replace("ß", "ss")) for t in tensors]  # two bytes of UTF-8, as in the file
+        assert file_size(escaped, order="dtype", padding=8, metadata={"format": "pt"}) == len(data)
+
+
+class TestRegistry:
+    def test_an_unknown_name_is_refused_with_a_close_match(self) -> None:
+        with pytest.raises(UsageError, match="did you mean 'sdxl-base'"):
+            layouts.get("sdxl_base")
+        with pytest.raises(UsageError, match="known: sd3, flux"):
+            layouts.get("zzzz")
+
+    def test_names_are_unique_and_unknown_is_not_listed(self) -> None:
+        found = [layout.name for layout in layouts.all_layouts()]
+        assert len(found) == len(set(found))
+        assert UNKNOWN not in layouts.all_layouts()
+        assert layouts.get("unknown") is UNKNOWN
+
+    def test_importing_generates_nothing_and_needs_no_heavy_module(self) -> None:
+        code = (
+            "import sys, sdsurgery.layouts as layouts; from sdsurgery.layouts import base;"
+            "print(base._tensors.cache_info().currsize,"
+            " [m for m in ('numpy', 'torch', 'rich', 'difflib', 'json') if m in sys.modules])"
+        )
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert run.stdout.split() == ["0", "[]"]
