@@ -14,6 +14,7 @@ from reference_writer import Stored, file_size
 from sdsurgery import layouts
 from sdsurgery.errors import UsageError
 from sdsurgery.layouts import UNKNOWN, diffusers, lora_names, size_text
+from sdsurgery.layouts.presets import PRESETS
 
 # Tensors and SHA-256 (first 16 digits) of each family's table: key, shape, dtype class, component, block.
 DIGESTS = {
@@ -271,3 +272,12 @@ class TestRegistry:
         )
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert run.stdout.split() == ["0", "[]"]
+
+    def test_the_documentation_lists_every_family_and_preset(self) -> None:
+        text = (Path(__file__).parents[1] / "docs" / "layouts.md").read_text()
+        for layout in layouts.all_layouts():
+            name = layout.name.removesuffix("-diffusers")
+            if not name.startswith(("lora", "lycoris", "textual-inversion", "hypernetwork")):
+                assert f"`{name}`" in text, name
+        for name in PRESETS:
+            assert f"`{name}`" in text, name

@@ -201,17 +201,16 @@ def blocks_table(layout: Layout) -> Iterator[str]:
         rows = layout.tensors()
     except ValueError as error:
         raise UsageError(str(error)) from None
-    groups: dict[tuple[str, str], list[int]] = {}
+    groups: dict[tuple[str, str, str], list[int]] = {}
     for row in rows:
-        place = (layout.block(row.key) or "-", _prefix(row.key, row.component))
+        place = (layout.block(row.key) or "-", row.component, _prefix(row.key, row.component))
         count = groups.setdefault(place, [0, 0])
         count[0] += 1
         count[1] += _elements(row.shape)
-    components = {_prefix(row.key, row.component): row.component for row in rows}
     yield "block\tcomponent\ttensors\telements\tprefix"
     order = {block: i for i, block in enumerate((*layout.blocks, "-"))}
-    for (block, prefix), (tensors, elements) in sorted(groups.items(), key=lambda item: order[item[0][0]]):
-        yield f"{block}\t{components[prefix]}\t{tensors}\t{elements}\t{prefix}"
+    for (block, component, prefix), count in sorted(groups.items(), key=lambda item: order[item[0][0]]):
+        yield f"{block}\t{component}\t{count[0]}\t{count[1]}\t{prefix}"
 
 
 def _elements(shape: Iterable[int]) -> int:
