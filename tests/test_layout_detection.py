@@ -77,6 +77,27 @@ class TestRecognition:
         assert any("CLIP-L" in note and "does not belong" in note for note in found.notes)
         assert layouts.text_encoders(tensors) == ("CLIP-L",)
 
+    def test_old_clip_names_and_sd_turbo_are_recognised_and_remarked(self) -> None:
+        old = {key.replace(".text_model.", "."): info for key, info in whole("sd1").items()}
+        found = layouts.detect(old)
+        assert found.layout.name == "sd1"
+        assert found.notes == ("text encoder: CLIP-L in old names (no text_model.)",)
+        sgm = {key.replace("cond_stage_model.", "conditioner.embedders.0."): info for key, info in whole("sd2").items()}
+        found = layouts.detect(sgm)
+        assert found.layout.name == "sd2"
+        assert found.notes == ("text encoder: OpenCLIP-H in sgm names",)
+
+    def test_unclip_with_vit_l_is_not_taken_for_plain_sd2(self) -> None:
+        key = UNET + "label_emb.0.0.weight"
+        found = layouts.detect(whole("sd2-unclip-h") | infos([(key, (1280, 1536))]))
+        assert found.layout.name == "sd2-unclip-l"
+        assert found.layout.base == "sd2"
+
+    def test_a_text_encoder_alone_is_unknown_with_a_remark(self) -> None:
+        found = layouts.detect(infos([("cond_stage_model.model.ln_final.weight", (1024,))]))
+        assert found.layout is UNKNOWN
+        assert found.notes == ("holds the text encoder OpenCLIP-H",)
+
     def test_markers_are_remarked(self) -> None:
         tensors = whole("sdxl-base") | infos([("v_pred", (0,)), ("ztsnr", (0,))])
         assert [note.split(" (")[0] for note in layouts.detect(tensors).notes] == [

@@ -156,7 +156,9 @@ def _notes(layout: Layout, probe: Probe) -> tuple[str, ...]:
     for name, key, families in _encoders(probe):
         if "old names" in name or "sgm names" in name:
             notes.append(f"text encoder: {name}")
-        if layout.unet and layout.base not in families and layout.base != "sdxl-distilled":
+        if layout is UNKNOWN:
+            notes.append(f"holds the text encoder {name}")
+        elif layout.unet and layout.base not in families:
             notes.append(f"the text encoder ({name}, {key}) does not belong to {layout.title}")
     for marker, meaning in _MARKER_NOTES:
         if marker in probe.tensors:

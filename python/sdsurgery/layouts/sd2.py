@@ -23,7 +23,9 @@ _UPSCALER = UNet(
 )
 _TEXT = parts.openclip("text_encoder", "cond_stage_model.", width=1024, layers=24)
 _OPTIONAL = tuple(
-    f"cond_stage_model.model.{name}" for name in ("text_projection", "logit_scale", "transformer.resblocks.23.")
+    place + name
+    for place in ("cond_stage_model.model.", "conditioner.embedders.0.model.")  # the second in sgm's SD-Turbo
+    for name in ("text_projection", "logit_scale", "transformer.resblocks.23.")
 )
 _V2 = "stable-diffusion-v2-"
 
@@ -52,6 +54,16 @@ UNCLIP_H = _layout(
     _V2 + "unclip-h",
     _UNET._replace(label=2048),
     extra=(parts.openclip_image("embedder."), parts.schedule("noise_augmentor.", count=8)),
+)
+UNCLIP_L = register(  # recognised only: the names of its OpenAI image encoder are not known here
+    Layout(
+        "sd2-unclip-l",
+        "Stable Diffusion 2.1 unCLIP (ViT-L)",
+        _V2 + "unclip-l",
+        unet=_UNET._replace(label=1536),
+        variant_of="sd2",
+        optional_prefixes=_OPTIONAL,
+    )
 )
 SD2 = _layout("sd2", "Stable Diffusion 2.x", _V2 + "512", _UNET)
 INPAINTING = _layout(
