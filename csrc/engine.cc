@@ -11,9 +11,12 @@ namespace sds {
 namespace {
 
 constexpr uint64_t kPage = 4096;
-constexpr uint64_t kTile = 512 << 10;   // of output: large enough that a system call is cheap, small enough for L2
+// Of output. Large writes get large pages in the cache, which costs the kernel less than anything else we can do:
+// 2 MB took 0.7 times as long as 512 KB (ext4, Linux 6.18). Many workers share the same memory budget.
+constexpr uint64_t kTile = 2 << 20, kTileOfMany = 1 << 20;
+constexpr unsigned kMany = 8;
 constexpr uint64_t kChunk = 128 << 10;  // of one operand: read, used and overwritten while in L2
-constexpr unsigned kColdWorkers = 8;    // reads in flight that a cold disk wants, however few the processors
+constexpr unsigned kColdWorkers = 8;  // reads in flight that a cold disk wants, however few the processors
 constexpr uint64_t kFlushStretch = 32 << 20;
 
 class PageBuffer {
@@ -49,7 +52,8 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
       sink_(std::move(sink)),
       options_(options),
       target_(target_named(options.target)) {
-    if (options_.tile_bytes == 0) options_.tile_bytes = kTile;
+    worker_count_ = options_.threads ? options_.threads : std::min(os::usable_cpus(), 32u);
+    if (options_.tile_bytes == 0) options_.tile_bytes = worker_count_ > kMany ? kTileOfMany : kTile;
     options_.tile_bytes = (options_.tile_bytes + kPage - 1) / kPage * kPage;
     uint64_t reached = 0;
     for (size_t i = 0; i < jobs_.size(); ++i) {
@@ -83,7 +87,6 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
     watermark_ = begin_;
     finished_.resize(tiles_);
     tallies_.resize(jobs_.size());
-    worker_count_ = options_.threads ? options_.threads : std::min(os::usable_cpus(), 32u);
     for (const auto& source : sources_) {
         const Io io = source->resolve(options_.io);
         io_.push_back(io == Io::direct && source->direct() == os::kNone ? Io::pread : io);
