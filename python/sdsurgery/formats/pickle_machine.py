@@ -20,6 +20,7 @@ from struct import unpack_from
 from typing import Any, NoReturn
 
 from ..errors import InputRefused, printable
+from .pickle_names import modern_name
 
 MAX_PICKLE = 64 << 20  # bytes of one pickle
 MAX_OPCODES = 2_000_000  # also bounds the stack: an opcode pushes at most one value
@@ -27,7 +28,7 @@ MAX_NODES = 400_000
 MAX_MEMO = 400_000
 MAX_MARKS = 10_000
 MAX_TEXT = 64 << 10  # bytes of one text that is kept; a longer one leaves a note of its length
-MAX_TEXT_TOTAL = 32 << 20  # memory of all kept texts together
+MAX_TEXT_TOTAL = 24 << 20  # memory of all kept texts together
 MAX_BYTES = 256  # bytes of one byte string that is kept
 MAX_GLOBAL = 512  # bytes of a module or class name
 
@@ -139,12 +140,10 @@ class Graph:
 
 
 def _label(module: str, name: str) -> str:
-    from .pickle_names import modern_name
-
     if "." in name:
         raise InputRefused(f"pickle: the dotted name {printable(module)}.{printable(name)} is not accepted")
     if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
-        raise InputRefused(f"pickle: {printable(module)!r}, {printable(name)!r} is not the name of a class or function")
+        raise InputRefused(f"pickle: '{printable(module)}', '{printable(name)}' is not the name of a class or function")
     return modern_name(module, name)
 
 
@@ -157,11 +156,13 @@ class Machine:
         start: int,
         table: Mapping[str, Handler],
         persistent: Callable[[Graph, int], int],
+        max_opcodes: int = MAX_OPCODES,
     ) -> None:
         self.data = data
         self.start = self.pos = start
         self.table = table
         self.persistent = persistent
+        self.max_opcodes = max_opcodes
         self.graph = Graph()
         self.stack: list[int] = []
         self.below: list[list[int]] = []  # the stacks under each mark
@@ -180,7 +181,7 @@ class Machine:
             method = getattr(self, name)
             actions[opcode] = partial(method, *argument) if argument else method
         try:
-            for _ in range(MAX_OPCODES):
+            for _ in range(self.max_opcodes):
                 opcode = data[self.pos]
                 self.pos += 1
                 if opcode == 0x2E:
@@ -197,7 +198,7 @@ class Machine:
             self._refuse("asks the memo for a value that was never put there")
         except UnicodeDecodeError:
             self._refuse("holds a text that is not UTF-8")
-        self._refuse(f"more than {MAX_OPCODES} opcodes")
+        self._refuse(f"more than {self.max_opcodes} opcodes")
 
     def _refuse(self, reason: str) -> NoReturn:
         raise InputRefused(f"pickle: {reason} (byte {self.pos - self.start})")

@@ -56,15 +56,23 @@ def _inside(graph: Graph, node: int, depth: int) -> list[tuple[int | None, str, 
     """What follows the opening: children with the text before each, and the closing bracket."""
     kind, value = graph.kinds[node], graph.values[node]
     if kind == OPAQUE:
-        return [(part, "", depth) for part in (value.args, value.state) if part is not None and graph.values[part]]
-    if kind not in (DICT, LIST, TUPLE, SET):
-        return []
-    step = 2 if kind == DICT else 1
-    shown = min(len(value), MAX_ITEMS * step)
+        result = [(part, "", depth) for part in (value.args, value.state) if part is not None and graph.values[part]]
+        if value.items:
+            pairs = len(value.items) % 2 == 0 and all(
+                graph.kinds[key] == TEXT for key in value.items[: 2 * MAX_ITEMS : 2]
+            )
+            result += [(None, "{" if pairs else "[", depth), *_listed(value.items, pairs, depth)]
+        return result
+    return _listed(value, kind == DICT, depth) if kind in (DICT, LIST, TUPLE, SET) else []
+
+
+def _listed(items: list[int], pairs: bool, depth: int) -> list[tuple[int | None, str, int]]:
+    step = 2 if pairs else 1
+    shown = min(len(items), MAX_ITEMS * step)
     result: list[tuple[int | None, str, int]] = []
     for at in range(0, shown, step):
-        result.append((value[at], ", " if at else "", depth))
-        if kind == DICT:
-            result.append((value[at + 1], ": ", depth))
-    more = f", … (+{(len(value) - shown) // step})" if shown < len(value) else ""
-    return [*result, (None, more + ("}" if kind == DICT else "]"), depth)]
+        result.append((items[at], ", " if at else "", depth))
+        if pairs:
+            result.append((items[at + 1], ": ", depth))
+    more = f", … (+{(len(items) - shown) // step})" if shown < len(items) else ""
+    return [*result, (None, more + ("}" if pairs else "]"), depth)]

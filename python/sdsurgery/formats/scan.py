@@ -17,7 +17,7 @@ from ..errors import InputRefused, UsageError, printable
 from .pickle_machine import MAX_OPCODES, MAX_PICKLE, Machine, TruncatedPickle
 from .pickle_names import dangerous, dangerous_names
 from .pickle_walk import Walk
-from .torch_legacy import WINDOWS, has_magic, is_old_tar
+from .torch_legacy import SMALL, WINDOWS, has_magic, is_old_tar
 from .torch_values import TABLE, known, persistent
 from .zip_reader import STORED, Entry, entry_bytes, is_zip, read_entries
 
@@ -211,7 +211,9 @@ class _Scanner:
             self._tar(label, source, depth)
         elif head[:1] == b"\x80":
             self._kind("torch legacy stream" if has_magic(head) else "pickle")
-            self._pickles(label, source, 5 if has_magic(head) else 1)
+            self._pickles(
+                label, source, (*[SMALL] * 3, MAX_OPCODES, MAX_OPCODES // 4) if has_magic(head) else (MAX_OPCODES,)
+            )
         elif len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100 << 20:
             self._kind("safetensors (nothing in it can run)")
         else:
@@ -271,19 +273,21 @@ class _Scanner:
 
     # --- pickles -----------------------------------------------------------------------------------------------------
 
-    def _pickles(self, label: str, source: Bytes, count: int) -> None:
-        """Follow ``count`` pickles, one after the other; what cannot be followed is at least walked for names."""
+    def _pickles(self, label: str, source: Bytes, limits: tuple[int, ...]) -> None:
+        """Follow pickles, one after the other; what cannot be followed is at least walked for names."""
         pos = 0
-        for _ in range(count):
-            pos = self._pickle(label, source, pos)
+        for limit in limits:
+            pos = self._pickle(label, source, pos, limit)
             if pos < 0:
                 return
 
-    def _pickle(self, label: str, source: Bytes, pos: int) -> int:
+    def _pickle(self, label: str, source: Bytes, pos: int, limit: int) -> int:
         """Where the pickle ends, or -1 when it could not be followed."""
-        for size in WINDOWS:
+        # An entry of an archive is read at once, a stream through a window that grows.
+        entry = isinstance(source, _Window | _Memory) and source.size <= WINDOWS[-1]
+        for size in WINDOWS[-1:] if entry else WINDOWS:
             data = source.read(pos, min(size, source.size - pos))
-            machine = Machine(data, 0, TABLE, persistent)
+            machine = Machine(data, 0, TABLE, persistent, limit)
             try:
                 graph = machine.run()
             except InputRefused as error:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputRefused, printable
 from . import Reader, register
-from .pickle_machine import DICT, INT, LIST, MAX_PICKLE, STORAGE, TEXT, Graph, TruncatedPickle
+from .pickle_machine import DICT, INT, LIST, MAX_OPCODES, MAX_PICKLE, STORAGE, TEXT, Graph, TruncatedPickle
 from .torch_pickle import parse, refuse_dangerous
 from .torch_state import contents
 from .torch_tensors import Record, TorchContents
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 PROTOCOL_VERSION = 1001
-WINDOWS = (1 << 20, 8 << 20, MAX_PICKLE)
+WINDOWS = (2 << 20, MAX_PICKLE)
+SMALL = 1000  # opcodes of a pickle that tells the format or the system
 
 
 def has_magic(head: bytes) -> bool:
@@ -57,13 +58,13 @@ def read(source: Source, *, allow_suspicious: bool = False, allow_inflate: bool 
     if not has_magic(head):
         return _refuse_plain(source, allow_suspicious)
     stream = Stream(source)
-    stream.next()
-    _check_version(stream.next())
-    _check_system(stream.next())
+    stream.next(SMALL)
+    _check_version(stream.next(SMALL))
+    _check_system(stream.next(SMALL))
     graph = stream.next()
     if not allow_suspicious:
         refuse_dangerous(graph)
-    records, end = _records(source, graph, _keys(stream.next()), stream.pos)
+    records, end = _records(source, graph, _keys(stream.next(MAX_OPCODES // 4)), stream.pos)
     found = contents("torch-legacy", graph, records)
     if end != source.size:
         found.notes.append(f"{source.size - end} bytes behind the last storage were not read")
@@ -79,13 +80,13 @@ class Stream:
         self._data = b""
         self._start = 0
 
-    def next(self) -> Graph:
+    def next(self, max_opcodes: int = MAX_OPCODES) -> Graph:
         """The graph of the next pickle. Raises InputRefused."""
         for size in (0, *WINDOWS):
             if size:
                 self._fill(size)
             try:
-                graph, end = parse(self._data, self.pos - self._start)
+                graph, end = parse(self._data, self.pos - self._start, max_opcodes)
             except TruncatedPickle:
                 if self._start + len(self._data) >= self.source.size:
                     raise
@@ -134,7 +135,7 @@ def _records(source: Source, graph: Graph, keys: list[str], pos: int) -> tuple[d
             storages.setdefault(value.key, value)
     records = {}
     for key in keys:
-        label = f"storage {printable(key)!r}"
+        label = f"storage '{printable(key)}'"
         storage = storages.get(key)
         if storage is None:
             raise InputRefused(f"{label} is listed, but nothing in the file says its type")
@@ -150,7 +151,7 @@ def _records(source: Source, graph: Graph, keys: list[str], pos: int) -> tuple[d
         records[key] = record
     missing = next((key for key in storages if key not in records), None)
     if missing is not None:
-        raise InputRefused(f"storage {printable(missing)!r} is missing from the list of storage keys")
+        raise InputRefused(f"storage '{printable(missing)}' is missing from the list of storage keys")
     return records, pos
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from ..errors import InputRefused, printable
-from .pickle_machine import Graph, Machine
+from .pickle_machine import MAX_OPCODES, Graph, Machine
 from .pickle_names import dangerous_names
 from .torch_values import TABLE, persistent
 
 
-def parse(data: bytes | bytearray, start: int = 0) -> tuple[Graph, int]:
+def parse(data: bytes | bytearray, start: int = 0, max_opcodes: int = MAX_OPCODES) -> tuple[Graph, int]:
     """The graph of the pickle at ``start``, and the position behind it. Raises InputRefused."""
-    machine = Machine(data, start, TABLE, persistent)
+    machine = Machine(data, start, TABLE, persistent, max_opcodes)
     return machine.run(), machine.pos
 
 

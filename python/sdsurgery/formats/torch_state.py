@@ -161,10 +161,12 @@ class Finder:
             if self.graph.kinds[node] == TENSOR:
                 self._add(name, self.graph.values[node])
                 continue
-            children = self._children(node)
-            if children is None or node in self._seen or depth >= MAX_DEPTH:
+            if node in self._seen or depth >= MAX_DEPTH:
                 continue
             self._seen.add(node)
+            children = self._children(node)
+            if children is None:
+                continue
             self._names -= sum(map(len, children)) + len(name) * len(children)
             if self._names < 0:
                 raise InputRefused(f"tensor names of more than {MAX_NAMES} characters together")
@@ -172,11 +174,11 @@ class Finder:
 
     def _add(self, name: str, tensor: Tensor) -> None:
         if name in self.tensors:
-            raise InputRefused(f"tensor {printable(name)!r} is there twice")
+            raise InputRefused(f"tensor '{printable(name)}' is there twice")
         if len(self.tensors) >= MAX_TENSORS:
             raise InputRefused(f"more than {MAX_TENSORS} tensors")
         if not name.isascii() and _has_surrogates(name):
-            raise InputRefused(f"tensor {printable(name)!r}: its name is not valid Unicode")
+            raise InputRefused(f"tensor '{printable(name)}': its name is not valid Unicode")
         self.tensors[name] = tensor
 
     def _children(self, node: int) -> dict[str, int] | None:
@@ -268,7 +270,7 @@ def _remark(graph: Graph, found: TorchContents, finder: Finder) -> None:
         notes.append(f"classes not run, kept as text only ({len(unknown)}): {names}")
     if found.unusable:
         name, reason = next(iter(found.unusable.items()))
-        notes.append(f"{len(found.unusable)} tensors cannot be read, among them {printable(name)!r}: {reason}")
+        notes.append(f"{len(found.unusable)} tensors cannot be read, among them '{printable(name)}': {reason}")
     places = [(info.offset, info.nbytes) for info in found.tensors if info.nbytes]
     shared = len(places) - len(set(places))
     if shared:

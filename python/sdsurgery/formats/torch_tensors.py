@@ -44,10 +44,10 @@ def record_of(storage: Storage, records: Mapping[str, Record]) -> Record:
     """The record of a storage, of exactly the size that the pickle gives it. Raises InputRefused."""
     record = records.get(storage.key)
     if record is None:
-        raise InputRefused(f"storage {printable(storage.key)!r} is missing from the file")
+        raise InputRefused(f"storage '{printable(storage.key)}' is missing from the file")
     if storage.numel < 0 or storage.numel * storage.itemsize != record.nbytes:
         raise InputRefused(
-            f"storage {printable(storage.key)!r} has {record.nbytes} bytes; "
+            f"storage '{printable(storage.key)}' has {record.nbytes} bytes; "
             f"its {storage.numel} elements of {storage.itemsize} bytes need {storage.numel * storage.itemsize}"
         )
     return record
@@ -60,7 +60,7 @@ def place(name: str, tensor: Tensor, records: Mapping[str, Record]) -> TensorInf
     """
     dtype = DTYPES[tensor.dtype]
     assert dtype is not None and tensor.storage is not None
-    label = f"tensor {printable(name)!r}"
+    label = f"tensor '{printable(name)}'"
     try:
         record = record_of(tensor.storage, records)
     except InputRefused as error:

@@ -108,7 +108,7 @@ def _inflated(source: Source, graph: Graph, storages: Mapping[str, Entry], folde
     records, offset = {}, 0
     for key, entry in storages.items():
         if entry.method not in (STORED, DEFLATED):
-            raise InputRefused(f"storage {printable(key)!r} is compressed by method {entry.method}, which is not read")
+            raise InputRefused(f"storage '{printable(key)}' is compressed by method {entry.method}, which is not read")
         records[key] = _record(entry, offset)
         offset += entry.size + -entry.size % 64
     if offset > MAX_RATIO * source.size:
@@ -141,7 +141,7 @@ def _copy(source: Source, entry: Entry, out: BinaryIO) -> None:
         crc = zlib.crc32(piece, crc)
         out.write(piece)
     if entry.crc32 and crc != entry.crc32:
-        raise InputRefused(f"entry {printable(entry.name)!r} is damaged (its CRC-32 differs)")
+        raise InputRefused(f"entry '{printable(entry.name)}' is damaged (its CRC-32 differs)")
 
 
 def _pieces(source: Source, entry: Entry) -> Iterator[bytes]:

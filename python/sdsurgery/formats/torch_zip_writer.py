@@ -88,14 +88,16 @@ class Layout:
         if len(crcs) != len(self.records):
             raise ValueError(f"{len(self.records)} CRC-32 are needed, {len(crcs)} were given")
         left = iter(crcs)
-        pieces, directory = [], b""
+        pieces: list[tuple[int, bytes]] = []
+        central: list[bytes] = []
         for file in self._files:
             data = file.data
             if file.name.endswith("/serialization_id"):
                 data = _serialization_id(self._files[0], crcs)
             crc = zlib.crc32(data) if data is not None else next(left)
             pieces.append((file.header_offset, _local_header(file, crc) + (data or b"")))
-            directory += _central_header(file, crc)
+            central.append(_central_header(file, crc))
+        directory = b"".join(central)
         start = self._files[-1].offset + self._files[-1].size
         pieces.append((start, directory + _end_records(len(self._files), len(directory), start)))
         return pieces
@@ -143,7 +145,7 @@ def _share(
     sizes: list[int] = []
     kinds: list[DType] = []
     for name, dtype, shape in tensors:
-        label = f"tensor {printable(name)!r}"
+        label = f"tensor '{printable(name)}'"
         if name in place:
             raise UsageError(f"{label} is there twice")
         if dtype.name not in _STORAGES and dtype.name not in _UNTYPED:
@@ -157,7 +159,7 @@ def _share(
         else:
             index = place.get(target, -1)
             if index < 0 or kinds[index] != dtype or sizes[index] != nbytes:
-                raise UsageError(f"{label} cannot share the bytes of {printable(target)!r}")
+                raise UsageError(f"{label} cannot share the bytes of '{printable(target)}'")
         place[name] = index
         of.append(index)
     return of, sizes

@@ -18,8 +18,8 @@ from ..errors import InputRefused, printable
 if TYPE_CHECKING:
     from .._native import Source
 
-MAX_ENTRIES = 100_000
-MAX_DIRECTORY = 32 << 20
+MAX_ENTRIES = 50_000
+MAX_DIRECTORY = 8 << 20  # bytes, and at most as much memory for its names
 MAX_RATIO = 100  # of an entry that is inflated into memory
 STORED, DEFLATED = 0, 8
 
@@ -61,11 +61,14 @@ def read_entries(source: Source) -> dict[str, Entry]:
     directory = _find_directory(source)
     raw = source.read(directory.offset, directory.nbytes) if directory.nbytes else b""
     entries: dict[str, Entry] = {}
-    pos = 0
+    pos, memory = 0, MAX_DIRECTORY
     for _ in range(directory.count):
         entry, pos = _central(source, raw, pos, directory.offset)
+        memory -= len(entry.name) * (1 if entry.name.isascii() else 4)
+        if memory < 0:
+            raise InputRefused(f"zip: entry names of more than {MAX_DIRECTORY >> 20} MiB")
         if entry.name in entries:
-            raise InputRefused(f"zip: two entries are named {printable(entry.name)!r}")
+            raise InputRefused(f"zip: two entries are named '{printable(entry.name)}'")
         entries[entry.name] = entry
     if pos != len(raw):
         raise InputRefused("zip: the central directory is longer than its entries")
@@ -92,7 +95,10 @@ def _find_directory(source: Source) -> _Directory:
     if directory.offset + directory.nbytes != end:
         raise InputRefused("zip: the central directory is not where the end record says")
     if directory.count > MAX_ENTRIES or directory.nbytes > MAX_DIRECTORY:
-        raise InputRefused(f"zip: {directory.count} entries; at most {MAX_ENTRIES} are accepted")
+        raise InputRefused(
+            f"zip: {directory.count} entries in a directory of {directory.nbytes} bytes; "
+            f"at most {MAX_ENTRIES} in {MAX_DIRECTORY} are accepted"
+        )
     return directory
 
 
@@ -133,7 +139,7 @@ def _central(source: Source, raw: bytes, pos: int, limit: int) -> tuple[Entry, i
     size, packed, header = _large(name, extra, [size, packed, header])
     _check_flags(name, flags, disk)
     if method == STORED and packed != size:
-        raise InputRefused(f"zip: entry {printable(name)!r} is stored, yet of two different sizes")
+        raise InputRefused(f"zip: entry '{printable(name)}' is stored, yet of two different sizes")
     entry = Entry(name, method, crc, packed, size, header, 0)
     data = _local(source, entry, flags, raw_name, limit)
     return Entry(name, method, crc, packed, size, header, data), after
@@ -141,13 +147,13 @@ def _central(source: Source, raw: bytes, pos: int, limit: int) -> tuple[Entry, i
 
 def _name(raw: bytes, flags: int) -> str:
     try:
-        name = raw.decode("utf-8" if flags & _UTF8 else "cp437")
+        name = raw.decode("utf-8" if flags & _UTF8 or raw.isascii() else "cp437")
     except UnicodeDecodeError:
         raise InputRefused(f"zip: entry name {printable(raw)} is not UTF-8") from None
     parts = name.split("/")
     drive = name[1:2] == ":" and name[0].isalpha()
     if not name or "\0" in name or "\\" in name or drive or name[0] == "/" or ".." in parts:
-        raise InputRefused(f"zip: entry name {printable(name)!r} leads outside the archive")
+        raise InputRefused(f"zip: entry name '{printable(name)}' leads outside the archive")
     return name
 
 
@@ -157,10 +163,10 @@ def _large(name: str, extra: bytes, fields: list[int]) -> list[int]:
     pos = 0
     while pos < len(extra):
         if pos + 4 > len(extra):
-            raise InputRefused(f"zip: entry {printable(name)!r} has a damaged extra field")
+            raise InputRefused(f"zip: entry '{printable(name)}' has a damaged extra field")
         kind, length = unpack_from("<2H", extra, pos)
         if pos + 4 + length > len(extra) or (kind == 1 and found is not None):
-            raise InputRefused(f"zip: entry {printable(name)!r} has a damaged extra field")
+            raise InputRefused(f"zip: entry '{printable(name)}' has a damaged extra field")
         if kind == 1:
             found = extra[pos + 4 : pos + 4 + length]
         pos += 4 + length
@@ -168,7 +174,7 @@ def _large(name: str, extra: bytes, fields: list[int]) -> list[int]:
     if not full:
         return fields
     if found is None or len(found) < 8 * len(full):
-        raise InputRefused(f"zip: entry {printable(name)!r} lacks its zip64 sizes")
+        raise InputRefused(f"zip: entry '{printable(name)}' lacks its zip64 sizes")
     for place, index in enumerate(full):
         fields[index] = unpack_from("<Q", found, 8 * place)[0]
     return fields
@@ -177,14 +183,14 @@ def _large(name: str, extra: bytes, fields: list[int]) -> list[int]:
 def _check_flags(name: str, flags: int, disk: int) -> None:
     for bit, word in _REFUSED_FLAGS.items():
         if flags & bit:
-            raise InputRefused(f"zip: entry {printable(name)!r} is {word}")
+            raise InputRefused(f"zip: entry '{printable(name)}' is {word}")
     if disk:
         raise InputRefused("zip: a part of an archive of several files")
 
 
 def _local(source: Source, entry: Entry, flags: int, raw_name: bytes, limit: int) -> int:
     """Where the entry's data begin, after comparing its local header with the central one."""
-    label = f"zip: entry {printable(entry.name)!r}"
+    label = f"zip: entry '{printable(entry.name)}'"
     length = 30 + len(raw_name)
     if entry.header_offset + length > limit:
         raise InputRefused(f"{label} lies outside the archive")
@@ -213,17 +219,17 @@ def _check_overlaps(entries: dict[str, Entry], limit: int) -> None:
     end, last = 0, ""
     for entry in ordered:
         if entry.header_offset < end:
-            raise InputRefused(f"zip: entries {printable(last)!r} and {printable(entry.name)!r} overlap")
+            raise InputRefused(f"zip: entries '{printable(last)}' and '{printable(entry.name)}' overlap")
         end, last = entry.offset + entry.packed, entry.name
     if end > limit:
-        raise InputRefused(f"zip: entry {printable(last)!r} reaches into the central directory")
+        raise InputRefused(f"zip: entry '{printable(last)}' reaches into the central directory")
 
 
 def entry_bytes(source: Source, entry: Entry, limit: int) -> bytes | bytearray:
     """All bytes of a small entry, inflated when it is deflated; sizes, ratio and CRC-32 are checked. Raises
     InputRefused.
     """
-    label = f"zip: entry {printable(entry.name)!r}"
+    label = f"zip: entry '{printable(entry.name)}'"
     if entry.size > limit:
         raise InputRefused(f"{label} has {entry.size} bytes; at most {limit} are accepted")
     if entry.method == STORED:
@@ -243,7 +249,7 @@ def entry_bytes(source: Source, entry: Entry, limit: int) -> bytes | bytearray:
 
 def inflate(source: Source, entry: Entry) -> Iterator[bytes]:
     """The bytes of a deflated entry in pieces of at most 1 MiB, exactly ``entry.size`` in all. Raises InputRefused."""
-    label = f"zip: entry {printable(entry.name)!r}"
+    label = f"zip: entry '{printable(entry.name)}'"
     engine = zlib.decompressobj(-15)
     left, pos, end = entry.size, entry.offset, entry.offset + entry.packed
     pending = b""
