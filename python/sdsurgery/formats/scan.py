@@ -252,7 +252,7 @@ class _Scanner:
             self.found.notes.append(f"{printable(label)} is compressed and was not looked at")
 
     def _tar(self, label: str, source: Bytes, depth: int) -> None:
-        """The members of torch's oldest form (before 0.2), and others by their suffix."""
+        """The members of torch's oldest form, and others by their suffix."""
         pos = 0
         for _ in range(MAX_MEMBERS):
             if pos + 512 > source.size:

@@ -36,7 +36,7 @@ def has_magic(head: bytes) -> bool:
 
 
 def is_old_tar(head: bytes) -> bool:
-    """Whether a file is a tar archive, as torch wrote them before 0.2."""
+    """Whether a file is a tar archive, as the oldest torch wrote them."""
     return head[257:262] == b"ustar"
 
 
@@ -54,7 +54,9 @@ def read(source: Source, *, allow_suspicious: bool = False, allow_inflate: bool 
     """
     head = source.read(0, min(512, source.size))
     if is_old_tar(head):
-        raise InputRefused("a tar archive (torch before 0.2, or a plain one); load it in torch 1.x and save it again")
+        raise InputRefused(
+            "a tar archive (the oldest form of torch files, or a plain one); load it in torch and save it again"
+        )
     if not has_magic(head):
         return _refuse_plain(source, allow_suspicious)
     stream = Stream(source)

@@ -2,7 +2,8 @@
 
 ``TABLE`` maps a name to a handler that builds plain values in the graph; nothing is imported or called by name. A name
 that is in neither ``TABLE`` nor ``STORAGE_TYPES`` nor ``DTYPES`` gives an opaque value. The signatures are those of
-``torch._utils``, ``torch._tensor`` and ``torch.serialization`` (PyTorch 0.4 to 2.x), read as documentation.
+``torch._utils``, ``torch._tensor`` and ``torch.serialization`` of PyTorch 2.13 (which loads older files too), read as
+documentation.
 """
 
 from __future__ import annotations
@@ -376,7 +377,7 @@ def persistent(graph: Graph, node: int) -> int:
 
 
 def _storage_view(graph: Graph, node: int) -> tuple[str, int, int]:
-    """(key, first element, elements) of a view of a storage, of files before PyTorch 0.4."""
+    """(key, first element, elements) of a view of a storage, in old files."""
     if graph.kinds[node] not in (TUPLE, LIST) or len(graph.values[node]) != 3:
         raise _malformed("storage view")
     key, first, numel = graph.values[node]
