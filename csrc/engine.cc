@@ -16,7 +16,9 @@ constexpr uint64_t kPage = 4096;
 constexpr uint64_t kTile = 2 << 20, kTileOfMany = 1 << 20;
 constexpr unsigned kMany = 8;
 constexpr uint64_t kChunk = 128 << 10;  // of one operand: read, used and overwritten while in L2
-constexpr unsigned kColdWorkers = 8;  // reads in flight that a cold disk wants, however few the processors
+constexpr uint64_t kColdChunk = 1 << 20;  // a cold disk wants long reads, and several in flight
+constexpr uint64_t kColdBudget = 40 << 20;
+constexpr unsigned kColdWorkers = 8;  // that many, however few the processors
 constexpr uint64_t kFlushStretch = 32 << 20;
 
 class PageBuffer {
@@ -35,8 +37,8 @@ class PageBuffer {
 }  // namespace
 
 struct Run::Buffers {
-    Buffers(uint64_t tile_bytes, size_t operands) : out(tile_bytes) {
-        for (size_t k = 0; k < operands; ++k) in.emplace_back(kChunk + 2 * kPage);
+    Buffers(uint64_t tile_bytes, uint64_t chunk_bytes, size_t operands) : out(tile_bytes) {
+        for (size_t k = 0; k < operands; ++k) in.emplace_back(chunk_bytes + 2 * kPage);
     }
     PageBuffer out;
     std::vector<PageBuffer> in;
@@ -87,11 +89,19 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
     watermark_ = begin_;
     finished_.resize(tiles_);
     tallies_.resize(jobs_.size());
+    chunk_bytes_ = kChunk;
+    bool cold = false;
     for (const auto& source : sources_) {
         const Io io = source->resolve(options_.io);
         io_.push_back(io == Io::direct && source->direct() == os::kNone ? Io::pread : io);
         mappings_.push_back(io == Io::mmap ? source->mapping() : nullptr);
-        if (io_.back() == Io::direct) worker_count_ = std::max(worker_count_, kColdWorkers);
+        cold |= io_.back() == Io::direct;
+    }
+    if (cold) {
+        worker_count_ = std::max(worker_count_, kColdWorkers);
+        const uint64_t share = kColdBudget / worker_count_;
+        const uint64_t left = share > options_.tile_bytes ? share - options_.tile_bytes : 0;
+        chunk_bytes_ = std::max(kChunk, std::min(kColdChunk, left / std::max<size_t>(1, most_operands_) / kPage * kPage));
     }
     worker_count_ = static_cast<unsigned>(std::max<uint64_t>(1, std::min<uint64_t>(worker_count_, tiles_)));
 }
@@ -103,7 +113,7 @@ Run::~Run() {
 }
 
 uint64_t Run::buffer_bytes() const {
-    return worker_count_ * (options_.tile_bytes + kPage + most_operands_ * (kChunk + 3 * kPage));
+    return worker_count_ * (options_.tile_bytes + kPage + most_operands_ * (chunk_bytes_ + 3 * kPage));
 }
 
 void Run::start() {
@@ -142,7 +152,7 @@ void Run::fail(const Error& error) {
 void Run::work() {
     const os::IeeeMode ieee;
     try {
-        Buffers buffers(options_.tile_bytes, most_operands_);
+        Buffers buffers(options_.tile_bytes, chunk_bytes_, most_operands_);
         while (!stop_) {
             const uint64_t tile = next_tile_++;
             if (tile >= tiles_) break;
@@ -217,7 +227,7 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* 
         if (job.kind == Job::evaluate) widest = std::max<uint64_t>(widest, size_of(operand.dtype));
         mapped |= io_[operand.source] == Io::mmap;
     }
-    const uint64_t most = kChunk / widest;
+    const uint64_t most = chunk_bytes_ / widest;
     for (uint64_t done = 0; done < count;) {
         const uint64_t now = std::min(most, count - done);
         Evaluation work{target_, job, nullptr, {}, out + done * job.element_bytes(), now, options_.overflow, {}, buffers.scratch};

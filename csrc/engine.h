@@ -88,6 +88,7 @@ class Run {
     RunOptions options_;
     const Target& target_;
     size_t most_operands_ = 0;
+    uint64_t chunk_bytes_ = 0;  // of one operand, read at a time
     uint64_t begin_ = 0, end_ = 0, first_tile_ = 0, tiles_ = 0;
     unsigned worker_count_ = 1;
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from . import __version__
 from .errors import RunFailed, SdsError, UsageError, printable
 
-EPILOG = "exit codes: 0 done, 1 failed while running, 2 wrong usage, 3 input refused, 4 verification differs, 130 interrupted"
+EPILOG = "exit codes: 0 done, 1 failed while running, 2 wrong usage, 3 input refused, 4 differs, 130 interrupted"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -218,7 +218,19 @@ def _method_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
-    names = ("dtype", "threads", "backend", "overflow", "on_nonfinite", "compute", "io", "hash", "sync", "force", "dry_run")
+    names = (
+        "dtype",
+        "threads",
+        "backend",
+        "overflow",
+        "on_nonfinite",
+        "compute",
+        "io",
+        "hash",
+        "sync",
+        "force",
+        "dry_run",
+    )
     return {**{name: getattr(args, name) for name in names}, "progress": progress}
 
 

@@ -79,10 +79,22 @@ class _Bar:
 
     def _open(self, total: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.progress import TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
         # rich honours NO_COLOR by itself.
         self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
         self.bar.start()
@@ -97,18 +109,26 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
     """A verb's report as lines of text."""
     counts = ", ".join(f"{count} {action}" for action, count in report.counts.items() if count)
     target = printable(report.output) if report.output else "(no output named)"
-    lines = [f"{'would write' if report.dry_run else 'wrote'} {target}: {human_bytes(report.bytes_written)}, family {report.family}"]
+    lines = [
+        f"{'would write' if report.dry_run else 'wrote'} {target}: {human_bytes(report.bytes_written)}, family {report.family}"
+    ]
     lines.append(f"tensors: {counts}")
     for path, names in report.missing.items():
         lines.append(f"missing in {printable(path)}: {_some(names, verbose)} (A's were kept)")
     for path, names in report.only_there.items():
         lines.append(f"only in {printable(path)}, not added: {_some(names, verbose)}")
     lines += [f"dropped: {count} × {reason}" for reason, count in report.dropped.items()]
-    for what, found in (("NaN or Inf in the inputs", report.nonfinite), ("values that did not fit the dtype", report.overflow)):
+    odd = (
+        ("NaN or Inf in the inputs", report.nonfinite),
+        ("values that did not fit the dtype", report.overflow),
+    )
+    for what, found in odd:
         if found:
             lines.append(f"{what}: {sum(found.values())} in {len(found)} tensors: {_some(list(found), verbose)}")
     if report.dry_run:
-        lines.append(f"would read {human_bytes(report.bytes_read)} of tensor data and write {human_bytes(report.bytes_written)}")
+        lines.append(
+            f"would read {human_bytes(report.bytes_read)} of tensor data and write {human_bytes(report.bytes_written)}"
+        )
         lines.append(f"free space in the target's folder: {human_bytes(report.how.get('free_bytes', 0))}")
         if "buffer_bytes" in report.how:
             lines.append(f"expected peak memory: about {human_bytes(25e6 + report.how['buffer_bytes'])}")
@@ -124,7 +144,9 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
 
 def _verbose(report: Report) -> list[str]:
     how = report.how
-    lines = [f"backend {how.get('backend')}, " + ", ".join(f"{k} {v}" for k, v in how.items() if k in ("cpu", "threads"))]
+    lines = [
+        f"backend {how.get('backend')}, " + ", ".join(f"{k} {v}" for k, v in how.items() if k in ("cpu", "threads"))
+    ]
     for path, mode in zip(report.inputs, how.get("io", ()), strict=False):
         lines.append(f"read {printable(path)} by {mode}")
     for path, digest in zip(report.inputs, report.sha256, strict=False):
@@ -148,7 +170,8 @@ def inspection_lines(found: Inspection, verbose: bool = False) -> list[str]:
     """``inspect`` as text."""
     lines = [
         f"{printable(found.path)}: {found.format}, {human_bytes(found.bytes)}",
-        f"family: {found.family} ({found.title})" + (f", told by {printable(found.evidence)}" if found.evidence else ""),
+        f"family: {found.family} ({found.title})"
+        + (f", told by {printable(found.evidence)}" if found.evidence else ""),
         f"EMA weights: {found.ema}",
         f"{'component':<18} {'tensors':>8} {'parameters':>16} {'bytes':>16}  dtypes",
     ]
@@ -166,7 +189,9 @@ def inspection_lines(found: Inspection, verbose: bool = False) -> list[str]:
 
 def verification_lines(found: Verification) -> list[str]:
     """``verify`` as text."""
-    lines = [f"{printable(found.path)}: {found.format}, family {found.family}, {found.tensors} tensors, structure whole"]
+    lines = [
+        f"{printable(found.path)}: {found.format}, family {found.family}, {found.tensors} tensors, structure whole"
+    ]
     if found.nonfinite:
         lines.append(f"NaN or Inf: {sum(found.nonfinite.values())} in {_some(list(found.nonfinite), False)}")
     else:
@@ -192,7 +217,9 @@ def method_lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def info_lines(found: Mapping[str, Any]) -> list[str]:
     """``info`` as text."""
-    targets = ", ".join(name + ("" if runs else " (not on this machine)") for name, runs in found["cpu_targets"].items())
+    targets = ", ".join(
+        name + ("" if runs else " (not on this machine)") for name, runs in found["cpu_targets"].items()
+    )
     return [
         f"sdsurgery {found['version']}, Python {found['python']}, {found['system']}, built by {found['compiler']}",
         f"CPU targets built: {targets}; active: {found['cpu_target']} (SDS_CPU overrides); {found['cpus']} processors",

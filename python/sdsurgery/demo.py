@@ -30,7 +30,7 @@ def run(*, quiet: bool = False) -> Report:
         for seed, path in enumerate(paths):
             write_checkpoint(path, "sd1", size="tiny", seed=seed)
         say("made three checkpoints with the SD 1.5 layout (all names, small tensors)")
-        say("sdsurgery merge --method add-diff a.safetensors b.safetensors c.safetensors --alpha 0.7 -o merged.safetensors")
+        say("merge --method add-diff a.safetensors b.safetensors c.safetensors --alpha 0.7 -o merged.safetensors")
         outputs = {}
         for backend in ("cpu", "reference"):
             out = os.path.join(folder, backend, "merged.safetensors")

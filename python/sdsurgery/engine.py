@@ -53,7 +53,9 @@ def _translated(error: Any, kind: type[SdsError], plan: Plan | None) -> SdsError
     if code == "nonfinite":
         return InputRefused(f"{where}NaN or Inf in an input (--on-nonfinite keep carries it through)")
     if code == "overflow":
-        return RunFailed(f"{where}a value does not fit the output dtype (--overflow inf or saturate, or a wider --dtype)")
+        return RunFailed(
+            f"{where}a value does not fit the output dtype (--overflow inf or saturate, or a wider --dtype)"
+        )
     if code == "exists":
         return UsageError(f"{text} (--force replaces it)")
     if code == "invalid":

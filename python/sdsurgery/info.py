@@ -22,7 +22,7 @@ def collect() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "compiler": _native.compiler,
         "cpus": _native.usable_cpus(),
-        "cpu_targets": {name: runs for name, runs in _native.cpu_targets()},
+        "cpu_targets": dict(_native.cpu_targets()),
         "cpu_target": active,
         "backends": {name: _usable(name) for name in backends.names()},
         "cuda": "not built",

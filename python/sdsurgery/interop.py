@@ -144,7 +144,9 @@ class _Array:
             raise UsageError(f"apply needs arrays in the machine's byte order, not {value.dtype.str}")
         self.value = np.ascontiguousarray(value).reshape(value.shape)
         names = {numpy_name: name for name, numpy_name in _NUMPY.items()} | {
-            "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+            "bfloat16": "BF16",
+            "float8_e4m3fn": "F8_E4M3",
+            "float8_e5m2": "F8_E5M2",
         }  # fmt: skip  (the names of the ml_dtypes package)
         self.dtype = _float_dtype(names.get(value.dtype.name, value.dtype.name))
         self.shape = value.shape

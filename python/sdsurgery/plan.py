@@ -70,7 +70,7 @@ class Piece:
 @dataclass(frozen=True)
 class Job:
     """One byte range of the output. ``formula`` indexes ``Plan.formulas`` (or is None for a copy of bytes);
-    ``count`` is in elements of ``dtype``, ``offset`` in bytes of the output file; ``tensor`` indexes ``Plan.pieces``."""
+    ``count`` is in elements of ``dtype``, ``offset`` in bytes of the output; ``tensor`` indexes ``Plan.pieces``."""
 
     formula: int | None
     dtype: DType

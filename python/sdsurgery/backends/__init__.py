@@ -55,7 +55,7 @@ class Backend:
 
 
 def names() -> list[str]:
-    """The backends' names: the modules of this package. None is imported for it (reference needs NumPy, others more)."""
+    """The backends' names: the modules of this package. None is imported for it (some need NumPy or more)."""
     import pkgutil
 
     return [module.name for module in pkgutil.iter_modules(__path__)]

@@ -26,8 +26,17 @@ _CHUNK = 1 << 18  # elements at a time
 _STORAGE = {F64: np.float64, F32: np.float32, F16: np.float16, BF16: np.uint16, F8_E4M3: np.uint8, F8_E5M2: np.uint8}
 _NAN = {F64: 0x7FF8 << 48, F32: 0x7FC00000, F16: 0x7E00, BF16: 0x7FC0, F8_E4M3: 0x7F, F8_E5M2: 0x7F}
 # Small formats by definition: exponent bits, mantissa bits, the largest finite value, whether there is an Inf.
-_SMALL = {BF16: (8, 7, float.fromhex("0x1.fep127"), True), F8_E4M3: (4, 3, 448.0, False), F8_E5M2: (5, 2, 57344.0, True)}
-_LARGEST = {F64: np.finfo(np.float64).max, F32: float(np.finfo(np.float32).max), F16: 65504.0, **{k: v[2] for k, v in _SMALL.items()}}
+_SMALL = {
+    BF16: (8, 7, float.fromhex("0x1.fep127"), True),
+    F8_E4M3: (4, 3, 448.0, False),
+    F8_E5M2: (5, 2, 57344.0, True),
+}
+_LARGEST = {
+    F64: np.finfo(np.float64).max,
+    F32: float(np.finfo(np.float32).max),
+    F16: 65504.0,
+    **{k: v[2] for k, v in _SMALL.items()},
+}
 
 
 def _table(dtype: DType) -> np.ndarray:
@@ -85,9 +94,7 @@ def _fits(magnitude: np.ndarray, dtype: DType) -> np.ndarray:
         return wide <= largest + half if dtype is F8_E4M3 else wide < largest + half
 
 
-def store(
-    values: np.ndarray, inputs_finite: np.ndarray, dtype: DType, overflow: str
-) -> tuple[np.ndarray, int]:
+def store(values: np.ndarray, inputs_finite: np.ndarray, dtype: DType, overflow: str) -> tuple[np.ndarray, int]:
     """Round to the stored dtype: (stored values, number of overflows). Policies as in docs/numerics.md."""
     finite_fit = _fits(np.abs(values), dtype) & np.isfinite(values)
     safe = np.where(finite_fit, values, 0)

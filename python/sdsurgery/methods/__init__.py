@@ -8,7 +8,7 @@ table and the conformance tests.
 
 from __future__ import annotations
 
-import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +45,7 @@ class Method:
     @property
     def summary(self) -> str:
         """First line of the docstring: the formula in words and symbols."""
-        return (inspect.getdoc(self.body) or "").partition("\n")[0]
+        return (self.body.__doc__ or "").strip().partition("\n")[0]
 
     @property
     def variadic(self) -> bool:
@@ -86,7 +86,7 @@ def _number(method: str, name: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise UsageError(f"{method}: {name} must be a number, not {value!r}") from None
-    if number != number or number in (float("inf"), float("-inf")):
+    if not math.isfinite(number):
         raise UsageError(f"{method}: {name} must be finite, not {number}")
     return number
 

@@ -98,5 +98,3 @@ def _hashes(checkpoint: Checkpoint, result: Verification) -> None:
         stored = metadata.get(key)
         if stored is not None and stored.lower() != prefix + result.body_sha256:
             result.differs.append(f"{key}: stored {stored[:80]}, computed {prefix}{result.body_sha256}")
-
-
