@@ -5,8 +5,8 @@ Five pickles one after the other (magic number, protocol version, system info, t
 then for each key of the list its storage: the number of elements as int64, and the raw elements, both little-endian.
 Source: ``torch.serialization._legacy_save``, read as documentation.
 
-This reader also takes the forms that end in a refusal with advice: plain pickles, and the tar files of PyTorch before
-0.2.
+This reader also takes the forms that end in a refusal with advice: plain pickles, and the tar files of the oldest
+torch.
 """
 
 from __future__ import annotations
