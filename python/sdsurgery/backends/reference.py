@@ -74,7 +74,8 @@ def _encode_small(values: np.ndarray, dtype: DType) -> np.ndarray:
     bias = (1 << (exponent_bits - 1)) - 1
     magnitude = np.abs(values.astype(np.float64))
     _, exponent = np.frexp(magnitude)
-    exponent = np.maximum(exponent - 1, 1 - bias)  # of the leading bit; fixed below the normals
+    # Of the leading bit; fixed below the normals, and so for zero (of which frexp says 0).
+    exponent = np.where(magnitude == 0, 1 - bias, np.maximum(exponent - 1, 1 - bias))
     steps = np.rint(np.ldexp(magnitude, mantissa_bits - exponent)).astype(np.int64)
     codes = steps + ((exponent + bias - 1).astype(np.int64) << mantissa_bits)
     sign = np.signbit(values).astype(np.int64) << (exponent_bits + mantissa_bits)
