@@ -10,7 +10,7 @@ using namespace sds;
 namespace {
 
 const char* name_of(Code code) {
-    static const char* const names[] = {"invalid",  "not_found", "permission", "not_regular", "io",       "truncated",
+    static const char* const names[] = {"invalid", "not_found", "permission", "not_regular", "io",       "truncated",
                                         "changed", "no_space",  "exists",     "nonfinite",   "overflow", "cancelled"};
     return names[static_cast<int>(code)];
 }
@@ -47,16 +47,22 @@ std::shared_ptr<Program> make_program(int inputs, std::vector<double> constants,
     std::vector<Step> native;
     for (const py::handle& item : steps) {
         const py::tuple step = py::cast<py::tuple>(item);
-        native.push_back({static_cast<Op>(step[0].cast<int>()), ref_from(step[1]), ref_from(step[2]), step[3].cast<int>()});
+        native.push_back(
+            {static_cast<Op>(step[0].cast<int>()), ref_from(step[1]), ref_from(step[2]), step[3].cast<int>()});
     }
-    return std::make_shared<Program>(inputs, std::move(constants), std::move(native), ref_from(result), wide, std::move(text));
+    return std::make_shared<Program>(inputs, std::move(constants), std::move(native), ref_from(result), wide,
+                                     std::move(text));
 }
 
 // A Job is (kind, index, out dtype, out offset, count, ((source, dtype, offset), …)).
 Job make_job(const py::handle& item) {
     const py::tuple row = py::cast<py::tuple>(item);
-    Job job{static_cast<Job::Kind>(row[0].cast<int>()), row[1].cast<uint32_t>(), dtype_from(row[2].cast<int>()),
-            row[3].cast<uint64_t>(), row[4].cast<uint64_t>(), {}};
+    Job job{static_cast<Job::Kind>(row[0].cast<int>()),
+            row[1].cast<uint32_t>(),
+            dtype_from(row[2].cast<int>()),
+            row[3].cast<uint64_t>(),
+            row[4].cast<uint64_t>(),
+            {}};
     if (job.kind < Job::copy || job.kind > Job::fill) throw Error(Code::invalid, "unknown kind of job");
     for (const py::handle& operand : py::cast<py::tuple>(row[5])) {
         const py::tuple part = py::cast<py::tuple>(operand);
@@ -65,10 +71,11 @@ Job make_job(const py::handle& item) {
     return job;
 }
 
-std::shared_ptr<Run> make_run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_ptr<Program>> programs,
-                              const py::sequence& fills, const py::sequence& jobs, std::shared_ptr<Sink> sink,
-                              unsigned threads, uint64_t tile_bytes, int io, int overflow, bool refuse_overflow,
-                              bool refuse_nonfinite, bool start_flushing, const std::string& target) {
+std::shared_ptr<Run> make_run(std::vector<std::shared_ptr<Source>> sources,
+                              std::vector<std::shared_ptr<Program>> programs, const py::sequence& fills,
+                              const py::sequence& jobs, std::shared_ptr<Sink> sink, unsigned threads,
+                              uint64_t tile_bytes, int io, int overflow, bool refuse_overflow, bool refuse_nonfinite,
+                              bool start_flushing, const std::string& target) {
     std::vector<Fill> rules;
     for (const py::handle& item : fills) {
         const auto [seed, mean, deviation] = item.cast<std::tuple<uint64_t, double, double>>();
@@ -79,17 +86,20 @@ std::shared_ptr<Run> make_run(std::vector<std::shared_ptr<Source>> sources, std:
     for (const py::handle& item : jobs) native.push_back(make_job(item));
     const RunOptions options{threads,         tile_bytes,       static_cast<Io>(io), static_cast<Overflow>(overflow),
                              refuse_overflow, refuse_nonfinite, start_flushing,      target};
-    return std::make_shared<Run>(std::move(sources), std::move(programs), std::move(rules), std::move(native), std::move(sink), options);
+    return std::make_shared<Run>(std::move(sources), std::move(programs), std::move(rules), std::move(native),
+                                 std::move(sink), options);
 }
 
 std::pair<uint64_t, uint64_t> apply_at(const Program& program, const std::vector<std::pair<uintptr_t, int>>& operands,
                                        uintptr_t out, int out_dtype, uint64_t count, int overflow, unsigned threads,
                                        const std::string& target) {
     std::vector<Operand> native;
-    for (const auto& [address, dtype] : operands) native.push_back({reinterpret_cast<const uint8_t*>(address), dtype_from(dtype)});
+    for (const auto& [address, dtype] : operands)
+        native.push_back({reinterpret_cast<const uint8_t*>(address), dtype_from(dtype)});
     const DType to = dtype_from(out_dtype);
     py::gil_scoped_release release;
-    const Tally tally = apply(program, native, reinterpret_cast<uint8_t*>(out), to, count, static_cast<Overflow>(overflow), threads, target);
+    const Tally tally = apply(program, native, reinterpret_cast<uint8_t*>(out), to, count,
+                              static_cast<Overflow>(overflow), threads, target);
     return {tally.nonfinite, tally.overflow};
 }
 
@@ -119,54 +129,72 @@ PYBIND11_MODULE(_native, m) {
         });
 
     py::class_<Source, std::shared_ptr<Source>>(m, "Source")
-        .def(py::init([](const py::bytes& path) { return std::make_shared<Source>(std::string(path)); }), py::arg("path"))
-        .def_static("memory", [](const py::bytes& data) {
-            const std::string_view view = data;
-            return std::make_shared<Source>(std::vector<uint8_t>(view.begin(), view.end()));
-        })
+        .def(py::init([](const py::bytes& path) { return std::make_shared<Source>(std::string(path)); }),
+             py::arg("path"))
+        .def_static("memory",
+                    [](const py::bytes& data) {
+                        const std::string_view view = data;
+                        return std::make_shared<Source>(std::vector<uint8_t>(view.begin(), view.end()));
+                    })
         .def_property_readonly("path", [](const Source& self) { return as_text(self.path()); })
         .def_property_readonly("size", &Source::size)
-        .def_property_readonly("identity", [](const Source& self) {
-            const os::Stat& id = self.identity();
-            return std::make_tuple(id.device, id.inode, id.size, id.mtime_ns);
-        })
-        .def("read", [](const Source& self, uint64_t offset, uint64_t count) {
-            if (offset > self.size() || count > self.size() - offset) {
-                throw Error(Code::truncated, self.path() + ": a read past the end of the file");
-            }
-            py::bytes data = py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(count)));
-            if (!data) throw py::error_already_set();
-            char* to = PyBytes_AS_STRING(data.ptr());
-            py::gil_scoped_release release;
-            self.read(to, count, offset);
-            return data;
-        }, py::arg("offset"), py::arg("count"))
-        .def("read_into", [](const Source& self, uint64_t offset, const py::handle& buffer) {
-            const View view(buffer, true);
-            py::gil_scoped_release release;
-            self.read(view.buffer.buf, static_cast<size_t>(view.buffer.len), offset);
-        }, py::arg("offset"), py::arg("buffer"))
+        .def_property_readonly("identity",
+                               [](const Source& self) {
+                                   const os::Stat& id = self.identity();
+                                   return std::make_tuple(id.device, id.inode, id.size, id.mtime_ns);
+                               })
+        .def(
+            "read",
+            [](const Source& self, uint64_t offset, uint64_t count) {
+                if (offset > self.size() || count > self.size() - offset) {
+                    throw Error(Code::truncated, self.path() + ": a read past the end of the file");
+                }
+                py::bytes data = py::reinterpret_steal<py::bytes>(
+                    PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(count)));
+                if (!data) throw py::error_already_set();
+                char* to = PyBytes_AS_STRING(data.ptr());
+                py::gil_scoped_release release;
+                self.read(to, count, offset);
+                return data;
+            },
+            py::arg("offset"), py::arg("count"))
+        .def(
+            "read_into",
+            [](const Source& self, uint64_t offset, const py::handle& buffer) {
+                const View view(buffer, true);
+                py::gil_scoped_release release;
+                self.read(view.buffer.buf, static_cast<size_t>(view.buffer.len), offset);
+            },
+            py::arg("offset"), py::arg("buffer"))
         .def("map", &Source::mapping, py::arg("copy_on_write") = false)
         .def("check_unchanged", &Source::check_unchanged)
         .def("close", &Source::close);
 
     py::class_<Sink, std::shared_ptr<Sink>>(m, "Sink")
         .def(py::init([](const py::bytes& target, uint64_t size) {
-            const std::string path = target;
-            py::gil_scoped_release release;
-            return std::make_shared<Sink>(path, size);
-        }), py::arg("target"), py::arg("size"))
+                 const std::string path = target;
+                 py::gil_scoped_release release;
+                 return std::make_shared<Sink>(path, size);
+             }),
+             py::arg("target"), py::arg("size"))
         .def_property_readonly("size", &Sink::size)
-        .def("write", [](Sink& self, uint64_t offset, const py::handle& data) {
-            const View view(data, false);
-            py::gil_scoped_release release;
-            self.write(view.buffer.buf, static_cast<size_t>(view.buffer.len), offset);
-        }, py::arg("offset"), py::arg("data"))
-        .def("read_into", [](const Sink& self, uint64_t offset, const py::handle& buffer) {
-            const View view(buffer, true);
-            py::gil_scoped_release release;
-            self.read(view.buffer.buf, static_cast<size_t>(view.buffer.len), offset);
-        }, py::arg("offset"), py::arg("buffer"))
+        .def_property_readonly("committed", &Sink::committed)
+        .def(
+            "write",
+            [](Sink& self, uint64_t offset, const py::handle& data) {
+                const View view(data, false);
+                py::gil_scoped_release release;
+                self.write(view.buffer.buf, static_cast<size_t>(view.buffer.len), offset);
+            },
+            py::arg("offset"), py::arg("data"))
+        .def(
+            "read_into",
+            [](const Sink& self, uint64_t offset, const py::handle& buffer) {
+                const View view(buffer, true);
+                py::gil_scoped_release release;
+                self.read(view.buffer.buf, static_cast<size_t>(view.buffer.len), offset);
+            },
+            py::arg("offset"), py::arg("buffer"))
         .def("commit", &Sink::commit, py::arg("replace"), py::arg("sync"), py::call_guard<py::gil_scoped_release>())
         .def("abort", &Sink::abort);
 
@@ -178,10 +206,10 @@ PYBIND11_MODULE(_native, m) {
         .def_readonly("inputs", &Program::inputs);
 
     py::class_<Run, std::shared_ptr<Run>>(m, "Run")
-        .def(py::init(&make_run), py::kw_only(), py::arg("sources"), py::arg("programs"), py::arg("fills"), py::arg("jobs"),
-             py::arg("sink").none(true), py::arg("threads") = 0, py::arg("tile_bytes") = 0, py::arg("io") = 0, py::arg("overflow") = 0,
-             py::arg("refuse_overflow") = false, py::arg("refuse_nonfinite") = false, py::arg("start_flushing") = false,
-             py::arg("target") = "")
+        .def(py::init(&make_run), py::kw_only(), py::arg("sources"), py::arg("programs"), py::arg("fills"),
+             py::arg("jobs"), py::arg("sink").none(true), py::arg("threads") = 0, py::arg("tile_bytes") = 0,
+             py::arg("io") = 0, py::arg("overflow") = 0, py::arg("refuse_overflow") = false,
+             py::arg("refuse_nonfinite") = false, py::arg("start_flushing") = false, py::arg("target") = "")
         .def("start", &Run::start)
         .def("wait", &Run::wait, py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
         .def("cancel", &Run::cancel)
@@ -191,11 +219,12 @@ PYBIND11_MODULE(_native, m) {
         .def_property_readonly("workers", &Run::workers)
         .def_property_readonly("target", [](const Run& self) { return std::string(self.target()); })
         .def_property_readonly("buffer_bytes", &Run::buffer_bytes)
-        .def_property_readonly("io", [](const Run& self) {
-            std::vector<int> codes;
-            for (Io io : self.io()) codes.push_back(static_cast<int>(io));
-            return codes;
-        })
+        .def_property_readonly("io",
+                               [](const Run& self) {
+                                   std::vector<int> codes;
+                                   for (Io io : self.io()) codes.push_back(static_cast<int>(io));
+                                   return codes;
+                               })
         // Only the jobs that met something: (job, nonfinite, overflow).
         .def("tallies", [](const Run& self) {
             std::vector<std::tuple<size_t, uint64_t, uint64_t>> rows;
@@ -206,14 +235,16 @@ PYBIND11_MODULE(_native, m) {
             return rows;
         });
 
-    m.def("apply", &apply_at, py::arg("program"), py::arg("operands"), py::arg("out"), py::arg("out_dtype"), py::arg("count"),
-          py::arg("overflow") = 0, py::arg("threads") = 0, py::arg("target") = "");
+    m.def("apply", &apply_at, py::arg("program"), py::arg("operands"), py::arg("out"), py::arg("out_dtype"),
+          py::arg("count"), py::arg("overflow") = 0, py::arg("threads") = 0, py::arg("target") = "");
     m.def("cpu_targets", [] {
         std::vector<std::pair<std::string, bool>> rows;
         for (const Target& target : targets()) rows.emplace_back(target.name, target.runs_here());
         return rows;
     });
-    m.def("check_target", [](const std::string& name) { return std::string(target_named(name).name); }, py::arg("name") = "");
+    m.def(
+        "check_target", [](const std::string& name) { return std::string(target_named(name).name); },
+        py::arg("name") = "");
     m.def("free_bytes", &os::free_bytes, py::arg("folder"));
     m.def("usable_cpus", &os::usable_cpus);
     m.attr("compiler") = SDS_COMPILER;

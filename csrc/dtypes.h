@@ -189,7 +189,6 @@ SDS_HD inline bool too_large<F64, double>(double magnitude) {
     return magnitude > 1.7976931348623157e308;
 }
 
-
 // The careful store: NaN canonical, Inf and overflow by policy. `inputs_finite` tells an Inf that was carried
 // through from one that the arithmetic made.
 template <class To, class T>

@@ -40,7 +40,7 @@ struct Target {
     void (*fill)(const Fill& rule, uint64_t first, uint8_t* out, DType dtype, size_t count);
 };
 
-const std::vector<Target>& targets();             // all that were built, the fastest first
+const std::vector<Target>& targets();                 // all that were built, the fastest first
 const Target& target_named(const std::string& name);  // empty: the fastest that runs here
 
 }  // namespace sds

@@ -82,7 +82,8 @@ constexpr size_t kStrip = 512;
 template <class Stored>
 void widen(const uint8_t* from, float* to, size_t count) {
     size_t i = 0;
-    for (; i + Lanes::width <= count; i += Lanes::width) load<Stored>(from + i * sizeof(typename Stored::Code)).write(to + i);
+    for (; i + Lanes::width <= count; i += Lanes::width)
+        load<Stored>(from + i * sizeof(typename Stored::Code)).write(to + i);
     for (; i < count; ++i) {
         typename Stored::Code code;
         memcpy(&code, from + i * sizeof code, sizeof code);
@@ -114,7 +115,8 @@ inline void widen(DType dtype, const uint8_t* from, double* to, size_t count) {
 template <class Stored>
 void round_strip(const float* from, uint8_t* to, size_t count) {
     size_t i = 0;
-    for (; i + Lanes::width <= count; i += Lanes::width) store<Stored>(to + i * sizeof(typename Stored::Code), Lanes::read(from + i));
+    for (; i + Lanes::width <= count; i += Lanes::width)
+        store<Stored>(to + i * sizeof(typename Stored::Code), Lanes::read(from + i));
     for (; i < count; ++i) {
         const typename Stored::Code code = Stored::encode(from[i]);
         memcpy(to + i * sizeof code, &code, sizeof code);
@@ -225,7 +227,8 @@ template <class T>
 void strips(const Program& program, const T* constants, const Operand* operands, uint8_t* out, DType out_dtype,
             size_t count, Overflow policy, Tally& tally, Scratch& scratch) {
     const size_t constant_count = program.constants.size();
-    const size_t need = kStrip * (static_cast<size_t>(program.inputs) + constant_count + static_cast<size_t>(program.temps));
+    const size_t need =
+        kStrip * (static_cast<size_t>(program.inputs) + constant_count + static_cast<size_t>(program.temps));
     if (scratch.memory.size() < need) scratch.memory.resize(need);
     T* inputs = reinterpret_cast<T*>(scratch.memory.data());
     T* fixed = inputs + kStrip * static_cast<size_t>(program.inputs);

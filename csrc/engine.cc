@@ -15,21 +15,21 @@ constexpr uint64_t kPage = 4096;
 // 2 MB took 0.7 times as long as 512 KB (ext4, Linux 6.18). Many workers share the same memory budget.
 constexpr uint64_t kTile = 2 << 20, kTileOfMany = 1 << 20;
 constexpr unsigned kMany = 8;
-constexpr uint64_t kChunk = 128 << 10;  // of one operand: read, used and overwritten while in L2
+constexpr uint64_t kChunk = 128 << 10;    // of one operand: read, used and overwritten while in L2
 constexpr uint64_t kColdChunk = 1 << 20;  // a cold disk wants long reads, and several in flight
 constexpr uint64_t kColdBudget = 40 << 20;
 constexpr unsigned kColdWorkers = 8;  // that many, however few the processors
 constexpr uint64_t kFlushStretch = 32 << 20;
 
 class PageBuffer {
-   public:
+ public:
     explicit PageBuffer(size_t bytes) : raw_(bytes + kPage) {
         const uintptr_t at = reinterpret_cast<uintptr_t>(raw_.data());
         data_ = raw_.data() + (kPage - at % kPage) % kPage;
     }
     uint8_t* data() { return data_; }
 
-   private:
+ private:
     std::vector<uint8_t> raw_;
     uint8_t* data_;
 };
@@ -71,7 +71,8 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
             if (job.operands.size() != static_cast<size_t>(programs_[job.index]->inputs)) refuse("wrong operand count");
         }
         if (job.kind == Job::fill && job.index >= fills_.size()) refuse("a job names no fill rule");
-        if (job.kind != Job::copy && job.out_offset % job.element_bytes() != 0) refuse("an output tensor is misaligned");
+        if (job.kind != Job::copy && job.out_offset % job.element_bytes() != 0)
+            refuse("an output tensor is misaligned");
         for (const JobOperand& operand : job.operands) {
             if (operand.source >= sources_.size()) refuse("a job names no source");
             const uint64_t bytes = job.count * (job.kind == Job::copy ? 1 : size_of(operand.dtype));
@@ -101,7 +102,8 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
         worker_count_ = std::max(worker_count_, kColdWorkers);
         const uint64_t share = kColdBudget / worker_count_;
         const uint64_t left = share > options_.tile_bytes ? share - options_.tile_bytes : 0;
-        chunk_bytes_ = std::max(kChunk, std::min(kColdChunk, left / std::max<size_t>(1, most_operands_) / kPage * kPage));
+        chunk_bytes_ =
+            std::max(kChunk, std::min(kColdChunk, left / std::max<size_t>(1, most_operands_) / kPage * kPage));
     }
     worker_count_ = static_cast<unsigned>(std::max<uint64_t>(1, std::min<uint64_t>(worker_count_, tiles_)));
 }
@@ -230,14 +232,16 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* 
     const uint64_t most = chunk_bytes_ / widest;
     for (uint64_t done = 0; done < count;) {
         const uint64_t now = std::min(most, count - done);
-        Evaluation work{target_, job, nullptr, {}, out + done * job.element_bytes(), now, options_.overflow, {}, buffers.scratch};
+        Evaluation work{target_,           job, nullptr,        {}, out + done * job.element_bytes(), now,
+                        options_.overflow, {},  buffers.scratch};
         if (job.kind == Job::evaluate) work.program = programs_[job.index].get();
         try {
             for (size_t k = 0; k < job.operands.size(); ++k) {
                 const JobOperand& operand = job.operands[k];
                 const uint64_t unit = job.kind == Job::copy ? 1 : size_of(operand.dtype);
-                work.operands[k] = {fetch(operand, operand.offset + (first + done) * unit, now * unit, buffers.in[k].data()),
-                                    operand.dtype};
+                work.operands[k] = {
+                    fetch(operand, operand.offset + (first + done) * unit, now * unit, buffers.in[k].data()),
+                    operand.dtype};
             }
         } catch (const Error& error) {
             throw Error(error.code, error.what(), static_cast<int64_t>(job_index));
@@ -278,7 +282,8 @@ const uint8_t* Run::fetch(const JobOperand& operand, uint64_t offset, uint64_t b
     const uint64_t within = offset % kPage;
     if (io_[operand.source] == Io::direct) {
         const uint64_t whole = (within + bytes + kPage - 1) / kPage * kPage;
-        if (os::read_past_cache(source.direct(), buffer, whole, offset - within) >= within + bytes) return buffer + within;
+        if (os::read_past_cache(source.direct(), buffer, whole, offset - within) >= within + bytes)
+            return buffer + within;
         // Not possible here, or the file shrank: the ordinary read decides.
     }
     source.read(buffer + within, bytes, offset);
@@ -335,7 +340,8 @@ Tally apply(const Program& program, const std::vector<Operand>& operands, uint8_
         std::vector<Operand> here(operands);
         for (uint64_t stretch = next++; stretch < stretches; stretch = next++) {
             const uint64_t first = stretch * kStretch, n = std::min(kStretch, count - first);
-            for (size_t k = 0; k < operands.size(); ++k) here[k].data = operands[k].data + first * size_of(operands[k].dtype);
+            for (size_t k = 0; k < operands.size(); ++k)
+                here[k].data = operands[k].data + first * size_of(operands[k].dtype);
             uint8_t* to = out + first * size_of(out_dtype);
             target.evaluate(program, here.data(), in_place ? buffer.data() : to, out_dtype, n, policy, tally, scratch);
             if (in_place) std::memcpy(to, buffer.data(), n * size_of(out_dtype));

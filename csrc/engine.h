@@ -27,10 +27,10 @@ struct JobOperand {
 
 struct Job {
     enum Kind : int { copy = 0, evaluate = 1, fill = 2 } kind;
-    uint32_t index;      // of the program or the fill rule
-    DType out_dtype;     // ignored by copy
-    uint64_t out_offset; // in the output file
-    uint64_t count;      // elements; bytes for copy
+    uint32_t index;       // of the program or the fill rule
+    DType out_dtype;      // ignored by copy
+    uint64_t out_offset;  // in the output file
+    uint64_t count;       // elements; bytes for copy
     std::vector<JobOperand> operands;
 
     uint64_t element_bytes() const { return kind == copy ? 1 : size_of(out_dtype); }
@@ -48,7 +48,7 @@ struct RunOptions {
 };
 
 class Run {
-   public:
+ public:
     // `sink` may be empty: then everything is read and evaluated, and nothing is kept (verification).
     Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_ptr<Program>> programs,
         std::vector<Fill> fills, std::vector<Job> jobs, std::shared_ptr<Sink> sink, RunOptions options);
@@ -60,15 +60,15 @@ class Run {
     void cancel() noexcept;
     void finish();  // joins; throws the first error, `cancelled` after cancel()
 
-    uint64_t bytes_done() const { return bytes_done_; }    // output bytes of finished tiles
-    uint64_t watermark() const { return watermark_; }      // output bytes before this offset are all written
+    uint64_t bytes_done() const { return bytes_done_; }  // output bytes of finished tiles
+    uint64_t watermark() const { return watermark_; }    // output bytes before this offset are all written
     const std::vector<Tally>& tallies() const { return tallies_; }
     std::vector<Io> io() const { return io_; }
     unsigned workers() const { return worker_count_; }
     const char* target() const { return target_.name; }
     uint64_t buffer_bytes() const;  // what all workers' buffers can come to
 
-   private:
+ private:
     struct Buffers;
     void work();
     void flush_behind();

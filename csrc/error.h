@@ -23,7 +23,8 @@ enum class Code : int {
 };
 
 struct Error : std::runtime_error {
-    Error(Code code, const std::string& message, int64_t job = -1) : std::runtime_error(message), code(code), job(job) {}
+    Error(Code code, const std::string& message, int64_t job = -1)
+        : std::runtime_error(message), code(code), job(job) {}
     Code code;
     int64_t job;  // index of the Job it happened in, -1 when it belongs to none
 };

@@ -112,6 +112,7 @@ void Sink::start_flush(uint64_t offset, uint64_t bytes) noexcept { os::start_flu
 void Sink::commit(bool replace, bool sync) {
     if (pending_.file == os::kNone) throw Error(Code::invalid, "the output is closed");
     os::publish(pending_, replace, sync);
+    committed_ = true;
 }
 
 void Sink::abort() noexcept { os::discard(pending_); }

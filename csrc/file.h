@@ -15,7 +15,7 @@ namespace sds {
 enum class Io : int { automatic = 0, pread = 1, mmap = 2, direct = 3 };
 
 class Mapping {
-   public:
+ public:
     Mapping(os::Handle file, uint64_t size, bool copy_on_write);
     ~Mapping();
     Mapping(const Mapping&) = delete;
@@ -23,15 +23,15 @@ class Mapping {
     uint64_t size() const { return size_; }
     bool copy_on_write() const { return copy_on_write_; }
 
-   private:
+ private:
     const uint8_t* data_;
     uint64_t size_;
     bool copy_on_write_;
 };
 
 class Source {
-   public:
-    explicit Source(const std::string& path);   // a file
+ public:
+    explicit Source(const std::string& path);     // a file
     explicit Source(std::vector<uint8_t> bytes);  // memory, for data that a Plan itself carries
     ~Source();
     Source(const Source&) = delete;
@@ -50,7 +50,7 @@ class Source {
     void check_unchanged() const;  // throws changed when size or time differ from those at opening
     void close() noexcept;
 
-   private:
+ private:
     std::string path_;
     std::vector<uint8_t> bytes_;
     os::Handle file_ = os::kNone;
@@ -63,7 +63,7 @@ class Source {
 };
 
 class Sink {
-   public:
+ public:
     Sink(const std::string& target, uint64_t size);  // reserves the space
     ~Sink();                                         // aborts unless committed
     Sink(const Sink&) = delete;
@@ -73,11 +73,13 @@ class Sink {
     void read(void* to, size_t bytes, uint64_t offset) const;  // what was written, for hashing behind the writers
     void start_flush(uint64_t offset, uint64_t bytes) noexcept;
     void commit(bool replace, bool sync);
+    bool committed() const { return committed_; }
     void abort() noexcept;
 
-   private:
+ private:
     os::Pending pending_;
     uint64_t size_;
+    bool committed_ = false;
 };
 
 }  // namespace sds

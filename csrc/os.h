@@ -21,7 +21,7 @@ struct Stat {
 Handle open_read(const std::string& path);  // regular files only; never blocks on a FIFO
 Handle open_past_cache(Handle file);        // a second handle whose reads bypass the page cache, or kNone
 Stat stat(Handle file);
-size_t read_at(Handle file, void* to, size_t bytes, uint64_t offset);  // fewer only at the end of the file
+size_t read_at(Handle file, void* to, size_t bytes, uint64_t offset);          // fewer only at the end of the file
 size_t read_past_cache(Handle file, void* to, size_t bytes, uint64_t offset);  // page-aligned; 0 when it can't
 double cached_share(Handle file, uint64_t size);  // 0..1 of the file in the page cache; 1 when unknown
 void will_read_all(Handle file);                  // hint: sequential reading ahead
@@ -44,7 +44,7 @@ Pending create_beside(const std::string& target);
 void reserve(const Pending& pending, uint64_t size);  // throws no_space at once when the disk can't hold it
 void write_at(Handle file, const void* from, size_t bytes, uint64_t offset);
 void start_flush(Handle file, uint64_t offset, uint64_t bytes) noexcept;  // begin writing back, don't wait
-void publish(Pending& pending, bool replace, bool sync);  // durable when `sync`, then one atomic rename
+void publish(Pending& pending, bool replace, bool sync);                  // durable when `sync`, then one atomic rename
 void discard(Pending& pending) noexcept;
 
 size_t page_size();
@@ -54,12 +54,12 @@ uint64_t free_bytes(const std::string& folder);
 // Worker threads inherit the floating-point mode of their creator; this sets IEEE mode (round to nearest even,
 // subnormals kept) for a scope.
 class IeeeMode {
-   public:
+ public:
     IeeeMode();
     ~IeeeMode();
     IeeeMode(const IeeeMode&) = delete;
 
-   private:
+ private:
     uint64_t saved_;
 };
 

@@ -1,6 +1,4 @@
 // The operating system, POSIX side: Linux first, macOS and the BSDs where they differ.
-#include "os.h"
-
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -22,6 +20,7 @@
 #include <vector>
 
 #include "error.h"
+#include "os.h"
 
 #ifdef __linux__
 #include <sched.h>
@@ -132,8 +131,8 @@ size_t read_at(Handle file, void* to, size_t bytes, uint64_t offset) {
     while (got < bytes) {
         // Linux moves at most 2 GiB a call and macOS refuses more.
         const size_t want = std::min<size_t>(bytes - got, 1u << 30);
-        const ssize_t now = pread(static_cast<int>(file), static_cast<uint8_t*>(to) + got, want,
-                                  static_cast<off_t>(offset + got));
+        const ssize_t now =
+            pread(static_cast<int>(file), static_cast<uint8_t*>(to) + got, want, static_cast<off_t>(offset + got));
         if (now > 0) {
             got += static_cast<size_t>(now);
         } else if (now == 0) {
@@ -253,7 +252,7 @@ bool can_guard() { return true; }
 bool guarded(void (*work)(void*), void* context) {
     static std::once_flag installed;
     std::call_once(installed, [] {
-        struct sigaction action {};
+        struct sigaction action{};
         action.sa_sigaction = on_fault;
         action.sa_flags = SA_SIGINFO | SA_NODEFER;
         sigemptyset(&action.sa_mask);
@@ -316,8 +315,8 @@ uint64_t free_bytes(const std::string& folder) {
 void reserve(const Pending& pending, uint64_t size) {
     const int file = static_cast<int>(pending.file);
     const auto too_full = [&](int error) {
-        fail(error, folder_of(pending.target) + ": no room for the output (" + std::to_string(size) + " bytes needed, " +
-                        std::to_string(free_bytes(folder_of(pending.target))) + " free)");
+        fail(error, folder_of(pending.target) + ": no room for the output (" + std::to_string(size) +
+                        " bytes needed, " + std::to_string(free_bytes(folder_of(pending.target))) + " free)");
     };
     int error = 0;
 #ifdef __linux__

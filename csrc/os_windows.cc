@@ -1,8 +1,6 @@
 // The operating system, Windows side. Paths are UTF-8 above and UTF-16 here.
 #define WIN32_LEAN_AND_MEAN
 #define NOMINMAX
-#include "os.h"
-
 #include <windows.h>
 #include <xmmintrin.h>
 
@@ -11,6 +9,7 @@
 #include <random>
 
 #include "error.h"
+#include "os.h"
 
 namespace sds::os {
 
@@ -25,13 +24,15 @@ std::wstring wide(const std::string& text) {
 
 [[noreturn]] void fail(DWORD error, const std::string& what) {
     Code code = Code::io;
-    if (error == ERROR_FILE_NOT_FOUND || error == ERROR_PATH_NOT_FOUND || error == ERROR_INVALID_NAME) code = Code::not_found;
-    if (error == ERROR_ACCESS_DENIED || error == ERROR_SHARING_VIOLATION || error == ERROR_WRITE_PROTECT) code = Code::permission;
+    if (error == ERROR_FILE_NOT_FOUND || error == ERROR_PATH_NOT_FOUND || error == ERROR_INVALID_NAME)
+        code = Code::not_found;
+    if (error == ERROR_ACCESS_DENIED || error == ERROR_SHARING_VIOLATION || error == ERROR_WRITE_PROTECT)
+        code = Code::permission;
     if (error == ERROR_DISK_FULL || error == ERROR_HANDLE_DISK_FULL) code = Code::no_space;
     if (error == ERROR_ALREADY_EXISTS || error == ERROR_FILE_EXISTS) code = Code::exists;
     char text[256] = "";
-    FormatMessageA(FORMAT_MESSAGE_FROM_SYSTEM | FORMAT_MESSAGE_IGNORE_INSERTS | FORMAT_MESSAGE_MAX_WIDTH_MASK, nullptr, error, 0,
-                   text, sizeof text, nullptr);
+    FormatMessageA(FORMAT_MESSAGE_FROM_SYSTEM | FORMAT_MESSAGE_IGNORE_INSERTS | FORMAT_MESSAGE_MAX_WIDTH_MASK, nullptr,
+                   error, 0, text, sizeof text, nullptr);
     throw Error(code, what + ": " + text);
 }
 
@@ -61,8 +62,8 @@ Handle open_read(const std::string& path) {
     const DWORD attributes = GetFileAttributesW(name.c_str());
     if (attributes == INVALID_FILE_ATTRIBUTES) fail(GetLastError(), path);
     refuse_special(path, attributes);
-    const HANDLE file = CreateFileW(name.c_str(), GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, nullptr,
-                                    OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
+    const HANDLE file = CreateFileW(name.c_str(), GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE,
+                                    nullptr, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
     if (file == INVALID_HANDLE_VALUE) fail(GetLastError(), path);
     if (GetFileType(file) != FILE_TYPE_DISK) {
         CloseHandle(file);
@@ -81,7 +82,8 @@ Stat stat(Handle file) {
     result.size = join(info.nFileSizeHigh, info.nFileSizeLow);
     result.device = info.dwVolumeSerialNumber;
     result.inode = join(info.nFileIndexHigh, info.nFileIndexLow);
-    result.mtime_ns = static_cast<int64_t>(join(info.ftLastWriteTime.dwHighDateTime, info.ftLastWriteTime.dwLowDateTime)) * 100;
+    result.mtime_ns =
+        static_cast<int64_t>(join(info.ftLastWriteTime.dwHighDateTime, info.ftLastWriteTime.dwLowDateTime)) * 100;
     return result;
 }
 
@@ -111,7 +113,8 @@ void close(Handle file) noexcept {
 
 const uint8_t* map(Handle file, uint64_t size, bool copy_on_write) {
     if (size == 0) return nullptr;
-    const HANDLE section = CreateFileMappingW(handle_of(file), nullptr, copy_on_write ? PAGE_WRITECOPY : PAGE_READONLY, 0, 0, nullptr);
+    const HANDLE section =
+        CreateFileMappingW(handle_of(file), nullptr, copy_on_write ? PAGE_WRITECOPY : PAGE_READONLY, 0, 0, nullptr);
     if (section == nullptr) fail(GetLastError(), "cannot map the file");
     const void* view = MapViewOfFile(section, copy_on_write ? FILE_MAP_COPY : FILE_MAP_READ, 0, 0, 0);
     const DWORD error = GetLastError();
@@ -124,8 +127,9 @@ void unmap(const uint8_t* view, uint64_t) noexcept {
     if (view != nullptr) UnmapViewOfFile(view);
 }
 
-void release_pages(const uint8_t*, uint64_t) noexcept {}  // a mapped file cannot shrink here, and pages are trimmed by the system
-bool can_guard() { return false; }                        // so inputs are always read, never streamed through a mapping
+void release_pages(const uint8_t*, uint64_t) noexcept {
+}                                   // a mapped file cannot shrink here, and pages are trimmed by the system
+bool can_guard() { return false; }  // so inputs are always read, never streamed through a mapping
 
 bool guarded(void (*work)(void*), void* context) {
     work(context);
@@ -142,8 +146,9 @@ Pending create_beside(const std::string& target) {
     std::snprintf(name, sizeof name, ".sdsurgery-%lu-%08x.tmp", GetCurrentProcessId(), random());
     const std::string folder = folder_of(target);
     pending.temporary = folder == "." ? name : folder + name;
-    const HANDLE file = CreateFileW(wide(pending.temporary).c_str(), GENERIC_READ | GENERIC_WRITE | DELETE, FILE_SHARE_READ | FILE_SHARE_DELETE,
-                                    nullptr, CREATE_NEW, FILE_ATTRIBUTE_NORMAL, nullptr);
+    const HANDLE file =
+        CreateFileW(wide(pending.temporary).c_str(), GENERIC_READ | GENERIC_WRITE | DELETE,
+                    FILE_SHARE_READ | FILE_SHARE_DELETE, nullptr, CREATE_NEW, FILE_ATTRIBUTE_NORMAL, nullptr);
     if (file == INVALID_HANDLE_VALUE) {
         pending.temporary.clear();
         fail(GetLastError(), folder + ": cannot create a file in this folder");
@@ -154,16 +159,18 @@ Pending create_beside(const std::string& target) {
 
 uint64_t free_bytes(const std::string& folder) {
     ULARGE_INTEGER available;
-    if (!GetDiskFreeSpaceExW(wide(folder.empty() ? "." : folder).c_str(), &available, nullptr, nullptr)) return UINT64_MAX;
+    if (!GetDiskFreeSpaceExW(wide(folder.empty() ? "." : folder).c_str(), &available, nullptr, nullptr))
+        return UINT64_MAX;
     return available.QuadPart;
 }
 
 void reserve(const Pending& pending, uint64_t size) {
     LARGE_INTEGER end;
     end.QuadPart = static_cast<LONGLONG>(size);
-    if (!SetFilePointerEx(handle_of(pending.file), end, nullptr, FILE_BEGIN) || !SetEndOfFile(handle_of(pending.file))) {
-        fail(GetLastError(), folder_of(pending.target) + ": no room for the output (" + std::to_string(size) + " bytes needed, " +
-                                 std::to_string(free_bytes(folder_of(pending.target))) + " free)");
+    if (!SetFilePointerEx(handle_of(pending.file), end, nullptr, FILE_BEGIN) ||
+        !SetEndOfFile(handle_of(pending.file))) {
+        fail(GetLastError(), folder_of(pending.target) + ": no room for the output (" + std::to_string(size) +
+                                 " bytes needed, " + std::to_string(free_bytes(folder_of(pending.target))) + " free)");
     }
 }
 
@@ -183,7 +190,8 @@ void write_at(Handle file, const void* from, size_t bytes, uint64_t offset) {
 void start_flush(Handle, uint64_t, uint64_t) noexcept {}
 
 void publish(Pending& pending, bool replace, bool sync) {
-    if (sync && !FlushFileBuffers(handle_of(pending.file))) fail(GetLastError(), pending.target + ": cannot flush to disk");
+    if (sync && !FlushFileBuffers(handle_of(pending.file)))
+        fail(GetLastError(), pending.target + ": cannot flush to disk");
     close(pending.file);
     pending.file = kNone;
     const DWORD flags = (replace ? MOVEFILE_REPLACE_EXISTING : 0u) | (sync ? MOVEFILE_WRITE_THROUGH : 0u);

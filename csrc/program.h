@@ -27,7 +27,7 @@ struct Step {
 };
 
 class Program {
-   public:
+ public:
     static constexpr int kMaxInputs = 64, kMaxTemps = 64, kMaxConstants = 256;
 
     // `text` is the same formula in infix form, by which a hand-fused fast path is recognised.
@@ -55,7 +55,7 @@ class Program {
     int temps = 0;
     int fused = -1;  // index in formulas::for_each, -1 when only the steps can evaluate it
 
-   private:
+ private:
     struct Finder {
         const std::string& text;
         int inputs, constants, next = 0, found = -1;

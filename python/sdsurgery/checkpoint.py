@@ -45,6 +45,7 @@ class Contents:
     metadata: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     data_offset: int = 0
+    unusable: dict[str, str] = field(default_factory=dict)  # tensors that cannot be used, and why
 
 
 class Checkpoint:
@@ -60,6 +61,7 @@ class Checkpoint:
         self.format = contents.format
         self.notes = contents.notes
         self.data_offset = contents.data_offset
+        self.unusable = contents.unusable
         self.tensors: Mapping[str, TensorInfo] = {info.name: info for info in contents.tensors}
         self._metadata = contents.metadata
 
@@ -81,6 +83,12 @@ class Checkpoint:
 
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
+
+    def require_all(self) -> None:
+        """InputRefused when the file holds tensors of a kind that cannot be used (quantised, sparse, complex, …)."""
+        for name, reason in self.unusable.items():
+            more = f" (and {len(self.unusable) - 1} more)" if len(self.unusable) > 1 else ""
+            raise InputRefused(f"{printable(self.path)}: tensor '{printable(name)}' {printable(reason)}{more}")
 
     def keys(self) -> list[str]:
         """Tensor names in file order."""

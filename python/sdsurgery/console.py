@@ -109,9 +109,8 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
     """A verb's report as lines of text."""
     counts = ", ".join(f"{count} {action}" for action, count in report.counts.items() if count)
     target = printable(report.output) if report.output else "(no output named)"
-    lines = [
-        f"{'would write' if report.dry_run else 'wrote'} {target}: {human_bytes(report.bytes_written)}, family {report.family}"
-    ]
+    verb = "would write" if report.dry_run else "wrote"
+    lines = [f"{verb} {target}: {human_bytes(report.bytes_written)}, family {report.family}"]
     lines.append(f"tensors: {counts}")
     for path, names in report.missing.items():
         lines.append(f"missing in {printable(path)}: {_some(names, verbose)} (A's were kept)")

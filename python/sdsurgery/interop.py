@@ -28,6 +28,8 @@ def numpy_view(checkpoint: Checkpoint, name: str) -> Any:
     import numpy as np
 
     info = checkpoint.info(name)
+    if info.strides is not None:
+        raise TypeError(f"{name!r} is a non-contiguous view; use torch({name!r})")
     if info.dtype.name not in _NUMPY:
         raise TypeError(f"NumPy has no {info.dtype.name}; use torch({name!r})")
     dtype = np.dtype(_NUMPY[info.dtype.name]).newbyteorder("<")
@@ -50,6 +52,10 @@ def torch_view(checkpoint: Checkpoint, name: str) -> Any:
         raise TypeError(f"torch has no {info.dtype.name}")
     if info.nbytes == 0:
         return torch.empty(info.shape, dtype=dtype)
+    if info.strides is not None:
+        span = 1 + sum((size - 1) * stride for size, stride in zip(info.shape, info.strides, strict=True))
+        raw = bytearray(checkpoint.source.read(info.offset, span * info.dtype.itemsize))
+        return torch.frombuffer(raw, dtype=dtype).as_strided(info.shape, info.strides)
     if info.offset % info.dtype.itemsize:
         raw = bytearray(checkpoint.source.read(info.offset, info.nbytes))
         return torch.frombuffer(raw, dtype=dtype).reshape(info.shape)

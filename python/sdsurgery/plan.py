@@ -139,7 +139,12 @@ def whole(formula: Formula | Fill | None, elements: int, operands: Sequence[Oper
 
 
 def operand(source: int, info: TensorInfo) -> Operand:
-    """A whole input tensor as an operand."""
+    """A whole input tensor as an operand. InputRefused for a non-contiguous one (only pickles have them)."""
+    if info.strides is not None:
+        raise InputRefused(
+            f"tensor '{printable(info.name)}' is a non-contiguous view (strides {list(info.strides)}), which cannot be "
+            "streamed; save the file again with contiguous tensors"
+        )
     return Operand(source, info.dtype, info.offset)
 
 
@@ -151,12 +156,17 @@ def copied(source: int, info: TensorInfo, *, name: str | None = None, action: st
 
 def rounded(
     source: int, info: TensorInfo, dtype: DType | None, identity: Formula, *, name: str | None = None,
-    action: str | None = None, note: str = "",
+    action: str | None = None, note: str = "", watched: bool = False,
 ) -> Piece:  # fmt: skip
-    """The input tensor in ``dtype`` (None: its own). Copied when nothing changes; refused when it can't be computed."""
+    """The input tensor in ``dtype`` (None: its own). Copied when nothing changes; refused when it can't be computed.
+
+    An empty tensor is a marker and keeps its dtype. ``watched``: NaN and Inf must be noticed, which a copy of bytes
+    does not; evaluating the identity gives the same bytes where there are none.
+    """
     if dtype is None or dtype is info.dtype or info.elements == 0:
-        piece = copied(source, info, name=name, action=action or COPIED, note=note)
-        return piece if dtype is None else Piece(piece.name, dtype, piece.shape, piece.action, piece.segments, note)
+        if not (watched and info.dtype.computable and info.elements):
+            return copied(source, info, name=name, action=action or COPIED, note=note)
+        dtype, action = info.dtype, action or COPIED
     require_computable(info)
     segments = whole(identity, info.elements, (operand(source, info),))
     return Piece(name or info.name, dtype, info.shape, action or CAST, segments, note)

@@ -25,6 +25,7 @@ def cast(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = N
     if out is not None:
         engine.target_path(out, settings.force or settings.dry_run)
     with open_checkpoint(path) as checkpoint:
+        checkpoint.require_all()
         recipe = {"method": "cast", "parameters": {}, "dtype": settings.dtype, "overflow": settings.overflow}
         plan = plan_cast(checkpoint, settings, recipe=recipe, title=title_of(out))
         return run(plan, out, settings, recipe)
@@ -41,7 +42,7 @@ def plan_cast(checkpoint: Checkpoint, settings: Settings, *, recipe: Mapping[str
         elif info.dtype.kind in ("int", "bool"):
             pieces.append(copied(0, info, note="integers keep their dtype"))
         else:
-            pieces.append(rounded(0, info, settings.target_dtype, identity))
+            pieces.append(rounded(0, info, settings.target_dtype, identity, watched=settings.watched))
     source = parent(checkpoint)
 
     def metadata(hashes: Sequence[str | None], body: str | None) -> Mapping[str, str]:

@@ -67,6 +67,11 @@ class Settings:
         return BY_OPTION.get(self.dtype)
 
     @property
+    def watched(self) -> bool:
+        """Whether a NaN must be noticed even in a tensor that is only copied."""
+        return self.on_nonfinite == "error"
+
+    @property
     def options(self) -> Options:
         return Options(
             threads=self.threads,
@@ -122,6 +127,7 @@ def open_all(paths: Sequence[str | os.PathLike[str]]) -> list[Checkpoint]:
     try:
         for path in paths:
             opened.append(open_checkpoint(path))
+            opened[-1].require_all()
     except BaseException:
         close_all(opened)
         raise
