@@ -80,7 +80,7 @@ def _rival(name: str) -> Callable[[Job], list[str]]:
 
 
 def _json_seconds(text: str) -> float | None:
-    return json.loads(text)["seconds"]
+    return float(json.loads(text)["seconds"])
 
 
 def _printed_seconds(text: str) -> float | None:
