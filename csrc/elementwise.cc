@@ -16,8 +16,8 @@
 namespace sds {
 
 namespace scalar {
-#include "elementwise.inl.h"
 #include "lanes/scalar.h"
+#include "elementwise.inl.h"
 inline bool runs_here() { return true; }
 }  // namespace scalar
 
@@ -30,8 +30,8 @@ inline bool runs_here() { return true; }
 #pragma GCC target("avx2,f16c")
 #endif
 namespace avx2 {
-#include "elementwise.inl.h"
 #include "lanes/avx2.h"
+#include "elementwise.inl.h"
 }  // namespace avx2
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -42,8 +42,8 @@ namespace avx2 {
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,f16c")
 #endif
 namespace avx512 {
-#include "elementwise.inl.h"
 #include "lanes/avx512.h"
+#include "elementwise.inl.h"
 }  // namespace avx512
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -62,8 +62,8 @@ bool has_avx512() {
 
 #ifdef SDS_ARM
 namespace neon {
-#include "elementwise.inl.h"
 #include "lanes/neon.h"
+#include "elementwise.inl.h"
 inline bool runs_here() { return true; }  // every AArch64 has it
 }  // namespace neon
 #endif

@@ -216,6 +216,16 @@ struct Evaluation {
 
 }  // namespace
 
+// A fault maps the pages around it too: pages released by the stretch before come back with the first fault of this
+// one, and would stay. So the neighbours go as well; whoever still reads them faults once more.
+static void release_around(const Mapping& mapping, const uint8_t* at, uint64_t bytes) {
+    constexpr uint64_t kFaultAround = 64 << 10;
+    const uint64_t first = static_cast<uint64_t>(at - mapping.data());
+    const uint64_t low = first - std::min(first, kFaultAround);
+    const uint64_t high = std::min(mapping.size(), first + bytes + kFaultAround);
+    os::release_pages(mapping.data() + low, high - low);
+}
+
 // `count` elements of one job from element `first` on, to `out`.
 void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* out, Buffers& buffers) {
     const Job& job = jobs_[job_index];
@@ -255,7 +265,7 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* 
             for (size_t k = 0; k < job.operands.size(); ++k) {
                 if (io_[job.operands[k].source] != Io::mmap) continue;
                 const uint64_t unit = job.kind == Job::copy ? 1 : size_of(job.operands[k].dtype);
-                os::release_pages(work.operands[k].data, now * unit);
+                release_around(*mappings_[job.operands[k].source], work.operands[k].data, now * unit);
             }
         }
         if (work.tally.nonfinite || work.tally.overflow) {
