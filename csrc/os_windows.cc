@@ -128,7 +128,7 @@ void unmap(const uint8_t* view, uint64_t) noexcept {
 }
 
 void release_pages(const uint8_t*, uint64_t) noexcept {
-}                                   // a mapped file cannot shrink here, and pages are trimmed by the system
+}
 bool can_guard() { return false; }  // so inputs are always read, never streamed through a mapping
 
 bool guarded(void (*work)(void*), void* context) {
