@@ -106,8 +106,8 @@ def apply(
         if array.shape != arrays[0].shape:
             raise UsageError(f"shapes differ: {list(array.shape)} and {list(arrays[0].shape)}")
     operands = [array.apart_from(result) for array in arrays]
-    formula = program(trace(chosen, len(inputs), bound), compute == "fp64")
     with native_errors(UsageError):
+        formula = program(trace(chosen, len(inputs), bound), compute == "fp64")
         _, overflows = _native.apply(
             formula,
             [(array.address, array.dtype.native) for array in operands],

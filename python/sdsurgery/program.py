@@ -7,7 +7,7 @@ a number that meets a symbol becomes a constant of the program. The order of the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .methods import Method
@@ -16,6 +16,7 @@ from .methods import Method
 OPERATIONS = {"add": 0, "sub": 1, "mul": 2, "div": 3, "neg": 4, "abs": 5}
 _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 INPUT, CONSTANT, TEMP = 0, 1, 2
+_LONGEST_TEXT = 2000  # characters; longer formulas have no hand-fused kernel anyway
 
 Ref = tuple[int, int]
 
@@ -29,10 +30,15 @@ class Formula:
     """
 
     inputs: int
-    constants: tuple[float, ...]
+    constants: tuple[float, ...] = field(compare=False)
     steps: tuple[tuple[str, Ref, Ref, int], ...]
     result: Ref
     text: str
+    # The constants as they are compared: as numbers 0.0 and −0.0 are equal, but they give different results.
+    exact: tuple[str, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "exact", tuple(value.hex() for value in self.constants))
 
 
 class Symbol:
@@ -159,5 +165,7 @@ def _infix(order: list[Symbol], result: Symbol) -> str:
     for symbol in order:
         args = [text(arg) for arg in symbol.args]
         sign = _SIGNS.get(symbol.op)
-        texts[id(symbol)] = f"({args[0]}{sign}{args[1]})" if sign else f"{symbol.op}({args[0]})"
+        whole = f"({args[0]}{sign}{args[1]})" if sign else f"{symbol.op}({args[0]})"
+        # A value that is used twice is written twice: without a limit, texts would double with every step.
+        texts[id(symbol)] = whole if len(whole) <= _LONGEST_TEXT else f"(… {len(texts)} steps)"
     return text(result)

@@ -8,9 +8,12 @@ table and the conformance tests.
 
 from __future__ import annotations
 
+import functools
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from ..errors import UsageError
@@ -108,14 +111,19 @@ def method(
     return decorate
 
 
+@functools.cache
+def _import_modules() -> None:
+    """Import this package's modules, which register their methods (even where a method from elsewhere came first)."""
+    import importlib
+    import pkgutil
+
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+
+
 def registered(verb: str | None = None) -> dict[str, Method]:
     """All methods by name, or those of one verb."""
-    if not _METHODS:
-        import importlib
-        import pkgutil
-
-        for module in pkgutil.iter_modules(__path__):
-            importlib.import_module(f"{__name__}.{module.name}")
+    _import_modules()
     return {name: item for name, item in _METHODS.items() if verb in (None, item.verb)}
 
 
@@ -130,3 +138,14 @@ def get(name: str, verbs: Sequence[str] = ("merge",)) -> Method:
         hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
         raise UsageError(f"unknown method '{printable(name)}'{hint}")
     return found
+
+
+class _Package(ModuleType):
+    """Importing a subpackage binds its name in the parent, over the public function ``sdsurgery.methods()`` that has
+    the same name. So the package itself can be called."""
+
+    def __call__(self, verb: str | None = None) -> dict[str, Method]:
+        return registered(verb)
+
+
+sys.modules[__name__].__class__ = _Package
