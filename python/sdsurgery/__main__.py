@@ -7,9 +7,11 @@ import sys
 
 def main() -> int:
     """Run the command line; returns the exit code (see cli.py)."""
-    from .cli import run
+    from .cli import ignore_signals, run
 
-    return run(sys.argv[1:])
+    code = run(sys.argv[1:])
+    ignore_signals()
+    return code
 
 
 if __name__ == "__main__":

@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from . import __version__
-from .errors import RunFailed, SdsError, UsageError, printable
+from .errors import Interrupted, RunFailed, SdsError, UsageError, printable
 
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 EPILOG = "exit codes: 0 done, 1 failed while running, 2 wrong usage, 3 input refused, 4 differs, 130 interrupted"
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # argparse takes -0.5 for a number, but -1e-3 and -0.5,1.5 for options that it doesn't know.
+        self._negative_number_matcher = re.compile(r"-\.?\d|-(inf|nan)", re.IGNORECASE)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
@@ -27,24 +34,31 @@ class _Parser(argparse.ArgumentParser):
 def run(argv: Sequence[str]) -> int:
     """Run one command and return its exit code; prints one line on stderr for any failure."""
     _keep_standard_streams()
+    caught: list[int] = []
     try:
-        _catch_signals()
+        _catch_signals(caught)
         args = _parser().parse_args(argv)
         code: int = args.command(args)
         _flush_stdout()
         return code
-    except SdsError as error:
-        return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written", 130)
-    except MemoryError:
-        return _fail("out of memory", 1)
-    except OSError as error:
-        return _fail(str(error), 1)
+        return _fail("interrupted", 130)
     except Exception as error:
-        if os.environ.get("SDS_DEBUG"):
+        if caught and not isinstance(error, Interrupted):
+            return _fail("interrupted", 130)  # some C code wraps the KeyboardInterrupt that hits it in its own error
+        if os.environ.get("SDS_DEBUG") and not isinstance(error, SdsError):
             raise
-        return _fail(f"internal error: {type(error).__name__}: {error} (SDS_DEBUG=1 shows where; please report it)", 1)
+        return _fail(*_failure(error))
+
+
+def _failure(error: Exception) -> tuple[str, int]:
+    if isinstance(error, SdsError):
+        return str(error), error.exit_code
+    if isinstance(error, MemoryError):
+        return "out of memory", 1
+    if isinstance(error, OSError):
+        return str(error), 1
+    return f"internal error: {type(error).__name__}: {error} (SDS_DEBUG=1 shows where; please report it)", 1
 
 
 def _fail(message: str, code: int) -> int:
@@ -67,16 +81,26 @@ def _keep_standard_streams() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
-def _catch_signals() -> None:
+def _catch_signals(caught: list[int]) -> None:
     import signal
 
     def interrupt(signum: int, frame: object) -> NoReturn:
+        caught.append(signum)
         raise KeyboardInterrupt
 
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    for name in _SIGNALS:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, interrupt)
+
+
+def ignore_signals() -> None:
+    """For a process that only has to end: an interruption would be a traceback out of the interpreter's own end."""
+    import signal
+
+    for name in _SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def emit(text: str) -> None:

@@ -81,6 +81,8 @@ def target_path(out: str | os.PathLike[str], force: bool) -> str:
     text = os.fspath(out)
     if not text or text.endswith(("/", os.sep)):
         raise UsageError(f"the output must be a file, not a folder: '{printable(text)}'")
+    if os.path.exists(text) and not os.path.isfile(text):
+        raise UsageError(f"the output must be a file, and '{printable(text)}' is something else")
     if os.path.lexists(text) and not force:
         raise UsageError(f"{printable(text)} exists; --force replaces it")
     return os.path.realpath(text)
@@ -143,7 +145,8 @@ def execute(
         outcome.seconds = time.monotonic() - started
         return outcome
     except KeyboardInterrupt:
-        raise Interrupted("interrupted; nothing was written") from None
+        when = "just after the output was written" if sink.committed else "nothing was written"
+        raise Interrupted(f"interrupted; {when}") from None
     finally:
         if hashes is not None:
             hashes.cancel()

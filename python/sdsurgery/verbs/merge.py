@@ -16,9 +16,8 @@ from ..dtypes import DType
 from ..errors import InputRefused, printable
 from ..layouts import Detection, Layout, conflict, detect
 from ..methods import Method, get
-from ..plan import ADDED, KEPT, MERGED, Dropped, Piece, Plan, assemble, copied, operand, require_computable
+from ..plan import ADDED, KEPT, MERGED, Dropped, Piece, Plan, assemble, copied, operand, require_computable, whole
 from ..plan import rounded as rounded_piece
-from ..plan import whole
 from ..program import Formula, trace
 from .common import Report, Settings, close_all, identity_formula, open_all, parent, run, settings_from, title_of
 
@@ -75,7 +74,7 @@ def plan_merge(
     detections = [detect(checkpoint.tensors) for checkpoint in checkpoints]
     refuse_conflicts(checkpoints, detections)
     layout = next((found.layout for found in detections if found.layout.name != "unknown"), detections[0].layout)
-    decide = _Decisions(layout, checkpoints, trace(method, len(checkpoints), params), settings.target_dtype)
+    decide = _Decisions(layout, checkpoints, trace(method, len(checkpoints), params), settings)
     pieces, dropped, missing = decide.all(add_missing)
     merged = sum(piece.action == MERGED for piece in pieces)
     if (not settings.force and merged == 0) or merged * 2 < merged + len({name for _, name in missing}):
@@ -141,8 +140,9 @@ def _refuse_strangers(checkpoints: Sequence[Checkpoint], merged: int, missing: i
 class _Decisions:
     """What becomes of each tensor, one rule after the other."""
 
-    def __init__(self, layout: Layout, checkpoints: Sequence[Checkpoint], formula: Formula, dtype: DType | None) -> None:
-        self.layout, self.checkpoints, self.formula, self.dtype = layout, checkpoints, formula, dtype
+    def __init__(self, layout: Layout, checkpoints: Sequence[Checkpoint], formula: Formula, settings: Settings) -> None:
+        self.layout, self.checkpoints, self.formula = layout, checkpoints, formula
+        self.dtype, self.watched = settings.target_dtype, settings.watched
         self.identity = identity_formula()
         self.notes: list[str] = []
         self.missing: list[tuple[int, str]] = []
@@ -165,7 +165,7 @@ class _Decisions:
                     continue
                 names.add(name)
                 dtype = None if self.layout.exact_copy(name) or info.dtype.kind != "float" else self.dtype
-                pieces.append(rounded_piece(source, info, dtype, self.identity, action=ADDED))
+                pieces.append(self.alone(source, info, dtype, action=ADDED))
         return pieces, dropped, self.missing
 
     def one(self, name: str, info: TensorInfo) -> Piece:
@@ -189,12 +189,15 @@ class _Decisions:
                 self.require_shape(info, other, checkpoint)
                 others.append(other)
         if lacking:
-            return rounded_piece(0, info, self.dtype, self.identity, action=KEPT, note="missing in another input")
+            return self.alone(0, info, self.dtype, action=KEPT, note="missing in another input")
         for each in (info, *others):
             require_computable(each)
         operands = [operand(source, each) for source, each in enumerate((info, *others))]
         segments = whole(self.formula, info.elements, operands)
         return Piece(name, self.dtype or info.dtype, info.shape, MERGED, segments)
+
+    def alone(self, source: int, info: TensorInfo, dtype: DType | None, *, action: str, note: str = "") -> Piece:
+        return rounded_piece(source, info, dtype, self.identity, action=action, note=note, watched=self.watched)
 
     def require_shape(self, info: TensorInfo, other: TensorInfo, checkpoint: Checkpoint) -> None:
         # [o, i, 1, 1] and [o, i] are the same matrix: a 1×1 convolution and a linear layer, as VAE files have both.
@@ -207,5 +210,3 @@ class _Decisions:
 
 def _without_unit_tail(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
-
-
