@@ -1,0 +1,147 @@
+"""Runs the command line as a user does, in a process of its own, and makes small input files."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TIMEOUT = 60  # seconds; a command that takes longer hangs
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended: exit code (negative: killed by that signal) and what it printed, as bytes and as text."""
+
+    rc: int
+    raw_out: bytes
+    raw_err: bytes
+
+    @property
+    def out(self) -> str:
+        return self.raw_out.decode("utf-8")
+
+    @property
+    def err(self) -> str:
+        return self.raw_err.decode("utf-8")
+
+    def json(self) -> dict[str, Any]:
+        """The one object on stdout; fails when there is anything else."""
+        value = json.loads(self.out)
+        assert isinstance(value, dict)
+        return value
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The tests' environment without the variables that change what the command prints or how it computes."""
+    hidden = ("SDS_CPU", "SDS_DEBUG", "NO_COLOR", "FORCE_COLOR", "PYTHONWARNINGS", "PYTHONPROFILEIMPORTTIME")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return {**kept, "PYTHONUTF8": "1", **(extra or {})}
+
+
+def sds(
+    *args: object,
+    cwd: object = None,
+    env: Mapping[str, str] | None = None,
+    python: Sequence[str] = ("-m", "sdsurgery"),
+    **options: Any,
+) -> Result:
+    """Run ``python -m sdsurgery ARGS``. ``options`` go to subprocess.run; a time-out fails the test."""
+    command = [sys.executable, *python, *(arg if isinstance(arg, bytes) else str(arg) for arg in args)]
+    options.setdefault("stdout", subprocess.PIPE)
+    options.setdefault("stderr", subprocess.PIPE)
+    done = subprocess.run(
+        command,
+        cwd=None if cwd is None else str(cwd),
+        env=environment(env),
+        stdin=subprocess.DEVNULL,
+        timeout=TIMEOUT,
+        check=False,
+        **options,
+    )
+    return Result(done.returncode, done.stdout or b"", done.stderr or b"")
+
+
+def done(result: Result) -> Result:
+    """Require exit code 0 and no traceback; returns the result."""
+    assert result.rc == 0, result.err
+    assert "Traceback" not in result.err
+    return result
+
+
+def refused(result: Result, code: int, *words: str) -> str:
+    """Require the code, nothing on stdout and exactly one line on stderr, with these words in it; returns the line."""
+    assert result.rc == code, (result.rc, result.err)
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    assert result.err.startswith("sdsurgery: ")
+    assert result.err.endswith("\n")
+    assert result.err.count("\n") == 1, result.err
+    for word in words:
+        assert word in result.err, (word, result.err)
+    return result.err
+
+
+def listing(folder: Path) -> dict[str, bytes | None]:
+    """Every entry of a folder, hidden ones too, with the bytes of the regular files."""
+    found: dict[str, bytes | None] = {}
+    for entry in os.scandir(folder):
+        regular = entry.is_file(follow_symlinks=False)
+        found[entry.name] = Path(entry.path).read_bytes() if regular else None
+    return found
+
+
+Raw = tuple[str, Sequence[int], bytes]  # dtype, shape, data
+
+
+def write_raw(path: Path, tensors: Mapping[str, Raw], metadata: Mapping[str, str] | None = None) -> Path:
+    """A safetensors file written by hand from the format's description: any names, dtypes and bytes."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    at = 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + len(data)]}
+        at += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in tensors.values()))
+    return path
+
+
+def read_raw(path: Path) -> tuple[dict[str, Raw], dict[str, str]]:
+    """Tensors (in the order of the header) and metadata of a safetensors file, read by hand."""
+    content = path.read_bytes()
+    (length,) = struct.unpack_from("<Q", content)
+    header = json.loads(content[8 : 8 + length])
+    metadata = header.pop("__metadata__", {})
+    body = content[8 + length :]
+    tensors = {name: (row["dtype"], row["shape"], body[slice(*row["data_offsets"])]) for name, row in header.items()}
+    return tensors, metadata
+
+
+def f32(*values: float) -> bytes:
+    """Little-endian float32 bytes."""
+    return struct.pack(f"<{len(values)}f", *values)
+
+
+def floats(raw: Raw) -> list[float]:
+    """Values of an F32 or F16 tensor."""
+    dtype, _, data = raw
+    kind = {"F32": "f", "F16": "e"}[dtype]
+    return list(struct.unpack(f"<{len(data) // struct.calcsize(kind)}{kind}", data))
+
+
+def plain(path: Path, *values: float, names: Iterable[str] = ("w",)) -> Path:
+    """A file of unknown layout whose tensors are F32 vectors of these values."""
+    return write_raw(path, {name: ("F32", [len(values)], f32(*values)) for name in names})
+
+
+def no_new_entries(before: Mapping[str, Any], folder: Path, *allowed: str) -> None:
+    """Require that nothing was left in a folder: no temporary file, no partial output."""
+    left = set(os.listdir(folder)) - set(before) - set(allowed)
+    assert not left, left

@@ -1,0 +1,386 @@
+"""The output appears whole or not at all: kills, full disks, closed pipes and inputs that change under the run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cli_support import Result, done, environment, listing, plain, refused, sds
+from sdsurgery.testing import write_checkpoint
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and quotas as POSIX has them")
+
+MERGE = (
+    "merge",
+    "--method",
+    "weighted-sum",
+    "a.safetensors",
+    "b.safetensors",
+    "-o",
+    "out.safetensors",
+    "--force",
+    "-q",
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two files of 37 MB, small enough to merge often and large enough to be caught in the middle."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate("ab"):
+        write_checkpoint(folder / f"{name}.safetensors", "sdxl-base", size="tiny", seed=seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def merged(models: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What an undisturbed merge writes."""
+    folder = _folder(models, tmp_path_factory.mktemp("merged"))
+    done(sds(*MERGE, cwd=folder))
+    return (folder / "out.safetensors").read_bytes()
+
+
+def _folder(models: Path, folder: Path) -> Path:
+    """A folder with the two inputs (the same files under new names) and an old output."""
+    for name in ("a.safetensors", "b.safetensors"):
+        (folder / name).hardlink_to(models / name)
+    (folder / "out.safetensors").write_bytes(b"old")
+    return folder
+
+
+# ---- signals
+
+# Runs the command line as __main__ does, and tells its parent when the handlers of signals are in place.
+READY = """
+import os, signal, sys
+from sdsurgery import __main__, cli
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+parser = cli._parser
+def announced():
+    os.write(1, b"ready")
+    return parser()
+cli._parser = announced
+sys.exit(__main__.main())
+"""
+
+
+def _struck(folder: Path, number: int | None, delay: float) -> tuple[int, str, float]:
+    """Start a merge, send the signal ``delay`` seconds after its handlers are in place; code, stderr, seconds."""
+    command = [sys.executable, "-c", READY, *MERGE, "--threads", "1"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=folder, env=environment(), **pipes) as child:  # type: ignore[call-overload]
+        assert child.stdout.read(5) == b"ready"
+        started = time.monotonic()
+        if number is not None:
+            time.sleep(delay)
+            child.send_signal(number)
+        _, err = child.communicate(timeout=60)
+        return child.returncode, err.decode(), time.monotonic() - started
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_at_any_moment_leaves_the_old_file_or_the_whole_new_one(
+    models: Path, merged: bytes, tmp_path: Path, name: str
+) -> None:
+    number = getattr(signal, name)
+    folders = [tmp_path / str(i) for i in range(20)]
+    for folder in folders:
+        folder.mkdir()
+        _folder(models, folder)
+    whole = _struck(folders[0], None, 0)[2]
+    (folders[0] / "out.safetensors").write_bytes(b"old")
+    chance = random.Random(number)
+    delays = [chance.uniform(0, 1.1 * whole) for _ in folders]
+    with ThreadPoolExecutor(2) as pool:
+        ends = list(pool.map(lambda pair: _struck(pair[0], number, pair[1]), zip(folders, delays, strict=True)))
+    interrupted = 0
+    for folder, (code, err, _) in zip(folders, ends, strict=True):
+        assert sorted(os.listdir(folder)) == ["a.safetensors", "b.safetensors", "out.safetensors"]
+        now = (folder / "out.safetensors").read_bytes()
+        assert now in (b"old", merged)
+        if number == signal.SIGKILL:
+            assert code in (0, -number)
+        else:
+            assert code in (0, 130), err
+            assert "Traceback" not in err
+        if code == 130:
+            assert err.startswith("sdsurgery: interrupted")
+            assert err.count("\n") == 1
+            assert now == b"old" or "nothing was written" not in err
+        if code == 0:
+            assert (now, err) == (merged, "")
+        interrupted += code != 0
+        (folder / "out.safetensors").unlink()
+    assert interrupted >= 5, "too few were caught at work for this test to mean anything"
+
+
+# A merge whose commit is followed by a signal at once: the moment that random ones rarely meet.
+LATE = """
+import os, signal, sys
+from sdsurgery import __main__, _native, engine
+commit = _native.Sink.commit
+def committed(self, replace, sync):
+    commit(self, replace, sync)
+    os.kill(os.getpid(), signal.SIGTERM)
+_native.Sink.commit = committed
+sys.exit(__main__.main())
+"""
+
+
+def test_an_interruption_after_the_rename_does_not_claim_that_nothing_was_written(
+    models: Path, merged: bytes, tmp_path: Path
+) -> None:
+    folder = _folder(models, tmp_path)
+    result = sds(*MERGE, cwd=folder, python=("-c", LATE))
+    assert (folder / "out.safetensors").read_bytes() == merged
+    assert result.rc in (0, 130)
+    assert "nothing was written" not in result.err
+    if result.rc == 130:
+        refused(result, 130, "interrupted")
+
+
+def test_a_signal_that_the_parent_ignores_stays_ignored(models: Path, merged: bytes, tmp_path: Path) -> None:
+    folder = _folder(models, tmp_path)
+    script = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from sdsurgery import engine, __main__\n"
+        "drive = engine._drive\n"
+        "def hung_up(*args):\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    drive(*args)\n"
+        "engine._drive = hung_up\n"
+        "sys.exit(__main__.main())\n"
+    )
+    done(sds(*MERGE, cwd=folder, python=("-c", script)))
+    assert (folder / "out.safetensors").read_bytes() == merged
+
+
+# ---- full disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "sdsurgery-test", str(folder)]
+        mounted = subprocess.run(mount, capture_output=True, check=False, timeout=30).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("this user may not mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True, timeout=30)
+
+
+def test_a_full_disk_is_refused_at_once_with_one_line(models: Path, small_disk: Path) -> None:
+    out = small_disk / "out.safetensors"
+    out.write_bytes(b"old")
+    before = listing(small_disk)
+    paths = [models / "a.safetensors", models / "b.safetensors"]
+    result = sds("merge", "--method", "weighted-sum", *paths, "-o", out, "--force")
+    refused(result, 1, "no room", "bytes needed")
+    assert listing(small_disk) == before
+
+
+def test_an_output_that_fits_is_written_on_the_small_disk(tmp_path: Path, small_disk: Path) -> None:
+    path = plain(tmp_path / "in.safetensors", *range(1000))
+    done(sds("cast", path, "--dtype", "fp16", "-o", small_disk / "out.safetensors"))
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_limit_on_the_size_of_files_is_one_line(models: Path, tmp_path: Path, old: bool) -> None:
+    import resource
+
+    folder = _folder(models, tmp_path)
+    if not old:
+        (folder / "out.safetensors").unlink()
+    before = listing(folder)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
+
+    refused(sds(*MERGE, cwd=folder, preexec_fn=limit), 1, "no room")
+    assert listing(folder) == before
+
+
+# A disk that fills up in the middle although the space was reserved (a quota, a snapshot, a network file system).
+FULL = """
+import errno, os, sys
+from sdsurgery import __main__, _native, engine
+import resource
+drive = engine._drive
+def filling(run, plan, progress):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (plan.size // 2, plan.size))
+    drive(run, plan, progress)
+engine._drive = filling
+sys.exit(__main__.main())
+"""
+
+
+def test_a_write_that_fails_in_the_middle_is_one_line_and_leaves_nothing(models: Path, tmp_path: Path) -> None:
+    folder = _folder(models, tmp_path)
+    before = listing(folder)
+    for extra in ((), ("--no-hash",), ("--backend", "reference")):
+        refused(sds(*MERGE, *extra, cwd=folder, python=("-c", FULL)), 1, "write")
+        assert listing(folder) == before
+
+
+# ---- nobody listens
+
+
+def _with_closed_stdout(*args: object, cwd: Path) -> Result:
+    return sds(*args, cwd=cwd, stdout=None, preexec_fn=lambda: os.close(1))
+
+
+def _with_broken_stdout(*args: object, cwd: Path) -> Result:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        return sds(*args, cwd=cwd, stdout=writer)
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.parametrize("run", [_with_closed_stdout, _with_broken_stdout], ids=["closed", "broken pipe"])
+def test_a_stdout_that_nobody_reads_is_one_line_and_code_1(models: Path, tmp_path: Path, run: object) -> None:
+    folder = _folder(models, tmp_path)
+    for command in (
+        ("inspect", "a.safetensors", "--json"),
+        ("inspect", "a.safetensors"),
+        ("methods",),
+        ("layouts", "--json"),
+        ("info",),
+        ("merge", "--method", "weighted-sum", "a.safetensors", "b.safetensors", "--dry-run", "--json"),
+        (*MERGE, "--json", "--no-hash"),
+    ):
+        refused(run(*command, cwd=folder), 1, "standard output")  # type: ignore[operator]
+    assert sorted(os.listdir(folder)) == ["a.safetensors", "b.safetensors", "out.safetensors"]
+
+
+def test_a_merge_without_stdout_or_stderr_is_done_all_the_same(models: Path, merged: bytes, tmp_path: Path) -> None:
+    folder = _folder(models, tmp_path)
+
+    def close() -> None:
+        os.close(1)
+        os.close(2)
+
+    result = sds(*(arg for arg in MERGE if arg != "-q"), cwd=folder, stdout=None, stderr=None, preexec_fn=close)
+    assert result.rc == 0
+    assert (folder / "out.safetensors").read_bytes() == merged
+
+
+def test_a_pager_that_quits_early_is_no_traceback(models: Path) -> None:
+    result = _with_broken_stdout("merge", "--help", cwd=models)
+    assert "Traceback" not in result.err
+    assert "Exception" not in result.err
+
+
+# ---- inputs that change
+
+# Calls the action when everything was checked and the first byte is about to be read (delay < 0), or so many
+# seconds after the run began, on a run slowed by tiny tiles.
+CHANGING = """
+import dataclasses, os, sys, threading, time
+from sdsurgery import __main__, engine
+from sdsurgery.verbs import common
+what, delay = os.environ["ACTION"], float(os.environ["DELAY"])
+def act():
+    time.sleep(max(delay, 0))
+    victim = "b.safetensors"
+    size = os.path.getsize(victim)
+    if what == "rewrite":
+        with open(victim, "r+b") as file:
+            file.seek(size // 2)
+            file.write(b"changed")
+    else:
+        os.truncate(victim, {"empty": 0, "half": size // 2, "a little": size - 100, "unaligned": size // 3 | 1}[what])
+options = common.Settings.options.fget
+common.Settings.options = property(lambda self: dataclasses.replace(options(self), tile_bytes=4096))
+drive = engine._drive
+def changing(run, plan, progress):
+    if delay < 0:
+        act()
+        return drive(run, plan, progress)
+    thread = threading.Thread(target=act)
+    thread.start()
+    try:
+        return drive(run, plan, progress)
+    finally:
+        thread.join()
+engine._drive = changing
+sys.exit(__main__.main())
+"""
+
+
+def _changing(folder: Path, what: str, delay: float, *extra: str) -> Result:
+    env = {"ACTION": what, "DELAY": str(delay)}
+    return sds(*MERGE, "--threads", "2", *extra, cwd=folder, python=("-c", CHANGING), env=env)
+
+
+def _copies(models: Path, folder: Path) -> Path:
+    """Inputs that may be damaged, written long enough ago that a change shows in their time."""
+    folder.mkdir(exist_ok=True)
+    for name in ("a.safetensors", "b.safetensors"):
+        (folder / name).write_bytes((models / name).read_bytes())
+        os.utime(folder / name, (1_700_000_000, 1_700_000_000))
+    (folder / "out.safetensors").write_bytes(b"old")
+    return folder
+
+
+@pytest.mark.parametrize("io", ["pread", "mmap"])
+@pytest.mark.parametrize("what", ["empty", "half", "unaligned", "a little", "rewrite"])
+def test_an_input_that_changes_before_it_is_read_is_one_line(models: Path, tmp_path: Path, io: str, what: str) -> None:
+    folder = _copies(models, tmp_path)
+    for extra in (("--no-hash",), ()):
+        result = _changing(folder, what, -1, "--io", io, *extra)
+        assert result.rc in (1, 3), (result.rc, result.err)
+        refused(result, result.rc)
+        assert "b.safetensors" in result.err or "shrank" in result.err
+        assert sorted(os.listdir(folder)) == ["a.safetensors", "b.safetensors", "out.safetensors"]
+        assert (folder / "out.safetensors").read_bytes() == b"old"
+        _copies(models, folder)
+
+
+@pytest.mark.parametrize("io", ["pread", "mmap"])
+@pytest.mark.parametrize("what", ["half", "rewrite"])
+def test_an_input_that_changes_while_it_is_read_is_one_line(
+    models: Path, merged: bytes, tmp_path: Path, io: str, what: str
+) -> None:
+    noticed = 0
+    for turn in range(4):
+        folder = _copies(models, tmp_path / str(turn))
+        result = _changing(folder, what, 0.004 * turn, "--io", io, "--no-hash")
+        assert sorted(os.listdir(folder)) == ["a.safetensors", "b.safetensors", "out.safetensors"]
+        now = (folder / "out.safetensors").read_bytes()
+        if result.rc == 0:  # the run was over before
+            assert len(now) > 30_000_000
+            continue
+        assert result.rc in (1, 3), (result.rc, result.err)
+        refused(result, result.rc)
+        assert now == b"old"
+        noticed += 1
+    assert noticed, "no change was in time for this test to mean anything"
+
+
+@pytest.mark.parametrize("io", ["pread", "mmap"])
+def test_the_reference_backend_survives_a_shrinking_input_too(models: Path, tmp_path: Path, io: str) -> None:
+    folder = _copies(models, tmp_path)
+    result = _changing(folder, "half", -1, "--io", io, "--no-hash", "--backend", "reference")
+    assert result.rc in (1, 3), (result.rc, result.err)
+    refused(result, result.rc)
+    assert (folder / "out.safetensors").read_bytes() == b"old"
