@@ -4,6 +4,7 @@ import torch."""
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .dtypes import BY_NAME, DType
@@ -134,7 +135,11 @@ class _Array:
         if self.is_torch:
             if value.device.type != "cpu":
                 raise UsageError(f"apply works on CPU tensors, not on {value.device}")
-            self.value = value.detach() if value.is_contiguous() else value.detach().contiguous()
+            if str(value.layout) != "torch.strided":
+                raise UsageError(f"apply works on dense tensors, not on {value.layout}")
+            if output:
+                _require_separate(value.shape, value.stride())
+            self.value = value.detach().resolve_neg().contiguous()
             names = {torch_name: name for name, torch_name in _TORCH.items()}
             self.dtype = _float_dtype(names.get(str(value.dtype).removeprefix("torch."), str(value.dtype)))
             self.shape = tuple(value.shape)
@@ -146,6 +151,8 @@ class _Array:
             raise UsageError(f"apply works on NumPy arrays and torch tensors, not on {type(value).__name__}")
         if output and not value.flags.writeable:
             raise UsageError("out is read-only")
+        if output:
+            _require_separate(value.shape, value.strides)
         if not value.dtype.isnative:
             raise UsageError(f"apply needs arrays in the machine's byte order, not {value.dtype.str}")
         self.value = np.ascontiguousarray(value).reshape(value.shape)
@@ -191,6 +198,11 @@ class _Array:
         elif self.value.ctypes.data != self.original.ctypes.data:
             self.original[...] = self.value
         return self.original
+
+
+def _require_separate(shape: Sequence[int], strides: Sequence[int]) -> None:
+    if any(size > 1 and step == 0 for size, step in zip(shape, strides, strict=True)):
+        raise UsageError("out is a broadcast view: several of its elements are the same memory")
 
 
 def _float_dtype(name: str) -> DType:
