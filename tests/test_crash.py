@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,13 @@ MERGE = (
     "--force",
     "-q",
 )
+
+
+@pytest.fixture(autouse=True)
+def _tidy(tmp_path: Path) -> Iterator[None]:
+    """Each test leaves up to 400 MB, which pytest would keep for three sessions."""
+    yield
+    shutil.rmtree(tmp_path)
 
 
 @pytest.fixture(scope="module")
