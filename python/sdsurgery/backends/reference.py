@@ -64,7 +64,8 @@ def widen(stored: np.ndarray, dtype: DType, wide: bool) -> np.ndarray:
         if dtype not in _TABLES:
             _TABLES[dtype] = _table(dtype)
         stored = _TABLES[dtype][stored]
-    return stored.astype(np.float64 if wide else np.float32)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return stored.astype(np.float64 if wide else np.float32)
 
 
 def _encode_small(values: np.ndarray, dtype: DType) -> np.ndarray:

@@ -1,0 +1,229 @@
+"""For the tests of arithmetic: the native kernels on stored codes, the method cases of the registry, and values that
+find mistakes (ties, limits, NaN payloads) for every stored dtype."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from sdsurgery import _native
+from sdsurgery.backends import cpu, reference
+from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
+from sdsurgery.methods import Method, PerInput, registered
+from sdsurgery.program import Formula, trace
+
+FLOATS = (F64, F32, F16, BF16, F8_E4M3, F8_E5M2)
+TARGETS = [name for name, runs in _native.cpu_targets() if runs]
+CODE = {dtype: np.dtype(f"u{dtype.itemsize}") for dtype in FLOATS}
+STORED = {F64: np.float64, F32: np.float32, F16: np.float16, BF16: np.uint16, F8_E4M3: np.uint8, F8_E5M2: np.uint8}
+SIGN = {dtype: 1 << (dtype.bits - 1) for dtype in FLOATS}
+# Codes from the definitions of the formats: Inf (or what stands for it) and the largest finite magnitude.
+INF = {F64: 0x7FF << 52, F32: 0xFF << 23, F16: 0x7C00, BF16: 0x7F80, F8_E4M3: 0x7F, F8_E5M2: 0x7C}
+LARGEST = {**{dtype: code - 1 for dtype, code in INF.items()}}
+NAN = {F64: 0x7FF8 << 48, F32: 0x7FC00000, F16: 0x7E00, BF16: 0x7FC0, F8_E4M3: 0x7F, F8_E5M2: 0x7F}
+GUARD = 64  # bytes beside the output that must stay as they were
+
+
+def as_stored(codes: np.ndarray, dtype: DType) -> np.ndarray:
+    """Codes as the array that the reference takes."""
+    return codes.astype(CODE[dtype]).view(STORED[dtype])
+
+
+def values_of(codes: np.ndarray, dtype: DType) -> np.ndarray:
+    """What codes stand for, in float64."""
+    with np.errstate(invalid="ignore"):
+        return reference.widen(as_stored(codes, dtype), dtype, True)
+
+
+@dataclass
+class Result:
+    """Output codes, elements with a non-finite input, overflows."""
+
+    codes: np.ndarray
+    nonfinite: int
+    overflow: int
+
+    def differs(self, other: Result) -> str:
+        """Empty when equal; else the first difference."""
+        if (self.nonfinite, self.overflow) != (other.nonfinite, other.overflow):
+            return f"counts {(self.nonfinite, self.overflow)}, expected {(other.nonfinite, other.overflow)}"
+        where = np.flatnonzero(self.codes != other.codes)
+        if where.size == 0:
+            return ""
+        at = where[0]
+        return f"{where.size} codes, first at {at}: {self.codes[at]:#x}, expected {other.codes[at]:#x}"
+
+
+def native(
+    formula: Formula,
+    inputs: Sequence[tuple[np.ndarray, DType]],
+    out: DType,
+    *,
+    overflow: str = "default",
+    wide: bool = False,
+    target: str = "",
+    threads: int = 1,
+    shift: int = 0,
+) -> Result:
+    """The native kernels on codes. ``shift`` moves every input and the output off its alignment by that many bytes;
+    bytes before and after the output are checked to be untouched."""
+    count = inputs[0][0].size
+    buffers = []
+    for index, (codes, dtype) in enumerate(inputs):
+        raw = codes.astype(CODE[dtype], copy=False).view(np.uint8)
+        buffer = np.empty(raw.size + 16, np.uint8)
+        start = shift * (index + 1) % 16 if shift else 0
+        buffer[start : start + raw.size] = raw
+        buffers.append((buffer, start, dtype))
+    room = np.full(count * out.itemsize + 2 * GUARD + 16, 0xA5, np.uint8)
+    start = GUARD + shift
+    counts = _native.apply(
+        cpu.program(formula, wide),
+        [(buffer.ctypes.data + at, dtype.native) for buffer, at, dtype in buffers],
+        room.ctypes.data + start,
+        out.native,
+        count,
+        overflow=cpu.OVERFLOW[overflow],
+        threads=threads,
+        target=target,
+    )
+    end = start + count * out.itemsize
+    assert (room[:start] == 0xA5).all() and (room[end:] == 0xA5).all(), "written outside the output"
+    return Result(room[start:end].copy().view(CODE[out]), *counts)
+
+
+def expected(
+    formula: Formula,
+    inputs: Sequence[tuple[np.ndarray, DType]],
+    out: DType,
+    *,
+    overflow: str = "default",
+    wide: bool = False,
+) -> Result:
+    """The reference on codes."""
+    stored = [(as_stored(codes, dtype), dtype) for codes, dtype in inputs]
+    with np.errstate(all="ignore"):
+        values, nonfinite, overflows = reference.evaluate(formula, stored, out, overflow, wide)
+    return Result(values.view(CODE[out]), nonfinite, overflows)
+
+
+# ---- the registry's cases
+
+
+@dataclass(frozen=True)
+class Case:
+    """A registered method with parameters and a number of inputs."""
+
+    method: Method = field(hash=False)
+    count: int
+    params: Mapping[str, Any] = field(hash=False)
+    label: str = ""
+
+    def formula(self) -> Formula:
+        return trace(self.method, self.count, self.params)
+
+
+def cases() -> Iterator[Case]:
+    """Every registered method: default parameters, awkward ones, and lists for two to four inputs."""
+    for name, method in registered().items():
+        numbers = [key for key, param in method.params.items() if not isinstance(param, PerInput)]
+        lists = [key for key, param in method.params.items() if isinstance(param, PerInput)]
+        choices: list[dict[str, Any]] = [{}]
+        if numbers:
+            choices += [{key: method.params[key].default * 0.37 - 0.211 for key in numbers}]
+        for given in choices:
+            count = len(method.inputs)
+            yield Case(method, count, method.bind(count, given), name + ("-odd" if given else ""))
+        for count in (2, 3, 4) if lists else ():
+            weights = [0.6180339887, -0.3, 1.1, 0.07][:count]
+            yield Case(method, count, method.bind(count, dict.fromkeys(lists, weights)), f"{name}-{count}")
+
+
+# ---- values
+
+
+def magnitudes(dtype: DType) -> np.ndarray:
+    """The finite magnitudes of a small dtype in code order, as float64."""
+    return values_of(np.arange(LARGEST[dtype] + 1), dtype)
+
+
+@functools.cache
+def ties(into: DType, of: DType) -> np.ndarray:
+    """Codes of ``of`` at the midpoints between neighbouring codes of ``into`` and at both neighbours of each midpoint
+    (as many as ``of`` can express), the overflow limit included, with both signs."""
+    values = magnitudes(into)
+    step = values[-1] - values[-2]
+    halfway = (values + np.append(values[1:], values[-1] + step)) / 2
+    kind = np.float64 if of is F64 else np.float32
+    middle = halfway.astype(kind)
+    every = np.concatenate([np.nextafter(middle, kind(0)), middle, np.nextafter(middle, kind(np.inf))])
+    return np.concatenate([every, -every]).view(CODE[of])
+
+
+def nans(dtype: DType) -> np.ndarray:
+    """Codes of NaN: quiet, signalling, several payloads, both signs."""
+    if dtype is F8_E4M3:
+        positive = np.array([0x7F])
+    else:
+        low = np.array([1, 2, 3, LARGEST[dtype] & (NAN[dtype] ^ INF[dtype]) | 1, NAN[dtype] - INF[dtype]], np.uint64)
+        positive = np.uint64(INF[dtype]) + low
+    positive = positive.astype(np.uint64)
+    return np.concatenate([positive, positive | np.uint64(SIGN[dtype])])
+
+
+def specials(dtype: DType) -> np.ndarray:
+    """±0, subnormals, limits of the normals, largest values, ±Inf and NaNs."""
+    top, one = np.uint64(LARGEST[dtype]), np.uint64(1)
+    normal = np.uint64({F64: 1 << 52, F32: 1 << 23, F16: 1 << 10, BF16: 1 << 7, F8_E4M3: 8, F8_E5M2: 4}[dtype])
+    small = np.array([0, 1, 2, 3], np.uint64)
+    near = np.array([normal - one, normal, normal + one, top - one, top, INF[dtype]], np.uint64)
+    positive = np.concatenate([small, near])
+    return np.concatenate([positive, positive | np.uint64(SIGN[dtype]), nans(dtype)])
+
+
+def wild(dtype: DType, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Codes of every sort: specials, ties between the codes of every output dtype, arbitrary bit patterns."""
+    parts = [specials(dtype)]
+    if dtype in (F32, F64):
+        parts += [rng.choice(ties(into, dtype), 400) for into in FLOATS[2:]]
+        limits = np.array(
+            [3.4028234663852886e38, 3.4028235677973366e38, 3.40282357e38, 6.6e4, 65519.99, 65520, 448, 464]
+        )
+        limits = np.concatenate([limits, -limits, [464.00003, 57344, 61439.99, 61440, 61440.01, 1e-45, 1e-40]])
+        with np.errstate(over="ignore"):
+            parts.append(limits.astype(np.float32 if dtype is F32 else np.float64).view(CODE[dtype]))
+    anything = (
+        rng.integers(0, 1 << dtype.bits, 2000, np.uint64, endpoint=False)
+        if dtype.bits < 64
+        else rng.integers(0, (1 << 64) - 1, 2000, np.uint64, endpoint=True)
+    )
+    parts.append(anything)
+    return rng.choice(np.concatenate([part.astype(CODE[dtype]) for part in parts]), count)
+
+
+def plain(dtype: DType, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Codes of ordinary weights, with zeros and subnormals among them: what the fast kernels are for."""
+    values = rng.normal(0, 0.5, count) * np.exp2(rng.integers(-30, 3, count))
+    values[rng.integers(0, count, count // 50 + 1)] = 0
+    codes = expected(identity(), [(values.view(np.uint64), F64)], dtype).codes.copy()
+    tiny = rng.integers(0, count, count // 20 + 1)
+    codes[tiny] = rng.integers(0, 4, tiny.size)
+    return codes
+
+
+def mixed(dtype: DType, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Ordinary weights with one special value now and then, so that both paths meet in one call."""
+    codes = plain(dtype, count, rng)
+    at = rng.integers(0, count, count // 6000 + 1)
+    codes[at] = rng.choice(specials(dtype), at.size).astype(CODE[dtype])
+    return codes
+
+
+SORTS = {"wild": wild, "plain": plain, "mixed": mixed}
+
+
+def identity() -> Formula:
+    return trace(registered()["identity"], 1, {})

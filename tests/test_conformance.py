@@ -1,0 +1,182 @@
+"""Every registered method on every CPU target, bit for bit against the reference: nothing here names a method."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import zlib
+
+import numpy as np
+import pytest
+from numeric_tools import CODE, FLOATS, SORTS, TARGETS, Case, Result, cases, expected, native, values_of
+from sdsurgery.backends import cpu, reference
+from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
+
+# Around the widths of the vectors (4, 8, 16), the strip (512) and the stretch (16384) of the kernels.
+SMALL = (0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 511, 512, 513)
+LARGE = (16383, 16385)
+POLICIES = ("default", "inf", "saturate")
+CASES = {case.label: case for case in cases()}
+# Input dtypes, repeated over a method's inputs.
+MIXTURES = [
+    *((dtype,) for dtype in FLOATS),
+    (F16, F32),
+    (BF16, F16),
+    (F8_E4M3, BF16, F8_E5M2),
+    (F32, F64),
+    (F16, F8_E4M3),
+]
+
+
+def label(item: object) -> str:
+    return "+".join(dtype.name for dtype in item) if isinstance(item, tuple) else str(item)
+
+
+@functools.lru_cache(maxsize=64)
+def operands(name: str, mixture: tuple[DType, ...], sort: str) -> tuple[tuple[np.ndarray, DType], ...]:
+    rng = np.random.default_rng(zlib.crc32(f"{name} {mixture} {sort}".encode()))
+    kinds = list(itertools.islice(itertools.cycle(mixture), CASES[name].count))
+    return tuple((SORTS[sort](kind, LARGE[-1], rng), kind) for kind in kinds)
+
+
+def cut(name: str, mixture: tuple[DType, ...], sort: str, size: int) -> list[tuple[np.ndarray, DType]]:
+    """``size`` elements of the operands, from another place for every size."""
+    first = min(37 * size, LARGE[-1] - size)
+    return [(codes[first : first + size], dtype) for codes, dtype in operands(name, mixture, sort)]
+
+
+# The targets of one case follow each other: the reference is evaluated once for all of them.
+@functools.lru_cache(maxsize=2048)
+def wanted(
+    name: str, mixture: tuple[DType, ...], sort: str, size: int, out: DType, overflow: str, wide: bool
+) -> Result:
+    return expected(CASES[name].formula(), cut(name, mixture, sort, size), out, overflow=overflow, wide=wide)
+
+
+def compare(name: str, mixture: tuple[DType, ...], sort: str, size: int, out: DType, target: str, *,
+            overflow: str = "default", wide: bool = False, shift: int = 0) -> None:  # fmt: skip
+    got = native(
+        CASES[name].formula(), cut(name, mixture, sort, size), out,
+        overflow=overflow, wide=wide, target=target, shift=shift,
+    )  # fmt: skip
+    difference = got.differs(wanted(name, mixture, sort, size, out, overflow, wide))
+    assert not difference, f"{sort}, {size} elements to {out}, {overflow}, wide={wide}, shift={shift}: {difference}"
+
+
+EVERY = [
+    pytest.param(name, mixture, target, id=f"{name}-{label(mixture)}-{target}")
+    for name in CASES
+    for mixture in MIXTURES
+    if len(mixture) <= CASES[name].count
+    for target in TARGETS
+]
+
+
+@pytest.mark.parametrize(("name", "mixture", "target"), EVERY)
+def test_native_kernels_equal_the_reference_at_every_size_and_alignment(
+    name: str, mixture: tuple[DType, ...], target: str
+) -> None:
+    for out in FLOATS:
+        for sort in ("wild", "plain"):
+            for number, size in enumerate(SMALL):
+                compare(name, mixture, sort, size, out, target, shift=number % 3)
+
+
+@pytest.mark.parametrize(("name", "mixture", "target"), EVERY)
+def test_native_kernels_equal_the_reference_for_every_policy_and_precision(
+    name: str, mixture: tuple[DType, ...], target: str
+) -> None:
+    for out in FLOATS:
+        for overflow in POLICIES:
+            compare(name, mixture, "wild", 2049, out, target, overflow=overflow)
+            compare(name, mixture, "wild", 1025, out, target, overflow=overflow, wide=True)
+        compare(name, mixture, "wild", LARGE[1], out, target, shift=1)
+        compare(name, mixture, "mixed", LARGE[0], out, target)
+        compare(name, mixture, "mixed", LARGE[1], out, target)
+        compare(name, mixture, "plain", 1025, out, target, wide=True, shift=3)
+
+
+def test_the_values_reach_both_paths_and_all_counts() -> None:
+    """The tests above would prove little if no value were odd, or if all of them were."""
+    for name, case in CASES.items():
+        result = wanted(name, (F32,), "wild", 2049, F16, "default", False)
+        assert result.nonfinite > 8 and result.overflow > 100, name
+        ordinary = wanted(name, (F32,), "plain", 513, F16, "default", False)
+        assert (ordinary.nonfinite, ordinary.overflow) == (0, 0), name
+        assert np.unique(ordinary.codes).size > 100, case
+
+
+def test_the_hot_formulas_have_a_fused_kernel() -> None:
+    fused = {name for name, case in CASES.items() if cpu.program(case.formula(), False).fused}
+    assert {"identity", "weighted-sum", "weighted-sum-2", "weighted-sum-3", "add-diff", "add-diff-odd"} <= fused
+
+
+# ---- the body of a method is what runs
+
+
+def body_on(case: Case, tensors: list[object]) -> object:
+    with np.errstate(all="ignore"):
+        return case.method.body(*tensors, **case.params)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_traced_steps_equal_the_body_called_on_numpy_arrays(name: str, kind: type) -> None:
+    case, dtype = CASES[name], F32 if kind is np.float32 else F64
+    arrays = [codes.view(kind) for codes, _ in operands(name, (dtype,), "wild")]
+    steps = reference.run_steps(case.formula(), arrays)
+    body = np.asarray(body_on(case, list(arrays)))
+    assert steps.dtype == body.dtype == kind
+    assert np.array_equal(steps.view(CODE[dtype]), body.view(CODE[dtype]))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("sort", ["wild", "plain"])
+def test_results_equal_the_body_called_on_float32_torch_tensors(name: str, sort: str) -> None:
+    torch = pytest.importorskip("torch")
+    case = CASES[name]
+    given = operands(name, (F32,), sort)
+    result = body_on(case, [torch.from_numpy(codes.view(np.float32).copy()) for codes, _ in given])
+    ours = native(case.formula(), given, F32).codes.view(np.float32)
+    theirs = result.numpy()  # type: ignore[attr-defined]
+    assert np.array_equal(np.isnan(ours), np.isnan(theirs))
+    number = ~np.isnan(ours)
+    assert np.array_equal(ours[number].view(np.uint32), theirs[number].view(np.uint32))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_subnormal_and_overflowing_parameters_meet_tensors_as_float32(target: str) -> None:
+    from sdsurgery.methods import registered
+    from sdsurgery.program import trace
+
+    method = registered()["add-diff"]
+    given = operands("add-diff", (F32,), "wild")
+    for alpha in (1e-40, 1e-46, 1e39, -1e300, 16777217.0, 0.1, 0.0, -0.0):
+        formula = trace(method, 3, method.bind(3, {"alpha": alpha}))
+        difference = native(formula, given, F32, target=target).differs(expected(formula, given, F32))
+        assert not difference, f"alpha={alpha}: {difference}"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_operations_are_rounded_one_by_one_and_never_fused(target: str) -> None:
+    """A fused multiply-add would keep the low half of the product and give another result."""
+    case = CASES["weighted-sum-2"]
+    rng = np.random.default_rng(5)
+    x, y = (rng.normal(size=4096).astype(np.float32) for _ in range(2))
+    c = [np.float32(value) for value in case.params["weights"]]
+    separately = c[0] * x + c[1] * y
+    fused = (np.float64(c[0]) * x + (c[1] * y)).astype(np.float32)
+    assert not np.array_equal(separately, fused), "the values cannot tell"
+    inputs = [(x.view(np.uint32), F32), (y.view(np.uint32), F32)]
+    got = native(case.formula(), inputs, F32, target=target).codes.view(np.float32)
+    assert np.array_equal(got, separately)
+
+
+def test_threads_change_nothing() -> None:
+    for name in CASES:
+        given = [(np.tile(codes, 19), dtype) for codes, dtype in operands(name, (F16,), "wild")]
+        once = native(CASES[name].formula(), given, F16, threads=1)
+        for threads in (0, 2, 5):
+            assert not native(CASES[name].formula(), given, F16, threads=threads).differs(once)
+        assert once.nonfinite or once.overflow
+        assert np.isfinite(values_of(once.codes, F16)).any()
