@@ -48,18 +48,20 @@ def cut(name: str, mixture: tuple[DType, ...], sort: str, size: int) -> list[tup
 # The targets of one case follow each other: the reference is evaluated once for all of them.
 @functools.lru_cache(maxsize=2048)
 def wanted(
-    name: str, mixture: tuple[DType, ...], sort: str, size: int, out: DType, overflow: str, wide: bool
+    name: str, mixture: tuple[DType, ...], sort: str, size: int, out: DType, *, overflow: str, wide: bool
 ) -> Result:
     return expected(CASES[name].formula(), cut(name, mixture, sort, size), out, overflow=overflow, wide=wide)
 
 
-def compare(name: str, mixture: tuple[DType, ...], sort: str, size: int, out: DType, target: str, *,
-            overflow: str = "default", wide: bool = False, shift: int = 0) -> None:  # fmt: skip
-    got = native(
-        CASES[name].formula(), cut(name, mixture, sort, size), out,
-        overflow=overflow, wide=wide, target=target, shift=shift,
-    )  # fmt: skip
-    difference = got.differs(wanted(name, mixture, sort, size, out, overflow, wide))
+def compare(
+    case: tuple[str, tuple[DType, ...], str], sort: str, size: int, out: DType,
+    *, overflow: str = "default", wide: bool = False, shift: int = 0,
+) -> None:  # fmt: skip
+    """``case``: a case's name, the input dtypes and the CPU target."""
+    name, mixture, target = case
+    inputs = cut(name, mixture, sort, size)
+    got = native(CASES[name].formula(), inputs, out, overflow=overflow, wide=wide, target=target, shift=shift)
+    difference = got.differs(wanted(name, mixture, sort, size, out, overflow=overflow, wide=wide))
     assert not difference, f"{sort}, {size} elements to {out}, {overflow}, wide={wide}, shift={shift}: {difference}"
 
 
@@ -79,7 +81,7 @@ def test_native_kernels_equal_the_reference_at_every_size_and_alignment(
     for out in FLOATS:
         for sort in ("wild", "plain"):
             for number, size in enumerate(SMALL):
-                compare(name, mixture, sort, size, out, target, shift=number % 3)
+                compare((name, mixture, target), sort, size, out, shift=number % 3)
 
 
 @pytest.mark.parametrize(("name", "mixture", "target"), EVERY)
@@ -88,20 +90,20 @@ def test_native_kernels_equal_the_reference_for_every_policy_and_precision(
 ) -> None:
     for out in FLOATS:
         for overflow in POLICIES:
-            compare(name, mixture, "wild", 2049, out, target, overflow=overflow)
-            compare(name, mixture, "wild", 1025, out, target, overflow=overflow, wide=True)
-        compare(name, mixture, "wild", LARGE[1], out, target, shift=1)
-        compare(name, mixture, "mixed", LARGE[0], out, target)
-        compare(name, mixture, "mixed", LARGE[1], out, target)
-        compare(name, mixture, "plain", 1025, out, target, wide=True, shift=3)
+            compare((name, mixture, target), "wild", 2049, out, overflow=overflow)
+            compare((name, mixture, target), "wild", 1025, out, overflow=overflow, wide=True)
+        compare((name, mixture, target), "wild", LARGE[1], out, shift=1)
+        compare((name, mixture, target), "mixed", LARGE[0], out)
+        compare((name, mixture, target), "mixed", LARGE[1], out)
+        compare((name, mixture, target), "plain", 1025, out, wide=True, shift=3)
 
 
 def test_the_values_reach_both_paths_and_all_counts() -> None:
     """The tests above would prove little if no value were odd, or if all of them were."""
     for name, case in CASES.items():
-        result = wanted(name, (F32,), "wild", 2049, F16, "default", False)
+        result = wanted(name, (F32,), "wild", 2049, F16, overflow="default", wide=False)
         assert result.nonfinite > 8 and result.overflow > 100, name
-        ordinary = wanted(name, (F32,), "plain", 513, F16, "default", False)
+        ordinary = wanted(name, (F32,), "plain", 513, F16, overflow="default", wide=False)
         assert (ordinary.nonfinite, ordinary.overflow) == (0, 0), name
         assert np.unique(ordinary.codes).size > 100, case
 
@@ -173,10 +175,10 @@ def test_operations_are_rounded_one_by_one_and_never_fused(target: str) -> None:
 
 
 def test_threads_change_nothing() -> None:
-    for name in CASES:
+    for name, case in CASES.items():
         given = [(np.tile(codes, 19), dtype) for codes, dtype in operands(name, (F16,), "wild")]
-        once = native(CASES[name].formula(), given, F16, threads=1)
+        once = native(case.formula(), given, F16, threads=1)
         for threads in (0, 2, 5):
-            assert not native(CASES[name].formula(), given, F16, threads=threads).differs(once)
+            assert not native(case.formula(), given, F16, threads=threads).differs(once)
         assert once.nonfinite or once.overflow
         assert np.isfinite(values_of(once.codes, F16)).any()

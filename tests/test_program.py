@@ -218,7 +218,9 @@ def register() -> None:
 
 def command(*args: str) -> str:
     """Standard output of the command line, in a process that registers the method of this test first."""
-    code = "import sys; from test_program import register; from sdsurgery import cli; register(); sys.exit(cli.run(sys.argv[1:]))"
+    code = (
+        "import sys, test_program; from sdsurgery import cli; test_program.register(); sys.exit(cli.run(sys.argv[1:]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, *args], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60,
         env={**os.environ, "PYTHONUTF8": "1"}, check=False,
