@@ -1,0 +1,193 @@
+"""The pages against the code: commands and options that exist, a map without gaps, tables that are up to date.
+
+``python tests/test_docs.py`` writes docs/methods.md again, from what ``python -m sdsurgery methods --json`` says.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")])
+MAPPED = ("csrc", "python", "kernels", "examples")
+SUFFIXES = {".py", ".pyi", ".cc", ".cu", ".h"}
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def subparsers() -> dict[str, Any]:
+    from sdsurgery.cli import _parser
+
+    (verbs,) = (action for action in _parser()._actions if action.dest == "verb")
+    assert isinstance(verbs.choices, dict)
+    return verbs.choices
+
+
+# ---- docs/methods.md
+
+
+def registered() -> list[dict[str, Any]]:
+    """The methods as a process of its own sees them: other tests register methods in this one."""
+    command = [sys.executable, "-m", "sdsurgery", "methods", "--json"]
+    answer = subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
+    rows: list[dict[str, Any]] = json.loads(answer.stdout)["methods"]
+    return rows
+
+
+def methods_page() -> str:
+    lines = [
+        "# Methods",
+        "",
+        "Written by `python tests/test_docs.py` from the registry (`python -m sdsurgery methods`); the formulas are",
+        "the bodies of the functions in `python/sdsurgery/methods/`. How they are evaluated: [numerics.md](numerics.md).",
+        "",
+        "| method | command | inputs | formula | parameters |",
+        "|---|---|---|---|---|",
+    ]
+    for row in registered():
+        inputs = " ".join(row["inputs"]) + (" …" if row["any_number_of_inputs"] else "")
+        parameters = []
+        for name, param in row["parameters"].items():
+            default = "" if param["default"] is None else f" (default {param['default']:g})"
+            parameters.append(f"`--{name.replace('_', '-')}` {param['help']}{default}")
+        cells = (f"`{row['name']}`", row["verb"], inputs, row["formula"], "; ".join(parameters) or "none")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_methods_page_says_what_the_registry_says() -> None:
+    assert read("docs/methods.md") == methods_page(), "write it again with: python tests/test_docs.py"
+
+
+# ---- README
+
+
+def test_the_two_commands_of_a_fresh_machine_are_in_the_readme_and_ci_runs_them() -> None:
+    for command in ("pip install . && python -m sdsurgery demo", 'pip install ".[test]" && python -m pytest'):
+        assert command in [line for block in blocks(read("README.md"), "sh") for line in block.splitlines()]
+        for step in command.split(" && "):
+            if "pip install" in step:  # with options between the words
+                pattern = r"^python -m pip install .*" + re.escape(step.removeprefix("pip install ")) + "$"
+            else:
+                pattern = r"^(?!echo)[^#]*" + re.escape(step)
+            assert re.search(pattern, read(".ci/run"), re.MULTILINE), step
+
+
+def test_every_command_in_the_pages_is_one_that_the_command_line_understands() -> None:
+    from sdsurgery.cli import _parser
+
+    seen = set()
+    for page in PAGES:
+        for block in blocks(page.read_text(encoding="utf-8"), "sh"):
+            for line in re.findall(r"python -m sdsurgery (.+)", block):
+                words = shlex.split(line, comments=True)
+                args = _parser().parse_args(words)
+                seen.add(args.verb)
+    assert {"merge", "cast", "inspect", "verify", "demo"} <= seen
+
+
+def test_every_option_that_the_readme_and_the_semantics_name_exists_with_its_words() -> None:
+    from sdsurgery.verbs.common import CHOICES
+
+    known = {
+        option for parser in subparsers().values() for action in parser._actions for option in action.option_strings
+    }
+    for name in ("README.md", "docs/semantics.md", "docs/numerics.md"):
+        text = re.sub(r"^```.*?^```", "", read(name), flags=re.MULTILINE | re.DOTALL)
+        named = {word for code in re.findall(r"`(--[^`]+)`", text) for word in re.findall(r"--[a-z][a-z-]*", code)}
+        assert named <= known, name
+    for option, words in CHOICES.items():
+        (named_words,) = re.findall(rf"`--{option.replace('_', '-')} ([a-z0-9_|]+\|[a-z0-9_|]+)`", read("README.md"))
+        assert set(named_words.split("|")) == set(words), option
+
+
+def test_the_readme_names_every_verb() -> None:
+    text = read("README.md")
+    assert [verb for verb in subparsers() if f"`{verb}`" not in text] == []
+
+
+def test_the_readmes_exit_codes_are_those_of_the_errors() -> None:
+    from sdsurgery import errors
+
+    codes = {0} | {
+        item.exit_code for item in vars(errors).values() if isinstance(item, type) and issubclass(item, errors.SdsError)
+    }
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", read("README.md"), re.MULTILINE)} >= codes
+
+
+def test_python_in_the_pages_is_python_and_calls_what_the_package_has() -> None:
+    import sdsurgery
+
+    snippets = [snippet for page in PAGES for snippet in blocks(page.read_text(encoding="utf-8"), "python")]
+    assert snippets
+    for snippet in snippets:
+        for node in ast.walk(ast.parse(snippet)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "sdsurgery":
+                assert node.attr in sdsurgery.__all__
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_the_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+# ---- the map
+
+
+def map_entries() -> list[str]:
+    """Paths and patterns of the map's first column; a bare name lies in the folder of the one before it."""
+    section = read("CONTRIBUTING.md").partition("## The map")[2].partition("\n## ")[0]
+    entries = []
+    for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE):
+        folder = ""
+        for name in re.findall(r"`([^`]+)`", row):
+            path = name if "/" in name or not folder else f"{folder}/{name}"
+            folder = path.rpartition("/")[0]
+            entries.append(path)
+    return entries
+
+
+@pytest.mark.parametrize("entry", map_entries())
+def test_what_the_map_names_is_there(entry: str) -> None:
+    assert list(ROOT.glob(entry.rstrip("/")))
+
+
+def test_every_source_file_is_in_the_map() -> None:
+    covered: set[Path] = set()
+    for entry in map_entries():
+        for path in ROOT.glob(entry.rstrip("/")):
+            covered.update(path.rglob("*") if path.is_dir() else (path,))
+    sources = [path for top in MAPPED for path in (ROOT / top).rglob("*") if path.suffix in SUFFIXES]
+    assert sources
+    assert [str(path.relative_to(ROOT)) for path in sources if path not in covered] == []
+
+
+# ---- examples
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda script: script.name)
+def test_examples_run(script: Path, tmp_path: Path) -> None:
+    ran = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip()
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "methods.md").write_text(methods_page(), encoding="utf-8")
