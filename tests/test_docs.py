@@ -54,7 +54,7 @@ def methods_page() -> str:
         "# Methods",
         "",
         "Written by `python tests/test_docs.py` from the registry (`python -m sdsurgery methods`); the formulas are",
-        "the bodies of the functions in `python/sdsurgery/methods/`. How they are evaluated: [numerics.md](numerics.md).",
+        "the bodies of the functions in `python/sdsurgery/methods/`. Their evaluation: [numerics.md](numerics.md).",
         "",
         "| method | command | inputs | formula | parameters |",
         "|---|---|---|---|---|",
