@@ -15,7 +15,7 @@ constexpr uint64_t kPage = 4096;
 // written. Much larger writes are faster on some machines and five times slower on virtual ones, where the large pages
 // that they ask for have to be fetched from the host.
 constexpr uint64_t kTile = 512 << 10;
-constexpr uint64_t kChunk = 256 << 10;  // of one operand: read, used and overwritten while in L2
+constexpr uint64_t kChunk = 256 << 10;    // of one operand: read, used and overwritten while in L2
 constexpr uint64_t kColdChunk = 1 << 20;  // a cold disk wants long reads, and several in flight
 constexpr uint64_t kColdBudget = 40 << 20;
 constexpr unsigned kColdWorkers = 8;  // that many, however few the processors
