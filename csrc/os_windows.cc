@@ -127,8 +127,7 @@ void unmap(const uint8_t* view, uint64_t) noexcept {
     if (view != nullptr) UnmapViewOfFile(view);
 }
 
-void release_pages(const uint8_t*, uint64_t) noexcept {
-}
+void release_pages(const uint8_t*, uint64_t) noexcept {}
 bool can_guard() { return false; }  // so inputs are always read, never streamed through a mapping
 
 bool guarded(void (*work)(void*), void* context) {
