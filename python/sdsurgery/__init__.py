@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .methods import registered as methods
     from .verbs.cast import cast
     from .verbs.common import Report
+    from .verbs.ema import ema
     from .verbs.inspect import inspect
     from .verbs.merge import merge
     from .verbs.verify import verify
@@ -37,6 +38,7 @@ _PLACES = {
     "VerificationDiffers": ("errors", "VerificationDiffers"),
     "apply": ("interop", "apply"),
     "cast": ("verbs.cast", "cast"),
+    "ema": ("verbs.ema", "ema"),
     "inspect": ("verbs.inspect", "inspect"),
     "merge": ("verbs.merge", "merge"),
     "methods": ("methods", "registered"),
@@ -57,6 +59,7 @@ __all__ = [
     "__version__",
     "apply",
     "cast",
+    "ema",
     "inspect",
     "merge",
     "methods",

@@ -170,6 +170,11 @@ def _parser() -> argparse.ArgumentParser:
     cast = _writing(verbs, "cast", _cast, "write a checkpoint in another dtype")
     cast.add_argument("input", metavar="FILE")
 
+    ema = _writing(verbs, "ema", _ema, "put the EMA weights in the U-Net's place")
+    ema.add_argument("input", metavar="FILE")
+    ema.add_argument("--keep-counters", action="store_true", help="keep model_ema.decay and model_ema.num_updates")
+    ema.add_argument("--to-ema", action="store_true", help="the reverse: add EMA twins made from the weights")
+
     for name, command, text in (
         ("inspect", _inspect, "what a file is: family, components, dtypes, EMA, metadata, recipe"),
         ("verify", _verify, "check structure, non-finite values and hashes"),
@@ -281,6 +286,13 @@ def _cast(args: argparse.Namespace) -> int:
     from .verbs.cast import cast
 
     return _written(args, lambda progress: cast(args.input, out=args.out, **_settings(args, progress)))
+
+
+def _ema(args: argparse.Namespace) -> int:
+    from .verbs.ema import ema
+
+    options = {"keep_counters": args.keep_counters, "to_ema": args.to_ema}
+    return _written(args, lambda progress: ema(args.input, out=args.out, **options, **_settings(args, progress)))
 
 
 def _written(args: argparse.Namespace, work: Callable[[Any], Any]) -> int:

@@ -30,6 +30,7 @@ _TELLING = (
     "ln_final.weight",
     "decoder.conv_in.weight",
 )
+_TELLING_TWINS = tuple(ending.replace(".", "") for ending in _TELLING)  # an EMA twin has its weight's shape
 
 
 def write_checkpoint(
@@ -78,7 +79,8 @@ def write_checkpoint(
 
 def tiny_shape(tensor: LayoutTensor) -> tuple[int, ...]:
     """The shape of a tensor in a tiny checkpoint."""
-    if tensor.key.endswith(_TELLING) or tensor.dtype_class != "float":
+    telling = _TELLING_TWINS if tensor.component == "ema" else _TELLING
+    if tensor.key.endswith(telling) or tensor.dtype_class != "float":
         return tensor.shape
     return tuple(max(8, size // 16) if size >= 64 else size for size in tensor.shape)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,10 @@ from ..program import Formula, trace
 from ..suggest import did_you_mean
 
 if TYPE_CHECKING:
+    from ..checkpoint import TensorInfo
+    from ..layouts import Layout
     from ..metadata import Parent
-    from ..plan import Plan
+    from ..plan import Piece, Plan
 
 CHOICES = {
     "dtype": ("keep", *BY_OPTION),
@@ -151,6 +153,75 @@ def parent(checkpoint: Checkpoint, *, sha256: str | None = None) -> Parent:
 
     name = os.path.splitext(os.path.basename(checkpoint.path))[0]
     return Parent(name, checkpoint.metadata(), legacy_hash(checkpoint.source), sha256)
+
+
+Metadata = Callable[[Sequence[str | None], str | None], Mapping[str, str]]
+
+
+def single_input(
+    verb: str,
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None,
+    given: dict[str, Any],
+    *,
+    parameters: Mapping[str, Any],
+    plan_of: Callable[[Checkpoint, Settings, dict[str, Any], str], Plan],
+) -> Report:
+    """Run a verb of one input: settings taken from ``given``, target and file checked, then plan and run.
+
+    ``plan_of(checkpoint, settings, recipe, title)`` makes the plan. TypeError for a keyword that is no setting.
+    """
+    settings = settings_from(given)
+    if given:
+        raise TypeError(f"{verb}() got an unexpected keyword argument {next(iter(given))!r}")
+    if out is not None:
+        engine.target_path(out, settings.force or settings.dry_run)
+    with open_checkpoint(path) as checkpoint:
+        checkpoint.require_all()
+        recipe: dict[str, Any] = {
+            "method": verb,
+            "parameters": {name: value for name, value in parameters.items() if value not in (None, False, [], ())},
+            "dtype": settings.dtype,
+            "overflow": settings.overflow,
+        }
+        return run(plan_of(checkpoint, settings, recipe, title_of(out)), out, settings, recipe)
+
+
+def single_metadata(checkpoint: Checkpoint, layout: Layout, recipe: Mapping[str, Any], title: str) -> Metadata:
+    """Metadata of a file made from one: what the input said stays, the recipe and the hashes are added."""
+    source = parent(checkpoint)
+
+    def metadata(hashes: Sequence[str | None], body: str | None) -> Mapping[str, str]:
+        from dataclasses import replace
+
+        from .. import __version__
+        from ..metadata import single_input_metadata
+
+        return single_input_metadata(
+            source=source.metadata,
+            recipe=recipe,
+            parent=replace(source, sha256=hashes[0]),
+            title=title,
+            architecture=layout.architecture,
+            body_sha256=body,
+            version=__version__,
+        )
+
+    return metadata
+
+
+def single_piece(
+    layout: Layout, settings: Settings, identity: Formula, info: TensorInfo, *,
+    source: int = 0, name: str | None = None, note: str = "",
+) -> Piece:  # fmt: skip
+    """One input tensor in the asked dtype, perhaps under another name; what is no weight is copied exactly."""
+    from ..plan import copied, rounded
+
+    if layout.exact_copy(name or info.name):
+        return copied(source, info, name=name, note=note or "copied exactly (not a weight)")
+    if info.dtype.kind in ("int", "bool"):
+        return copied(source, info, name=name, note=note or "integers keep their dtype")
+    return rounded(source, info, settings.target_dtype, identity, name=name, note=note, watched=settings.watched)
 
 
 def title_of(out: str | os.PathLike[str] | None) -> str:

@@ -1,0 +1,129 @@
+"""ema: the U-Net's weights replaced by their EMA twins, or (``--to-ema``) twins made from the weights."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ..checkpoint import Checkpoint, TensorInfo
+from ..dtypes import F32, I32
+from ..errors import InputRefused, UsageError, printable
+from ..layouts import Layout, detect, names
+from ..plan import ADDED, Dropped, Operand, Piece, Plan, assemble, whole
+from .common import Report, Settings, identity_formula, single_input, single_metadata, single_piece
+
+# What LitEma (ldm/modules/ema.py of CompVis/stable-diffusion) begins with: decay 0.9999 (float32), no updates (int32).
+_NEW_COUNTERS = bytes.fromhex("72f97f3f") + bytes(4)
+
+
+def ema(
+    path: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    keep_counters: bool = False,
+    to_ema: bool = False,
+    **given: Any,
+) -> Report:
+    """Replace every U-Net weight by its EMA twin and drop the EMA keys; everything else is kept.
+
+    A twin keeps its own dtype unless ``dtype`` asks for another. ``keep_counters`` keeps ``model_ema.decay`` and
+    ``model_ema.num_updates``. ``to_ema`` does the reverse: adds a twin of every U-Net weight, and new counters.
+    Settings as in ``verbs.common.Settings``. InputRefused when the file has no EMA or a partial one (with ``to_ema``:
+    when it has any), or when a twin's shape is not its weight's.
+    """
+    if keep_counters and to_ema:
+        raise UsageError("--to-ema makes new counters; it can't be combined with --keep-counters")
+
+    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Plan:
+        layout = detect(checkpoint.tensors).layout
+        sources: list[Any] = [checkpoint]
+        dropped: list[Dropped] = []
+        if to_ema:
+            pieces = _shadowed(checkpoint, layout, settings)
+            sources.append(_NEW_COUNTERS)
+        else:
+            pieces, dropped = replaced(checkpoint, layout, settings, keep_counters=keep_counters)
+        return assemble(
+            "ema", sources, pieces, single_metadata(checkpoint, layout, recipe, title), hashed=settings.hash,
+            keep_order=True, dropped=tuple(dropped), notes=tuple(checkpoint.notes), family=layout.name,
+        )  # fmt: skip
+
+    options = {"keep_counters": keep_counters, "to_ema": to_ema}
+    return single_input("ema", path, out, given, parameters=options, plan_of=plan)
+
+
+def twins(checkpoint: Checkpoint, layout: Layout) -> dict[str, TensorInfo]:
+    """U-Net weight's name -> its EMA twin. InputRefused, with the counts, unless every weight has one of its shape."""
+    stored = {names.unwrap(name): info for name, info in checkpoint.tensors.items() if layout.is_ema(name)}
+    wanted = _wanted(checkpoint, layout)
+    found = {name: stored[twin] for name, twin in wanted.items() if twin in stored}
+    where = printable(checkpoint.path)
+    if not found:
+        raise InputRefused(f"{where}: no EMA weights (0 found, {len(wanted)} expected, one for every U-Net weight)")
+    if len(found) < len(wanted):
+        lacking = next(name for name in wanted if name not in found)
+        raise InputRefused(
+            f"{where}: partial EMA ({len(found)} found, {len(wanted)} expected; "
+            f"'{printable(lacking)}' has no EMA twin); the file can't be made EMA-only"
+        )
+    for name, twin in found.items():
+        if twin.shape != checkpoint.tensors[name].shape:
+            raise InputRefused(
+                f"{where}: EMA tensor '{printable(twin.name)}' has shape {list(twin.shape)}, "
+                f"{list(checkpoint.tensors[name].shape)} expected as '{printable(name)}' has"
+            )
+    return found
+
+
+def replaced(
+    checkpoint: Checkpoint, layout: Layout, settings: Settings, *, keep_counters: bool = False
+) -> tuple[list[Piece], list[Dropped]]:
+    """The pieces of the EMA-only checkpoint and what has no place in it. Raises as ``twins`` does."""
+    found = twins(checkpoint, layout)
+    used = {info.name for info in found.values()}
+    identity = identity_formula()
+    pieces, dropped = [], []
+    for name, info in checkpoint.tensors.items():
+        if name in found:
+            pieces.append(single_piece(layout, settings, identity, found[name], name=name, note="its EMA twin"))
+        elif not layout.is_ema(name) or (keep_counters and names.unwrap(name) in names.EMA_COUNTERS):
+            pieces.append(single_piece(layout, settings, identity, info))
+        else:
+            dropped.append(Dropped(0, name, _reason(name, used)))
+    return pieces, dropped
+
+
+def _reason(name: str, used: set[str]) -> str:
+    if names.unwrap(name) in names.EMA_COUNTERS:
+        return "EMA counters"
+    return "EMA weights, now in the U-Net's place" if name in used else "EMA weights without a U-Net weight"
+
+
+def _wanted(checkpoint: Checkpoint, layout: Layout) -> dict[str, str]:
+    wanted = {}
+    for name, info in checkpoint.tensors.items():
+        twin = layout.ema_twin(names.unwrap(name))
+        if twin is not None and info.dtype.kind not in ("int", "bool") and not layout.exact_copy(name):
+            wanted[name] = twin
+    return wanted
+
+
+def _shadowed(checkpoint: Checkpoint, layout: Layout, settings: Settings) -> list[Piece]:
+    present = sum(layout.is_ema(name) for name in checkpoint.tensors)
+    wanted = _wanted(checkpoint, layout)
+    if present:
+        raise InputRefused(
+            f"{printable(checkpoint.path)}: already has EMA tensors ({present} found, 0 expected); "
+            "prune --preset no-ema removes them"
+        )
+    if not wanted:
+        raise InputRefused(f"{printable(checkpoint.path)}: no U-Net weights under '{names.UNET}' to make EMA twins of")
+    identity = identity_formula()
+    pieces = [single_piece(layout, settings, identity, info) for info in checkpoint.tensors.values()]
+    decay, updates = names.EMA_COUNTERS
+    for offset, name, dtype in ((0, decay, F32), (4, updates, I32)):
+        pieces.append(Piece(name, dtype, (), ADDED, whole(None, 1, (Operand(1, dtype, offset),)), "a new counter"))
+    for name, twin in wanted.items():
+        info = checkpoint.tensors[name]
+        pieces.append(single_piece(layout, settings, identity, info, name=twin, note="EMA twin of the weight"))
+    return pieces
