@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from .methods import registered as methods
     from .verbs.cast import cast
     from .verbs.common import Report
+    from .verbs.components import extract, replace
     from .verbs.ema import ema
+    from .verbs.fix_clip import fix_clip
     from .verbs.inspect import inspect
     from .verbs.merge import merge
+    from .verbs.prune import prune
     from .verbs.verify import verify
 
 _PLACES = {
@@ -39,10 +42,14 @@ _PLACES = {
     "apply": ("interop", "apply"),
     "cast": ("verbs.cast", "cast"),
     "ema": ("verbs.ema", "ema"),
+    "extract": ("verbs.components", "extract"),
+    "fix_clip": ("verbs.fix_clip", "fix_clip"),
     "inspect": ("verbs.inspect", "inspect"),
     "merge": ("verbs.merge", "merge"),
     "methods": ("methods", "registered"),
     "open": ("checkpoint", "open_checkpoint"),
+    "prune": ("verbs.prune", "prune"),
+    "replace": ("verbs.components", "replace"),
     "verify": ("verbs.verify", "verify"),
 }
 
@@ -60,10 +67,14 @@ __all__ = [
     "apply",
     "cast",
     "ema",
+    "extract",
+    "fix_clip",
     "inspect",
     "merge",
     "methods",
     "open",
+    "prune",
+    "replace",
     "verify",
 ]
 

@@ -175,6 +175,30 @@ def _parser() -> argparse.ArgumentParser:
     ema.add_argument("--keep-counters", action="store_true", help="keep model_ema.decay and model_ema.num_updates")
     ema.add_argument("--to-ema", action="store_true", help="the reverse: add EMA twins made from the weights")
 
+    prune = _writing(verbs, "prune", _prune, "drop what isn't needed: training leftovers, EMA, components")
+    add = prune.add_argument
+    add("input", metavar="FILE")
+    add("--preset", default="full", metavar="WORD", help="full (default), no-ema, ema-only or inference")
+    add("--drop", type=lambda text: text.split(","), default=[], metavar="NAMES", help="components, as ema,buffers,vae")
+    add("--keep-keys", metavar="REGEX", help="keep tensors whose name it finds, whatever else says drop")
+    add("--drop-keys", metavar="REGEX", help="drop tensors whose name it finds")
+    add("--strict", action="store_true", help="drop tensors of no known component too")
+
+    fix_clip = _writing(verbs, "fix-clip", _fix_clip, "repair the text encoders' position_ids")
+    fix_clip.add_argument("input", metavar="FILE")
+
+    extract = _writing(verbs, "extract", _extract, "write one component to a file of its own")
+    extract.add_argument("input", metavar="FILE")
+    extract.add_argument("--component", required=True, metavar="NAME", help="vae, unet, text_encoder, …")
+    extract.add_argument("--strip-prefix", action="store_true", help="leave out the prefix of the component's names")
+
+    replace = _writing(verbs, "replace", _replace, "put other files' components in: bake a VAE")
+    add = replace.add_argument
+    add("input", metavar="FILE")
+    add("--component", action="append", required=True, metavar="NAME", help="vae, unet, …; once for every --with")
+    add("--with", dest="donors", action="append", required=True, metavar="FILE", help="where it comes from")
+    add("--allow-missing", action="store_true", help="accept a donor with absent or extra tensors")
+
     for name, command, text in (
         ("inspect", _inspect, "what a file is: family, components, dtypes, EMA, metadata, recipe"),
         ("verify", _verify, "check structure, non-finite values and hashes"),
@@ -293,6 +317,44 @@ def _ema(args: argparse.Namespace) -> int:
 
     options = {"keep_counters": args.keep_counters, "to_ema": args.to_ema}
     return _written(args, lambda progress: ema(args.input, out=args.out, **options, **_settings(args, progress)))
+
+
+def _prune(args: argparse.Namespace) -> int:
+    from .verbs.prune import prune
+
+    options = {name: getattr(args, name) for name in ("preset", "drop", "keep_keys", "drop_keys", "strict")}
+    return _written(args, lambda progress: prune(args.input, out=args.out, **options, **_settings(args, progress)))
+
+
+def _fix_clip(args: argparse.Namespace) -> int:
+    from .verbs.fix_clip import fix_clip
+
+    return _written(args, lambda progress: fix_clip(args.input, out=args.out, **_settings(args, progress)))
+
+
+def _extract(args: argparse.Namespace) -> int:
+    from .verbs.components import extract
+
+    strip = args.strip_prefix
+    return _written(
+        args,
+        lambda progress: extract(
+            args.input, args.component, out=args.out, strip_prefix=strip, **_settings(args, progress)
+        ),
+    )
+
+
+def _replace(args: argparse.Namespace) -> int:
+    from .verbs.components import replace
+
+    if len(args.component) != len(args.donors) or len(set(args.component)) != len(args.component):
+        raise UsageError("every --component needs its own --with FILE, and each component can be given once")
+    donors = dict(zip(args.component, args.donors, strict=True))
+    missing = args.allow_missing
+    return _written(
+        args,
+        lambda progress: replace(args.input, donors, out=args.out, allow_missing=missing, **_settings(args, progress)),
+    )
 
 
 def _written(args: argparse.Namespace, work: Callable[[Any], Any]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..checkpoint import open_checkpoint
 from ..layouts import detect
+from .fix_clip import remarks
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Inspection:
 
 
 def inspect(path: str | os.PathLike[str]) -> Inspection:
-    """Family, components, EMA, dtypes, metadata and recipe of a checkpoint; no tensor is read."""
+    """Family, components, EMA, dtypes, metadata, recipe and faulty position_ids; no other tensor is read."""
     from ..metadata import recipe_of
 
     with open_checkpoint(path) as checkpoint:
@@ -76,5 +77,5 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
             ema="counters" if ema == "none" and counters else ema,
             metadata=checkpoint.metadata(),
             recipe=recipe_of(checkpoint.metadata()),
-            notes=[*checkpoint.notes, *found.notes],
+            notes=[*checkpoint.notes, *found.notes, *remarks(checkpoint, layout)],
         )

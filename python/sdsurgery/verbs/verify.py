@@ -11,6 +11,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..layouts import detect
 from ..plan import COPIED, Piece, assemble, operand, whole
 from .common import identity_formula, settings_from
+from .fix_clip import remarks
 
 
 @dataclass
@@ -54,7 +55,7 @@ def verify(path: str | os.PathLike[str], **given: Any) -> Verification:
             tensors=len(checkpoint),
             bytes=checkpoint.source.size,
             nonfinite=outcome.nonfinite,
-            notes=list(checkpoint.notes),
+            notes=[*checkpoint.notes, *remarks(checkpoint, layout)],
         )
         if settings.hash:
             _hashes(checkpoint, result)

@@ -1,0 +1,266 @@
+"""extract and replace: one component of a checkpoint out of it, or another file's into it (a baked VAE)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from .. import engine
+from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from ..errors import InputRefused, UsageError, printable
+from ..layouts import Layout, aliases, detect, names
+from ..plan import ADDED, COPIED, Dropped, Piece, Plan, Segment, assemble, operand, require_computable
+from ..program import Formula
+from .common import (
+    Report,
+    Settings,
+    identity_formula,
+    run,
+    settings_from,
+    single_input,
+    single_metadata,
+    single_piece,
+    title_of,
+)
+
+COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "depth")
+Path = str | os.PathLike[str]
+
+
+def extract(path: Path, component: str, *, out: Path | None = None, strip_prefix: bool = False, **given: Any) -> Report:
+    """Write one component of a checkpoint (``unet``, ``vae``, ``text_encoder``, …) to a file of its own.
+
+    ``strip_prefix`` takes off what the family puts before the component's names (``first_stage_model.``). Settings as
+    in ``verbs.common.Settings``. UsageError for an unknown component, InputRefused when the file has none.
+    """
+    _require_known(component)
+
+    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Plan:
+        layout = detect(checkpoint.tensors).layout
+        identity = identity_formula()
+        chosen = {}
+        dropped = []
+        for name in checkpoint.tensors:
+            if layout.component(name) == component:
+                chosen[name] = _stripped(name, component, layout) if strip_prefix else name
+            else:
+                dropped.append(Dropped(0, name, "other components"))
+        if not chosen:
+            have = dict.fromkeys(layout.component(name) for name in checkpoint.tensors)
+            raise InputRefused(
+                f"{printable(checkpoint.path)}: no tensors of component {component}; it has {', '.join(have)}"
+            )
+        if len(set(chosen.values())) < len(chosen):
+            raise InputRefused(f"{printable(checkpoint.path)}: two tensors would get one name without their prefixes")
+        pieces = [
+            single_piece(layout, settings, identity, checkpoint.tensors[name], name=new) for name, new in chosen.items()
+        ]
+        return assemble(
+            "extract", [checkpoint], pieces, single_metadata(checkpoint, layout, recipe, title), hashed=settings.hash,
+            keep_order=True, dropped=tuple(dropped), notes=tuple(checkpoint.notes), family=layout.name,
+        )  # fmt: skip
+
+    options = {"component": component, "strip_prefix": strip_prefix}
+    return single_input("extract", path, out, given, parameters=options, plan_of=plan)
+
+
+def replace(
+    path: Path, donors: Mapping[str, Path], *, out: Path | None = None, allow_missing: bool = False, **given: Any
+) -> Report:
+    """Put other files' components into a checkpoint: ``replace("a", {"vae": "vae.safetensors"}, out="b")``.
+
+    A donor is a full checkpoint or a file of that component alone, in the original, old or diffusers names; its
+    tensors keep their own dtype unless ``dtype`` asks for another. ``[o,i,1,1]`` and ``[o,i]`` are the same matrix.
+    Tensors that the donor lacks or has too many are refused; ``allow_missing`` keeps the checkpoint's own, or leaves
+    the donor's out. Settings as in ``verbs.common.Settings``. UsageError for an unknown component or none at all.
+    """
+    settings = settings_from(given)
+    if given:
+        raise TypeError(f"replace() got an unexpected keyword argument {next(iter(given))!r}")
+    if not donors:
+        raise UsageError("replace needs at least one component and its file (--component NAME --with FILE)")
+    for component in donors:
+        _require_known(component)
+    if out is not None:
+        engine.target_path(out, settings.force or settings.dry_run)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_checkpoint(each)) for each in (path, *donors.values())]
+        for checkpoint in opened:
+            checkpoint.require_all()
+        with_names = {name: os.path.basename(os.fspath(donor)) for name, donor in donors.items()}
+        recipe: dict[str, Any] = {
+            "method": "replace",
+            "parameters": {"components": with_names, "allow_missing": allow_missing},
+            "dtype": settings.dtype,
+            "overflow": settings.overflow,
+        }
+        plan = _plan_replace(opened, list(donors), settings, recipe, title=title_of(out), allow_missing=allow_missing)
+        return run(plan, out, settings, recipe)
+
+
+def _require_known(component: str) -> None:
+    if component in COMPONENTS:
+        return
+    from ..suggest import did_you_mean
+
+    hint = did_you_mean(component, COMPONENTS) or f"; known: {', '.join(COMPONENTS)}"
+    raise UsageError(f"--component cannot be '{printable(component)}'{hint}")
+
+
+def _stripped(name: str, component: str, layout: Layout) -> str:
+    bare = names.unwrap(name)
+    for part in layout.parts:
+        if part.component == component and part.prefix and bare.startswith(part.prefix):
+            return bare[len(part.prefix) :]
+    return bare.removeprefix({"unet": names.UNET, "vae": names.VAE}.get(component, "\0"))
+
+
+def _plan_replace(
+    opened: Sequence[Checkpoint], components: Sequence[str], settings: Settings, recipe: dict[str, Any], *,
+    title: str, allow_missing: bool,
+) -> Plan:  # fmt: skip
+    base = opened[0]
+    layout = detect(base.tensors).layout
+    identity = identity_formula()
+    swaps = {
+        component: _Swap(base, layout, component, source, opened[source])
+        for source, component in enumerate(components, 1)
+    }
+    notes = [note for swap in swaps.values() for note in swap.judge(allow_missing)]
+    pieces = []
+    for name, info in base.tensors.items():
+        swap = swaps.get(layout.component(name))
+        if swap is None:
+            pieces.append(single_piece(layout, settings, identity, info))
+        elif name in swap.found:
+            pieces.append(swap.piece(name, info.shape, settings, identity))
+        else:
+            pieces.append(single_piece(layout, settings, identity, info, note="not in the donor"))
+    for swap in swaps.values():
+        for name in swap.found:
+            if name not in base:
+                pieces.append(swap.piece(name, swap.wanted[name], settings, identity, action=ADDED))
+    dropped = [Dropped(swap.source, name, "extra in the donor") for swap in swaps.values() for name in swap.extra]
+    missing = [(swap.source, name) for swap in swaps.values() for name in swap.absent]
+    return assemble(
+        "replace", opened, pieces, single_metadata(base, layout, recipe, title), hashed=settings.hash, keep_order=True,
+        dropped=tuple(dropped), missing=tuple(missing), notes=(*base.notes, *notes), family=layout.name,
+    )  # fmt: skip
+
+
+class _Swap:
+    """One component and its donor: which donor tensors make each of the checkpoint's."""
+
+    def __init__(self, base: Checkpoint, layout: Layout, component: str, source: int, donor: Checkpoint) -> None:
+        self.base, self.layout, self.component, self.source, self.donor = base, layout, component, source, donor
+        self.wanted = self._wanted()
+        if not self.wanted:
+            raise InputRefused(
+                f"{printable(base.path)}: no tensors of component {component}, and family {layout.name} lists none"
+            )
+        self.found = self._found()
+        self.absent = [n for n in self.wanted if n not in self.found and not names.is_position_ids(n)]
+        used = {info.name for infos in self.found.values() for info in infos}
+        self.extra = [n for n in donor.tensors if n not in used and self._ours(n)]
+
+    def judge(self, allow_missing: bool) -> list[str]:
+        """Refuse a donor that doesn't fit; else what is worth telling."""
+        where = f"{printable(self.donor.path)} as {self.component}"
+        if not self.found:
+            raise InputRefused(f"{where}: none of the {len(self.wanted)} tensors expected are in it")
+        odd = [
+            f"{len(hits)} {text}: '{printable(hits[0])}'{', …' if len(hits) > 1 else ''}"
+            for hits, text in ((self.absent, "tensors absent"), (self.extra, "extra"))
+            if hits
+        ]
+        if odd and not allow_missing:
+            raise InputRefused(
+                f"{where}: {'; '.join(odd)}; {len(self.wanted)} expected (--allow-missing keeps the checkpoint's own "
+                "for the absent ones and leaves the extra ones out)"
+            )
+        return [f"{where}: {len(self.found)} tensors replaced", *(f"{where}: {text}" for text in odd)]
+
+    def piece(
+        self, name: str, shape: tuple[int, ...], settings: Settings, identity: Formula, *, action: str = COPIED
+    ) -> Piece:
+        """The donor's tensor under the checkpoint's name and in its shape (rows of several tensors are joined)."""
+        infos = self.found[name]
+        self._require_shape(name, shape)
+        exact = self.layout.exact_copy(name) or infos[0].dtype.kind in ("int", "bool")
+        dtype = infos[0].dtype if exact else settings.target_dtype or infos[0].dtype
+        segments, first = [], 0
+        for info in infos:
+            formula = None
+            if info.dtype is not dtype or (settings.watched and info.dtype.computable):
+                require_computable(info)
+                formula = identity
+            segments.append(Segment(formula, first, info.elements, (operand(self.source, info),)))
+            first += info.elements
+        changed = any(info.dtype is not dtype for info in infos)
+        return Piece(name, dtype, shape, "cast" if changed and action == COPIED else action, tuple(segments),
+                     f"from {os.path.basename(self.donor.path)}")  # fmt: skip
+
+    def _wanted(self) -> dict[str, tuple[int, ...]]:
+        held = {n: info.shape for n, info in self.base.tensors.items() if self.layout.component(n) == self.component}
+        if held or not self.layout.parts:
+            return held
+        return {tensor.key: tensor.shape for tensor in self.layout.tensors() if tensor.component == self.component}
+
+    def _found(self) -> dict[str, list[TensorInfo]]:
+        by_name: dict[str, TensorInfo] = {}
+        for name, info in self.donor.tensors.items():
+            by_name.setdefault(aliases.canonical(name, self.layout), info)
+        found = {}
+        for name in self.wanted:
+            key = aliases.canonical(name, self.layout)
+            one = by_name.get(key) or self.donor.tensors.get(_stripped(key, self.component, self.layout))
+            joined = [one] if one else self._from_diffusers(key)
+            if joined:
+                found[name] = joined
+        return found
+
+    def _from_diffusers(self, key: str) -> list[TensorInfo]:
+        rows = _diffusers_rows(self.layout).get(key, ())
+        infos = [self.donor.tensors.get(row.key or "") for row in rows]
+        if any(row.transform == "transpose" for row in rows) and any(infos):
+            raise InputRefused(
+                f"{printable(self.donor.path)}: '{printable(rows[0].key)}' holds the transposed matrix of "
+                f"'{printable(key)}', which can't be streamed; give a donor in the original names"
+            )
+        return [info for info in infos if info is not None] if all(infos) else []
+
+    def _ours(self, name: str) -> bool:
+        """Whether a donor tensor belongs to the component; position_ids and training leftovers are never extra."""
+        if names.is_position_ids(name):
+            return False
+        key = aliases.canonical(name, self.layout)
+        return self.layout.component(key) == self.component
+
+    def _require_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        infos = self.found[name]
+        given = infos[0].shape
+        if len(infos) > 1:
+            given = (sum(info.shape[0] for info in infos if info.shape), *given[1:])
+        if _without_unit_tail(given) != _without_unit_tail(shape):
+            raise InputRefused(
+                f"{printable(self.donor.path)}: tensor '{printable(infos[0].name)}' has shape {list(given)}, "
+                f"{list(shape)} expected for '{printable(name)}'"
+            )
+
+
+def _diffusers_rows(layout: Layout) -> dict[str, list[Any]]:
+    from ..layouts.diffusers import mapping
+
+    if not layout.parts or layout.name.endswith("-diffusers"):
+        return {}
+    rows: dict[str, list[Any]] = {}
+    for row in mapping(layout):
+        if row.key:
+            rows.setdefault(row.ldm_key, []).append(row)
+    return rows
+
+
+def _without_unit_tail(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape

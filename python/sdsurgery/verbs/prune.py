@@ -1,0 +1,162 @@
+"""prune: a checkpoint without what isn't needed. Dropped tensors are never read."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..checkpoint import Checkpoint
+from ..errors import InputRefused, UsageError, printable
+from ..layouts import Layout, aliases, detect, names
+from ..plan import Dropped, Piece, Plan, assemble
+from .common import Report, Settings, identity_formula, single_input, single_metadata, single_piece
+
+PRESETS = {"full": (), "no-ema": ("ema",), "ema-only": ("ema",), "inference": ("ema",)}
+"""Preset -> components that it drops. Training leftovers go in every preset."""
+
+DROPPABLE = (
+    "ema", "optimizer", "buffers", "vae", "text_encoder", "text_encoder_2", "image_encoder", "depth", "other",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What the caller asked for, checked."""
+
+    preset: str
+    drop: frozenset[str]
+    keep_keys: re.Pattern[str] | None
+    drop_keys: re.Pattern[str] | None
+    strict: bool
+
+
+def prune(
+    path: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    preset: str = "full",
+    drop: Sequence[str] = (),
+    keep_keys: str | None = None,
+    drop_keys: str | None = None,
+    strict: bool = False,
+    **given: Any,
+) -> Report:
+    """Write a checkpoint without some of its tensors.
+
+    ``preset``: full (everything but training leftovers), no-ema, ema-only (the EMA weights in the U-Net's place),
+    inference (what the family's loader needs and nothing else). ``drop``: components to drop as well.
+    ``keep_keys`` and ``drop_keys``: regular expressions searched in the names; keeping wins. Keys of no known
+    component are kept and listed; ``strict`` drops them. Training leftovers never survive; markers and the tensors by
+    which the family is recognised are never dropped. Settings as in ``verbs.common.Settings``.
+    UsageError for an unknown preset or component or a bad expression; InputRefused for ``inference`` of an unknown
+    family, ``ema-only`` without a full EMA, and when nothing would be left.
+    """
+    rules = _rules(preset, drop, keep_keys, drop_keys, strict)
+
+    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Plan:
+        layout = detect(checkpoint.tensors).layout
+        pieces, dropped, notes = _pruned(checkpoint, layout, settings, rules)
+        return assemble(
+            "prune", [checkpoint], pieces, single_metadata(checkpoint, layout, recipe, title), hashed=settings.hash,
+            keep_order=True, dropped=tuple(dropped), notes=(*checkpoint.notes, *notes), family=layout.name,
+        )  # fmt: skip
+
+    options = {
+        "preset": preset, "drop": list(drop), "keep_keys": keep_keys, "drop_keys": drop_keys, "strict": strict,
+    }  # fmt: skip
+    return single_input("prune", path, out, given, parameters=options, plan_of=plan)
+
+
+def _rules(preset: str, drop: Sequence[str], keep_keys: str | None, drop_keys: str | None, strict: bool) -> _Rules:
+    if preset not in PRESETS:
+        raise UsageError(f"--preset cannot be '{printable(preset)}'; known: {', '.join(PRESETS)}")
+    for name in drop:
+        if name not in DROPPABLE:
+            from ..suggest import did_you_mean
+
+            hint = did_you_mean(name, DROPPABLE) or f"; known: {', '.join(DROPPABLE)}"
+            raise UsageError(f"--drop can't drop '{printable(name)}'{hint}")
+    keep, away = _pattern("--keep-keys", keep_keys), _pattern("--drop-keys", drop_keys)
+    return _Rules(preset, frozenset((*drop, *PRESETS[preset])), keep, away, strict)
+
+
+def _pattern(option: str, text: str | None) -> re.Pattern[str] | None:
+    if text is None:
+        return None
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise UsageError(f"{option} '{printable(text)}' is no regular expression: {error}") from None
+
+
+def _pruned(
+    checkpoint: Checkpoint, layout: Layout, settings: Settings, rules: _Rules
+) -> tuple[list[Piece], list[Dropped], list[str]]:
+    needed = _needed(checkpoint, layout) if rules.preset == "inference" else None
+    twins = {}
+    if rules.preset == "ema-only":
+        from .ema import twins as ema_twins
+
+        twins = ema_twins(checkpoint, layout)
+    identity = identity_formula()
+    pieces, dropped, unknown = [], [], []
+    for name, info in checkpoint.tensors.items():
+        reason = _reason(name, layout, rules, needed)
+        if reason is not None:
+            dropped.append(Dropped(0, name, reason))
+            continue
+        if layout.parts and layout.component(name) == "other":
+            unknown.append(name)
+        pieces.append(single_piece(layout, settings, identity, twins.get(name, info), name=name))
+    if not pieces:
+        raise InputRefused(f"{printable(checkpoint.path)}: nothing would be left of its {len(checkpoint)} tensors")
+    return pieces, dropped, _notes(checkpoint, pieces, unknown)
+
+
+def _notes(checkpoint: Checkpoint, pieces: list[Piece], unknown: list[str]) -> list[str]:
+    before = sum(info.nbytes for info in checkpoint.tensors.values())
+    after = sum((piece.dtype.nbytes(segment.count) or 0) for piece in pieces for segment in piece.segments)
+    notes = [f"tensor data: {before:,} bytes before, {after:,} after, {before - after:,} saved"]
+    if unknown:
+        listed = ", ".join(printable(name) for name in unknown[:20]) + (", …" if len(unknown) > 20 else "")
+        notes.append(f"{len(unknown)} tensors of no known component were kept (--strict drops them): {listed}")
+    return notes
+
+
+def _reason(name: str, layout: Layout, rules: _Rules, needed: set[str] | None) -> str | None:
+    """Why a tensor goes; None when it stays."""
+    component = layout.component(name)
+    if component == "optimizer":
+        return "training leftovers"
+    if component == "marker" or names.unwrap(name) in layout.discriminators():
+        return None
+    if rules.keep_keys is not None and rules.keep_keys.search(name):
+        return None
+    if rules.drop_keys is not None and rules.drop_keys.search(name):
+        return "asked for by --drop-keys"
+    if component in rules.drop:
+        return f"component {component}"
+    if component == "other" and rules.strict and layout.parts:
+        return "of no known component (--strict)"
+    if needed is not None and component != "other" and name not in needed:
+        return "not needed for inference"
+    return None
+
+
+def _needed(checkpoint: Checkpoint, layout: Layout) -> set[str]:
+    """The file's names that the family's loader fills; schedules and sigmas are computed by it and not read."""
+    if not layout.parts:
+        raise InputRefused(
+            f"{printable(checkpoint.path)}: --preset inference needs a known family, found {layout.name}; "
+            "use --drop and --drop-keys"
+        )
+    listed = {tensor.key for tensor in layout.tensors() if not _computed(tensor.key)}
+    return {name for name in checkpoint.tensors if aliases.canonical(name, layout) in listed or names.is_scale(name)}
+
+
+def _computed(key: str) -> bool:
+    # unCLIP's noise augmentor holds statistics of its training data besides a schedule: those can't be computed.
+    return key.rpartition(".")[2] in names.SCHEDULE or key.startswith("denoiser.")
