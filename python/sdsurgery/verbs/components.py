@@ -241,9 +241,10 @@ class _Swap:
     def _require_shape(self, name: str, shape: tuple[int, ...]) -> None:
         infos = self.found[name]
         given = infos[0].shape
+        even = all(info.shape[1:] == given[1:] for info in infos)
         if len(infos) > 1:
-            given = (sum(info.shape[0] for info in infos if info.shape), *given[1:])
-        if _without_unit_tail(given) != _without_unit_tail(shape):
+            given = (sum(size for info in infos for size in info.shape[:1]), *given[1:])
+        if not even or _without_unit_tail(given) != _without_unit_tail(shape):
             raise InputRefused(
                 f"{printable(self.donor.path)}: tensor '{printable(infos[0].name)}' has shape {list(given)}, "
                 f"{list(shape)} expected for '{printable(name)}'"

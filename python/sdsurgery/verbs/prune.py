@@ -158,5 +158,4 @@ def _needed(checkpoint: Checkpoint, layout: Layout) -> set[str]:
 
 
 def _computed(key: str) -> bool:
-    # unCLIP's noise augmentor holds statistics of its training data besides a schedule: those can't be computed.
     return key.rpartition(".")[2] in names.SCHEDULE or key.startswith("denoiser.")

@@ -1,0 +1,146 @@
+"""extract and replace: components out of a checkpoint and into one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import sdsurgery
+from cli_support import Raw, done, f32, read_raw, refused, sds, write_raw
+from sdsurgery.layouts import get
+from sdsurgery.layouts.diffusers import mapping
+from sdsurgery.testing import write_checkpoint
+
+VAE = "first_stage_model."
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("components")
+    write_checkpoint(folder / "a.safetensors", "sd1", size="tiny", metadata={"note": "kept"})
+    write_checkpoint(folder / "b.safetensors", "sd1", size="tiny", seed=1, dtype="fp32")
+    write_checkpoint(folder / "xl.safetensors", "sdxl-base", size="tiny")
+    write_checkpoint(folder / "xl2.safetensors", "sdxl-base", size="tiny", seed=2)
+    return folder
+
+
+def raw(path: Path) -> dict[str, Raw]:
+    return read_raw(path)[0]
+
+
+def baked(base: dict[str, Raw], donor: dict[str, Raw], prefix: str = VAE) -> dict[str, Raw]:
+    return {name: donor[name] if name.startswith(prefix) else value for name, value in base.items()}
+
+
+@pytest.mark.parametrize(
+    ("component", "prefix"),
+    [("vae", VAE), ("unet", "model.diffusion_model."), ("text_encoder", "cond_stage_model.transformer.")],
+)
+def test_extract_takes_one_component(component: str, prefix: str, models: Path, tmp_path: Path) -> None:
+    whole = {name: value for name, value in raw(models / "a.safetensors").items() if name.startswith(prefix)}
+    done(sds("extract", models / "a.safetensors", "--component", component, "-o", tmp_path / "o.safetensors"))
+    assert read_raw(tmp_path / "o.safetensors")[0] == whole
+    assert read_raw(tmp_path / "o.safetensors")[1]["note"] == "kept"
+    bare = tmp_path / "bare.safetensors"
+    done(sds("extract", models / "a.safetensors", "--component", component, "--strip-prefix", "-o", bare))
+    assert raw(bare) == {name.removeprefix(prefix): value for name, value in whole.items()}
+    back = tmp_path / "back.safetensors"  # and what was extracted goes in again, with and without its prefix
+    done(sds("replace", models / "b.safetensors", "--component", component, "--with", bare, "-o", back))
+    assert raw(back) == baked(raw(models / "b.safetensors"), raw(models / "a.safetensors"), prefix)
+
+
+def test_a_vae_is_baked_from_a_full_checkpoint(models: Path, tmp_path: Path) -> None:
+    a, b, out = models / "a.safetensors", models / "b.safetensors", tmp_path / "o.safetensors"
+    done(sds("replace", a, "--component", "vae", "--with", b, "-o", out))
+    assert raw(out) == baked(raw(a), raw(b))
+    assert read_raw(out)[1]["note"] == "kept"
+
+
+def as_diffusers(path: Path, layout: str, component: str) -> dict[str, Raw]:
+    """The component in diffusers' names: fused attention weights split by rows, 1×1 convolutions as matrices."""
+    found, tensors = {}, raw(path)
+    for row in mapping(get(layout)):
+        if row.component != component or row.key is None or row.ldm_key not in tensors:
+            continue
+        dtype, shape, data = tensors[row.ldm_key]
+        shape = list(shape)
+        if row.transform.startswith("split_qkv"):
+            third = int(row.transform[-1])
+            size = len(data) // 3
+            shape, data = [shape[0] // 3, *shape[1:]], data[third * size : (third + 1) * size]
+        if row.transform == "squeeze_conv1x1":
+            shape = shape[:2]
+        found[row.key] = (dtype, shape, data)
+    return found
+
+
+def test_diffusers_and_old_vae_names_are_understood(models: Path, tmp_path: Path) -> None:
+    a, b = models / "a.safetensors", models / "b.safetensors"
+    new = as_diffusers(b, "sd1", "vae")
+    renamed = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    old = dict(new)
+    for name in new:
+        for fresh, stale in renamed.items():
+            if f".attentions.0.{fresh}." in name:
+                old[name.replace(fresh, stale)] = old.pop(name)
+    assert old.keys() != new.keys()
+    for number, tensors in enumerate((new, old)):
+        donor = write_raw(tmp_path / f"vae{number}.safetensors", tensors)
+        out = tmp_path / f"o{number}.safetensors"
+        done(sds("replace", a, "--component", "vae", "--with", donor, "-o", out))
+        assert raw(out) == baked(raw(a), raw(b))
+
+
+def test_a_diffusers_unet_and_two_replacements_in_one_pass(models: Path, tmp_path: Path) -> None:
+    a, b, out = models / "a.safetensors", models / "b.safetensors", tmp_path / "o.safetensors"
+    unet = write_raw(tmp_path / "unet.safetensors", as_diffusers(b, "sd1", "unet"))
+    done(sds("replace", a, "--component", "unet", "--with", unet, "--component", "vae", "--with", b, "-o", out))
+    wanted = baked(baked(raw(a), raw(b)), raw(b), "model.diffusion_model.")
+    assert raw(out) == wanted
+
+
+def test_fused_attention_is_joined_and_a_transposed_projection_refused(models: Path, tmp_path: Path) -> None:
+    a, b, out = models / "xl.safetensors", models / "xl2.safetensors", tmp_path / "o.safetensors"
+    tensors = as_diffusers(b, "sdxl-base", "text_encoder_2")
+    asked = ("replace", a, "--component", "text_encoder_2", "--allow-missing", "-o", out, "--with")
+    refused(sds(*asked, write_raw(tmp_path / "all.safetensors", tensors)), 3, "transposed")
+    most = {name: value for name, value in tensors.items() if not name.startswith("text_projection")}
+    done(sds(*asked, write_raw(tmp_path / "most.safetensors", most)))
+    prefix, found = "conditioner.embedders.1.", raw(out)
+    own = {name for name, value in raw(a).items() if name.startswith(prefix) and value == found[name]}
+    lacking = {prefix + "model.text_projection", prefix + "model.logit_scale"}
+    assert lacking <= own
+    wanted = baked(raw(a), raw(b), prefix)
+    assert {name for name in found if found[name] != wanted[name]} <= lacking
+
+
+def test_absent_and_extra_keys_are_refused_unless_allowed(models: Path, tmp_path: Path) -> None:
+    a, b, out = models / "a.safetensors", raw(models / "b.safetensors"), tmp_path / "o.safetensors"
+    lacking = VAE + "quant_conv.bias"
+    vae = {name: value for name, value in b.items() if name.startswith(VAE) and name != lacking}
+    donor = write_raw(tmp_path / "donor.safetensors", {**vae, VAE + "decoder.more": ("F32", [1], f32(1))})
+    asked = ("replace", a, "--component", "vae", "--with", donor, "-o", out)
+    refused(sds(*asked), 3, lacking, "decoder.more", "--allow-missing")
+    assert not out.exists()
+    done(sds(*asked, "--allow-missing"))
+    assert raw(out) == baked(raw(a), {**b, lacking: raw(a)[lacking]})
+
+
+def test_other_refusals(models: Path, tmp_path: Path) -> None:
+    a, out = models / "a.safetensors", tmp_path / "o.safetensors"
+    odd = write_raw(tmp_path / "odd.safetensors", {"w": ("F32", [1], f32(1))})
+    refused(sds("extract", odd, "--component", "vae", "-o", out), 3, "no tensors of component vae")
+    refused(sds("extract", a, "--component", "vea", "-o", out), 2, "'vae'")
+    refused(sds("replace", a, "--component", "vae", "--with", odd, "-o", out), 3, "none of the")
+    refused(sds("replace", a, "--component", "vae", "-o", out), 2, "--with")
+    bent = raw(models / "b.safetensors")
+    dtype, shape, data = bent[VAE + "quant_conv.bias"]
+    donor = write_raw(tmp_path / "bent.safetensors", {**bent, VAE + "quant_conv.bias": (dtype, [*shape, 1], data)})
+    refused(sds("replace", a, "--component", "vae", "--with", donor, "-o", out), 3, "quant_conv.bias", "shape")
+    assert not out.exists()
+
+
+def test_a_donor_is_cast_when_a_dtype_is_asked_for(models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.safetensors"
+    sdsurgery.replace(models / "a.safetensors", {"vae": models / "b.safetensors"}, out=out, dtype="fp16")
+    assert {value[0] for name, value in raw(out).items() if name.startswith(VAE)} == {"F16"}
