@@ -240,10 +240,11 @@ class _Swap:
 
     def _require_shape(self, name: str, shape: tuple[int, ...]) -> None:
         infos = self.found[name]
-        given = infos[0].shape
-        even = all(info.shape[1:] == given[1:] for info in infos)
+        given: tuple[int, ...] = infos[0].shape
+        tail = given[1:]
+        even = all(info.shape[1:] == tail for info in infos)
         if len(infos) > 1:
-            given = (sum(size for info in infos for size in info.shape[:1]), *given[1:])
+            given = (sum(size for info in infos for size in info.shape[:1]), *tail)
         if not even or _without_unit_tail(given) != _without_unit_tail(shape):
             raise InputRefused(
                 f"{printable(self.donor.path)}: tensor '{printable(infos[0].name)}' has shape {list(given)}, "
