@@ -20,6 +20,7 @@ from ..plan import ADDED, KEPT, MERGED, Dropped, Piece, Plan, assemble, copied, 
 from ..plan import rounded as rounded_piece
 from ..program import Formula, trace
 from .common import Report, Settings, close_all, identity_formula, open_all, parent, run, settings_from, title_of
+from .variants import is_swapped, is_variant, merged_channels
 
 
 def merge(
@@ -186,21 +187,37 @@ class _Decisions:
                 )
                 lacking = True
             else:
-                self.require_shape(info, other, checkpoint)
                 others.append(other)
         if lacking:
             return self.alone(0, info, self.dtype, action=KEPT, note="missing in another input")
+        if is_variant(name, info, others):
+            return self.variant(name, info, others)
+        for other, checkpoint in zip(others, self.checkpoints[1:], strict=True):
+            self.require_shape(info, other, checkpoint)
         for each in (info, *others):
             require_computable(each)
         operands = [operand(source, each) for source, each in enumerate((info, *others))]
         segments = whole(self.formula, info.elements, operands)
         return Piece(name, self.dtype or info.dtype, info.shape, MERGED, segments)
 
+    def variant(self, name: str, info: TensorInfo, others: Sequence[TensorInfo]) -> Piece:
+        dtype = self.dtype or info.dtype
+        rest = None if dtype is info.dtype and not self.watched else self.identity
+        piece = merged_channels(name, (info, *others), dtype, self.formula, rest)
+        self.notes.append(f"'{printable(name)}': {piece.note} (the other inputs have only 4 input channels)")
+        return piece
+
     def alone(self, source: int, info: TensorInfo, dtype: DType | None, *, action: str, note: str = "") -> Piece:
         return rounded_piece(source, info, dtype, self.identity, action=action, note=note, watched=self.watched)
 
     def require_shape(self, info: TensorInfo, other: TensorInfo, checkpoint: Checkpoint) -> None:
         # [o, i, 1, 1] and [o, i] are the same matrix: a 1×1 convolution and a linear layer, as VAE files have both.
+        if is_swapped(info.name, info, other):
+            raise InputRefused(
+                f"tensor '{printable(info.name)}' has {other.shape[1]} input channels in "
+                f"{printable(checkpoint.path)} and {info.shape[1]} in {printable(self.checkpoints[0].path)}; swap the "
+                "inputs: the model with more input channels must be A"
+            )
         if _without_unit_tail(info.shape) != _without_unit_tail(other.shape):
             raise InputRefused(
                 f"tensor '{printable(info.name)}' has shape {list(other.shape)} in {printable(checkpoint.path)}, "
