@@ -165,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("inputs", nargs="+", metavar="FILE", help="A B [C …], in the method's order")
     merge.add_argument("--method", required=True, help="see `sdsurgery methods`")
     merge.add_argument("--add-missing", action="store_true", help="add tensors that only B (or C) has")
+    merge.add_argument("--use-ema", default="", metavar="A,B", help="merge the EMA weights of these inputs")
     _method_options(merge)
 
     cast = _writing(verbs, "cast", _cast, "write a checkpoint in another dtype")
@@ -301,7 +302,13 @@ def _merge(args: argparse.Namespace) -> int:
     return _written(
         args,
         lambda progress: merge(
-            args.method, args.inputs, out=args.out, add_missing=args.add_missing, **_settings(args, progress), **params
+            args.method,
+            args.inputs,
+            out=args.out,
+            add_missing=args.add_missing,
+            use_ema=args.use_ema,
+            **_settings(args, progress),
+            **params,
         ),
     )
 

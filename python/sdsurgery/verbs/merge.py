@@ -13,13 +13,14 @@ from typing import Any
 from .. import engine
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import DType
-from ..errors import InputRefused, printable
+from ..errors import InputRefused, UsageError, printable
 from ..layouts import Detection, Layout, conflict, detect
 from ..methods import Method, get
 from ..plan import ADDED, KEPT, MERGED, Dropped, Piece, Plan, assemble, copied, operand, require_computable, whole
 from ..plan import rounded as rounded_piece
 from ..program import Formula, trace
 from .common import Report, Settings, close_all, identity_formula, open_all, parent, run, settings_from, title_of
+from .ema import twins
 from .variants import is_swapped, is_variant, merged_channels
 
 
@@ -29,18 +30,21 @@ def merge(
     *,
     out: str | os.PathLike[str] | None = None,
     add_missing: bool = False,
+    use_ema: str | Sequence[str] = (),
     **given: Any,
 ) -> Report:
     """Merge checkpoint files into one.
 
     ``method`` is a name from ``methods()``; its numbers (``alpha=0.7``, ``weights=[…]``) and the settings of
-    ``verbs.common.Settings`` are keyword arguments. ``inputs`` are A, B, C, … in the method's order.
+    ``verbs.common.Settings`` are keyword arguments. ``inputs`` are A, B, C, … in the method's order; of those named in
+    ``use_ema`` (``"A,B"``) the U-Net's EMA weights are merged instead of the weights.
     Raises UsageError, InputRefused (before the first output byte), RunFailed or Interrupted; the target is then as it
     was. Returns the Report.
     """
     settings = settings_from(given)
     chosen = get(method)
     params = chosen.bind(len(inputs), given)
+    averaged = _letters(use_ema, len(inputs))
     if out is not None:
         engine.target_path(out, settings.force or settings.dry_run)
     checkpoints = open_all(inputs)
@@ -53,8 +57,17 @@ def merge(
             "overflow": settings.overflow,
             "add_missing": add_missing,
         }
+        if averaged:
+            recipe["use_ema"] = [chr(ord("A") + source) for source in averaged]
         plan = plan_merge(
-            chosen, checkpoints, params, settings, recipe=recipe, add_missing=add_missing, title=title_of(out)
+            chosen,
+            checkpoints,
+            params,
+            settings,
+            recipe=recipe,
+            add_missing=add_missing,
+            title=title_of(out),
+            use_ema=averaged,
         )
         return run(plan, out, settings, recipe)
     finally:
@@ -70,12 +83,17 @@ def plan_merge(
     recipe: Mapping[str, Any],
     add_missing: bool = False,
     title: str = "untitled",
+    use_ema: Sequence[int] = (),
 ) -> Plan:
     """Decide what becomes of every tensor. Reads headers only; every refusal is made here."""
     detections = [detect(checkpoint.tensors) for checkpoint in checkpoints]
     refuse_conflicts(checkpoints, detections)
     layout = next((found.layout for found in detections if found.layout.name != "unknown"), detections[0].layout)
-    decide = _Decisions(layout, checkpoints, trace(method, len(checkpoints), params), settings)
+    tensors: list[Mapping[str, TensorInfo]] = [checkpoint.tensors for checkpoint in checkpoints]
+    for source in use_ema:
+        found = twins(checkpoints[source], detections[source].layout)
+        tensors[source] = {**tensors[source], **found}
+    decide = _Decisions(layout, checkpoints, tensors, trace(method, len(checkpoints), params), settings)
     pieces, dropped, missing = decide.all(add_missing)
     merged = sum(piece.action == MERGED for piece in pieces)
     if (not settings.force and merged == 0) or merged * 2 < merged + len({name for _, name in missing}):
@@ -83,6 +101,8 @@ def plan_merge(
     notes = [f"{printable(checkpoint.path)}: {note}" for checkpoint in checkpoints for note in checkpoint.notes]
     if layout.name == "unknown":
         notes.append("the layout is unknown; tensors were matched by name, key by key")
+    for source in use_ema:
+        notes.append(f"{printable(checkpoints[source].path)}: EMA weights used in the U-Net's place")
     notes += decide.notes
     weights = params.get("weights")
     if weights and abs(sum(weights) - 1) > 1e-6:
@@ -117,6 +137,18 @@ def plan_merge(
     )
 
 
+def _letters(given: str | Sequence[str], count: int) -> list[int]:
+    """Indexes of the inputs named ``A,B``. UsageError for a name that no input has."""
+    words = given.split(",") if isinstance(given, str) else given
+    known = [chr(ord("A") + source) for source in range(min(count, 26))]
+    found = set()
+    for word in filter(None, (item.strip().upper() for item in words)):
+        if word not in known:
+            raise UsageError(f"--use-ema: no input '{printable(word)}'; the inputs are {', '.join(known)}")
+        found.add(known.index(word))
+    return sorted(found)
+
+
 def refuse_conflicts(checkpoints: Sequence[Checkpoint], detections: Sequence[Detection]) -> None:
     """InputRefused when an input is of another family than A, with both families and the tensor that tells."""
     for checkpoint, found in zip(checkpoints[1:], detections[1:], strict=True):
@@ -141,15 +173,22 @@ def _refuse_strangers(checkpoints: Sequence[Checkpoint], merged: int, missing: i
 class _Decisions:
     """What becomes of each tensor, one rule after the other."""
 
-    def __init__(self, layout: Layout, checkpoints: Sequence[Checkpoint], formula: Formula, settings: Settings) -> None:
-        self.layout, self.checkpoints, self.formula = layout, checkpoints, formula
+    def __init__(
+        self,
+        layout: Layout,
+        checkpoints: Sequence[Checkpoint],
+        tensors: Sequence[Mapping[str, TensorInfo]],
+        formula: Formula,
+        settings: Settings,
+    ) -> None:
+        self.layout, self.checkpoints, self.tensors, self.formula = layout, checkpoints, tensors, formula
         self.dtype, self.watched = settings.target_dtype, settings.watched
         self.identity = identity_formula()
         self.notes: list[str] = []
         self.missing: list[tuple[int, str]] = []
 
     def all(self, add_missing: bool) -> tuple[list[Piece], list[Dropped], list[tuple[int, str]]]:
-        first = self.checkpoints[0].tensors
+        first = self.tensors[0]
         pieces, dropped = [], []
         for name, info in first.items():
             if self.layout.is_ema(name):
@@ -157,8 +196,8 @@ class _Decisions:
             else:
                 pieces.append(self.one(name, info))
         names = set(first)
-        for source, checkpoint in enumerate(self.checkpoints[1:], 1):
-            for name, info in checkpoint.tensors.items():
+        for source in range(1, len(self.tensors)):
+            for name, info in self.tensors[source].items():
                 if name in names or self.layout.is_ema(name):
                     continue
                 if not add_missing:
@@ -166,18 +205,20 @@ class _Decisions:
                     continue
                 names.add(name)
                 dtype = None if self.layout.exact_copy(name) or info.dtype.kind != "float" else self.dtype
-                pieces.append(self.alone(source, info, dtype, action=ADDED))
+                pieces.append(self.alone(source, name, info, dtype, action=ADDED))
         return pieces, dropped, self.missing
 
     def one(self, name: str, info: TensorInfo) -> Piece:
         if self.layout.exact_copy(name):
-            return copied(0, info, note="copied exactly (not a weight)")
+            return copied(0, info, name=name, note="copied exactly (not a weight)")
         if info.dtype.kind in ("int", "bool") or info.elements == 0:
-            return copied(0, info, note="integers are never averaged" if info.elements else "an empty tensor")
+            return copied(
+                0, info, name=name, note="integers are never averaged" if info.elements else "an empty tensor"
+            )
         others = []
         lacking = False
         for source, checkpoint in enumerate(self.checkpoints[1:], 1):
-            other = checkpoint.tensors.get(name)
+            other = self.tensors[source].get(name)
             if other is None:
                 self.missing.append((source, name))
                 lacking = True
@@ -189,11 +230,11 @@ class _Decisions:
             else:
                 others.append(other)
         if lacking:
-            return self.alone(0, info, self.dtype, action=KEPT, note="missing in another input")
+            return self.alone(0, name, info, self.dtype, action=KEPT, note="missing in another input")
         if is_variant(name, info, others):
             return self.variant(name, info, others)
         for other, checkpoint in zip(others, self.checkpoints[1:], strict=True):
-            self.require_shape(info, other, checkpoint)
+            self.require_shape(name, info, other, checkpoint)
         for each in (info, *others):
             require_computable(each)
         operands = [operand(source, each) for source, each in enumerate((info, *others))]
@@ -207,20 +248,24 @@ class _Decisions:
         self.notes.append(f"'{printable(name)}': {piece.note} (the other inputs have only 4 input channels)")
         return piece
 
-    def alone(self, source: int, info: TensorInfo, dtype: DType | None, *, action: str, note: str = "") -> Piece:
-        return rounded_piece(source, info, dtype, self.identity, action=action, note=note, watched=self.watched)
+    def alone(
+        self, source: int, name: str, info: TensorInfo, dtype: DType | None, *, action: str, note: str = ""
+    ) -> Piece:
+        return rounded_piece(
+            source, info, dtype, self.identity, name=name, action=action, note=note, watched=self.watched
+        )
 
-    def require_shape(self, info: TensorInfo, other: TensorInfo, checkpoint: Checkpoint) -> None:
+    def require_shape(self, name: str, info: TensorInfo, other: TensorInfo, checkpoint: Checkpoint) -> None:
         # [o, i, 1, 1] and [o, i] are the same matrix: a 1×1 convolution and a linear layer, as VAE files have both.
-        if is_swapped(info.name, info, other):
+        if is_swapped(name, info, other):
             raise InputRefused(
-                f"tensor '{printable(info.name)}' has {other.shape[1]} input channels in "
+                f"tensor '{printable(name)}' has {other.shape[1]} input channels in "
                 f"{printable(checkpoint.path)} and {info.shape[1]} in {printable(self.checkpoints[0].path)}; swap the "
                 "inputs: the model with more input channels must be A"
             )
         if _without_unit_tail(info.shape) != _without_unit_tail(other.shape):
             raise InputRefused(
-                f"tensor '{printable(info.name)}' has shape {list(other.shape)} in {printable(checkpoint.path)}, "
+                f"tensor '{printable(name)}' has shape {list(other.shape)} in {printable(checkpoint.path)}, "
                 f"{list(info.shape)} expected as in {printable(self.checkpoints[0].path)}"
             )
 

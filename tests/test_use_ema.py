@@ -1,0 +1,35 @@
+"""merge --use-ema: an input's EMA weights merged on the fly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import sdsurgery
+from cli_support import done, sds
+from sdsurgery.errors import InputRefused, UsageError
+from sdsurgery.testing import write_checkpoint
+
+
+def test_use_ema_gives_the_bytes_of_ema_then_merge(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    a, b = (tmp_path / f"{name}.safetensors" for name in "ab")
+    for seed, path in enumerate((a, b)):
+        write_checkpoint(path, "sd1", size="tiny", seed=seed, ema=True)
+    only, want, got = (tmp_path / f"{name}.safetensors" for name in ("only", "want", "got"))
+    sdsurgery.ema(b, out=only)
+    sdsurgery.merge("weighted-sum", [a, only], out=want, alpha=0.3)
+    done(sds("merge", a, b, "--method", "weighted-sum", "--alpha", "0.3", "--use-ema", "b", "-o", got))
+    left, right = load_file(want), load_file(got)
+    assert set(left) == set(right)
+    assert all(left[name].equal(right[name]) for name in left)
+
+
+def test_use_ema_refuses_inputs_without_ema_and_unknown_letters(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_checkpoint(path, "sd1", size="tiny")
+    with pytest.raises(InputRefused, match="0 found, 686 expected"):
+        sdsurgery.merge("weighted-sum", [path, path], out=tmp_path / "o.safetensors", use_ema="A")
+    with pytest.raises(UsageError, match="no input 'C'"):
+        sdsurgery.merge("weighted-sum", [path, path], out=tmp_path / "o.safetensors", use_ema="C")
