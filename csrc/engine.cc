@@ -18,7 +18,8 @@ constexpr uint64_t kTile = 512 << 10;
 constexpr uint64_t kChunk = 256 << 10;    // of one operand: read, used and overwritten while in L2
 constexpr uint64_t kColdChunk = 1 << 20;  // a cold disk wants long reads, and several in flight
 constexpr uint64_t kColdBudget = 40 << 20;
-constexpr unsigned kColdWorkers = 8;  // that many, however few the processors
+constexpr unsigned kColdWorkers = 8;    // that many, however few the processors
+constexpr uint64_t kReleaseEvery = 16;  // tiles
 constexpr uint64_t kFlushStretch = 32 << 20;
 
 class PageBuffer {
@@ -216,16 +217,6 @@ struct Evaluation {
 
 }  // namespace
 
-// A fault maps the pages around it too: pages released by the stretch before come back with the first fault of this
-// one, and would stay. So the neighbours go as well; whoever still reads them faults once more.
-static void release_around(const Mapping& mapping, const uint8_t* at, uint64_t bytes) {
-    constexpr uint64_t kFaultAround = 64 << 10;
-    const uint64_t first = static_cast<uint64_t>(at - mapping.data());
-    const uint64_t low = first - std::min(first, kFaultAround);
-    const uint64_t high = std::min(mapping.size(), first + bytes + kFaultAround);
-    os::release_pages(mapping.data() + low, high - low);
-}
-
 // `count` elements of one job from element `first` on, to `out`.
 void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* out, Buffers& buffers) {
     const Job& job = jobs_[job_index];
@@ -261,13 +252,6 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* 
         } else if (!os::guarded(Evaluation::run, &work)) {
             throw Error(Code::truncated, "an input shrank while it was being read", static_cast<int64_t>(job_index));
         }
-        if (mapped) {
-            for (size_t k = 0; k < job.operands.size(); ++k) {
-                if (io_[job.operands[k].source] != Io::mmap) continue;
-                const uint64_t unit = job.kind == Job::copy ? 1 : size_of(job.operands[k].dtype);
-                release_around(*mappings_[job.operands[k].source], work.operands[k].data, now * unit);
-            }
-        }
         if (work.tally.nonfinite || work.tally.overflow) {
             if (options_.refuse_nonfinite && work.tally.nonfinite) {
                 throw Error(Code::nonfinite, "NaN or Inf", static_cast<int64_t>(job_index));
@@ -302,6 +286,14 @@ const uint8_t* Run::fetch(const JobOperand& operand, uint64_t offset, uint64_t b
 
 void Run::tile_done(uint64_t tile, uint64_t bytes) {
     bytes_done_ += bytes;
+    // Whole mappings, now and then: a fault maps the pages around it too (all of a large page), so a piece that is
+    // released by itself comes back with its neighbour. What another worker still needs is mapped again at no great
+    // cost.
+    if (tile % kReleaseEvery == 0) {
+        for (const auto& mapping : mappings_) {
+            if (mapping) os::release_pages(mapping->data(), mapping->size());
+        }
+    }
     std::lock_guard<std::mutex> lock(mutex_);
     finished_[tile] = true;
     uint64_t mark = watermark_ == begin_ ? 0 : (watermark_ / options_.tile_bytes) - first_tile_;
