@@ -24,7 +24,6 @@ Stat stat(Handle file);
 size_t read_at(Handle file, void* to, size_t bytes, uint64_t offset);          // fewer only at the end of the file
 size_t read_past_cache(Handle file, void* to, size_t bytes, uint64_t offset);  // page-aligned; 0 when it can't
 double cached_share(Handle file, uint64_t size);  // 0..1 of the file in the page cache; 1 when unknown
-void will_read_all(Handle file);                  // hint: sequential reading ahead
 void close(Handle file) noexcept;
 
 // Mapping. Copy-on-write mappings are writable in memory and never reach the file.

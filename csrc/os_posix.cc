@@ -192,14 +192,6 @@ double cached_share(Handle file, uint64_t size) {
 #endif
 }
 
-void will_read_all(Handle file) {
-#ifdef POSIX_FADV_SEQUENTIAL
-    posix_fadvise(static_cast<int>(file), 0, 0, POSIX_FADV_SEQUENTIAL);
-#else
-    (void)file;
-#endif
-}
-
 void close(Handle file) noexcept {
     if (file != kNone) ::close(static_cast<int>(file));
 }

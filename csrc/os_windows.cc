@@ -105,7 +105,6 @@ size_t read_at(Handle file, void* to, size_t bytes, uint64_t offset) {
 
 size_t read_past_cache(Handle, void*, size_t, uint64_t) { return 0; }
 double cached_share(Handle, uint64_t) { return 1; }
-void will_read_all(Handle) {}
 
 void close(Handle file) noexcept {
     if (file != kNone) CloseHandle(handle_of(file));

@@ -289,3 +289,8 @@ def _describe(plan: Plan, out: Any, settings: Settings, recipe: dict[str, Any]) 
         notes=list(plan.notes),
         dry_run=settings.dry_run,
     )
+
+
+def without_unit_tail(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """``shape`` with [o, i, 1, 1] as [o, i]: a 1×1 convolution and a linear layer hold the same matrix."""
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape

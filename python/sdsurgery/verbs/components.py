@@ -23,6 +23,7 @@ from .common import (
     single_metadata,
     single_piece,
     title_of,
+    without_unit_tail,
 )
 
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "depth")
@@ -245,7 +246,7 @@ class _Swap:
         even = all(info.shape[1:] == tail for info in infos)
         if len(infos) > 1:
             given = (sum(size for info in infos for size in info.shape[:1]), *tail)
-        if not even or _without_unit_tail(given) != _without_unit_tail(shape):
+        if not even or without_unit_tail(given) != without_unit_tail(shape):
             raise InputRefused(
                 f"{printable(self.donor.path)}: tensor '{printable(infos[0].name)}' has shape {list(given)}, "
                 f"{list(shape)} expected for '{printable(name)}'"
@@ -262,7 +263,3 @@ def _diffusers_rows(layout: Layout) -> dict[str, list[Any]]:
         if row.key:
             rows.setdefault(row.ldm_key, []).append(row)
     return rows
-
-
-def _without_unit_tail(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape

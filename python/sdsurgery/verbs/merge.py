@@ -19,7 +19,18 @@ from ..methods import Method, get
 from ..plan import ADDED, KEPT, MERGED, Dropped, Piece, Plan, assemble, copied, operand, require_computable, whole
 from ..plan import rounded as rounded_piece
 from ..program import Formula, trace
-from .common import Report, Settings, close_all, identity_formula, open_all, parent, run, settings_from, title_of
+from .common import (
+    Report,
+    Settings,
+    close_all,
+    identity_formula,
+    open_all,
+    parent,
+    run,
+    settings_from,
+    title_of,
+    without_unit_tail,
+)
 from .ema import twins
 from .variants import is_swapped, is_variant, merged_channels
 
@@ -263,12 +274,8 @@ class _Decisions:
                 f"{printable(checkpoint.path)} and {info.shape[1]} in {printable(self.checkpoints[0].path)}; swap the "
                 "inputs: the model with more input channels must be A"
             )
-        if _without_unit_tail(info.shape) != _without_unit_tail(other.shape):
+        if without_unit_tail(info.shape) != without_unit_tail(other.shape):
             raise InputRefused(
                 f"tensor '{printable(name)}' has shape {list(other.shape)} in {printable(checkpoint.path)}, "
                 f"{list(info.shape)} expected as in {printable(self.checkpoints[0].path)}"
             )
-
-
-def _without_unit_tail(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
