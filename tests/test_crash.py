@@ -73,11 +73,11 @@ from sdsurgery import __main__, cli
 for number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-parser = cli._parser
-def announced():
+parse = cli.parse
+def announced(argv):
     os.write(1, b"ready")
-    return parser()
-cli._parser = announced
+    return parse(argv)
+cli.parse = announced
 sys.exit(__main__.main())
 """
 

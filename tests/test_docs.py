@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sdsurgery import commands
+from sdsurgery.cli import command_parser, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")])
@@ -30,12 +32,8 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def subparsers() -> dict[str, Any]:
-    from sdsurgery.cli import _parser
-
-    (verbs,) = (action for action in _parser()._actions if action.dest == "verb")
-    assert isinstance(verbs.choices, dict)
-    return verbs.choices
+def parsers() -> list[Any]:
+    return [command_parser(commands.command(name)) for name in commands.NAMES]
 
 
 # ---- docs/methods.md
@@ -89,24 +87,20 @@ def test_the_two_commands_of_a_fresh_machine_are_in_the_readme_and_ci_runs_them(
 
 
 def test_every_command_in_the_pages_is_one_that_the_command_line_understands() -> None:
-    from sdsurgery.cli import _parser
-
     seen = set()
     for page in PAGES:
         for block in blocks(page.read_text(encoding="utf-8"), "sh"):
             for line in re.findall(r"python -m sdsurgery (.+)", block):
                 words = shlex.split(line, comments=True)
-                args = _parser().parse_args(words)
-                seen.add(args.verb)
+                chosen, _ = parse(words)
+                seen.add(chosen.name)
     assert {"merge", "cast", "inspect", "verify", "demo"} <= seen
 
 
 def test_every_option_that_the_readme_and_the_semantics_name_exists_with_its_words() -> None:
     from sdsurgery.verbs.common import CHOICES
 
-    known = {
-        option for parser in subparsers().values() for action in parser._actions for option in action.option_strings
-    }
+    known = {option for parser in parsers() for action in parser._actions for option in action.option_strings}
     for name in ("README.md", "docs/semantics.md", "docs/numerics.md"):
         text = re.sub(r"^```.*?^```", "", read(name), flags=re.MULTILINE | re.DOTALL)
         named = {word for code in re.findall(r"`(--[^`]+)`", text) for word in re.findall(r"--[a-z][a-z-]*", code)}
@@ -118,7 +112,7 @@ def test_every_option_that_the_readme_and_the_semantics_name_exists_with_its_wor
 
 def test_the_readme_names_every_verb() -> None:
     text = read("README.md")
-    assert [verb for verb in subparsers() if f"`{verb}`" not in text] == []
+    assert [verb for verb in commands.NAMES if f"`{verb}`" not in text] == []
 
 
 def test_the_readmes_exit_codes_are_those_of_the_errors() -> None:

@@ -1,0 +1,20 @@
+"""``sdsurgery cast``"""
+
+from __future__ import annotations
+
+import argparse
+
+from .common import writing, written
+
+HELP = "write a checkpoint in another dtype"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    writing(parser)
+    parser.add_argument("input", metavar="FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..verbs.cast import cast
+
+    return written(args, lambda **settings: cast(args.input, **settings))

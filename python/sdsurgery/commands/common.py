@@ -1,0 +1,151 @@
+"""What commands share: options that many of them take, and the way to standard output."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+from ..errors import RunFailed, UsageError, printable
+
+_SETTINGS = (
+    "dtype",
+    "threads",
+    "backend",
+    "overflow",
+    "on_nonfinite",
+    "compute",
+    "io",
+    "hash",
+    "sync",
+    "force",
+    "dry_run",
+)
+
+
+# ---- options
+
+
+def plain(parser: argparse.ArgumentParser) -> None:
+    """Options of every command."""
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    noise = parser.add_mutually_exclusive_group()
+    noise.add_argument("-q", "--quiet", action="store_true", help="nothing but errors")
+    noise.add_argument("-v", "--verbose", action="store_true", help="more about how it ran; every tensor in a dry run")
+
+
+def threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: all processors")
+
+
+def writing(parser: argparse.ArgumentParser) -> None:
+    """Options of the commands that write a checkpoint; ``settings`` collects them."""
+    from ..verbs.common import CHOICES
+
+    plain(parser)
+    add = parser.add_argument
+    add("-o", "--out", metavar="OUT", help="the output file (.safetensors)")
+    for option, help_text in (
+        ("dtype", "dtype of the output's weights (default keep: A's, tensor by tensor)"),
+        ("overflow", "a value too large for the dtype: default (Inf; fp8 saturates), inf, saturate, error"),
+        ("on_nonfinite", "NaN or Inf in an input: keep (carry through, count) or error"),
+        ("compute", "precision of the arithmetic: fp32 or fp64"),
+        ("io", "how inputs are read: auto, mmap or pread"),
+    ):
+        flag = "--" + option.replace("_", "-")
+        add(flag, type=one_of(flag, CHOICES[option]), default=CHOICES[option][0], metavar="WORD", help=help_text)
+    add("--backend", default="auto", metavar="NAME", help="auto, cpu or reference")
+    threads(parser)
+    add("--dry-run", action="store_true", help="print the plan and write nothing")
+    add("--force", action="store_true", help="replace an existing output; merge models with little in common")
+    add("--no-hash", dest="hash", action="store_false", help="don't compute SHA-256 of inputs and output")
+    add("--no-sync", dest="sync", action="store_false", help="don't wait for the disk before the rename")
+
+
+def one_of(option: str, allowed: Iterable[str]) -> Callable[[str], str]:
+    """An argument type: one of some words, with "did you mean" for the others."""
+    known = list(allowed)
+
+    def parse(text: str) -> str:
+        if text in known:
+            return text
+        from ..suggest import did_you_mean
+
+        hint = did_you_mean(text, known) or f"; known: {', '.join(known)}"
+        raise argparse.ArgumentTypeError(f"'{printable(text)}' is no value for {option}{hint}")
+
+    return parse
+
+
+def numbers(text: str) -> list[float]:
+    """An argument type: numbers with commas between them."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{printable(text)}' is no list of numbers like 0.5,0.3,0.2") from None
+
+
+# ---- writing commands
+
+
+def written(args: argparse.Namespace, work: Callable[..., Any]) -> int:
+    """Run a writing verb under a progress display and report: ``work(out=…, …)`` gets the shared settings."""
+    from .. import console
+
+    if args.out is None and not args.dry_run:
+        raise UsageError("no output given (-o FILE, or --dry-run)")
+    with console.progress(args.verb, quiet=args.quiet) as progress:
+        report = work(out=args.out, progress=progress, **{name: getattr(args, name) for name in _SETTINGS})
+    if args.json:
+        print_json(report.to_dict())
+    if not args.quiet and not (args.json and args.dry_run):
+        lines = console.report_lines(report, verbose=args.verbose)
+        if args.dry_run:
+            print_lines(lines)
+        else:
+            print("\n".join(lines), file=sys.stderr)
+    return 0
+
+
+# ---- standard output
+
+
+def print_lines(lines: Iterable[str]) -> int:
+    """Print lines on stdout; returns 0. RunFailed with one line when stdout is closed or broken."""
+    _write("\n".join(lines))
+    return 0
+
+
+def print_json(value: dict[str, Any]) -> int:
+    """Print one JSON object on stdout; returns 0. RunFailed as ``print_lines``."""
+    import json
+
+    _write(json.dumps(value, indent=2, ensure_ascii=True))
+    return 0
+
+
+def flush_stdout() -> None:
+    """Make sure that what was printed has arrived. RunFailed as ``print_lines``."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        _stdout_failed(error)
+
+
+def _write(text: str) -> None:
+    if sys.stdout is None:
+        raise RunFailed("cannot write to standard output: it is closed")
+    try:
+        sys.stdout.write(text + "\n")
+    except (OSError, ValueError) as error:
+        _stdout_failed(error)
+
+
+def _stdout_failed(error: Exception) -> NoReturn:
+    # The interpreter flushes stdout once more at exit, and would complain a second time.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    raise RunFailed(f"cannot write to standard output: {getattr(error, 'strerror', None) or error}") from None

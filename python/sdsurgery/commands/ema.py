@@ -1,0 +1,24 @@
+"""``sdsurgery ema``"""
+
+from __future__ import annotations
+
+import argparse
+
+from .common import writing, written
+
+HELP = "put the EMA weights in the U-Net's place"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    writing(parser)
+    add = parser.add_argument
+    add("input", metavar="FILE")
+    add("--keep-counters", action="store_true", help="keep model_ema.decay and model_ema.num_updates")
+    add("--to-ema", action="store_true", help="the reverse: add EMA twins made from the weights")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..verbs.ema import ema
+
+    options = {"keep_counters": args.keep_counters, "to_ema": args.to_ema}
+    return written(args, lambda **settings: ema(args.input, **options, **settings))

@@ -1,0 +1,20 @@
+"""``sdsurgery fix-clip``"""
+
+from __future__ import annotations
+
+import argparse
+
+from .common import writing, written
+
+HELP = "repair the text encoders' position_ids"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    writing(parser)
+    parser.add_argument("input", metavar="FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..verbs.fix_clip import fix_clip
+
+    return written(args, lambda **settings: fix_clip(args.input, **settings))

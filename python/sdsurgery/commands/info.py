@@ -1,0 +1,20 @@
+"""``sdsurgery info``"""
+
+from __future__ import annotations
+
+import argparse
+
+from .common import plain, print_json, print_lines
+
+HELP = "version, CPU targets, backends"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    plain(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from .. import console, info
+
+    found = info.collect()
+    return print_json(found) if args.json else print_lines(console.info_lines(found))

@@ -1,0 +1,22 @@
+"""``sdsurgery inspect``"""
+
+from __future__ import annotations
+
+import argparse
+
+from .common import plain, print_json, print_lines
+
+HELP = "what a file is: family, components, dtypes, EMA, metadata, recipe"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    plain(parser)
+    parser.add_argument("input", metavar="FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    from .. import console
+    from ..verbs.inspect import inspect
+
+    found = inspect(args.input)
+    return print_json(found.to_dict()) if args.json else print_lines(console.inspection_lines(found, args.verbose))

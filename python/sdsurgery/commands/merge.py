@@ -1,0 +1,51 @@
+"""``sdsurgery merge``"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .common import numbers, writing, written
+
+HELP = "merge checkpoints into one"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    writing(parser)
+    parser.add_argument("inputs", nargs="+", metavar="FILE", help="A B [C …], in the method's order")
+    parser.add_argument("--method", required=True, help="see `sdsurgery methods`")
+    parser.add_argument("--add-missing", action="store_true", help="add tensors that only B (or C) has")
+    parser.add_argument("--use-ema", default="", metavar="A,B", help="merge the EMA weights of these inputs")
+    _method_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..verbs.merge import merge
+
+    params = {
+        name.removeprefix("param_"): value
+        for name, value in vars(args).items()
+        if name.startswith("param_") and value is not None
+    }
+    options = {"add_missing": args.add_missing, "use_ema": args.use_ema}
+    return written(args, lambda **settings: merge(args.method, args.inputs, **options, **settings, **params))
+
+
+def _method_options(parser: argparse.ArgumentParser) -> None:
+    """One flag for every parameter of every registered method."""
+    from ..methods import PerInput, registered
+
+    params: dict[str, list[tuple[str, Any]]] = {}
+    for method in registered("merge").values():
+        for name, param in method.params.items():
+            params.setdefault(name, []).append((method.name, param))
+    for name, uses in params.items():
+        text = "; ".join(
+            f"{method}: {param.help}" + ("" if param.default is None else f" (default {param.default:g})")
+            for method, param in uses
+        )
+        listed = isinstance(uses[0][1], PerInput)
+        parser.add_argument(
+            "--" + name.replace("_", "-"), dest=f"param_{name}", type=numbers if listed else float, metavar="NUMBERS"
+            if listed else "NUMBER", help=text.replace("%", "%%"),
+        )  # fmt: skip

@@ -1,0 +1,31 @@
+"""``sdsurgery methods``"""
+
+from __future__ import annotations
+
+import argparse
+
+from .common import plain, print_json, print_lines
+
+HELP = "the merge methods and their formulas"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    plain(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from .. import console
+    from ..methods import registered
+
+    rows = [
+        {
+            "name": method.name,
+            "inputs": list(method.inputs),
+            "any_number_of_inputs": method.variadic,
+            "verb": method.verb,
+            "formula": method.summary,
+            "parameters": {name: {"default": p.default, "help": p.help} for name, p in method.params.items()},
+        }
+        for method in registered().values()
+    ]
+    return print_json({"methods": rows}) if args.json else print_lines(console.method_lines(rows))

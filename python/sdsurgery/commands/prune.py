@@ -1,0 +1,27 @@
+"""``sdsurgery prune``"""
+
+from __future__ import annotations
+
+import argparse
+
+from .common import writing, written
+
+HELP = "drop what isn't needed: training leftovers, EMA, components"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    writing(parser)
+    add = parser.add_argument
+    add("input", metavar="FILE")
+    add("--preset", default="full", metavar="WORD", help="full (default), no-ema, ema-only or inference")
+    add("--drop", type=lambda text: text.split(","), default=[], metavar="NAMES", help="components, as ema,buffers,vae")
+    add("--keep-keys", metavar="REGEX", help="keep tensors whose name it finds, whatever else says drop")
+    add("--drop-keys", metavar="REGEX", help="drop tensors whose name it finds")
+    add("--strict", action="store_true", help="drop tensors of no known component too")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..verbs.prune import prune
+
+    options = {name: getattr(args, name) for name in ("preset", "drop", "keep_keys", "drop_keys", "strict")}
+    return written(args, lambda **settings: prune(args.input, **options, **settings))

@@ -1,0 +1,32 @@
+"""``sdsurgery verify``"""
+
+from __future__ import annotations
+
+import argparse
+
+from .common import plain, print_json, print_lines, threads
+
+HELP = "check structure, non-finite values and hashes"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    plain(parser)
+    parser.add_argument("input", metavar="FILE")
+    threads(parser)
+    parser.add_argument("--no-hash", dest="hash", action="store_false", help="skip the hashes")
+
+
+def run(args: argparse.Namespace) -> int:
+    from .. import console
+    from ..errors import VerificationDiffers
+    from ..verbs.verify import verify
+
+    with console.progress("verify", quiet=args.quiet) as progress:
+        found = verify(args.input, threads=args.threads, hash=args.hash, progress=progress)
+    if args.json:
+        print_json(found.to_dict())
+    elif not args.quiet:
+        print_lines(console.verification_lines(found))
+    if found.differs:
+        raise VerificationDiffers(f"{args.input}: {'; '.join(found.differs)}")
+    return 0
