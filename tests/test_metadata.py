@@ -40,7 +40,7 @@ def single(source: dict, recipe=CAST, architecture="stable-diffusion-v1", body=B
     return single_input_metadata(
         source=source,
         recipe=recipe,
-        parent=Parent("in", source, "0000000a", digest(10)),
+        parents=[Parent("in", source, "0000000a", digest(10))],
         title=title,
         architecture=architecture,
         body_sha256=body,

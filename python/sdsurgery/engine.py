@@ -200,11 +200,11 @@ class _Hashes:
     def __init__(self, plan: Plan, run: RunHandle, sink: Sink) -> None:
         from .hashing import BodyHash, FileHash
 
-        self._plan = plan
         # One thread a file, however often (and under whatever names) the file is an input.
         self._files: dict[tuple[int, ...], FileHash] = {}
-        self._order: Sequence[tuple[int, ...]] = [item.source.identity for item in plan.checkpoints()]
-        for item, identity in zip(plan.checkpoints(), self._order, strict=True):
+        self._hashed = plan.checkpoints() if plan.hash_inputs else []
+        self._order: Sequence[tuple[int, ...]] = [item.source.identity for item in self._hashed]
+        for item, identity in zip(self._hashed, self._order, strict=True):
             if identity not in self._files:
                 self._files[identity] = FileHash(item.path)
 
@@ -217,8 +217,9 @@ class _Hashes:
     def collect(self, outcome: Outcome) -> None:
         started = time.monotonic()
         outcome.body_hash = self._body.result()
-        outcome.input_hashes = tuple(self._files[identity].result() for identity in self._order)
-        for item, identity in zip(self._plan.checkpoints(), self._order, strict=True):
+        if self._hashed:
+            outcome.input_hashes = tuple(self._files[identity].result() for identity in self._order)
+        for item, identity in zip(self._hashed, self._order, strict=True):
             # Hashing opens the file by name; another file may have taken the name since the run opened it.
             now = os.stat(item.path)
             if (now.st_dev, now.st_ino) != identity[:2] and os.name == "posix":

@@ -99,7 +99,7 @@ def single_input_metadata(
     *,
     source: Mapping[str, str],
     recipe: Mapping[str, object] | None,
-    parent: Parent,
+    parents: Sequence[Parent],
     title: str,
     architecture: str | None,
     body_sha256: str | None,
@@ -107,6 +107,7 @@ def single_input_metadata(
 ) -> dict[str, str]:
     """Metadata of a file made from one: the input's own (``source``), less what is no longer true of the output.
 
+    ``parents`` are the input and, behind it, the donors of single components.
     Stale hashes are replaced, or removed when ``body_sha256`` is None. With a ``recipe`` the input's own recipe moves
     into ``sd_merge_models``; without one both stay as they are. ModelSpec's required keys are added where they lack.
     Raises UsageError when a parameter of ``recipe`` is not a finite number.
@@ -117,7 +118,7 @@ def single_input_metadata(
         if recipe.get("dtype") not in (None, "keep"):
             for key in _DTYPES:
                 metadata.pop(key, None)
-        metadata.update(_ancestry(recipe, [parent], title, architecture, version))
+        metadata.update(_ancestry(recipe, parents, title, architecture, version))
     defaults = _modelspec(kept, title, architecture or kept.get("modelspec.architecture"))
     return {**defaults, **metadata, "format": "pt", **_body_hash(body_sha256)}
 

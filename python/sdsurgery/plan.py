@@ -8,7 +8,7 @@ EMA extraction, pruning and component swaps differ only in their pieces.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .dtypes import DType
@@ -113,7 +113,7 @@ class Plan:
     missing: tuple[tuple[int, str], ...] = ()  # (source, name): A's tensors that another input lacks
     notes: tuple[str, ...] = ()
     family: str = "unknown"
-    facts: Mapping[str, Any] = field(default_factory=dict)  # the recipe, for the report
+    hash_inputs: bool = True  # whether the metadata hold the inputs' SHA-256 when hashes are asked for
 
     def checkpoints(self) -> list[Checkpoint]:
         """The inputs that are files, in order."""
@@ -188,6 +188,7 @@ def assemble(
     metadata: Callable[[Sequence[str | None], str | None], Mapping[str, str]],
     *,
     hashed: bool,
+    hash_inputs: bool = True,
     keep_order: bool = False,
     **facts: Any,
 ) -> Plan:
@@ -195,14 +196,16 @@ def assemble(
 
     ``keep_order`` keeps the given order when no tensor changes its dtype (so that a header-free hash of unchanged
     tensors stays what it was); else tensors are listed by falling dtype width and then in the given order.
-    ``hashed`` reserves room in the header for hashes that are known only at the end.
+    ``hashed`` reserves room in the header for hashes that are known only at the end: the tensor data's and, with
+    ``hash_inputs``, those of the input files.
     """
     from .formats import safetensors
     from .metadata import placeholder_hashes
 
     files = sum(not isinstance(source, bytes) for source in sources)
     unhashed = (None,) * files
-    widest = metadata(placeholder_hashes(files), placeholder_hashes(1)[0]) if hashed else metadata(unhashed, None)
+    body = placeholder_hashes(1)[0] if hashed else None
+    widest = metadata(placeholder_hashes(files) if hashed and hash_inputs else unhashed, body)
     unchanged = all(piece.action == COPIED for piece in pieces)
     if not (keep_order and unchanged):
         pieces = sorted(pieces, key=lambda piece: -piece.dtype.bits)
@@ -218,7 +221,9 @@ def assemble(
         return rendered
 
     jobs, formulas = _jobs(pieces, layout.offsets)
-    return Plan(verb, tuple(sources), tuple(pieces), jobs, formulas, start, layout.size, header, **facts)
+    return Plan(
+        verb, tuple(sources), tuple(pieces), jobs, formulas, start, layout.size, header, hash_inputs=hash_inputs, **facts
+    )  # fmt: skip
 
 
 def _jobs(pieces: Sequence[Piece], offsets: Sequence[int]) -> tuple[tuple[Job, ...], tuple[Formula | Fill, ...]]:

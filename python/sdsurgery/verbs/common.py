@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from ..checkpoint import TensorInfo
     from ..layouts import Layout
     from ..metadata import Parent
-    from ..plan import Piece, Plan
+    from ..plan import Dropped, Piece, Plan
+
+_WORTH_HASHING = 0.95
+"""Share of the inputs that must be needed for their hashes to cost (almost) no further reading."""
 
 CHOICES = {
     "dtype": ("keep", *BY_OPTION),
@@ -38,6 +41,8 @@ class Settings:
     ``dtype``: keep, fp32, fp16, bf16, fp8_e4m3, fp8_e5m2. ``overflow``: default (Inf; fp8 saturates), inf, saturate,
     error. ``on_nonfinite``: keep, error. ``compute``: fp32, fp64. ``io``: auto, mmap, pread. ``threads`` 0: all.
     ``hash``: store and compute SHA-256. ``sync``: flush to disk before the rename. ``force``: replace a target.
+    ``fix_clip``: write int64 0…76 as position_ids where the family has them (see ``verbs.fix_clip``). ``fix_names``:
+    read old and foreign names as the family's own (see ``verbs.fix_names``).
     """
 
     dtype: str = "keep"
@@ -51,6 +56,8 @@ class Settings:
     hash: bool = True
     sync: bool = True
     force: bool = False
+    fix_clip: bool = False
+    fix_names: bool = False
     dry_run: bool = False
     progress: engine.Progress | None = None
 
@@ -72,6 +79,12 @@ class Settings:
     def watched(self) -> bool:
         """Whether a NaN must be noticed even in a tensor that is only copied."""
         return self.on_nonfinite == "error"
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What a recipe says of these settings: all that changes the output's tensors."""
+        repairs = {name: True for name in ("fix_clip", "fix_names") if getattr(self, name)}
+        return {"dtype": self.dtype, "overflow": self.overflow, **repairs}
 
     @property
     def options(self) -> Options:
@@ -104,7 +117,9 @@ class Report:
     counts: dict[str, int]  # tensors by action: merged, cast, copied, kept, added, dropped
     missing: dict[str, list[str]]  # per input: A's tensors that it lacks
     only_there: dict[str, list[str]]  # per input: tensors that A lacks and that were not added
-    dropped: dict[str, int]  # reason -> tensors
+    dropped: dict[str, int]  # reason -> tensors of A
+    dropped_components: dict[str, dict[str, int]]  # component -> tensors and bytes of A that were dropped
+    bytes_saved: int  # tensor data of A less that of the output
     bytes_read: int
     bytes_written: int
     recipe: dict[str, Any]
@@ -123,13 +138,27 @@ class Report:
         return asdict(self)
 
 
-def open_all(paths: Sequence[str | os.PathLike[str]]) -> list[Checkpoint]:
-    """Open every input; on an error the ones already open are closed."""
+def open_input(path: str | os.PathLike[str], settings: Settings) -> Checkpoint:
+    """Open an input that must be usable in every tensor, under the family's own names if that is asked for."""
+    checkpoint = open_checkpoint(path)
+    try:
+        checkpoint.require_all()
+        if settings.fix_names:
+            from .fix_names import modernise
+
+            modernise(checkpoint)
+    except BaseException:
+        checkpoint.close()
+        raise
+    return checkpoint
+
+
+def open_all(paths: Sequence[str | os.PathLike[str]], settings: Settings) -> list[Checkpoint]:
+    """Open every input as ``open_input`` does; on an error the ones already open are closed."""
     opened: list[Checkpoint] = []
     try:
         for path in paths:
-            opened.append(open_checkpoint(path))
-            opened[-1].require_all()
+            opened.append(open_input(path, settings))
     except BaseException:
         close_all(opened)
         raise
@@ -176,20 +205,23 @@ def single_input(
         raise TypeError(f"{verb}() got an unexpected keyword argument {next(iter(given))!r}")
     if out is not None:
         engine.target_path(out, settings.force or settings.dry_run)
-    with open_checkpoint(path) as checkpoint:
-        checkpoint.require_all()
+    with open_input(path, settings) as checkpoint:
         recipe: dict[str, Any] = {
             "method": verb,
             "parameters": {name: value for name, value in parameters.items() if value not in (None, False, [], ())},
-            "dtype": settings.dtype,
-            "overflow": settings.overflow,
+            **settings.recorded,
         }
         return run(plan_of(checkpoint, settings, recipe, title_of(out)), out, settings, recipe)
 
 
-def single_metadata(checkpoint: Checkpoint, layout: Layout, recipe: Mapping[str, Any], title: str) -> Metadata:
-    """Metadata of a file made from one: what the input said stays, the recipe and the hashes are added."""
-    source = parent(checkpoint)
+def single_metadata(
+    checkpoint: Checkpoint, layout: Layout, recipe: Mapping[str, Any], title: str, donors: Sequence[Checkpoint] = ()
+) -> Metadata:
+    """Metadata of a file made from one: what the input said stays, the recipe and the hashes are added.
+
+    ``donors`` are further inputs, in the plan's order: the recipe names them, and nothing else is taken from them.
+    """
+    parents = [parent(each) for each in (checkpoint, *donors)]
 
     def metadata(hashes: Sequence[str | None], body: str | None) -> Mapping[str, str]:
         from dataclasses import replace
@@ -198,9 +230,9 @@ def single_metadata(checkpoint: Checkpoint, layout: Layout, recipe: Mapping[str,
         from ..metadata import single_input_metadata
 
         return single_input_metadata(
-            source=source.metadata,
+            source=parents[0].metadata,
             recipe=recipe,
-            parent=replace(source, sha256=hashes[0]),
+            parents=[replace(item, sha256=digest) for item, digest in zip(parents, hashes, strict=True)],
             title=title,
             architecture=layout.architecture,
             body_sha256=body,
@@ -222,6 +254,43 @@ def single_piece(
     if info.dtype.kind in ("int", "bool"):
         return copied(source, info, name=name, note=note or "integers keep their dtype")
     return rounded(source, info, settings.target_dtype, identity, name=name, note=note, watched=settings.watched)
+
+
+def planned(
+    verb: str, sources: Sequence[Any], pieces: Sequence[Piece], metadata: Metadata, settings: Settings, layout: Layout,
+    *, notes: Sequence[str] = (), dropped: Sequence[Dropped] = (), frugal: bool = False, **facts: Any,
+) -> Plan:  # fmt: skip
+    """``plan.assemble`` with what the shared settings ask for.
+
+    ``frugal``: dropped tensors are not to be read for a hash either, so the inputs' SHA-256 are left out unless the
+    pieces need almost all of the inputs anyway. The header alone decides that.
+    """
+    from ..plan import assemble
+
+    notes = list(notes)
+    if settings.fix_clip:
+        from .fix_clip import repaired
+
+        pieces, sources, repairs = repaired(pieces, sources, layout)
+        notes += repairs
+    hash_inputs = not frugal or _needed_share(pieces, sources) >= _WORTH_HASHING
+    if settings.hash and not hash_inputs:
+        notes.append("the input's SHA-256 was left out: the dropped tensors would have to be read for it")
+    return assemble(
+        verb, sources, pieces, metadata, hashed=settings.hash, hash_inputs=hash_inputs, notes=tuple(notes),
+        dropped=tuple(dropped), family=layout.name, **facts,
+    )  # fmt: skip
+
+
+def _needed_share(pieces: Sequence[Piece], sources: Sequence[Any]) -> float:
+    """Share of the input files' bytes that the pieces are made of."""
+    files = [None if isinstance(source, bytes) else source.source.size for source in sources]
+    needed = sum(
+        operand.dtype.nbytes(segment.count) or 0
+        for piece in pieces for segment in piece.segments for operand in segment.operands
+        if files[operand.source] is not None
+    )  # fmt: skip
+    return needed / max(1, sum(size for size in files if size is not None))
 
 
 def title_of(out: str | os.PathLike[str] | None) -> str:
@@ -272,6 +341,7 @@ def _describe(plan: Plan, out: Any, settings: Settings, recipe: dict[str, Any]) 
             only_there.setdefault(paths[item.source], []).append(item.name)
         else:
             dropped[item.reason] = dropped.get(item.reason, 0) + 1
+    components, saved = _losses(plan)
     counts = plan.counts()
     counts["dropped"] = sum(dropped.values())
     return Report(
@@ -283,12 +353,29 @@ def _describe(plan: Plan, out: Any, settings: Settings, recipe: dict[str, Any]) 
         missing=missing,
         only_there=only_there,
         dropped=dropped,
+        dropped_components=components,
+        bytes_saved=saved,
         bytes_read=plan.bytes_to_read(),
         bytes_written=plan.size,
         recipe=recipe,
         notes=list(plan.notes),
         dry_run=settings.dry_run,
     )
+
+
+def _losses(plan: Plan) -> tuple[dict[str, dict[str, int]], int]:
+    """A's dropped tensors and bytes by component, and the bytes of tensor data that the output has less than A."""
+    from ..layouts import get as layout_named
+
+    layout, first = layout_named(plan.family), plan.checkpoints()[0]
+    components: dict[str, dict[str, int]] = {}
+    for item in plan.dropped:
+        if item.source == 0:
+            row = components.setdefault(layout.component(item.name), {"tensors": 0, "bytes": 0})
+            row["tensors"] += 1
+            row["bytes"] += first.tensors[item.name].nbytes
+    before = sum(info.nbytes for info in first.tensors.values())
+    return components, before - (plan.size - plan.data_start)
 
 
 def without_unit_tail(shape: tuple[int, ...]) -> tuple[int, ...]:
