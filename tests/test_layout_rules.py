@@ -240,21 +240,14 @@ class TestOldNames:
         assert not aliases.needs_transpose("conditioner.embedders.1.model.text_projection")
         assert aliases.canonical(key, layouts.get("sdxl-base")) == key
 
-    def test_misplaced_position_ids_are_strays(self) -> None:
-        for place in ("cond_stage_model.", "conditioner.embedders.1."):
-            assert aliases.is_stray(place + "model.transformer.text_model.embeddings.position_ids")
-        for name in FULL:
-            assert not any(aliases.is_stray(tensor.key) for tensor in layouts.get(name).tensors())
-
     def test_remarks_count_what_is_unusual_and_are_silent_otherwise(self) -> None:
         layout = layouts.get("sdxl-base")
         keys = [tensor.key for tensor in layout.tensors()]
         assert aliases.remarks(keys, layout) == ()
         odd = [key.replace(".text_model.", ".") for key in keys]
-        odd.append("conditioner.embedders.1.model.transformer.text_model.embeddings.position_ids")
         odd.append("conditioner.embedders.1.model.text_projection.weight")
         found = aliases.remarks(odd, layout)
-        assert [line.split(" ")[0] for line in found] == ["197", "1", "1"]
+        assert [line.split(" ")[0] for line in found] == ["197", "1"]
 
     def test_diffusers_layouts_understand_the_old_attention_names(self) -> None:
         key = "decoder.mid_block.attentions.0.to_out.0.weight"

@@ -9,7 +9,7 @@ import pytest
 import sdsurgery
 from cli_support import done, f32, read_raw, refused, sds, write_raw
 from sdsurgery.errors import UsageError
-from sdsurgery.layouts import get
+from sdsurgery.layouts import all_layouts, get
 from sdsurgery.testing import write_checkpoint
 
 V_PRED, STRANGE = "v_pred", "something.strange"
@@ -56,17 +56,44 @@ def test_no_ema_and_ema_only(trained: Path, tmp_path: Path) -> None:
         assert raw == before[source], name
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl-base", "sd2-unclip-h"])
-def test_inference_keeps_what_the_loader_fills_and_stays_recognised(family: str, tmp_path: Path) -> None:
+FULL = [layout.name for layout in all_layouts() if layout.parts and layout.unet and "diffusers" not in layout.name]
+
+
+def computed(name: str) -> bool:
+    """Noise schedules: the loader computes them, whatever the file says."""
+    return "alphas_cumprod" in name or "posterior" in name or name.endswith(("betas", "denoiser.sigmas"))
+
+
+@pytest.mark.parametrize("family", [*FULL, "vae-kl-f8"])
+def test_inference_keeps_exactly_what_the_loader_fills(family: str, tmp_path: Path) -> None:
     path, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
-    write_checkpoint(path, family, size="tiny")
-    assert sdsurgery.prune(path, preset="inference", out=out, sync=False).family == family
-    listed = get(family).tensors()
-    schedule = {"betas", "alphas_cumprod", "sqrt_alphas_cumprod"}
-    found = set(read_raw(out)[0])
-    assert {row.key for row in listed if row.component != "buffers"} <= found
-    assert not {name for name in found if name.rpartition(".")[2] in schedule}
+    write_checkpoint(path, family, size="tiny", ema=family in FULL)
+    tensors = read_raw(path)[0]
+    one = ("F32", [2], f32(1, 2))
+    more = dict.fromkeys((STRANGE, "callbacks.x", "embedding_manager.x", "first_stage_model.loss.x", "logvar"), one)
+    write_raw(path, {**tensors, **more, V_PRED: ("F32", [0], b"")})
+    report = sdsurgery.prune(path, preset="inference", out=out, sync=False)
+    assert report.family == family
+    wanted = {row.key for row in get(family).tensors() if not computed(row.key)} | {V_PRED}
+    found = read_raw(out)[0]
+    assert set(found) == wanted
     assert sdsurgery.inspect(out).family == family
+    gone = sum(len(raw[2]) for name, raw in read_raw(path)[0].items() if name not in wanted)
+    assert report.bytes_saved == gone == sum(row["bytes"] for row in report.dropped_components.values())
+
+
+def test_inference_of_sd1_has_the_size_of_the_usual_community_file() -> None:
+    """DreamShaper_8_pruned.safetensors: 1131 tensors in fp16, 2,132,625,894 bytes, without metadata."""
+    listed = [row for row in get("sd1").tensors() if not computed(row.key)]
+    assert len(listed) == 1131
+
+
+def test_inference_understands_old_names(trained: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    old = {name.replace(".text_model.", "."): raw for name, raw in read_raw(trained)[0].items()}
+    write_raw(path, {f"state_dict.{name}": raw for name, raw in old.items()})
+    sdsurgery.prune(path, preset="inference", out=out, sync=False, fix_names=True)
+    assert set(read_raw(out)[0]) == {row.key for row in get("sd1").tensors() if not computed(row.key)} | {V_PRED}
 
 
 def test_unknown_keys_are_kept_and_listed_unless_strict(trained: Path, tmp_path: Path) -> None:
@@ -88,9 +115,63 @@ def test_components_and_expressions(trained: Path, tmp_path: Path) -> None:
     assert "alphas_cumprod" in found
 
 
+U, C, X = "model.diffusion_model.", "cond_stage_model.model.", "conditioner.embedders."
+# What AUTOMATIC1111's web UI (A) and diffusers (D) look at; the widths of the first convolution count for both.
+PROGRAMS = {
+    "sd1": [U + "output_blocks.11.0.skip_connection.weight"],
+    "sd1-inpainting": [],
+    "sd1-pix2pix": [],
+    "sd2": [U + "input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"],
+    "sd2-inpainting": [C + "transformer.resblocks.0.attn.in_proj_weight"],
+    "sd2-depth": ["depth_model.model.pretrained.act_postprocess3.0.project.0.bias"],
+    "sd2-unclip-h": ["embedder.model.ln_final.weight"],
+    "sd2-x4-upscaler": [U + "input_blocks.10.0.skip_connection.bias"],
+    "sdxl-base": [X + "1.model.ln_final.weight", X + "1.model.transformer.resblocks.9.mlp.c_proj.bias"],
+    "sdxl-inpainting": [X + "1.model.ln_final.weight"],
+    "sdxl-edit": [X + "1.model.ln_final.weight"],
+    "sdxl-refiner": [X + "0.model.ln_final.weight", X + "0.model.transformer.resblocks.9.mlp.c_proj.bias"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FULL)
+def test_what_programs_recognise_a_family_by_is_never_dropped(family: str, tmp_path: Path) -> None:
+    path, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    write_checkpoint(path, family, size="tiny")
+    components = ["vae", "text_encoder", "text_encoder_2", "image_encoder", "depth", "buffers", "other"]
+    report = sdsurgery.prune(path, out=out, sync=False, drop=components, drop_keys=".", strict=True)
+    found = read_raw(out)[0]
+    assert {U + "input_blocks.0.0.weight", *PROGRAMS[family]} <= set(found)
+    assert len(found) < 12, "and nothing more than a few tensors"
+    assert sdsurgery.inspect(out).family == family
+    assert any("recognise the family" in note for note in report.notes)
+
+
 def test_recognition_and_markers_survive_any_expression(trained: Path, tmp_path: Path) -> None:
     found = pruned(trained, tmp_path / "o.safetensors", "--drop-keys", ".", "--keep-keys", "nothing")
-    assert set(found) == {V_PRED, *get("sd1").discriminators()} & set(read_raw(trained)[0])
+    assert {V_PRED, *get("sd1").discriminators()} <= set(found)
+    assert sdsurgery.inspect(tmp_path / "o.safetensors").family == "sd1"
+
+
+@pytest.mark.parametrize("preset", ["full", "no-ema", "ema-only", "inference"])
+def test_a_training_checkpoint_leaves_its_leftovers_behind(preset: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    write_checkpoint(tmp_path / "tiny.safetensors", "sd1", size="tiny", ema=True)
+    from safetensors.torch import load_file
+
+    state = load_file(tmp_path / "tiny.safetensors")
+    moments = {0: {"exp_avg": torch.ones(1000), "exp_avg_sq": torch.ones(1000)}}
+    torch.save(
+        {
+            "state_dict": state, "epoch": 3, "global_step": 7, "callbacks": {"x": {"best": torch.ones(500)}},
+            "loops": {"fit": {"done": torch.ones(500)}}, "lr_schedulers": [],
+            "optimizer_states": [{"state": moments, "param_groups": []}],
+        },
+        tmp_path / "in.ckpt",
+    )  # fmt: skip
+    report = sdsurgery.prune(tmp_path / "in.ckpt", preset=preset, out=tmp_path / "o.safetensors", sync=False)
+    found = read_raw(tmp_path / "o.safetensors")[0]
+    assert set(found) <= set(state)
+    assert report.bytes_read <= sum(tensor.nbytes for tensor in state.values())
 
 
 def test_training_leftovers_never_survive(trained: Path, tmp_path: Path) -> None:
@@ -101,7 +182,12 @@ def test_the_report_counts_the_bytes_saved_and_dropped_tensors_are_not_read(trai
     report = sdsurgery.prune(trained, preset="no-ema", dry_run=True)
     tensors = read_raw(trained)[0]
     gone = sum(len(r[2]) for n, r in tensors.items() if n.startswith("model_ema.") or is_training(n))
-    assert any(f"{gone:,} saved" in note for note in report.notes)
+    assert report.bytes_saved == gone
+    assert sum(row["bytes"] for row in report.dropped_components.values()) == gone
+    assert report.dropped_components["ema"]["tensors"] == 688
+    assert report.dropped_components["optimizer"]["tensors"] == 2
+    printed = done(sds("prune", trained, "--preset", "no-ema", "--dry-run")).out
+    assert f"{gone:,} bytes smaller" in printed
     assert report.bytes_read == sum(len(raw[2]) for raw in tensors.values()) - gone
 
 

@@ -117,6 +117,11 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
     for path, names in report.only_there.items():
         lines.append(f"only in {printable(path)}, not added: {_some(names, verbose)}")
     lines += [f"dropped: {count} × {reason}" for reason, count in report.dropped.items()]
+    if report.dropped_components:
+        parts = ", ".join(
+            f"{name} {row['tensors']} ({human_bytes(row['bytes'])})" for name, row in report.dropped_components.items()
+        )
+        lines.append(f"dropped by component: {parts}; tensor data {_change(report.bytes_saved)}")
     odd = (
         ("NaN or Inf in the inputs", report.nonfinite),
         ("values that did not fit the dtype", report.overflow),
@@ -139,6 +144,10 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
     if verbose:
         lines += _verbose(report)
     return lines
+
+
+def _change(saved: int) -> str:
+    return f"{saved:,} bytes smaller" if saved >= 0 else f"{-saved:,} bytes larger"
 
 
 def _verbose(report: Report) -> list[str]:

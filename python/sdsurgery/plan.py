@@ -221,9 +221,8 @@ def assemble(
         return rendered
 
     jobs, formulas = _jobs(pieces, layout.offsets)
-    return Plan(
-        verb, tuple(sources), tuple(pieces), jobs, formulas, start, layout.size, header, hash_inputs=hash_inputs, **facts
-    )  # fmt: skip
+    inputs, outputs = tuple(sources), tuple(pieces)
+    return Plan(verb, inputs, outputs, jobs, formulas, start, layout.size, header, hash_inputs=hash_inputs, **facts)
 
 
 def _jobs(pieces: Sequence[Piece], offsets: Sequence[int]) -> tuple[tuple[Job, ...], tuple[Formula | Fill, ...]]:

@@ -58,7 +58,8 @@ def write_checkpoint(
     if dtype not in BY_OPTION:
         raise UsageError(f"dtype cannot be {dtype!r}; known: {', '.join(BY_OPTION)}")
     target = engine.target_path(path, force)
-    pieces, literals = [], []
+    pieces: list[Piece] = []
+    literals: list[bytes] = []
     for index, tensor in enumerate(get(family).tensors(ema=ema)):
         if keep is not None and not keep(tensor):
             continue

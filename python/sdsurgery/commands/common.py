@@ -21,6 +21,8 @@ _SETTINGS = (
     "hash",
     "sync",
     "force",
+    "fix_clip",
+    "fix_names",
     "dry_run",
 )
 
@@ -58,6 +60,8 @@ def writing(parser: argparse.ArgumentParser) -> None:
         add(flag, type=one_of(flag, CHOICES[option]), default=CHOICES[option][0], metavar="WORD", help=help_text)
     add("--backend", default="auto", metavar="NAME", help="auto, cpu or reference")
     threads(parser)
+    add("--fix-clip", action="store_true", help="write the text encoders' position_ids as int64 0…76")
+    add("--fix-names", action="store_true", help="read old and foreign tensor names as those of the family")
     add("--dry-run", action="store_true", help="print the plan and write nothing")
     add("--force", action="store_true", help="replace an existing output; merge models with little in common")
     add("--no-hash", dest="hash", action="store_false", help="don't compute SHA-256 of inputs and output")

@@ -30,7 +30,6 @@ _DIFFUSERS_UNET = (
     "conv_",
 )
 _SGM_SD2 = "conditioner.embedders.0.model."
-_STRAY = ".model.transformer.text_model.embeddings.position_ids"
 
 # The attention of the VAE was called so in diffusers before its attention classes were unified.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -105,14 +104,6 @@ def _from_diffusers(layout: Layout, component: str) -> dict[str, str]:
     return renames(layout, component)
 
 
-def is_stray(key: str) -> bool:
-    """Whether ``key`` is a misplaced ``position_ids`` left behind by a converter; it has no place and is dropped.
-
-    Seen as ``cond_stage_model.model.transformer.text_model…`` (WD 1.4) and under ``conditioner.embedders.1`` (ComfyUI).
-    """
-    return key.endswith(_STRAY)
-
-
 def needs_transpose(key: str) -> bool:
     """Whether ``key`` is a text projection under its diffusers name, which holds the transposed matrix.
 
@@ -124,17 +115,14 @@ def needs_transpose(key: str) -> bool:
 
 def remarks(keys: Iterable[str], layout: Layout) -> tuple[str, ...]:
     """What is unusual about a file's names, one line each with a count and an example; nothing when all is in order."""
-    renamed, stray, transposed = [], [], []
+    renamed, transposed = [], []
     for key in keys:
-        if is_stray(key):
-            stray.append(key)
-        elif needs_transpose(key):
+        if needs_transpose(key):
             transposed.append(key)
         elif canonical(key, layout) != key:
             renamed.append(f"{key} for {canonical(key, layout)}")
     found = (
-        (renamed, "tensors have an old or foreign name"),
-        (stray, "misplaced position_ids, to be dropped"),
+        (renamed, "tensors have an old or foreign name (--fix-names repairs it)"),
         (transposed, "text projections under the diffusers name, to be transposed before use as text_projection"),
     )
     return tuple(

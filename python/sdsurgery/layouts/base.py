@@ -162,6 +162,11 @@ class Layout:
             return {}
         return {names.UNET + key: shape for key, shape in self.unet.discriminators().items()}
 
+    def telling(self, key: str) -> bool:
+        """Whether this package or another program recognises the family, or how to sample it, by ``key``."""
+        key = names.unwrap(key)
+        return key in names.MARKERS or key in _telling(self)
+
 
 REGISTRY: list[Layout] = []
 
@@ -211,6 +216,13 @@ def _ema_blocks(layout: Layout) -> dict[str, str | None]:
     if not layout.has_ema:
         return {}
     return {layout.ema_twin(row.key) or "": row.block for row in layout.tensors() if row.component == "unet"}
+
+
+@cache
+def _telling(layout: Layout) -> frozenset[str]:
+    listed = {row.key for row in layout.tensors()} if layout.parts else names.RECOGNISED
+    own = {names.UNET + key for key in layout.requires}
+    return frozenset(layout.discriminators()) | own | (names.RECOGNISED & listed)
 
 
 @cache

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..layouts import detect
-from ..plan import Plan, assemble
-from .common import Report, Settings, identity_formula, single_input, single_metadata, single_piece
+from ..plan import Plan
+from .common import Report, Settings, identity_formula, planned, single_input, single_metadata, single_piece
 
 
 def cast(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None, **given: Any) -> Report:
@@ -31,7 +31,13 @@ def plan_cast(checkpoint: Checkpoint, settings: Settings, *, recipe: Mapping[str
     identity = identity_formula()
     pieces = [single_piece(layout, settings, identity, info) for info in checkpoint.tensors.values()]
     metadata = single_metadata(checkpoint, layout, recipe, title)
-    return assemble(
-        "cast", [checkpoint], pieces, metadata, hashed=settings.hash, keep_order=True,
-        notes=tuple(checkpoint.notes), family=layout.name,
-    )  # fmt: skip
+    return planned(
+        "cast",
+        [checkpoint],
+        pieces,
+        metadata,
+        settings=settings,
+        layout=layout,
+        notes=checkpoint.notes,
+        keep_order=True,
+    )

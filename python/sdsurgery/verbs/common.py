@@ -257,8 +257,8 @@ def single_piece(
 
 
 def planned(
-    verb: str, sources: Sequence[Any], pieces: Sequence[Piece], metadata: Metadata, settings: Settings, layout: Layout,
-    *, notes: Sequence[str] = (), dropped: Sequence[Dropped] = (), frugal: bool = False, **facts: Any,
+    verb: str, sources: Sequence[Any], pieces: Sequence[Piece], metadata: Metadata, *, settings: Settings,
+    layout: Layout, notes: Sequence[str] = (), dropped: Sequence[Dropped] = (), frugal: bool = False, **facts: Any,
 ) -> Plan:  # fmt: skip
     """``plan.assemble`` with what the shared settings ask for.
 
@@ -271,8 +271,8 @@ def planned(
     if settings.fix_clip:
         from .fix_clip import repaired
 
-        pieces, sources, repairs = repaired(pieces, sources, layout)
-        notes += repairs
+        pieces, sources, misplaced, repairs = repaired(pieces, sources, layout)
+        dropped, notes = [*dropped, *misplaced], notes + repairs
     hash_inputs = not frugal or _needed_share(pieces, sources) >= _WORTH_HASHING
     if settings.hash and not hash_inputs:
         notes.append("the input's SHA-256 was left out: the dropped tensors would have to be read for it")

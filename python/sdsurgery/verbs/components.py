@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 from .. import engine
-from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, aliases, detect, names
-from ..plan import ADDED, COPIED, Dropped, Piece, Plan, Segment, assemble, operand, require_computable
+from ..plan import ADDED, COPIED, Dropped, Piece, Plan, Segment, operand, require_computable
 from ..program import Formula
 from .common import (
     Report,
     Settings,
+    close_all,
     identity_formula,
+    open_all,
+    planned,
     run,
     settings_from,
     single_input,
@@ -58,9 +60,9 @@ def extract(path: Path, component: str, *, out: Path | None = None, strip_prefix
         pieces = [
             single_piece(layout, settings, identity, checkpoint.tensors[name], name=new) for name, new in chosen.items()
         ]
-        return assemble(
-            "extract", [checkpoint], pieces, single_metadata(checkpoint, layout, recipe, title), hashed=settings.hash,
-            keep_order=True, dropped=tuple(dropped), notes=tuple(checkpoint.notes), family=layout.name,
+        return planned(
+            "extract", [checkpoint], pieces, single_metadata(checkpoint, layout, recipe, title),
+            settings=settings, layout=layout, notes=checkpoint.notes, dropped=dropped, frugal=True, keep_order=True,
         )  # fmt: skip
 
     options = {"component": component, "strip_prefix": strip_prefix}
@@ -86,19 +88,18 @@ def replace(
         _require_known(component)
     if out is not None:
         engine.target_path(out, settings.force or settings.dry_run)
-    with ExitStack() as stack:
-        opened = [stack.enter_context(open_checkpoint(each)) for each in (path, *donors.values())]
-        for checkpoint in opened:
-            checkpoint.require_all()
+    opened = open_all((path, *donors.values()), settings)
+    try:
         with_names = {name: os.path.basename(os.fspath(donor)) for name, donor in donors.items()}
         recipe: dict[str, Any] = {
             "method": "replace",
             "parameters": {"components": with_names, "allow_missing": allow_missing},
-            "dtype": settings.dtype,
-            "overflow": settings.overflow,
+            **settings.recorded,
         }
         plan = _plan_replace(opened, list(donors), settings, recipe, title=title_of(out), allow_missing=allow_missing)
         return run(plan, out, settings, recipe)
+    finally:
+        close_all(opened)
 
 
 def _require_known(component: str) -> None:
@@ -145,9 +146,11 @@ def _plan_replace(
                 pieces.append(swap.piece(name, swap.wanted[name], settings, identity, action=ADDED))
     dropped = [Dropped(swap.source, name, "extra in the donor") for swap in swaps.values() for name in swap.extra]
     missing = [(swap.source, name) for swap in swaps.values() for name in swap.absent]
-    return assemble(
-        "replace", opened, pieces, single_metadata(base, layout, recipe, title), hashed=settings.hash, keep_order=True,
-        dropped=tuple(dropped), missing=tuple(missing), notes=(*base.notes, *notes), family=layout.name,
+    remarks = [f"{printable(donor.path)}: {note}" for donor in opened[1:] for note in donor.notes]
+    return planned(
+        "replace", opened, pieces, single_metadata(base, layout, recipe, title, opened[1:]),
+        settings=settings, layout=layout, notes=(*base.notes, *remarks, *notes), dropped=dropped,
+        missing=tuple(missing), keep_order=True,
     )  # fmt: skip
 
 
@@ -223,7 +226,7 @@ class _Swap:
         return found
 
     def _from_diffusers(self, key: str) -> list[TensorInfo]:
-        rows = _diffusers_rows(self.layout).get(key, ())
+        rows = _diffusers_rows(self.layout).get(key, [])
         infos = [self.donor.tensors.get(row.key or "") for row in rows]
         if any(row.transform == "transpose" for row in rows) and any(infos):
             raise InputRefused(

@@ -8,9 +8,9 @@ from typing import Any
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F32, I32
 from ..errors import InputRefused, UsageError, printable
-from ..layouts import Layout, detect, names
-from ..plan import ADDED, Dropped, Operand, Piece, Plan, assemble, whole
-from .common import Report, Settings, identity_formula, single_input, single_metadata, single_piece
+from ..layouts import Layout, aliases, detect, names
+from ..plan import ADDED, Dropped, Operand, Piece, Plan, whole
+from .common import Report, Settings, identity_formula, planned, single_input, single_metadata, single_piece
 
 # What LitEma (ldm/modules/ema.py of CompVis/stable-diffusion) begins with: decay 0.9999 (float32), no updates (int32).
 _NEW_COUNTERS = bytes.fromhex("72f97f3f") + bytes(4)
@@ -43,9 +43,9 @@ def ema(
             sources.append(_NEW_COUNTERS)
         else:
             pieces, dropped = replaced(checkpoint, layout, settings, keep_counters=keep_counters)
-        return assemble(
-            "ema", sources, pieces, single_metadata(checkpoint, layout, recipe, title), hashed=settings.hash,
-            keep_order=True, dropped=tuple(dropped), notes=tuple(checkpoint.notes), family=layout.name,
+        return planned(
+            "ema", sources, pieces, single_metadata(checkpoint, layout, recipe, title),
+            settings=settings, layout=layout, notes=checkpoint.notes, dropped=dropped, frugal=True, keep_order=True,
         )  # fmt: skip
 
     options = {"keep_counters": keep_counters, "to_ema": to_ema}
@@ -54,8 +54,7 @@ def ema(
 
 def twins(checkpoint: Checkpoint, layout: Layout) -> dict[str, TensorInfo]:
     """U-Net weight's name -> its EMA twin. InputRefused, with the counts, unless every weight has one of its shape."""
-    stored = {names.unwrap(name): info for name, info in checkpoint.tensors.items() if layout.is_ema(name)}
-    wanted = _wanted(checkpoint, layout)
+    wanted, stored = _wanted(checkpoint, layout), _stored(checkpoint, layout)
     found = {name: stored[twin] for name, twin in wanted.items() if twin in stored}
     where = printable(checkpoint.path)
     if not found:
@@ -99,10 +98,27 @@ def _reason(name: str, used: set[str]) -> str:
     return "EMA weights, now in the U-Net's place" if name in used else "EMA weights without a U-Net weight"
 
 
+def state(checkpoint: Checkpoint, layout: Layout) -> str:
+    """``full``, ``partial``, ``counters`` (both of them or one, no weights) or ``none``."""
+    wanted, stored = _wanted(checkpoint, layout), _stored(checkpoint, layout)
+    present = sum(twin in stored for twin in wanted.values())
+    if present:
+        return "full" if present == len(wanted) else "partial"
+    weights = any(name not in names.EMA_COUNTERS for name in stored)
+    return "partial" if weights else "counters" if stored else "none"
+
+
+def _stored(checkpoint: Checkpoint, layout: Layout) -> dict[str, TensorInfo]:
+    """The file's EMA tensors by the family's names for them."""
+    found = (name for name in checkpoint.tensors if layout.is_ema(name))
+    return {aliases.canonical(name, layout): checkpoint.tensors[name] for name in found}
+
+
 def _wanted(checkpoint: Checkpoint, layout: Layout) -> dict[str, str]:
+    """U-Net weight's name in the file -> the family's name for its EMA twin."""
     wanted = {}
     for name, info in checkpoint.tensors.items():
-        twin = layout.ema_twin(names.unwrap(name))
+        twin = layout.ema_twin(aliases.canonical(name, layout))
         if twin is not None and info.dtype.kind not in ("int", "bool") and not layout.exact_copy(name):
             wanted[name] = twin
     return wanted

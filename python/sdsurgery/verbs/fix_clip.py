@@ -1,25 +1,32 @@
-"""fix-clip: the text encoders' ``position_ids`` as they must be, int64 0…76; and what is wrong with a file's."""
+"""fix-clip: the text encoders' ``position_ids`` as they must be, int64 0…76; and what is wrong with a file's.
+
+``repaired`` is what ``--fix-clip`` does in every verb that writes: it goes over the finished pieces, so it makes no
+difference whether they come from a merge, a cast or a swapped component.
+"""
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..checkpoint import Checkpoint, TensorInfo
-from ..dtypes import I64
+from ..checkpoint import Checkpoint
+from ..dtypes import I64, DType
 from ..errors import InputRefused, printable
 from ..layouts import Layout, aliases, detect, names
-from ..plan import ADDED, Dropped, Operand, Piece, Plan, assemble, copied, whole
-from .common import Report, Settings, identity_formula, single_input, single_metadata, single_piece
+from ..layouts import get as layout_named
+from ..plan import ADDED, Dropped, Operand, Piece, Plan, whole
+from .common import Report, Settings, identity_formula, planned, single_input, single_metadata, single_piece
 
 TOKENS = 77
 RIGHT = struct.pack(f"<{TOKENS}q", *range(TOKENS))
 _SIBLING = "token_embedding.weight"  # every encoder with position_ids has it beside them
 _CODES = {"I64": "q", "U64": "Q", "I32": "i", "U32": "I", "I16": "h", "U16": "H", "I8": "b", "U8": "B"}
 _CODES |= {"F64": "d", "F32": "f", "F16": "e"}
+_TELLING = ("sd1", "sdxl-base")
+"""Families that have position_ids: a text encoder alone, of no known family, is told by standing in their places."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,24 @@ class Finding:
     text: str = ""
 
 
+class Repair(NamedTuple):
+    """Pieces and sources with right position_ids, what had no place, and what is worth telling."""
+
+    pieces: list[Piece]
+    sources: list[Any]
+    dropped: list[Dropped]
+    notes: list[str]
+
+
+class _Stored(NamedTuple):
+    """Where a tensor's bytes lie; ``offset`` is None for one that can't be read as it lies there."""
+
+    source: Any
+    dtype: DType
+    shape: tuple[int, ...]
+    offset: int | None
+
+
 def fix_clip(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None, **given: Any) -> Report:
     """Write int64 0…76 wherever the family has position_ids and drop misplaced ones; all else stays as it is.
 
@@ -39,34 +64,58 @@ def fix_clip(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None
 
     def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Plan:
         layout = detect(checkpoint.tensors).layout
-        if not layout.parts:
-            raise InputRefused(
-                f"{printable(checkpoint.path)}: family {layout.name}; a Stable Diffusion checkpoint or text encoder of "
-                "a known family is expected, as where position_ids belong depends on it"
-            )
-        pieces, dropped, notes = _fixed(checkpoint, layout, settings)
-        return assemble(
-            "fix-clip", [checkpoint, RIGHT], pieces, single_metadata(checkpoint, layout, recipe, title),
-            hashed=settings.hash, keep_order=True, dropped=tuple(dropped), notes=(*checkpoint.notes, *notes),
-            family=layout.name,
+        identity = identity_formula()
+        pieces = [single_piece(layout, settings, identity, info) for info in checkpoint.tensors.values()]
+        return planned(
+            "fix-clip", [checkpoint], pieces, single_metadata(checkpoint, layout, recipe, title), settings=settings,
+            layout=layout, notes=checkpoint.notes, keep_order=True,
         )  # fmt: skip
 
-    return single_input("fix-clip", path, out, given, parameters={}, plan_of=plan)
+    return single_input("fix-clip", path, out, {**given, "fix_clip": True}, parameters={}, plan_of=plan)
+
+
+def repaired(pieces: Sequence[Piece], sources: Sequence[Any], layout: Layout) -> Repair:
+    """The pieces of a plan with int64 0…76 wherever the family has position_ids, and no misplaced ones.
+
+    InputRefused when neither the family nor a text encoder in a known place tells where they belong.
+    """
+    held = {piece.name: _of_piece(piece, sources) for piece in pieces}
+    if not layout.parts and not _places(held, layout):
+        path = next((printable(source.path) for source in sources if not isinstance(source, bytes)), "the output")
+        raise InputRefused(
+            f"{path}: family {layout.name}; a Stable Diffusion checkpoint or text encoder of a known family is "
+            "expected, as where position_ids belong depends on it"
+        )
+    state = {item.name: item for item in _findings(held, layout)}
+    literal = len(sources)
+    fixed, dropped = [], []
+    for piece in pieces:
+        item = state.get(piece.name)
+        if item is None or item.state == "right":
+            fixed.append(piece)
+        elif item.state == "misplaced":
+            dropped += [Dropped(at, piece.name, "misplaced position_ids") for at in _origin(piece, sources)]
+        else:
+            fixed.append(_literal(piece.name, literal))
+    fixed += [_literal(item.name, literal) for item in state.values() if item.state == "missing"]
+    notes = [f"'{printable(item.name)}': {item.text}; written as int64 0…76" for item in state.values()
+             if item.state in ("missing", "wrong")]  # fmt: skip
+    told = bool(notes or dropped)
+    return Repair(
+        fixed,
+        [*sources, RIGHT],
+        dropped,
+        notes if told else ["all position_ids were right; nothing had to be repaired"],
+    )
 
 
 def findings(checkpoint: Checkpoint, layout: Layout) -> list[Finding]:
     """Every position_ids that the family has or the file holds, and what is wrong with it. Reads 77 values each."""
-    places = _places(checkpoint, layout)
-    found = [Finding(name, "missing", "missing") for name in places if name not in checkpoint]
-    for name, info in checkpoint.tensors.items():
-        if not names.is_position_ids(name):
-            continue
-        if name in places:
-            text = _difference(checkpoint, info)
-            found.append(Finding(name, "wrong" if text else "right", text))
-        elif layout.parts:
-            found.append(Finding(name, "misplaced", "has no place in this family"))
-    return found
+    held = {
+        name: _Stored(checkpoint.source, info.dtype, info.shape, info.offset if info.strides is None else None)
+        for name, info in checkpoint.tensors.items()
+    }
+    return _findings(held, layout)
 
 
 def remarks(checkpoint: Checkpoint, layout: Layout) -> list[str]:
@@ -75,59 +124,85 @@ def remarks(checkpoint: Checkpoint, layout: Layout) -> list[str]:
     return [f"position_ids '{printable(item.name)}': {item.text} (fix-clip repairs it)" for item in wrong]
 
 
-def _places(checkpoint: Checkpoint, layout: Layout) -> set[str]:
-    """Where position_ids belong, in the file's own spelling (old files lack ``text_model.``)."""
-    siblings = {key.replace("position_ids", _SIBLING) for key in layout.position_ids()}
-    found = (name for name in checkpoint.tensors if name.endswith(_SIBLING))
-    return {name[: -len(_SIBLING)] + "position_ids" for name in found if aliases.canonical(name, layout) in siblings}
+def _findings(held: Mapping[str, _Stored], layout: Layout) -> list[Finding]:
+    places = _places(held, layout)
+    found = [Finding(name, "missing", "missing") for name in sorted(places) if name not in held]
+    for name, stored in held.items():
+        if not names.is_position_ids(name):
+            continue
+        if name in places:
+            text = _difference(stored)
+            found.append(Finding(name, "wrong" if text else "right", text))
+        elif layout.parts:
+            found.append(Finding(name, "misplaced", "has no place in this family"))
+    return found
 
 
-def _difference(checkpoint: Checkpoint, info: TensorInfo) -> str:
-    if info.elements != TOKENS:
-        return f"shape {list(info.shape)}, [1, {TOKENS}] expected"
-    texts = [] if info.dtype is I64 else [f"{info.dtype.name}, I64 expected"]
-    if info.shape not in ((1, TOKENS), (TOKENS,)):
-        texts.append(f"shape {list(info.shape)}, [1, {TOKENS}] expected")
-    values = list(_values(checkpoint, info))
-    differ = [f"{value:g} at {place}" for place, value in enumerate(values) if value != place]
+def _places(held: Iterable[str], layout: Layout) -> set[str]:
+    """Where position_ids belong, in the file's own spelling: old ones lack ``text_model.``, extracted ones a prefix."""
+    known = [layout] if layout.parts else [layout_named(name) for name in _TELLING]
+    ids = {key for each in known for key in each.position_ids()}
+    siblings = tuple(_beside(key, "position_ids", _SIBLING) for key in ids)
+    places = set()
+    for name in held:
+        if names.is_position_ids(name) and aliases.canonical(name, layout) in ids:
+            places.add(name)
+        elif name.endswith(_SIBLING):
+            bare = layout.parts and any(sibling.endswith("." + name) for sibling in siblings)
+            if bare or aliases.canonical(name, layout) in siblings:
+                places.add(_beside(name, _SIBLING, "position_ids"))
+    return places
+
+
+def _beside(name: str, old: str, new: str) -> str:
+    return name[: -len(old)] + new
+
+
+def _difference(stored: _Stored) -> str:
+    elements = 1
+    for size in stored.shape:
+        elements *= size
+    if elements != TOKENS:
+        return f"shape {list(stored.shape)}, [1, {TOKENS}] expected"
+    texts = [] if stored.dtype is I64 else [f"{stored.dtype.name}, I64 expected"]
+    if stored.shape not in ((1, TOKENS), (TOKENS,)):
+        texts.append(f"shape {list(stored.shape)}, [1, {TOKENS}] expected")
+    differ = [f"{value:g} at {place}" for place, value in enumerate(_values(stored)) if value != place]
     if differ:
         more = f", … ({len(differ)} in all)" if len(differ) > 8 else ""
         texts.append("values that differ: " + ", ".join(differ[:8]) + more)
     return "; ".join(texts)
 
 
-def _values(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[float]:
+def _values(stored: _Stored) -> Iterator[float]:
     from ..engine import native_errors
 
-    if info.strides is not None or not (info.dtype.name == "BF16" or info.dtype.name in _CODES):
+    dtype = stored.dtype
+    if stored.offset is None or not (dtype.name == "BF16" or dtype.name in _CODES):
         return
     with native_errors(InputRefused):
-        data = bytes(checkpoint.source.read(info.offset, info.nbytes))
-    if info.dtype.name == "BF16":  # the upper half of a float32
+        data = bytes(stored.source.read(stored.offset, dtype.nbytes(TOKENS) or 0))
+    if dtype.name == "BF16":  # the upper half of a float32
         data = b"".join(b"\0\0" + data[at : at + 2] for at in range(0, len(data), 2))
-    yield from struct.unpack(f"<{TOKENS}{_CODES.get(info.dtype.name, 'f')}", data)
+    yield from struct.unpack(f"<{TOKENS}{_CODES.get(dtype.name, 'f')}", data)
 
 
-def _fixed(checkpoint: Checkpoint, layout: Layout, settings: Settings) -> tuple[list[Piece], list[Dropped], list[str]]:
-    state = {item.name: item for item in findings(checkpoint, layout)}
-    identity = identity_formula()
-    pieces: list[Piece] = []
-    dropped = []
-    for name, info in checkpoint.tensors.items():
-        item = state.get(name)
-        if item is None:
-            pieces.append(single_piece(layout, settings, identity, info))
-        elif item.state == "misplaced":
-            dropped.append(Dropped(0, name, "misplaced position_ids"))
-        elif item.state == "right":
-            pieces.append(copied(0, info))
-        else:
-            pieces.append(_literal(name))
-    pieces += [_literal(item.name) for item in state.values() if item.state == "missing"]
-    notes = [f"'{printable(item.name)}': {item.text}; written as int64 0…76" for item in state.values()
-             if item.state in ("missing", "wrong")]  # fmt: skip
-    return pieces, dropped, notes or ([] if dropped else ["all position_ids were right; nothing had to be repaired"])
+def _of_piece(piece: Piece, sources: Sequence[Any]) -> _Stored:
+    """What the piece will hold; its values can be read only where it copies one tensor of a file."""
+    segments = piece.segments
+    if len(segments) == 1 and segments[0].formula is None and len(segments[0].operands) == 1:
+        operand = segments[0].operands[0]
+        source = sources[operand.source]
+        if not isinstance(source, bytes):
+            return _Stored(source.source, piece.dtype, piece.shape, operand.offset)
+    return _Stored(None, piece.dtype, piece.shape, None)
 
 
-def _literal(name: str) -> Piece:
-    return Piece(name, I64, (1, TOKENS), ADDED, whole(None, TOKENS, (Operand(1, I64, 0),)), "int64 0…76")
+def _origin(piece: Piece, sources: Sequence[Any]) -> set[int]:
+    """The input that holds a piece's tensor under the piece's own name."""
+    used = {operand.source for segment in piece.segments for operand in segment.operands}
+    return {at for at in used if not isinstance(sources[at], bytes) and piece.name in sources[at].tensors}
+
+
+def _literal(name: str, source: int) -> Piece:
+    return Piece(name, I64, (1, TOKENS), ADDED, whole(None, TOKENS, (Operand(source, I64, 0),)), "int64 0…76")

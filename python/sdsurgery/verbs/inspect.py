@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..checkpoint import open_checkpoint
-from ..layouts import detect
+from ..layouts import aliases, detect
+from .ema import state as ema_state
 from .fix_clip import remarks
 
 
@@ -57,11 +58,6 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
                 part.parameters += info.elements
                 part.bytes += info.nbytes
                 part.dtypes[info.dtype.name] = part.dtypes.get(info.dtype.name, 0) + 1
-        twins = [layout.ema_twin(name) for name in checkpoint.tensors]
-        expected = [twin for twin in twins if twin is not None]
-        present = sum(twin in checkpoint for twin in expected)
-        counters = "model_ema.decay" in checkpoint or "model_ema.num_updates" in checkpoint
-        ema = "full" if present and present == len(expected) else "partial" if present else "none"
         evidence = None
         if found.evidence_key is not None:
             evidence = f"{found.evidence_key} {list(found.evidence_shape or ())}"
@@ -74,8 +70,13 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
             evidence=evidence,
             components=components,
             total=total,
-            ema="counters" if ema == "none" and counters else ema,
+            ema=ema_state(checkpoint, layout),
             metadata=checkpoint.metadata(),
             recipe=recipe_of(checkpoint.metadata()),
-            notes=[*checkpoint.notes, *found.notes, *remarks(checkpoint, layout)],
+            notes=[
+                *checkpoint.notes,
+                *found.notes,
+                *aliases.remarks(checkpoint.tensors, layout),
+                *remarks(checkpoint, layout),
+            ],
         )

@@ -16,7 +16,7 @@ from ..dtypes import DType
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Detection, Layout, conflict, detect
 from ..methods import Method, get
-from ..plan import ADDED, KEPT, MERGED, Dropped, Piece, Plan, assemble, copied, operand, require_computable, whole
+from ..plan import ADDED, KEPT, MERGED, Dropped, Piece, Plan, copied, operand, require_computable, whole
 from ..plan import rounded as rounded_piece
 from ..program import Formula, trace
 from .common import (
@@ -26,6 +26,7 @@ from .common import (
     identity_formula,
     open_all,
     parent,
+    planned,
     run,
     settings_from,
     title_of,
@@ -58,14 +59,13 @@ def merge(
     averaged = _letters(use_ema, len(inputs))
     if out is not None:
         engine.target_path(out, settings.force or settings.dry_run)
-    checkpoints = open_all(inputs)
+    checkpoints = open_all(inputs, settings)
     try:
         recipe = {
             "method": chosen.name,
             "parameters": {name: value for name, value in params.items() if value is not None},
-            "dtype": settings.dtype,
+            **settings.recorded,
             "compute": settings.compute,
-            "overflow": settings.overflow,
             "add_missing": add_missing,
         }
         if averaged:
@@ -135,17 +135,10 @@ def plan_merge(
             version=__version__,
         )
 
-    return assemble(
-        "merge",
-        checkpoints,
-        pieces,
-        metadata,
-        hashed=settings.hash,
-        dropped=tuple(dropped),
+    return planned(
+        "merge", checkpoints, pieces, metadata, settings=settings, layout=layout, notes=notes, dropped=dropped,
         missing=tuple(missing),
-        notes=tuple(notes),
-        family=layout.name,
-    )
+    )  # fmt: skip
 
 
 def _letters(given: str | Sequence[str], count: int) -> list[int]:

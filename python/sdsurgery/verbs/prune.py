@@ -10,9 +10,9 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import InputRefused, UsageError, printable
-from ..layouts import Layout, aliases, detect, names
-from ..plan import Dropped, Piece, Plan, assemble
-from .common import Report, Settings, identity_formula, single_input, single_metadata, single_piece
+from ..layouts import Detection, Layout, aliases, detect, names
+from ..plan import Dropped, Piece, Plan
+from .common import Report, Settings, identity_formula, planned, single_input, single_metadata, single_piece
 
 PRESETS = {"full": (), "no-ema": ("ema",), "ema-only": ("ema",), "inference": ("ema",)}
 """Preset -> components that it drops. Training leftovers go in every preset."""
@@ -20,6 +20,9 @@ PRESETS = {"full": (), "no-ema": ("ema",), "ema-only": ("ema",), "inference": ("
 DROPPABLE = (
     "ema", "optimizer", "buffers", "vae", "text_encoder", "text_encoder_2", "image_encoder", "depth", "other",
 )  # fmt: skip
+
+
+_LEFTOVERS = "training leftovers"
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,22 @@ def prune(
     ``preset``: full (everything but training leftovers), no-ema, ema-only (the EMA weights in the U-Net's place),
     inference (what the family's loader needs and nothing else). ``drop``: components to drop as well.
     ``keep_keys`` and ``drop_keys``: regular expressions searched in the names; keeping wins. Keys of no known
-    component are kept and listed; ``strict`` drops them. Training leftovers never survive; markers and the tensors by
-    which the family is recognised are never dropped. Settings as in ``verbs.common.Settings``.
+    component are kept and listed; ``strict`` drops them, and so does ``inference``. Training leftovers never survive;
+    markers and the tensors by which this and other programs recognise the family are never dropped. Settings as in
+    ``verbs.common.Settings``.
     UsageError for an unknown preset or component or a bad expression; InputRefused for ``inference`` of an unknown
     family, ``ema-only`` without a full EMA, and when nothing would be left.
     """
     rules = _rules(preset, drop, keep_keys, drop_keys, strict)
 
     def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Plan:
-        layout = detect(checkpoint.tensors).layout
-        pieces, dropped, notes = _pruned(checkpoint, layout, settings, rules)
-        return assemble(
-            "prune", [checkpoint], pieces, single_metadata(checkpoint, layout, recipe, title), hashed=settings.hash,
-            keep_order=True, dropped=tuple(dropped), notes=(*checkpoint.notes, *notes), family=layout.name,
+        found = detect(checkpoint.tensors)
+        layout = found.layout
+        pieces, dropped, notes = _pruned(checkpoint, found, settings, rules)
+        return planned(
+            "prune", [checkpoint], pieces, single_metadata(checkpoint, layout, recipe, title),
+            settings=settings, layout=layout, notes=(*checkpoint.notes, *notes), dropped=dropped, frugal=True,
+            keep_order=True,
         )  # fmt: skip
 
     options = {
@@ -93,8 +99,9 @@ def _pattern(option: str, text: str | None) -> re.Pattern[str] | None:
 
 
 def _pruned(
-    checkpoint: Checkpoint, layout: Layout, settings: Settings, rules: _Rules
+    checkpoint: Checkpoint, found: Detection, settings: Settings, rules: _Rules
 ) -> tuple[list[Piece], list[Dropped], list[str]]:
+    layout = found.layout
     needed = _needed(checkpoint, layout) if rules.preset == "inference" else None
     twins = {}
     if rules.preset == "ema-only":
@@ -102,9 +109,13 @@ def _pruned(
 
         twins = ema_twins(checkpoint, layout)
     identity = identity_formula()
-    pieces, dropped, unknown = [], [], []
+    pieces, dropped, unknown, spared = [], [], [], []
     for name, info in checkpoint.tensors.items():
+        telling = name == found.evidence_key or layout.telling(aliases.canonical(name, layout))
         reason = _reason(name, layout, rules, needed)
+        if telling and reason not in (None, _LEFTOVERS):
+            spared.append(name)
+            reason = None
         if reason is not None:
             dropped.append(Dropped(0, name, reason))
             continue
@@ -113,16 +124,19 @@ def _pruned(
         pieces.append(single_piece(layout, settings, identity, twins.get(name, info), name=name))
     if not pieces:
         raise InputRefused(f"{printable(checkpoint.path)}: nothing would be left of its {len(checkpoint)} tensors")
-    return pieces, dropped, _notes(checkpoint, pieces, unknown)
+    return pieces, dropped, _notes(unknown, spared)
 
 
-def _notes(checkpoint: Checkpoint, pieces: list[Piece], unknown: list[str]) -> list[str]:
-    before = sum(info.nbytes for info in checkpoint.tensors.values())
-    after = sum((piece.dtype.nbytes(segment.count) or 0) for piece in pieces for segment in piece.segments)
-    notes = [f"tensor data: {before:,} bytes before, {after:,} after, {before - after:,} saved"]
-    if unknown:
-        listed = ", ".join(printable(name) for name in unknown[:20]) + (", …" if len(unknown) > 20 else "")
-        notes.append(f"{len(unknown)} tensors of no known component were kept (--strict drops them): {listed}")
+def _notes(unknown: list[str], spared: list[str]) -> list[str]:
+    told = (
+        (unknown, "of no known component were kept (--strict drops them)"),
+        (spared, "asked to be dropped were kept, since programs recognise the family by them"),
+    )
+    notes = []
+    for hits, text in told:
+        if hits:
+            listed = ", ".join(printable(name) for name in hits[:20]) + (", …" if len(hits) > 20 else "")
+            notes.append(f"{len(hits)} tensor{'s' if len(hits) > 1 else ''} {text}: {listed}")
     return notes
 
 
@@ -130,9 +144,7 @@ def _reason(name: str, layout: Layout, rules: _Rules, needed: set[str] | None) -
     """Why a tensor goes; None when it stays."""
     component = layout.component(name)
     if component == "optimizer":
-        return "training leftovers"
-    if component == "marker" or names.unwrap(name) in layout.discriminators():
-        return None
+        return _LEFTOVERS
     if rules.keep_keys is not None and rules.keep_keys.search(name):
         return None
     if rules.drop_keys is not None and rules.drop_keys.search(name):
@@ -141,7 +153,7 @@ def _reason(name: str, layout: Layout, rules: _Rules, needed: set[str] | None) -
         return f"component {component}"
     if component == "other" and rules.strict and layout.parts:
         return "of no known component (--strict)"
-    if needed is not None and component != "other" and name not in needed:
+    if needed is not None and name not in needed:
         return "not needed for inference"
     return None
 

@@ -1,0 +1,59 @@
+"""--fix-names: old and foreign tensor names of an input read as the names that its family has today.
+
+It happens where an input is opened, so a verb sees the family's names alone: a merge pairs an old file with a new one,
+and every output is written in them. Nothing is rearranged; docs/layouts.md lists what is understood.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..checkpoint import Checkpoint, TensorInfo
+from ..errors import InputRefused, printable
+from ..layouts import Layout, aliases, detect
+from .common import without_unit_tail
+
+
+def modernise(checkpoint: Checkpoint) -> None:
+    """Give the checkpoint's tensors their family's names, and 1×1 convolutions stored as matrices their 4-D shape.
+
+    Adds what was done to the notes. InputRefused when two tensors would get one name.
+    """
+    layout = detect(checkpoint.tensors).layout
+    listed = {tensor.key: tensor.shape for tensor in layout.tensors()} if layout.parts else {}
+    renamed: dict[str, TensorInfo] = {}
+    former: dict[str, str] = {}
+    for name, info in checkpoint.tensors.items():
+        modern = aliases.canonical(name, layout)
+        if modern in renamed:
+            raise InputRefused(
+                f"{printable(checkpoint.path)}: '{printable(former[modern])}' and '{printable(name)}' are two names of "
+                f"one tensor ('{printable(modern)}'); drop one of them (prune --drop-keys) before --fix-names"
+            )
+        former[modern] = name
+        renamed[modern] = replace(info, name=modern, shape=_shape(info, listed.get(modern)))
+    _tell(checkpoint, layout, renamed, former)
+    checkpoint.tensors = renamed
+
+
+def _shape(info: TensorInfo, listed: tuple[int, ...] | None) -> tuple[int, ...]:
+    """``[o,i]`` as ``[o,i,1,1]`` where the family has that, and the other way round."""
+    if listed is None or info.strides is not None or len(listed) == len(info.shape):
+        return info.shape
+    given = without_unit_tail(info.shape)
+    return (*given, 1, 1) if len(listed) == 4 and len(given) == 2 else given
+
+
+def _tell(checkpoint: Checkpoint, layout: Layout, renamed: dict[str, TensorInfo], former: dict[str, str]) -> None:
+    changed = [(old, new) for new, old in former.items() if old != new]
+    if changed:
+        old, new = (printable(name) for name in changed[0])
+        more = ", …" if len(changed) > 1 else ""
+        checkpoint.notes.append(f"{len(changed)} names repaired: {old} is now {new}{more}")
+    before = checkpoint.tensors
+    reshaped = [name for name, info in renamed.items() if info.shape != before[former[name]].shape]
+    if reshaped:
+        checkpoint.notes.append(f"{len(reshaped)} 1×1 convolutions got the shape that {layout.name} has: {reshaped[0]}")
+    for name in renamed:
+        if aliases.needs_transpose(name):
+            checkpoint.notes.append(f"'{printable(name)}' holds the transposed matrix and keeps its name")
