@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bind_program.h"
 #include "engine.h"
 
 namespace py = pybind11;
@@ -30,29 +31,6 @@ struct View {  // a contiguous Python buffer, held for the length of a call
     View(const View&) = delete;
     Py_buffer buffer;
 };
-
-DType dtype_from(int code) {
-    if (code < 0 || code >= kDTypes) throw Error(Code::invalid, "unknown dtype code");
-    return static_cast<DType>(code);
-}
-
-Ref ref_from(const py::handle& pair) {
-    const auto [kind, index] = pair.cast<std::pair<int, int>>();
-    if (kind < 0 || kind > 2) throw Error(Code::invalid, "unknown kind of reference");
-    return {static_cast<Ref::Kind>(kind), index};
-}
-
-std::shared_ptr<Program> make_program(int inputs, std::vector<double> constants, const py::sequence& steps,
-                                      const py::handle& result, bool wide, std::string text) {
-    std::vector<Step> native;
-    for (const py::handle& item : steps) {
-        const py::tuple step = py::cast<py::tuple>(item);
-        native.push_back(
-            {static_cast<Op>(step[0].cast<int>()), ref_from(step[1]), ref_from(step[2]), step[3].cast<int>()});
-    }
-    return std::make_shared<Program>(inputs, std::move(constants), std::move(native), ref_from(result), wide,
-                                     std::move(text));
-}
 
 // A Job is (kind, index, out dtype, out offset, count, ((source, dtype, offset), …)).
 Job make_job(const py::handle& item) {

@@ -189,6 +189,27 @@ SDS_HD inline bool too_large<F64, double>(double magnitude) {
     return magnitude > 1.7976931348623157e308;
 }
 
+// The bits of the smallest magnitude, in float32 or float64 arithmetic, that has to take the careful store.
+SDS_HD inline uint32_t careful_from(DType to) {
+    switch (to) {
+        case DType::f16: return 0x477ff000;   // 65520
+        case DType::bf16: return 0x7f7f8000;  // 2^128 − 2^119
+        case DType::e4m3: return 0x43e80001;  // just above 464
+        case DType::e5m2: return 0x47700000;  // 61440
+        default: return 0x7f800000;
+    }
+}
+SDS_HD inline uint64_t careful_from_wide(DType to) {
+    switch (to) {
+        case DType::f32: return bits_as<uint64_t>(F32::overflow_at());
+        case DType::f16: return bits_as<uint64_t>(F16::overflow_at());
+        case DType::bf16: return bits_as<uint64_t>(BF16::overflow_at());
+        case DType::e4m3: return bits_as<uint64_t>(E4M3::overflow_at());
+        case DType::e5m2: return bits_as<uint64_t>(E5M2::overflow_at());
+        default: return F64::inf;
+    }
+}
+
 // The careful store: NaN canonical, Inf and overflow by policy. `inputs_finite` tells an Inf that was carried
 // through from one that the arithmetic made.
 template <class To, class T>

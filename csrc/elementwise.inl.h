@@ -262,17 +262,6 @@ void strips(const Program& program, const T* constants, const Operand* operands,
 
 // ---- choosing
 
-// float32 bits from which a result has to take the careful path.
-inline uint32_t careful_from(DType out_dtype) {
-    switch (out_dtype) {
-        case DType::f16: return 0x477ff000;   // 65520
-        case DType::bf16: return 0x7f7f8000;  // 2^128 − 2^119
-        case DType::e4m3: return 0x43e80001;  // just above 464
-        case DType::e5m2: return 0x47700000;  // 61440
-        default: return 0x7f800000;
-    }
-}
-
 inline void evaluate(const Program& program, const Operand* operands, uint8_t* out, DType out_dtype, size_t count,
                      Overflow policy, Tally& tally, Scratch& scratch) {
     bool wide = program.wide, same = true;

@@ -1,0 +1,43 @@
+// What the host code knows of the CUDA kernels: a Launch is one formula over rows of equal dtypes, and becomes as few
+// kernel launches as its rows need. Plain C++: no CUDA header is needed to include this.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../csrc/program.h"
+
+namespace sds {
+namespace cuda {
+
+// A failed CUDA call. `code` is what Python decides by: "no_memory", "lost" (the device is unusable from now on) or
+// "failed".
+struct CudaError : std::runtime_error {
+    CudaError(const char* code, const std::string& message) : std::runtime_error(message), code(code) {}
+    const char* code;
+};
+
+struct Row {  // one tensor: `count` elements; the pointers are device addresses, aligned to their elements
+    uint64_t out;
+    uint64_t count;
+    const uint64_t* in;  // program.inputs of them
+};
+
+struct Launch {
+    const Program& program;
+    std::vector<DType> in;
+    DType out;
+    Overflow overflow;
+    uint64_t* counts;  // two numbers a row (non-finite, overflow), added to; null: not counted
+    void* stream;
+};
+
+// Why the kernels cannot evaluate it; empty when they can.
+std::string unsupported(const Program& program, const std::vector<DType>& in, DType out);
+
+// Enqueues the rows on launch.stream of the current device and returns. Throws CudaError, or Error for a bad row.
+void enqueue(const Launch& launch, const std::vector<Row>& rows);
+
+}  // namespace cuda
+}  // namespace sds

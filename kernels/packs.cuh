@@ -1,0 +1,221 @@
+// Elements in and out of device memory: one at a time with every care, or a pack of V of them as 16 bytes of raw words.
+//
+// Numeric rule: csrc/dtypes.h. A pack may only be stored when all its results are finite and fit the dtype.
+#pragma once
+
+#include "convert.cuh"
+
+namespace sds {
+namespace cuda {
+
+template <class T>
+struct Bits;
+template <>
+struct Bits<float> {
+    using type = uint32_t;
+    static constexpr type magnitude = 0x7fffffff, inf = 0x7f800000;
+};
+template <>
+struct Bits<double> {
+    using type = uint64_t;
+    static constexpr type magnitude = 0x7fffffffffffffff, inf = 0x7ff0000000000000;
+};
+template <class T>
+__device__ typename Bits<T>::type magnitude_bits(T x) {
+    return bits_as<typename Bits<T>::type>(x) & Bits<T>::magnitude;
+}
+
+// ---- one element, with every care
+
+template <class T>
+__device__ T load_one(const uint8_t* p, DType dtype) {
+    switch (dtype) {
+        case DType::f64: return static_cast<T>(*reinterpret_cast<const double*>(p));  // T is double then
+        case DType::f32: return F32::load(*reinterpret_cast<const uint32_t*>(p));
+        case DType::f16: return F16::load(*reinterpret_cast<const uint16_t*>(p));
+        case DType::bf16: return BF16::load(*reinterpret_cast<const uint16_t*>(p));
+        case DType::e4m3: return E4M3::load(*p);
+        default: return E5M2::load(*p);
+    }
+}
+
+template <class Stored, class T>
+__device__ bool store_one_as(uint8_t* p, T y, bool finite, Overflow policy) {
+    bool overflowed;
+    *reinterpret_cast<typename Stored::Code*>(p) = store_checked<Stored>(y, finite, policy, overflowed);
+    return overflowed;
+}
+
+template <class T>
+__device__ void store_one(uint8_t* p, DType dtype, T y, bool finite, Overflow policy, uint64_t* counts) {
+    bool overflowed;
+    switch (dtype) {
+        case DType::f64: overflowed = store_one_as<F64>(p, y, finite, policy); break;
+        case DType::f32: overflowed = store_one_as<F32>(p, y, finite, policy); break;
+        case DType::f16: overflowed = store_one_as<F16>(p, y, finite, policy); break;
+        case DType::bf16: overflowed = store_one_as<BF16>(p, y, finite, policy); break;
+        case DType::e4m3: overflowed = store_one_as<E4M3>(p, y, finite, policy); break;
+        default: overflowed = store_one_as<E5M2>(p, y, finite, policy); break;
+    }
+    if (counts == nullptr) return;
+    if (!finite) atomicAdd(reinterpret_cast<unsigned long long*>(counts), 1ull);
+    if (overflowed) atomicAdd(reinterpret_cast<unsigned long long*>(counts) + 1, 1ull);
+}
+
+// ---- packs: V elements as raw words
+
+template <int V>
+__device__ uint4 load_pack(const uint8_t* p, int size, bool aligned) {
+    uint4 raw = {0, 0, 0, 0};
+    uint32_t* w = &raw.x;
+    if (aligned) {
+        switch (V * size) {
+            case 16: return *reinterpret_cast<const uint4*>(p);
+            case 8: {
+                const uint2 half = *reinterpret_cast<const uint2*>(p);
+                raw.x = half.x;
+                raw.y = half.y;
+                return raw;
+            }
+            case 4: raw.x = *reinterpret_cast<const uint32_t*>(p); return raw;
+            default: raw.x = *reinterpret_cast<const uint16_t*>(p); return raw;
+        }
+    }
+    if (size == 1) {
+#pragma unroll
+        for (int e = 0; e < V; ++e) w[e / 4] |= static_cast<uint32_t>(p[e]) << (8 * (e % 4));
+    }
+    if constexpr (V <= 8) {
+        if (size == 2) {
+#pragma unroll
+            for (int e = 0; e < V; ++e)
+                w[e / 2] |= static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(p)[e]) << (16 * (e % 2));
+        }
+    }
+    if constexpr (V <= 4) {
+        if (size == 4) {
+#pragma unroll
+            for (int e = 0; e < V; ++e) w[e] = reinterpret_cast<const uint32_t*>(p)[e];
+        }
+    }
+    if constexpr (V <= 2) {
+        if (size == 8) {
+#pragma unroll
+            for (int e = 0; e < V; ++e) {
+                w[2 * e] = reinterpret_cast<const uint32_t*>(p)[2 * e];
+                w[2 * e + 1] = reinterpret_cast<const uint32_t*>(p)[2 * e + 1];
+            }
+        }
+    }
+    return raw;
+}
+
+template <int V>  // the output's packs are aligned: that is what the head is for
+__device__ void store_pack(uint8_t* p, const uint4& raw, int size) {
+    switch (V * size) {
+        case 16: *reinterpret_cast<uint4*>(p) = raw; return;
+        case 8: *reinterpret_cast<uint2*>(p) = make_uint2(raw.x, raw.y); return;
+        case 4: *reinterpret_cast<uint32_t*>(p) = raw.x; return;
+        default: *reinterpret_cast<uint16_t*>(p) = static_cast<uint16_t>(raw.x); return;
+    }
+}
+
+template <class Stored, int V>
+__device__ void widen_pack(const uint4& raw, float* x) {
+    using Code = typename Stored::Code;
+    constexpr int bits = 8 * sizeof(Code), a_word = 32 / bits;
+    const uint32_t* w = &raw.x;
+#pragma unroll
+    for (int e = 0; e < V; e += 2) {
+        const uint32_t first = w[e / a_word] >> (bits * (e % a_word) % 32);
+        const uint32_t second = w[(e + 1) / a_word] >> (bits * ((e + 1) % a_word) % 32);
+        Convert<Stored>::load(static_cast<Code>(first), static_cast<Code>(second), x[e], x[e + 1]);
+    }
+}
+
+template <int V>
+__device__ void widen(const uint4& raw, DType dtype, float* x) {
+    switch (dtype) {  // a dtype that is too wide for packs of V never comes here
+        case DType::f32:
+            if constexpr (V <= 4) widen_pack<F32, V>(raw, x);
+            break;
+        case DType::f16:
+            if constexpr (V <= 8) widen_pack<F16, V>(raw, x);
+            break;
+        case DType::bf16:
+            if constexpr (V <= 8) widen_pack<BF16, V>(raw, x);
+            break;
+        case DType::e4m3: widen_pack<E4M3, V>(raw, x); break;
+        default: widen_pack<E5M2, V>(raw, x); break;
+    }
+}
+
+template <int V>
+__device__ void widen(const uint4& raw, DType dtype, double* x) {
+    static_assert(V == 2, "packs of float64 arithmetic are pairs");
+    if (dtype == DType::f64) {
+        x[0] = bits_as<double>(static_cast<uint64_t>(raw.y) << 32 | raw.x);
+        x[1] = bits_as<double>(static_cast<uint64_t>(raw.w) << 32 | raw.z);
+        return;
+    }
+    float narrow[V];
+    widen<V>(raw, dtype, narrow);
+    x[0] = narrow[0];
+    x[1] = narrow[1];
+}
+
+template <class Stored, int V>
+__device__ uint4 round_pack(const float* y) {
+    using Code = typename Stored::Code;
+    constexpr int bits = 8 * sizeof(Code), a_word = 32 / bits;
+    uint4 raw = {0, 0, 0, 0};
+    uint32_t* w = &raw.x;
+#pragma unroll
+    for (int e = 0; e < V; e += 2) {
+        Code first, second;
+        Convert<Stored>::store(y[e], y[e + 1], first, second);
+        w[e / a_word] |= static_cast<uint32_t>(first) << (bits * (e % a_word) % 32);
+        w[(e + 1) / a_word] |= static_cast<uint32_t>(second) << (bits * ((e + 1) % a_word) % 32);
+    }
+    return raw;
+}
+
+inline __device__ uint4 pair_of(double a, double b) {
+    const uint64_t x = bits_as<uint64_t>(a), y = bits_as<uint64_t>(b);
+    return {static_cast<uint32_t>(x), static_cast<uint32_t>(x >> 32), static_cast<uint32_t>(y),
+            static_cast<uint32_t>(y >> 32)};
+}
+
+template <int V>
+__device__ uint4 round_to(const float* y, DType dtype) {
+    switch (dtype) {
+        case DType::f64:
+            if constexpr (V == 2) return pair_of(y[0], y[1]);
+            break;
+        case DType::f32:
+            if constexpr (V <= 4) return round_pack<F32, V>(y);
+            break;
+        case DType::f16:
+            if constexpr (V <= 8) return round_pack<F16, V>(y);
+            break;
+        case DType::bf16:
+            if constexpr (V <= 8) return round_pack<BF16, V>(y);
+            break;
+        case DType::e4m3: return round_pack<E4M3, V>(y);
+        default: return round_pack<E5M2, V>(y);
+    }
+    return {0, 0, 0, 0};
+}
+
+template <int V>
+__device__ uint4 round_to(const double* y, DType dtype) {
+    static_assert(V == 2, "packs of float64 arithmetic are pairs");
+    if (dtype == DType::f64) return pair_of(y[0], y[1]);
+    const bool once = dtype == DType::f32;
+    const float narrow[V] = {once ? static_cast<float>(y[0]) : narrow_to_odd(y[0]),
+                             once ? static_cast<float>(y[1]) : narrow_to_odd(y[1])};
+    return round_to<V>(narrow, dtype);
+}
+
+}  // namespace cuda
+}  // namespace sds
