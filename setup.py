@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 setup(
     cmake_source_dir=".",
-    package_dir={"": "python"},
-    packages=find_packages("python"),
+    package_dir={"": "python", "sdsurgery.kernels": "kernels"},
+    packages=[*find_packages("python"), "sdsurgery.kernels"],
     package_data={"sdsurgery": ["py.typed", "*.pyi"]},
 )

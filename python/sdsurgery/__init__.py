@@ -9,7 +9,13 @@ Names are imported on first use, so that ``import sdsurgery`` costs nothing.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# In the source tree the package ``kernels`` lies beside ``python``; installed, it is a folder of this package.
+_TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+if not os.path.isdir(os.path.join(__path__[0], "kernels")) and os.path.isfile(f"{_TREE}/kernels/elementwise.cu"):
+    __path__.append(_TREE)
 
 __version__ = "0.1.0"
 
