@@ -160,6 +160,9 @@ class TestPresets:
         assert set(PRESETS) == set(PUBLISHED)
         assert all(-1e-12 <= value <= 1 + 1e-12 for values in PRESETS.values() for value in values)
 
+    def test_presets_are_float64(self) -> None:
+        assert {type(value) for values in PRESETS.values() for value in values} == {float}
+
     def test_step_presets_have_their_edges_where_the_extension_has_them(self) -> None:
         def ones(name: str) -> list[int]:
             return [i for i, value in enumerate(PRESETS[name]) if value == 1]

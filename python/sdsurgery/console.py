@@ -140,7 +140,7 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
         speed = human_bytes(report.bytes_written / max(report.seconds, 1e-9))
         waited = f", {report.hash_seconds:.2f} s of it for hashes" if report.hash_seconds else ""
         lines.append(f"{report.seconds:.2f} s ({speed}/s written{waited})")
-    lines += [f"note: {note}" for note in report.notes]
+    lines += [note if note.startswith("warning: ") else f"note: {note}" for note in report.notes]
     if verbose:
         lines += _verbose(report)
     return lines
@@ -163,9 +163,19 @@ def _verbose(report: Report) -> list[str]:
     if report.body_sha256:
         lines.append(f"sha256 of the output's tensor data {report.body_sha256}")
     for row in report.tensors:
-        note = f"  ({row['note']})" if row["note"] else ""
-        lines.append(f"  {row['action']:<7} {row['dtype']:<5} {row['shape']} {printable(row['name'])}{note}")
+        why = ", ".join(filter(None, (_ratios(row), row["note"])))
+        shown = f"{row['action']:<7} {row['dtype']:<5} {row['shape']} {printable(row['name'])}"
+        lines.append(f"  {shown}" + (f"  ({why})" if why else ""))
     return lines
+
+
+def _ratios(row: Mapping[str, Any]) -> str:
+    """``IN04 alpha 0.3``: a merged tensor's block and ratios."""
+    ratios = [
+        f"{name} {' '.join(f'{item:g}' for item in number)}" if isinstance(number, tuple) else f"{name} {number:g}"
+        for name, number in row.get("ratios", {}).items()
+    ]
+    return " ".join(filter(None, (row.get("block"), *ratios)))
 
 
 def _some(names: list[str], everything: bool) -> str:

@@ -154,10 +154,12 @@ def _a1111_keys(
     """What A1111's own recipes hold: the first three inputs' SHA-256 or None, and its form's fields in its words."""
     method, parameters = str(recipe.get("method", "")), recipe.get("parameters")
     hashes = [*(parent.sha256 for parent in parents[:3]), None, None, None]
+    numbers = parameters if isinstance(parameters, Mapping) else {}
+    several = numbers.get("weights") or "blocks" in recipe or "rules" in recipe
     return {
         **dict(zip(_HASH_KEYS, hashes, strict=False)),
         "interp_method": _A1111_METHODS.get(method, method),
-        "multiplier": parameters.get("alpha") if isinstance(parameters, Mapping) else None,
+        "multiplier": None if several else numbers.get("alpha"),  # one number for the whole merge, or none
         "save_as_half": recipe.get("dtype") == "fp16",
         "custom_name": _clean(title),
         "config_source": 3,  # "Don't": no .yaml is copied

@@ -57,7 +57,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Piece:
-    """One output tensor: its header entry, what is done (``action``), from what (``segments``), and why (``note``)."""
+    """One output tensor: its header entry, what is done (``action``), from what (``segments``), and why (``note``).
+
+    ``facts`` is what else a dry run tells of it, in JSON types: a merge's block and ratios.
+    """
 
     name: str
     dtype: DType
@@ -65,6 +68,7 @@ class Piece:
     action: str
     segments: tuple[Segment, ...]
     note: str = ""
+    facts: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import argparse
 
+from ..errors import UsageError
 from .common import plain, print_json, print_lines
 
-HELP = "the families of checkpoints that are recognised"
+HELP = "the families of checkpoints that are recognised, their tensors and their merge blocks"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     plain(parser)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--keys", metavar="FAMILY", help="key, shape, dtype class, component and block of every tensor")
+    which.add_argument("--blocks", metavar="FAMILY", help="the family's merge blocks and what is in them")
+    parser.add_argument("--ema", action="store_true", help="with --keys: the EMA twin too")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.ema and not args.keys:
+        raise UsageError("--ema belongs to --keys FAMILY")
+    if args.keys is not None:
+        return _keys(args)
+    return _blocks(args) if args.blocks is not None else _families(args)
+
+
+def _families(args: argparse.Namespace) -> int:
     from ..layouts import all_layouts
 
     rows = [
@@ -22,3 +35,25 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         return print_json({"layouts": rows})
     return print_lines(f"{row['name']:<18} {row['title']}" for row in rows)
+
+
+def _keys(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from ..layouts import get, keys_table
+
+    lines = list(keys_table(args.keys, ema=args.ema))
+    if not args.json:
+        return print_lines(lines)
+    layout = get(args.keys)
+    return print_json({"layout": layout.name, "tensors": [asdict(row) for row in layout.tensors(ema=args.ema)]})
+
+
+def _blocks(args: argparse.Namespace) -> int:
+    from ..layouts import get
+    from ..layouts.blocks import block_rows, blocks_table
+
+    layout = get(args.blocks)
+    if not args.json:
+        return print_lines(blocks_table(layout))
+    return print_json({"layout": layout.name, "blocks": [row._asdict() for row in block_rows(layout)]})

@@ -16,6 +16,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", required=True, help="see `sdsurgery methods`")
     parser.add_argument("--add-missing", action="store_true", help="add tensors that only B (or C) has")
     parser.add_argument("--use-ema", default="", metavar="A,B", help="merge the EMA weights of these inputs")
+    add = parser.add_argument
+    add("--blocks", action="append", default=[], metavar="[RATIO:]WEIGHTS", help="ratios by merge block: "
+        "IN04=0.3,OUT05-OUT08=0.8,BASE=0.5, a preset, or a list of numbers")  # fmt: skip
+    add("--rules", action="append", default=[], metavar="[RATIO:]FILE", help="ratios by regular expression over names: "
+        "lines REGEX = NUMBER, the last that matches wins")  # fmt: skip
     _method_options(parser)
 
 
@@ -27,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         for name, value in vars(args).items()
         if name.startswith("param_") and value is not None
     }
-    options = {"add_missing": args.add_missing, "use_ema": args.use_ema}
+    options = {name: getattr(args, name) for name in ("add_missing", "use_ema", "blocks", "rules")}
     return written(args, lambda **settings: merge(args.method, args.inputs, **options, **settings, **params))
 
 

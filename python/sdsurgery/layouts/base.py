@@ -58,13 +58,15 @@ class Layout:
     ema_last: bool = False  # sgm registers the EMA twin after everything else, latent-diffusion after the U-Net
     requires: tuple[str, ...] = ()  # U-Net keys without which a file of the right widths is something else
     sniff: Callable[[Layout, Probe], Match | None] | None = None  # instead of comparing the U-Net's configuration
+    has_blocks: bool = True  # False: another architecture or an adapter, to which merge blocks don't apply
     blocks: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         count = self.unet.input_blocks if self.unet else 0 if self.parts else 12
         inputs = [f"IN{i:02d}" for i in range(count)]
         outputs = [f"OUT{i:02d}" for i in range(count)]
-        object.__setattr__(self, "blocks", ("BASE", *inputs, *(["M00"] if count else []), *outputs, "VAE"))
+        blocks = ("BASE", *inputs, *(["M00"] if count else []), *outputs, "VAE")
+        object.__setattr__(self, "blocks", blocks if self.has_blocks else ())
 
     def __repr__(self) -> str:
         return f"<Layout {self.name}>"
@@ -108,6 +110,8 @@ class Layout:
         The VAE is a block of its own in every family (design); :attr:`LayoutTensor.block` names the block under which
         published lists count it. An EMA key has the block of the tensor that it shadows.
         """
+        if not self.blocks:
+            return None
         key = names.unwrap(key)
         component = names.component(key, self.embedder_0)
         if component == "unet":

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import isfinite
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from ..errors import UsageError, printable
 from . import names
@@ -27,6 +27,8 @@ def parse_blocks(text: str, layout: Layout) -> dict[str, float]:
     A preset has 25 values; for XL, IN09–IN11 and OUT09–OUT11 are left out, as supermerger does it.
     Raises UsageError for a block that the family doesn't have, a number that isn't finite, a list of another length.
     """
+    if not layout.blocks:
+        raise UsageError(f"block weights: {layout.title} has no merge blocks")
     items = [item.strip() for item in text.split(",")]
     if items == [""]:
         raise UsageError("block weights: the list is empty; give for instance IN04=0.3,OUT05-OUT08=0.8 or GRAD_V")
@@ -158,12 +160,30 @@ class Rules:
 
     rules: tuple[tuple[re.Pattern[str], float], ...] = ()
 
+    def match(self, key: str) -> int | None:
+        """Index of the rule that decides about ``key``, None when none matches."""
+        for index in range(len(self.rules) - 1, -1, -1):
+            if self.rules[index][0].search(key):
+                return index
+        return None
+
     def ratio(self, key: str) -> float | None:
         """The ratio for ``key``, None when no rule matches."""
-        for pattern, number in reversed(self.rules):
-            if pattern.search(key):
-                return number
-        return None
+        index = self.match(key)
+        return None if index is None else self.rules[index][1]
+
+    def as_mapping(self) -> dict[str, float]:
+        """Expression to ratio in the order of the rules; of two with the same expression only the last counts."""
+        found: dict[str, float] = {}
+        for pattern, number in self.rules:
+            found.pop(pattern.pattern, None)
+            found[pattern.pattern] = number
+        return found
+
+
+def rules_from(pairs: Iterable[tuple[str, float]]) -> Rules:
+    """Rules from (expression, ratio) in order. UsageError as :func:`parse_rules` raises it."""
+    return Rules(tuple(_compiled(expression, str(number), "rules") for expression, number in pairs))
 
 
 def parse_rules(text: str) -> Rules:
@@ -184,19 +204,32 @@ def _rule(line: str, number: int) -> tuple[re.Pattern[str], float]:
     value = value.partition(" #")[0].strip()
     if not equals or not expression.strip():
         raise UsageError(f"rules, line {number}: expected REGEX = NUMBER, found '{printable(line.strip())}'")
+    return _compiled(expression.strip(), value, f"rules, line {number}")
+
+
+def _compiled(expression: str, value: str, where: str) -> tuple[re.Pattern[str], float]:
     if not _is_number(value) or not isfinite(float(value)):
-        raise UsageError(f"rules, line {number}: '{printable(value)}' is not a finite number")
+        raise UsageError(f"{where}: '{printable(value)}' is not a finite number")
     try:
-        return re.compile(expression.strip()), float(value)
-    except re.error as error:
-        raise UsageError(f"rules, line {number}: '{printable(expression.strip())}': {error}") from None
+        return re.compile(expression), float(value)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UsageError(f"{where}: '{printable(expression)}': {error}") from None
+    except TypeError:
+        raise UsageError(f"{where}: an expression must be text, not {type(expression).__name__}") from None
 
 
-def blocks_table(layout: Layout) -> Iterator[str]:
-    """Lines for ``layouts --blocks``: a header, then block, component, tensors, elements and key prefix, tab-separated.
+class BlockRow(NamedTuple):
+    """What ``layouts --blocks`` tells of one module: ``block`` is ``-`` for a module of none."""
 
-    Raises UsageError for a family whose tensors are not known.
-    """
+    block: str
+    component: str
+    tensors: int
+    elements: int
+    prefix: str
+
+
+def block_rows(layout: Layout) -> list[BlockRow]:
+    """The modules of a family by merge block, in block order. UsageError when the family's tensors are not known."""
     try:
         rows = layout.tensors()
     except ValueError as error:
@@ -207,10 +240,17 @@ def blocks_table(layout: Layout) -> Iterator[str]:
         count = groups.setdefault(place, [0, 0])
         count[0] += 1
         count[1] += _elements(row.shape)
-    yield "block\tcomponent\ttensors\telements\tprefix"
     order = {block: i for i, block in enumerate((*layout.blocks, "-"))}
-    for (block, component, prefix), count in sorted(groups.items(), key=lambda item: order[item[0][0]]):
-        yield f"{block}\t{component}\t{count[0]}\t{count[1]}\t{prefix}"
+    return [
+        BlockRow(block, component, count[0], count[1], prefix)
+        for (block, component, prefix), count in sorted(groups.items(), key=lambda item: order[item[0][0]])
+    ]
+
+
+def blocks_table(layout: Layout) -> Iterator[str]:
+    """:func:`block_rows` as lines of tab-separated cells, with a header."""
+    for row in (BlockRow._fields, *block_rows(layout)):
+        yield "\t".join(map(str, row))
 
 
 def _elements(shape: Iterable[int]) -> int:

@@ -19,14 +19,14 @@ def _curve(function: Callable[[float], float]) -> tuple[float, ...]:
 
 def _runs(*runs: tuple[float, int]) -> tuple[float, ...]:
     """(value, how many blocks) one after the other."""
-    values = tuple(value for value, count in runs for _ in range(count))
+    values = tuple(float(value) for value, count in runs for _ in range(count))
     assert len(values) == COUNT
     return values
 
 
 def _mirrored(*runs: tuple[float, int]) -> tuple[float, ...]:
     """Runs for the first 13 blocks; the rest mirrors them around M00."""
-    half = tuple(value for value, count in runs for _ in range(count))
+    half = tuple(float(value) for value, count in runs for _ in range(count))
     assert len(half) == COUNT // 2 + 1
     return half + half[-2::-1]
 

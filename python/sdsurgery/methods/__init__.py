@@ -55,6 +55,11 @@ class Method:
         """Whether any number of inputs is taken (with a list of numbers, one each)."""
         return any(isinstance(param, PerInput) for param in self.params.values())
 
+    @property
+    def ratios(self) -> tuple[str, ...]:
+        """Names of the parameters that are one number: those that can differ from tensor to tensor."""
+        return tuple(name for name, param in self.params.items() if isinstance(param, Param))
+
     def bind(self, count: int, given: Mapping[str, Any]) -> dict[str, Any]:
         """Complete parameters for ``count`` inputs: defaults filled in, numbers as float64, lists as tuples.
 

@@ -11,12 +11,13 @@ from .. import engine
 from ..backends import Options
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..dtypes import BY_OPTION, DType
-from ..errors import UsageError, printable
+from ..errors import InputRefused, UsageError, printable
 from ..methods import get
 from ..program import Formula, trace
 from ..suggest import did_you_mean
 
 if TYPE_CHECKING:
+    from .._native import Source
     from ..checkpoint import TensorInfo
     from ..layouts import Layout
     from ..metadata import Parent
@@ -165,6 +166,24 @@ def open_all(paths: Sequence[str | os.PathLike[str]], settings: Settings) -> lis
     return opened
 
 
+_CODES = {"I64": "q", "U64": "Q", "I32": "i", "U32": "I", "I16": "h", "U16": "H", "I8": "b", "U8": "B"}
+_CODES |= {"F64": "d", "F32": "f", "F16": "e"}
+
+
+def numbers_at(source: Source, dtype: DType, offset: int, count: int) -> list[float]:
+    """``count`` numbers read from a file; none when the dtype has no plain number (FP8, complex, …)."""
+    import struct
+
+    code = "f" if dtype.name == "BF16" else _CODES.get(dtype.name)
+    if code is None:
+        return []
+    with engine.native_errors(InputRefused):
+        data = bytes(source.read(offset, dtype.nbytes(count) or 0))
+    if dtype.name == "BF16":  # the upper half of a float32
+        data = b"".join(b"\0\0" + data[at : at + 2] for at in range(0, len(data), 2))
+    return list(struct.unpack(f"<{count}{code}", data))
+
+
 def close_all(checkpoints: Sequence[Checkpoint]) -> None:
     for checkpoint in checkpoints:
         checkpoint.close()
@@ -306,7 +325,14 @@ def run(plan: Plan, out: str | os.PathLike[str] | None, settings: Settings, reci
         folder = os.path.dirname(os.path.realpath(out)) if out else os.getcwd()
         report.how["free_bytes"] = engine.free_bytes(folder)
         report.tensors = [
-            {"name": p.name, "dtype": p.dtype.name, "shape": list(p.shape), "action": p.action, "note": p.note}
+            {
+                "name": p.name,
+                "dtype": p.dtype.name,
+                "shape": list(p.shape),
+                "action": p.action,
+                "note": p.note,
+                **(p.facts or {}),
+            }
             for p in plan.pieces
         ]
         return report

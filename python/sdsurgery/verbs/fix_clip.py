@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,13 +18,11 @@ from ..errors import InputRefused, printable
 from ..layouts import Layout, aliases, detect, names
 from ..layouts import get as layout_named
 from ..plan import ADDED, Dropped, Operand, Piece, Plan, whole
-from .common import Report, Settings, identity_formula, planned, single_input, single_metadata, single_piece
+from .common import Report, Settings, identity_formula, numbers_at, planned, single_input, single_metadata, single_piece
 
 TOKENS = 77
 RIGHT = struct.pack(f"<{TOKENS}q", *range(TOKENS))
 _SIBLING = "token_embedding.weight"  # every encoder with position_ids has it beside them
-_CODES = {"I64": "q", "U64": "Q", "I32": "i", "U32": "I", "I16": "h", "U16": "H", "I8": "b", "U8": "B"}
-_CODES |= {"F64": "d", "F32": "f", "F16": "e"}
 _TELLING = ("sd1", "sdxl-base")
 """Families that have position_ids: a text encoder alone, of no known family, is told by standing in their places."""
 
@@ -174,17 +172,8 @@ def _difference(stored: _Stored) -> str:
     return "; ".join(texts)
 
 
-def _values(stored: _Stored) -> Iterator[float]:
-    from ..engine import native_errors
-
-    dtype = stored.dtype
-    if stored.offset is None or not (dtype.name == "BF16" or dtype.name in _CODES):
-        return
-    with native_errors(InputRefused):
-        data = bytes(stored.source.read(stored.offset, dtype.nbytes(TOKENS) or 0))
-    if dtype.name == "BF16":  # the upper half of a float32
-        data = b"".join(b"\0\0" + data[at : at + 2] for at in range(0, len(data), 2))
-    yield from struct.unpack(f"<{TOKENS}{_CODES.get(dtype.name, 'f')}", data)
+def _values(stored: _Stored) -> list[float]:
+    return [] if stored.offset is None else numbers_at(stored.source, stored.dtype, stored.offset, TOKENS)
 
 
 def _of_piece(piece: Piece, sources: Sequence[Any]) -> _Stored:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .. import engine
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import DType
 from ..errors import InputRefused, UsageError, printable
-from ..layouts import Detection, Layout, conflict, detect
+from ..layouts import Layout, detect
 from ..methods import Method, get
 from ..plan import ADDED, KEPT, MERGED, Dropped, Piece, Plan, copied, operand, require_computable, whole
 from ..plan import rounded as rounded_piece
-from ..program import Formula, trace
 from .common import (
     Report,
     Settings,
@@ -33,7 +33,10 @@ from .common import (
     without_unit_tail,
 )
 from .ema import twins
-from .variants import is_swapped, is_variant, merged_channels
+from .matching import in_names_of
+from .preflight import letter, refuse_conflicts, refuse_strangers, remarks, who
+from .ratios import BlockWeights, Ratios, RuleSet
+from .variants import is_swapped, is_variant, is_widened, merged_channels, takes_differences
 
 
 def merge(
@@ -43,6 +46,8 @@ def merge(
     out: str | os.PathLike[str] | None = None,
     add_missing: bool = False,
     use_ema: str | Sequence[str] = (),
+    blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
+    rules: RuleSet | Mapping[str, RuleSet] | None = None,
     **given: Any,
 ) -> Report:
     """Merge checkpoint files into one.
@@ -50,6 +55,11 @@ def merge(
     ``method`` is a name from ``methods()``; its numbers (``alpha=0.7``, ``weights=[…]``) and the settings of
     ``verbs.common.Settings`` are keyword arguments. ``inputs`` are A, B, C, … in the method's order; of those named in
     ``use_ema`` (``"A,B"``) the U-Net's EMA weights are merged instead of the weights.
+
+    ``blocks`` gives merge blocks a ratio of their own: ``"GRAD_V,BASE=0.5"``, a list of numbers or ``{"IN04": 0.3}``;
+    ``rules`` gives one to names that a regular expression finds: a file, or ``{r"attn2": 0.3}``. A rule wins over a
+    block, a block over the parameter. A method with several ratios takes ``{"alpha": …}``. (See docs/merge.md.)
+
     Raises UsageError, InputRefused (before the first output byte), RunFailed or Interrupted; the target is then as it
     was. Returns the Report.
     """
@@ -61,7 +71,7 @@ def merge(
         engine.target_path(out, settings.force or settings.dry_run)
     checkpoints = open_all(inputs, settings)
     try:
-        recipe = {
+        recipe: dict[str, Any] = {
             "method": chosen.name,
             "parameters": {name: value for name, value in params.items() if value is not None},
             **settings.recorded,
@@ -69,7 +79,7 @@ def merge(
             "add_missing": add_missing,
         }
         if averaged:
-            recipe["use_ema"] = [chr(ord("A") + source) for source in averaged]
+            recipe["use_ema"] = [letter(source) for source in averaged]
         plan = plan_merge(
             chosen,
             checkpoints,
@@ -79,6 +89,8 @@ def merge(
             add_missing=add_missing,
             title=title_of(out),
             use_ema=averaged,
+            blocks=blocks,
+            rules=rules,
         )
         return run(plan, out, settings, recipe)
     finally:
@@ -91,38 +103,42 @@ def plan_merge(
     params: Mapping[str, Any],
     settings: Settings,
     *,
-    recipe: Mapping[str, Any],
+    recipe: dict[str, Any],
     add_missing: bool = False,
     title: str = "untitled",
     use_ema: Sequence[int] = (),
+    blocks: Any = None,
+    rules: Any = None,
 ) -> Plan:
-    """Decide what becomes of every tensor. Reads headers only; every refusal is made here."""
+    """Decide what becomes of every tensor. Reads headers only; every refusal is made here.
+
+    ``recipe`` is completed with the block weights and rules as they were understood.
+    """
     detections = [detect(checkpoint.tensors) for checkpoint in checkpoints]
     refuse_conflicts(checkpoints, detections)
     layout = next((found.layout for found in detections if found.layout.name != "unknown"), detections[0].layout)
+    ratios = Ratios(method, len(checkpoints), params, layout, blocks=blocks, rules=rules)
+    recipe.update(ratios.recipe())
     tensors: list[Mapping[str, TensorInfo]] = [checkpoint.tensors for checkpoint in checkpoints]
-    for source in use_ema:
-        found = twins(checkpoints[source], detections[source].layout)
-        tensors[source] = {**tensors[source], **found}
-    decide = _Decisions(layout, checkpoints, tensors, trace(method, len(checkpoints), params), settings)
-    pieces, dropped, missing = decide.all(add_missing)
-    merged = sum(piece.action == MERGED for piece in pieces)
-    if (not settings.force and merged == 0) or merged * 2 < merged + len({name for _, name in missing}):
-        _refuse_strangers(checkpoints, merged, len({name for _, name in missing}), settings.force)
     notes = [f"{printable(checkpoint.path)}: {note}" for checkpoint in checkpoints for note in checkpoint.notes]
     if layout.name == "unknown":
         notes.append("the layout is unknown; tensors were matched by name, key by key")
     for source in use_ema:
+        tensors[source] = {**tensors[source], **twins(checkpoints[source], detections[source].layout)}
         notes.append(f"{printable(checkpoints[source].path)}: EMA weights used in the U-Net's place")
-    notes += decide.notes
+    for source in range(1, len(tensors)):
+        tensors[source], told = in_names_of(tensors[0], tensors[source], layout)
+        notes += [f"{who(source, checkpoints)}: {text}" for text in told]
+    decide = _Decisions(layout, checkpoints, tensors, ratios, settings)
+    pieces, dropped, missing = decide.all(add_missing)
+    refuse_strangers(checkpoints, sum(piece.action == MERGED for piece in pieces), missing, settings.force)
+    notes += [*decide.notes, *ratios.notes(), *remarks(checkpoints, detections, missing)]
     weights = params.get("weights")
     if weights and abs(sum(weights) - 1) > 1e-6:
         notes.append(f"the weights sum to {sum(weights):g}, not 1; they are used as given")
     parents = [parent(checkpoint) for checkpoint in checkpoints]
 
     def metadata(hashes: Sequence[str | None], body: str | None) -> Mapping[str, str]:
-        from dataclasses import replace
-
         from .. import __version__
         from ..metadata import merge_metadata
 
@@ -144,34 +160,13 @@ def plan_merge(
 def _letters(given: str | Sequence[str], count: int) -> list[int]:
     """Indexes of the inputs named ``A,B``. UsageError for a name that no input has."""
     words = given.split(",") if isinstance(given, str) else given
-    known = [chr(ord("A") + source) for source in range(min(count, 26))]
+    known = [letter(source) for source in range(min(count, 26))]
     found = set()
     for word in filter(None, (item.strip().upper() for item in words)):
         if word not in known:
             raise UsageError(f"--use-ema: no input '{printable(word)}'; the inputs are {', '.join(known)}")
         found.add(known.index(word))
     return sorted(found)
-
-
-def refuse_conflicts(checkpoints: Sequence[Checkpoint], detections: Sequence[Detection]) -> None:
-    """InputRefused when an input is of another family than A, with both families and the tensor that tells."""
-    for checkpoint, found in zip(checkpoints[1:], detections[1:], strict=True):
-        reason = conflict(detections[0], found)
-        if reason is not None:
-            raise InputRefused(
-                f"different families cannot be merged: {printable(checkpoints[0].path)} and "
-                f"{printable(checkpoint.path)}: {reason}"
-            )
-
-
-def _refuse_strangers(checkpoints: Sequence[Checkpoint], merged: int, missing: int, force: bool) -> None:
-    if force and merged:
-        return
-    names = " and ".join(printable(checkpoint.path) for checkpoint in checkpoints)
-    raise InputRefused(
-        f"only {merged} of {merged + missing} tensors of A are in every input ({names}); these models have little in "
-        "common" + ("" if merged == 0 else " (--force merges them all the same)")
-    )
 
 
 class _Decisions:
@@ -182,10 +177,10 @@ class _Decisions:
         layout: Layout,
         checkpoints: Sequence[Checkpoint],
         tensors: Sequence[Mapping[str, TensorInfo]],
-        formula: Formula,
+        ratios: Ratios,
         settings: Settings,
     ) -> None:
-        self.layout, self.checkpoints, self.tensors, self.formula = layout, checkpoints, tensors, formula
+        self.layout, self.checkpoints, self.tensors, self.ratios = layout, checkpoints, tensors, ratios
         self.dtype, self.watched = settings.target_dtype, settings.watched
         self.identity = identity_formula()
         self.notes: list[str] = []
@@ -235,21 +230,31 @@ class _Decisions:
                 others.append(other)
         if lacking:
             return self.alone(0, name, info, self.dtype, action=KEPT, note="missing in another input")
-        if is_variant(name, info, others):
-            return self.variant(name, info, others)
-        for other, checkpoint in zip(others, self.checkpoints[1:], strict=True):
-            self.require_shape(name, info, other, checkpoint)
+        if any(other.shape != info.shape for other in others):
+            if self.is_variant(name, info, others):
+                return self.variant(name, info, others)
+            for other, checkpoint in zip(others, self.checkpoints[1:], strict=True):
+                self.require_shape(name, info, other, checkpoint)
         for each in (info, *others):
             require_computable(each)
         operands = [operand(source, each) for source, each in enumerate((info, *others))]
-        segments = whole(self.formula, info.elements, operands)
-        return Piece(name, self.dtype or info.dtype, info.shape, MERGED, segments)
+        formula, facts = self.ratios.of(name)
+        segments = whole(formula, info.elements, operands)
+        return Piece(name, self.dtype or info.dtype, info.shape, MERGED, segments, facts=facts)
+
+    def is_variant(self, name: str, info: TensorInfo, others: Sequence[TensorInfo]) -> bool:
+        """Whether only channels 0–3 of a first convolution are to be merged."""
+        if is_widened(name, info, others):
+            return takes_differences(self.ratios.method, self.ratios.count, self.ratios.params)
+        return is_variant(name, info, others)
 
     def variant(self, name: str, info: TensorInfo, others: Sequence[TensorInfo]) -> Piece:
         dtype = self.dtype or info.dtype
         rest = None if dtype is info.dtype and not self.watched else self.identity
-        piece = merged_channels(name, (info, *others), dtype, self.formula, rest)
-        self.notes.append(f"'{printable(name)}': {piece.note} (the other inputs have only 4 input channels)")
+        formula, facts = self.ratios.of(name)
+        piece = replace(merged_channels(name, (info, *others), dtype, formula, rest), facts=facts)
+        channels = ", ".join(f"{letter(source)} {each.shape[1]}" for source, each in enumerate((info, *others)))
+        self.notes.append(f"'{printable(name)}': {piece.note} (input channels: {channels})")
         return piece
 
     def alone(

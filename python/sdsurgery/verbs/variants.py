@@ -1,17 +1,19 @@
-"""Channel variants: an inpainting, depth, pix2pix or upscaling model (A) merged with models of 4 input channels.
+"""Channel variants: inpainting, depth, pix2pix and upscaling models, merged with models of 4 input channels.
 
-Only the U-Net's first convolution differs. Its channels 0–3 see the same latent in both, so they are merged; the
-others exist in A alone and are kept.
+Only the U-Net's first convolution differs. Its channels 0–3 see the same latent in all of them, so they are merged.
+What a wide A has beyond them is A's alone and is kept. A narrow A takes only differences from wide models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..checkpoint import TensorInfo
 from ..dtypes import DType
 from ..layouts import names
+from ..methods import Method, Param
 from ..plan import MERGED, Operand, Piece, Segment, operand, require_computable
 from ..program import Formula
 
@@ -19,32 +21,42 @@ LATENT = 4
 """Input channels of a plain model: those of the latent image."""
 WIDER = (5, 7, 8, 9)
 """Input channels of the variants: depth, x4 upscaler, pix2pix, inpainting."""
-_FIRST = names.UNET + "input_blocks.0.0.weight"
+_FIRST = frozenset(place + "input_blocks.0.0.weight" for place in (names.UNET, "diffusion_model.", "")) | {
+    "conv_in.weight"  # of a diffusers U-Net
+}
 
 
 def is_first_convolution(name: str) -> bool:
     """Whether the name is that of the U-Net's first convolution."""
-    return names.unwrap(name) == _FIRST
+    return names.unwrap(name) in _FIRST
 
 
 def is_variant(name: str, info: TensorInfo, others: Sequence[TensorInfo]) -> bool:
-    """Whether A's tensor is a first convolution of 5 to 9 channels and every other input's is its 4-channel one."""
-    if not is_first_convolution(name) or len(info.shape) != 4 or info.shape[1] not in WIDER:
-        return False
-    plain = (info.shape[0], LATENT, *info.shape[2:])
-    return bool(others) and all(other.shape == plain for other in others)
+    """Whether A's tensor is a first convolution of 5 to 9 channels and the others' have as many, or 4."""
+    return _channels(name, info) in WIDER and all(_channels(name, each) in (LATENT, info.shape[1]) for each in others)
+
+
+def is_widened(name: str, info: TensorInfo, others: Sequence[TensorInfo]) -> bool:
+    """Whether A's tensor is a 4-channel first convolution and all the others are ones of the same larger number."""
+    found = {_channels(name, each) for each in others}
+    return _channels(name, info) == LATENT and len(found) == 1 and found.pop() in WIDER
 
 
 def is_swapped(name: str, info: TensorInfo, other: TensorInfo) -> bool:
     """Whether A's first convolution has fewer channels than the other input's: the order that can't be merged."""
-    both = len(info.shape) == 4 == len(other.shape)
-    return both and is_first_convolution(name) and info.shape[1] == LATENT and other.shape[1] in WIDER
+    return _channels(name, info) == LATENT and _channels(name, other) in WIDER
+
+
+def takes_differences(method: Method, count: int, params: Mapping[str, Any]) -> bool:
+    """Whether the inputs after A enter only through differences between them: where they agree, A comes out."""
+    numbers = {name: 0.3 if isinstance(method.params[name], Param) else value for name, value in params.items()}
+    return bool(method.body(1.0, *[0.5] * (count - 1), **numbers) == 1.0)
 
 
 def merged_channels(
     name: str, infos: Sequence[TensorInfo], dtype: DType, formula: Formula, rest: Formula | None
 ) -> Piece:
-    """A's first convolution (``infos[0]``, [out, 5…9, h, w]) with channels 0–3 merged, in ``dtype``.
+    """A's first convolution (``infos[0]``, [out, 4…9, h, w]) with channels 0–3 merged, in ``dtype``.
 
     ``rest`` is the formula of A's further channels, None to copy their bytes. InputRefused for tensors that can't be
     computed or streamed.
@@ -54,16 +66,23 @@ def merged_channels(
     operands = [operand(source, info) for source, info in enumerate(infos)]
     first = infos[0]
     window = first.shape[2] * first.shape[3]
-    wide, plain = first.shape[1] * window, LATENT * window
+    plain = LATENT * window
+    rows = [info.shape[1] * window for info in infos]  # elements of one output channel, input by input
     segments = []
     for row in range(first.shape[0]):
-        starts = [row * wide, *(row * plain for _ in operands[1:])]
-        both = tuple(_at(item, start) for item, start in zip(operands, starts, strict=True))
-        segments.append(Segment(formula, row * wide, plain, both))
-        own = _at(operands[0], row * wide + plain)
-        segments.append(Segment(rest, row * wide + plain, wide - plain, (own,)))
-    note = f"channels 0-{LATENT - 1} merged, {LATENT}-{first.shape[1] - 1} are A's"
-    return Piece(name, dtype, first.shape, MERGED, tuple(segments), note)
+        start = row * rows[0]
+        both = tuple(_at(item, row * length) for item, length in zip(operands, rows, strict=True))
+        segments.append(Segment(formula, start, plain, both))
+        if rows[0] > plain:
+            own = _at(operands[0], start + plain)
+            segments.append(Segment(rest, start + plain, rows[0] - plain, (own,)))
+    kept = f", {LATENT}-{first.shape[1] - 1} are A's" if first.shape[1] > LATENT else ""
+    return Piece(name, dtype, first.shape, MERGED, tuple(segments), f"channels 0-{LATENT - 1} merged{kept}")
+
+
+def _channels(name: str, info: TensorInfo) -> int | None:
+    """Input channels of a first convolution, None for any other tensor."""
+    return info.shape[1] if len(info.shape) == 4 and is_first_convolution(name) else None
 
 
 def _at(item: Operand, element: int) -> Operand:

@@ -1,0 +1,210 @@
+"""What is known of a merge before it begins: inputs that must not be mixed, and what is worth a warning.
+
+Headers only, except for one bias of 320 numbers in SD 2 files, whose names and shapes don't tell ε- from v-prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from ..checkpoint import Checkpoint, TensorInfo
+from ..errors import InputRefused, printable
+from ..layouts import UNKNOWN, Detection, Layout, conflict, names, text_encoders
+from .common import numbers_at
+
+_EPSILON, _V, _EDM = "epsilon", "v-prediction", "EDM"
+_STATED = {"epsilon": _EPSILON, "eps": _EPSILON, "v": _V, "v_prediction": _V, "v-prediction": _V}
+_BY_ARCHITECTURE = {"stable-diffusion-v2-768-v": _V}
+_BY_FAMILY = {"sd2-x4-upscaler": _V, "sd2-unclip-h": _V}  # "parameterization" of their published configurations
+_MARKED = {"v_pred": _V, "edm_vpred.sigma_max": "EDM v-prediction", "edm_mean": _EDM}
+
+# ComfyUI tells SD 2's two kinds by this spread (comfy/supported_models.py, SD20.model_type); only of 4-channel models.
+_TELLING_BIAS = names.UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+_SPREAD = 0.09
+
+
+def letter(source: int) -> str:
+    """``A``, ``B``, … as the methods name their inputs; ``input 27`` after Z."""
+    return chr(ord("A") + source) if source < 26 else f"input {source + 1}"
+
+
+def who(source: int, checkpoints: Sequence[Checkpoint]) -> str:
+    """``B (path)``, as messages name an input."""
+    return f"{letter(source)} ({printable(checkpoints[source].path)})"
+
+
+# ---- refusals
+
+
+def refuse_conflicts(checkpoints: Sequence[Checkpoint], detections: Sequence[Detection]) -> None:
+    """InputRefused when two inputs are of different families, with both families and the tensor that tells."""
+    known = [source for source, found in enumerate(detections) if found.layout is not UNKNOWN]
+    for source in known[1:]:
+        first = known[0]
+        reason = conflict(detections[first], detections[source], (letter(first), letter(source)))
+        if reason is not None:
+            raise InputRefused(
+                f"different families cannot be merged: {who(first, checkpoints)} and {who(source, checkpoints)}: "
+                f"{reason}"
+            )
+
+
+def refuse_strangers(
+    checkpoints: Sequence[Checkpoint], merged: int, missing: Sequence[tuple[int, str]], force: bool
+) -> None:
+    """InputRefused when fewer than half of A's weights are in every input; ``force`` accepts all but none at all.
+
+    ``missing`` are (source, name of A's tensor that it lacks).
+    """
+    wanted = merged + len({name for _, name in missing})
+    if merged and (force or 2 * merged >= wanted):
+        return
+    lacking: dict[int, int] = {}
+    for source, _ in missing:
+        lacking[source] = lacking.get(source, 0) + 1
+    counts = ", ".join(
+        f"{wanted - count} of {wanted} of A's tensors are in {who(source, checkpoints)}"
+        for source, count in lacking.items()
+    )
+    raise InputRefused(
+        (f"only {counts}" if counts else f"no tensor of {who(0, checkpoints)} can be merged")
+        + "; these models have little in common"
+        + (" (--force merges them all the same)" if merged else "")
+    )
+
+
+# ---- warnings and explanations
+
+
+def remarks(
+    checkpoints: Sequence[Checkpoint], detections: Sequence[Detection], missing: Sequence[tuple[int, str]]
+) -> list[str]:
+    """What is worth telling about inputs that may be merged."""
+    told = [*_predictions(checkpoints, detections), *_encoders(checkpoints)]
+    for source in range(1, len(checkpoints)):
+        layout = detections[source].layout
+        absent = [name for lacking, name in missing if lacking == source and layout.parts and layout.optional(name)]
+        if absent:
+            told.append(
+                f"{len(absent)} of the tensors missing in {who(source, checkpoints)} are ones that {layout.title} "
+                f"files may lack ('{printable(absent[0])}'{', …' if len(absent) > 1 else ''})"
+            )
+    return told
+
+
+class Prediction(NamedTuple):
+    """What a model predicts, and what says so."""
+
+    kind: str
+    reason: str
+
+
+def prediction(checkpoint: Checkpoint, layout: Layout) -> Prediction | None:
+    """What the model predicts: by marker tensors, then metadata, then for SD 2 a bias, then the family's usual.
+
+    None for files that are no complete model of a known family and say nothing themselves.
+    """
+    held = {names.unwrap(name): info for name, info in checkpoint.tensors.items() if _may_mark(name)}
+    for marker, kind in _MARKED.items():
+        if marker in held:
+            return Prediction(kind, f"marker tensor {marker}")
+    metadata = checkpoint.metadata()
+    for key, kinds in (("modelspec.prediction_type", _STATED), ("modelspec.architecture", _BY_ARCHITECTURE)):
+        stated = kinds.get(metadata.get(key, "").lower())
+        if stated is not None:
+            return Prediction(stated, f"metadata {key}")
+    if layout.unet is None:
+        return None
+    if layout.name == "sd2" and _TELLING_BIAS in held:
+        spread = _deviation(_numbers(checkpoint, held[_TELLING_BIAS]))
+        if spread is not None:
+            kind = _V if spread > _SPREAD else _EPSILON
+            return Prediction(kind, f"by the spread of {_TELLING_BIAS}, {spread:.3f}")
+    return Prediction(_BY_FAMILY.get(layout.name, _EPSILON), f"usual for {layout.title}, nothing says otherwise")
+
+
+def _may_mark(name: str) -> bool:
+    return name.endswith((*_MARKED, _TELLING_BIAS, "ztsnr"))
+
+
+def _numbers(checkpoint: Checkpoint, info: TensorInfo) -> list[float]:
+    return numbers_at(checkpoint.source, info.dtype, info.offset, info.elements) if info.strides is None else []
+
+
+def _deviation(found: Collection[float]) -> float | None:
+    if not found:
+        return None
+    mean = sum(found) / len(found)
+    spread: float = (sum((value - mean) ** 2 for value in found) / len(found)) ** 0.5
+    return spread
+
+
+def _predictions(checkpoints: Sequence[Checkpoint], detections: Sequence[Detection]) -> list[str]:
+    told = []
+    found: dict[int, Prediction] = {}
+    for source, (checkpoint, detection) in enumerate(zip(checkpoints, detections, strict=True)):
+        known = prediction(checkpoint, detection.layout)
+        if known is not None:
+            found[source] = known
+    if len({item.kind for item in found.values()}) > 1:
+        each = "; ".join(f"{who(source, checkpoints)}: {item.kind} ({item.reason})" for source, item in found.items())
+        told.append(f"warning: these models predict different things, and a mix of them rarely works: {each}")
+    snr = [source for source, checkpoint in enumerate(checkpoints) if "ztsnr" in _unwrapped_markers(checkpoint)]
+    if snr and len(snr) < len(checkpoints):
+        others = [source for source in range(len(checkpoints)) if source not in snr]
+        told.append(
+            f"warning: the marker ztsnr (zero-terminal-SNR schedule) is in {_list(snr)} and not in {_list(others)}; "
+            f"the output {'has it' if 0 in snr else 'lacks it'}, as A does"
+        )
+    return told
+
+
+def _unwrapped_markers(checkpoint: Checkpoint) -> set[str]:
+    return {names.unwrap(name) for name in checkpoint.tensors if name.endswith("ztsnr")}
+
+
+def _list(sources: Sequence[int]) -> str:
+    return " and ".join(map(letter, sources))
+
+
+def _encoders(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """How the text encoders of the others differ from A's in kind, in names and in their position_ids."""
+    told = []
+    first, first_ids = _encoders_of(checkpoints[0]), _has_ids(checkpoints[0])
+    for source in range(1, len(checkpoints)):
+        here, ids = _encoders_of(checkpoints[source]), _has_ids(checkpoints[source])
+        where = who(source, checkpoints)
+        if set(here) != set(first):
+            told.append(f"text encoders: A has {_some(first)}, {where} has {_some(here)}")
+        told += [
+            f"text encoder {kind}: {here[kind] or 'usual names'} in {where}, {names_in_a or 'usual names'} in A; its "
+            "tensors were matched all the same"
+            for kind, names_in_a in first.items()
+            if kind in here and here[kind] != names_in_a
+        ]
+        if first and here and ids != first_ids:
+            told.append(
+                f"position_ids: A has them, {where} has none; A's are copied"
+                if first_ids
+                else f"position_ids: {where} has them, A has none, so neither has the output (programs no longer need "
+                "them; fix-clip adds them)"
+            )
+    return told
+
+
+def _encoders_of(checkpoint: Checkpoint) -> Mapping[str, str]:
+    """Kind of encoder -> its names, empty for the usual ones."""
+    found = {}
+    for text in text_encoders(checkpoint.tensors):
+        kind, _, spelling = text.partition(" in ")
+        found[kind] = spelling
+    return found
+
+
+def _has_ids(checkpoint: Checkpoint) -> bool:
+    return any(names.is_position_ids(name) for name in checkpoint.tensors)
+
+
+def _some(found: Collection[str]) -> str:
+    return " and ".join(found) or "none"
