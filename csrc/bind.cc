@@ -32,6 +32,11 @@ struct View {  // a contiguous Python buffer, held for the length of a call
     Py_buffer buffer;
 };
 
+Element element_from(int code) {
+    if (code < 0 || code >= kElements) throw Error(Code::invalid, "unknown dtype code");
+    return static_cast<Element>(code);
+}
+
 // A Job is (kind, index, out dtype, out offset, count, ((source, dtype, offset), …)).
 Job make_job(const py::handle& item) {
     const py::tuple row = py::cast<py::tuple>(item);
@@ -41,10 +46,10 @@ Job make_job(const py::handle& item) {
             row[3].cast<uint64_t>(),
             row[4].cast<uint64_t>(),
             {}};
-    if (job.kind < Job::copy || job.kind > Job::fill) throw Error(Code::invalid, "unknown kind of job");
+    if (job.kind < Job::copy || job.kind > Job::reduce) throw Error(Code::invalid, "unknown kind of job");
     for (const py::handle& operand : py::cast<py::tuple>(row[5])) {
         const py::tuple part = py::cast<py::tuple>(operand);
-        job.operands.push_back({part[0].cast<uint32_t>(), dtype_from(part[1].cast<int>()), part[2].cast<uint64_t>()});
+        job.operands.push_back({part[0].cast<uint32_t>(), element_from(part[1].cast<int>()), part[2].cast<uint64_t>()});
     }
     return job;
 }
@@ -203,6 +208,21 @@ PYBIND11_MODULE(_native, m) {
                                    for (Io io : self.io()) codes.push_back(static_cast<int>(io));
                                    return codes;
                                })
+        // Of the jobs that are reductions: (job, dot, aa, bb, dd, a max, b max, difference max, a nonfinite,
+        // b nonfinite, equal).
+        .def("reductions",
+             [](const Run& self) {
+                 py::list rows;
+                 for (size_t i = 0; i < self.jobs().size(); ++i) {
+                     if (self.jobs()[i].kind != Job::reduce) continue;
+                     const Reduction found = self.reduction(i);
+                     const Sums& sums = found.sums;
+                     rows.append(py::make_tuple(i, sums.dot, sums.aa, sums.bb, sums.dd, found.a_max, found.b_max,
+                                                found.difference_max, found.a_nonfinite, found.b_nonfinite,
+                                                found.equal));
+                 }
+                 return rows;
+             })
         // Only the jobs that met something: (job, nonfinite, overflow).
         .def("tallies", [](const Run& self) {
             std::vector<std::tuple<size_t, uint64_t, uint64_t>> rows;

@@ -30,6 +30,26 @@ SDS_HD inline size_t size_of(DType dtype) {
     }
 }
 
+// What a reduction can read besides: the first six are those of DType, the rest is compared and never computed with.
+enum class Element : int { f64 = 0, f32, f16, bf16, e4m3, e5m2, i64, u64, i32, u32, i16, u16, i8, u8 };
+constexpr int kElements = 14;
+
+SDS_HD inline size_t size_of(Element element) {
+    switch (element) {
+        case Element::f64:
+        case Element::i64:
+        case Element::u64: return 8;
+        case Element::f32:
+        case Element::i32:
+        case Element::u32: return 4;
+        case Element::f16:
+        case Element::bf16:
+        case Element::i16:
+        case Element::u16: return 2;
+        default: return 1;
+    }
+}
+
 // What happens to a finite result that is too large for the output dtype.
 enum class Overflow : int { format = 0, inf = 1, saturate = 2 };  // format: Inf where there is one, fp8 saturates
 

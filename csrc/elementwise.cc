@@ -18,6 +18,7 @@ namespace sds {
 namespace scalar {
 #include "lanes/scalar.h"
 #include "elementwise.inl.h"
+#include "reduce.inl.h"
 inline bool runs_here() { return true; }
 }  // namespace scalar
 
@@ -32,6 +33,7 @@ inline bool runs_here() { return true; }
 namespace avx2 {
 #include "lanes/avx2.h"
 #include "elementwise.inl.h"
+#include "reduce.inl.h"
 }  // namespace avx2
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -44,6 +46,7 @@ namespace avx2 {
 namespace avx512 {
 #include "lanes/avx512.h"
 #include "elementwise.inl.h"
+#include "reduce.inl.h"
 }  // namespace avx512
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -64,6 +67,7 @@ bool has_avx512() {
 namespace neon {
 #include "lanes/neon.h"
 #include "elementwise.inl.h"
+#include "reduce.inl.h"
 inline bool runs_here() { return true; }  // every AArch64 has it
 }  // namespace neon
 #endif
@@ -71,13 +75,13 @@ inline bool runs_here() { return true; }  // every AArch64 has it
 const std::vector<Target>& targets() {
     static const std::vector<Target> all = {
 #ifdef SDS_X86
-        {"avx512", has_avx512, avx512::evaluate, avx512::fill},
-        {"avx2", has_avx2, avx2::evaluate, avx2::fill},
+        {"avx512", has_avx512, avx512::evaluate, avx512::fill, avx512::reduce},
+        {"avx2", has_avx2, avx2::evaluate, avx2::fill, avx2::reduce},
 #endif
 #ifdef SDS_ARM
-        {"neon", neon::runs_here, neon::evaluate, neon::fill},
+        {"neon", neon::runs_here, neon::evaluate, neon::fill, neon::reduce},
 #endif
-        {"scalar", scalar::runs_here, scalar::evaluate, scalar::fill},
+        {"scalar", scalar::runs_here, scalar::evaluate, scalar::fill, scalar::reduce},
     };
     return all;
 }

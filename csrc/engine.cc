@@ -44,6 +44,7 @@ struct Run::Buffers {
     PageBuffer out;
     std::vector<PageBuffer> in;
     Scratch scratch;
+    Reduction reduction;  // of the chunk in work
 };
 
 Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_ptr<Program>> programs,
@@ -62,6 +63,8 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
     for (size_t i = 0; i < jobs_.size(); ++i) {
         const Job& job = jobs_[i];
         const auto refuse = [&](const char* why) { throw Error(Code::invalid, why, static_cast<int64_t>(i)); };
+        if (job.kind == Job::reduce && (sink_ || job.operands.size() != 2))
+            refuse("a reduction has two operands and no output");
         if (job.count > (UINT64_MAX >> 4) || job.out_offset > (UINT64_MAX >> 1)) refuse("a job is too large");
         if (job.out_offset < reached) refuse("jobs are not in the order of their output");
         reached = job.out_end();
@@ -72,15 +75,19 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
             if (job.operands.size() != static_cast<size_t>(programs_[job.index]->inputs)) refuse("wrong operand count");
         }
         if (job.kind == Job::fill && job.index >= fills_.size()) refuse("a job names no fill rule");
-        if (job.kind != Job::copy && job.out_offset % job.element_bytes() != 0)
+        if (job.kind != Job::copy && job.kind != Job::reduce && job.out_offset % job.element_bytes() != 0)
             refuse("an output tensor is misaligned");
-        for (const JobOperand& operand : job.operands) {
+        for (size_t k = 0; k < job.operands.size(); ++k) {
+            const JobOperand& operand = job.operands[k];
             if (operand.source >= sources_.size()) refuse("a job names no source");
-            const uint64_t bytes = job.count * (job.kind == Job::copy ? 1 : size_of(operand.dtype));
+            if (job.kind == Job::evaluate && static_cast<int>(operand.element) >= kDTypes)
+                refuse("a formula reads floats only");
+            const uint64_t bytes = job.count * job.operand_bytes(k);
             const uint64_t size = sources_[operand.source]->size();
             if (operand.offset > size || bytes > size - operand.offset) refuse("a job reads past the end of a source");
         }
         most_operands_ = std::max(most_operands_, job.operands.size());
+        reductions_.add_job(job.kind == Job::reduce ? job.count : 0);
     }
     if (!jobs_.empty()) {
         begin_ = jobs_.front().out_offset;
@@ -180,13 +187,17 @@ void Run::do_tile(uint64_t tile, Buffers& buffers) {
     for (; job != jobs_.end() && job->out_offset < high; ++job) {
         if (job->count == 0) continue;
         const uint64_t from = std::max(job->out_offset, low), to = std::min(job->out_end(), high);
+        if (job->kind == Job::reduce) {
+            do_chunks(static_cast<size_t>(job - jobs_.begin()), from - job->out_offset, to - job->out_offset, buffers);
+            continue;
+        }
         if (from > reached) std::memset(buffers.out.data() + (reached - base), 0, from - reached);  // padding
         const uint64_t unit = job->element_bytes();
         do_stretch(static_cast<size_t>(job - jobs_.begin()), (from - job->out_offset) / unit, (to - from) / unit,
                    buffers.out.data() + (from - base), buffers);
         reached = to;
     }
-    if (high > reached) std::memset(buffers.out.data() + (reached - base), 0, high - reached);
+    if (sink_ && high > reached) std::memset(buffers.out.data() + (reached - base), 0, high - reached);
     if (sink_) sink_->write(buffers.out.data() + (low - base), high - low, low);
     tile_done(tile, high - low);
 }
@@ -203,11 +214,15 @@ struct Evaluation {
     Overflow policy;
     Tally tally;
     Scratch& scratch;
+    Reduction& reduction;
 
     static void run(void* context) {
         Evaluation& self = *static_cast<Evaluation*>(context);
         if (self.job.kind == Job::copy) {
             std::memcpy(self.out, self.operands[0].data, self.count);
+        } else if (self.job.kind == Job::reduce) {
+            self.target.reduce(self.job.operands[0].element, self.operands[0].data, self.job.operands[1].element,
+                               self.operands[1].data, self.count, self.reduction);
         } else {
             self.target.evaluate(*self.program, self.operands, self.out, self.job.out_dtype, self.count, self.policy,
                                  self.tally, self.scratch);
@@ -226,23 +241,32 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* 
     }
     uint64_t widest = 1;
     bool mapped = false;
-    for (const JobOperand& operand : job.operands) {
-        if (job.kind == Job::evaluate) widest = std::max<uint64_t>(widest, size_of(operand.dtype));
-        mapped |= io_[operand.source] == Io::mmap;
+    for (size_t k = 0; k < job.operands.size(); ++k) {
+        widest = std::max(widest, job.operand_bytes(k));
+        mapped |= io_[job.operands[k].source] == Io::mmap;
     }
-    const uint64_t most = chunk_bytes_ / widest;
+    uint64_t most = chunk_bytes_ / widest;
+    if (job.kind == Job::reduce) most -= most % kReduceBlock;
     for (uint64_t done = 0; done < count;) {
         const uint64_t now = std::min(most, count - done);
-        Evaluation work{target_,           job, nullptr,        {}, out + done * job.element_bytes(), now,
-                        options_.overflow, {},  buffers.scratch};
+        Evaluation work{target_,
+                        job,
+                        nullptr,
+                        {},
+                        out ? out + done * job.element_bytes() : nullptr,
+                        now,
+                        options_.overflow,
+                        {},
+                        buffers.scratch,
+                        buffers.reduction};
         if (job.kind == Job::evaluate) work.program = programs_[job.index].get();
         try {
             for (size_t k = 0; k < job.operands.size(); ++k) {
                 const JobOperand& operand = job.operands[k];
-                const uint64_t unit = job.kind == Job::copy ? 1 : size_of(operand.dtype);
+                const uint64_t unit = job.operand_bytes(k);
                 work.operands[k] = {
                     fetch(operand, operand.offset + (first + done) * unit, now * unit, buffers.in[k].data()),
-                    operand.dtype};
+                    operand.dtype()};
             }
         } catch (const Error& error) {
             throw Error(error.code, error.what(), static_cast<int64_t>(job_index));
@@ -264,6 +288,20 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* 
             tallies_[job_index].overflow += work.tally.overflow;
         }
         done += now;
+    }
+}
+
+// The chunks of a reduction that begin between these bytes of its range: whole ones, wherever the tile ends.
+void Run::do_chunks(size_t job_index, uint64_t low, uint64_t high, Buffers& buffers) {
+    const Job& job = jobs_[job_index];
+    const uint64_t span = kReduceChunk * job.element_bytes();
+    for (uint64_t chunk = (low + span - 1) / span; chunk * span < high; ++chunk) {
+        if (stop_) return;
+        const uint64_t first = chunk * kReduceChunk;
+        buffers.reduction = {};
+        do_stretch(job_index, first, std::min<uint64_t>(kReduceChunk, job.count - first), nullptr, buffers);
+        std::lock_guard<std::mutex> lock(mutex_);
+        reductions_.chunk_done(job_index, chunk, buffers.reduction);
     }
 }
 

@@ -21,19 +21,24 @@ namespace sds {
 
 struct JobOperand {
     uint32_t source;
-    DType dtype;
+    Element element;
     uint64_t offset;  // in the source's file, any byte
+
+    DType dtype() const { return static_cast<DType>(element); }  // of a formula's operand: one of the floats
 };
 
 struct Job {
-    enum Kind : int { copy = 0, evaluate = 1, fill = 2 } kind;
+    // A reduction (reduce.h) writes nothing. Its "output" is a range as long as its first operand, in a run without
+    // a sink: by it tiles are shared out and progress is counted.
+    enum Kind : int { copy = 0, evaluate = 1, fill = 2, reduce = 3 } kind;
     uint32_t index;       // of the program or the fill rule
-    DType out_dtype;      // ignored by copy
+    DType out_dtype;      // ignored by copy and reduce
     uint64_t out_offset;  // in the output file
     uint64_t count;       // elements; bytes for copy
     std::vector<JobOperand> operands;
 
-    uint64_t element_bytes() const { return kind == copy ? 1 : size_of(out_dtype); }
+    uint64_t element_bytes() const { return kind == reduce ? operand_bytes(0) : kind == copy ? 1 : size_of(out_dtype); }
+    uint64_t operand_bytes(size_t k) const { return kind == copy ? 1 : size_of(operands[k].element); }
     uint64_t out_end() const { return out_offset + count * element_bytes(); }
 };
 
@@ -63,6 +68,8 @@ class Run {
     uint64_t bytes_done() const { return bytes_done_; }  // output bytes of finished tiles
     uint64_t watermark() const { return watermark_; }    // output bytes before this offset are all written
     const std::vector<Tally>& tallies() const { return tallies_; }
+    Reduction reduction(size_t job) const { return reductions_.total(job); }  // after finish()
+    const std::vector<Job>& jobs() const { return jobs_; }
     std::vector<Io> io() const { return io_; }
     unsigned workers() const { return worker_count_; }
     const char* target() const { return target_.name; }
@@ -74,6 +81,7 @@ class Run {
     void flush_behind();
     void do_tile(uint64_t tile, Buffers& buffers);
     void do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* out, Buffers& buffers);
+    void do_chunks(size_t job_index, uint64_t low, uint64_t high, Buffers& buffers);
     const uint8_t* fetch(const JobOperand& operand, uint64_t offset, uint64_t bytes, uint8_t* buffer);
     void tile_done(uint64_t tile, uint64_t bytes);
     void fail(const Error& error);
@@ -98,6 +106,7 @@ class Run {
     std::condition_variable changed_;
     std::vector<bool> finished_;
     std::vector<Tally> tallies_;
+    Reductions reductions_;
     unsigned running_ = 0;
     bool cancelled_ = false;
     std::unique_ptr<Error> error_;

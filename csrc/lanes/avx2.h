@@ -115,3 +115,35 @@ template <>
 inline void store<E5M2>(uint8_t* p, Lanes x) {
     store_byte<5, 2>(p, x);
 }
+
+// Eight float64: the lanes of a reduction.
+struct Doubles {
+    __m256d low, high;
+    static Doubles zero() { return {_mm256_setzero_pd(), _mm256_setzero_pd()}; }
+    static Doubles of(Lanes x) {
+        return {_mm256_cvtps_pd(_mm256_castps256_ps128(x.v)), _mm256_cvtps_pd(_mm256_extractf128_ps(x.v, 1))};
+    }
+    void write(double* p) const {
+        _mm256_storeu_pd(p, low);
+        _mm256_storeu_pd(p + 4, high);
+    }
+};
+inline Doubles operator+(Doubles a, Doubles b) { return {_mm256_add_pd(a.low, b.low), _mm256_add_pd(a.high, b.high)}; }
+inline Doubles operator-(Doubles a, Doubles b) { return {_mm256_sub_pd(a.low, b.low), _mm256_sub_pd(a.high, b.high)}; }
+inline Doubles operator*(Doubles a, Doubles b) { return {_mm256_mul_pd(a.low, b.low), _mm256_mul_pd(a.high, b.high)}; }
+inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite values
+    const __m256d sign = _mm256_set1_pd(-0.0);
+    return {_mm256_max_pd(top.low, _mm256_andnot_pd(sign, x.low)),
+            _mm256_max_pd(top.high, _mm256_andnot_pd(sign, x.high))};
+}
+
+constexpr size_t kDoublesStep = 8;  // elements that load_doubles takes at a time
+template <class Stored>
+inline void load_doubles(const uint8_t* p, Doubles* x) {
+    x[0] = Doubles::of(load<Stored>(p));
+}
+template <>
+inline void load_doubles<F64>(const uint8_t* p, Doubles* x) {
+    const double* from = reinterpret_cast<const double*>(p);
+    x[0] = {_mm256_loadu_pd(from), _mm256_loadu_pd(from + 4)};
+}

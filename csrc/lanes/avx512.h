@@ -108,3 +108,30 @@ template <>
 inline void store<E5M2>(uint8_t* p, Lanes x) {
     store_byte<5, 2>(p, x);
 }
+
+// Eight float64: the lanes of a reduction.
+struct Doubles {
+    __m512d v;
+    static Doubles zero() { return {_mm512_setzero_pd()}; }
+    void write(double* p) const { _mm512_storeu_pd(p, v); }
+};
+inline Doubles operator+(Doubles a, Doubles b) { return {_mm512_add_pd(a.v, b.v)}; }
+inline Doubles operator-(Doubles a, Doubles b) { return {_mm512_sub_pd(a.v, b.v)}; }
+inline Doubles operator*(Doubles a, Doubles b) { return {_mm512_mul_pd(a.v, b.v)}; }
+inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite values
+    return {_mm512_max_pd(top.v, _mm512_abs_pd(x.v))};
+}
+
+constexpr size_t kDoublesStep = 16;  // elements that load_doubles takes at a time
+template <class Stored>
+inline void load_doubles(const uint8_t* p, Doubles* x) {
+    const __m512 lanes = load<Stored>(p).v;
+    x[0] = {_mm512_cvtps_pd(_mm512_castps512_ps256(lanes))};
+    x[1] = {_mm512_cvtps_pd(_mm512_extractf32x8_ps(lanes, 1))};
+}
+template <>
+inline void load_doubles<F64>(const uint8_t* p, Doubles* x) {
+    const double* from = reinterpret_cast<const double*>(p);
+    x[0] = {_mm512_loadu_pd(from)};
+    x[1] = {_mm512_loadu_pd(from + 8)};
+}

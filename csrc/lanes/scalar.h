@@ -34,3 +34,39 @@ inline void store(uint8_t* p, Lanes x) {
     const typename Stored::Code code = Stored::encode(x.v);
     memcpy(p, &code, sizeof code);
 }
+
+// Eight float64: the lanes of a reduction.
+struct Doubles {
+    double v[8];
+    static Doubles zero() { return {}; }
+    void write(double* p) const { memcpy(p, v, sizeof v); }
+};
+inline Doubles operator+(Doubles a, Doubles b) {
+    for (int i = 0; i < 8; ++i) a.v[i] += b.v[i];
+    return a;
+}
+inline Doubles operator-(Doubles a, Doubles b) {
+    for (int i = 0; i < 8; ++i) a.v[i] -= b.v[i];
+    return a;
+}
+inline Doubles operator*(Doubles a, Doubles b) {
+    for (int i = 0; i < 8; ++i) a.v[i] *= b.v[i];
+    return a;
+}
+inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite values
+    for (int i = 0; i < 8; ++i) {
+        const double magnitude = x.v[i] < 0 ? -x.v[i] : x.v[i];
+        top.v[i] = magnitude > top.v[i] ? magnitude : top.v[i];
+    }
+    return top;
+}
+
+constexpr size_t kDoublesStep = 8;  // elements that load_doubles takes at a time
+template <class Stored>
+inline void load_doubles(const uint8_t* p, Doubles* x) {
+    for (size_t i = 0; i < 8; ++i) x[0].v[i] = load<Stored>(p + i * sizeof(typename Stored::Code)).v;
+}
+template <>
+inline void load_doubles<F64>(const uint8_t* p, Doubles* x) {
+    memcpy(x[0].v, p, sizeof x[0].v);
+}

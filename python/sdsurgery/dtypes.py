@@ -1,7 +1,7 @@
 """The stored dtypes: one row each, in the order in which files are written (widest first).
 
-``native`` is the code by which the native engine knows a dtype it can compute with (``csrc/dtypes.h`` has the same
-list); a dtype without one is only ever copied.
+``native`` is the code by which the native engine knows a dtype that it can read (``csrc/dtypes.h`` has the same list):
+floats are computed with, integers only compared. A dtype without one is only ever copied.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class DType:
     @property
     def computable(self) -> bool:
         """Whether a formula may be evaluated on it."""
-        return self.native is not None
+        return self.kind == "float" and self.native is not None
 
     def __repr__(self) -> str:
         return self.name
@@ -45,23 +45,23 @@ class DType:
 _ROWS = (
     DType("C64", 64, "opaque"),
     DType("F64", 64, "float", 0),
-    DType("I64", 64, "int"),
-    DType("U64", 64, "int"),
+    DType("I64", 64, "int", 6),
+    DType("U64", 64, "int", 7),
     DType("F32", 32, "float", 1, "fp32"),
-    DType("I32", 32, "int"),
-    DType("U32", 32, "int"),
+    DType("I32", 32, "int", 8),
+    DType("U32", 32, "int", 9),
     DType("BF16", 16, "float", 3, "bf16"),
     DType("F16", 16, "float", 2, "fp16"),
-    DType("I16", 16, "int"),
-    DType("U16", 16, "int"),
+    DType("I16", 16, "int", 10),
+    DType("U16", 16, "int", 11),
     DType("F8_E4M3", 8, "float", 4, "fp8_e4m3"),
     DType("F8_E5M2", 8, "float", 5, "fp8_e5m2"),
     DType("F8_E4M3FNUZ", 8, "opaque"),
     DType("F8_E5M2FNUZ", 8, "opaque"),
     DType("F8_E8M0", 8, "opaque"),
-    DType("I8", 8, "int"),
-    DType("U8", 8, "int"),
-    DType("BOOL", 8, "bool"),
+    DType("I8", 8, "int", 12),
+    DType("U8", 8, "int", 13),
+    DType("BOOL", 8, "bool", 13),
     DType("F6_E3M2", 6, "opaque"),
     DType("F6_E2M3", 6, "opaque"),
     DType("F4", 4, "opaque"),

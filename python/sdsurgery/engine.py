@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import _native, backends
-from .backends import Options, RunHandle
+from .backends import Options, Reduced, RunHandle
 from .errors import InputRefused, Interrupted, RunFailed, SdsError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -65,10 +65,11 @@ def _translated(error: Any, kind: type[SdsError], plan: Plan | None) -> SdsError
 
 @dataclass
 class Outcome:
-    """What a run met: per-tensor counts of non-finite inputs and of overflows, hashes, times and how it ran."""
+    """What a run met, by tensor: non-finite inputs and overflows counted, reductions; hashes, times, how it ran."""
 
     nonfinite: dict[str, int] = field(default_factory=dict)
     overflow: dict[str, int] = field(default_factory=dict)
+    reduced: dict[str, Reduced] = field(default_factory=dict)
     seconds: float = 0.0
     how: dict[str, Any] = field(default_factory=dict)
     input_hashes: tuple[str | None, ...] = ()
@@ -96,9 +97,9 @@ def preview(plan: Plan, backend: str, options: Options) -> dict[str, Any]:
         return {"backend": chosen.name, **chosen.describe(chosen.prepare(plan, sources, None, options))}
 
 
-def examine(plan: Plan, options: Options, progress: Progress | None = None) -> Outcome:
-    """Read and evaluate everything and keep nothing: counts of non-finite values for ``verify``."""
-    chosen = backends.choose("cpu")
+def examine(plan: Plan, options: Options, progress: Progress | None = None, backend: str = "cpu") -> Outcome:
+    """Read and evaluate everything and keep nothing: non-finite values for ``verify``, reductions for ``compare``."""
+    chosen = backends.choose(backend)
     started = time.monotonic()
     with native_errors(InputRefused, plan):
         run = chosen.prepare(plan, [_source_of(item) for item in plan.sources], None, options)
@@ -189,6 +190,8 @@ def _outcome(plan: Plan, run: RunHandle, chosen: backends.Backend, started: floa
             outcome.nonfinite[name] = outcome.nonfinite.get(name, 0) + nonfinite
         if overflow:
             outcome.overflow[name] = outcome.overflow.get(name, 0) + overflow
+    for job, *values in run.reductions():
+        outcome.reduced[plan.pieces[plan.jobs[job].tensor].name] = Reduced(*values)
     outcome.input_hashes = (None,) * len(plan.checkpoints())
     outcome.seconds = time.monotonic() - started
     return outcome

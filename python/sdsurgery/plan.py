@@ -25,6 +25,7 @@ COPIED = "copied"  # one input, byte for byte
 KEPT = "kept"  # A's tensor, because another input lacks it
 ADDED = "added"  # a tensor that only another input has
 FILLED = "filled"  # generated data (test files)
+COMPARED = "compared"  # two inputs, looked at
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,19 @@ class Fill:
 
 
 @dataclass(frozen=True)
+class Reduction:
+    """How alike two operands are, in one pass (``csrc/reduce.h``). Makes no bytes, so only an examination has it."""
+
+
+Work = Formula | Fill | Reduction | None
+"""What makes a tensor's bytes; None: they are copied."""
+
+
+@dataclass(frozen=True)
 class Segment:
     """``count`` elements of a piece from element ``first`` on, made by one formula (None: copied)."""
 
-    formula: Formula | Fill | None
+    formula: Work
     first: int
     count: int
     operands: tuple[Operand, ...]
@@ -109,7 +119,7 @@ class Plan:
     sources: tuple[Any, ...]  # Checkpoint, or bytes for data that the plan itself carries
     pieces: tuple[Piece, ...]
     jobs: tuple[Job, ...]
-    formulas: tuple[Formula | Fill, ...]
+    formulas: tuple[Formula | Fill | Reduction, ...]
     data_start: int
     size: int
     header: Callable[[Sequence[str | None], str | None], bytes]
@@ -137,7 +147,7 @@ class Plan:
         return sum((operand.dtype.nbytes(job.count) or 0) for job in self.jobs for operand in job.operands)
 
 
-def whole(formula: Formula | Fill | None, elements: int, operands: Sequence[Operand]) -> tuple[Segment, ...]:
+def whole(formula: Work, elements: int, operands: Sequence[Operand]) -> tuple[Segment, ...]:
     """The usual case: one formula makes the whole tensor."""
     return (Segment(formula, 0, elements, tuple(operands)),)
 
@@ -229,8 +239,20 @@ def assemble(
     return Plan(verb, inputs, outputs, jobs, formulas, start, layout.size, header, hash_inputs=hash_inputs, **facts)
 
 
-def _jobs(pieces: Sequence[Piece], offsets: Sequence[int]) -> tuple[tuple[Job, ...], tuple[Formula | Fill, ...]]:
-    formulas: dict[Formula | Fill, int] = {}
+def examination(verb: str, sources: Sequence[Any], pieces: Sequence[Piece]) -> Plan:
+    """A plan that reads and writes nothing (``engine.examine``): the pieces one after the other, without a header."""
+    offsets, size = [], 0
+    for piece in pieces:
+        offsets.append(size)
+        size += sum(piece.dtype.nbytes(segment.count) or 0 for segment in piece.segments)
+    jobs, formulas = _jobs(pieces, offsets)
+    return Plan(verb, tuple(sources), tuple(pieces), jobs, formulas, 0, size, lambda hashes, body: b"")
+
+
+def _jobs(
+    pieces: Sequence[Piece], offsets: Sequence[int]
+) -> tuple[tuple[Job, ...], tuple[Formula | Fill | Reduction, ...]]:
+    formulas: dict[Formula | Fill | Reduction, int] = {}
     jobs = []
     for index, (piece, offset) in enumerate(zip(pieces, offsets, strict=True)):
         for segment in piece.segments:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..errors import UsageError
 
@@ -28,6 +28,24 @@ class Options:
     flush: bool = True
 
 
+class Reduced(NamedTuple):
+    """What a reduction of two tensors gives (``csrc/reduce.h`` and docs/numerics.md define each to the bit).
+
+    Sums and maxima are float64, over the elements that are finite in both; ``aa`` is Σ a², ``dd`` Σ (a − b)².
+    """
+
+    dot: float = 0.0
+    aa: float = 0.0
+    bb: float = 0.0
+    dd: float = 0.0
+    a_max: float = 0.0
+    b_max: float = 0.0
+    difference_max: float = 0.0
+    a_nonfinite: int = 0
+    b_nonfinite: int = 0
+    equal: int = 0
+
+
 class RunHandle(Protocol):
     """A run in progress (the native Run is one)."""
 
@@ -36,6 +54,7 @@ class RunHandle(Protocol):
     def cancel(self) -> None: ...
     def finish(self) -> None: ...
     def tallies(self) -> Sequence[tuple[int, int, int]]: ...  # (job, nonfinite, overflow), only where there are any
+    def reductions(self) -> Sequence[tuple[Any, ...]]: ...  # (job, *Reduced), after finish()
     @property
     def bytes_done(self) -> int: ...
     @property

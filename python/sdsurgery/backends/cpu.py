@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from ..dtypes import DType
-from ..plan import Fill, Job, Plan
+from ..plan import Fill, Job, Plan, Reduction
 from ..program import OPERATIONS, Formula
 from . import Backend, Options
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 IO_MODES = ("auto", "pread", "mmap", "direct")
 OVERFLOW = {"default": 0, "inf": 1, "saturate": 2, "error": 0}
-_COPY, _EVALUATE, _FILL = 0, 1, 2
+_COPY, _EVALUATE, _FILL, _REDUCE = 0, 1, 2, 3
 
 
 @functools.lru_cache(maxsize=256)
@@ -33,6 +33,8 @@ def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: O
         if isinstance(formula, Fill):
             place.append((_FILL, len(fills)))
             fills.append((formula.seed, formula.mean, formula.deviation))
+        elif isinstance(formula, Reduction):
+            place.append((_REDUCE, 0))
         else:
             place.append((_EVALUATE, len(programs)))
             programs.append(program(formula, options.wide))
@@ -59,7 +61,8 @@ def _native_job(job: Job, place: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
         return (_COPY, 0, 0, job.offset, job.nbytes, parts)
     kind, index = place[job.formula]
     parts = tuple((operand.source, _code(operand.dtype), operand.offset) for operand in job.operands)
-    return (kind, index, _code(job.dtype), job.offset, job.count, parts)
+    out_dtype = 0 if kind == _REDUCE else _code(job.dtype)
+    return (kind, index, out_dtype, job.offset, job.count, parts)
 
 
 def _code(dtype: DType) -> int:

@@ -6,24 +6,28 @@ NumPy's conversions where it has the dtype and from the definition of the format
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
+from ..dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from ..errors import InputRefused, Interrupted, RunFailed
-from ..plan import Fill, Job, Plan
+from ..plan import Fill, Job, Plan, Reduction
 from ..program import CONSTANT, INPUT, Formula
-from . import Backend, Options
+from . import Backend, Options, Reduced
 
 if TYPE_CHECKING:
     from .._native import Sink, Source
 
-_CHUNK = 1 << 18  # elements at a time
+_CHUNK = 1 << 18  # elements at a time; also the chunk of a reduction
 
 _STORAGE = {F64: np.float64, F32: np.float32, F16: np.float16, BF16: np.uint16, F8_E4M3: np.uint8, F8_E5M2: np.uint8}
+_STORAGE |= {BY_NAME[f"I{bits}"]: np.dtype(f"i{bits // 8}").type for bits in (8, 16, 32, 64)}
+_STORAGE |= {BY_NAME[f"U{bits}"]: np.dtype(f"u{bits // 8}").type for bits in (8, 16, 32, 64)}
+_STORAGE[BY_NAME["BOOL"]] = np.uint8
 _NAN = {F64: 0x7FF8 << 48, F32: 0x7FC00000, F16: 0x7E00, BF16: 0x7FC0, F8_E4M3: 0x7F, F8_E5M2: 0x7F}
 # Small formats by definition: exponent bits, mantissa bits, the largest finite value, whether there is an Inf.
 _SMALL = {
@@ -160,6 +164,54 @@ def evaluate(
     return out, int((~finite).sum()), overflows
 
 
+# ---- reductions, in the order that csrc/reduce.h promises
+
+_LANES, _BLOCK = 8, 1024
+
+
+def _sum(terms: np.ndarray) -> float:
+    """One chunk's sum: eight lanes in a block, a tree over the lanes, block after block. ``terms`` is whole blocks."""
+    steps = terms.reshape(-1, _BLOCK // _LANES, _LANES)
+    lanes = np.zeros((len(steps), _LANES))
+    for step in range(steps.shape[1]):
+        lanes += steps[:, step]
+    lanes = lanes[:, :4] + lanes[:, 4:]
+    lanes = lanes[:, :2] + lanes[:, 2:]
+    total = np.float64(0)
+    for block in lanes[:, 0] + lanes[:, 1]:
+        total += block
+    return total
+
+
+def reduce_chunk(a: np.ndarray, a_dtype: DType, b: np.ndarray, b_dtype: DType) -> Reduced:
+    """At most a chunk of stored elements."""
+    x, y = widen(a, a_dtype, True), widen(b, b_dtype, True)
+    with np.errstate(invalid="ignore", over="ignore"):
+        if a_dtype is b_dtype:
+            codes = f"u{a.itemsize}"
+            equal = a.view(codes) == b.view(codes)
+        else:
+            equal = x == y
+        a_finite, b_finite = np.isfinite(x), np.isfinite(y)
+        both = a_finite & b_finite
+        padding = (0, -x.size % _BLOCK)
+        x, y = (np.pad(np.where(both, values, 0.0), padding) for values in (x, y))
+        difference = x - y
+        sums = [_sum(terms) for terms in (x * y, x * x, y * y, difference * difference)]
+        peaks = [float(np.abs(values).max(initial=0.0)) for values in (x, y, difference)]
+        counts = [int(kind.sum()) for kind in (~a_finite, ~b_finite, equal)]
+    return Reduced._make([*map(float, sums), *peaks, *counts])
+
+
+def combine(total: Reduced, chunk: Reduced) -> Reduced:
+    """The chunk added to those before it; sums that are NaN are the canonical NaN, as any of Python's."""
+    sums = [before + now for before, now in zip(total[:4], chunk[:4], strict=True)]
+    peaks = [max(before, now) for before, now in zip(total[4:7], chunk[4:7], strict=True)]
+    counts = [before + now for before, now in zip(total[7:], chunk[7:], strict=True)]
+    sums = [math.nan if math.isnan(value) else value for value in sums]
+    return Reduced._make([*sums, *peaks, *counts])
+
+
 class ReferenceRun:
     """Does the jobs one after the other inside wait()."""
 
@@ -168,6 +220,7 @@ class ReferenceRun:
         self.bytes_done = 0
         self.watermark = plan.data_start
         self._tallies: dict[int, list[int]] = {}
+        self._reduced: dict[int, Reduced] = {}
         self._work = self._chunks()
         self._cancelled = False
 
@@ -193,6 +246,9 @@ class ReferenceRun:
     def tallies(self) -> list[tuple[int, int, int]]:
         return [(job, *counts) for job, counts in self._tallies.items()]
 
+    def reductions(self) -> list[tuple[Any, ...]]:
+        return [(job, *reduced) for job, reduced in self._reduced.items()]
+
     def _chunks(self) -> Any:
         for index, job in enumerate(self.plan.jobs):
             count = job.nbytes if job.formula is None else job.count
@@ -216,6 +272,10 @@ class ReferenceRun:
             size = operand.dtype.itemsize
             raw = self.sources[operand.source].read(operand.offset + first * size, count * size)
             inputs.append((np.frombuffer(raw, _STORAGE[operand.dtype]), operand.dtype))
+        if isinstance(formula, Reduction):
+            found = reduce_chunk(*inputs[0], *inputs[1])
+            self._reduced[index] = combine(self._reduced.get(index, Reduced()), found)
+            return bytes(count * job.dtype.itemsize)
         out, nonfinite, overflow = evaluate(formula, inputs, job.dtype, self.options.overflow, self.options.wide)
         if nonfinite or overflow:
             counts = self._tallies.setdefault(index, [0, 0])
