@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from ..checkpoint import Checkpoint, TensorInfo
+from ..checkpoint import Checkpoint
 from ..errors import InputRefused, printable
 from ..layouts import UNKNOWN, Detection, Layout, conflict, names, text_encoders
 from .common import numbers_at
@@ -20,8 +20,9 @@ _BY_FAMILY = {"sd2-x4-upscaler": _V, "sd2-unclip-h": _V}  # "parameterization" o
 _MARKED = {"v_pred": _V, "edm_vpred.sigma_max": "EDM v-prediction", "edm_mean": _EDM}
 
 # ComfyUI tells SD 2's two kinds by this spread (comfy/supported_models.py, SD20.model_type); only of 4-channel models.
-_TELLING_BIAS = names.UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+_TELLING_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 _SPREAD = 0.09
+_ENCODER_ENDS = ("final_layer_norm.weight", "ln_final.weight")  # of the tensors by which encoders are told
 
 
 def letter(source: int) -> str:
@@ -105,9 +106,9 @@ def prediction(checkpoint: Checkpoint, layout: Layout) -> Prediction | None:
 
     None for files that are no complete model of a known family and say nothing themselves.
     """
-    held = {names.unwrap(name): info for name, info in checkpoint.tensors.items() if _may_mark(name)}
+    marks = _marks(checkpoint)
     for marker, kind in _MARKED.items():
-        if marker in held:
+        if marker in marks:
             return Prediction(kind, f"marker tensor {marker}")
     metadata = checkpoint.metadata()
     for key, kinds in (("modelspec.prediction_type", _STATED), ("modelspec.architecture", _BY_ARCHITECTURE)):
@@ -116,23 +117,23 @@ def prediction(checkpoint: Checkpoint, layout: Layout) -> Prediction | None:
             return Prediction(stated, f"metadata {key}")
     if layout.unet is None:
         return None
-    if layout.name == "sd2" and _TELLING_BIAS in held:
-        spread = _deviation(_numbers(checkpoint, held[_TELLING_BIAS]))
-        if spread is not None:
-            kind = _V if spread > _SPREAD else _EPSILON
-            return Prediction(kind, f"by the spread of {_TELLING_BIAS}, {spread:.3f}")
+    spread = _spread(checkpoint) if layout.name == "sd2" else None
+    if spread is not None:
+        kind = _V if spread > _SPREAD else _EPSILON
+        return Prediction(kind, f"by the spread of {_TELLING_BIAS}, {spread:.3f}")
     return Prediction(_BY_FAMILY.get(layout.name, _EPSILON), f"usual for {layout.title}, nothing says otherwise")
 
 
-def _may_mark(name: str) -> bool:
-    return name.endswith((*_MARKED, _TELLING_BIAS, "ztsnr"))
+def _marks(checkpoint: Checkpoint) -> set[str]:
+    return {names.unwrap(name) for name in checkpoint.tensors if name.endswith((*_MARKED, "ztsnr"))}
 
 
-def _numbers(checkpoint: Checkpoint, info: TensorInfo) -> list[float]:
-    return numbers_at(checkpoint.source, info.dtype, info.offset, info.elements) if info.strides is None else []
-
-
-def _deviation(found: Collection[float]) -> float | None:
+def _spread(checkpoint: Checkpoint) -> float | None:
+    """Standard deviation of the telling bias, None where it can't be read."""
+    info = next((info for name, info in checkpoint.tensors.items() if name.endswith(_TELLING_BIAS)), None)
+    if info is None or info.strides is not None or info.elements > 320:
+        return None
+    found = numbers_at(checkpoint.source, info.dtype, info.offset, info.elements)
     if not found:
         return None
     mean = sum(found) / len(found)
@@ -150,7 +151,7 @@ def _predictions(checkpoints: Sequence[Checkpoint], detections: Sequence[Detecti
     if len({item.kind for item in found.values()}) > 1:
         each = "; ".join(f"{who(source, checkpoints)}: {item.kind} ({item.reason})" for source, item in found.items())
         told.append(f"warning: these models predict different things, and a mix of them rarely works: {each}")
-    snr = [source for source, checkpoint in enumerate(checkpoints) if "ztsnr" in _unwrapped_markers(checkpoint)]
+    snr = [source for source, checkpoint in enumerate(checkpoints) if "ztsnr" in _marks(checkpoint)]
     if snr and len(snr) < len(checkpoints):
         others = [source for source in range(len(checkpoints)) if source not in snr]
         told.append(
@@ -158,10 +159,6 @@ def _predictions(checkpoints: Sequence[Checkpoint], detections: Sequence[Detecti
             f"the output {'has it' if 0 in snr else 'lacks it'}, as A does"
         )
     return told
-
-
-def _unwrapped_markers(checkpoint: Checkpoint) -> set[str]:
-    return {names.unwrap(name) for name in checkpoint.tensors if name.endswith("ztsnr")}
 
 
 def _list(sources: Sequence[int]) -> str:
@@ -195,8 +192,9 @@ def _encoders(checkpoints: Sequence[Checkpoint]) -> list[str]:
 
 def _encoders_of(checkpoint: Checkpoint) -> Mapping[str, str]:
     """Kind of encoder -> its names, empty for the usual ones."""
+    telling = {names.unwrap(name): info for name, info in checkpoint.tensors.items() if name.endswith(_ENCODER_ENDS)}
     found = {}
-    for text in text_encoders(checkpoint.tensors):
+    for text in text_encoders(telling):
         kind, _, spelling = text.partition(" in ")
         found[kind] = spelling
     return found
