@@ -46,6 +46,7 @@ class Ratios:
         self.blocks = {name: _weights(spec, layout) for name, spec in self._by_ratio("--blocks", blocks).items()}
         self.rules = {name: _rules(spec) for name, spec in self._by_ratio("--rules", rules).items()}
         self._unused = {(name, index) for name, rules in self.rules.items() for index in range(len(rules.rules))}
+        self._formulas: dict[tuple[str, ...], Formula] = {}  # by float.hex: 0.0 and −0.0 are equal, but not the same
         self._known: dict[Any, tuple[Formula, Mapping[str, Any]]] = {}
 
     def of(self, name: str) -> tuple[Formula, Mapping[str, Any]]:
@@ -60,7 +61,7 @@ class Ratios:
                 found = self._known[block] = self._made(block, {n: self._by_block(n, block) for n in self.names})
             return found
         ratios = {ratio: self._by_rule(ratio, name, block) for ratio in self.names}
-        key = (block, *(number.hex() for number in ratios.values()))  # 0.0 and −0.0 are equal, but not the same
+        key = (block, *(number.hex() for number in ratios.values()))
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = self._made(block, ratios)
@@ -84,8 +85,10 @@ class Ratios:
         ]
 
     def _made(self, block: str | None, ratios: Mapping[str, float]) -> tuple[Formula, Mapping[str, Any]]:
-        formula = trace(self.method, self.count, {**self.params, **ratios})
-        return formula, {"block": block, "ratios": {**self.lists, **ratios}}
+        key = tuple(number.hex() for number in ratios.values())
+        if key not in self._formulas:
+            self._formulas[key] = trace(self.method, self.count, {**self.params, **ratios})
+        return self._formulas[key], {"block": block, "ratios": {**self.lists, **ratios}}
 
     def _by_block(self, ratio: str, block: str | None) -> float:
         number: float = self.blocks.get(ratio, {}).get(block or "", self.params[ratio])
