@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,34 @@ def test_absent_and_extra_keys_are_refused_unless_allowed(models: Path, tmp_path
     assert not out.exists()
     done(sds(*asked, "--allow-missing"))
     assert raw(out) == baked(raw(a), {**b, lacking: raw(a)[lacking]})
+
+
+def test_the_recipe_names_the_donors_with_their_hashes(models: Path, tmp_path: Path) -> None:
+    a, b, c, out = models / "a.safetensors", models / "b.safetensors", tmp_path / "vae.safetensors", tmp_path / "o"
+    sdsurgery.extract(b, "vae", out=c)
+    report = sdsurgery.replace(a, {"text_encoder": b, "vae": c}, out=out)
+    recipe = json.loads(read_raw(out)[1]["sd_merge_recipe"])
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (a, b, c)]
+    assert [model["sha256"] for model in recipe["models"]] == digests == report.sha256
+    assert [model["name"] for model in recipe["models"]] == ["a", "b", "vae"]
+    assert recipe["parameters"]["components"] == {"text_encoder": "b.safetensors", "vae": "vae.safetensors"}
+    assert set(json.loads(read_raw(out)[1]["sd_merge_models"])) >= set(digests)
+
+
+def test_matrices_and_1x1_convolutions_are_the_same_in_both_directions(models: Path, tmp_path: Path) -> None:
+    names = [VAE + f"{half}.mid.attn_1.{leaf}.weight" for half in ("encoder", "decoder") for leaf in ("q", "proj_out")]
+    flat = raw(models / "b.safetensors")
+    for name in names:
+        dtype, shape, data = flat[name]
+        assert list(shape)[2:] == [1, 1]
+        flat[name] = (dtype, list(shape)[:2], data)
+    matrices = write_raw(tmp_path / "flat.safetensors", flat)
+    for base, donor in ((models / "a.safetensors", matrices), (matrices, models / "a.safetensors")):
+        out = tmp_path / "o.safetensors"
+        sdsurgery.replace(base, {"vae": donor}, out=out, force=True)
+        found, own, given = raw(out), raw(base), raw(donor)
+        for name in names:
+            assert found[name] == (given[name][0], list(own[name][1]), given[name][2]), "the checkpoint's shape is kept"
 
 
 def test_other_refusals(models: Path, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import sdsurgery
-from cli_support import done, read_raw, refused, sds, write_raw
+from cli_support import done, f32, read_raw, refused, sds, write_raw
 from sdsurgery.errors import InputRefused
+from sdsurgery.layouts import all_layouts
 from sdsurgery.testing import write_checkpoint
 
 UNET, EMA = "model.diffusion_model.", "model_ema."
@@ -44,14 +45,19 @@ def same(left: dict[str, Any], right: dict[str, Any]) -> None:
         assert torch.equal(value, right[name]), name
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd1-inpainting", "sd2"])
+WITH_EMA = [layout.name for layout in all_layouts() if layout.parts and layout.has_ema]
+
+
+@pytest.mark.parametrize("family", WITH_EMA)
 def test_ema_equals_a_straightforward_implementation(family: str, tmp_path: Path) -> None:
     path = tiny(tmp_path / "in.safetensors", family, metadata={"note": "kept"})
     report = sdsurgery.ema(path, out=tmp_path / "out.safetensors")
     same(load(tmp_path / "out.safetensors"), straightforward(load(path)))
     assert read_raw(tmp_path / "out.safetensors")[1]["note"] == "kept"
     assert report.family == family
-    assert report.counts["dropped"] == 688  # 686 twins and two counters
+    unet = sum(name.startswith(UNET) for name in load(path))
+    assert unet == (686 if family.startswith("sd1") else unet)
+    assert report.counts["dropped"] == report.dropped_components["ema"]["tensors"] == unet + 2  # and two counters
 
 
 def test_ema_casts_weights_and_leaves_buffers_alone(tmp_path: Path) -> None:
@@ -71,6 +77,53 @@ def test_keep_counters_keeps_the_two_counters(tmp_path: Path) -> None:
     done(sds("ema", path, "--keep-counters", "-o", tmp_path / "out.safetensors"))
     found = load(tmp_path / "out.safetensors")
     assert {name for name in found if name.startswith(EMA)} == {"model_ema.decay", "model_ema.num_updates"}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_keep_counters_with_a_dtype_leaves_the_counters_exact(dtype: str, tmp_path: Path) -> None:
+    path = tiny(tmp_path / "in.safetensors")
+    sdsurgery.ema(path, keep_counters=True, dtype=dtype, out=tmp_path / "out.safetensors")
+    before, after = read_raw(path)[0], read_raw(tmp_path / "out.safetensors")[0]
+    for name in ("model_ema.decay", "model_ema.num_updates"):
+        assert after[name] == before[name]
+    assert after[UNET + "out.2.bias"][0] == {"fp32": "F32", "bf16": "BF16"}[dtype]
+
+
+def test_ema_names_of_a_bare_unet_are_understood(tmp_path: Path) -> None:
+    path, out = tiny(tmp_path / "in.safetensors"), tmp_path / "out.safetensors"
+    tensors = read_raw(path)[0]
+    bare = {name.replace(EMA + "diffusion_model", EMA): raw for name, raw in tensors.items()}
+    assert len(bare.keys() - tensors.keys()) == 686
+    wanted = straightforward(tensors)
+    write_raw(path, bare)
+    assert sdsurgery.inspect(path).ema == "full"
+    sdsurgery.ema(path, out=out)
+    assert read_raw(out)[0] == wanted
+
+
+def test_twins_and_weights_of_different_dtypes(tmp_path: Path) -> None:
+    """A twin keeps its own dtype: what was trained in float32 is not rounded unless asked."""
+    path, out = tiny(tmp_path / "in.safetensors"), tmp_path / "out.safetensors"
+    tensors = read_raw(path)[0]
+    name = UNET + "out.2.bias"
+    tensors[twin(name)] = ("F32", tensors[name][1], f32(1.5, 2.5, 3.5, 4.5))
+    write_raw(path, tensors)
+    sdsurgery.ema(path, out=out)
+    assert read_raw(out)[0][name] == tensors[twin(name)]
+
+
+@pytest.mark.parametrize("kind", ["none", "partial", "counters", "full"])
+def test_inspect_tells_the_state_of_the_ema(kind: str, tmp_path: Path) -> None:
+    path = tiny(tmp_path / "in.safetensors")
+    tensors = read_raw(path)[0]
+    keep = {
+        "none": lambda name: not name.startswith(EMA),
+        "partial": lambda name: name != twin(UNET + "out.2.bias"),
+        "counters": lambda name: not name.startswith(EMA + "diffusion"),
+        "full": lambda name: True,
+    }[kind]
+    write_raw(path, {name: raw for name, raw in tensors.items() if keep(name)})
+    assert sdsurgery.inspect(path).ema == kind
 
 
 def test_dropped_weights_are_never_read(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import sdsurgery
-from cli_support import done, sds
+from cli_support import done, refused, sds
 from sdsurgery.errors import InputRefused, UsageError
 from sdsurgery.testing import write_checkpoint
 
@@ -24,6 +24,16 @@ def test_use_ema_gives_the_bytes_of_ema_then_merge(tmp_path: Path) -> None:
     left, right = load_file(want), load_file(got)
     assert set(left) == set(right)
     assert all(left[name].equal(right[name]) for name in left)
+
+
+def test_use_ema_refuses_a_partial_ema_with_the_counts(tmp_path: Path) -> None:
+    a, b, out = (tmp_path / f"{name}.safetensors" for name in ("a", "b", "o"))
+    write_checkpoint(a, "sd1", size="tiny")
+    lacking = ("model_ema.diffusion_modelout2bias", "model_ema.diffusion_modelout2weight")
+    write_checkpoint(b, "sd1", size="tiny", ema=True, keep=lambda row: row.key not in lacking)
+    merge = ("merge", a, b, "--method", "weighted-sum", "--use-ema", "B", "-o", out)
+    refused(sds(*merge), 3, str(b), "partial EMA", "684 found", "686 expected")
+    assert not out.exists()
 
 
 def test_use_ema_refuses_inputs_without_ema_and_unknown_letters(tmp_path: Path) -> None:
