@@ -19,7 +19,7 @@ from sdsurgery import commands
 from sdsurgery.cli import command_parser, parse
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")])
 MAPPED = ("csrc", "python", "kernels", "examples")
 SUFFIXES = {".py", ".pyi", ".cc", ".cu", ".h"}
 
@@ -90,7 +90,7 @@ def test_every_command_in_the_pages_is_one_that_the_command_line_understands() -
     seen = set()
     for page in PAGES:
         for block in blocks(page.read_text(encoding="utf-8"), "sh"):
-            for line in re.findall(r"python -m sdsurgery (.+)", block):
+            for line in re.findall(r"python -m sdsurgery (.+)", block.replace("\\\n", " ")):
                 words = shlex.split(line, comments=True)
                 chosen, _ = parse(words)
                 seen.add(chosen.name)
@@ -101,13 +101,20 @@ def test_every_option_that_the_readme_and_the_semantics_name_exists_with_its_wor
     from sdsurgery.verbs.common import CHOICES
 
     known = {option for parser in parsers() for action in parser._actions for option in action.option_strings}
-    for name in ("README.md", "docs/semantics.md", "docs/numerics.md"):
+    verbs = [str(page.relative_to(ROOT)) for page in (ROOT / "docs" / "verbs").glob("*.md")]
+    for name in ("README.md", "docs/semantics.md", "docs/numerics.md", *verbs):
         text = re.sub(r"^```.*?^```", "", read(name), flags=re.MULTILINE | re.DOTALL)
         named = {word for code in re.findall(r"`(--[^`]+)`", text) for word in re.findall(r"--[a-z][a-z-]*", code)}
         assert named <= known, name
     for option, words in CHOICES.items():
         (named_words,) = re.findall(rf"`--{option.replace('_', '-')} ([a-z0-9_|]+\|[a-z0-9_|]+)`", read("README.md"))
         assert set(named_words.split("|")) == set(words), option
+
+
+def test_every_page_of_a_verb_has_an_example_of_it() -> None:
+    for page in (ROOT / "docs" / "verbs").glob("*.md"):
+        if page.stem != "README":
+            assert f"python -m sdsurgery {page.stem} " in page.read_text(encoding="utf-8").replace("\n", " "), page
 
 
 def test_the_readme_names_every_verb() -> None:

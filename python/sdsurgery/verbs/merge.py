@@ -58,7 +58,7 @@ def merge(
 
     ``blocks`` gives merge blocks a ratio of their own: ``"GRAD_V,BASE=0.5"``, a list of numbers or ``{"IN04": 0.3}``;
     ``rules`` gives one to names that a regular expression finds: a file, or ``{r"attn2": 0.3}``. A rule wins over a
-    block, a block over the parameter. A method with several ratios takes ``{"alpha": …}``. (See docs/merge.md.)
+    block, a block over the parameter. A method with several ratios takes ``{"alpha": …}``. (See docs/verbs/merge.md.)
 
     Raises UsageError, InputRefused (before the first output byte), RunFailed or Interrupted; the target is then as it
     was. Returns the Report.
