@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from .dtypes import DType
 from .errors import InputRefused, printable
+from .records import dataclass, field
 
 if TYPE_CHECKING:
     from ._native import Source
@@ -30,10 +31,7 @@ class TensorInfo:
 
     @property
     def elements(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return prod(self.shape)
 
 
 @dataclass

@@ -114,11 +114,26 @@ def ignore_signals() -> None:
 # ---- arguments
 
 
+class _Formatter(argparse.HelpFormatter):
+    """argparse makes one for every option; left to itself it imports shutil for the terminal's width each time."""
+
+    def __init__(self, prog: str) -> None:
+        try:
+            width = int(os.environ.get("COLUMNS") or os.get_terminal_size(sys.__stdout__.fileno()).columns)  # type: ignore[union-attr]
+        except (AttributeError, OSError, ValueError):
+            width = 80
+        super().__init__(prog, width=max(width, 40) - 2)
+
+
+class _Overview(_Formatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the list of commands."""
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, with one line for a mistake (UsageError), "did you mean", and options between the files."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(epilog=EPILOG, allow_abbrev=False, **options)
+        super().__init__(**{"formatter_class": _Formatter, "epilog": EPILOG, "allow_abbrev": False, **options})
         # argparse takes -0.5 for a number, but -1e-3 and -0.5,1.5 for options that it doesn't know.
         self._negative_number_matcher = re.compile(r"-\.?\d|-(inf|nan)", re.IGNORECASE)
 
@@ -143,7 +158,7 @@ def parse(argv: Sequence[str]) -> tuple[commands.Command, argparse.Namespace]:
             prog="sdsurgery",
             usage="%(prog)s [-h] [--version] COMMAND …",
             description=_overview(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Overview,
         )
         parser.add_argument("--version", action="version", version=f"sdsurgery {__version__}")
         parser.parse(argv)
@@ -151,19 +166,19 @@ def parse(argv: Sequence[str]) -> tuple[commands.Command, argparse.Namespace]:
     name = argv[0]
     if name not in commands.NAMES:
         raise UsageError(f"no command '{printable(name)}'{did_you_mean(name, commands.NAMES)} (see sdsurgery --help)")
-    chosen = commands.command(name)
-    args = command_parser(chosen).parse(argv[1:])
+    args = command_parser(name).parse(argv[1:])
     args.verb = name
-    return chosen, args
+    return commands.command(name), args
 
 
-def command_parser(chosen: commands.Command) -> _Parser:
+def command_parser(name: str) -> _Parser:
     """The parser of one command's arguments."""
-    parser = _Parser(prog=f"sdsurgery {chosen.name}", description=chosen.help)
-    chosen.arguments(parser)
+    command = commands.command(name)
+    parser = _Parser(prog=f"sdsurgery {name}", description=command.HELP)
+    command.arguments(parser)
     return parser
 
 
 def _overview() -> str:
-    rows = "\n".join(f"  {name:<10} {commands.command(name).help}" for name in commands.NAMES)
+    rows = "\n".join(f"  {name:<10} {commands.command(name).HELP}" for name in commands.NAMES)
     return f"Exact, flat-memory surgery on Stable Diffusion checkpoints.\n\ncommands:\n{rows}"

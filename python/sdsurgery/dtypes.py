@@ -6,7 +6,7 @@ floats are computed with, integers only compared. A dtype without one is only ev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from .records import dataclass
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import _native, backends
 from .backends import Options, Reduced, RunHandle
 from .errors import InputRefused, Interrupted, RunFailed, SdsError, UsageError, printable
+from .records import dataclass, field
 
 if TYPE_CHECKING:
     from ._native import Sink, Source

@@ -23,11 +23,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import isinf
 from typing import Any
 
 from .errors import UsageError
+from .records import dataclass
 
 RECIPE, MODELS = "sd_merge_recipe", "sd_merge_models"
 MAX_ANCESTRY = 1_000_000

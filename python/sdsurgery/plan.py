@@ -8,12 +8,12 @@ EMA extraction, pruning and component swaps differ only in their pieces.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .dtypes import DType
 from .errors import InputRefused, RunFailed, printable
 from .program import Formula
+from .records import dataclass
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, TensorInfo

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from ..discovery import module_names
 from ..errors import UsageError
+from ..records import dataclass
 
 if TYPE_CHECKING:
     from .._native import Sink, Source
@@ -75,9 +76,7 @@ class Backend:
 
 def names() -> list[str]:
     """The backends' names: the modules of this package. None is imported for it (some need NumPy or more)."""
-    import pkgutil
-
-    return [module.name for module in pkgutil.iter_modules(__path__)]
+    return module_names(__path__)
 
 
 def choose(name: str) -> Backend:
@@ -86,13 +85,16 @@ def choose(name: str) -> Backend:
 
     if name == "auto":
         name = "cpu"
-    if name not in names():
+    try:
+        backend: Backend = importlib.import_module(f"{__name__}.{name}").BACKEND
+    except ImportError:
+        if name in names():
+            raise
         from ..errors import printable
         from ..suggest import did_you_mean
 
         hint = did_you_mean(name, names()) or f"; known: auto, {', '.join(names())}"
-        raise UsageError(f"unknown backend '{printable(name)}'{hint}")
-    backend: Backend = importlib.import_module(f"{__name__}.{name}").BACKEND
+        raise UsageError(f"unknown backend '{printable(name)}'{hint}") from None
     reason = backend.available()
     if reason is not None:
         raise UsageError(f"the backend {name} cannot be used here: {reason}")

@@ -6,10 +6,11 @@ imported when its command is used; importing it costs next to nothing (``--help`
 
 from __future__ import annotations
 
-import importlib
-from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
-from typing import NamedTuple
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
 
 NAMES = (
     "merge",
@@ -28,16 +29,17 @@ NAMES = (
 )
 
 
-class Command(NamedTuple):
-    """One command: its name, its line in ``--help``, and what it takes and does."""
+class Command(Protocol):
+    """What a command's module offers."""
 
-    name: str
-    help: str
-    arguments: Callable[[ArgumentParser], None]
-    run: Callable[[Namespace], int]
+    HELP: str
+
+    def arguments(self, parser: ArgumentParser) -> None: ...
+    def run(self, args: Namespace) -> int: ...
 
 
 def command(name: str) -> Command:
-    """The command of that name (one of ``NAMES``)."""
-    module = importlib.import_module("." + name.replace("-", "_"), __name__)
-    return Command(name, module.HELP, module.arguments, module.run)
+    """The module of the command of that name (one of ``NAMES``)."""
+    module: Any = import_module("." + name.replace("-", "_"), __name__)
+    found: Command = module
+    return found

@@ -1,10 +1,12 @@
-"""File formats, one file each. A reader is registered by decorating it; nothing else lists what the registry knows."""
+"""File formats, one file each, asked in turn: a file's content tells its format. Only what is asked is imported."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ..records import dataclass
 
 if TYPE_CHECKING:
     from .._native import Source
@@ -20,26 +22,22 @@ class Reader:
     read: Callable[[Source], Contents]
 
 
-_READERS: list[Reader] = []
+FORMATS = ("safetensors", "torch_legacy", "torch_zip")
+"""The modules with a ``READER``, in the order in which they are asked; the first that recognises a file wins."""
 
 
-def register(reader: Reader) -> Reader:
-    """Add a format. Readers are asked in the order in which they were registered; the first that recognises wins."""
-    _READERS.append(reader)
-    return reader
-
-
-def _load() -> list[Reader]:
-    from . import safetensors, torch_legacy, torch_zip  # noqa: F401  (each registers itself when first imported)
-
-    return _READERS
+def readers() -> Iterator[Reader]:
+    """Every format's reader; each module is imported when its turn comes."""
+    for name in FORMATS:
+        reader: Reader = import_module(f".{name}", __name__).READER
+        yield reader
 
 
 def recognise(source: Source) -> Reader | None:
     """The reader for a file's content, or None."""
-    return next((reader for reader in _load() if reader.sniff(source)), None)
+    return next((reader for reader in readers() if reader.sniff(source)), None)
 
 
 def known() -> str:
-    """Names of the registered formats, for messages."""
-    return ", ".join(reader.name for reader in _load())
+    """Names of the formats, for messages."""
+    return ", ".join(reader.name for reader in readers())

@@ -14,15 +14,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import TYPE_CHECKING, NoReturn
 
 from ..checkpoint import Contents, TensorInfo
 from ..dtypes import BY_NAME, DType
 from ..errors import InputRefused, UsageError, printable
+from ..records import dataclass
 from ..suggest import did_you_mean
-from . import Reader, register
+from . import Reader
 
 if TYPE_CHECKING:
     from .._native import Source
@@ -44,8 +44,10 @@ _SIZES = re.compile(r"[0-9, \t\n\r]*")
 _LONG_SIZE = re.compile(r"[0-9]{21}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UINT = "(?:0|[1-9][0-9]{0,18})"  # always below 2**64; longer ones take the slow path
+# An entry as nearly every writer writes it, with the comma before it: compact, or spaced as Python's json does.
 _USUAL_ENTRY = re.compile(
-    rf'\{{"dtype":"(\w{{1,16}})","shape":\[((?:{_UINT}(?:,{_UINT}){{0,7}})?)\],"data_offsets":\[({_UINT}),({_UINT})\]\}}'
+    rf', ?"([^"\\\x00-\x1f]*)": ?\{{"dtype": ?"(\w{{1,16}})", ?"shape": ?\[((?:{_UINT}(?:, ?{_UINT}){{0,7}})?)\]'
+    rf', ?"data_offsets": ?\[({_UINT}), ?({_UINT})\]\}}'
 )
 
 # Runs of plain items inside an array and inside an object: what makes passing over a large ignored value cheap. The
@@ -54,8 +56,8 @@ _TEXT = r'"[^"\\\x00-\x1f]*"'
 _PLAIN_VALUE = rf"(?:{_TEXT}|-?{_UINT}|true|false|null|\[\]|\{{\}})"
 _GAP = _BLANKS.pattern
 _PLAIN = {
-    "]": re.compile(rf"(?:{_GAP}{_PLAIN_VALUE}{_GAP},){{1,256}}"),
-    "}": re.compile(rf"(?:{_GAP}{_TEXT}{_GAP}:{_GAP}{_PLAIN_VALUE}{_GAP},){{1,256}}"),
+    "]": rf"(?:{_GAP}{_PLAIN_VALUE}{_GAP},){{1,256}}",
+    "}": rf"(?:{_GAP}{_TEXT}{_GAP}:{_GAP}{_PLAIN_VALUE}{_GAP},){{1,256}}",
 }
 
 Entry = tuple[str, str, "tuple[int, ...]", int, int]
@@ -118,9 +120,22 @@ def _parse(text: str) -> tuple[list[Entry], dict[str, str]]:
             raise InputRefused(f"tensor '{printable(name)}' is given twice in the header")
         else:
             entries[name] = _parse_entry(cursor, name)
+            _parse_usual(cursor, entries)
     if cursor.peek():
         cursor.fail(f"nothing may follow the closing '}}', found {cursor.found()}")
     return list(entries.values()), metadata or {}
+
+
+def _parse_usual(cursor: _Cursor, entries: dict[str, Entry]) -> None:
+    """Take the run of usual entries that begins here; the first one that is anything else stays for the cursor."""
+    text, at, usual = cursor.text, cursor.at, _USUAL_ENTRY.match
+    while match := usual(text, at):
+        name, dtype, sizes, begin, end = match.groups()
+        if name in entries or name == _METADATA:
+            break
+        entries[name] = name, dtype, tuple(map(int, sizes.split(","))) if sizes else (), int(begin), int(end)
+        at = match.end()
+    cursor.at = at
 
 
 def _parse_metadata(cursor: _Cursor) -> dict[str, str]:
@@ -137,13 +152,7 @@ def _parse_metadata(cursor: _Cursor) -> dict[str, str]:
 
 
 def _parse_entry(cursor: _Cursor, name: str) -> Entry:
-    opening = cursor.peek()
-    usual = _USUAL_ENTRY.match(cursor.text, cursor.at)
-    if usual:
-        cursor.at = usual.end()
-        dtype, sizes, begin, end = usual.groups()
-        return name, dtype, tuple(map(int, sizes.split(","))) if sizes else (), int(begin), int(end)
-    if opening == "[":  # serde also takes a struct as the list of its fields
+    if cursor.peek() == "[":  # serde also takes a struct as the list of its fields
         cursor.take("[")
         dtype = _parse_dtype(cursor, name)
         cursor.take(",")
@@ -336,7 +345,7 @@ class _Cursor:
         while True:
             if closers:
                 if depth + len(closers) < _MAX_DEPTH:
-                    self._skip_plain(_PLAIN[closers[-1]])
+                    self._skip_plain(re.compile(_PLAIN[closers[-1]]))
                 if closers[-1] == "}":
                     self._key()
             char = self.peek()
@@ -459,4 +468,4 @@ def _written_bytes(name: str, dtype: DType, shape: tuple[int, ...]) -> int:
         raise UsageError(f"cannot be written: {error}") from None
 
 
-register(Reader("safetensors", sniff, read))
+READER = Reader("safetensors", sniff, read)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import InputRefused, printable
-from . import Reader, register
+from . import Reader
 from .pickle_machine import DICT, INT, LIST, MAX_OPCODES, MAX_PICKLE, STORAGE, TEXT, Graph, TruncatedPickle
 from .torch_pickle import parse, refuse_dangerous
 from .torch_state import contents
@@ -168,4 +168,4 @@ def _refuse_plain(source: Source, allow_suspicious: bool) -> TorchContents:
     )
 
 
-READER = register(Reader("torch-legacy", sniff, read))
+READER = Reader("torch-legacy", sniff, read)

@@ -7,10 +7,10 @@ that may lie, so everything is compared before it is used, and Python's integers
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from ..checkpoint import Contents, TensorInfo
 from ..errors import InputRefused, printable
+from ..records import dataclass, field
 from .torch_values import DTYPES, Storage, Tensor
 
 MAX_BLOWUP = 64 << 20  # bytes by which a tensor of overlapping elements (stride 0) may be larger than its storage

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import InputRefused, RunFailed, printable
-from . import Reader, register
+from . import Reader
 from .pickle_machine import MAX_PICKLE, Graph
 from .torch_pickle import parse, refuse_dangerous
 from .torch_state import contents
@@ -149,4 +149,4 @@ def _pieces(source: Source, entry: Entry) -> Iterator[bytes]:
         yield source.read(entry.offset + pos, min(1 << 20, entry.size - pos))
 
 
-READER = register(Reader("torch-zip", is_zip, read))
+READER = Reader("torch-zip", is_zip, read)

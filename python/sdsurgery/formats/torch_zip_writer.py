@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from struct import pack
 
 from ..dtypes import DType
 from ..errors import UsageError, printable
+from ..records import dataclass
 
 ALIGNMENT = 64
 ROOT = "archive"

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from math import isfinite
 from typing import NamedTuple, NoReturn
 
 from ..errors import UsageError, printable
+from ..records import dataclass
 from . import names
 from .base import Layout
 from .presets import COUNT, PRESETS, preset

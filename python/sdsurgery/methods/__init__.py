@@ -12,11 +12,13 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from ..discovery import module_names
 from ..errors import UsageError
+from ..records import dataclass
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,8 @@ def method(
 @functools.cache
 def _import_modules() -> None:
     """Import this package's modules, which register their methods (even where a method from elsewhere came first)."""
-    import importlib
-    import pkgutil
-
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
+    for name in module_names(__path__):
+        import_module(f"{__name__}.{name}")
 
 
 def registered(verb: str | None = None) -> dict[str, Method]:

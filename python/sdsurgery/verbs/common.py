@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from .. import engine
@@ -14,6 +13,7 @@ from ..dtypes import BY_OPTION, DType
 from ..errors import InputRefused, UsageError, printable
 from ..methods import get
 from ..program import Formula, trace
+from ..records import asdict, dataclass, field, fields
 from ..suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -243,10 +243,9 @@ def single_metadata(
     parents = [parent(each) for each in (checkpoint, *donors)]
 
     def metadata(hashes: Sequence[str | None], body: str | None) -> Mapping[str, str]:
-        from dataclasses import replace
-
         from .. import __version__
         from ..metadata import single_input_metadata
+        from ..records import replace
 
         return single_input_metadata(
             source=parents[0].metadata,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..checkpoint import Checkpoint
@@ -18,6 +17,7 @@ from ..errors import InputRefused, printable
 from ..layouts import Layout, aliases, detect, names
 from ..layouts import get as layout_named
 from ..plan import ADDED, Dropped, Operand, Piece, Plan, whole
+from ..records import dataclass
 from .common import Report, Settings, identity_formula, numbers_at, planned, single_input, single_metadata, single_piece
 
 TOKENS = 77

@@ -6,11 +6,10 @@ and every output is written in them. Nothing is rearranged; docs/layouts.md list
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, printable
 from ..layouts import Layout, aliases, detect
+from ..records import replace
 from .common import without_unit_tail
 
 

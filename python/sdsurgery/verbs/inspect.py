@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..checkpoint import open_checkpoint
 from ..layouts import aliases, detect
+from ..records import asdict, dataclass, field
 from .ema import state as ema_state
 from .fix_clip import remarks
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from .. import engine
@@ -19,6 +18,7 @@ from ..layouts import Layout, detect
 from ..methods import Method, get
 from ..plan import ADDED, KEPT, MERGED, Dropped, Piece, Plan, copied, operand, require_computable, whole
 from ..plan import rounded as rounded_piece
+from ..records import replace
 from .common import (
     Report,
     Settings,
@@ -141,6 +141,7 @@ def plan_merge(
     def metadata(hashes: Sequence[str | None], body: str | None) -> Mapping[str, str]:
         from .. import __version__
         from ..metadata import merge_metadata
+        from ..records import replace
 
         return merge_metadata(
             recipe=recipe,

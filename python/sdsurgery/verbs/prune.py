@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Detection, Layout, aliases, detect, names
 from ..plan import Dropped, Piece, Plan
+from ..records import dataclass
 from .common import Report, Settings, identity_formula, planned, single_input, single_metadata, single_piece
 
 PRESETS = {"full": (), "no-ema": ("ema",), "ema-only": ("ema",), "inference": ("ema",)}

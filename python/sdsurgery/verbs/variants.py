@@ -7,7 +7,6 @@ What a wide A has beyond them is A's alone and is kept. A narrow A takes only di
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import TensorInfo
@@ -16,6 +15,7 @@ from ..layouts import names
 from ..methods import Method, Param
 from ..plan import MERGED, Operand, Piece, Segment, operand, require_computable
 from ..program import Formula
+from ..records import replace
 
 LATENT = 4
 """Input channels of a plain model: those of the latent image."""

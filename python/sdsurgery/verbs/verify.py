@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .. import engine
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..layouts import detect
 from ..plan import COPIED, Piece, assemble, operand, whole
+from ..records import asdict, dataclass, field
 from .common import identity_formula, settings_from
 from .fix_clip import remarks
 

@@ -1,0 +1,124 @@
+"""``dataclass`` for start-up that is not felt.
+
+The standard library's imports ``inspect`` (with ``ast``, ``dis`` and ``tokenize``) and generates up to nine functions a
+class: together a third of a merge's start-up. This one has the same names and the same meaning for what is used here
+(``frozen``, ``eq``, defaults, ``field``, ``__post_init__``, inheritance) and generates ``__init__`` alone. A type
+checker sees the standard one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dataclasses import asdict, dataclass, field, fields, replace
+
+__all__ = ["asdict", "dataclass", "field", "fields", "replace"]
+
+if not TYPE_CHECKING:
+    _NOTHING = object()
+
+    class Field:
+        """One field: its name, its default, and whether ``__init__``, ``==`` and ``repr`` know it."""
+
+        __slots__ = ("compare", "default", "default_factory", "init", "name", "repr")
+
+        def __init__(self, default, default_factory, init, compare, repr):
+            self.name = ""
+            self.default, self.default_factory = default, default_factory
+            self.init, self.compare, self.repr = init, compare, repr
+
+    def field(*, default=_NOTHING, default_factory=None, init=True, compare=True, repr=True) -> Any:
+        return Field(default, default_factory, init, compare, repr)
+
+    def fields(record) -> tuple[Field, ...]:
+        return record.__record_fields__
+
+    def dataclass(cls=None, *, frozen: bool = False, eq: bool = True):
+        if cls is None:
+            return lambda decorated: dataclass(decorated, frozen=frozen, eq=eq)
+        found = {item.name: item for base in cls.__mro__[:0:-1] for item in getattr(base, "__record_fields__", ())}
+        for name, annotation in cls.__annotations__.items():
+            if not str(annotation).startswith("ClassVar"):
+                found[name] = _own_field(cls, name)
+        cls.__record_fields__ = tuple(found.values())
+        cls.__init__ = _make_init(cls)
+        if "__repr__" not in cls.__dict__:
+            cls.__repr__ = _repr
+        if eq:
+            cls.__eq__ = _eq
+            cls.__hash__ = _hash if frozen else None
+        if frozen:
+            cls.__setattr__, cls.__delattr__ = _refuse_set, _refuse_delete
+        return cls
+
+    def _own_field(cls, name):
+        given = cls.__dict__.get(name, _NOTHING)
+        item = given if isinstance(given, Field) else Field(given, None, True, True, True)
+        item.name = name
+        if isinstance(given, Field):
+            if item.default is _NOTHING:
+                delattr(cls, name)
+            else:
+                setattr(cls, name, item.default)
+        return item
+
+    def _make_init(cls):
+        known, parameters, lines = {"_NOTHING": _NOTHING}, ["self"], ["_values = self.__dict__"]
+        for item in cls.__record_fields__:
+            name = item.name
+            if item.default_factory is not None:
+                known[f"_make_{name}"] = item.default_factory
+                made = f"_make_{name}()"
+                lines.append(f"_values[{name!r}] = {made} if {name} is _NOTHING else {name}" if item.init else made)
+                parameters += [f"{name}=_NOTHING"] * item.init
+            elif not item.init:
+                continue
+            elif item.default is _NOTHING:
+                parameters.append(name)
+                lines.append(f"_values[{name!r}] = {name}")
+            else:
+                known[f"_default_{name}"] = item.default
+                parameters.append(f"{name}=_default_{name}")
+                lines.append(f"_values[{name!r}] = {name}")
+        if hasattr(cls, "__post_init__"):
+            lines.append("self.__post_init__()")
+        made = {}
+        exec(f"def __init__({', '.join(parameters)}):\n " + "\n ".join(lines), known, made)
+        made["__init__"].__qualname__ = f"{cls.__qualname__}.__init__"
+        return made["__init__"]
+
+    def _compared(record):
+        return tuple([getattr(record, item.name) for item in record.__record_fields__ if item.compare])
+
+    def _eq(self, other):
+        return _compared(self) == _compared(other) if other.__class__ is self.__class__ else NotImplemented
+
+    def _hash(self):
+        return hash(_compared(self))
+
+    def _repr(self):
+        shown = (f"{item.name}={getattr(self, item.name)!r}" for item in self.__record_fields__ if item.repr)
+        return f"{self.__class__.__qualname__}({', '.join(shown)})"
+
+    def _refuse_set(self, name, value):
+        raise AttributeError(f"cannot assign to field {name!r}")
+
+    def _refuse_delete(self, name):
+        raise AttributeError(f"cannot delete field {name!r}")
+
+    def replace(record, /, **changes):
+        given = {item.name: getattr(record, item.name) for item in record.__record_fields__ if item.init}
+        return record.__class__(**{**given, **changes})
+
+    def asdict(record) -> dict[str, Any]:
+        return {item.name: _plain(getattr(record, item.name)) for item in record.__record_fields__}
+
+    def _plain(value):
+        if hasattr(value, "__record_fields__"):
+            return asdict(value)
+        if isinstance(value, dict):
+            return {_plain(key): _plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(_plain(item) for item in value)
+        return value
