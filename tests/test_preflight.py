@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import sdsurgery
 from cli_support import done, f32, plain, read_raw, refused, sds, write_raw
+from sdsurgery import layouts
 from sdsurgery.errors import InputRefused
+from sdsurgery.layouts import diffusers
 from sdsurgery.testing import write_checkpoint
 
 UNET = "model.diffusion_model."
@@ -113,6 +115,26 @@ def test_a_bare_unet_merges_with_a_whole_model_in_both_orders(folder: Path, tmp_
     there, _ = merged([b, a], tmp_path / "there.safetensors")
     back, _ = merged([bare, a], tmp_path / "back.safetensors")
     assert back == {n.removeprefix(UNET): raw for n, raw in there.items() if n.startswith(UNET)}
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl-base"])
+def test_a_unet_in_diffusers_names_merges_with_a_whole_model_in_both_orders(
+    family: str, folder: Path, tmp_path: Path
+) -> None:
+    new = {row.ldm_key: row.key for row in diffusers.mapping(layouts.get(family)) if row.component == "unet"}
+    assert all(new.values())
+    a, b = folder / f"{family}-a.safetensors", folder / f"{family}-b.safetensors"
+    foreign = changed(b, tmp_path / "unet.safetensors", lambda all: {new[n]: t for n, t in all.items() if n in new})
+    with sdsurgery.open(foreign) as checkpoint:
+        assert layouts.detect(checkpoint.tensors).layout.name == f"{family}-diffusers"
+    options = {"blocks": "GRAD_A,BASE=0.3"}
+    want, _ = merged([a, b], tmp_path / "want.safetensors", **options)
+    got, notes = merged([a, foreign], tmp_path / "got.safetensors", **options)
+    assert {n: t for n, t in got.items() if n in new} == {n: t for n, t in want.items() if n in new}
+    assert any(f"{len(new)} tensors found under other names" in note for note in notes)
+    there, _ = merged([b, a], tmp_path / "there.safetensors", **options)
+    back, _ = merged([foreign, a], tmp_path / "back.safetensors", **options)
+    assert back == {new[n]: t for n, t in there.items() if n in new}
 
 
 def test_blocks_and_rules_go_by_as_names(folder: Path, tmp_path: Path) -> None:

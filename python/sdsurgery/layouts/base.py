@@ -77,6 +77,11 @@ class Layout:
         return self.variant_of or self.name
 
     @property
+    def model(self) -> str:
+        """:attr:`base` in the original names: a family and its diffusers form are one model."""
+        return self.base.removesuffix("-diffusers")
+
+    @property
     def input_channels(self) -> int | None:
         """Channels of the first U-Net convolution, None for a family without a U-Net."""
         return self.unet.in_channels if self.unet else None

@@ -176,12 +176,12 @@ _MARKER_NOTES = (
 
 
 def conflict(a: Detection, b: Detection, who: tuple[str, str] = ("A", "B")) -> str | None:
-    """None when the two may be mixed: same base family, or an unknown one with anything.
+    """None when the two may be mixed: same base family in whatever names, or an unknown one with anything.
 
     Otherwise one line that names both families and the tensor, with both shapes, that tells them apart. ``who`` are
     the names of the two inputs in that line; it holds no file names, so a caller can put "A is …, B is …" in front.
     """
-    if UNKNOWN in (a.layout, b.layout) or a.layout.base == b.layout.base:
+    if UNKNOWN in (a.layout, b.layout) or a.layout.model == b.layout.model:
         return None
     families = f"{who[0]} is {a.layout.title} ({a.layout.name}), {who[1]} is {b.layout.title} ({b.layout.name})"
     return f"{families}: {_difference(a, b, who)}"

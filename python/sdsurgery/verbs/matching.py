@@ -1,8 +1,8 @@
 """Which tensor of another input belongs to which of A's: by name, and where that fails by what both names stand for.
 
 Old and foreign names (CLIP-L without ``text_model.``, the VAE's old attention names, ``state_dict.`` and ``model.``
-around everything, a bare U-Net, SD 2's encoder in sgm's place) are renames: the tensors themselves are merged as they
-are. The output keeps A's names.
+around everything, a bare U-Net, also in diffusers' names, SD 2's encoder in sgm's place) are renames: the tensors
+themselves are merged as they are. The output keeps A's names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from ..checkpoint import TensorInfo
 from ..errors import printable
-from ..layouts import Layout, aliases
+from ..layouts import Layout, aliases, get
 
 
 def in_names_of(
@@ -24,6 +24,7 @@ def in_names_of(
     extra = [name for name in other if name not in first and not layout.is_ema(name)]
     if not extra:
         return other, []
+    layout = get(layout.name.removesuffix("-diffusers"))  # whose names are what all others stand for
     lacking = {aliases.canonical(name, layout): name for name in first if name not in other and not layout.is_ema(name)}
     renamed: dict[str, str] = {}
     for name in extra:
