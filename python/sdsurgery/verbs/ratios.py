@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout
-from ..layouts.blocks import Rules, parse_blocks, parse_rules, rules_from
 from ..methods import Method, PerInput
 from ..program import Formula, trace
+
+if TYPE_CHECKING:
+    from ..layouts.blocks import Rules  # and its neighbours only for those who use them
 
 BlockWeights = str | Sequence[float] | Mapping[str, float]
 """``IN04=0.3,OUT05-OUT08=0.8``, a preset's name, a list of numbers, or block name to number."""
@@ -25,8 +27,7 @@ RuleSet = str | os.PathLike[str] | Mapping[str, float]
 
 _BASE = "BASE"
 _LONGEST_RULES = 1_000_000  # bytes; a larger file is no list of rules
-_PREFIX = re.compile(r"\s*(\w+)\s*:(.*)", re.DOTALL)
-_Spec = TypeVar("_Spec")
+_WITH_RATIO = r"(?s)\s*(\w+)\s*:(.*)"
 
 
 class Ratios:
@@ -138,7 +139,7 @@ def _separate(given: Any, ratios: Sequence[str]) -> list[tuple[str | None, Any]]
     if given is None or (isinstance(given, list | tuple) and not given):
         return []
     if isinstance(given, str):
-        match = _PREFIX.fullmatch(given)
+        match = re.fullmatch(_WITH_RATIO, given)
         # C:\rules.txt is no ratio; a block list has no colon of its own.
         if match and (match[1] in ratios or len(match[1]) > 1):
             return [(match[1], match[2].strip())]
@@ -151,6 +152,8 @@ def _separate(given: Any, ratios: Sequence[str]) -> list[tuple[str | None, Any]]
 
 
 def _weights(spec: BlockWeights, layout: Layout) -> dict[str, float]:
+    from ..layouts.blocks import parse_blocks
+
     if isinstance(spec, str):
         return parse_blocks(spec, layout)
     if isinstance(spec, Mapping):
@@ -168,13 +171,18 @@ def _number(value: Any) -> str:
 
 
 def _rules(spec: RuleSet) -> Rules:
+    from ..layouts.blocks import parse_rules, rules_from
+
     if isinstance(spec, Mapping):
         return rules_from(spec.items())
     try:
         path = os.fspath(spec)
     except TypeError:
         raise UsageError(f"rules: expected a file or a mapping, not {type(spec).__name__}") from None
-    return _in_file(path, parse_rules, _text(path))
+    try:
+        return parse_rules(_text(path))
+    except UsageError as error:
+        raise UsageError(f"{printable(path)}: {error}") from None
 
 
 def _text(path: str) -> str:
@@ -194,10 +202,3 @@ def _text(path: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputRefused(f"rules file {printable(path)}: not UTF-8 text") from None
-
-
-def _in_file(path: str, parse: Callable[[str], _Spec], text: str) -> _Spec:
-    try:
-        return parse(text)
-    except UsageError as error:
-        raise UsageError(f"{printable(path)}: {error}") from None
