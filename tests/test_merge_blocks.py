@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import sdsurgery
 from cli_support import done, f32, floats, plain, read_raw, refused, sds, write_raw
+from hypothesis import given
+from hypothesis import strategies as st
 from sdsurgery import layouts, methods
 from sdsurgery.errors import InputRefused, UsageError
 from sdsurgery.methods import Param, get
@@ -228,7 +230,7 @@ def test_each_ratio_has_its_own_blocks_and_rules(
 
 
 def test_with_several_ratios_it_must_be_said_which(two_ratios: str, models: Mapping[str, list[Path]]) -> None:
-    for given, words in (
+    for options, words in (
         ({"blocks": "IN00=0.5"}, "two-ratios has several ratios (alpha, beta); say which: --blocks alpha:…"),
         ({"rules": {"x": 1.0}}, "say which: --rules alpha:…"),
         ({"blocks": "alfa:IN00=0.5"}, "has no ratio 'alfa'; did you mean 'alpha'"),
@@ -236,7 +238,7 @@ def test_with_several_ratios_it_must_be_said_which(two_ratios: str, models: Mapp
         ({"blocks": ["beta:IN00=1", "beta:IN01=1"]}, "given twice for beta"),
     ):
         with pytest.raises(UsageError, match=re.escape(words)):
-            sdsurgery.merge(two_ratios, models["sd1"], dry_run=True, hash=False, **given)
+            sdsurgery.merge(two_ratios, models["sd1"], dry_run=True, hash=False, **options)
 
 
 # ---- the recipe and the report
@@ -269,8 +271,8 @@ def test_multiplier_is_the_plain_ratio_and_none_with_weights(tmp_path: Path) -> 
         plain(tmp_path / "b.safetensors", 2.0),
         tmp_path / "o.safetensors",
     )
-    for given, expected in (({"alpha": 0.3}, 0.3), ({"weights": [0.5, 0.5]}, None)):
-        sdsurgery.merge("weighted-sum", [a, b], out=out, force=True, **given)
+    for options, expected in (({"alpha": 0.3}, 0.3), ({"weights": [0.5, 0.5]}, None)):
+        sdsurgery.merge("weighted-sum", [a, b], out=out, force=True, **options)
         assert json.loads(read_raw(out)[1]["sd_merge_recipe"])["multiplier"] == expected
 
 
@@ -322,6 +324,19 @@ def test_what_is_not_understood_is_refused_in_one_line(
     assert not (tmp_path / "out.safetensors").exists()
 
 
+@given(st.text(alphabet="alphINOUTMBSEVGRD_:=.,-01234 \n\\", max_size=30), st.sampled_from(layouts.all_layouts()))
+def test_any_text_is_understood_or_refused(text: str, layout: layouts.Layout) -> None:
+    try:
+        ratios = Ratios(
+            get("add-diff"), 3, {"alpha": 0.5}, layout, blocks=text, rules={text: 0.25} if len(text) % 2 else None
+        )
+    except (UsageError, InputRefused) as error:
+        assert str(error).isprintable()
+        return
+    formula, facts = ratios.of(UNET + "input_blocks.1.0.in_layers.2.weight")
+    assert formula.constants == (facts["ratios"]["alpha"],)
+
+
 def test_families_without_merge_blocks_refuse_them(tmp_path: Path) -> None:
     names = [f"lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_{end}.weight" for end in ("up", "down")]
     path = write_raw(tmp_path / "lora.safetensors", {n: ("F32", [1, 2], f32(1, 2)) for n in names})
@@ -341,10 +356,10 @@ def test_a_vae_takes_its_own_block_and_no_others(tmp_path: Path) -> None:
 
 def test_python_forms_that_are_wrong_are_usage_errors(tmp_path: Path) -> None:
     path = plain(tmp_path / "a.safetensors", 1.0)
-    for given in ({"blocks": 3}, {"blocks": {"IN00": "x", "IN01": 1}}, {"blocks": [None]}, {"rules": 3.5},
+    for options in ({"blocks": 3}, {"blocks": {"IN00": "x", "IN01": 1}}, {"blocks": [None]}, {"rules": 3.5},
                   {"rules": {"(": 1.0}}, {"rules": {"x": float("nan")}}):  # fmt: skip
         with pytest.raises(UsageError):
-            sdsurgery.merge("weighted-sum", [path, path], dry_run=True, **given)
+            sdsurgery.merge("weighted-sum", [path, path], dry_run=True, **options)
     with pytest.raises(InputRefused, match="no such file"):
         sdsurgery.merge("weighted-sum", [path, path], dry_run=True, rules=tmp_path / "none")
 

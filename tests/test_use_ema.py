@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import sdsurgery
-from cli_support import done, refused, sds
+from cli_support import done, read_raw, refused, sds, write_raw
 from sdsurgery.errors import InputRefused, UsageError
 from sdsurgery.testing import write_checkpoint
 
@@ -24,6 +24,21 @@ def test_use_ema_gives_the_bytes_of_ema_then_merge(tmp_path: Path) -> None:
     left, right = load_file(want), load_file(got)
     assert set(left) == set(right)
     assert all(left[name].equal(right[name]) for name in left)
+
+
+@pytest.mark.parametrize("who", ["A", "B"])
+def test_use_ema_of_an_input_with_other_names_and_blocks(who: str, tmp_path: Path) -> None:
+    a, b = (tmp_path / f"{name}.safetensors" for name in "ab")
+    for seed, path in enumerate((a, b)):
+        write_checkpoint(path, "sd1", size="tiny", seed=seed, ema=True)
+    nested = write_raw(tmp_path / "n.safetensors", {"state_dict." + name: raw for name, raw in read_raw(b)[0].items()})
+    outs = [tmp_path / "want.safetensors", tmp_path / "got.safetensors"]
+    for other, out in zip((b, nested), outs, strict=True):
+        options = {"use_ema": who, "blocks": "GRAD_V,BASE=0.25", "rules": {"time_embed": 0.75}}
+        report = sdsurgery.merge("weighted-sum", [a, other], out=out, **options)
+        assert report.missing == report.only_there == {}
+    want, got = (read_raw(out)[0] for out in outs)
+    assert got == want
 
 
 def test_use_ema_refuses_a_partial_ema_with_the_counts(tmp_path: Path) -> None:
