@@ -264,6 +264,13 @@ def test_a_conflict_names_the_inputs_that_it_is_between(folder: Path, tmp_path: 
         sdsurgery.merge("add-diff", [unknown, sd1, sd2], out=out)
 
 
+def test_a_vae_and_a_whole_model_are_refused_with_the_verb_that_fits(folder: Path, tmp_path: Path) -> None:
+    vae = tmp_path / "vae.safetensors"
+    write_checkpoint(vae, "vae-kl-f8", size="tiny")
+    with pytest.raises(InputRefused, match=r"VAE f8 .*; replace --component vae puts a VAE into a checkpoint$"):
+        sdsurgery.merge("weighted-sum", [folder / "sd1-a.safetensors", vae], dry_run=True)
+
+
 def test_fewer_than_half_of_a_in_b_is_refused_unless_forced(folder: Path, tmp_path: Path) -> None:
     a, out = folder / "sd1-a.safetensors", tmp_path / "out.safetensors"
     tensors, _ = read_raw(a)
