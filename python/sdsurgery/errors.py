@@ -21,6 +21,10 @@ class RunFailed(SdsError):
     exit_code = 1
 
 
+class DeviceFailed(RunFailed):
+    """A GPU ran out of memory, reported an error or was lost. Nothing is left behind; the CPU can do the same work."""
+
+
 class UsageError(SdsError):
     """The request itself is wrong: an unknown method, a missing parameter, a target that exists."""
 

@@ -11,7 +11,10 @@ from ..records import dataclass
 
 if TYPE_CHECKING:
     from .._native import Sink, Source
+    from ..dtypes import DType
+    from ..gpu.tensors import Batch
     from ..plan import Plan
+    from ..program import Formula
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Options:
     on_nonfinite: str = "keep"  # keep | error
     wide: bool = False  # --compute fp64
     flush: bool = True
+    gpu_memory: int = 0  # bytes of buffers on each GPU (and as many pinned on the host); 0: a default
+    fallback: str = ""  # the backend that starts over when a GPU fails
 
 
 class Reduced(NamedTuple):
@@ -65,13 +70,17 @@ class RunHandle(Protocol):
 @dataclass(frozen=True)
 class Backend:
     """``available`` gives None, or the reason why it can't be used here. ``prepare`` makes a run of a Plan (``sink``
-    None: evaluate and keep nothing); ``describe`` tells how a prepared run will work. ``apply`` evaluates a formula in
-    memory: see ``interop.apply``."""
+    None: evaluate and keep nothing); ``describe`` tells how a prepared run will work. ``supports`` gives None, or why
+    a formula cannot be evaluated on these dtypes. ``on_tensors`` evaluates one on tensors of the backend's devices
+    (gpu/tensors.py), where there is such a thing."""
 
     name: str
     available: Callable[[], str | None]
     prepare: Callable[[Plan, Sequence[Source], Sink | None, Options], RunHandle]
     describe: Callable[[Any], dict[str, Any]]
+    supports: Callable[[Formula, Sequence[DType], DType, bool], str | None] = lambda *_: None
+    on_tensors: Callable[[Batch], None] | None = None
+    devices: Callable[[], list[dict[str, Any]]] = list
 
 
 def names() -> list[str]:

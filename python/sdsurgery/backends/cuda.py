@@ -1,0 +1,158 @@
+"""The CUDA kernels (kernels/elementwise.cu): from file to file, and on torch tensors. Needs neither torch nor NumPy
+for files."""
+
+from __future__ import annotations
+
+import functools
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ..dtypes import DType
+from ..errors import DeviceFailed
+from ..gpu.stream import StreamRun, Work, describe, require_supported
+from ..plan import Plan
+from ..program import OPERATIONS, Formula
+from . import Backend, Options
+from .cpu import OVERFLOW
+
+if TYPE_CHECKING:
+    from .._native import Sink, Source
+    from ..gpu.tensors import Batch
+
+
+def module() -> ModuleType:
+    """The extension; ImportError where it was not built."""
+    import importlib
+
+    return importlib.import_module("sdsurgery.kernels._cuda")
+
+
+def available() -> str | None:
+    try:
+        reason: str = module().unavailable()
+    except ImportError:
+        return "this installation was built without nvcc"
+    return reason or None
+
+
+def devices() -> list[dict[str, Any]]:
+    return [] if available() else list(module().devices())
+
+
+@contextmanager
+def device_errors(name: str = "") -> Iterator[None]:
+    """Turn the extension's errors into DeviceFailed, with what to do."""
+    cuda = module()
+    try:
+        yield
+    except cuda.Error as error:
+        where = f"{name}: " if name else ""
+        if error.code == "no_memory":
+            raise DeviceFailed(f"{where}out of GPU memory (a smaller --gpu-memory, or --fallback cpu)") from None
+        if error.code == "lost":
+            raise DeviceFailed(f"{where}the GPU failed: {error} (--fallback cpu goes on without it)") from None
+        raise DeviceFailed(f"{where}CUDA: {error}") from None
+
+
+@functools.lru_cache(maxsize=256)
+def _program(cuda: ModuleType, formula: Formula, wide: bool) -> Any:
+    steps = [(OPERATIONS[op], a, b, to) for op, a, b, to in formula.steps]
+    return cuda.Program(formula.inputs, formula.constants, steps, formula.result, wide, formula.text)
+
+
+def supports(formula: Formula, dtypes: Sequence[DType], dtype: DType, wide: bool) -> str | None:
+    codes = [kind.native for kind in dtypes]
+    cuda = module()
+    with device_errors():
+        reason: str = cuda.unsupported(_program(cuda, formula, wide), codes, dtype.native)
+    return reason or None
+
+
+class _Staging:
+    def __init__(self, device: int, name: str, in_bytes: int, out_bytes: int) -> None:
+        self._cuda, self._device, self._name = module(), device, name
+        self._held: list[Any] = []
+        try:
+            with device_errors(name):
+                self._stream = self._cuda.Stream(device)
+                self._in, self._out = self._hold("Memory", in_bytes), self._hold("Memory", out_bytes)
+                self._pinned_in, self._pinned_out = self._hold("Pinned", in_bytes), self._hold("Pinned", out_bytes)
+        except BaseException:
+            self.close()
+            raise
+        self._counts: tuple[Any, Any] | None = None
+        self._rows = 0
+        self.input, self.output = memoryview(self._pinned_in), memoryview(self._pinned_out)
+
+    def _hold(self, kind: str, nbytes: int) -> Any:
+        place = (self._device,) if kind == "Memory" else ()
+        item = getattr(self._cuda, kind)(*place, max(nbytes, 1))
+        self._held.append(item)
+        return item
+
+    def run(self, in_bytes: int, works: Sequence[Work], spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        with device_errors(self._name):
+            total = sum(len(work.rows) for work in works)
+            if total > self._rows:  # 16 bytes a row: grows a few times at the start
+                self._rows = 2 * total
+                self._counts = (self._hold("Memory", 16 * self._rows), self._hold("Pinned", 16 * self._rows))
+            assert self._counts is not None
+            counts, pinned_counts = self._counts
+            self._stream.copy(self._in.address, self._pinned_in.address, in_bytes)
+            self._stream.clear(counts.address, 16 * total)
+            at = counts.address
+            for work in works:
+                words = array("Q")
+                for out, count, ins in work.rows:
+                    words.extend((self._out.address + out, count, *(self._in.address + place for place in ins)))
+                evaluate(self._device, self._stream.handle, work, words, at)
+                at += 16 * len(work.rows)
+            for offset, nbytes in spans:
+                self._stream.copy(self._pinned_out.address + offset, self._out.address + offset, nbytes)
+            self._stream.copy(pinned_counts.address, counts.address, 16 * total)
+            self._stream.synchronize()
+        found = memoryview(pinned_counts).cast("Q")
+        return [(found[2 * row], found[2 * row + 1]) for row in range(total)]
+
+    def close(self) -> None:
+        self.input = self.output = memoryview(b"")
+        for item in self._held:
+            item.free()
+
+
+def evaluate(device: int, stream: int, work: Any, words: array[int], counts: int) -> None:
+    """Enqueue one formula over rows: for each the output's address, the elements and the inputs' addresses."""
+    cuda = module()
+    codes = [kind.native for kind in work.dtypes]
+    program = _program(cuda, work.formula, work.wide)
+    cuda.evaluate(device, stream, program, codes, work.dtype.native, OVERFLOW[work.overflow], counts, words)
+
+
+class _Device:
+    def __init__(self, number: int, name: str) -> None:
+        self.number, self.name = number, name
+
+    def staging(self, in_bytes: int, out_bytes: int) -> _Staging:
+        return _Staging(self.number, self.name, in_bytes, out_bytes)
+
+
+def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options) -> StreamRun:
+    require_supported(plan, "cuda", supports, options.wide)
+    with device_errors():
+        found = [_Device(number, row["name"]) for number, row in enumerate(devices())]
+    return StreamRun(plan, sources, sink, options, found)
+
+
+def on_tensors(batch: Batch) -> None:
+    words = array("Q")
+    for out, inputs in batch.rows:
+        words.extend((out.data_ptr(), out.numel(), *(item.data_ptr() for item in inputs)))
+    counts = 0 if batch.counts is None else batch.counts.data_ptr()
+    with device_errors():
+        evaluate(batch.device, batch.stream, batch, words, counts)
+
+
+BACKEND = Backend("cuda", available, prepare, describe, supports, on_tensors, devices)

@@ -1,0 +1,270 @@
+"""File to file through devices: disk → pinned buffer → device → kernel → pinned buffer → positioned write.
+
+A few workers for each device, each with its own stream and buffers, take tiles from one queue. Reading, transfers,
+kernels and writing overlap because the workers are at different points, and several devices share the bytes because
+whoever is free takes the next tile. The same Plan and Sink as on the CPU, so the same output.
+
+What is asked of a device is the protocol below; the tests run this pipeline with devices that need no GPU.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..backends import Options
+from ..dtypes import DType
+from ..errors import InputRefused, Interrupted, RunFailed, UsageError, printable
+from ..plan import Fill, Job, Plan
+from ..program import Formula
+from .tiles import ALIGNMENT, Part, Tile, ratio, tiles
+
+if TYPE_CHECKING:
+    from .._native import Sink, Source
+
+MEMORY = 256 << 20  # of buffers on each device, unless --gpu-memory says otherwise
+LEAST_MEMORY = 4 << 20
+_WORKERS = 4  # for each device
+_TILE = 32 << 20  # of output, at most: longer stretches gain nothing
+
+
+@dataclass(frozen=True)
+class Work:
+    """One formula over rows of equal dtypes in a tile's buffers: (output offset, elements, input offsets)."""
+
+    formula: Formula
+    wide: bool
+    dtypes: tuple[DType, ...]
+    dtype: DType
+    overflow: str
+    rows: list[tuple[int, int, tuple[int, ...]]]
+
+
+class Staging(Protocol):
+    """One worker's buffers on one device. ``input`` and ``output`` are host memory that the device can reach."""
+
+    input: memoryview
+    output: memoryview
+
+    def run(self, in_bytes: int, works: Sequence[Work], spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Bring the first ``in_bytes`` of the input to the device, evaluate, bring the ``spans`` (offset, bytes) of
+        the output back, wait. Returns (non-finite, overflow) of every row, in order. DeviceFailed when that fails."""
+
+    def close(self) -> None: ...
+
+
+class Device(Protocol):
+    name: str
+
+    def staging(self, in_bytes: int, out_bytes: int) -> Staging: ...
+
+
+class StreamRun:
+    """A run of a Plan on devices; see ``backends.RunHandle``."""
+
+    def __init__(
+        self, plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options, devices: Sequence[Device]
+    ) -> None:
+        self.plan, self.sources, self.sink, self.options = plan, sources, sink, options
+        self.devices = list(devices)
+        self.bytes_done = 0
+        self.watermark = plan.data_start
+        self.workers = options.threads or _WORKERS
+        self.memory = options.gpu_memory or MEMORY
+        if self.memory < LEAST_MEMORY:
+            raise UsageError(f"--gpu-memory must be at least {LEAST_MEMORY >> 20} MiB")
+        share = self.memory // self.workers
+        self._out_bytes = max(ALIGNMENT, min(_TILE, int(share / (1 + ratio(plan))) // ALIGNMENT * ALIGNMENT))
+        most = max((len(job.operands) for job in plan.jobs), default=0)
+        self._in_bytes = int(self._out_bytes * ratio(plan)) + ALIGNMENT * (most + 1)
+        self._tiles = enumerate(tiles(plan, self._out_bytes - ALIGNMENT, self._in_bytes))
+        self._finished: dict[int, int] = {}  # number of a finished tile: where it ends
+        self._next = 0  # the first tile that is not finished
+        self._tallies: dict[int, list[int]] = {}
+        self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)
+        self._running = 0
+        self._stop = self._cancelled = False
+        self._error: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def buffer_bytes(self) -> int:
+        """On each device; as many again are pinned on the host."""
+        return self.workers * (self._in_bytes + self._out_bytes)
+
+    # ---- RunHandle
+
+    def start(self) -> None:
+        for device in self.devices:
+            for _ in range(self.workers):
+                self._threads.append(threading.Thread(target=self._work, args=(device,), daemon=True))
+        self._running = len(self._threads)
+        for thread in self._threads:
+            thread.start()
+
+    def wait(self, seconds: float) -> bool:
+        with self._lock:
+            return self._ended.wait_for(lambda: self._running == 0, seconds)
+
+    def cancel(self) -> None:
+        self._stop = self._cancelled = True
+
+    def finish(self) -> None:
+        for thread in self._threads:
+            thread.join()
+        if self._error is not None:
+            raise self._error
+        if self._cancelled:
+            raise Interrupted("interrupted; nothing was written")
+        for source in self.sources:
+            source.check_unchanged()
+
+    def tallies(self) -> list[tuple[int, int, int]]:
+        return [(job, *counts) for job, counts in sorted(self._tallies.items())]
+
+    # ---- a worker
+
+    def _work(self, device: Device) -> None:
+        staging: Staging | None = None
+        try:
+            for number, tile in self._queue():
+                if staging is None:
+                    staging = device.staging(self._in_bytes, self._out_bytes)
+                self._do(tile, staging)
+                self._tile_done(number, tile)
+        except BaseException as error:
+            with self._lock:
+                self._error = self._error or error
+                self._stop = True
+        finally:
+            if staging is not None:
+                staging.close()
+            with self._lock:
+                self._running -= 1
+                self._ended.notify_all()
+
+    def _queue(self) -> Iterator[tuple[int, Tile]]:
+        while not self._stop:
+            with self._lock:
+                item = next(self._tiles, None)
+            if item is None:
+                return
+            yield item
+
+    def _do(self, tile: Tile, staging: Staging) -> None:
+        end = tile.start
+        for part in tile.parts:
+            job = self.plan.jobs[part.job]
+            gap = part.out + tile.base - end
+            if gap:
+                staging.output[part.out - gap : part.out] = bytes(gap)
+            end = part.out + tile.base + part.count * (1 if job.formula is None else job.dtype.itemsize)
+            self._read(part, job, staging)
+        works, parts = self._works(tile)
+        if works:
+            counts = staging.run(tile.in_bytes, works, self._spans(tile))
+            for part, (nonfinite, overflow) in zip(parts, counts, strict=True):
+                if nonfinite or overflow:
+                    self._count(part.job, nonfinite, overflow)
+        if self.sink is not None:
+            self.sink.write(tile.start, staging.output[tile.start - tile.base : tile.end - tile.base])
+
+    def _read(self, part: Part, job: Job, staging: Staging) -> None:
+        from .. import _native
+
+        if job.formula is None:
+            wanted = [(job.operands[0], 1, staging.output, part.out)]
+        else:
+            operands = zip(job.operands, part.ins, strict=True)
+            wanted = [(operand, operand.dtype.itemsize, staging.input, at) for operand, at in operands]
+        for operand, size, buffer, at in wanted:
+            try:
+                self.sources[operand.source].read_into(
+                    operand.offset + part.first * size, buffer[at : at + part.count * size]
+                )
+            except _native.Error as error:
+                error.job = part.job
+                raise
+
+    def _works(self, tile: Tile) -> tuple[list[Work], list[Part]]:
+        """The tile's evaluations, gathered by formula and dtypes, and its parts in the order of their rows."""
+        gathered: dict[Any, tuple[Work, list[Part]]] = {}
+        for part in tile.parts:
+            job = self.plan.jobs[part.job]
+            if job.formula is None:
+                continue
+            dtypes = tuple(operand.dtype for operand in job.operands)
+            key = (job.formula, dtypes, job.dtype)
+            if key not in gathered:
+                formula = self.plan.formulas[job.formula]
+                assert isinstance(formula, Formula)  # require_supported has seen to it
+                work = Work(formula, self.options.wide, dtypes, job.dtype, self.options.overflow, [])
+                gathered[key] = (work, [])
+            gathered[key][0].rows.append((part.out, part.count, part.ins))
+            gathered[key][1].append(part)
+        return [work for work, _ in gathered.values()], [part for _, parts in gathered.values() for part in parts]
+
+    def _spans(self, tile: Tile) -> list[tuple[int, int]]:
+        """What the device wrote, neighbours joined: (offset, bytes) in the output buffer."""
+        spans: list[tuple[int, int]] = []
+        for part in tile.parts:
+            job = self.plan.jobs[part.job]
+            if job.formula is None:
+                continue
+            if spans and sum(spans[-1]) == part.out:
+                spans[-1] = (spans[-1][0], spans[-1][1] + part.count * job.dtype.itemsize)
+            else:
+                spans.append((part.out, part.count * job.dtype.itemsize))
+        return spans
+
+    def _count(self, job: int, nonfinite: int, overflow: int) -> None:
+        with self._lock:
+            counts = self._tallies.setdefault(job, [0, 0])
+            counts[0] += nonfinite
+            counts[1] += overflow
+        name = printable(self.plan.pieces[self.plan.jobs[job].tensor].name)
+        if nonfinite and self.options.on_nonfinite == "error":
+            raise InputRefused(f"tensor '{name}': NaN or Inf in an input (--on-nonfinite keep carries it through)")
+        if overflow and self.options.overflow == "error":
+            raise RunFailed(
+                f"tensor '{name}': a value does not fit the output dtype (--overflow inf or saturate, or a wider --dtype)"
+            )
+
+    def _tile_done(self, number: int, tile: Tile) -> None:
+        with self._lock:
+            self.bytes_done += tile.end - tile.start
+            self._finished[number] = tile.end
+            while self._next in self._finished:
+                self.watermark = self._finished.pop(self._next)
+                self._next += 1
+
+
+def require_supported(plan: Plan, name: str, supports: Any, wide: bool) -> None:
+    """UsageError when the backend cannot evaluate one of the plan's formulas: before the first output byte."""
+    seen = set()
+    for job in plan.jobs:
+        if job.formula is None:
+            continue
+        formula = plan.formulas[job.formula]
+        if isinstance(formula, Fill):
+            raise UsageError(f"the backend {name} generates no data; use --backend cpu")
+        dtypes = tuple(operand.dtype for operand in job.operands)
+        if (job.formula, dtypes, job.dtype) in seen:
+            continue
+        seen.add((job.formula, dtypes, job.dtype))
+        reason = supports(formula, dtypes, job.dtype, wide)
+        if reason is not None:
+            tensor = printable(plan.pieces[job.tensor].name)
+            raise UsageError(f"tensor '{tensor}': the backend {name} cannot do this: {reason}; use --backend cpu")
+
+
+def describe(run: StreamRun) -> dict[str, Any]:
+    return {
+        "devices": [device.name for device in run.devices],
+        "threads": run.workers * len(run.devices),
+        "io": ["pread"] * len(run.sources),
+        "buffer_bytes": run.buffer_bytes,
+    }

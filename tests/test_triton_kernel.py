@@ -1,0 +1,87 @@
+"""The Triton kernel under Triton's interpreter, bit for bit against the reference: every registered method, dtype
+and policy. (On a GPU the same is tested compiled: tests/test_gpu.py.)"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from numeric_tools import CODE, FLOATS, SORTS, Case, Result, cases, expected
+from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
+from sdsurgery.methods import Method
+from sdsurgery.program import Formula, trace
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+if not __import__("triton").knobs.runtime.interpret:
+    pytest.skip("a GPU is here, so Triton compiles (tests/test_gpu.py)", allow_module_level=True)
+
+from sdsurgery.kernels import elementwise  # noqa: E402
+
+CASES = {case.label: case for case in cases()}
+MIXTURES = [
+    *((dtype,) for dtype in FLOATS),
+    (F16, F32),
+    (F8_E4M3, BF16, F8_E5M2),
+    (F32, F64),
+]
+
+
+def run(
+    formula: Formula, row: list[tuple[np.ndarray, DType]], out: DType,
+    *, overflow: str = "default", wide: bool = False, uncounted: bool = False,
+) -> Result:  # fmt: skip
+    """``uncounted``: the codes are those of the kernel that counts nothing, which is another one."""
+
+    def tensor(codes: np.ndarray, dtype: DType) -> Any:
+        return torch.from_numpy(codes.astype(CODE[dtype]).view(f"i{dtype.itemsize}").copy())
+
+    assert elementwise.unsupported(formula) is None
+    result = torch.zeros(row[0][0].size, dtype=getattr(torch, f"int{out.bits}"))
+    counts = torch.zeros(2, dtype=torch.int64)
+    with np.errstate(all="ignore"):
+        inputs = [(tensor(codes, dtype), dtype) for codes, dtype in row]
+        elementwise.launch(formula, inputs, result, out, overflow=overflow, wide=wide, counts=counts)
+        if uncounted:
+            elementwise.launch(formula, inputs, result.zero_(), out, overflow=overflow, wide=wide)
+    return Result(result.numpy().view(CODE[out]), *(int(value) for value in counts))
+
+
+@pytest.mark.parametrize("mixture", MIXTURES, ids=lambda item: "+".join(map(str, item)))
+@pytest.mark.parametrize("name", CASES)
+def test_every_method_and_dtype_equals_the_reference(name: str, mixture: tuple[DType, ...]) -> None:
+    case: Case = CASES[name]
+    if len(mixture) > case.count:
+        pytest.skip("more dtypes than inputs")
+    rng = np.random.default_rng(len(name))
+    kinds = list(itertools.islice(itertools.cycle(mixture), case.count))
+    row = [(SORTS["wild"](kind, 2100, rng), kind) for kind in kinds]  # one or two full blocks, and a tail
+    for number, out in enumerate(FLOATS):
+        for overflow, wide in (("default", False), (("inf", "saturate", "default")[number % 3], number % 2 == 1)):
+            how: dict[str, Any] = {"overflow": overflow, "wide": wide}
+            found = run(case.formula(), row, out, uncounted=overflow != "default", **how)
+            difference = found.differs(expected(case.formula(), row, out, **how))
+            assert not difference, f"to {out}, {how}: {difference}"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("size", [0, 1, 1023, 1024, 1025])
+def test_every_operation_at_every_size(size: int) -> None:
+    def body(a: Any, b: Any) -> Any:
+        return -(abs(a - b * 3.0) / (a + 0.5)) * 2.0 - a / b
+
+    formula = trace(Method("all", ("a", "b"), {}, body, "merge"), 2, {})
+    rng = np.random.default_rng(size)
+    for kinds, wide in (((F32, F16), False), ((F64, F32), False), ((F8_E5M2, BF16), True)):
+        row = [(SORTS["wild"](kind, 1025, rng)[:size], kind) for kind in kinds]
+        for out in FLOATS:
+            difference = run(formula, row, out, wide=wide).differs(expected(formula, row, out, wide=wide))
+            assert not difference, f"{kinds} to {out}: {difference}"
+
+
+def test_an_unknown_operation_is_said() -> None:
+    formula = Formula(1, (), (("cube", (0, 0), (0, 0), 0),), (2, 0), "cube(x0)")
+    assert "cube" in str(elementwise.unsupported(formula))
