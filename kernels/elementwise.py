@@ -19,7 +19,6 @@ from typing import Any
 
 import triton
 import triton.language as tl
-
 from sdsurgery.dtypes import DType
 from sdsurgery.program import CONSTANT, INPUT, OPERATIONS, TEMP, Formula
 

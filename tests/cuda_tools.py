@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -41,3 +42,12 @@ def fake_module() -> ModuleType:
     finally:
         shutil.rmtree(folder)
     return module
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the fake module the one that the backend finds."""
+    import sdsurgery.kernels
+
+    module = fake_module()
+    monkeypatch.setitem(sys.modules, "sdsurgery.kernels._cuda", module)
+    monkeypatch.setattr(sdsurgery.kernels, "_cuda", module, raising=False)

@@ -314,3 +314,30 @@ def test_overflow_error_raises_after_counting() -> None:
         sdsurgery.apply("weighted-sum", big, big, weights=[1, 1], overflow="error")
     assert np.isinf(sdsurgery.apply("weighted-sum", big, big, weights=[1, 1])).all()
     assert (sdsurgery.apply("weighted-sum", big, big, weights=[1, 1], overflow="saturate") == 65504).all()
+
+
+# ---- dictionaries
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_apply_many_is_apply_for_every_name(kind: str) -> None:
+    rng = np.random.default_rng(7)
+    arrays = [{f"t{i}": rng.normal(size=(i, 5)).astype(np.float32) for i in range(4)} for _ in range(3)]
+    given: Any = [{name: torch.from_numpy(item) for name, item in each.items()} for each in arrays]
+    given = given if kind == "torch" else arrays
+    found = sdsurgery.apply_many("add-diff", *given, alpha=0.3, dtype="fp16")
+    for name, result in found.items():
+        wanted = sdsurgery.apply("add-diff", *(each[name] for each in given), alpha=0.3, dtype="fp16")
+        assert np.array_equal(np.asarray(result), np.asarray(wanted))
+    assert list(found) == list(arrays[0])
+    out = {"t1": given[0]["t1"]}  # in place, and new ones for the other names
+    assert sdsurgery.apply_many("add-diff", *given, out=out) is out
+    assert out["t1"] is given[0]["t1"] and list(out) == ["t1", "t0", "t2", "t3"]
+
+
+def test_apply_many_names_the_tensor_that_is_wrong() -> None:
+    a = {"x": np.ones(3, np.float32), "y\n": np.ones(3, np.float32)}
+    with pytest.raises(UsageError, match=r"tensor 'y\\x0a' is missing in input 2"):
+        sdsurgery.apply_many("weighted-sum", a, {"x": a["x"]})
+    with pytest.raises(UsageError, match=r"tensor 'y\\x0a': shapes differ"):
+        sdsurgery.apply_many("weighted-sum", a, {"x": a["x"], "y\n": np.ones(4, np.float32)})

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint, TensorInfo
     from .checkpoint import open_checkpoint as open
     from .errors import InputRefused, Interrupted, RunFailed, SdsError, UsageError, VerificationDiffers
-    from .interop import apply
+    from .interop import apply, apply_many
     from .methods import registered as methods
     from .verbs.cast import cast
     from .verbs.common import Report
@@ -46,6 +46,7 @@ _PLACES = {
     "UsageError": ("errors", "UsageError"),
     "VerificationDiffers": ("errors", "VerificationDiffers"),
     "apply": ("interop", "apply"),
+    "apply_many": ("interop", "apply_many"),
     "cast": ("verbs.cast", "cast"),
     "ema": ("verbs.ema", "ema"),
     "extract": ("verbs.components", "extract"),
@@ -71,6 +72,7 @@ __all__ = [
     "VerificationDiffers",
     "__version__",
     "apply",
+    "apply_many",
     "cast",
     "ema",
     "extract",

@@ -143,6 +143,10 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
     lines += [note if note.startswith("warning: ") else f"note: {note}" for note in report.notes]
     if verbose:
         lines += _verbose(report)
+    if "fallback" in report.how:
+        lines.append(
+            f"note: done by the backend {report.how['backend']}, because: {printable(report.how['fallback'], 400)}"
+        )
     return lines
 
 
@@ -243,5 +247,11 @@ def info_lines(found: Mapping[str, Any]) -> list[str]:
         f"CPU targets built: {targets}; active: {found['cpu_target']} (SDS_CPU overrides); {found['cpus']} processors",
         *(f"backend {name}: {state}" for name, state in found["backends"].items()),
         f"CUDA module: {found['cuda']}",
+        *(
+            f"{name} device {number}: {row['name']}"
+            + (f", compute capability {row['capability']}, {row['memory'] >> 20} MiB" if "capability" in row else "")
+            for name, rows in found["devices"].items()
+            for number, row in enumerate(rows)
+        ),
         *(f"{name}: {version or 'not installed'}" for name, version in found["packages"].items()),
     ]

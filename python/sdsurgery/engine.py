@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _native, backends
 from .backends import Options, Reduced, RunHandle
-from .errors import InputRefused, Interrupted, RunFailed, SdsError, UsageError, printable
+from .errors import DeviceFailed, InputRefused, Interrupted, RunFailed, SdsError, UsageError, printable
 from .records import dataclass, field
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def target_path(out: str | os.PathLike[str], force: bool) -> str:
 
 def preview(plan: Plan, backend: str, options: Options) -> dict[str, Any]:
     """How a run of the plan would work here (threads, io, buffers), without starting it."""
-    chosen = backends.choose(backend)
+    chosen, _ = _choose(backend, options)
     with native_errors(plan=plan):
         sources = [_source_of(item) for item in plan.sources]
         return {"backend": chosen.name, **chosen.describe(chosen.prepare(plan, sources, None, options))}
@@ -124,20 +124,32 @@ def execute(
     on KeyboardInterrupt; in every case the target is as it was.
     """
     options = options or Options(flush=sync)
-    chosen = backends.choose(backend)
+    chosen, failed = _choose(backend, options)
     started = time.monotonic()
     with native_errors(plan=plan):
         sources = [_source_of(item) for item in plan.sources]
         sink = _native.Sink(os.fsencode(out), plan.size)
     hashes = None
     try:
-        with native_errors(plan=plan):
-            run = chosen.prepare(plan, sources, sink, options)
-        if hashed:
-            hashes = _Hashes(plan, run, sink)
-        with native_errors(plan=plan):
-            _drive(run, plan, progress)
+        while True:
+            try:
+                with native_errors(plan=plan):
+                    run = chosen.prepare(plan, sources, sink, options)
+                if hashed:
+                    hashes = _Hashes(plan, run, sink)
+                with native_errors(plan=plan):
+                    _drive(run, plan, progress)
+                break
+            except DeviceFailed as error:
+                if options.fallback in ("none", chosen.name):
+                    raise
+                # From the beginning, over what is written: every backend writes the same bytes.
+                chosen, failed = backends.choose(options.fallback), str(error)
+                if hashes is not None:
+                    hashes.cancel()
         outcome = _outcome(plan, run, chosen, started)
+        if failed:
+            outcome.how["fallback"] = failed
         with native_errors(plan=plan):
             if hashes is not None:
                 hashes.collect(outcome)
@@ -152,6 +164,16 @@ def execute(
         if hashes is not None:
             hashes.cancel()
         sink.abort()  # does nothing after the commit
+
+
+def _choose(backend: str, options: Options) -> tuple[backends.Backend, str]:
+    """The backend, and why it is not the one that was asked for (empty when it is)."""
+    try:
+        return backends.choose(backend), ""
+    except UsageError as error:
+        if options.fallback == "none" or backend not in backends.names():
+            raise
+        return backends.choose(options.fallback), str(error)
 
 
 def _source_of(item: Any) -> Source:

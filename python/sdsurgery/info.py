@@ -25,9 +25,26 @@ def collect() -> dict[str, Any]:
         "cpu_targets": dict(_native.cpu_targets()),
         "cpu_target": active,
         "backends": {name: _usable(name) for name in backends.names()},
-        "cuda": "not built",
+        "cuda": _cuda_build(),
+        "devices": {name: rows for name in backends.names() if (rows := _devices(name))},
         "packages": {name: _installed(name) for name in ("numpy", "torch", "triton", "safetensors", "rich")},
     }
+
+
+def _cuda_build() -> str:
+    try:
+        from .kernels import _cuda  # type: ignore[import-not-found]
+    except ImportError:
+        return "not built"
+    return f"built with CUDA {_cuda.runtime // 1000}.{_cuda.runtime % 1000 // 10} for {_cuda.architectures}"
+
+
+def _devices(name: str) -> list[dict[str, Any]]:
+    """The devices of a usable backend."""
+    try:
+        return backends.choose(name).devices()
+    except (SdsError, ImportError):
+        return []
 
 
 def _usable(name: str) -> str:

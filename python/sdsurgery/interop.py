@@ -3,12 +3,13 @@ import torch."""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .dtypes import BY_NAME, DType
-from .errors import UsageError
+from .errors import UsageError, printable
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -74,56 +75,190 @@ def apply(
     threads: int = 0,
     **params: Any,
 ) -> Any:
-    """Evaluate a method on NumPy arrays or torch CPU tensors, through the native kernels.
+    """Evaluate a method on NumPy arrays or torch tensors, through the native kernels.
 
     ``inputs``: arrays of one shape and any float dtype, mixed as you like, contiguous or not. ``out``: an array of
     that shape that receives the result (it may be one of the inputs); else a new one like the first input, in
     ``dtype`` ("fp32", "fp16", "bf16", …) when given. Returns ``out``. Parameters are keywords, as in ``merge``.
+    Tensors on a GPU are evaluated there (docs/gpu.md), on the caller's current stream and without waiting for it.
     Raises UsageError for an unknown method or parameter, shapes that differ, or a dtype that is no float.
     """
-    from . import _native
-    from .backends.cpu import OVERFLOW, program
-    from .dtypes import BY_OPTION
-    from .engine import native_errors
-    from .methods import get
-    from .program import trace
-    from .verbs.common import CHOICES
+    request = _Request(method, len(inputs), params, dtype=dtype, overflow=overflow, compute=compute, threads=threads)
+    return request.evaluate([(inputs, out)])[0]
 
-    for option, value in (("overflow", overflow), ("compute", compute)):
-        if value not in CHOICES[option]:
-            raise UsageError(f"{option} cannot be {value!r}; known: {', '.join(CHOICES[option])}")
-    if dtype is not None and dtype not in BY_OPTION:
-        raise UsageError(f"dtype cannot be {dtype!r}; known: {', '.join(BY_OPTION)}")
-    chosen = get(method, ("merge", "cast"))
-    bound = chosen.bind(len(inputs), params)
-    arrays = [_Array(item) for item in inputs]
-    if out is None:
-        result = arrays[0].new(BY_OPTION[dtype] if dtype else arrays[0].dtype)
-    else:
-        result = _Array(out, output=True)
-        if dtype is not None and BY_OPTION[dtype] is not result.dtype:
-            raise UsageError(f"out is {result.dtype.name}, but dtype asks for {dtype}")
-    for array in (*arrays[1:], result):
-        if array.shape != arrays[0].shape:
-            raise UsageError(f"shapes differ: {list(array.shape)} and {list(arrays[0].shape)}")
-    operands = [array.apart_from(result) for array in arrays]
-    with native_errors(UsageError):
-        formula = program(trace(chosen, len(inputs), bound), compute == "fp64")
-        _, overflows = _native.apply(
-            formula,
-            [(array.address, array.dtype.native) for array in operands],
-            result.address,
-            result.dtype.native,
-            result.size,
-            overflow=OVERFLOW[overflow],
-            threads=threads,
-            target=os.environ.get("SDS_CPU", ""),
-        )
-    if overflow == "error" and overflows:
-        from .errors import RunFailed
 
-        raise RunFailed(f"{overflows} values do not fit {result.dtype.name}")
-    return result.give_back()
+def apply_many(
+    method: str,
+    *inputs: Mapping[str, Any],
+    out: MutableMapping[str, Any] | None = None,
+    dtype: str | None = None,
+    overflow: str = "default",
+    compute: str = "fp32",
+    threads: int = 0,
+    **params: Any,
+) -> MutableMapping[str, Any]:
+    """``apply`` for every name of the first of several dictionaries of arrays or tensors (state dicts), in as few
+    kernel launches as possible where they are on a GPU.
+
+    Every input must have every name. ``out``: a dictionary with the tensors that receive the results, or that gets
+    the new ones for names it lacks; else a new one. Returns it. Raises UsageError as ``apply`` does, naming the tensor.
+    """
+    request = _Request(method, len(inputs), params, dtype=dtype, overflow=overflow, compute=compute, threads=threads)
+    results: MutableMapping[str, Any] = {} if out is None else out
+    names = list(inputs[0]) if inputs else []
+    calls = []
+    for name in names:
+        for number, item in enumerate(inputs):
+            if name not in item:
+                raise UsageError(f"tensor '{printable(name)}' is missing in input {number + 1}")
+        calls.append((tuple(item[name] for item in inputs), results.get(name)))
+    for name, result in zip(names, request.evaluate(calls, names), strict=True):
+        results[name] = result
+    return results
+
+
+class _Request:
+    """A method with its parameters and the options of ``apply``, checked once for any number of tensors."""
+
+    def __init__(
+        self, method: str, count: int, params: Any, *, dtype: str | None, overflow: str, compute: str, threads: int
+    ) -> None:
+        from .dtypes import BY_OPTION
+        from .methods import get
+        from .program import trace
+        from .verbs.common import CHOICES
+
+        for option, value in (("overflow", overflow), ("compute", compute)):
+            if value not in CHOICES[option]:
+                raise UsageError(f"{option} cannot be {value!r}; known: {', '.join(CHOICES[option])}")
+        if dtype is not None and dtype not in BY_OPTION:
+            raise UsageError(f"dtype cannot be {dtype!r}; known: {', '.join(BY_OPTION)}")
+        chosen = get(method, ("merge", "cast"))
+        self.formula = trace(chosen, count, chosen.bind(count, params))
+        self.dtype = BY_OPTION[dtype] if dtype else None
+        self.overflow, self.wide, self.threads = overflow, compute == "fp64", threads
+
+    def evaluate(self, calls: Sequence[tuple[Sequence[Any], Any]], names: Sequence[str] | None = None) -> list[Any]:
+        """The results of (inputs, out) in order. Calls on tensors of a GPU go there, the others one by one here."""
+        results: list[Any] = [None] * len(calls)
+        away: dict[Any, list[int]] = {}  # by device
+        for index, (inputs, out) in enumerate(calls):
+            try:
+                device = _device(inputs, out)
+                if device is None:
+                    results[index] = self._here(inputs, out)
+                else:
+                    results[index] = self._out_there(inputs, out)
+                    away.setdefault(device, []).append(index)
+            except UsageError as error:
+                raise UsageError(f"tensor '{printable(names[index])}': {error}") if names else error from None
+        for numbers in away.values():
+            self._launch([(results[index], calls[index][0]) for index in numbers])
+        return results
+
+    def _here(self, inputs: Sequence[Any], out: Any) -> Any:
+        from . import _native
+        from .backends.cpu import OVERFLOW, program
+        from .engine import native_errors
+
+        arrays = [_Array(item) for item in inputs]
+        result = arrays[0].new(self.dtype or arrays[0].dtype) if out is None else _Array(out, output=True)
+        self._check(arrays, result)
+        operands = [array.apart_from(result) for array in arrays]
+        with native_errors(UsageError):
+            _, overflows = _native.apply(
+                program(self.formula, self.wide),
+                [(array.address, array.dtype.native) for array in operands],
+                result.address,
+                result.dtype.native,
+                result.size,
+                overflow=OVERFLOW[self.overflow],
+                threads=self.threads,
+                target=os.environ.get("SDS_CPU", ""),
+            )
+        if self.overflow == "error" and overflows:
+            from .errors import RunFailed
+
+            raise RunFailed(f"{overflows} values do not fit {result.dtype.name}")
+        return result.give_back()
+
+    def _check(self, arrays: Sequence[Any], result: Any) -> None:
+        if self.dtype is not None and self.dtype is not result.dtype:
+            raise UsageError(f"out is {result.dtype.name}, but dtype asks for {self.dtype.option}")
+        for array in (*arrays[1:], result):
+            if array.shape != arrays[0].shape:
+                raise UsageError(f"shapes differ: {list(array.shape)} and {list(arrays[0].shape)}")
+
+    # ---- on a GPU
+
+    def _out_there(self, inputs: Sequence[Any], out: Any) -> Any:
+        """Check the tensors and make the output, if there is none."""
+        import torch
+
+        views = [_Tensor(item) for item in inputs]
+        if out is None:
+            dtype = self.dtype or views[0].dtype
+            out = torch.empty_like(inputs[0], dtype=getattr(torch, _TORCH[dtype.name]), requires_grad=False)
+        elif isinstance(out, torch.Tensor):
+            _require_separate(out.shape, out.stride())
+        self._check(views, _Tensor(out))
+        return out
+
+    def _launch(self, rows: Sequence[tuple[Any, Sequence[Any]]]) -> None:
+        """One batch for all rows of equal dtypes."""
+        from .gpu.tensors import evaluate
+
+        batches: dict[Any, list[Any]] = {}
+        for out, inputs in rows:
+            if out.numel():
+                batches.setdefault((out.dtype, *(item.dtype for item in inputs)), []).append((out, inputs))
+        for batch in batches.values():
+            out, inputs = batch[0]
+            dtypes = tuple(_torch_dtype(item) for item in inputs)
+            evaluate(self.formula, batch, dtypes, _torch_dtype(out), overflow=self.overflow, wide=self.wide)
+
+
+def _is_torch(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "torch"
+
+
+def _device(inputs: Sequence[Any], out: Any) -> Any:
+    """The GPU that all tensors are on; None when they are all on the CPU. UsageError when they are not together."""
+    given = [*inputs, out] if out is not None else inputs
+    found = {item.device if _is_torch(item) else "cpu" for item in given}
+    found = {"cpu" if getattr(item, "type", item) == "cpu" else item for item in found}
+    if len(found) > 1:
+        raise UsageError(f"the tensors are on different devices: {', '.join(sorted(map(str, found)))}")
+    (device,) = found or {"cpu"}
+    if device == "cpu":
+        return None
+    if device.type != "cuda":
+        raise UsageError(f"apply works on CPU and CUDA tensors, not on {device}")
+    return device
+
+
+@functools.cache
+def _dtype_of_torch() -> dict[Any, DType]:
+    import torch
+
+    names = {getattr(torch, torch_name, None): name for name, torch_name in _TORCH.items()}
+    return {kind: BY_NAME[name] for kind, name in names.items()}
+
+
+def _torch_dtype(value: Any) -> DType:
+    found = _dtype_of_torch().get(value.dtype)
+    if found is None or not found.computable:
+        return _float_dtype(found.name if found else str(value.dtype))
+    return found
+
+
+class _Tensor:
+    """What is checked of a tensor on a GPU: its dtype and shape."""
+
+    def __init__(self, value: Any) -> None:
+        if str(value.layout) != "torch.strided":
+            raise UsageError(f"apply works on dense tensors, not on {value.layout}")
+        self.dtype, self.shape = _torch_dtype(value), value.shape
 
 
 class _Array:
@@ -131,17 +266,14 @@ class _Array:
 
     def __init__(self, value: Any, output: bool = False) -> None:
         self.original = value
-        self.is_torch = type(value).__module__.partition(".")[0] == "torch"
+        self.is_torch = _is_torch(value)
         if self.is_torch:
-            if value.device.type != "cpu":
-                raise UsageError(f"apply works on CPU tensors, not on {value.device}")
             if str(value.layout) != "torch.strided":
                 raise UsageError(f"apply works on dense tensors, not on {value.layout}")
             if output:
                 _require_separate(value.shape, value.stride())
             self.value = value.detach().resolve_neg().contiguous()
-            names = {torch_name: name for name, torch_name in _TORCH.items()}
-            self.dtype = _float_dtype(names.get(str(value.dtype).removeprefix("torch."), str(value.dtype)))
+            self.dtype = _torch_dtype(value)
             self.shape = tuple(value.shape)
             self.address, self.size = self.value.data_ptr(), self.value.numel()
             return

@@ -118,7 +118,9 @@ inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream
 template <class... Expected, class... Given>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Expected...), const Given&... given) {
     const std::lock_guard<std::mutex> lock(fake_launch);
-    if (fake_launches++ >= fake_setting("FAKE_CUDA_LAUNCHES", INT64_MAX)) return cudaErrorIllegalAddress;
+    const int64_t working = fake_setting("FAKE_CUDA_LAUNCHES", -1);
+    fake_launches = working < 0 ? 0 : fake_launches + 1;
+    if (fake_launches > working && working >= 0) return cudaErrorIllegalAddress;
     if (config->dynamicSmemBytes > sizeof sds_slots) return cudaErrorUnknown;
     gridDim = config->gridDim;
     blockDim = config->blockDim;

@@ -31,7 +31,7 @@ class Options:
     wide: bool = False  # --compute fp64
     flush: bool = True
     gpu_memory: int = 0  # bytes of buffers on each GPU (and as many pinned on the host); 0: a default
-    fallback: str = ""  # the backend that starts over when a GPU fails
+    fallback: str = "none"  # the backend that starts over when a GPU fails
 
 
 class Reduced(NamedTuple):

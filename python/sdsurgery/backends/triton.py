@@ -29,11 +29,17 @@ def interpreted() -> bool:
 
 
 def available() -> str | None:
-    try:
-        import torch
-        import triton  # noqa: F401
-    except ImportError as error:
-        return f"{error.name} is not installed"
+    import importlib.util
+    import os
+
+    for name in ("torch", "triton"):
+        if importlib.util.find_spec(name) is None:
+            return f"{name} is not installed"
+    driver = any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg")) or os.name == "nt"
+    if not driver and "TRITON_INTERPRET" not in os.environ:
+        return "there is no NVIDIA driver"  # known without importing torch
+    import torch
+
     if interpreted() or torch.cuda.is_available():
         return None
     return "torch finds no GPU" if torch.version.cuda else "this torch is built without CUDA"

@@ -14,6 +14,8 @@ _SETTINGS = (
     "dtype",
     "threads",
     "backend",
+    "gpu_memory",
+    "fallback",
     "overflow",
     "on_nonfinite",
     "compute",
@@ -55,10 +57,12 @@ def writing(parser: argparse.ArgumentParser) -> None:
         ("on_nonfinite", "NaN or Inf in an input: keep (carry through, count) or error"),
         ("compute", "precision of the arithmetic: fp32 or fp64"),
         ("io", "how inputs are read: auto, mmap or pread"),
+        ("fallback", "what goes on when the GPU cannot be used or fails: none or cpu"),
     ):
         flag = "--" + option.replace("_", "-")
         add(flag, type=one_of(flag, CHOICES[option]), default=CHOICES[option][0], metavar="WORD", help=help_text)
-    add("--backend", default="auto", metavar="NAME", help="auto, cpu or reference")
+    add("--backend", default="auto", metavar="NAME", help="auto, cpu, cuda, triton or reference")
+    add("--gpu-memory", type=size, default=0, metavar="SIZE", help="buffers on each GPU, like 512M (default 256M)")
     threads(parser)
     add("--fix-clip", action="store_true", help="write the text encoders' position_ids as int64 0…76")
     add("--fix-names", action="store_true", help="read old and foreign tensor names as those of the family")
@@ -81,6 +85,16 @@ def one_of(option: str, allowed: Iterable[str]) -> Callable[[str], str]:
         raise argparse.ArgumentTypeError(f"'{printable(text)}' is no value for {option}{hint}")
 
     return parse
+
+
+def size(text: str) -> int:
+    """An argument type: bytes, with K, M or G for the powers of 1024."""
+    digits, factor = text, 1
+    if text[-1:].upper() in ("K", "M", "G"):
+        digits, factor = text[:-1], 1024 ** ("KMG".index(text[-1].upper()) + 1)
+    if not digits.isdecimal() or not digits.isascii():
+        raise argparse.ArgumentTypeError(f"'{printable(text)}' is no size like 512M or 2G")
+    return int(digits) * factor
 
 
 def numbers(text: str) -> list[float]:

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..backends import Options
 from ..dtypes import DType
 from ..errors import InputRefused, Interrupted, RunFailed, UsageError, printable
-from ..plan import Fill, Job, Plan
+from ..plan import Job, Plan
 from ..program import Formula
+from ..records import dataclass
 from .tiles import ALIGNMENT, Part, Tile, ratio, tiles
 
 if TYPE_CHECKING:
@@ -125,6 +125,9 @@ class StreamRun:
     def tallies(self) -> list[tuple[int, int, int]]:
         return [(job, *counts) for job, counts in sorted(self._tallies.items())]
 
+    def reductions(self) -> list[tuple[Any, ...]]:
+        return []
+
     # ---- a worker
 
     def _work(self, device: Device) -> None:
@@ -230,7 +233,8 @@ class StreamRun:
             raise InputRefused(f"tensor '{name}': NaN or Inf in an input (--on-nonfinite keep carries it through)")
         if overflow and self.options.overflow == "error":
             raise RunFailed(
-                f"tensor '{name}': a value does not fit the output dtype (--overflow inf or saturate, or a wider --dtype)"
+                f"tensor '{name}': a value does not fit the output dtype "
+                "(--overflow inf or saturate, or a wider --dtype)"
             )
 
     def _tile_done(self, number: int, tile: Tile) -> None:
@@ -249,8 +253,8 @@ def require_supported(plan: Plan, name: str, supports: Any, wide: bool) -> None:
         if job.formula is None:
             continue
         formula = plan.formulas[job.formula]
-        if isinstance(formula, Fill):
-            raise UsageError(f"the backend {name} generates no data; use --backend cpu")
+        if not isinstance(formula, Formula):
+            raise UsageError(f"the backend {name} evaluates formulas only; use --backend cpu")
         dtypes = tuple(operand.dtype for operand in job.operands)
         if (job.formula, dtypes, job.dtype) in seen:
             continue

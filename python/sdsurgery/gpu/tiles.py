@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from ..plan import Job, Plan
+from ..records import dataclass, field
 
 ALIGNMENT = 16  # bytes: of operands in the input buffer; the output lies in its buffer as in the file, modulo this
 _PAGE = 4096
@@ -61,7 +61,7 @@ def tiles(plan: Plan, out_limit: int, in_limit: int) -> Iterator[Tile]:
             at = job.offset + done * unit
             if tile is None:
                 tile = Tile(at, at)
-            count = _fitting(job, tile, at, unit, total - done, out_limit, in_limit)
+            count = _fitting(job, tile, at, total - done, (out_limit, in_limit))
             if count == 0:
                 if not tile.parts:
                     raise ValueError("the buffers are too small for a single element")
@@ -75,8 +75,10 @@ def tiles(plan: Plan, out_limit: int, in_limit: int) -> Iterator[Tile]:
         yield tile
 
 
-def _fitting(job: Job, tile: Tile, at: int, unit: int, left: int, out_limit: int, in_limit: int) -> int:
-    """How many more elements of the job, which continues at the file's byte ``at``, fit into the tile."""
+def _fitting(job: Job, tile: Tile, at: int, left: int, limits: tuple[int, int]) -> int:
+    """How many of the job's last ``left`` elements, which start at the file's byte ``at``, fit into the tile."""
+    out_limit, in_limit = limits
+    unit = 1 if job.formula is None else job.dtype.itemsize
     count = min(left, (out_limit - (at - tile.base)) // unit)
     if job.formula is not None:
         size = sum(operand.dtype.itemsize for operand in job.operands)

@@ -32,6 +32,7 @@ CHOICES = {
     "on_nonfinite": ("keep", "error"),
     "compute": ("fp32", "fp64"),
     "io": ("auto", "mmap", "pread"),
+    "fallback": ("none", "cpu"),
 }
 
 
@@ -43,7 +44,8 @@ class Settings:
     error. ``on_nonfinite``: keep, error. ``compute``: fp32, fp64. ``io``: auto, mmap, pread. ``threads`` 0: all.
     ``hash``: store and compute SHA-256. ``sync``: flush to disk before the rename. ``force``: replace a target.
     ``fix_clip``: write int64 0…76 as position_ids where the family has them (see ``verbs.fix_clip``). ``fix_names``:
-    read old and foreign names as the family's own (see ``verbs.fix_names``).
+    read old and foreign names as the family's own (see ``verbs.fix_names``). ``gpu_memory``: bytes of buffers on each
+    GPU, 0 for a default. ``fallback``: none, cpu: what goes on when the GPU cannot be used or fails.
     """
 
     dtype: str = "keep"
@@ -54,6 +56,8 @@ class Settings:
     compute: str = "fp32"
     io: str = "auto"
     tile_bytes: int = 0
+    gpu_memory: int = 0
+    fallback: str = "none"
     hash: bool = True
     sync: bool = True
     force: bool = False
@@ -98,6 +102,8 @@ class Settings:
             on_nonfinite=self.on_nonfinite,
             wide=self.compute == "fp64",
             flush=self.sync,
+            gpu_memory=self.gpu_memory,
+            fallback=self.fallback,
         )
 
 

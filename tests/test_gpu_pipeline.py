@@ -1,0 +1,252 @@
+"""The GPU backends without a GPU: files through the pipeline and tensors through ``apply``, with the CUDA module on a
+fake device (tests/cuda_tools.py) and the Triton kernel in its interpreter. The bytes are the CPU's; failures end
+cleanly, or on the CPU."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sdsurgery
+from cuda_tools import install
+from numeric_tools import CODE, FLOATS, wild
+from sdsurgery import interop
+from sdsurgery.dtypes import U8
+from sdsurgery.errors import DeviceFailed, InputRefused, RunFailed, UsageError
+from sdsurgery.gpu import tensors
+from sdsurgery.gpu.tiles import tiles
+from sdsurgery.testing import write_checkpoint
+from test_engine_identical import write_file
+
+torch = pytest.importorskip("torch")
+
+LEAST = 4 << 20
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+
+
+@pytest.fixture
+def triton() -> None:
+    knobs = pytest.importorskip("triton").knobs
+    if not knobs.runtime.interpret:
+        pytest.skip("Triton compiles here")
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def backend(request: pytest.FixtureRequest) -> str:
+    request.getfixturevalue(request.param)
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three files of every dtype, with NaN, Inf and overflows, at odd byte offsets, and something that is copied."""
+    folder = tmp_path_factory.mktemp("odd")
+    rng = np.random.default_rng(8)
+    files = []
+    for index in range(3):
+        entries: dict[str, Any] = {}
+        for position, dtype in enumerate(FLOATS):
+            for count in (1, 4099):
+                kind = dtype if index == 0 else FLOATS[(position + index * count) % len(FLOATS)]
+                entries[f"{dtype}.{count}"] = (kind, (count,), wild(kind, count, rng).astype(CODE[kind]).tobytes())
+        entries["integers"] = (U8, (7,), bytes(range(7)))
+        files.append(write_file(folder / f"{'abc'[index]}.safetensors", entries, padded=False, gap=index))
+    return files
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("tiny")
+    files = [folder / f"{name}.safetensors" for name in "abc"]
+    for seed, (file, dtype) in enumerate(zip(files, ("fp16", "fp16", "bf16"), strict=True)):
+        write_checkpoint(file, "sd1", dtype=dtype, seed=seed, size="tiny")
+    return files
+
+
+def merged(files: list[Path], folder: Path, name: str = "out", **options: Any) -> tuple[Any, ...]:
+    out = folder / "out.safetensors"
+    report = sdsurgery.merge("add-diff", files, alpha=0.7, out=out, sync=False, force=True, **options)
+    return hashlib.sha256(out.read_bytes()).hexdigest(), report.nonfinite, report.overflow
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("dtype", ["keep", "fp16", "fp8_e4m3"])
+def test_a_file_of_odd_values_has_the_cpus_bytes_and_counts(
+    odd: list[Path], tmp_path: Path, backend: str, dtype: str
+) -> None:
+    wanted = merged(odd, tmp_path, dtype=dtype)
+    assert wanted[1] and wanted[2]
+    assert merged(odd, tmp_path, dtype=dtype, backend=backend) == wanted
+
+
+def test_a_checkpoint_has_the_cpus_bytes_for_any_memory_workers_and_devices(
+    tiny: list[Path], tmp_path: Path, cuda: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = merged(tiny, tmp_path)
+    for memory, threads, devices in ((LEAST, 0, 1), (LEAST, 1, 2), (0, 3, 1)):
+        monkeypatch.setenv("FAKE_CUDA_DEVICES", str(devices))
+        found = merged(tiny, tmp_path, backend="cuda", gpu_memory=memory, threads=threads)
+        assert found == wanted, (memory, threads, devices)
+    assert merged(tiny, tmp_path, backend="cuda", compute="fp64") == merged(tiny, tmp_path, compute="fp64")
+
+
+def test_tiles_cover_the_output_once_and_keep_their_limits(tiny: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdsurgery import engine
+
+    plans: list[Any] = []
+    monkeypatch.setattr(engine, "preview", lambda plan, *rest: plans.append(plan) or {})
+    sdsurgery.merge("add-diff", tiny, dry_run=True)
+    (plan,) = plans
+    for out_limit, in_limit in ((4096, 1 << 14), (100_000, 70_000), (1 << 30, 1 << 30), (64, 1 << 20)):
+        done = [0] * len(plan.jobs)
+        end = plan.data_start
+        for tile in tiles(plan, out_limit, in_limit):
+            assert tile.start >= end and tile.end - tile.base <= out_limit and tile.in_bytes <= in_limit
+            end = tile.end
+            for part in tile.parts:
+                job = plan.jobs[part.job]
+                unit = 1 if job.formula is None else job.dtype.itemsize
+                assert part.first == done[part.job] and part.out + tile.base == job.offset + part.first * unit
+                assert all(place % 16 == 0 for place in part.ins)
+                done[part.job] += part.count
+        assert done == [job.nbytes if job.formula is None else job.count for job in plan.jobs]
+
+
+# ---- failures
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.suffix != ".safetensors" or path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("FAKE_CUDA_MEMORY=1000", "out of GPU memory"),
+        ("FAKE_CUDA_LAUNCHES=2", "the GPU failed"),
+        ("FAKE_CUDA_DEVICES=0", "there is no NVIDIA GPU"),
+    ],
+)
+def test_a_failing_gpu_is_one_line_and_nothing_is_left_or_the_cpu_goes_on(
+    tiny: list[Path], tmp_path: Path, cuda: None, monkeypatch: pytest.MonkeyPatch, *, setting: str, words: str
+) -> None:
+    wanted = merged(tiny, tmp_path, hash=False)
+    before = (tmp_path / "out.safetensors").read_bytes()
+    name, _, value = setting.partition("=")
+    monkeypatch.setenv(name, value)
+    options: dict[str, Any] = {"backend": "cuda", "gpu_memory": LEAST}
+    with pytest.raises((DeviceFailed, UsageError), match=words) as caught:
+        merged(tiny, tmp_path, **options)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "out.safetensors").read_bytes() == before and not leftovers(tmp_path)
+    assert merged(tiny, tmp_path, fallback="cpu", hash=False, **options) == wanted
+    monkeypatch.delenv(name)
+    report = sdsurgery.merge("add-diff", tiny, out=tmp_path / "x.safetensors", sync=False, fallback="cpu", **options)
+    assert report.how["backend"] == "cuda" and "fallback" not in report.how
+
+
+def test_the_fallback_is_reported_and_hashes_are_right(
+    tiny: list[Path], tmp_path: Path, cuda: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = merged(tiny, tmp_path)  # with hashes
+    monkeypatch.setenv("FAKE_CUDA_LAUNCHES", "3")
+    assert merged(tiny, tmp_path, backend="cuda", gpu_memory=LEAST, fallback="cpu") == wanted
+    report = sdsurgery.merge("add-diff", tiny, out=tmp_path / "x.safetensors", backend="cuda", fallback="cpu")
+    assert report.how["backend"] == "cpu" and "the GPU failed" in report.how["fallback"]
+
+
+def test_policies_that_refuse_name_the_tensor(odd: list[Path], tmp_path: Path, cuda: None) -> None:
+    with pytest.raises(InputRefused, match=r"tensor 'F.*NaN or Inf"):
+        merged(odd, tmp_path, backend="cuda", on_nonfinite="error")
+    with pytest.raises(RunFailed, match=r"tensor '.*does not fit"):
+        merged(odd, tmp_path, backend="cuda", overflow="error")
+    with pytest.raises(UsageError, match="gpu-memory"):
+        merged(odd, tmp_path, backend="cuda", gpu_memory=1000)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- tensors: CPU tensors that are taken for tensors of a GPU
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch, backend: str) -> str:
+    monkeypatch.setattr(interop, "_device", lambda inputs, out: torch.device("cpu"))
+    monkeypatch.setattr(tensors, "BACKENDS", (backend,))
+    return backend
+
+
+def some(count: int, dtype: Any, shape: tuple[int, ...] = (37, 53)) -> list[Any]:
+    torch.manual_seed(count)
+    return [torch.randn(shape).to(dtype) for _ in range(count)]
+
+
+def formula_of(a: Any, b: Any, c: Any) -> Any:
+    return a.float() + torch.tensor(0.7) * (b.float() - c.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2], ids=str)
+def test_apply_on_device_tensors(on_gpu: str, dtype: Any) -> None:
+    a, b, c = some(3, dtype)
+    wanted = formula_of(a, b, c)
+    assert torch.equal(sdsurgery.apply("add-diff", a, b, c, alpha=0.7).float(), wanted.to(dtype).float())
+    mixed = sdsurgery.apply("add-diff", a, b.float(), c, alpha=0.7, dtype="bf16")
+    assert torch.equal(mixed, wanted.to(torch.bfloat16))
+    assert sdsurgery.apply("add-diff", a, b, c, alpha=0.7, out=b) is b
+    assert torch.equal(b.float(), wanted.to(dtype).float())
+
+
+def test_apply_on_device_tensors_of_any_strides(on_gpu: str) -> None:
+    a, b, c = some(3, torch.float32)
+    wanted = formula_of(a, b, c)
+    at, bt, ct = (item.T.contiguous().T for item in (a, b, c))
+    result = sdsurgery.apply("add-diff", at, bt, ct, alpha=0.7)
+    assert torch.equal(result, wanted) and result.stride() == at.stride()
+    assert torch.equal(sdsurgery.apply("add-diff", at, b, c, alpha=0.7), wanted)
+    whole = torch.zeros(37, 106)
+    sdsurgery.apply("add-diff", a, b, c, alpha=0.7, out=whole[:, ::2])
+    assert torch.equal(whole[:, ::2], wanted) and not whole[:, 1::2].any()
+    shifted = torch.randn(2000)
+    before = shifted.clone()
+    sdsurgery.apply("weighted-sum", shifted[:-1], shifted[1:], alpha=0.5, out=shifted[1:])  # overlaps
+    assert torch.equal(shifted[1:], 0.5 * before[:-1] + 0.5 * before[1:])
+    scalar = sdsurgery.apply("weighted-sum", torch.tensor(1.0), torch.tensor(3.0))
+    assert scalar.shape == () and float(scalar) == 2
+    assert sdsurgery.apply("weighted-sum", torch.zeros(0, 3), torch.zeros(0, 3)).shape == (0, 3)
+
+
+def test_apply_many_on_device_tensors(on_gpu: str) -> None:
+    shapes = [(3,), (4, 5), (), (1000,), (0,), (7, 3)]
+    kinds = [torch.float32, torch.float16, torch.bfloat16]
+    a, b = ({f"t{i}": torch.randn(shape).to(kinds[i % 3]) for i, shape in enumerate(shapes)} for _ in range(2))
+    found = sdsurgery.apply_many("weighted-sum", a, b, alpha=0.25)
+    assert list(found) == list(a)
+    for name, result in found.items():
+        wanted = (0.75 * a[name].float() + 0.25 * b[name].float()).to(a[name].dtype)
+        assert torch.equal(result, wanted), name
+    assert sdsurgery.apply_many("weighted-sum", a, b, alpha=0.25, out=a) is a
+    assert all(torch.equal(a[name], found[name]) for name in found)
+
+
+def test_overflow_error_on_device_tensors(on_gpu: str) -> None:
+    big = torch.full((5,), 60000.0)
+    with pytest.raises(RunFailed, match="5 values do not fit F16"):
+        sdsurgery.apply("weighted-sum", big, big, weights=[1.0, 1.0], dtype="fp16", overflow="error")
+    assert float(sdsurgery.apply("weighted-sum", big, big, dtype="fp16", overflow="error").max()) == 60000
+
+
+def test_without_any_gpu_backend_every_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdsurgery.backends import cuda, triton
+
+    monkeypatch.setattr(interop, "_device", lambda inputs, out: torch.device("cpu"))
+    for module, reason in ((cuda, "no driver"), (triton, "not installed")):
+        backend = module.BACKEND
+        monkeypatch.setattr(module, "BACKEND", type(backend)(backend.name, lambda r=reason: r, *[None] * 2))
+    with pytest.raises(UsageError, match="cuda: no driver; triton: not installed"):
+        sdsurgery.apply("weighted-sum", *some(2, torch.float32))
