@@ -234,6 +234,7 @@ def test_apply_many_on_device_tensors(on_gpu: str) -> None:
     assert all(torch.equal(a[name], found[name]) for name in found)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_overflow_error_on_device_tensors(on_gpu: str) -> None:
     big = torch.full((5,), 60000.0)
     with pytest.raises(RunFailed, match="5 values do not fit F16"):

@@ -1,0 +1,127 @@
+"""Compiles the Triton kernel ahead of time for every formula and dtype, with no GPU: to PTX and to a cubin.
+
+    python -m sdsurgery.kernels.aot [--arch 80,90,120] [--ptx FOLDER]
+
+Prints a table of what was compiled; the exit code is 0 only when all was. (That nvcc compiles the CUDA kernels is
+what building the package shows.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sdsurgery.dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64, DType
+from sdsurgery.methods import Method, PerInput, registered
+from sdsurgery.program import Formula, trace
+
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+DTYPES = (F64, F32, F16, BF16, F8_E4M3, F8_E5M2)
+
+
+def formulas() -> dict[str, Formula]:
+    """One formula for every registered method and number of inputs; methods that trace to the same one share it."""
+    found: dict[str, Formula] = {}
+    texts = set()
+    for name, method in registered().items():
+        for label, count, params in _bindings(name, method):
+            formula = trace(method, count, params)
+            if formula.text not in texts:
+                texts.add(formula.text)
+                found[label] = formula
+    return found
+
+
+def _bindings(name: str, method: Method) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    yield name, len(method.inputs), method.bind(len(method.inputs), {})
+    lists = [key for key, param in method.params.items() if isinstance(param, PerInput)]
+    for count in (3, 4) if lists else ():
+        weights = [1 / (number + 2) for number in range(count)]
+        yield f"{name} of {count}", count, method.bind(count, dict.fromkeys(lists, weights))
+
+
+def compile_one(formula: Formula, dtype: DType, architecture: int) -> Any:
+    """Inputs and output of one dtype, counting, 16-byte aligned: what Triton compiled, with ``asm["ptx"]`` and
+    ``asm["cubin"]``."""
+    import triton
+    from sdsurgery.kernels import elementwise
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    wide = dtype is F64
+    settings = elementwise.constants_of(
+        formula, [dtype] * formula.inputs, dtype, overflow="default", wide=wide, count=True
+    )
+    pointer = elementwise.POINTERS[dtype.native or 0]
+    signature = {
+        "out": pointer,
+        "inputs": (pointer,) * formula.inputs,
+        "constants": ("i64" if wide else "fp32",) * len(formula.constants),
+        "counts": "*i64",
+        "count": "i64",
+        **dict.fromkeys(settings, "constexpr"),
+    }
+    aligned: list[tuple[int, ...]] = [(0,), *((1, k) for k in range(formula.inputs))]
+    attrs = {place: [["tt.divisibility", 16]] for place in aligned}
+    source = ASTSource(elementwise.elementwise, signature, constexprs=settings, attrs=attrs)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"enable_fp_fusion": False})
+
+
+def _task(task: tuple[str, Formula, str, int, str]) -> tuple[str, str, int, int, str]:
+    label, formula, dtype, architecture, folder = task  # the dtype by name: one that was pickled is another object
+    try:
+        compiled = compile_one(formula, BY_NAME[dtype], architecture)
+        if folder:
+            name = f"{label.replace(' ', '-')}.{dtype}.sm_{architecture}.ptx"
+            (Path(folder) / name).write_text(compiled.asm["ptx"], encoding="utf-8")
+        return label, dtype, architecture, len(compiled.asm["cubin"]), ""
+    except Exception as error:  # whatever the compiler says belongs in the table
+        return label, dtype, architecture, 0, f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def _architectures(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no list like 80,90,120") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m sdsurgery.kernels.aot", description=__doc__.partition("\n")[0])
+    parser.add_argument("--arch", type=_architectures, default=list(ARCHITECTURES), metavar="80,90,…")
+    parser.add_argument("--ptx", default="", metavar="FOLDER", help="write every PTX there")
+    args = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET is set: Triton's interpreter compiles nothing")
+    if args.ptx:
+        Path(args.ptx).mkdir(parents=True, exist_ok=True)
+    tasks = [
+        (label, formula, dtype.name, architecture, args.ptx)
+        for label, formula in formulas().items()
+        for dtype in DTYPES
+        for architecture in args.arch
+    ]
+    print("cubin bytes".ljust(32) + "".join(f"sm_{architecture}".rjust(9) for architecture in args.arch))
+    failures = []
+    row: list[str] = []
+    with ProcessPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+        for label, dtype, architecture, size, error in pool.map(_task, tasks):
+            row.append((str(size) if size else "FAILED").rjust(9))
+            if error:
+                failures.append(f"{label} {dtype} sm_{architecture}: {error}")
+            if len(row) == len(args.arch):
+                print(f"{label} {dtype}".ljust(32) + "".join(row), flush=True)
+                row = []
+    for line in failures:
+        print(line, file=sys.stderr)
+    print(f"{len(tasks) - len(failures)} of {len(tasks)} compiled")
+    return 1 if failures or not tasks else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Every kernel as it is compiled, with no GPU: all formulas and dtypes compile, and the PTX rounds every operation by
+itself: no fused multiply-add, no flush to zero, no approximate division or square root."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FORBIDDEN = re.compile(r"\bfma\.|\bmad\.(?!lo|hi|wide|24)\S*|\S*\.ftz\S*|\S*\.approx\S*|\bdiv\.full\S*")
+ARITHMETIC = re.compile(r"\b(?:add|sub|mul|div)\.(?:rn\.)?f(?:32|64)")
+
+
+def faults(ptx: str) -> list[str]:
+    """Instructions of a PTX text that break the numeric rule."""
+    code = [line.partition("//")[0] for line in ptx.splitlines()]
+    return [line.strip() for line in code if FORBIDDEN.search(line)]
+
+
+def test_the_check_finds_what_it_looks_for() -> None:
+    for line in (
+        "fma.rn.f32 %f1, %f2, %f3, %f4;", "fma.rn.f64 %d1, %d2, %d3, %d4;", "mad.rn.f32 %f1, %f2, %f3, %f4;",
+        "add.ftz.f32 %f1, %f2, %f3;", "div.approx.f32 %f1, %f2, %f3;", "div.full.f32 %f1, %f2, %f3;",
+        "sqrt.approx.ftz.f32 %f1, %f2;", "fma.rn.f16x2 %r1, %r2, %r3, %r4;", "fma.rn.f32x2 %rd1, %rd2, %rd3, %rd4;",
+    ):  # fmt: skip
+        assert faults(f"\t{line}"), line
+    for line in ("add.f32 %f1, %f2, %f3;", "div.rn.f32 %f1, %f2, %f3;", "mad.lo.s32 %r1, %r2, %r3, %r4;", "// fma."):
+        assert not faults(f"\t{line}"), line
+
+
+def compiled(folder: Path, architectures: str) -> None:
+    """Run the command of the documentation and look at what it wrote."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(folder / "cache")
+    command = [sys.executable, "-m", "sdsurgery.kernels.aot", "--arch", architectures, "--ptx", str(folder / "ptx")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    files = sorted((folder / "ptx").glob("*.ptx"))
+    last = ran.stdout.splitlines()[-1]
+    assert last == f"{len(files)} of {len(files)} compiled"
+    names = {path.name.partition(".")[0] for path in files}
+    assert {"weighted-sum", "weighted-sum-of-4", "add-diff"} <= names
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert not faults(text), f"{path.name}: {faults(text)[:3]}"
+        if path.name.startswith("add-diff"):
+            assert ARITHMETIC.search(text) or "f32x2" in text, path.name
+            assert "ld.global.v4.b32" in text or "ld.global.v2.b64" in text, f"{path.name}: no 16-byte load"
+
+
+def test_triton_compiles_every_formula_and_dtype_and_rounds_every_operation(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    compiled(tmp_path, "90")
+
+
+@pytest.mark.slow
+def test_triton_compiles_for_every_architecture(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    compiled(tmp_path, "75,80,86,89,90,100,120")
+
+
+def test_a_failing_compilation_is_told_by_the_exit_code() -> None:
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "sdsurgery.kernels.aot", "--arch", "many"]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ran.returncode == 2 and "no list like" in ran.stderr
+
+
+def nvcc_options() -> list[str]:
+    """The options with which CMakeLists.txt builds the module."""
+    text = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
+    (options,) = re.findall(r"COMPILE_LANGUAGE:CUDA>:([^>]+)>", text)
+    return [option for option in options.split(";") if not option.startswith("--threads")]
+
+
+def nvcc_ptx(folder: Path, source: str, architecture: str) -> str:
+    nvcc = shutil.which("nvcc") or pytest.skip("no nvcc")
+    target = folder / "kernels.ptx"
+    command = [nvcc, "-std=c++17", "-O3", *nvcc_options(), f"-arch=compute_{architecture}", "-ptx"]
+    subprocess.run([*command, str(ROOT / "kernels" / source), "-o", str(target)], check=True)
+    return target.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "architecture", ["90", *(pytest.param(name, marks=pytest.mark.slow) for name in ("75", "80", "89", "100", "120"))]
+)
+def test_nvcc_rounds_every_operation(tmp_path: Path, architecture: str) -> None:
+    text = nvcc_ptx(tmp_path, "elementwise.cu", architecture)
+    assert len(re.findall(r"^\s*\.visible \.entry|^\.entry", text, re.MULTILINE)) >= 10
+    assert not faults(text)
+    assert ARITHMETIC.search(text) and "div.rn.f32" in text and "ld.global.v4" in text and "st.global.v4" in text
+    assert "--fmad=false" in nvcc_options()
