@@ -1,9 +1,10 @@
-"""Fixtures of several test files: the CPU targets of this machine, and a registry that forgets what a test adds."""
+"""Fixtures of several test files: small checkpoints, and a registry that forgets what a test adds."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +28,14 @@ def registry() -> Iterator[None]:
     yield
     for name in set(methods.registered()) - set(before):
         del methods._METHODS[name]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A, B and C of the SD 1.5 layout (fp16); A has an EMA twin."""
+    from sdsurgery.testing import write_checkpoint
+
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate("abc"):
+        write_checkpoint(folder / f"{name}.safetensors", "sd1", size="tiny", seed=seed, ema=name == "a")
+    return folder

@@ -21,18 +21,8 @@ from cli_support import (
     sds,
     write_raw,
 )
-from sdsurgery.testing import write_checkpoint
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX file modes, links and terminals")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A, B and C of the SD 1.5 layout (fp16); A has an EMA twin."""
-    folder = tmp_path_factory.mktemp("models")
-    for seed, name in enumerate("abc"):
-        write_checkpoint(folder / f"{name}.safetensors", "sd1", size="tiny", seed=seed, ema=name == "a")
-    return folder
 
 
 # ---- what becomes of which tensor
