@@ -7,11 +7,12 @@
 
 // ---- sums, in the eight lanes
 
-struct BlockLanes {
-    Doubles dot = Doubles::zero(), aa = Doubles::zero(), bb = Doubles::zero(), dd = Doubles::zero();
-    Doubles difference_max = Doubles::zero();
+using Lanes4 = double[4][kReduceLanes];  // of dot, aa, bb, dd
 
-    void add(Doubles a, Doubles b) {
+struct PairSums {  // of as many lanes as a register has
+    Doubles dot = Doubles::zero(), aa = Doubles::zero(), bb = Doubles::zero(), dd = Doubles::zero();
+
+    void add(Doubles a, Doubles b, Doubles& difference_max) {  // a maximum needs no lanes of its own
         const Doubles difference = a - b;
         dot = dot + a * b;
         aa = aa + a * a;
@@ -19,46 +20,66 @@ struct BlockLanes {
         dd = dd + difference * difference;
         difference_max = larger(difference_max, difference);
     }
+    void write(Lanes4& l, size_t first) const {
+        dot.write(l[0] + first);
+        aa.write(l[1] + first);
+        bb.write(l[2] + first);
+        dd.write(l[3] + first);
+    }
 };
 
-inline double sum_of(Doubles lanes) {
-    double l[kReduceLanes];
-    lanes.write(l);
-    return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
+struct EqualSums {  // of bit-equal operands the same, at a third of the cost: dot = aa = bb, dd = 0
+    Doubles aa = Doubles::zero();
+
+    void add(Doubles a, Doubles, Doubles&) { aa = aa + a * a; }
+    void write(Lanes4& l, size_t first) const {
+        for (int k = 0; k < 3; ++k) aa.write(l[k] + first);
+        Doubles::zero().write(l[3] + first);
+    }
+};
+
+constexpr size_t kRegisters = kReduceLanes / Doubles::width;
+
+// One load of each operand, from element `at` of a step on, into the lanes that it belongs to. As packs, so that every
+// array is indexed by constants alone and lives in registers.
+template <class Stored, size_t at, class Sums, size_t... J>
+inline void add_load(const uint8_t* a, const uint8_t* b, Sums* lanes, Doubles& top, std::index_sequence<J...>) {
+    Doubles x[sizeof...(J)], y[sizeof...(J)];
+    load_doubles<Stored>(a + at * sizeof(typename Stored::Code), x);
+    load_doubles<Stored>(b + at * sizeof(typename Stored::Code), y);
+    (lanes[(at / Doubles::width + J) % kRegisters].add(x[J], y[J], top), ...);
 }
 
-inline double max_of(Doubles lanes) {
-    double l[kReduceLanes];
-    lanes.write(l);
-    double top = 0;
-    for (double x : l) top = x > top ? x : top;
-    return top;
+template <class Stored, class Sums, size_t... I>
+inline void add_step(const uint8_t* a, const uint8_t* b, Sums* lanes, Doubles& top, std::index_sequence<I...>) {
+    constexpr size_t loaded = kDoublesLoaded<Stored>;
+    (add_load<Stored, I * loaded>(a, b, lanes, top, std::make_index_sequence<loaded / Doubles::width>()), ...);
 }
 
-template <class Stored>
-inline void add_step(const uint8_t* a, const uint8_t* b, BlockLanes& lanes) {
-    constexpr size_t groups = kDoublesStep / kReduceLanes;
-    Doubles x[groups], y[groups];
-    load_doubles<Stored>(a, x);
-    load_doubles<Stored>(b, y);
-    for (size_t g = 0; g < groups; ++g) lanes.add(x[g], y[g]);
-}
+inline double sum_of(const double* l) { return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7])); }
 
 // At most a block of finite elements.
-template <class Stored>
+template <class Stored, class Sums = PairSums>
 void add_block(const uint8_t* a, const uint8_t* b, size_t count, Reduction& found) {
-    constexpr size_t size = sizeof(typename Stored::Code);
-    BlockLanes lanes;
+    constexpr size_t size = sizeof(typename Stored::Code), loaded = kDoublesLoaded<Stored>;
+    constexpr size_t step = loaded > kReduceLanes ? loaded : kReduceLanes;
+    constexpr auto loads = std::make_index_sequence<step / loaded>();
+    Sums lanes[kRegisters];
+    Doubles top = Doubles::zero();
     size_t i = 0;
-    for (; i + kDoublesStep <= count; i += kDoublesStep) add_step<Stored>(a + i * size, b + i * size, lanes);
+    for (; i + step <= count; i += step) add_step<Stored>(a + i * size, b + i * size, lanes, top, loads);
     if (i < count) {  // the tail, padded with zeros
-        uint8_t padded[2][kDoublesStep * size] = {};
+        uint8_t padded[2][step * size] = {};
         memcpy(padded[0], a + i * size, (count - i) * size);
         memcpy(padded[1], b + i * size, (count - i) * size);
-        add_step<Stored>(padded[0], padded[1], lanes);
+        add_step<Stored>(padded[0], padded[1], lanes, top, loads);
     }
-    found.sums = {sum_of(lanes.dot), sum_of(lanes.aa), sum_of(lanes.bb), sum_of(lanes.dd)};
-    found.difference_max = max_of(lanes.difference_max);
+    Lanes4 l;
+    for (size_t k = 0; k < kRegisters; ++k) lanes[k].write(l, k * Doubles::width);
+    found.sums = {sum_of(l[0]), sum_of(l[1]), sum_of(l[2]), sum_of(l[3])};
+    double peaks[Doubles::width];
+    top.write(peaks);
+    for (double x : peaks) found.difference_max = x > found.difference_max ? x : found.difference_max;
 }
 
 // ---- maxima and equal elements, on the stored codes: a float's magnitude is in the order of its code without the sign
@@ -109,7 +130,7 @@ Reduction float_block(const uint8_t* a, const uint8_t* b, size_t count) {
     const auto codes = look_at_codes<typename Stored::Code>(a, b, count);
     Reduction found;
     if (codes.a_top <= Stored::largest && codes.b_top <= Stored::largest) {
-        add_block<Stored>(a, b, count, found);
+        codes.equal == count ? add_block<Stored, EqualSums>(a, b, count, found) : add_block<Stored>(a, b, count, found);
         found.a_max = widened<Stored>(codes.a_top);
         found.b_max = widened<Stored>(codes.b_top);
     } else {

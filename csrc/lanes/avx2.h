@@ -116,34 +116,38 @@ inline void store<E5M2>(uint8_t* p, Lanes x) {
     store_byte<5, 2>(p, x);
 }
 
-// Eight float64: the lanes of a reduction.
+// Four float64: half of a reduction's lanes. load_doubles takes kDoublesLoaded elements at a time.
 struct Doubles {
-    __m256d low, high;
-    static Doubles zero() { return {_mm256_setzero_pd(), _mm256_setzero_pd()}; }
-    static Doubles of(Lanes x) {
-        return {_mm256_cvtps_pd(_mm256_castps256_ps128(x.v)), _mm256_cvtps_pd(_mm256_extractf128_ps(x.v, 1))};
-    }
-    void write(double* p) const {
-        _mm256_storeu_pd(p, low);
-        _mm256_storeu_pd(p + 4, high);
-    }
+    static constexpr size_t width = 4;
+    __m256d v;
+    static Doubles zero() { return {_mm256_setzero_pd()}; }
+    void write(double* p) const { _mm256_storeu_pd(p, v); }
 };
-inline Doubles operator+(Doubles a, Doubles b) { return {_mm256_add_pd(a.low, b.low), _mm256_add_pd(a.high, b.high)}; }
-inline Doubles operator-(Doubles a, Doubles b) { return {_mm256_sub_pd(a.low, b.low), _mm256_sub_pd(a.high, b.high)}; }
-inline Doubles operator*(Doubles a, Doubles b) { return {_mm256_mul_pd(a.low, b.low), _mm256_mul_pd(a.high, b.high)}; }
+inline Doubles operator+(Doubles a, Doubles b) { return {_mm256_add_pd(a.v, b.v)}; }
+inline Doubles operator-(Doubles a, Doubles b) { return {_mm256_sub_pd(a.v, b.v)}; }
+inline Doubles operator*(Doubles a, Doubles b) { return {_mm256_mul_pd(a.v, b.v)}; }
 inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite values
-    const __m256d sign = _mm256_set1_pd(-0.0);
-    return {_mm256_max_pd(top.low, _mm256_andnot_pd(sign, x.low)),
-            _mm256_max_pd(top.high, _mm256_andnot_pd(sign, x.high))};
+    return {_mm256_max_pd(top.v, _mm256_andnot_pd(_mm256_set1_pd(-0.0), x.v))};
 }
 
-constexpr size_t kDoublesStep = 8;  // elements that load_doubles takes at a time
+template <class Stored>
+constexpr size_t kDoublesLoaded = 8;
+template <>
+constexpr size_t kDoublesLoaded<F64> = 4;
+template <>
+constexpr size_t kDoublesLoaded<F32> = 4;
+
 template <class Stored>
 inline void load_doubles(const uint8_t* p, Doubles* x) {
-    x[0] = Doubles::of(load<Stored>(p));
+    const __m256 lanes = load<Stored>(p).v;
+    x[0] = {_mm256_cvtps_pd(_mm256_castps256_ps128(lanes))};
+    x[1] = {_mm256_cvtps_pd(_mm256_extractf128_ps(lanes, 1))};
+}
+template <>
+inline void load_doubles<F32>(const uint8_t* p, Doubles* x) {
+    x[0] = {_mm256_cvtps_pd(_mm_loadu_ps(reinterpret_cast<const float*>(p)))};
 }
 template <>
 inline void load_doubles<F64>(const uint8_t* p, Doubles* x) {
-    const double* from = reinterpret_cast<const double*>(p);
-    x[0] = {_mm256_loadu_pd(from), _mm256_loadu_pd(from + 4)};
+    x[0] = {_mm256_loadu_pd(reinterpret_cast<const double*>(p))};
 }

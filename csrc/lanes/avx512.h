@@ -109,8 +109,9 @@ inline void store<E5M2>(uint8_t* p, Lanes x) {
     store_byte<5, 2>(p, x);
 }
 
-// Eight float64: the lanes of a reduction.
+// Eight float64: a reduction's lanes. load_doubles takes kDoublesLoaded elements at a time.
 struct Doubles {
+    static constexpr size_t width = 8;
     __m512d v;
     static Doubles zero() { return {_mm512_setzero_pd()}; }
     void write(double* p) const { _mm512_storeu_pd(p, v); }
@@ -122,7 +123,11 @@ inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite valu
     return {_mm512_max_pd(top.v, _mm512_abs_pd(x.v))};
 }
 
-constexpr size_t kDoublesStep = 16;  // elements that load_doubles takes at a time
+template <class Stored>
+constexpr size_t kDoublesLoaded = 16;
+template <>
+constexpr size_t kDoublesLoaded<F64> = 8;
+
 template <class Stored>
 inline void load_doubles(const uint8_t* p, Doubles* x) {
     const __m512 lanes = load<Stored>(p).v;
@@ -131,7 +136,5 @@ inline void load_doubles(const uint8_t* p, Doubles* x) {
 }
 template <>
 inline void load_doubles<F64>(const uint8_t* p, Doubles* x) {
-    const double* from = reinterpret_cast<const double*>(p);
-    x[0] = {_mm512_loadu_pd(from)};
-    x[1] = {_mm512_loadu_pd(from + 8)};
+    x[0] = {_mm512_loadu_pd(p)};
 }

@@ -104,44 +104,32 @@ inline void store<E5M2>(uint8_t* p, Lanes x) {
     store_byte<5, 2>(p, x);
 }
 
-// Eight float64: the lanes of a reduction.
+// Two float64: a quarter of a reduction's lanes. load_doubles takes kDoublesLoaded elements at a time.
 struct Doubles {
-    float64x2_t v[4];
-    static Doubles zero() {
-        const float64x2_t none = vdupq_n_f64(0);
-        return {{none, none, none, none}};
-    }
-    static Doubles of(float32x4_t low, float32x4_t high) {
-        return {{vcvt_f64_f32(vget_low_f32(low)), vcvt_high_f64_f32(low), vcvt_f64_f32(vget_low_f32(high)),
-                 vcvt_high_f64_f32(high)}};
-    }
-    void write(double* p) const {
-        for (int i = 0; i < 4; ++i) vst1q_f64(p + 2 * i, v[i]);
-    }
+    static constexpr size_t width = 2;
+    float64x2_t v;
+    static Doubles zero() { return {vdupq_n_f64(0)}; }
+    void write(double* p) const { vst1q_f64(p, v); }
 };
-inline Doubles operator+(Doubles a, Doubles b) {
-    return {
-        {vaddq_f64(a.v[0], b.v[0]), vaddq_f64(a.v[1], b.v[1]), vaddq_f64(a.v[2], b.v[2]), vaddq_f64(a.v[3], b.v[3])}};
-}
-inline Doubles operator-(Doubles a, Doubles b) {
-    return {
-        {vsubq_f64(a.v[0], b.v[0]), vsubq_f64(a.v[1], b.v[1]), vsubq_f64(a.v[2], b.v[2]), vsubq_f64(a.v[3], b.v[3])}};
-}
-inline Doubles operator*(Doubles a, Doubles b) {
-    return {
-        {vmulq_f64(a.v[0], b.v[0]), vmulq_f64(a.v[1], b.v[1]), vmulq_f64(a.v[2], b.v[2]), vmulq_f64(a.v[3], b.v[3])}};
-}
+inline Doubles operator+(Doubles a, Doubles b) { return {vaddq_f64(a.v, b.v)}; }
+inline Doubles operator-(Doubles a, Doubles b) { return {vsubq_f64(a.v, b.v)}; }
+inline Doubles operator*(Doubles a, Doubles b) { return {vmulq_f64(a.v, b.v)}; }
 inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite values
-    return {{vmaxq_f64(top.v[0], vabsq_f64(x.v[0])), vmaxq_f64(top.v[1], vabsq_f64(x.v[1])),
-             vmaxq_f64(top.v[2], vabsq_f64(x.v[2])), vmaxq_f64(top.v[3], vabsq_f64(x.v[3]))}};
+    return {vmaxq_f64(top.v, vabsq_f64(x.v))};
 }
 
-constexpr size_t kDoublesStep = 8;  // elements that load_doubles takes at a time
+template <class Stored>
+constexpr size_t kDoublesLoaded = 4;
+template <>
+constexpr size_t kDoublesLoaded<F64> = 2;
+
 template <class Stored>
 inline void load_doubles(const uint8_t* p, Doubles* x) {
-    x[0] = Doubles::of(load<Stored>(p).v, load<Stored>(p + 4 * sizeof(typename Stored::Code)).v);
+    const float32x4_t lanes = load<Stored>(p).v;
+    x[0] = {vcvt_f64_f32(vget_low_f32(lanes))};
+    x[1] = {vcvt_high_f64_f32(lanes)};
 }
 template <>
 inline void load_doubles<F64>(const uint8_t* p, Doubles* x) {
-    for (int i = 0; i < 4; ++i) x[0].v[i] = vreinterpretq_f64_u8(vld1q_u8(p + 16 * i));
+    x[0] = {vreinterpretq_f64_u8(vld1q_u8(p))};
 }

@@ -35,38 +35,29 @@ inline void store(uint8_t* p, Lanes x) {
     memcpy(p, &code, sizeof code);
 }
 
-// Eight float64: the lanes of a reduction.
+// One float64: one of a reduction's eight lanes. load_doubles takes kDoublesLoaded elements at a time.
 struct Doubles {
-    double v[8];
-    static Doubles zero() { return {}; }
-    void write(double* p) const { memcpy(p, v, sizeof v); }
+    static constexpr size_t width = 1;
+    double v;
+    static Doubles zero() { return {0}; }
+    void write(double* p) const { *p = v; }
 };
-inline Doubles operator+(Doubles a, Doubles b) {
-    for (int i = 0; i < 8; ++i) a.v[i] += b.v[i];
-    return a;
-}
-inline Doubles operator-(Doubles a, Doubles b) {
-    for (int i = 0; i < 8; ++i) a.v[i] -= b.v[i];
-    return a;
-}
-inline Doubles operator*(Doubles a, Doubles b) {
-    for (int i = 0; i < 8; ++i) a.v[i] *= b.v[i];
-    return a;
-}
+inline Doubles operator+(Doubles a, Doubles b) { return {a.v + b.v}; }
+inline Doubles operator-(Doubles a, Doubles b) { return {a.v - b.v}; }
+inline Doubles operator*(Doubles a, Doubles b) { return {a.v * b.v}; }
 inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite values
-    for (int i = 0; i < 8; ++i) {
-        const double magnitude = x.v[i] < 0 ? -x.v[i] : x.v[i];
-        top.v[i] = magnitude > top.v[i] ? magnitude : top.v[i];
-    }
-    return top;
+    const double magnitude = x.v < 0 ? -x.v : x.v;
+    return {magnitude > top.v ? magnitude : top.v};
 }
 
-constexpr size_t kDoublesStep = 8;  // elements that load_doubles takes at a time
+template <class Stored>
+constexpr size_t kDoublesLoaded = 1;
+
 template <class Stored>
 inline void load_doubles(const uint8_t* p, Doubles* x) {
-    for (size_t i = 0; i < 8; ++i) x[0].v[i] = load<Stored>(p + i * sizeof(typename Stored::Code)).v;
+    x[0] = {load<Stored>(p).v};
 }
 template <>
 inline void load_doubles<F64>(const uint8_t* p, Doubles* x) {
-    memcpy(x[0].v, p, sizeof x[0].v);
+    memcpy(&x[0].v, p, sizeof(double));
 }

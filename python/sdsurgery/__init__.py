@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .methods import registered as methods
     from .verbs.cast import cast
     from .verbs.common import Report
+    from .verbs.compare import Comparison, compare
     from .verbs.components import extract, replace
     from .verbs.ema import ema
     from .verbs.fix_clip import fix_clip
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "Checkpoint": ("checkpoint", "Checkpoint"),
+    "Comparison": ("verbs.compare", "Comparison"),
     "InputRefused": ("errors", "InputRefused"),
     "Interrupted": ("errors", "Interrupted"),
     "Report": ("verbs.common", "Report"),
@@ -48,6 +50,7 @@ _PLACES = {
     "apply": ("interop", "apply"),
     "apply_many": ("interop", "apply_many"),
     "cast": ("verbs.cast", "cast"),
+    "compare": ("verbs.compare", "compare"),
     "ema": ("verbs.ema", "ema"),
     "extract": ("verbs.components", "extract"),
     "fix_clip": ("verbs.fix_clip", "fix_clip"),
@@ -62,6 +65,7 @@ _PLACES = {
 
 __all__ = [
     "Checkpoint",
+    "Comparison",
     "InputRefused",
     "Interrupted",
     "Report",
@@ -74,6 +78,7 @@ __all__ = [
     "apply",
     "apply_many",
     "cast",
+    "compare",
     "ema",
     "extract",
     "fix_clip",

@@ -113,9 +113,9 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
     lines = [f"{verb} {target}: {human_bytes(report.bytes_written)}, family {report.family}"]
     lines.append(f"tensors: {counts}")
     for path, names in report.missing.items():
-        lines.append(f"missing in {printable(path)}: {_some(names, verbose)} (A's were kept)")
+        lines.append(f"missing in {printable(path)}: {some(names, verbose)} (A's were kept)")
     for path, names in report.only_there.items():
-        lines.append(f"only in {printable(path)}, not added: {_some(names, verbose)}")
+        lines.append(f"only in {printable(path)}, not added: {some(names, verbose)}")
     lines += [f"dropped: {count} × {reason}" for reason, count in report.dropped.items()]
     if report.dropped_components:
         parts = ", ".join(
@@ -128,7 +128,7 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
     )
     for what, found in odd:
         if found:
-            lines.append(f"{what}: {sum(found.values())} in {len(found)} tensors: {_some(list(found), verbose)}")
+            lines.append(f"{what}: {sum(found.values())} in {len(found)} tensors: {some(list(found), verbose)}")
     if report.dry_run:
         lines.append(
             f"would read {human_bytes(report.bytes_read)} of tensor data and write {human_bytes(report.bytes_written)}"
@@ -182,7 +182,8 @@ def _ratios(row: Mapping[str, Any]) -> str:
     return " ".join(filter(None, (row.get("block"), *ratios)))
 
 
-def _some(names: list[str], everything: bool) -> str:
+def some(names: list[str], everything: bool) -> str:
+    """The first of many names, or all of them, safe to print."""
     shown = names if everything else names[:3]
     more = f", … ({len(names)} in all)" if len(shown) < len(names) else ""
     return ", ".join(printable(name) for name in shown) + more
@@ -215,7 +216,7 @@ def verification_lines(found: Verification) -> list[str]:
         f"{printable(found.path)}: {found.format}, family {found.family}, {found.tensors} tensors, structure whole"
     ]
     if found.nonfinite:
-        lines.append(f"NaN or Inf: {sum(found.nonfinite.values())} in {_some(list(found.nonfinite), False)}")
+        lines.append(f"NaN or Inf: {sum(found.nonfinite.values())} in {some(list(found.nonfinite), False)}")
     else:
         lines.append("NaN or Inf: none")
     if found.sha256:

@@ -21,6 +21,7 @@ NAMES = (
     "extract",
     "replace",
     "inspect",
+    "compare",
     "verify",
     "methods",
     "layouts",

@@ -1,0 +1,118 @@
+"""``sdsurgery compare``"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..errors import printable
+from .common import plain, print_json, print_lines, threads
+
+if TYPE_CHECKING:
+    from ..verbs.compare import Comparison, Likeness
+
+HELP = "how alike two checkpoints are, by component and block"
+
+_DIFFERS = 4
+_HEAD: tuple[str, ...] = ("component", "block", "tensors", "equal", "cosine", "‖A−B‖/‖A‖", "max |A−B|")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    plain(parser)
+    add = parser.add_argument
+    add("a", metavar="A", help="the file to which the distance is relative")
+    add("b", metavar="B")
+    add("--fix-names", action="store_true", help="read old and foreign names as the family's own")
+    add("--plot", metavar="FILE.png", help="draw a heat map, blocks × kinds of layer (needs matplotlib)")
+    add("--force", action="store_true", help="replace an existing picture")
+    threads(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from .. import console, heatmap
+    from ..verbs.compare import compare
+
+    if args.plot is not None:
+        heatmap.check(args.plot, force=args.force)
+    with console.progress("compare", quiet=args.quiet) as progress:
+        found = compare(args.a, args.b, threads=args.threads, fix_names=args.fix_names, progress=progress)
+    if args.plot is not None:
+        found.plot(args.plot, force=args.force)
+    if args.json:
+        print_json(found.to_dict())
+    elif not args.quiet:
+        print_lines(lines(found, verbose=args.verbose))
+    return 0 if found.equal else _DIFFERS
+
+
+def lines(found: Comparison, *, verbose: bool = False) -> Iterator[str]:
+    """The comparison as text: a table by component and block, then what only one file has, then the verdict."""
+    from ..console import some
+
+    yield f"A {printable(found.a)} (family {found.a_family})"
+    yield f"B {printable(found.b)} (family {found.b_family})"
+    yield from _table(found)
+    if verbose:
+        yield from _tensors(found)
+    odd = (
+        ("only in A", found.only_in_a),
+        ("only in B", found.only_in_b),
+        ("shape differs", [f"{n} {a} {b}" for n, (a, b) in found.shape_differs.items()]),
+        ("dtype differs", [f"{n} {a} {b}" for n, (a, b) in found.dtype_differs.items()]),
+    )
+    for what, names in odd:
+        if names:
+            yield f"{what}: {some(names, verbose)}"
+    total = found.total
+    if total.a_nonfinite or total.b_nonfinite:
+        yield f"NaN or Inf, left out of the numbers: {total.a_nonfinite} in A, {total.b_nonfinite} in B"
+    for note in found.notes:
+        yield f"note: {printable(note, 400)}"
+    yield _verdict(found)
+
+
+def _table(found: Comparison) -> Iterator[str]:
+    blocks = found.by("component", "block")
+    rows = [_HEAD]
+    for (component,), likeness in found.by("component").items():
+        rows.append((component, "", *_cells(likeness)))
+        own = [(block, inner) for (owner, block), inner in blocks.items() if owner == component]
+        if len(own) > 1:
+            rows += [("", block, *_cells(inner)) for block, inner in own]
+    rows.append(("total", "", *_cells(found.total)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    for row in rows:
+        names = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+        numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        yield "  ".join([*names, *numbers])
+
+
+def _cells(likeness: Likeness) -> tuple[str, ...]:
+    peak = f"{likeness.difference_max:.3g}" if likeness.weights else "-"
+    return str(likeness.tensors), str(likeness.equal), *_numbers(likeness), peak
+
+
+def _numbers(likeness: Likeness) -> tuple[str, str]:
+    cosine, distance = likeness.cosine, likeness.relative_l2
+    return "-" if cosine is None else f"{cosine:.6f}", "-" if distance is None else f"{distance:.4g}"
+
+
+def _tensors(found: Comparison) -> Iterator[str]:
+    for tensor in found.tensors:
+        dtype = tensor.a_dtype if tensor.a_dtype == tensor.b_dtype else f"{tensor.a_dtype}/{tensor.b_dtype}"
+        start = f"{printable(tensor.name)}  {dtype} {list(tensor.shape)}  "
+        if tensor.equal:
+            yield start + "equal"
+            continue
+        likeness = tensor.likeness
+        cosine, distance = _numbers(likeness)
+        same = f"{likeness.equal_elements} of {likeness.elements} elements equal" if likeness.weights else "differs"
+        yield f"{start}cosine {cosine}  ‖A−B‖/‖A‖ {distance}  max |A−B| {likeness.difference_max:.3g}  {same}"
+
+
+def _verdict(found: Comparison) -> str:
+    total = found.total
+    if found.equal:
+        return f"equal: {total.tensors} tensors, the same names, shapes, dtypes and bits"
+    return f"different: {total.equal} of {total.tensors} tensors that both have in one shape are bit-equal"

@@ -1,0 +1,337 @@
+"""compare: what two checkpoints have in common and how far apart their weights are, in one pass over both."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from .. import engine
+from ..backends import Reduced
+from ..checkpoint import Checkpoint, TensorInfo
+from ..dtypes import BY_NAME, U8
+from ..errors import printable
+from ..layouts import UNKNOWN, Layout, conflict, detect
+from ..layouts.aliases import canonical
+from ..layouts.kinds import KINDS, kind
+from ..plan import COMPARED, Operand, Piece, Plan, Reduction, examination, operand, whole
+from ..records import dataclass, field, fields
+from .common import close_all, open_all, settings_from, without_unit_tail
+
+
+class Place(NamedTuple):
+    """Where a tensor belongs: component, merge block (``-`` for none) and kind of layer."""
+
+    component: str
+    block: str
+    kind: str
+
+
+@dataclass
+class Likeness:
+    """How alike A and B are over a set of tensors, or over one.
+
+    ``tensors`` counts those that both files have in one shape, ``equal`` those of them that are the same dtype and the
+    same bits. The numbers below are float64 sums and maxima over the weights among them (``weights``): floats in both
+    files, without ``position_ids``, noise schedules and markers. NaN and Inf are counted and otherwise left out.
+    """
+
+    tensors: int = 0
+    equal: int = 0
+    weights: int = 0
+    elements: int = 0  # of the weights
+    equal_elements: int = 0
+    dot: float = 0.0
+    a_squared: float = 0.0
+    b_squared: float = 0.0
+    difference_squared: float = 0.0
+    a_max: float = 0.0
+    b_max: float = 0.0
+    difference_max: float = 0.0
+    a_nonfinite: int = 0
+    b_nonfinite: int = 0
+
+    def add(self, other: Likeness) -> None:
+        """Take in what another set of tensors has."""
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in _MAXIMA:
+            setattr(self, name, max(getattr(self, name), getattr(other, name)))
+
+    @property
+    def cosine(self) -> float | None:
+        """⟨A, B⟩ ⁄ (‖A‖·‖B‖); 1 when both are zero, None when only one is, or there are no weights or an overflow."""
+        if not self.weights:
+            return None
+        if abs(self.dot) == self.a_squared == self.b_squared < math.inf:
+            return math.copysign(1.0, self.dot)
+        norms = math.sqrt(self.a_squared) * math.sqrt(self.b_squared)
+        value = self.dot / norms if norms else math.nan
+        return max(-1.0, min(1.0, value)) if math.isfinite(value) else None
+
+    @property
+    def relative_l2(self) -> float | None:
+        """‖A − B‖ ⁄ ‖A‖; 0 when both are zero, None when only A is, or there are no weights or an overflow."""
+        if not self.weights:
+            return None
+        if self.difference_squared == 0:
+            return 0.0
+        value = math.sqrt(self.difference_squared / self.a_squared) if self.a_squared else math.nan
+        return value if math.isfinite(value) else None
+
+    @property
+    def equal_share(self) -> float | None:
+        """Share of bit-equal tensors; None when there are none to compare."""
+        return self.equal / self.tensors if self.tensors else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: numbers that are not finite are null."""
+        return {
+            "tensors": self.tensors,
+            "equal": self.equal,
+            "equal_share": self.equal_share,
+            "weights": self.weights,
+            "elements": self.elements,
+            "equal_elements": self.equal_elements,
+            "cosine": self.cosine,
+            "relative_l2": self.relative_l2,
+            "a_norm": _finite(math.sqrt(self.a_squared)),
+            "b_norm": _finite(math.sqrt(self.b_squared)),
+            "difference_norm": _finite(math.sqrt(self.difference_squared)),
+            "a_max": _finite(self.a_max),
+            "b_max": _finite(self.b_max),
+            "difference_max": _finite(self.difference_max),
+            "a_nonfinite": self.a_nonfinite,
+            "b_nonfinite": self.b_nonfinite,
+        }
+
+
+_MAXIMA = ("a_max", "b_max", "difference_max")
+_SUMS = tuple(item.name for item in fields(Likeness) if item.name not in _MAXIMA)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+@dataclass
+class TensorComparison:
+    """One tensor that both files have in one shape."""
+
+    name: str
+    place: Place
+    shape: tuple[int, ...]
+    a_dtype: str
+    b_dtype: str
+    equal: bool
+    likeness: Likeness  # of this tensor, weight or not
+
+    def to_dict(self) -> dict[str, Any]:
+        own = {"name": self.name, **self.place._asdict(), "shape": list(self.shape)}
+        return own | {"a_dtype": self.a_dtype, "b_dtype": self.b_dtype, **self.likeness.to_dict(), "equal": self.equal}
+
+
+@dataclass
+class Comparison:
+    """What ``compare`` found. ``equal``: the same names, shapes, dtypes and bits (metadata is not compared).
+
+    ``groups`` is by component, block and kind of layer; ``by`` sums them up. ``shape_differs`` and ``dtype_differs``
+    give A's and B's. Tensors of two shapes are not compared further, tensors of two dtypes by their values.
+    """
+
+    a: str
+    b: str
+    a_family: str
+    b_family: str
+    total: Likeness = field(default_factory=Likeness)
+    groups: dict[Place, Likeness] = field(default_factory=dict)
+    tensors: list[TensorComparison] = field(default_factory=list)
+    only_in_a: list[str] = field(default_factory=list)
+    only_in_b: list[str] = field(default_factory=list)
+    shape_differs: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
+    dtype_differs: dict[str, tuple[str, str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    bytes_read: int = 0
+    seconds: float = 0.0
+    how: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def equal(self) -> bool:
+        odd = self.only_in_a or self.only_in_b or self.shape_differs
+        return not odd and self.total.equal == self.total.tensors
+
+    def by(self, *names: str) -> dict[tuple[str, ...], Likeness]:
+        """The groups summed up by some of ``component``, ``block`` and ``kind``, in order: ``by("component")``."""
+        sums: dict[tuple[str, ...], Likeness] = {}
+        for place, likeness in self.groups.items():
+            sums.setdefault(tuple(getattr(place, name) for name in names), Likeness()).add(likeness)
+        return sums
+
+    def plot(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write a heat map (PNG) of the relative L2 distance, blocks × kinds of layer. See ``heatmap.write``."""
+        from .. import heatmap
+
+        heatmap.write(self, path, force=force)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "a": self.a,
+            "b": self.b,
+            "a_family": self.a_family,
+            "b_family": self.b_family,
+            "equal": self.equal,
+            "total": self.total.to_dict(),
+            "components": _rows(self.by("component"), "component"),
+            "blocks": _rows(self.by("component", "block"), "component", "block"),
+            "kinds": _rows(self.by("component", "block", "kind"), "component", "block", "kind"),
+            "only_in_a": self.only_in_a,
+            "only_in_b": self.only_in_b,
+            "shape_differs": {name: {"a": a, "b": b} for name, (a, b) in self.shape_differs.items()},
+            "dtype_differs": {name: {"a": a, "b": b} for name, (a, b) in self.dtype_differs.items()},
+            "tensors": [tensor.to_dict() for tensor in self.tensors],
+            "notes": self.notes,
+            "bytes_read": self.bytes_read,
+            "seconds": self.seconds,
+            "how": self.how,
+        }
+
+
+def _rows(sums: dict[tuple[str, ...], Likeness], *names: str) -> list[dict[str, Any]]:
+    return [{**dict(zip(names, key, strict=True)), **likeness.to_dict()} for key, likeness in sums.items()]
+
+
+def compare(a: str | os.PathLike[str], b: str | os.PathLike[str], **given: Any) -> Comparison:
+    """Compare two checkpoints tensor by tensor, by name. ``[o, i, 1, 1]`` and ``[o, i]`` are the same shape.
+
+    Settings: ``threads``, ``io``, ``tile_bytes``, ``backend`` (cpu or reference), ``progress``, none of which changes a
+    bit of the numbers, and ``fix_names`` (read old and foreign names as the family's own). Raises InputRefused when a
+    file is damaged or cannot be read, TypeError for another keyword.
+    """
+    settings = settings_from(given)
+    if given:
+        raise TypeError(f"compare() got an unexpected keyword argument {next(iter(given))!r}")
+    opened = open_all([a, b], settings)
+    try:
+        ours, theirs = (detect(checkpoint.tensors) for checkpoint in opened)
+        layout = theirs.layout if ours.layout is UNKNOWN else ours.layout
+        result = Comparison(os.fspath(a), os.fspath(b), ours.layout.name, theirs.layout.name)
+        different = conflict(ours, theirs)
+        if different:
+            result.notes.append(f"different families, compared by name: {different}")
+        pairs = _pair(opened[0], opened[1], result)
+        plan = _plan(opened, pairs)
+        backend = "cpu" if settings.backend == "auto" else settings.backend
+        outcome = engine.examine(plan, settings.options, settings.progress, backend)
+        places = Places(layout, (*opened[0].tensors, *result.only_in_b))
+        for pair in pairs:
+            name = pair[0].name
+            shown = _compared(*pair, places.of(name), outcome.reduced.get(name, Reduced()))
+            _enter(result, shown, weight=not layout.exact_copy(name))
+        result.groups = {place: result.groups[place] for place in sorted(result.groups, key=places.rank)}
+        for likeness in result.groups.values():
+            result.total.add(likeness)
+        result.notes += _notes(opened, layout, result)
+        result.bytes_read, result.seconds, result.how = plan.bytes_to_read(), outcome.seconds, outcome.how
+        return result
+    finally:
+        close_all(opened)
+
+
+def _pair(a: Checkpoint, b: Checkpoint, result: Comparison) -> list[tuple[TensorInfo, TensorInfo]]:
+    """The tensors that both have in one shape, in A's order; what differs in the headers goes into the result."""
+    pairs = []
+    for name, first in a.tensors.items():
+        second = b.tensors.get(name)
+        if second is None:
+            result.only_in_a.append(name)
+            continue
+        if first.dtype is not second.dtype:
+            result.dtype_differs[name] = (first.dtype.name, second.dtype.name)
+        if without_unit_tail(first.shape) != without_unit_tail(second.shape):
+            result.shape_differs[name] = (list(first.shape), list(second.shape))
+        else:
+            pairs.append((first, second))
+    result.only_in_b = [name for name in b.tensors if name not in a.tensors]
+    return pairs
+
+
+def _plan(opened: list[Checkpoint], pairs: Iterable[tuple[TensorInfo, TensorInfo]]) -> Plan:
+    """One reduction for each pair; of a dtype whose values we don't know, over its bytes, if both have it."""
+    pieces = []
+    for first, second in pairs:
+        operands = [operand(k, info) for k, info in enumerate((first, second))]
+        dtype, count = first.dtype, first.elements
+        if not _has_values(first, second):
+            if first.dtype is not second.dtype:
+                continue
+            dtype, count = U8, first.nbytes
+            operands = [Operand(item.source, U8, item.offset) for item in operands]
+        pieces.append(Piece(first.name, dtype, (count,), COMPARED, whole(Reduction(), count, operands)))
+    return examination("compare", opened, pieces)
+
+
+def _has_values(first: TensorInfo, second: TensorInfo) -> bool:
+    return first.dtype.native is not None and second.dtype.native is not None
+
+
+def _compared(first: TensorInfo, second: TensorInfo, place: Place, found: Reduced) -> TensorComparison:
+    valued = _has_values(first, second)
+    equal = first.dtype is second.dtype and found.equal == (first.elements if valued else first.nbytes)
+    likeness = Likeness(1, int(equal))
+    if valued:
+        likeness = Likeness(1, int(equal), 1, first.elements, found.equal, *found[:9])
+    return TensorComparison(first.name, place, first.shape, first.dtype.name, second.dtype.name, equal, likeness)
+
+
+def _enter(result: Comparison, shown: TensorComparison, *, weight: bool) -> None:
+    """Put one tensor into the list and its group; into the group's numbers only if it is a weight."""
+    floats = all(BY_NAME[name].kind == "float" for name in (shown.a_dtype, shown.b_dtype))
+    counted = shown.likeness if weight and floats else Likeness(1, int(shown.equal))
+    result.tensors.append(shown)
+    result.groups.setdefault(shown.place, Likeness()).add(counted)
+
+
+class Places:
+    """The places of a layout's tensors. A file without known components (a LoRA, an unknown layout) is one group."""
+
+    def __init__(self, layout: Layout, names: Iterable[str]) -> None:
+        self._layout = layout
+        twins = ((layout.ema_twin(name), name) for name in names)
+        self._shadowed = {twin: name for twin, name in twins if twin is not None}
+        order = dict.fromkeys(row.component for row in layout.tensors()) if layout.parts else {}
+        self._components = {component: number for number, component in enumerate(order)}
+        self._blocks = {block: number for number, block in enumerate(layout.blocks)}
+
+    def of(self, name: str) -> Place:
+        layer = kind(self._shadowed.get(name, name))
+        if not self._layout.parts:
+            return Place("all", "-", layer)
+        return Place(self._layout.component(name), self._layout.block(name) or "-", layer)
+
+    def rank(self, place: Place) -> tuple[int, str, int, int]:
+        """Sorts places: components in module order, then blocks, then kinds."""
+        number = self._components.get(place.component, len(self._components))
+        return number, place.component, self._blocks.get(place.block, len(self._blocks)), KINDS.index(place.kind)
+
+
+def _notes(opened: list[Checkpoint], layout: Layout, result: Comparison) -> list[str]:
+    """What is worth knowing and does not count as a difference."""
+    a, b = opened
+    notes = [f"{who}: {note}" for who, item in (("A", a), ("B", b)) for note in item.notes]
+    if a.format != b.format:
+        notes.append(f"A is {a.format}, B is {b.format}")
+    metadata = [item.metadata() for item in opened]
+    keys = [key for key in {**metadata[0], **metadata[1]} if metadata[0].get(key) != metadata[1].get(key)]
+    if keys:
+        some = ", ".join(printable(key, 60) for key in keys[:5]) + (", …" if len(keys) > 5 else "")
+        notes.append(f"metadata differs, which is not compared ({len(keys)} entries: {some})")
+    unit = sum(tensor.shape != b.tensors[tensor.name].shape for tensor in result.tensors)
+    if unit:
+        notes.append(f"{unit} tensors are [o,i,1,1] in one file and [o,i] in the other: the same matrix")
+    renamed = {canonical(name, layout) for name in result.only_in_a} & {
+        canonical(name, layout) for name in result.only_in_b
+    }
+    if renamed:
+        notes.append(f"{len(renamed)} tensors have another spelling of their name in B (--fix-names pairs them)")
+    return notes
