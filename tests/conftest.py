@@ -13,6 +13,21 @@ if not any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require-gpu", action="store_true", help="fail when no test that needs a GPU could run")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """With --require-gpu, a run in which every GPU test was skipped has failed."""
+    if not session.config.getoption("--require-gpu") or exitstatus not in (0, 5):
+        return
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    passed = reporter.stats.get("passed", []) if reporter else []
+    if not any("gpu" in report.keywords for report in passed):
+        print("\nno GPU test ran: --require-gpu makes that a failure")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(autouse=True)
 def _no_inherited_target(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests choose the CPU target themselves."""

@@ -1,0 +1,224 @@
+"""On a real GPU: ``python -m pytest -m gpu --require-gpu``. Every backend that is usable here, bit for bit against the
+reference: tensors and files; streams, memory, and what happens when there is none left."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sdsurgery
+from numeric_tools import CODE, FLOATS, SORTS, Case, cases, expected
+from sdsurgery import backends
+from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
+from sdsurgery.errors import DeviceFailed, RunFailed, SdsError
+from sdsurgery.gpu import tensors
+from sdsurgery.testing import write_checkpoint
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.gpu
+
+CASES = {case.label: case for case in cases()}
+TORCH = {
+    F64: torch.float64, F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16,
+    F8_E4M3: torch.float8_e4m3fn, F8_E5M2: torch.float8_e5m2,
+}  # fmt: skip
+MIXTURES = [
+    *((dtype,) for dtype in FLOATS),
+    (F16, F32),
+    (BF16, F16),
+    (F8_E4M3, BF16, F8_E5M2),
+    (F32, F64),
+]
+# Around a pack, a block's packs, Triton's block; the last one fills many blocks.
+SIZES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 511, 1023, 1024, 1025, 2049, 300_007)
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = str(request.param)
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU")
+    try:
+        chosen = backends.choose(name)
+    except SdsError as error:
+        pytest.skip(str(error))
+    if chosen.devices()[0]["name"] == "Triton's interpreter":
+        pytest.skip("Triton is interpreted")
+    monkeypatch.setattr(tensors, "BACKENDS", (name,))
+    return name
+
+
+def on_device(codes: np.ndarray, dtype: DType, shift: int = 0) -> Any:
+    """The codes as a tensor on the GPU, ``shift`` elements off the alignment of its allocation."""
+    raw = torch.from_numpy(codes.astype(CODE[dtype]).view(np.uint8).copy())
+    room = torch.empty(raw.numel() + 16 * dtype.itemsize, dtype=torch.uint8, device="cuda")
+    view = room[shift * dtype.itemsize : shift * dtype.itemsize + raw.numel()]
+    view.copy_(raw)
+    return view.view(TORCH[dtype])
+
+
+def codes_of(tensor: Any, dtype: DType) -> np.ndarray:
+    return tensor.contiguous().view(torch.uint8).cpu().numpy().view(CODE[dtype])
+
+
+def params_of(case: Case) -> dict[str, Any]:
+    return {name: value for name, value in case.params.items() if value is not None}
+
+
+# ---- conformance
+
+
+@pytest.mark.parametrize("mixture", MIXTURES, ids=lambda item: "+".join(map(str, item)))
+@pytest.mark.parametrize("name", CASES)
+def test_every_method_and_dtype_equals_the_reference(backend: str, name: str, mixture: tuple[DType, ...]) -> None:
+    case = CASES[name]
+    if len(mixture) > case.count:
+        pytest.skip("more dtypes than inputs")
+    kinds = list(itertools.islice(itertools.cycle(mixture), case.count))
+    rng = np.random.default_rng(len(name))
+    for number, (out, sort) in enumerate(itertools.product(FLOATS, ("wild", "plain", "mixed"))):
+        whole = [SORTS[sort](kind, SIZES[-1], rng) for kind in kinds]
+        for size in SIZES if sort == "wild" else (4097,):
+            inputs = [(codes[:size], kind) for codes, kind in zip(whole, kinds, strict=True)]
+            given = [on_device(codes, kind, (number + k) % 4) for k, (codes, kind) in enumerate(inputs)]
+            result = on_device(np.zeros(size, CODE[out]), out, number % 3)
+            overflow = ("default", "inf", "saturate")[number % 3]
+            compute = "fp64" if number % 5 == 0 else "fp32"
+            sdsurgery.apply(
+                case.method.name, *given, out=result, overflow=overflow, compute=compute, **params_of(case)
+            )  # fmt: skip
+            wanted = expected(case.formula(), inputs, out, overflow=overflow, wide=compute == "fp64")
+            found = codes_of(result, out)
+            where = np.flatnonzero(found != wanted.codes)
+            assert where.size == 0, (
+                f"{sort} {size} to {out} {overflow} {compute}: {where.size} differ, first at {where[0]}: "
+                f"{found[where[0]]:#x}, expected {wanted.codes[where[0]]:#x}, "
+                f"inputs {[hex(codes[where[0]]) for codes, _ in inputs]}"
+            )
+
+
+@pytest.mark.parametrize("of", FLOATS[2:], ids=str)
+def test_every_code_through_every_cast(backend: str, of: DType) -> None:
+    codes = np.arange(1 << of.bits, dtype=np.uint64).astype(CODE[of])
+    case = CASES["identity"]
+    for out in FLOATS:
+        option = out.option
+        result = on_device(np.zeros(codes.size, CODE[out]), out)
+        sdsurgery.apply("identity", on_device(codes, of), out=result)
+        wanted = expected(case.formula(), [(codes, of)], out)
+        assert np.array_equal(codes_of(result, out), wanted.codes), (of, out, option)
+
+
+# ---- streams and memory
+
+
+def test_it_runs_on_the_callers_stream_without_waiting_or_allocating(backend: str) -> None:
+    a, b = (torch.randn(1 << 22, device="cuda") for _ in range(2))
+    out = torch.empty_like(a)
+    sdsurgery.apply("weighted-sum", a, b, alpha=0.25, out=out)  # compiles
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(200_000_000)
+            a.fill_(2.0)  # behind the sleep: what came later on this stream must see it
+            sdsurgery.apply("weighted-sum", a, b, alpha=0.25, out=out)
+            busy = not stream.query()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert busy, "apply waited for the stream"
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+    stream.synchronize()
+    assert torch.equal(out, 0.75 * a + 0.25 * b)
+
+
+def test_in_place_strided_and_empty(backend: str) -> None:
+    base = torch.randn(3, 300, 700, device="cuda")
+    a, b, c = base
+    wanted = a + torch.tensor(0.7, device="cuda") * (b - c)
+    at, bt, ct = (item.T.contiguous().T for item in base)
+    assert torch.equal(sdsurgery.apply("add-diff", at, bt, ct, alpha=0.7), wanted)
+    assert torch.equal(sdsurgery.apply("add-diff", a, bt, c, alpha=0.7), wanted)
+    wide = torch.zeros(300, 1400, device="cuda")
+    sdsurgery.apply("add-diff", a, b, c, alpha=0.7, out=wide[:, ::2])
+    assert torch.equal(wide[:, ::2], wanted) and not wide[:, 1::2].any()
+    assert sdsurgery.apply("add-diff", a, b, c, alpha=0.7, out=b) is not None
+    assert torch.equal(base[1], wanted)
+    empty = torch.zeros(0, 3, device="cuda")
+    assert sdsurgery.apply("weighted-sum", empty, empty).shape == (0, 3)
+
+
+def test_many_tensors(backend: str) -> None:
+    rng = np.random.default_rng(0)
+    kinds = [torch.float16, torch.bfloat16, torch.float32]
+    shapes = [tuple(int(n) for n in rng.integers(1, 90, rng.integers(1, 4))) for _ in range(700)]
+    a, b = (
+        {f"t{i}": torch.randn(shape, device="cuda").to(kinds[i % 3]) for i, shape in enumerate(shapes)}
+        for _ in range(2)
+    )
+    found = sdsurgery.apply_many("weighted-sum", a, b, alpha=0.3)
+    for name, tensor in a.items():
+        wanted = sdsurgery.apply("weighted-sum", tensor.cpu(), b[name].cpu(), alpha=0.3)
+        assert torch.equal(found[name].cpu(), wanted), name
+
+
+def test_more_than_two_to_the_31_elements(backend: str) -> None:
+    count = (1 << 31) + 1021
+    if torch.cuda.mem_get_info()[0] < 3 * count:
+        pytest.skip("too little GPU memory")
+    a = torch.zeros(count, dtype=torch.uint8, device="cuda").view(torch.float8_e5m2)
+    a[-1021:] = 3.0
+    result = sdsurgery.apply("weighted-sum", a, a, alpha=0.5)
+    assert float(result[-1].float()) == 3 and float(result[-1022].float()) == 0 and float(result[0].float()) == 0
+
+
+def test_overflow_error_counts(backend: str) -> None:
+    big = torch.full((1000,), 60000.0, device="cuda")
+    with pytest.raises(RunFailed, match="1000 values"):
+        sdsurgery.apply("weighted-sum", big, big, weights=[1.0, 1.0], dtype="fp16", overflow="error")
+
+
+# ---- files
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("files")
+    names = [folder / f"{name}.safetensors" for name in "abc"]
+    for seed, (file, dtype) in enumerate(zip(names, ("fp16", "fp32", "bf16"), strict=True)):
+        write_checkpoint(file, "sd1", dtype=dtype, seed=seed, size="tiny")
+    return names
+
+
+@pytest.mark.parametrize("dtype", ["keep", "fp32", "fp8_e4m3"])
+def test_files_have_the_cpus_bytes(backend: str, files: list[Path], tmp_path: Path, dtype: str) -> None:
+    out = tmp_path / "out.safetensors"
+    sdsurgery.merge("add-diff", files, alpha=0.7, out=out, sync=False, dtype=dtype)
+    wanted = out.read_bytes()
+    for memory in (4 << 20, 0):
+        report = sdsurgery.merge(
+            "add-diff", files, alpha=0.7, out=out, sync=False, force=True, dtype=dtype, backend=backend,
+            gpu_memory=memory,
+        )  # fmt: skip
+        assert out.read_bytes() == wanted
+        assert report.how["backend"] == backend and report.how["buffer_bytes"] <= (memory or 256 << 20) + (1 << 20)
+
+
+def test_out_of_memory_is_one_line_and_the_cpu_can_go_on(backend: str, files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    torch.cuda.empty_cache()
+    hog = torch.empty(torch.cuda.mem_get_info()[0] - (8 << 20), dtype=torch.uint8, device="cuda")
+    try:
+        with pytest.raises(DeviceFailed, match="memory") as caught:
+            sdsurgery.merge("add-diff", files, out=out, sync=False, backend=backend)
+        assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+        report = sdsurgery.merge("add-diff", files, out=out, sync=False, backend=backend, fallback="cpu")
+        assert report.how["backend"] == "cpu" and "memory" in report.how["fallback"]
+    finally:
+        del hog
+        torch.cuda.empty_cache()
