@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
+
 #include "bind_program.h"
 #include "engine.h"
 
@@ -11,8 +13,9 @@ using namespace sds;
 namespace {
 
 const char* name_of(Code code) {
-    static const char* const names[] = {"invalid", "not_found", "permission", "not_regular", "io",       "truncated",
-                                        "changed", "no_space",  "exists",     "nonfinite",   "overflow", "cancelled"};
+    static const char* const names[] = {"invalid",   "not_found", "permission", "not_regular", "io",
+                                        "truncated", "changed",   "no_space",   "exists",      "nonfinite",
+                                        "overflow",  "cancelled", "damaged"};
     return names[static_cast<int>(code)];
 }
 
@@ -21,14 +24,14 @@ py::str as_text(const std::string& bytes) {  // file names may hold any bytes
         PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), "surrogateescape"));
 }
 
-struct View {  // a contiguous Python buffer, held for the length of a call
-    explicit View(py::handle object, bool writable) {
+struct Bytes {  // a contiguous Python buffer, held for the length of a call
+    explicit Bytes(py::handle object, bool writable) {
         if (PyObject_GetBuffer(object.ptr(), &buffer, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) != 0) {
             throw py::error_already_set();
         }
     }
-    ~View() { PyBuffer_Release(&buffer); }
-    View(const View&) = delete;
+    ~Bytes() { PyBuffer_Release(&buffer); }
+    Bytes(const Bytes&) = delete;
     Py_buffer buffer;
 };
 
@@ -37,7 +40,22 @@ Element element_from(int code) {
     return static_cast<Element>(code);
 }
 
-// A Job is (kind, index, out dtype, out offset, count, ((source, dtype, offset), …)).
+// (element bytes, sizes, strides, elements left out) of a strided tensor.
+std::shared_ptr<View> make_view(const py::handle& item) {
+    const py::tuple part = py::cast<py::tuple>(item);
+    return std::make_shared<View>(part[0].cast<uint64_t>(), part[1].cast<std::vector<uint64_t>>(),
+                                  part[2].cast<std::vector<uint64_t>>(), part[3].cast<uint64_t>());
+}
+
+// An operand is (source, dtype, offset), and the view of a strided one.
+JobOperand make_operand(const py::handle& item) {
+    const py::tuple part = py::cast<py::tuple>(item);
+    JobOperand operand{part[0].cast<uint32_t>(), element_from(part[1].cast<int>()), part[2].cast<uint64_t>()};
+    if (part.size() > 3) operand.view = make_view(part[3]);
+    return operand;
+}
+
+// A Job is (kind, index, out dtype, out offset, count, (operand, …)).
 Job make_job(const py::handle& item) {
     const py::tuple row = py::cast<py::tuple>(item);
     Job job{static_cast<Job::Kind>(row[0].cast<int>()),
@@ -47,18 +65,17 @@ Job make_job(const py::handle& item) {
             row[4].cast<uint64_t>(),
             {}};
     if (job.kind < Job::copy || job.kind > Job::reduce) throw Error(Code::invalid, "unknown kind of job");
-    for (const py::handle& operand : py::cast<py::tuple>(row[5])) {
-        const py::tuple part = py::cast<py::tuple>(operand);
-        job.operands.push_back({part[0].cast<uint32_t>(), element_from(part[1].cast<int>()), part[2].cast<uint64_t>()});
-    }
+    for (const py::handle& operand : py::cast<py::tuple>(row[5])) job.operands.push_back(make_operand(operand));
     return job;
 }
 
 std::shared_ptr<Run> make_run(std::vector<std::shared_ptr<Source>> sources,
                               std::vector<std::shared_ptr<Program>> programs, const py::sequence& fills,
-                              const py::sequence& jobs, std::shared_ptr<Sink> sink, unsigned threads,
-                              uint64_t tile_bytes, int io, int overflow, bool refuse_overflow, bool refuse_nonfinite,
-                              bool start_flushing, const std::string& target) {
+                              const py::sequence& jobs, const py::sequence& checks,
+                              const std::vector<std::pair<uint64_t, uint64_t>>& sums, std::shared_ptr<Sink> sink,
+                              unsigned threads, uint64_t tile_bytes, int io, int overflow, bool refuse_overflow,
+                              bool refuse_nonfinite, bool refuse_damaged, bool start_flushing,
+                              const std::string& target) {
     std::vector<Fill> rules;
     for (const py::handle& item : fills) {
         const auto [seed, mean, deviation] = item.cast<std::tuple<uint64_t, double, double>>();
@@ -67,10 +84,17 @@ std::shared_ptr<Run> make_run(std::vector<std::shared_ptr<Source>> sources,
     std::vector<Job> native;
     native.reserve(py::len(jobs));
     for (const py::handle& item : jobs) native.push_back(make_job(item));
+    std::vector<Check> known;
+    for (const py::handle& item : checks) {
+        const py::tuple row = py::cast<py::tuple>(item);
+        known.push_back({row[0].cast<uint32_t>(), row[1].cast<uint64_t>(), row[2].cast<uint64_t>(),
+                         row[3].cast<uint32_t>(), row[4].cast<std::vector<std::pair<size_t, size_t>>>()});
+    }
     const RunOptions options{threads,         tile_bytes,       static_cast<Io>(io), static_cast<Overflow>(overflow),
-                             refuse_overflow, refuse_nonfinite, start_flushing,      target};
+                             refuse_overflow, refuse_nonfinite, refuse_damaged,      start_flushing,
+                             target};
     return std::make_shared<Run>(std::move(sources), std::move(programs), std::move(rules), std::move(native),
-                                 std::move(sink), options);
+                                 std::move(known), sums, std::move(sink), options);
 }
 
 std::pair<uint64_t, uint64_t> apply_at(const Program& program, const std::vector<std::pair<uintptr_t, int>>& operands,
@@ -144,11 +168,23 @@ PYBIND11_MODULE(_native, m) {
         .def(
             "read_into",
             [](const Source& self, uint64_t offset, const py::handle& buffer) {
-                const View view(buffer, true);
+                const Bytes view(buffer, true);
                 py::gil_scoped_release release;
                 self.read(view.buffer.buf, static_cast<size_t>(view.buffer.len), offset);
             },
             py::arg("offset"), py::arg("buffer"))
+        // Bytes of the row-major image of a strided tensor, from its byte `first` on.
+        .def(
+            "gather_into",
+            [](Source& self, uint64_t offset, const py::handle& view, uint64_t first, const py::handle& buffer) {
+                const Bytes into(buffer, true);
+                const auto shape = make_view(view);
+                py::gil_scoped_release release;
+                const size_t bytes = static_cast<size_t>(into.buffer.len);
+                std::vector<uint8_t> room(bytes + 2 * shape->item());
+                std::memcpy(into.buffer.buf, self.gather(*shape, offset, first, bytes, room.data()), bytes);
+            },
+            py::arg("offset"), py::arg("view"), py::arg("first"), py::arg("buffer"))
         .def("map", &Source::mapping, py::arg("copy_on_write") = false)
         .def("check_unchanged", &Source::check_unchanged)
         .def("close", &Source::close);
@@ -165,7 +201,7 @@ PYBIND11_MODULE(_native, m) {
         .def(
             "write",
             [](Sink& self, uint64_t offset, const py::handle& data) {
-                const View view(data, false);
+                const Bytes view(data, false);
                 py::gil_scoped_release release;
                 self.write(view.buffer.buf, static_cast<size_t>(view.buffer.len), offset);
             },
@@ -173,7 +209,7 @@ PYBIND11_MODULE(_native, m) {
         .def(
             "read_into",
             [](const Sink& self, uint64_t offset, const py::handle& buffer) {
-                const View view(buffer, true);
+                const Bytes view(buffer, true);
                 py::gil_scoped_release release;
                 self.read(view.buffer.buf, static_cast<size_t>(view.buffer.len), offset);
             },
@@ -190,15 +226,19 @@ PYBIND11_MODULE(_native, m) {
 
     py::class_<Run, std::shared_ptr<Run>>(m, "Run")
         .def(py::init(&make_run), py::kw_only(), py::arg("sources"), py::arg("programs"), py::arg("fills"),
-             py::arg("jobs"), py::arg("sink").none(true), py::arg("threads") = 0, py::arg("tile_bytes") = 0,
-             py::arg("io") = 0, py::arg("overflow") = 0, py::arg("refuse_overflow") = false,
-             py::arg("refuse_nonfinite") = false, py::arg("start_flushing") = false, py::arg("target") = "")
+             py::arg("jobs"), py::arg("checks") = py::tuple(),
+             py::arg("sums") = std::vector<std::pair<uint64_t, uint64_t>>(), py::arg("sink").none(true),
+             py::arg("threads") = 0, py::arg("tile_bytes") = 0, py::arg("io") = 0, py::arg("overflow") = 0,
+             py::arg("refuse_overflow") = false, py::arg("refuse_nonfinite") = false, py::arg("refuse_damaged") = true,
+             py::arg("start_flushing") = false, py::arg("target") = "")
         .def("start", &Run::start)
         .def("wait", &Run::wait, py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
         .def("cancel", &Run::cancel)
         .def("finish", &Run::finish, py::call_guard<py::gil_scoped_release>())
         .def_property_readonly("bytes_done", &Run::bytes_done)
         .def_property_readonly("watermark", &Run::watermark)
+        .def("sums", &Run::sums)
+        .def("damaged", &Run::damaged)
         .def_property_readonly("workers", &Run::workers)
         .def_property_readonly("target", [](const Run& self) { return std::string(self.target()); })
         .def_property_readonly("buffer_bytes", &Run::buffer_bytes)
@@ -243,6 +283,14 @@ PYBIND11_MODULE(_native, m) {
     m.def(
         "check_target", [](const std::string& name) { return std::string(target_named(name).name); },
         py::arg("name") = "");
+    m.def(
+        "crc32",
+        [](const py::handle& data, uint32_t crc) {
+            const Bytes view(data, false);
+            py::gil_scoped_release release;
+            return crc32(crc, static_cast<const uint8_t*>(view.buffer.buf), static_cast<size_t>(view.buffer.len));
+        },
+        py::arg("data"), py::arg("crc") = 0);
     m.def("free_bytes", &os::free_bytes, py::arg("folder"));
     m.def("usable_cpus", &os::usable_cpus);
     m.attr("compiler") = SDS_COMPILER;

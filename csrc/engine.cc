@@ -48,11 +48,14 @@ struct Run::Buffers {
 };
 
 Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_ptr<Program>> programs,
-         std::vector<Fill> fills, std::vector<Job> jobs, std::shared_ptr<Sink> sink, RunOptions options)
+         std::vector<Fill> fills, std::vector<Job> jobs, std::vector<Check> checks,
+         const std::vector<std::pair<uint64_t, uint64_t>>& sums, std::shared_ptr<Sink> sink, RunOptions options)
     : sources_(std::move(sources)),
       programs_(std::move(programs)),
       fills_(std::move(fills)),
       jobs_(std::move(jobs)),
+      checks_(std::move(checks)),
+      windows_(sources_.size()),
       sink_(std::move(sink)),
       options_(options),
       target_(target_named(options.target)) {
@@ -77,15 +80,7 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
         if (job.kind == Job::fill && job.index >= fills_.size()) refuse("a job names no fill rule");
         if (job.kind != Job::copy && job.kind != Job::reduce && job.out_offset % job.element_bytes() != 0)
             refuse("an output tensor is misaligned");
-        for (size_t k = 0; k < job.operands.size(); ++k) {
-            const JobOperand& operand = job.operands[k];
-            if (operand.source >= sources_.size()) refuse("a job names no source");
-            if (job.kind == Job::evaluate && static_cast<int>(operand.element) >= kDTypes)
-                refuse("a formula reads floats only");
-            const uint64_t bytes = job.count * job.operand_bytes(k);
-            const uint64_t size = sources_[operand.source]->size();
-            if (operand.offset > size || bytes > size - operand.offset) refuse("a job reads past the end of a source");
-        }
+        for (size_t k = 0; k < job.operands.size(); ++k) admit(job, k, i);
         most_operands_ = std::max(most_operands_, job.operands.size());
         reductions_.add_job(job.kind == Job::reduce ? job.count : 0);
     }
@@ -95,6 +90,7 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
         first_tile_ = begin_ / options_.tile_bytes;
         tiles_ = end_ > begin_ ? (end_ + options_.tile_bytes - 1) / options_.tile_bytes - first_tile_ : 0;
     }
+    prepare_sums(sums);
     watermark_ = begin_;
     finished_.resize(tiles_);
     tallies_.resize(jobs_.size());
@@ -114,6 +110,66 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
             std::max(kChunk, std::min(kColdChunk, left / std::max<size_t>(1, most_operands_) / kPage * kPage));
     }
     worker_count_ = static_cast<unsigned>(std::max<uint64_t>(1, std::min<uint64_t>(worker_count_, tiles_)));
+}
+
+// Checks an operand against its source, which it maps when the operand is strided.
+void Run::admit(const Job& job, size_t k, size_t job_index) {
+    const JobOperand& operand = job.operands[k];
+    const auto refuse = [&](const char* why) { throw Error(Code::invalid, why, static_cast<int64_t>(job_index)); };
+    if (operand.source >= sources_.size()) refuse("a job names no source");
+    Source& source = *sources_[operand.source];
+    if (job.kind == Job::evaluate && static_cast<int>(operand.element) >= kDTypes)
+        refuse("a formula reads floats only");
+    uint64_t bytes = job.count * job.operand_bytes(k);
+    if (operand.view) {
+        if (job.kind != Job::copy && operand.view->item() != job.operand_bytes(k)) refuse("wrong element size");
+        if (bytes > operand.view->elements() * operand.view->item()) refuse("a job reads past the end of a tensor");
+        bytes = operand.view->reach();
+        if (!source.in_memory() && !windows_[operand.source]) windows_[operand.source] = source.mapping();
+    }
+    if (operand.offset > source.size() || bytes > source.size() - operand.offset)
+        refuse("a job reads past the end of a source");
+}
+
+void Run::prepare_sums(const std::vector<std::pair<uint64_t, uint64_t>>& sums) {
+    size_t job = 0;
+    for (size_t i = 0; i < sums.size(); ++i) {
+        const auto [offset, bytes] = sums[i];
+        out_sums_.emplace_back(offset, offset + bytes);
+        while (job < jobs_.size() && jobs_[job].out_offset < offset) ++job;
+        for (; job < jobs_.size() && jobs_[job].out_offset < offset + bytes; ++job) {
+            if (jobs_[job].out_end() > offset + bytes) throw Error(Code::invalid, "a job leaves its summed range");
+            jobs_[job].sum = static_cast<int32_t>(i);
+        }
+    }
+    for (size_t i = 0; i < checks_.size(); ++i) {
+        const Check& check = checks_[i];
+        check_sums_.emplace_back(check.offset, check.offset + check.bytes);
+        uint64_t reached = check.offset;
+        for (const auto& [part, k] : check.parts) {
+            if (part >= jobs_.size() || k >= jobs_[part].operands.size()) throw Error(Code::invalid, "no such operand");
+            JobOperand& operand = jobs_[part].operands[k];
+            if (operand.source != check.source || operand.offset != reached || operand.view || operand.check >= 0)
+                throw Error(Code::invalid, "a check's parts do not follow each other");
+            operand.check = static_cast<int32_t>(i);
+            reached += jobs_[part].count * jobs_[part].operand_bytes(k);
+        }
+        if (reached != check.offset + check.bytes) throw Error(Code::invalid, "a check's parts do not fill it");
+    }
+}
+
+std::vector<uint32_t> Run::sums() const {
+    std::vector<uint32_t> values;
+    for (const RangeSum& sum : out_sums_) values.push_back(sum.value());
+    return values;
+}
+
+std::vector<size_t> Run::damaged() const {
+    std::vector<size_t> found;
+    for (size_t i = 0; i < checks_.size(); ++i) {
+        if (check_sums_[i].complete() && check_sums_[i].value() != checks_[i].crc) found.push_back(i);
+    }
+    return found;
 }
 
 Run::~Run() {
@@ -193,8 +249,10 @@ void Run::do_tile(uint64_t tile, Buffers& buffers) {
         }
         if (from > reached) std::memset(buffers.out.data() + (reached - base), 0, from - reached);  // padding
         const uint64_t unit = job->element_bytes();
-        do_stretch(static_cast<size_t>(job - jobs_.begin()), (from - job->out_offset) / unit, (to - from) / unit,
-                   buffers.out.data() + (from - base), buffers);
+        uint8_t* const out = buffers.out.data() + (from - base);
+        do_stretch(static_cast<size_t>(job - jobs_.begin()), (from - job->out_offset) / unit, (to - from) / unit, out,
+                   buffers);
+        if (job->sum >= 0) out_sums_[static_cast<size_t>(job->sum)].add(crc32(0, out, to - from), to - from, to);
         reached = to;
     }
     if (sink_ && high > reached) std::memset(buffers.out.data() + (reached - base), 0, high - reached);
@@ -215,9 +273,14 @@ struct Evaluation {
     Tally tally;
     Scratch& scratch;
     Reduction& reduction;
+    uint32_t crcs[Program::kMaxInputs] = {};  // of the operands' bytes, where they are checked
 
     static void run(void* context) {
         Evaluation& self = *static_cast<Evaluation*>(context);
+        for (size_t k = 0; k < self.job.operands.size(); ++k) {
+            if (self.job.operands[k].check < 0) continue;
+            self.crcs[k] = crc32(0, self.operands[k].data, self.count * self.job.operand_bytes(k));
+        }
         if (self.job.kind == Job::copy) {
             std::memcpy(self.out, self.operands[0].data, self.count);
         } else if (self.job.kind == Job::reduce) {
@@ -264,9 +327,8 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* 
             for (size_t k = 0; k < job.operands.size(); ++k) {
                 const JobOperand& operand = job.operands[k];
                 const uint64_t unit = job.operand_bytes(k);
-                work.operands[k] = {
-                    fetch(operand, operand.offset + (first + done) * unit, now * unit, buffers.in[k].data()),
-                    operand.dtype()};
+                work.operands[k] = {fetch(operand, (first + done) * unit, now * unit, buffers.in[k].data()),
+                                    operand.dtype()};
             }
         } catch (const Error& error) {
             throw Error(error.code, error.what(), static_cast<int64_t>(job_index));
@@ -275,6 +337,12 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* 
             Evaluation::run(&work);
         } else if (!os::guarded(Evaluation::run, &work)) {
             throw Error(Code::truncated, "an input shrank while it was being read", static_cast<int64_t>(job_index));
+        }
+        for (size_t k = 0; k < job.operands.size(); ++k) {
+            if (job.operands[k].check < 0) continue;
+            const uint64_t unit = job.operand_bytes(k);
+            const uint64_t end = job.operands[k].offset + (first + done + now) * unit;
+            checked(job.operands[k], work.crcs[k], end, now * unit, job_index);
         }
         if (work.tally.nonfinite || work.tally.overflow) {
             if (options_.refuse_nonfinite && work.tally.nonfinite) {
@@ -305,9 +373,23 @@ void Run::do_chunks(size_t job_index, uint64_t low, uint64_t high, Buffers& buff
     }
 }
 
-// Where `bytes` of an operand can be read: in the mapping, or in `buffer` after a read.
-const uint8_t* Run::fetch(const JobOperand& operand, uint64_t offset, uint64_t bytes, uint8_t* buffer) {
+// Takes note of the CRC-32 of an operand's `bytes` before `end` of its source.
+void Run::checked(const JobOperand& operand, uint32_t crc, uint64_t end, uint64_t bytes, size_t job_index) {
+    const size_t index = static_cast<size_t>(operand.check);
+    RangeSum& sum = check_sums_[index];
+    if (sum.add(crc, bytes, end) && options_.refuse_damaged && sum.value() != checks_[index].crc) {
+        throw Error(Code::damaged,
+                    sources_[operand.source]->path() + ": damaged: the bytes from " +
+                        std::to_string(checks_[index].offset) + " on differ from the CRC-32 that the file states",
+                    static_cast<int64_t>(job_index));
+    }
+}
+
+// Where `bytes` of an operand from its byte `first` on can be read: in the mapping, or in `buffer` after a read.
+const uint8_t* Run::fetch(const JobOperand& operand, uint64_t first, uint64_t bytes, uint8_t* buffer) {
     Source& source = *sources_[operand.source];
+    if (operand.view) return source.gather(*operand.view, operand.offset, first, bytes, buffer);
+    const uint64_t offset = operand.offset + first;
     if (source.in_memory()) return source.memory() + offset;
     if (mappings_[operand.source]) return mappings_[operand.source]->data() + offset;
     // At the offset's own place within a page: the kernel copies between equally aligned pages twice as fast.

@@ -9,22 +9,35 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
 
+#include "crc32.h"
 #include "elementwise.h"
 #include "file.h"
+#include "view.h"
 
 namespace sds {
 
 struct JobOperand {
     uint32_t source;
     Element element;
-    uint64_t offset;  // in the source's file, any byte
+    uint64_t offset;                             // in the source's file, any byte
+    std::shared_ptr<const View> view = nullptr;  // of a tensor that is not contiguous
+    int32_t check = -1;                          // the Check that it is a part of
 
     DType dtype() const { return static_cast<DType>(element); }  // of a formula's operand: one of the floats
+};
+
+// A range of a source whose CRC-32 is known; `parts` (job, operand) read it exactly once, without gaps.
+struct Check {
+    uint32_t source;
+    uint64_t offset, bytes;
+    uint32_t crc;
+    std::vector<std::pair<size_t, size_t>> parts;
 };
 
 struct Job {
@@ -36,6 +49,7 @@ struct Job {
     uint64_t out_offset;  // in the output file
     uint64_t count;       // elements; bytes for copy
     std::vector<JobOperand> operands;
+    int32_t sum = -1;  // the summed range that it lies in
 
     uint64_t element_bytes() const { return kind == reduce ? operand_bytes(0) : kind == copy ? 1 : size_of(out_dtype); }
     uint64_t operand_bytes(size_t k) const { return kind == copy ? 1 : size_of(operands[k].element); }
@@ -47,16 +61,18 @@ struct RunOptions {
     uint64_t tile_bytes = 0;
     Io io = Io::automatic;
     Overflow overflow = Overflow::format;
-    bool refuse_overflow = false, refuse_nonfinite = false;
+    bool refuse_overflow = false, refuse_nonfinite = false, refuse_damaged = true;
     bool start_flushing = false;  // begin writing finished stretches back to disk while later ones are computed
     std::string target;           // CPU target, empty for the fastest
 };
 
 class Run {
  public:
-    // `sink` may be empty: then everything is read and evaluated, and nothing is kept (verification).
+    // `sink` may be empty: then everything is read and evaluated, and nothing is kept (verification). `sums`: ranges
+    // (offset, bytes) of the output, each filled by whole jobs, whose CRC-32 is computed on the way.
     Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_ptr<Program>> programs,
-        std::vector<Fill> fills, std::vector<Job> jobs, std::shared_ptr<Sink> sink, RunOptions options);
+        std::vector<Fill> fills, std::vector<Job> jobs, std::vector<Check> checks,
+        const std::vector<std::pair<uint64_t, uint64_t>>& sums, std::shared_ptr<Sink> sink, RunOptions options);
     ~Run();
     Run(const Run&) = delete;
 
@@ -70,6 +86,8 @@ class Run {
     const std::vector<Tally>& tallies() const { return tallies_; }
     Reduction reduction(size_t job) const { return reductions_.total(job); }  // after finish()
     const std::vector<Job>& jobs() const { return jobs_; }
+    std::vector<uint32_t> sums() const;   // of each summed range, once finished
+    std::vector<size_t> damaged() const;  // the checks that failed, when that is no error
     std::vector<Io> io() const { return io_; }
     unsigned workers() const { return worker_count_; }
     const char* target() const { return target_.name; }
@@ -82,7 +100,10 @@ class Run {
     void do_tile(uint64_t tile, Buffers& buffers);
     void do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* out, Buffers& buffers);
     void do_chunks(size_t job_index, uint64_t low, uint64_t high, Buffers& buffers);
-    const uint8_t* fetch(const JobOperand& operand, uint64_t offset, uint64_t bytes, uint8_t* buffer);
+    void admit(const Job& job, size_t k, size_t job_index);
+    void prepare_sums(const std::vector<std::pair<uint64_t, uint64_t>>& sums);
+    void checked(const JobOperand& operand, uint32_t crc, uint64_t end, uint64_t bytes, size_t job_index);
+    const uint8_t* fetch(const JobOperand& operand, uint64_t first, uint64_t bytes, uint8_t* buffer);
     void tile_done(uint64_t tile, uint64_t bytes);
     void fail(const Error& error);
 
@@ -92,6 +113,9 @@ class Run {
     std::vector<std::shared_ptr<Program>> programs_;
     std::vector<Fill> fills_;
     std::vector<Job> jobs_;
+    std::vector<Check> checks_;
+    std::deque<RangeSum> check_sums_, out_sums_;
+    std::vector<std::shared_ptr<Mapping>> windows_;  // kept for the sources with strided operands
     std::shared_ptr<Sink> sink_;
     RunOptions options_;
     const Target& target_;

@@ -20,6 +20,7 @@ enum class Code : int {
     nonfinite,    // NaN or Inf in an input, and the policy is to refuse it
     overflow,     // a result does not fit the output dtype, and the policy is to refuse it
     cancelled,    // cancel() was called
+    damaged,      // bytes differ from the checksum that their file states
 };
 
 struct Error : std::runtime_error {

@@ -50,6 +50,37 @@ void Source::read(void* to, size_t bytes, uint64_t offset) const {
     }
 }
 
+namespace {
+
+struct Gathering {
+    const View& view;
+    const uint8_t* base;
+    uint64_t first, bytes;
+    uint8_t* out;
+    bool mapped;
+    const uint8_t* result = nullptr;
+
+    static void run(void* context) {
+        Gathering& self = *static_cast<Gathering*>(context);
+        self.result = self.view.gather(self.base, self.first, self.bytes, self.out, self.mapped);
+    }
+};
+
+}  // namespace
+
+const uint8_t* Source::gather(const View& view, uint64_t offset, uint64_t first, uint64_t bytes, uint8_t* buffer) {
+    const auto held = in_memory() ? nullptr : mapping();
+    const uint64_t whole = view.elements() * view.item();
+    if (offset > size() || view.reach() > size() - offset || first > whole || bytes > whole - first) {
+        throw Error(Code::invalid, path_ + ": a read past the end of a tensor");
+    }
+    Gathering work{view, (held ? held->data() : memory()) + offset, first, bytes, buffer, held != nullptr};
+    if (!os::guarded(Gathering::run, &work)) {
+        throw Error(Code::truncated, path_ + ": the file shrank while it was being read");
+    }
+    return work.result;
+}
+
 std::shared_ptr<Mapping> Source::mapping(bool copy_on_write) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (closed_ || in_memory()) throw Error(Code::invalid, path_ + ": cannot be mapped (closed)");

@@ -9,6 +9,7 @@
 
 #include "error.h"
 #include "os.h"
+#include "view.h"
 
 namespace sds {
 
@@ -43,6 +44,10 @@ class Source {
     const uint8_t* memory() const { return bytes_.data(); }
 
     void read(void* to, size_t bytes, uint64_t offset) const;  // all of them, or truncated
+    // `bytes` of a strided tensor's row-major image from its byte `first` on, in `buffer`, which must have room for an
+    // element on either side; returns where they begin. Elements lie all over their storage, which is therefore read
+    // through the mapping: the page cache holds what the next call needs again.
+    const uint8_t* gather(const View& view, uint64_t offset, uint64_t first, uint64_t bytes, uint8_t* buffer);
     std::shared_ptr<Mapping> mapping(bool copy_on_write = false);
     Io resolve(Io wanted) const;  // what `automatic` means for this file now
     os::Handle direct();          // handle for reads past the page cache, kNone where there is none

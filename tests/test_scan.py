@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from attacks import GOOD_TENSOR, NAMES, RECORD, Watch, attacks, files
+from cli_support import done, f32, refused, sds, write_raw
 from pickle_builder import Memory, call, dict_of, legacy, pickled, tensor, torch_zip, zipped
 from sdsurgery.errors import SdsError
 from sdsurgery.formats.scan import FileScan, ScanReport, scan, scan_source
@@ -136,3 +137,50 @@ def test_unknown_classes_are_listed_but_not_suspicious():
 def _lines(found: FileScan) -> list[str]:
 
     return list(ScanReport([found]).lines())
+
+
+def test_a_safetensors_file_may_begin_with_the_byte_of_a_pickle_and_the_other_way_round():
+    header = b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'.ljust(0x80)
+    good = scan_source("x", Memory(len(header).to_bytes(8, "little") + header + b"x"))
+    assert good.kind.startswith("safetensors") and not good.suspicious
+    evil = b"\x80\x02X\x02\0\0\0\0{cos\nsystem\nX\x04\0\0\0true\x85R."
+    assert int.from_bytes(evil[:8], "little") < 100 << 20 and evil[8:9] == b"{"
+    found = scan_source("x", Memory(evil.ljust(1000)))
+    assert found.suspicious and found.dangerous == ["os.system"]
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_looks_through_folders_by_content(tmp_path, canary):
+    (tmp_path / "models" / "deep").mkdir(parents=True)
+    evil = torch_zip(pickled(attacks(canary)["reduce"]), {})
+    (tmp_path / "models" / "deep" / "innocent.png").write_bytes(evil)
+    (tmp_path / "models" / "good.pth").write_bytes(torch_zip(pickled(dict_of({"w": GOOD_TENSOR})), {"0": RECORD}))
+    (tmp_path / "models" / "readme.md").write_text("import os; os.system('x')\n")
+    write_raw(tmp_path / "models" / "b.safetensors", {"w": ("F32", [1], f32(1.0))})
+    good = done(sds("scan", "models/good.pth", "models/b.safetensors", cwd=tmp_path))
+    assert good.out.count("nothing dangerous found") == 2
+    assert "globals: torch._utils._rebuild_tensor_v2, torch.FloatStorage, collections.OrderedDict" in good.out
+    assert "safetensors (nothing in it can run)" in good.out
+    result = sds("scan", "models", "--json", cwd=tmp_path)
+    assert result.rc == 3
+    report = result.json()
+    assert (report["suspicious"], report["skipped"], len(report["files"])) == (True, 1, 3)
+    bad = [file for file in report["files"] if file["suspicious"]]
+    assert [os.path.basename(file["path"]) for file in bad] == ["innocent.png"]
+    assert bad[0]["dangerous"] == ["os.system"]
+    assert result.err.startswith("sdsurgery: suspicious: models/deep/innocent.png")
+    refused(sds("scan", "models", "-q", cwd=tmp_path), 3, "suspicious")
+    refused(sds("scan", "nowhere", cwd=tmp_path), 2, "nowhere")
+
+
+def test_a_file_that_cannot_be_opened_does_not_end_the_scan_of_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "a.pt").write_bytes(b"x")
+    (tmp_path / "b.pt").write_bytes(torch_zip(pickled(dict_of({"w": GOOD_TENSOR})), {"0": RECORD}))
+    os.chmod(tmp_path / "a.pt", 0)
+    if os.access(tmp_path / "a.pt", os.R_OK):
+        pytest.skip("this user may read everything")
+    report = scan(tmp_path)
+    assert [file.kind for file in report.files] == ["unreadable", "torch zip"]
+    assert report.suspicious

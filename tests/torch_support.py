@@ -8,8 +8,7 @@ import struct
 import pytest
 from pickle_builder import Memory
 from sdsurgery import formats
-from sdsurgery.checkpoint import TensorInfo
-from sdsurgery.formats.torch_tensors import TorchContents
+from sdsurgery.checkpoint import Contents, TensorInfo
 
 torch = pytest.importorskip("torch")
 np = pytest.importorskip("numpy")
@@ -23,7 +22,7 @@ def saved(obj: object, form: str = "zip", protocol: int = 2) -> bytes:
     return out.getvalue()
 
 
-def read(data: bytes, **options: bool) -> TorchContents:
+def read(data: bytes, **options: bool) -> Contents:
     source = Memory(data)
     reader = formats.recognise(source)
     assert reader is not None, "not recognised"
@@ -42,10 +41,13 @@ def elements(data: bytes, info: TensorInfo) -> bytes:
 
 
 def raw(value: torch.Tensor) -> bytes:
-    return bytes(value.detach().contiguous().flatten().view(torch.uint8).numpy()) if value.numel() else b""
+    if not value.numel():
+        return b""
+    flat = value.detach().contiguous().as_strided((value.numel(),), (1,))
+    return bytes(flat.view(torch.uint8).numpy())
 
 
-def check(data: bytes, expected: dict[str, torch.Tensor], **options: bool) -> TorchContents:
+def check(data: bytes, expected: dict[str, torch.Tensor], **options: bool) -> Contents:
     found = read(data, **options)
     assert [info.name for info in found.tensors] == list(expected)
     for info in found.tensors:

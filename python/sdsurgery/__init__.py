@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint, TensorInfo
     from .checkpoint import open_checkpoint as open
     from .errors import InputRefused, Interrupted, RunFailed, SdsError, UsageError, VerificationDiffers
+    from .formats.scan import scan
     from .interop import apply, apply_many
     from .methods import registered as methods
     from .verbs.cast import cast
     from .verbs.common import Report
     from .verbs.compare import Comparison, compare
     from .verbs.components import extract, replace
+    from .verbs.convert import convert, convert_all
     from .verbs.ema import ema
     from .verbs.fix_clip import fix_clip
     from .verbs.inspect import inspect
@@ -51,6 +53,8 @@ _PLACES = {
     "apply_many": ("interop", "apply_many"),
     "cast": ("verbs.cast", "cast"),
     "compare": ("verbs.compare", "compare"),
+    "convert": ("verbs.convert", "convert"),
+    "convert_all": ("verbs.convert", "convert_all"),
     "ema": ("verbs.ema", "ema"),
     "extract": ("verbs.components", "extract"),
     "fix_clip": ("verbs.fix_clip", "fix_clip"),
@@ -60,6 +64,7 @@ _PLACES = {
     "open": ("checkpoint", "open_checkpoint"),
     "prune": ("verbs.prune", "prune"),
     "replace": ("verbs.components", "replace"),
+    "scan": ("formats.scan", "scan"),
     "verify": ("verbs.verify", "verify"),
 }
 
@@ -79,6 +84,8 @@ __all__ = [
     "apply_many",
     "cast",
     "compare",
+    "convert",
+    "convert_all",
     "ema",
     "extract",
     "fix_clip",
@@ -88,6 +95,7 @@ __all__ = [
     "open",
     "prune",
     "replace",
+    "scan",
     "verify",
 ]
 

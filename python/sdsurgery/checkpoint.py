@@ -8,7 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from .dtypes import DType
-from .errors import InputRefused, printable
+from .errors import InputRefused, RunFailed, printable
 from .records import dataclass, field
 
 if TYPE_CHECKING:
@@ -34,16 +34,32 @@ class TensorInfo:
         return prod(self.shape)
 
 
+@dataclass(frozen=True)
+class Record:
+    """A run of bytes that a file keeps a checksum of. ``crc32`` is None when the file does not say it."""
+
+    offset: int
+    nbytes: int
+    crc32: int | None = None
+
+
 @dataclass
 class Contents:
-    """What a format's reader found: tensors in file order, text metadata, and remarks worth telling the user."""
+    """What a format's reader found: tensors in file order, text metadata, and remarks worth telling the user.
+
+    ``unusable``: tensors that the file has but that cannot be read (quantised, sparse, complex, …), with the reason;
+    they are not in ``tensors``. ``records``: the stretches of tensor data. ``data_path``: None, or a temporary file
+    that holds the tensor data: all offsets are in that file then, and whoever opens it removes it.
+    """
 
     format: str
     tensors: list[TensorInfo]
     metadata: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     data_offset: int = 0
-    unusable: dict[str, str] = field(default_factory=dict)  # tensors that cannot be used, and why
+    unusable: dict[str, str] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+    data_path: str | None = None
 
 
 class Checkpoint:
@@ -51,11 +67,15 @@ class Checkpoint:
 
     ``keys()``, ``info(name)`` and ``metadata()`` need only the header. ``numpy(name)`` and ``torch(name)`` give
     zero-copy views of the mapped file, read-only (NumPy) or copy-on-write (torch): the file itself never changes.
+    ``source`` is the file, ``data`` what the tensors' offsets are in: the same, or the inflated copy of a compressed
+    one.
     """
 
-    def __init__(self, path: str | os.PathLike[str], source: Source, contents: Contents) -> None:
+    def __init__(self, path: str | os.PathLike[str], source: Source, contents: Contents, data: Source) -> None:
         self.path = os.fspath(path)
         self.source = source
+        self.data = data
+        self.records = contents.records
         self.format = contents.format
         self.notes = contents.notes
         self.data_offset = contents.data_offset
@@ -72,6 +92,7 @@ class Checkpoint:
     def close(self) -> None:
         """Close the file. Views handed out before stay valid: each keeps its mapping alive."""
         self.source.close()
+        self.data.close()
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -105,6 +126,16 @@ class Checkpoint:
 
             raise KeyError(f"no tensor {printable(name)!r} in {self.path}{did_you_mean(name, self.tensors)}") from None
 
+    def read(self, info: TensorInfo) -> bytes:
+        """A tensor's elements, row by row. For small ones: all that lies between its first and last are read."""
+        if info.strides is None:
+            return self.data.read(info.offset, info.nbytes)
+        size, places = info.dtype.itemsize, [0]
+        for count, stride in zip(info.shape, info.strides, strict=True):
+            places = [place + stride * index for place in places for index in range(count)]
+        span = self.data.read(info.offset, (max(places, default=-1) + 1) * size)
+        return b"".join(span[place * size : (place + 1) * size] for place in places)
+
     def numpy(self, name: str) -> Any:
         """Zero-copy, read-only NumPy view of a tensor. TypeError for a dtype that NumPy lacks (BF16, FP8, …)."""
         from .interop import numpy_view
@@ -118,9 +149,13 @@ class Checkpoint:
         return torch_view(self, name)
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str], *, allow_suspicious: bool = False, allow_inflate: bool = False
+) -> Checkpoint:
     """Open a checkpoint of any registered format and read its header, nothing else.
 
+    ``allow_suspicious`` reads the tensors of a file whose pickle names dangerous functions; nothing is run either way.
+    ``allow_inflate`` accepts compressed tensor data, which are inflated into a temporary file (in ``TMPDIR``).
     Raises InputRefused with one line when the file is missing, not a regular file, damaged or of no known format.
     The format is decided by content, not by the file's suffix.
     """
@@ -133,10 +168,20 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             reader = formats.recognise(source)
             if reader is None:
                 raise InputRefused(f"{printable(path)}: not a checkpoint of a known format ({formats.known()})")
+            given = {"allow_suspicious": allow_suspicious, "allow_inflate": allow_inflate}
+            options = {name: value for name, value in given.items() if name in reader.options}
             try:
-                return Checkpoint(path, source, reader.read(source))
-            except InputRefused as error:
-                raise InputRefused(f"{printable(path)}: {error}") from None
+                contents = reader.read(source, **options)
+            except (InputRefused, RunFailed) as error:
+                raise type(error)(f"{printable(path)}: {error}") from None
+            return Checkpoint(path, source, contents, _open_data(contents) or source)
     except BaseException:
         source.close()
         raise
+
+
+def _open_data(contents: Contents) -> Source | None:
+    """The temporary file with the tensor data, if there is one. It goes with whoever has it open last."""
+    from .engine import open_temporary
+
+    return None if contents.data_path is None else open_temporary(contents.data_path)

@@ -219,6 +219,9 @@ def verification_lines(found: Verification) -> list[str]:
         lines.append(f"NaN or Inf: {sum(found.nonfinite.values())} in {some(list(found.nonfinite), False)}")
     else:
         lines.append("NaN or Inf: none")
+    if found.crc32 is not None:
+        wrong = sum(text.startswith("CRC-32") for text in found.differs)
+        lines.append(f"CRC-32: {found.crc32} storages checked, {wrong} damaged")
     if found.sha256:
         lines += [f"sha256 {found.sha256} (AutoV2 {found.sha256[:10]})", f"AutoV1 {found.autov1}"]
     if found.body_sha256:

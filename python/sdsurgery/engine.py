@@ -18,7 +18,7 @@ from .records import dataclass, field
 
 if TYPE_CHECKING:
     from ._native import Sink, Source
-    from .plan import Plan
+    from .plan import Check, Plan
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -30,6 +30,19 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     """Open an input file (regular files only, never blocking). InputRefused with one line when that can't be."""
     with native_errors(InputRefused):
         return _native.Source(os.fsencode(path))
+
+
+def open_temporary(path: str) -> Source:
+    """Open a temporary file that nobody else needs: its name is removed at once where that can be, else at exit."""
+    import atexit
+
+    try:
+        return open_source(path)
+    finally:
+        try:
+            os.unlink(path)
+        except OSError:  # Windows keeps the name of an open file
+            atexit.register(with_suppressed, lambda: os.unlink(path))
 
 
 @contextmanager
@@ -60,6 +73,8 @@ def _translated(error: Any, kind: type[SdsError], plan: Plan | None) -> SdsError
         return UsageError(f"{text} (--force replaces it)")
     if code == "invalid":
         return UsageError(f"{where}{text}")
+    if code == "damaged":
+        return RunFailed(f"{where}{text}; nothing was written")
     return kind(f"{where}{text}")
 
 
@@ -70,6 +85,7 @@ class Outcome:
     nonfinite: dict[str, int] = field(default_factory=dict)
     overflow: dict[str, int] = field(default_factory=dict)
     reduced: dict[str, Reduced] = field(default_factory=dict)
+    damaged: list[Check] = field(default_factory=list)  # only of a run that goes on in spite of them
     seconds: float = 0.0
     how: dict[str, Any] = field(default_factory=dict)
     input_hashes: tuple[str | None, ...] = ()
@@ -153,7 +169,8 @@ def execute(
         with native_errors(plan=plan):
             if hashes is not None:
                 hashes.collect(outcome)
-            sink.write(0, plan.header(outcome.input_hashes, outcome.body_hash))
+            for offset, data in plan.structure(outcome.input_hashes, outcome.body_hash, run.sums()):
+                sink.write(offset, data)
             sink.commit(replace, sync)
         outcome.seconds = time.monotonic() - started
         return outcome
@@ -177,7 +194,7 @@ def _choose(backend: str, options: Options) -> tuple[backends.Backend, str]:
 
 
 def _source_of(item: Any) -> Source:
-    return _native.Source.memory(item) if isinstance(item, bytes) else item.source
+    return _native.Source.memory(item) if isinstance(item, bytes) else item.data
 
 
 def _drive(run: RunHandle, plan: Plan, progress: Progress | None) -> None:
@@ -214,6 +231,7 @@ def _outcome(plan: Plan, run: RunHandle, chosen: backends.Backend, started: floa
             outcome.overflow[name] = outcome.overflow.get(name, 0) + overflow
     for job, *values in run.reductions():
         outcome.reduced[plan.pieces[plan.jobs[job].tensor].name] = Reduced(*values)
+    outcome.damaged = [plan.checks[index] for index in run.damaged()]
     outcome.input_hashes = (None,) * len(plan.checkpoints())
     outcome.seconds = time.monotonic() - started
     return outcome
@@ -237,11 +255,13 @@ class _Hashes:
             sink.read_into(offset, buffer)
             return len(buffer)
 
-        self._body = BodyHash(read_into, plan.data_start, plan.size, lambda: run.watermark)
+        self._body = None
+        if plan.body_hashed:
+            self._body = BodyHash(read_into, plan.data_start, plan.size, lambda: run.watermark)
 
     def collect(self, outcome: Outcome) -> None:
         started = time.monotonic()
-        outcome.body_hash = self._body.result()
+        outcome.body_hash = self._body.result() if self._body else None
         if self._hashed:
             outcome.input_hashes = tuple(self._files[identity].result() for identity in self._order)
         for item, identity in zip(self._hashed, self._order, strict=True):
@@ -253,7 +273,8 @@ class _Hashes:
 
     def cancel(self) -> None:
         for thread in (self._body, *self._files.values()):
-            thread.cancel()
+            if thread is not None:
+                thread.cancel()
 
 
 def free_bytes(folder: str) -> int:

@@ -30,16 +30,15 @@ def numpy_view(checkpoint: Checkpoint, name: str) -> Any:
     import numpy as np
 
     info = checkpoint.info(name)
-    if info.strides is not None:
-        raise TypeError(f"{name!r} is a non-contiguous view; use torch({name!r})")
     if info.dtype.name not in _NUMPY:
         raise TypeError(f"NumPy has no {info.dtype.name}; use torch({name!r})")
     dtype = np.dtype(_NUMPY[info.dtype.name]).newbyteorder("<")
     if info.nbytes == 0:
         return np.empty(info.shape, dtype)
-    raw = np.frombuffer(checkpoint.source.map(), np.uint8)[info.offset : info.offset + info.nbytes]
+    raw = np.frombuffer(checkpoint.data.map(), np.uint8)[info.offset :]
+    strides = None if info.strides is None else tuple(stride * dtype.itemsize for stride in info.strides)
     # Data may start at any byte of a file; such a view is unaligned, which NumPy allows.
-    array = np.ndarray(info.shape, dtype, buffer=raw.data)
+    array = np.ndarray(info.shape, dtype, buffer=raw.data, strides=strides)
     array.flags.writeable = False
     return array
 
@@ -56,12 +55,12 @@ def torch_view(checkpoint: Checkpoint, name: str) -> Any:
         return torch.empty(info.shape, dtype=dtype)
     if info.strides is not None:
         span = 1 + sum((size - 1) * stride for size, stride in zip(info.shape, info.strides, strict=True))
-        raw = bytearray(checkpoint.source.read(info.offset, span * info.dtype.itemsize))
+        raw = bytearray(checkpoint.data.read(info.offset, span * info.dtype.itemsize))
         return torch.frombuffer(raw, dtype=dtype).as_strided(info.shape, info.strides)
     if info.offset % info.dtype.itemsize:
-        raw = bytearray(checkpoint.source.read(info.offset, info.nbytes))
+        raw = bytearray(checkpoint.data.read(info.offset, info.nbytes))
         return torch.frombuffer(raw, dtype=dtype).reshape(info.shape)
-    mapping = checkpoint.source.map(copy_on_write=True)
+    mapping = checkpoint.data.map(copy_on_write=True)
     return torch.frombuffer(mapping, dtype=dtype, offset=info.offset, count=info.elements).reshape(info.shape)
 
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .dtypes import DType
-from .errors import InputRefused, RunFailed, printable
+from .errors import InputRefused, printable
 from .program import Formula
-from .records import dataclass
+from .records import dataclass, replace
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, TensorInfo
+    from .formats.writers import Writer
 
 # What becomes of a tensor.
 MERGED = "merged"  # the formula over all inputs
@@ -29,12 +30,36 @@ COMPARED = "compared"  # two inputs, looked at
 
 
 @dataclass(frozen=True)
+class View:
+    """How a tensor that is not contiguous lies in its storage: strides in elements. ``start`` elements are skipped."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    start: int = 0
+
+
+@dataclass(frozen=True)
 class Operand:
-    """Bytes of one input: which source, the element type, and where the first element lies in that file."""
+    """Bytes of one input: which source, the element type, and where the tensor's first element lies in that file."""
 
     source: int
     dtype: DType
     offset: int
+    view: View | None = None
+
+    def at(self, element: int) -> Operand:
+        """The same without its first elements."""
+        if self.view is not None:
+            return replace(self, view=replace(self.view, start=self.view.start + element))
+        return replace(self, offset=self.offset + (self.dtype.nbytes(element) or 0))
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        """The input tensor that it is the whole of."""
+        from .checkpoint import TensorInfo
+
+        info = TensorInfo(name, self.dtype, shape, self.offset, 0)
+        info = replace(info, nbytes=self.dtype.nbytes(info.elements) or 0)
+        return info if self.view is None else replace(info, shape=self.view.shape, strides=self.view.strides)
 
 
 @dataclass(frozen=True)
@@ -99,6 +124,18 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Check:
+    """A stretch of a source whose CRC-32 is known and whose bytes the ``parts`` (job, operand) read, one after the
+    other and all of them."""
+
+    source: int
+    offset: int
+    nbytes: int
+    crc32: int
+    parts: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
 class Dropped:
     """An input tensor that has no place in the output. ``source`` indexes ``Plan.sources``."""
 
@@ -111,8 +148,9 @@ class Dropped:
 class Plan:
     """Everything that will be done. ``pieces`` are in file order, ``jobs`` in the order of their output bytes.
 
-    ``metadata`` renders the text metadata for a list of the inputs' SHA-256 (None where unknown) and the SHA-256 of
-    the tensor data; ``header`` is the file's beginning for given metadata and always ``data_start`` bytes long.
+    ``structure`` renders every byte of the file that is not tensor data, as (offset, bytes), for a list of the inputs'
+    SHA-256 (None where unknown), the SHA-256 of all tensor data (from ``data_start`` on; None unless ``body_hashed``)
+    and the CRC-32 of the ranges ``sums``. ``written_as`` is the same plan for a file of another format.
     """
 
     verb: str
@@ -122,7 +160,11 @@ class Plan:
     formulas: tuple[Formula | Fill | Reduction, ...]
     data_start: int
     size: int
-    header: Callable[[Sequence[str | None], str | None], bytes]
+    body_hashed: bool
+    sums: tuple[tuple[int, int], ...]  # (offset, bytes)
+    checks: tuple[Check, ...]
+    structure: Callable[[Sequence[str | None], str | None, Sequence[int]], list[tuple[int, bytes]]]
+    written_as: Callable[[Writer], Plan]
     dropped: tuple[Dropped, ...] = ()
     missing: tuple[tuple[int, str], ...] = ()  # (source, name): A's tensors that another input lacks
     notes: tuple[str, ...] = ()
@@ -153,13 +195,9 @@ def whole(formula: Work, elements: int, operands: Sequence[Operand]) -> tuple[Se
 
 
 def operand(source: int, info: TensorInfo) -> Operand:
-    """A whole input tensor as an operand. InputRefused for a non-contiguous one (only pickles have them)."""
-    if info.strides is not None:
-        raise InputRefused(
-            f"tensor '{printable(info.name)}' is a non-contiguous view (strides {list(info.strides)}), which cannot be "
-            "streamed; save the file again with contiguous tensors"
-        )
-    return Operand(source, info.dtype, info.offset)
+    """A whole input tensor as an operand."""
+    view = None if info.strides is None else View(info.shape, info.strides)
+    return Operand(source, info.dtype, info.offset, view)
 
 
 def copied(source: int, info: TensorInfo, *, name: str | None = None, action: str = COPIED, note: str = "") -> Piece:
@@ -206,37 +244,43 @@ def assemble(
     keep_order: bool = False,
     **facts: Any,
 ) -> Plan:
-    """Order the pieces, lay out the file and make the jobs.
+    """Order the pieces, lay out the file (as safetensors, see ``Plan.written_as``) and make the jobs.
 
     ``keep_order`` keeps the given order when no tensor changes its dtype (so that a header-free hash of unchanged
     tensors stays what it was); else tensors are listed by falling dtype width and then in the given order.
     ``hashed`` reserves room in the header for hashes that are known only at the end: the tensor data's and, with
     ``hash_inputs``, those of the input files.
     """
-    from .formats import safetensors
+    from .formats.writers import SAFETENSORS
     from .metadata import placeholder_hashes
 
+    given = list(pieces)
     files = sum(not isinstance(source, bytes) for source in sources)
     unhashed = (None,) * files
-    body = placeholder_hashes(1)[0] if hashed else None
-    widest = metadata(placeholder_hashes(files) if hashed and hash_inputs else unhashed, body)
-    unchanged = all(piece.action == COPIED for piece in pieces)
-    if not (keep_order and unchanged):
-        pieces = sorted(pieces, key=lambda piece: -piece.dtype.bits)
-    entries = [(piece.name, piece.dtype, piece.shape) for piece in pieces]
-    layout = safetensors.layout(entries, widest)
-    start = len(layout.header)
 
-    def header(input_hashes: Sequence[str | None], body_hash: str | None) -> bytes:
-        given = metadata(input_hashes, body_hash) if hashed else metadata(unhashed, None)
-        rendered = safetensors.layout(entries, given, reserve=start).header
-        if len(rendered) != start:  # a longer one would be written over the tensors
-            raise RunFailed(f"the header takes {len(rendered)} bytes, but {start} were reserved for it")
-        return rendered
+    def written_as(writer: Writer) -> Plan:
+        body_hashed = hashed and writer.body_hashed
+        widest = metadata(unhashed, None)
+        if hashed:
+            known = placeholder_hashes(files) if hash_inputs else unhashed
+            widest = metadata(known, placeholder_hashes(1)[0] if body_hashed else None)
+        unchanged = keep_order and all(piece.action == COPIED for piece in given)
+        ordered = given if unchanged or not writer.by_width else sorted(given, key=lambda piece: -piece.dtype.bits)
+        aliases = _aliases(sources, ordered) if writer.shares else {}
+        placed = writer.place([(piece.name, piece.dtype, piece.shape) for piece in ordered], aliases, widest)
 
-    jobs, formulas = _jobs(pieces, layout.offsets)
-    inputs, outputs = tuple(sources), tuple(pieces)
-    return Plan(verb, inputs, outputs, jobs, formulas, start, layout.size, header, hash_inputs=hash_inputs, **facts)
+        def structure(
+            input_hashes: Sequence[str | None], body_hash: str | None, sums: Sequence[int]
+        ) -> list[tuple[int, bytes]]:
+            return placed.structure(metadata(input_hashes, body_hash) if hashed else metadata(unhashed, None), sums)
+
+        jobs, formulas = _jobs(ordered, placed.offsets, aliases)
+        return Plan(
+            verb, tuple(sources), tuple(ordered), jobs, formulas, placed.data_start, placed.size, body_hashed,
+            placed.sums, _checks(sources, jobs), structure, written_as, hash_inputs=hash_inputs, **facts,
+        )  # fmt: skip
+
+    return written_as(SAFETENSORS)
 
 
 def examination(verb: str, sources: Sequence[Any], pieces: Sequence[Piece]) -> Plan:
@@ -245,18 +289,72 @@ def examination(verb: str, sources: Sequence[Any], pieces: Sequence[Piece]) -> P
     for piece in pieces:
         offsets.append(size)
         size += sum(piece.dtype.nbytes(segment.count) or 0 for segment in piece.segments)
-    jobs, formulas = _jobs(pieces, offsets)
-    return Plan(verb, tuple(sources), tuple(pieces), jobs, formulas, 0, size, lambda hashes, body: b"")
+    jobs, formulas = _jobs(pieces, offsets, {})
+
+    def written_as(writer: Writer) -> Plan:
+        raise ValueError("an examination writes no file")
+
+    return Plan(
+        verb, tuple(sources), tuple(pieces), jobs, formulas, 0, size, False, (), _checks(sources, jobs),
+        lambda hashes, body, sums: [], written_as,
+    )  # fmt: skip
+
+
+def _aliases(sources: Sequence[Any], pieces: Sequence[Piece]) -> dict[str, str]:
+    """Pieces whose bytes are those of an earlier one because their inputs share theirs: name -> the earlier name."""
+    places: dict[tuple[Any, ...], int] = {}
+    for source, item in enumerate(sources):
+        for info in () if isinstance(item, bytes) else item.tensors.values():
+            place = (source, info.offset, info.nbytes, info.strides)
+            places[place] = places.get(place, 0) + 1
+    shared = {place[:2] for place, count in places.items() if count > 1}
+    first: dict[tuple[Any, ...], str] = {}
+    aliases = {}
+    for piece in pieces:
+        if any((part.source, part.offset) in shared for segment in piece.segments for part in segment.operands):
+            same = first.setdefault((piece.dtype, piece.segments), piece.name)
+            if same != piece.name:
+                aliases[piece.name] = same
+    return aliases
+
+
+def _checks(sources: Sequence[Any], jobs: Sequence[Job]) -> tuple[Check, ...]:
+    """The records of the inputs that the jobs read completely, so that their CRC-32 can be checked on the way."""
+    records = [
+        (source, record)
+        for source, item in enumerate(sources)
+        for record in (() if isinstance(item, bytes) else item.records)
+        if record.crc32 is not None
+    ]
+    if not records:
+        return ()
+    # What is read from each place on, in one piece: the longest, where there are several.
+    reads: dict[tuple[int, int], tuple[int, tuple[int, int]]] = {}
+    for index, job in enumerate(jobs):
+        for number, part in enumerate(job.operands):
+            nbytes = part.dtype.nbytes(job.count) or 0
+            if part.view is None and nbytes > reads.get((part.source, part.offset), (0,))[0]:
+                reads[part.source, part.offset] = (nbytes, (index, number))
+    checks = []
+    for source, record in records:
+        at, parts = record.offset, []
+        while (read := reads.get((source, at))) is not None and at < record.offset + record.nbytes:
+            at += read[0]
+            parts.append(read[1])
+        if parts and at == record.offset + record.nbytes:
+            assert record.crc32 is not None
+            checks.append(Check(source, record.offset, record.nbytes, record.crc32, tuple(parts)))
+    return tuple(checks)
 
 
 def _jobs(
-    pieces: Sequence[Piece], offsets: Sequence[int]
+    pieces: Sequence[Piece], offsets: Sequence[int], aliases: Mapping[str, str]
 ) -> tuple[tuple[Job, ...], tuple[Formula | Fill | Reduction, ...]]:
     formulas: dict[Formula | Fill | Reduction, int] = {}
     jobs = []
     for index, (piece, offset) in enumerate(zip(pieces, offsets, strict=True)):
         for segment in piece.segments:
-            if segment.count == 0:
+            if segment.count == 0 or piece.name in aliases:
                 continue
             number = None if segment.formula is None else formulas.setdefault(segment.formula, len(formulas))
             at = offset + (piece.dtype.nbytes(segment.first) or 0)

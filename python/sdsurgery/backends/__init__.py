@@ -32,6 +32,7 @@ class Options:
     flush: bool = True
     gpu_memory: int = 0  # bytes of buffers on each GPU (and as many pinned on the host); 0: a default
     fallback: str = "none"  # the backend that starts over when a GPU fails
+    refuse_damaged: bool = True  # False: ``damaged`` lists the checks that failed
 
 
 class Reduced(NamedTuple):
@@ -61,6 +62,8 @@ class RunHandle(Protocol):
     def finish(self) -> None: ...
     def tallies(self) -> Sequence[tuple[int, int, int]]: ...  # (job, nonfinite, overflow), only where there are any
     def reductions(self) -> Sequence[tuple[Any, ...]]: ...  # (job, *Reduced), after finish()
+    def sums(self) -> Sequence[int]: ...  # CRC-32 of every range of Plan.sums, after finish()
+    def damaged(self) -> Sequence[int]: ...  # which of Plan.checks failed, when that is no error
     @property
     def bytes_done(self) -> int: ...
     @property
@@ -81,6 +84,41 @@ class Backend:
     supports: Callable[[Formula, Sequence[DType], DType, bool], str | None] = lambda *_: None
     on_tensors: Callable[[Batch], None] | None = None
     devices: Callable[[], list[dict[str, Any]]] = list
+
+
+def sums_of(plan: Plan, sink: Sink) -> list[int]:
+    """``RunHandle.sums`` for a backend that does not compute them while it writes: the output is read back."""
+    return [_crc32(sink.read_into, offset, nbytes) for offset, nbytes in plan.sums]
+
+
+def damaged_of(plan: Plan, sources: Sequence[Source], options: Options) -> list[int]:
+    """``RunHandle.damaged`` for a backend that does not check its inputs while it reads them.
+
+    RunFailed for the first one with ``options.refuse_damaged``.
+    """
+    damaged = []
+    for index, check in enumerate(plan.checks):
+        if _crc32(sources[check.source].read_into, check.offset, check.nbytes) == check.crc32:
+            continue
+        if options.refuse_damaged:
+            from ..errors import RunFailed, printable
+
+            name = printable(plan.pieces[plan.jobs[check.parts[0][0]].tensor].name)
+            path = printable(sources[check.source].path)
+            raise RunFailed(f"tensor '{name}': {path}: damaged: its bytes differ from their CRC-32")
+        damaged.append(index)
+    return damaged
+
+
+def _crc32(read_into: Callable[[int, memoryview], None], offset: int, nbytes: int) -> int:
+    import zlib
+
+    block, crc = memoryview(bytearray(min(nbytes, 1 << 20))), 0
+    for at in range(0, nbytes, 1 << 20):
+        part = block[: min(1 << 20, nbytes - at)]
+        read_into(offset + at, part)
+        crc = zlib.crc32(part, crc)
+    return crc
 
 
 def names() -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from ..dtypes import DType
-from ..plan import Fill, Job, Plan, Reduction
+from ..plan import Fill, Job, Operand, Plan, Reduction
 from ..program import OPERATIONS, Formula
 from . import Backend, Options
 
@@ -43,6 +43,8 @@ def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: O
         programs=programs,
         fills=fills,
         jobs=[_native_job(job, place) for job in plan.jobs],
+        checks=[(c.source, c.offset, c.nbytes, c.crc32, c.parts) for c in plan.checks],
+        sums=plan.sums,
         sink=sink,
         threads=options.threads,
         tile_bytes=options.tile_bytes,
@@ -50,6 +52,7 @@ def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: O
         overflow=OVERFLOW[options.overflow],
         refuse_overflow=options.overflow == "error",
         refuse_nonfinite=options.on_nonfinite == "error",
+        refuse_damaged=options.refuse_damaged,
         start_flushing=options.flush,
         target=options.cpu,
     )
@@ -57,12 +60,19 @@ def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: O
 
 def _native_job(job: Job, place: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
     if job.formula is None:
-        parts = tuple((operand.source, 0, operand.offset) for operand in job.operands)
+        parts = tuple(_native_operand(operand, 0) for operand in job.operands)
         return (_COPY, 0, 0, job.offset, job.nbytes, parts)
     kind, index = place[job.formula]
-    parts = tuple((operand.source, _code(operand.dtype), operand.offset) for operand in job.operands)
+    parts = tuple(_native_operand(operand, _code(operand.dtype)) for operand in job.operands)
     out_dtype = 0 if kind == _REDUCE else _code(job.dtype)
     return (kind, index, out_dtype, job.offset, job.count, parts)
+
+
+def _native_operand(operand: Operand, code: int) -> tuple[Any, ...]:
+    view = operand.view
+    if view is None:
+        return (operand.source, code, operand.offset)
+    return (operand.source, code, operand.offset, (operand.dtype.itemsize, view.shape, view.strides, view.start))
 
 
 def _code(dtype: DType) -> int:

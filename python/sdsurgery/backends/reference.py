@@ -15,9 +15,9 @@ import numpy as np
 
 from ..dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from ..errors import InputRefused, Interrupted, RunFailed
-from ..plan import Fill, Job, Plan, Reduction
+from ..plan import Fill, Job, Operand, Plan, Reduction
 from ..program import CONSTANT, INPUT, Formula
-from . import Backend, Options, Reduced
+from . import Backend, Options, Reduced, damaged_of, sums_of
 
 if TYPE_CHECKING:
     from .._native import Sink, Source
@@ -217,6 +217,7 @@ class ReferenceRun:
 
     def __init__(self, plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options) -> None:
         self.plan, self.sources, self.sink, self.options = plan, sources, sink, options
+        self._damaged: list[int] = []
         self.bytes_done = 0
         self.watermark = plan.data_start
         self._tallies: dict[int, list[int]] = {}
@@ -225,7 +226,7 @@ class ReferenceRun:
         self._cancelled = False
 
     def start(self) -> None:
-        pass
+        self._damaged = damaged_of(self.plan, self.sources, self.options)
 
     def cancel(self) -> None:
         self._cancelled = True
@@ -249,12 +250,19 @@ class ReferenceRun:
     def reductions(self) -> list[tuple[Any, ...]]:
         return [(job, *reduced) for job, reduced in self._reduced.items()]
 
+    def sums(self) -> list[int]:
+        return sums_of(self.plan, self.sink) if self.sink is not None else []
+
+    def damaged(self) -> list[int]:
+        return self._damaged
+
     def _chunks(self) -> Any:
         for index, job in enumerate(self.plan.jobs):
-            count = job.nbytes if job.formula is None else job.count
+            by_bytes = job.formula is None and job.operands[0].view is None
+            count = job.nbytes if by_bytes else job.count
             for first in range(0, count, _CHUNK):
                 data = self._chunk(index, job, first, min(_CHUNK, count - first))
-                at = job.offset + first * (1 if job.formula is None else job.dtype.itemsize)
+                at = job.offset + first * (1 if by_bytes else job.dtype.itemsize)
                 if self.sink is not None:
                     self.sink.write(at, data)
                 self.bytes_done += len(data)
@@ -262,15 +270,16 @@ class ReferenceRun:
                 yield True
 
     def _chunk(self, index: int, job: Job, first: int, count: int) -> bytes:
-        if job.formula is None:
+        if job.formula is None and job.operands[0].view is None:
             return self.sources[job.operands[0].source].read(job.operands[0].offset + first, count)
+        if job.formula is None:
+            return self._elements(job.operands[0], first, count)
         formula = self.plan.formulas[job.formula]
         if isinstance(formula, Fill):
             raise RunFailed("the reference backend generates no data")
         inputs = []
         for operand in job.operands:
-            size = operand.dtype.itemsize
-            raw = self.sources[operand.source].read(operand.offset + first * size, count * size)
+            raw = self._elements(operand, first, count)
             inputs.append((np.frombuffer(raw, _STORAGE[operand.dtype]), operand.dtype))
         if isinstance(formula, Reduction):
             found = reduce_chunk(*inputs[0], *inputs[1])
@@ -287,6 +296,19 @@ class ReferenceRun:
             if overflow and self.options.overflow == "error":
                 raise RunFailed(f"tensor '{name}' overflows {job.dtype.name}")
         return out.tobytes()
+
+    def _elements(self, operand: Operand, first: int, count: int) -> bytes:
+        """``count`` elements of an operand from element ``first`` on, row by row."""
+        source, size, view = self.sources[operand.source], operand.dtype.itemsize, operand.view
+        if view is None:
+            return source.read(operand.offset + first * size, count * size)
+        index = np.unravel_index(np.arange(view.start + first, view.start + first + count), view.shape)
+        places = np.zeros(count, np.int64)
+        for at, stride in zip(index, view.strides, strict=True):
+            places += at * stride
+        low = int(places.min())
+        span = np.frombuffer(source.read(operand.offset + low * size, (int(places.max()) - low + 1) * size), f"V{size}")
+        return span[places - low].tobytes()
 
 
 BACKEND = Backend("reference", lambda: None, ReferenceRun, lambda run: {"numpy": np.__version__})

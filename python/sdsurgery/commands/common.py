@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from ..errors import RunFailed, UsageError, printable
 
+_OPENING = ("allow_suspicious", "allow_inflate")
 _SETTINGS = (
     "dtype",
     "threads",
@@ -26,6 +27,7 @@ _SETTINGS = (
     "fix_clip",
     "fix_names",
     "dry_run",
+    *_OPENING,
 )
 
 
@@ -44,13 +46,25 @@ def threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: all processors")
 
 
+def reading(parser: argparse.ArgumentParser) -> None:
+    """Options of the commands that read checkpoints; ``opening`` collects them."""
+    add = parser.add_argument
+    add("--allow-suspicious", action="store_true", help="read pickles that name dangerous functions (none is ever run)")
+    add("--allow-inflate", action="store_true", help="inflate compressed tensors into a temporary file (TMPDIR)")
+
+
+def opening(args: argparse.Namespace) -> dict[str, bool]:
+    """The arguments of ``open_checkpoint``."""
+    return {name: getattr(args, name) for name in _OPENING}
+
+
 def writing(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that write a checkpoint; ``settings`` collects them."""
     from ..verbs.common import CHOICES
 
     plain(parser)
     add = parser.add_argument
-    add("-o", "--out", metavar="OUT", help="the output file (.safetensors)")
+    add("-o", "--out", metavar="OUT", help="the output file: .safetensors, or .ckpt / .pt for torch's form")
     for option, help_text in (
         ("dtype", "dtype of the output's weights (default keep: A's, tensor by tensor)"),
         ("overflow", "a value too large for the dtype: default (Inf; fp8 saturates), inf, saturate, error"),
@@ -70,6 +84,7 @@ def writing(parser: argparse.ArgumentParser) -> None:
     add("--force", action="store_true", help="replace an existing output; merge models with little in common")
     add("--no-hash", dest="hash", action="store_false", help="don't compute SHA-256 of inputs and output")
     add("--no-sync", dest="sync", action="store_false", help="don't wait for the disk before the rename")
+    reading(parser)
 
 
 def one_of(option: str, allowed: Iterable[str]) -> Callable[[str], str]:
@@ -115,16 +130,28 @@ def written(args: argparse.Namespace, work: Callable[..., Any]) -> int:
     if args.out is None and not args.dry_run:
         raise UsageError("no output given (-o FILE, or --dry-run)")
     with console.progress(args.verb, quiet=args.quiet) as progress:
-        report = work(out=args.out, progress=progress, **{name: getattr(args, name) for name in _SETTINGS})
+        report = work(out=args.out, progress=progress, **settings(args))
     if args.json:
         print_json(report.to_dict())
+    show(args, report)
+    return 0
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of ``writing`` that the verbs take as keywords."""
+    return {name: getattr(args, name) for name in _SETTINGS}
+
+
+def show(args: argparse.Namespace, report: Any) -> None:
+    """A report for people, unless ``--quiet`` or ``--json`` leaves no place for it."""
+    from .. import console
+
     if not args.quiet and not (args.json and args.dry_run):
         lines = console.report_lines(report, verbose=args.verbose)
         if args.dry_run:
             print_lines(lines)
         else:
             print("\n".join(lines), file=sys.stderr)
-    return 0
 
 
 # ---- standard output

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import printable
-from .common import plain, print_json, print_lines, threads
+from .common import opening, plain, print_json, print_lines, reading, threads
 
 if TYPE_CHECKING:
     from ..verbs.compare import Comparison, Likeness
@@ -27,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--plot", metavar="FILE.png", help="draw a heat map, blocks × kinds of layer (needs matplotlib)")
     add("--force", action="store_true", help="replace an existing picture")
     threads(parser)
+    reading(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         heatmap.check(args.plot, force=args.force)
     with console.progress("compare", quiet=args.quiet) as progress:
-        found = compare(args.a, args.b, threads=args.threads, fix_names=args.fix_names, progress=progress)
+        options = {"threads": args.threads, "fix_names": args.fix_names, **opening(args)}
+        found = compare(args.a, args.b, progress=progress, **options)
     if args.plot is not None:
         found.plot(args.plot, force=args.force)
     if args.json:

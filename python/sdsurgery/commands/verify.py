@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .common import plain, print_json, print_lines, threads
+from .common import opening, plain, print_json, print_lines, reading, threads
 
 HELP = "check structure, non-finite values and hashes"
 
@@ -13,6 +13,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     plain(parser)
     parser.add_argument("input", metavar="FILE")
     threads(parser)
+    reading(parser)
     parser.add_argument("--no-hash", dest="hash", action="store_false", help="skip the hashes")
 
 
@@ -22,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     from ..verbs.verify import verify
 
     with console.progress("verify", quiet=args.quiet) as progress:
-        found = verify(args.input, threads=args.threads, hash=args.hash, progress=progress)
+        found = verify(args.input, threads=args.threads, hash=args.hash, progress=progress, **opening(args))
     if args.json:
         print_json(found.to_dict())
     elif not args.quiet:

@@ -19,7 +19,8 @@ class Reader:
 
     name: str
     sniff: Callable[[Source], bool]
-    read: Callable[[Source], Contents]
+    read: Callable[..., Contents]
+    options: tuple[str, ...] = ()  # of ``open_checkpoint``, that ``read`` takes
 
 
 FORMATS = ("safetensors", "torch_legacy", "torch_zip")

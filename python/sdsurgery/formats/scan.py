@@ -90,41 +90,63 @@ class ScanReport:
         """Whether any file is; the command line returns exit code 3 then."""
         return any(file.suspicious for file in self.files)
 
-    def lines(self) -> Iterator[str]:
-        """The report for people, one line per finding; names from files are escaped."""
+    def as_json(self) -> dict[str, object]:
+        """The report as plain values."""
+        return {
+            "suspicious": self.suspicious,
+            "skipped": self.skipped,
+            "files": [file.as_json() for file in self.files],
+        }
+
+    def lines(self, *, verbose: bool = False) -> Iterator[str]:
+        """The report for people, one line per finding; names from files are escaped. ``verbose``: lists in full."""
+        most = None if verbose else 20
         for file in self.files:
             verdict = "SUSPICIOUS" if file.suspicious else "nothing dangerous found"
             yield f"{printable(file.path, 1000)}: {file.kind}: {verdict}"
-            for label in file.dangerous:
+            for label in file.dangerous[:most]:
                 verb = "would have run" if label in file.calls else "names"
                 yield f"  {verb} {printable(label)} ({file.globals.get(label, 1)} times named)"
-            yield from (f"  {problem}" for problem in file.problems)
+            yield from (f"  {problem}" for problem in file.problems[:most])
+            if file.globals:
+                names = ", ".join(printable(label, 80) for label in list(file.globals)[:most])
+                left = f", … ({len(file.globals)} in all)" if most and len(file.globals) > most else ""
+                yield f"  globals: {names}{left}"
             if file.unknown:
-                yield "  other classes: " + ", ".join(printable(label, 80) for label in file.unknown[:20])
-            yield from (f"  {note}" for note in file.notes)
+                yield "  other classes: " + ", ".join(printable(label, 80) for label in file.unknown[:most])
+            yield from (f"  {note}" for note in file.notes[:most])
         if self.skipped:
             yield f"{self.skipped} other files hold no pickle"
 
 
-def scan(path: str | os.PathLike[str]) -> ScanReport:
-    """Scan a file, or every file below a folder (links are not followed). UsageError when there is no such path."""
+def scan(*paths: str | os.PathLike[str]) -> ScanReport:
+    """Scan files, and every file below folders (links in them are not followed). UsageError for what isn't there."""
     report = ScanReport()
-    name = os.fspath(path)
-    if not os.path.isdir(name):
-        report.files.append(scan_file(name))
-        return report
-    for folder, folders, files in os.walk(name):
-        folders.sort()
-        for file in sorted(files):
-            full = os.path.join(folder, file)
-            if not stat.S_ISREG(os.lstat(full).st_mode):
-                continue
-            found = scan_file(full)
+    for path in paths:
+        name = os.fspath(path)
+        if not os.path.isdir(name):
+            report.files.append(scan_file(name))
+            continue
+        for full in _below(name):
+            try:
+                found = scan_file(full)
+            except UsageError as error:
+                found = FileScan(full, "unreadable", problems=[str(error)])
             if found.kind == "other" and not found.suspicious:
                 report.skipped += 1
             else:
                 report.files.append(found)
     return report
+
+
+def _below(folder: str) -> Iterator[str]:
+    """The regular files below a folder, in the order of their names."""
+    for where, folders, files in os.walk(folder):
+        folders.sort()
+        for file in sorted(files):
+            full = os.path.join(where, file)
+            if os.path.isfile(full) and not os.path.islink(full):
+                yield full
 
 
 def scan_file(path: str) -> FileScan:
@@ -209,13 +231,14 @@ class _Scanner:
         elif is_old_tar(head):
             self._kind("tar archive")
             self._tar(label, source, depth)
+        elif len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100 << 20:
+            self._kind("safetensors (nothing in it can run)")
+            self._disguised(source)
         elif head[:1] == b"\x80":
             self._kind("torch legacy stream" if has_magic(head) else "pickle")
             self._pickles(
                 label, source, (*[SMALL] * 3, MAX_OPCODES, MAX_OPCODES // 4) if has_magic(head) else (MAX_OPCODES,)
             )
-        elif len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100 << 20:
-            self._kind("safetensors (nothing in it can run)")
         else:
             self._text_pickle(label, source)
 
@@ -307,6 +330,13 @@ class _Scanner:
         for target, counts in ((self.found.globals, names), (self.found.calls, calls)):
             for label, count in counts.items():
                 target[label] = target.get(label, 0) + count
+
+    def _disguised(self, source: Bytes) -> None:
+        """A file can begin as a safetensors file and a pickle at once; it counts as one when it names something bad."""
+        walk = Walk(source.read(0, min(WINDOWS[0], source.size)))
+        if any(dangerous(name) for name in walk.names):
+            self.found.kind = "pickle disguised as safetensors"
+            self._count(walk.names, walk.names)
 
     def _text_pickle(self, label: str, source: Bytes) -> None:
         """A pickle of protocol 0 or 1 has no mark of its own: it counts as one when it names something dangerous."""

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..checkpoint import Contents, Record
 from ..errors import InputRefused, printable
 from . import Reader
 from .pickle_machine import DICT, INT, LIST, MAX_OPCODES, MAX_PICKLE, STORAGE, TEXT, Graph, TruncatedPickle
 from .torch_pickle import parse, refuse_dangerous
 from .torch_state import contents
-from .torch_tensors import Record, TorchContents
 from .torch_values import Storage
 
 if TYPE_CHECKING:
@@ -46,11 +46,10 @@ def sniff(source: Source) -> bool:
     return (len(head) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5) or is_old_tar(head)
 
 
-def read(source: Source, *, allow_suspicious: bool = False, allow_inflate: bool = False) -> TorchContents:
+def read(source: Source, *, allow_suspicious: bool = False) -> Contents:
     """The tensors of a legacy stream. Raises InputRefused with one line.
 
     ``allow_suspicious`` reads the tensors of a file whose pickle names dangerous functions; nothing is run either way.
-    ``allow_inflate`` is accepted for the sake of one signature; nothing is compressed here.
     """
     head = source.read(0, min(512, source.size))
     if is_old_tar(head):
@@ -157,7 +156,7 @@ def _records(source: Source, graph: Graph, keys: list[str], pos: int) -> tuple[d
     return records, pos
 
 
-def _refuse_plain(source: Source, allow_suspicious: bool) -> TorchContents:
+def _refuse_plain(source: Source, allow_suspicious: bool) -> Contents:
     """A binary pickle without torch's magic number holds no storages that could be read in place."""
     graph = Stream(source).next()
     if not allow_suspicious:
@@ -168,4 +167,4 @@ def _refuse_plain(source: Source, allow_suspicious: bool) -> TorchContents:
     )
 
 
-READER = Reader("torch-legacy", sniff, read)
+READER = Reader("torch-legacy", sniff, read, ("allow_suspicious",))

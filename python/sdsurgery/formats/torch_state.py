@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..checkpoint import Contents, Record
 from ..errors import InputRefused, printable
 from .pickle_machine import BYTES, DICT, INT, LIST, OPAQUE, TENSOR, TEXT, TUPLE, Graph
 from .pickle_text import render
-from .torch_tensors import Record, TorchContents, place
+from .torch_tensors import place
 from .torch_values import Tensor, known
 
 # Keys under which a state dict lies, best first.
@@ -40,21 +41,20 @@ MAX_SUMMARIES = 64
 _PARAMETER_CONTAINERS = ("torch.nn.modules.container.ParameterDict", "torch.nn.modules.container.ParameterList")
 
 
-def contents(format_name: str, graph: Graph, records: Mapping[str, Record]) -> TorchContents:
+def contents(format_name: str, graph: Graph, records: Mapping[str, Record]) -> Contents:
     """The checked tensors of a file, with metadata and notes. Raises InputRefused with one line."""
     finder = Finder(graph)
     finder.run()
-    found = TorchContents(format_name, [])
-    used: dict[Record, None] = {}
+    found = Contents(format_name, [], records=sorted(records.values(), key=lambda record: record.offset))
+    used: list[int] = []
     for name, tensor in finder.tensors.items():
         if tensor.unusable:
             found.unusable[name] = tensor.unusable
             continue
         found.tensors.append(place(name, tensor, records))
         assert tensor.storage is not None
-        used[records[tensor.storage.key]] = None
-    found.records = sorted(used, key=lambda record: record.offset)
-    found.data_offset = min((record.offset for record in found.records), default=0)
+        used.append(records[tensor.storage.key].offset)
+    found.data_offset = min(used, default=0)
     _summarise(graph, finder.beside, found)
     _remark(graph, found, finder)
     return found
@@ -229,7 +229,7 @@ def _read_entries(graph: Graph, node: int) -> dict[str, int] | None:
     return result
 
 
-def _summarise(graph: Graph, beside: list[tuple[str, int]], found: TorchContents) -> None:
+def _summarise(graph: Graph, beside: list[tuple[str, int]], found: Contents) -> None:
     """Metadata from what is not weights: ``ckpt.epoch`` = ``3`` and the like."""
     for name, node in beside:
         if name == "__metadata__":
@@ -238,7 +238,7 @@ def _summarise(graph: Graph, beside: list[tuple[str, int]], found: TorchContents
             found.metadata[f"ckpt.{printable(name)}"] = render(graph, node)
 
 
-def _own_metadata(graph: Graph, node: int, found: TorchContents) -> None:
+def _own_metadata(graph: Graph, node: int, found: Contents) -> None:
     """The text metadata that our own writer stores beside the state dict."""
     for key, value in (_read_entries(graph, node) or {}).items():
         if graph.kinds[value] == TEXT and not _has_surrogates(key) and not _has_surrogates(graph.values[value]):
@@ -253,7 +253,7 @@ def _has_surrogates(text: str) -> bool:
     return False
 
 
-def _remark(graph: Graph, found: TorchContents, finder: Finder) -> None:
+def _remark(graph: Graph, found: Contents, finder: Finder) -> None:
     """Notes: where the weights were, what was left out, what is shared or unreadable."""
     notes = found.notes
     if finder.path:

@@ -8,36 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..checkpoint import Contents, TensorInfo
+from ..checkpoint import Record, TensorInfo
 from ..errors import InputRefused, printable
-from ..records import dataclass, field
 from .torch_values import DTYPES, Storage, Tensor
 
 MAX_BLOWUP = 64 << 20  # bytes by which a tensor of overlapping elements (stride 0) may be larger than its storage
-
-
-@dataclass(frozen=True)
-class Record:
-    """The bytes of one storage in the file. ``crc32`` is None when the file does not say it."""
-
-    offset: int
-    nbytes: int
-    crc32: int | None = None
-
-
-@dataclass
-class TorchContents(Contents):
-    """What a torch file holds, besides its tensors.
-
-    ``unusable``: names of tensors that the file has but that cannot be read (quantised, sparse, complex, …), with the
-    reason; they are not in ``tensors``. ``records``: the storages that the tensors lie in, with their CRC-32.
-    ``data_path``: None, or a temporary file that holds the tensor data (``allow_inflate``): all offsets are in that
-    file then, and whoever opens it removes it.
-    """
-
-    unusable: dict[str, str] = field(default_factory=dict)
-    records: list[Record] = field(default_factory=list)
-    data_path: str | None = None
 
 
 def record_of(storage: Storage, records: Mapping[str, Record]) -> Record:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, BinaryIO
 
+from ..checkpoint import Contents, Record
 from ..errors import InputRefused, RunFailed, printable
 from . import Reader
 from .pickle_machine import MAX_PICKLE, Graph
 from .torch_pickle import parse, refuse_dangerous
 from .torch_state import contents
-from .torch_tensors import Record, TorchContents
 from .torch_zip_writer import Layout, layout
 from .zip_reader import DEFLATED, MAX_RATIO, STORED, Entry, entry_bytes, inflate, is_zip, read_entries
 
@@ -29,12 +29,12 @@ _RESAVE = "open it where it was made and save it with torch.save(model.state_dic
 
 def read(
     source: Source, *, allow_suspicious: bool = False, allow_inflate: bool = False, inflate_dir: str | None = None
-) -> TorchContents:
+) -> Contents:
     """The tensors of a torch zip file. Raises InputRefused with one line.
 
     ``allow_suspicious`` reads the tensors of a file whose pickle names dangerous functions; nothing is run either way.
     ``allow_inflate`` accepts compressed storages: they are inflated into a temporary file in ``inflate_dir`` (see
-    ``TorchContents.data_path``); RunFailed when there is no room for it.
+    ``Contents.data_path``); RunFailed when there is no room for it.
     """
     entries = read_entries(source)
     root = _root(entries)
@@ -99,7 +99,7 @@ def _in_place(storages: Mapping[str, Entry]) -> dict[str, Record]:
     return {key: _record(entry, entry.offset) for key, entry in storages.items()}
 
 
-def _inflated(source: Source, graph: Graph, storages: Mapping[str, Entry], folder: str | None) -> TorchContents:
+def _inflated(source: Source, graph: Graph, storages: Mapping[str, Entry], folder: str | None) -> Contents:
     """Contents whose data lie in a temporary file, after everything that can be checked without it was checked."""
     import os
     import shutil
@@ -149,4 +149,4 @@ def _pieces(source: Source, entry: Entry) -> Iterator[bytes]:
         yield source.read(entry.offset + pos, min(1 << 20, entry.size - pos))
 
 
-READER = Reader("torch-zip", is_zip, read)
+READER = Reader("torch-zip", is_zip, read, ("allow_suspicious", "allow_inflate"))

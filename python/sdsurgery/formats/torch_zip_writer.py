@@ -11,18 +11,20 @@ torch.load does not check CRC-32, but ``zipfile`` and ``unzip`` do, so they are 
 
 from __future__ import annotations
 
+import functools
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from struct import pack
 
 from ..dtypes import DType
-from ..errors import UsageError, printable
+from ..errors import RunFailed, UsageError, printable
 from ..records import dataclass
 
 ALIGNMENT = 64
 ROOT = "archive"
 _FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
 _UTF8 = 0x0800
+_SLACK = 4  # bytes of padding in the pickle: from there on, any number can be filled
 _DATE = 0x0021  # 1980-01-01, the earliest that the format knows
 
 # Storage class and dtype of each stored dtype; those without a storage class of their own are rebuilt from raw bytes.
@@ -79,22 +81,28 @@ class Layout:
     records: tuple[tuple[int, int], ...]
     total: int
     _files: tuple[_File, ...]
+    _pickle: Callable[[Mapping[str, str] | None], bytes]
 
-    def finish(self, crcs: Sequence[int]) -> list[tuple[int, bytes]]:
+    def finish(self, crcs: Sequence[int], metadata: Mapping[str, str] | None = None) -> list[tuple[int, bytes]]:
         """All structural bytes as (offset, bytes), once the CRC-32 of each record is known (zlib's, of its bytes).
 
-        With the records they fill the file exactly, without gaps or overlaps.
+        With the records they fill the file exactly, without gaps or overlaps. ``metadata``: other ones than the file
+        was laid out with (None: the same). RunFailed when they are longer.
         """
         if len(crcs) != len(self.records):
             raise ValueError(f"{len(self.records)} CRC-32 are needed, {len(crcs)} were given")
         left = iter(crcs)
         pieces: list[tuple[int, bytes]] = []
         central: list[bytes] = []
+        names = 0  # CRC-32 of the pickle, which comes first
         for file in self._files:
             data = file.data
+            if metadata is not None and file.name.endswith("/data.pkl"):
+                data = _padded(self._pickle(metadata), file.size)
             if file.name.endswith("/serialization_id"):
-                data = _serialization_id(self._files[0], crcs)
+                data = _serialization_id(names, crcs)
             crc = zlib.crc32(data) if data is not None else next(left)
+            names = names or crc
             pieces.append((file.header_offset, _local_header(file, crc) + (data or b"")))
             central.append(_central_header(file, crc))
         directory = b"".join(central)
@@ -117,8 +125,10 @@ def layout(
     fit.
     """
     record_of, sizes = _share(tensors, aliases or {})
+    pickled = functools.partial(_pickle, tensors, record_of)
+    plain = pickled(metadata)
     plan: list[tuple[str, bytes | None, int]] = [
-        ("data.pkl", _pickle(tensors, record_of, metadata), 0),
+        ("data.pkl", _padded(plain, len(plain) + _SLACK), 0),
         ("byteorder", b"little", 0),
         *((f"data/{index}", None, size) for index, size in enumerate(sizes)),
         ("version", b"3\n", 0),
@@ -133,7 +143,8 @@ def layout(
     records = tuple((file.offset, file.size) for file in files if file.data is None)
     directory = sum(len(_central_header(file, 0)) for file in files)
     total = pos + directory + len(_end_records(len(files), directory, pos))
-    return Layout(tuple(records[index][0] for index in record_of), tuple(record_of), records, total, tuple(files))
+    offsets = tuple(records[index][0] for index in record_of)
+    return Layout(offsets, tuple(record_of), records, total, tuple(files), pickled)
 
 
 def _share(
@@ -240,6 +251,16 @@ def _pickle(
     return bytes(pickler.out)
 
 
+def _padded(pickled: bytes, size: int) -> bytes:
+    """The pickle in exactly ``size`` bytes: the whole dict is memoised again and again, in 2 or 5 bytes each time."""
+    gap = size - len(pickled)
+    if gap < _SLACK:
+        raise RunFailed(f"the structure takes {len(pickled)} bytes, but {size - _SLACK} were reserved for it")
+    body, last = pickled[:-1], pickled[-1:]
+    odd = gap % 2
+    return body + b"r\x00\x00\x00\x00" * odd + b"q\x00" * ((gap - 5 * odd) // 2) + last
+
+
 def _tensor(pickler: _Pickler, dtype: DType, shape: tuple[int, ...], record: int) -> None:
     """``_rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())``, or ``_v3`` with the dtype behind it."""
     untyped = _UNTYPED.get(dtype.name)
@@ -312,8 +333,7 @@ def _version(zip64: bool) -> int:
     return 45 if zip64 else 20
 
 
-def _serialization_id(pickled: _File, crcs: Sequence[int]) -> bytes:
+def _serialization_id(names: int, crcs: Sequence[int]) -> bytes:
     """40 digits that differ when the content does, as torch writes them (its formula needs its own string hash)."""
-    names = zlib.crc32(pickled.data or b"")
     content = zlib.crc32(b"".join(pack("<L", crc) for crc in crcs))
     return f"{names:020d}{content:020d}".encode()

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..backends import Options
+from ..backends import Options, damaged_of, sums_of
 from ..dtypes import DType
 from ..errors import InputRefused, Interrupted, RunFailed, UsageError, printable
 from ..plan import Job, Plan
@@ -70,6 +70,7 @@ class StreamRun:
         self.plan, self.sources, self.sink, self.options = plan, sources, sink, options
         self.devices = list(devices)
         self.bytes_done = 0
+        self._damaged: list[int] = []
         self.watermark = plan.data_start
         self.workers = options.threads or _WORKERS
         self.memory = options.gpu_memory or MEMORY
@@ -98,6 +99,7 @@ class StreamRun:
     # ---- RunHandle
 
     def start(self) -> None:
+        self._damaged = damaged_of(self.plan, self.sources, self.options)
         for device in self.devices:
             for _ in range(self.workers):
                 self._threads.append(threading.Thread(target=self._work, args=(device,), daemon=True))
@@ -127,6 +129,12 @@ class StreamRun:
 
     def reductions(self) -> list[tuple[Any, ...]]:
         return []
+
+    def sums(self) -> list[int]:
+        return sums_of(self.plan, self.sink) if self.sink is not None else []
+
+    def damaged(self) -> list[int]:
+        return self._damaged
 
     # ---- a worker
 
@@ -184,10 +192,13 @@ class StreamRun:
             operands = zip(job.operands, part.ins, strict=True)
             wanted = [(operand, operand.dtype.itemsize, staging.input, at) for operand, at in operands]
         for operand, size, buffer, at in wanted:
+            source, place, view = self.sources[operand.source], buffer[at : at + part.count * size], operand.view
             try:
-                self.sources[operand.source].read_into(
-                    operand.offset + part.first * size, buffer[at : at + part.count * size]
-                )
+                if view is None:
+                    source.read_into(operand.offset + part.first * size, place)
+                else:
+                    shape = (operand.dtype.itemsize, view.shape, view.strides, view.start)
+                    source.gather_into(operand.offset, shape, part.first * size, place)
             except _native.Error as error:
                 error.job = part.job
                 raise

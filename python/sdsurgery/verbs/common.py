@@ -11,13 +11,13 @@ from ..backends import Options
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..dtypes import BY_OPTION, DType
 from ..errors import InputRefused, UsageError, printable
+from ..formats.writers import is_named, writer_for
 from ..methods import get
 from ..program import Formula, trace
 from ..records import asdict, dataclass, field, fields
 from ..suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from .._native import Source
     from ..checkpoint import TensorInfo
     from ..layouts import Layout
     from ..metadata import Parent
@@ -46,6 +46,7 @@ class Settings:
     ``fix_clip``: write int64 0…76 as position_ids where the family has them (see ``verbs.fix_clip``). ``fix_names``:
     read old and foreign names as the family's own (see ``verbs.fix_names``). ``gpu_memory``: bytes of buffers on each
     GPU, 0 for a default. ``fallback``: none, cpu: what goes on when the GPU cannot be used or fails.
+    ``allow_suspicious``, ``allow_inflate``: see ``open_checkpoint``.
     """
 
     dtype: str = "keep"
@@ -64,6 +65,8 @@ class Settings:
     fix_clip: bool = False
     fix_names: bool = False
     dry_run: bool = False
+    allow_suspicious: bool = False
+    allow_inflate: bool = False
     progress: engine.Progress | None = None
 
     def __post_init__(self) -> None:
@@ -90,6 +93,11 @@ class Settings:
         """What a recipe says of these settings: all that changes the output's tensors."""
         repairs = {name: True for name in ("fix_clip", "fix_names") if getattr(self, name)}
         return {"dtype": self.dtype, "overflow": self.overflow, **repairs}
+
+    @property
+    def opening(self) -> dict[str, bool]:
+        """How inputs are opened: arguments of ``open_checkpoint``."""
+        return {"allow_suspicious": self.allow_suspicious, "allow_inflate": self.allow_inflate}
 
     @property
     def options(self) -> Options:
@@ -147,7 +155,7 @@ class Report:
 
 def open_input(path: str | os.PathLike[str], settings: Settings) -> Checkpoint:
     """Open an input that must be usable in every tensor, under the family's own names if that is asked for."""
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, **settings.opening)
     try:
         checkpoint.require_all()
         if settings.fix_names:
@@ -176,18 +184,18 @@ _CODES = {"I64": "q", "U64": "Q", "I32": "i", "U32": "I", "I16": "h", "U16": "H"
 _CODES |= {"F64": "d", "F32": "f", "F16": "e"}
 
 
-def numbers_at(source: Source, dtype: DType, offset: int, count: int) -> list[float]:
-    """``count`` numbers read from a file; none when the dtype has no plain number (FP8, complex, …)."""
+def numbers_of(checkpoint: Checkpoint, info: TensorInfo) -> list[float]:
+    """The numbers of a small tensor; none when its dtype has no plain number (FP8, complex, …)."""
     import struct
 
-    code = "f" if dtype.name == "BF16" else _CODES.get(dtype.name)
+    code = "f" if info.dtype.name == "BF16" else _CODES.get(info.dtype.name)
     if code is None:
         return []
     with engine.native_errors(InputRefused):
-        data = bytes(source.read(offset, dtype.nbytes(count) or 0))
-    if dtype.name == "BF16":  # the upper half of a float32
+        data = checkpoint.read(info)
+    if info.dtype.name == "BF16":  # the upper half of a float32
         data = b"".join(b"\0\0" + data[at : at + 2] for at in range(0, len(data), 2))
-    return list(struct.unpack(f"<{count}{code}", data))
+    return list(struct.unpack(f"<{info.elements}{code}", data))
 
 
 def close_all(checkpoints: Sequence[Checkpoint]) -> None:
@@ -324,7 +332,11 @@ def title_of(out: str | os.PathLike[str] | None) -> str:
 
 def run(plan: Plan, out: str | os.PathLike[str] | None, settings: Settings, recipe: dict[str, Any]) -> Report:
     """Write the plan's file, or only describe it when ``settings.dry_run``."""
+    if out is not None:
+        plan = plan.written_as(writer_for(out))
     report = _describe(plan, out, settings, recipe)
+    if out is not None and not is_named(out):
+        report.notes.append(f"{printable(out)}: no suffix of a known format, so safetensors is written")
     if settings.dry_run:
         report.how = engine.preview(plan, settings.backend, settings.options)
         folder = os.path.dirname(os.path.realpath(out)) if out else os.getcwd()

@@ -6,9 +6,10 @@ difference whether they come from a merge, a cast or a swapped component.
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..checkpoint import Checkpoint
@@ -18,7 +19,7 @@ from ..layouts import Layout, aliases, detect, names
 from ..layouts import get as layout_named
 from ..plan import ADDED, Dropped, Operand, Piece, Plan, whole
 from ..records import dataclass
-from .common import Report, Settings, identity_formula, numbers_at, planned, single_input, single_metadata, single_piece
+from .common import Report, Settings, identity_formula, numbers_of, planned, single_input, single_metadata, single_piece
 
 TOKENS = 77
 RIGHT = struct.pack(f"<{TOKENS}q", *range(TOKENS))
@@ -46,12 +47,11 @@ class Repair(NamedTuple):
 
 
 class _Stored(NamedTuple):
-    """Where a tensor's bytes lie; ``offset`` is None for one that can't be read as it lies there."""
+    """A tensor and what gives its values; None for one that is still to be computed."""
 
-    source: Any
     dtype: DType
     shape: tuple[int, ...]
-    offset: int | None
+    values: Callable[[], list[float]] | None
 
 
 def fix_clip(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None, **given: Any) -> Report:
@@ -110,7 +110,7 @@ def repaired(pieces: Sequence[Piece], sources: Sequence[Any], layout: Layout) ->
 def findings(checkpoint: Checkpoint, layout: Layout) -> list[Finding]:
     """Every position_ids that the family has or the file holds, and what is wrong with it. Reads 77 values each."""
     held = {
-        name: _Stored(checkpoint.source, info.dtype, info.shape, info.offset if info.strides is None else None)
+        name: _Stored(info.dtype, info.shape, functools.partial(numbers_of, checkpoint, info))
         for name, info in checkpoint.tensors.items()
     }
     return _findings(held, layout)
@@ -173,7 +173,7 @@ def _difference(stored: _Stored) -> str:
 
 
 def _values(stored: _Stored) -> list[float]:
-    return [] if stored.offset is None else numbers_at(stored.source, stored.dtype, stored.offset, TOKENS)
+    return [] if stored.values is None else stored.values()
 
 
 def _of_piece(piece: Piece, sources: Sequence[Any]) -> _Stored:
@@ -183,8 +183,9 @@ def _of_piece(piece: Piece, sources: Sequence[Any]) -> _Stored:
         operand = segments[0].operands[0]
         source = sources[operand.source]
         if not isinstance(source, bytes):
-            return _Stored(source.source, piece.dtype, piece.shape, operand.offset)
-    return _Stored(None, piece.dtype, piece.shape, None)
+            info = operand.tensor(piece.name, piece.shape)
+            return _Stored(piece.dtype, piece.shape, functools.partial(numbers_of, source, info))
+    return _Stored(piece.dtype, piece.shape, None)
 
 
 def _origin(piece: Piece, sources: Sequence[Any]) -> set[int]:

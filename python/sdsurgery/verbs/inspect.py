@@ -43,11 +43,14 @@ class Inspection:
         return asdict(self)
 
 
-def inspect(path: str | os.PathLike[str]) -> Inspection:
-    """Family, components, EMA, dtypes, metadata, recipe and faulty position_ids; no other tensor is read."""
+def inspect(path: str | os.PathLike[str], **opening: bool) -> Inspection:
+    """Family, components, EMA, dtypes, metadata, recipe and faulty position_ids; no other tensor is read.
+
+    ``opening``: as ``open_checkpoint`` takes them.
+    """
     from ..metadata import recipe_of
 
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(path, **opening) as checkpoint:
         found = detect(checkpoint.tensors)
         layout = found.layout
         components: dict[str, Component] = {}

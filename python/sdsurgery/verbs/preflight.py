@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ..checkpoint import Checkpoint
 from ..errors import InputRefused, printable
 from ..layouts import UNKNOWN, Detection, Layout, conflict, names, text_encoders
-from .common import numbers_at
+from .common import numbers_of
 
 _EPSILON, _V, _EDM = "epsilon", "v-prediction", "EDM"
 _STATED = {"epsilon": _EPSILON, "eps": _EPSILON, "v": _V, "v_prediction": _V, "v-prediction": _V}
@@ -134,7 +134,7 @@ def _spread(checkpoint: Checkpoint) -> float | None:
     info = next((info for name, info in checkpoint.tensors.items() if name.endswith(_TELLING_BIAS)), None)
     if info is None or info.strides is not None or info.elements > 320:
         return None
-    found = numbers_at(checkpoint.source, info.dtype, info.offset, info.elements)
+    found = numbers_of(checkpoint, info)
     if not found:
         return None
     mean = sum(found) / len(found)

@@ -13,9 +13,8 @@ from ..checkpoint import TensorInfo
 from ..dtypes import DType
 from ..layouts import names
 from ..methods import Method, Param
-from ..plan import MERGED, Operand, Piece, Segment, operand, require_computable
+from ..plan import MERGED, Piece, Segment, operand, require_computable
 from ..program import Formula
-from ..records import replace
 
 LATENT = 4
 """Input channels of a plain model: those of the latent image."""
@@ -71,10 +70,10 @@ def merged_channels(
     segments = []
     for row in range(first.shape[0]):
         start = row * rows[0]
-        both = tuple(_at(item, row * length) for item, length in zip(operands, rows, strict=True))
+        both = tuple(item.at(row * length) for item, length in zip(operands, rows, strict=True))
         segments.append(Segment(formula, start, plain, both))
         if rows[0] > plain:
-            own = _at(operands[0], start + plain)
+            own = operands[0].at(start + plain)
             segments.append(Segment(rest, start + plain, rows[0] - plain, (own,)))
     kept = f", {LATENT}-{first.shape[1] - 1} are A's" if first.shape[1] > LATENT else ""
     return Piece(name, dtype, first.shape, MERGED, tuple(segments), f"channels 0-{LATENT - 1} merged{kept}")
@@ -83,7 +82,3 @@ def merged_channels(
 def _channels(name: str, info: TensorInfo) -> int | None:
     """Input channels of a first convolution, None for any other tensor."""
     return info.shape[1] if len(info.shape) == 4 and is_first_convolution(name) else None
-
-
-def _at(item: Operand, element: int) -> Operand:
-    return replace(item, offset=item.offset + (item.dtype.nbytes(element) or 0))

@@ -7,17 +7,20 @@ from typing import Any
 
 from .. import engine
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..dtypes import U8
+from ..errors import printable
 from ..layouts import detect
-from ..plan import COPIED, Piece, assemble, operand, whole
-from ..records import asdict, dataclass, field
+from ..plan import COPIED, Check, Operand, Piece, assemble, operand, whole
+from ..records import asdict, dataclass, field, replace
 from .common import identity_formula, settings_from
 from .fix_clip import remarks
 
 
 @dataclass
 class Verification:
-    """What ``verify`` found. ``nonfinite`` counts NaN and Inf per tensor; ``differs`` lists stored hashes that do not
-    match (then the command's exit code is 4)."""
+    """What ``verify`` found. ``nonfinite`` counts NaN and Inf per tensor; ``differs`` lists stored hashes and CRC-32
+    that do not match (then the command's exit code is 4). ``crc32`` counts the storages whose CRC-32 was checked, None
+    where the format has none."""
 
     path: str
     format: str
@@ -28,6 +31,7 @@ class Verification:
     sha256: str | None = None
     body_sha256: str | None = None
     autov1: str | None = None
+    crc32: int | None = None
     differs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -42,12 +46,15 @@ class Verification:
 def verify(path: str | os.PathLike[str], **given: Any) -> Verification:
     """Check a file's structure, count its NaN and Inf, compute its hashes and compare them with the stored ones.
 
-    Settings: ``threads``, ``io``, ``hash``, ``progress``. Raises InputRefused when the structure is damaged.
+    Settings: ``threads``, ``io``, ``hash``, ``progress``, ``allow_suspicious``, ``allow_inflate``. Raises InputRefused
+    when the structure is damaged.
     """
     settings = settings_from(given)
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(path, **settings.opening) as checkpoint:
         layout = detect(checkpoint.tensors).layout
-        outcome = engine.examine(_plan(checkpoint), settings.options, settings.progress)
+        plan = _plan(checkpoint)
+        options = replace(settings.options, refuse_damaged=False)
+        outcome = engine.examine(plan, options, settings.progress)
         result = Verification(
             path=os.fspath(path),
             format=checkpoint.format,
@@ -57,20 +64,39 @@ def verify(path: str | os.PathLike[str], **given: Any) -> Verification:
             nonfinite=outcome.nonfinite,
             notes=[*checkpoint.notes, *remarks(checkpoint, layout)],
         )
+        if checkpoint.records:
+            result.crc32 = len(plan.checks)
+        for check in outcome.damaged:
+            result.differs.append(f"CRC-32 of {_owner(checkpoint, check)}: damaged")
         if settings.hash:
             _hashes(checkpoint, result)
         return result
 
 
 def _plan(checkpoint: Checkpoint) -> Any:
-    """A plan that evaluates every float tensor in its own dtype; it is never written."""
+    """A plan that evaluates every float tensor in its own dtype; it is never written.
+
+    Records with a CRC-32 that no single float tensor fills are read once more, as they are.
+    """
     identity = identity_formula()
     pieces = []
     for name, info in checkpoint.tensors.items():
         if info.dtype.computable and info.elements:
             segments = whole(identity, info.elements, (operand(0, info),))
             pieces.append(Piece(name, info.dtype, info.shape, COPIED, segments))
+    filled = {(o.offset, o.dtype.nbytes(s.count)) for p in pieces for s in p.segments for o in s.operands if not o.view}
+    for record in checkpoint.records:
+        if record.crc32 is not None and (record.offset, record.nbytes) not in filled:
+            segments = whole(None, record.nbytes, (Operand(0, U8, record.offset),))
+            pieces.append(Piece(f"(storage at byte {record.offset})", U8, (record.nbytes,), COPIED, segments))
     return assemble("verify", [checkpoint], pieces, lambda hashes, body: {}, hashed=False)
+
+
+def _owner(checkpoint: Checkpoint, check: Check) -> str:
+    """The first tensor of a record, for the message."""
+    end = check.offset + check.nbytes
+    name = next((n for n, info in checkpoint.tensors.items() if check.offset <= info.offset < end and info.nbytes), "")
+    return f"tensor '{printable(name)}'" if name else f"the storage at byte {check.offset} (not of the state dict)"
 
 
 def _hashes(checkpoint: Checkpoint, result: Verification) -> None:

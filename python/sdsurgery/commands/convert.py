@@ -1,0 +1,62 @@
+"""``sdsurgery convert``"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from ..errors import UsageError, printable
+from .common import print_json, settings, show, writing, written
+
+HELP = "write checkpoints in another format: .ckpt to .safetensors and back"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    writing(parser)
+    parser.add_argument("inputs", nargs="+", metavar="FILE")
+    parser.add_argument("--out-dir", metavar="FOLDER", help="convert all files into a folder, under their own names")
+    parser.add_argument("--to", default="safetensors", metavar="FORMAT", help="with --out-dir: safetensors or ckpt")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..verbs.convert import convert
+
+    if args.out_dir is not None:
+        return _many(args)
+    if len(args.inputs) > 1:
+        raise UsageError("several files need --out-dir FOLDER in place of -o")
+    return written(args, lambda **given: convert(args.inputs[0], **given))
+
+
+def _many(args: argparse.Namespace) -> int:
+    from .. import console
+    from ..verbs.convert import convert_all
+
+    if args.out is not None:
+        raise UsageError("--out-dir names the files itself; it can't be combined with -o")
+    with console.progress("convert", quiet=args.quiet) as progress:
+        done = convert_all(args.inputs, out_dir=args.out_dir, to=args.to, progress=progress, **settings(args))
+    if args.json:
+        print_json({"files": [_row(item) for item in done]})
+    for item in done:
+        if item.report is not None:
+            show(args, item.report)
+        elif not args.quiet:
+            print(f"failed: {printable(item.error, 1000)}", file=sys.stderr)
+    failed = [item for item in done if item.error is not None]
+    if failed:
+        first = failed[0].error
+        assert first is not None
+        raise type(first)(f"{len(failed)} of {len(done)} files were not converted, the first: {first}")
+    return 0
+
+
+def _row(item: Any) -> dict[str, Any]:
+    failed = None if item.error is None else {"message": str(item.error), "exit_code": item.error.exit_code}
+    return {
+        "path": item.path,
+        "output": item.out,
+        "report": item.report and item.report.to_dict(),
+        "error": failed,
+    }

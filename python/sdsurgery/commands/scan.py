@@ -1,0 +1,30 @@
+"""``sdsurgery scan``"""
+
+from __future__ import annotations
+
+import argparse
+
+from ..errors import InputRefused, printable
+from .common import plain, print_json, print_lines
+
+HELP = "what pickles would have run, had torch.load loaded them; for files and folders"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    plain(parser)
+    parser.add_argument("inputs", nargs="+", metavar="PATH", help="files, or folders with everything below them")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..formats.scan import scan
+
+    report = scan(*args.inputs)
+    if args.json:
+        print_json(report.as_json())
+    elif not args.quiet:
+        print_lines(report.lines(verbose=args.verbose))
+    bad = [file.path for file in report.files if file.suspicious]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise InputRefused(f"suspicious: {printable(bad[0], 1000)}{more} (of {len(report.files)} files looked at)")
+    return 0

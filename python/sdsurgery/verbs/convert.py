@@ -1,0 +1,104 @@
+"""convert: the same tensors in another file format; what is beside them becomes metadata."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..checkpoint import Checkpoint
+from ..errors import InputRefused, RunFailed, SdsError, UsageError, printable
+from ..formats.writers import WRITERS, writer_for
+from ..layouts import detect
+from ..plan import Plan
+from ..records import dataclass
+from ..suggest import did_you_mean
+from .common import Report, Settings, identity_formula, planned, single_input, single_metadata, single_piece
+
+FORMATS = tuple(writer.name for writer in WRITERS)
+
+
+def convert(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None, **given: Any) -> Report:
+    """Write a checkpoint in the format that the suffix of ``out`` asks for (``formats.writers``).
+
+    Names, dtypes and shapes stay (``dtype="fp16"`` casts on the way); views become contiguous. Tensors that share
+    their data are written once where the format can say so. Settings as in ``verbs.common.Settings``; raises as
+    ``cast`` does.
+    """
+
+    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Plan:
+        layout = detect(checkpoint.tensors).layout
+        identity = identity_formula()
+        pieces = [single_piece(layout, settings, identity, info) for info in checkpoint.tensors.values()]
+        notes = list(checkpoint.notes)
+        if out is not None and not writer_for(out).shares:
+            notes += _duplicated(checkpoint)
+        return planned(
+            "convert", [checkpoint], pieces, single_metadata(checkpoint, layout, recipe, title), settings=settings,
+            layout=layout, notes=notes, keep_order=True,
+        )  # fmt: skip
+
+    return single_input("convert", path, out, given, parameters={}, plan_of=plan)
+
+
+def _duplicated(checkpoint: Checkpoint) -> list[str]:
+    places: dict[tuple[Any, ...], str] = {}
+    twice = []
+    for name, info in checkpoint.tensors.items():
+        if info.nbytes and places.setdefault((info.offset, info.nbytes, info.strides), name) != name:
+            twice.append(name)
+    if not twice:
+        return []
+    more = ", …" if len(twice) > 1 else ""
+    return [f"{len(twice)} tensors that shared their data are written out each: '{printable(twice[0])}'{more}"]
+
+
+@dataclass
+class Conversion:
+    """What became of one of many files: its report, or the error that stopped it."""
+
+    path: str
+    out: str
+    report: Report | None = None
+    error: SdsError | None = None
+
+
+def convert_all(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    out_dir: str | os.PathLike[str],
+    to: str = "safetensors",
+    started: Callable[[Conversion], None] = lambda conversion: None,
+    **given: Any,
+) -> list[Conversion]:
+    """Convert many files into a folder (made when it is missing), under their own names with the suffix of ``to``.
+
+    A file that cannot be converted does not stop the others: its error is in its place of the list. UsageError when two
+    files would get one name, or for an unknown format; Interrupted at once.
+    """
+    todo = [Conversion(os.fspath(path), _target(path, out_dir, to)) for path in paths]
+    taken: dict[str, str] = {}
+    for item in todo:
+        other = taken.setdefault(os.path.normcase(item.out), item.path)
+        if other != item.path or sum(each.out == item.out for each in todo) > 1:
+            raise UsageError(f"{printable(other)} and {printable(item.path)} would both become {printable(item.out)}")
+    if not given.get("dry_run"):
+        try:
+            os.makedirs(out_dir, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{printable(out_dir)}: {error.strerror}") from None
+    for item in todo:
+        started(item)
+        try:
+            item.report = convert(item.path, out=item.out, **given)
+        except (InputRefused, RunFailed, UsageError) as error:
+            item.error = error
+    return todo
+
+
+def _target(path: str | os.PathLike[str], out_dir: str | os.PathLike[str], to: str) -> str:
+    writer = next((writer for writer in WRITERS if writer.name == to), None)
+    if writer is None:
+        hint = did_you_mean(to, FORMATS) or f"; known: {', '.join(FORMATS)}"
+        raise UsageError(f"no format '{printable(to)}'{hint}")
+    return os.path.join(out_dir, os.path.splitext(os.path.basename(path))[0] + writer.suffixes[0])
