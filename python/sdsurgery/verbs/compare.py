@@ -15,8 +15,8 @@ from ..errors import printable
 from ..layouts import UNKNOWN, Layout, conflict, detect
 from ..layouts.aliases import canonical
 from ..layouts.kinds import KINDS, kind
-from ..plan import COMPARED, Operand, Piece, Plan, Reduction, examination, operand, whole
-from ..records import dataclass, field, fields
+from ..plan import COMPARED, Piece, Plan, Reduction, examination, operand, whole
+from ..records import dataclass, field, fields, replace
 from .common import close_all, open_all, settings_from, without_unit_tail
 
 
@@ -266,7 +266,7 @@ def _plan(opened: list[Checkpoint], pairs: Iterable[tuple[TensorInfo, TensorInfo
             if first.dtype is not second.dtype:
                 continue
             dtype, count = U8, first.nbytes
-            operands = [Operand(item.source, U8, item.offset) for item in operands]
+            operands = [replace(item, dtype=U8) for item in operands]
         pieces.append(Piece(first.name, dtype, (count,), COMPARED, whole(Reduction(), count, operands)))
     return examination("compare", opened, pieces)
 
