@@ -101,6 +101,14 @@ def test_a_checkpoint_file_of_torch_is_an_input_like_any_other(pair: tuple[Path,
     assert any("B is safetensors" in note for note in found.notes)
 
 
+def test_tensors_that_are_not_contiguous_are_compared_by_their_elements(tmp_path: Path) -> None:
+    weight = torch.randn(70, 90, generator=torch.Generator().manual_seed(3)).half()
+    torch.save({"w": weight.t()}, tmp_path / "a.ckpt")
+    torch.save({"w": weight.t().contiguous()}, tmp_path / "b.ckpt")
+    found = sdsurgery.compare(tmp_path / "a.ckpt", tmp_path / "b.ckpt")
+    assert found.equal and found.total.elements == 6300 and found.total.a_squared > 0
+
+
 def test_nothing_about_how_it_runs_changes_the_answer(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
