@@ -178,7 +178,10 @@ def test_position_ids_in_one_input_only_are_explained(folder: Path, tmp_path: Pa
     assert any(note.startswith("position_ids: A has them, B (") and "A's are copied" in note for note in notes)
     got, notes = merged([without, a], tmp_path / "p.safetensors")
     assert IDS not in got
-    assert any("has them, A has none" in note and "fix-clip adds them" in note for note in notes)
+    assert any("has them, A has none" in note and "--fix-clip adds them" in note for note in notes)
+    got, notes = merged([without, a], tmp_path / "r.safetensors", fix_clip=True)
+    assert IDS in got
+    assert not any(note.startswith("position_ids:") for note in notes)
     assert not any("position_ids:" in note for note in merged([a, a], tmp_path / "q.safetensors")[1])
 
 

@@ -132,7 +132,7 @@ def plan_merge(
     decide = _Decisions(layout, checkpoints, tensors, ratios, settings)
     pieces, dropped, missing = decide.all(add_missing)
     refuse_strangers(checkpoints, sum(piece.action == MERGED for piece in pieces), missing, settings.force)
-    notes += [*decide.notes, *ratios.notes(), *remarks(checkpoints, detections, missing)]
+    notes += [*decide.notes, *ratios.notes(), *remarks(checkpoints, detections, missing, fix_clip=settings.fix_clip)]
     weights = params.get("weights")
     if weights and abs(sum(weights) - 1) > 1e-6:
         notes.append(f"the weights sum to {sum(weights):g}, not 1; they are used as given")

@@ -80,10 +80,13 @@ def refuse_strangers(
 
 
 def remarks(
-    checkpoints: Sequence[Checkpoint], detections: Sequence[Detection], missing: Sequence[tuple[int, str]]
-) -> list[str]:
-    """What is worth telling about inputs that may be merged."""
+    checkpoints: Sequence[Checkpoint], detections: Sequence[Detection], missing: Sequence[tuple[int, str]], *,
+    fix_clip: bool = False,
+) -> list[str]:  # fmt: skip
+    """What is worth telling about inputs that may be merged; ``fix_clip``: position_ids will be right anyhow."""
     told = [*_predictions(checkpoints, detections), *_encoders(checkpoints)]
+    if not fix_clip:
+        told += _position_ids(checkpoints)
     for source in range(1, len(checkpoints)):
         layout = detections[source].layout
         absent = [name for lacking, name in missing if lacking == source and layout.parts and layout.optional(name)]
@@ -167,12 +170,11 @@ def _list(sources: Sequence[int]) -> str:
 
 
 def _encoders(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """How the text encoders of the others differ from A's in kind, in names and in their position_ids."""
+    """How the text encoders of the others differ from A's in kind and in names."""
     told = []
-    first, first_ids = _encoders_of(checkpoints[0]), _has_ids(checkpoints[0])
+    first = _encoders_of(checkpoints[0])
     for source in range(1, len(checkpoints)):
-        here, ids = _encoders_of(checkpoints[source]), _has_ids(checkpoints[source])
-        where = who(source, checkpoints)
+        here, where = _encoders_of(checkpoints[source]), who(source, checkpoints)
         if set(here) != set(first):
             told.append(f"text encoders: A has {_some(first)}, {where} has {_some(here)}")
         told += [
@@ -181,13 +183,24 @@ def _encoders(checkpoints: Sequence[Checkpoint]) -> list[str]:
             for kind, names_in_a in first.items()
             if kind in here and here[kind] != names_in_a
         ]
-        if first and here and ids != first_ids:
-            told.append(
-                f"position_ids: A has them, {where} has none; A's are copied"
-                if first_ids
-                else f"position_ids: {where} has them, A has none, so neither has the output (programs no longer need "
-                "them; fix-clip adds them)"
-            )
+    return told
+
+
+def _position_ids(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Which of the inputs with a text encoder lack position_ids where A has them, or have them where A lacks them."""
+    told = []
+    ours = _has_ids(checkpoints[0])
+    for source in range(1, len(checkpoints)):
+        both = _encoders_of(checkpoints[0]) and _encoders_of(checkpoints[source])
+        if not both or _has_ids(checkpoints[source]) == ours:
+            continue
+        where = who(source, checkpoints)
+        told.append(
+            f"position_ids: A has them, {where} has none; A's are copied"
+            if ours
+            else f"position_ids: {where} has them, A has none, so neither has the output (programs no longer need "
+            "them; --fix-clip adds them)"
+        )
     return told
 
 
