@@ -157,6 +157,18 @@ void evaluate(int device, uintptr_t stream, const Program& program, const std::v
     enqueue(launch, rows);
 }
 
+Element element_from(int code) {
+    if (code < 0 || code >= kElements) throw Error(Code::invalid, "unknown dtype code");
+    return static_cast<Element>(code);
+}
+
+void reduce(int device, uintptr_t stream, std::pair<uint64_t, int> a, std::pair<uint64_t, int> b, uint64_t count,
+            uintptr_t scratch, uintptr_t out) {
+    const DeviceGuard guard(device);
+    enqueue_reduce({a.first, b.first, element_from(a.second), element_from(b.second), count, pointer(scratch),
+                    pointer(out), pointer(stream)});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -219,6 +231,9 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("program"), py::arg("inputs"), py::arg("out"));
     m.def("evaluate", &evaluate, py::arg("device"), py::arg("stream"), py::arg("program"), py::arg("inputs"),
           py::arg("out"), py::arg("overflow"), py::arg("counts"), py::arg("rows"));
+    m.def("reduce", &reduce, py::arg("device"), py::arg("stream"), py::arg("a"), py::arg("b"), py::arg("count"),
+          py::arg("scratch"), py::arg("out"));
+    m.def("reduce_scratch_bytes", &reduce_scratch_bytes, py::arg("count"));
     m.attr("architectures") = SDS_CUDA_ARCHITECTURES;
     m.attr("runtime") = CUDART_VERSION;
 }

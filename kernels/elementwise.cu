@@ -198,7 +198,7 @@ __device__ void operate(Op op, const T* a, const T* b, T* y) {
         case Op::div: SDS_EACH(a[e] / b[e]);
         case Op::neg: SDS_EACH(-a[e]);
         case Op::abs: SDS_EACH(a[e] < 0 ? -a[e] : a[e] + T(0));
-        case Op::kCount: break;
+        default: break;  // unsupported() has refused it
     }
 #undef SDS_EACH
 }
@@ -429,6 +429,9 @@ void enqueue_steps(const Launch& launch, const std::vector<Row>& rows, bool wide
 std::string unsupported(const Program& program, const std::vector<DType>&, DType) {
     if (program.fused >= 0) return "";
     if (program.inputs < 1 || program.inputs > kStepInputs) return "it takes more than 32 inputs";
+    for (const Step& step : program.steps) {
+        if (step.op > Op::abs) return "the CUDA kernels lack one of its operations";  // see operate()
+    }
     if (program.steps.size() > kMostSteps) return "it has more than 160 operations";
     if (program.constants.size() > kMostConstants) return "it has more than 48 numbers";
     if (slots_of(program) > kMostSlots) return "it needs too many intermediate results";

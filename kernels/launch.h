@@ -39,5 +39,20 @@ std::string unsupported(const Program& program, const std::vector<DType>& in, DT
 // Enqueues the rows on launch.stream of the current device and returns. Throws CudaError, or Error for a bad row.
 void enqueue(const Launch& launch, const std::vector<Row>& rows);
 
+// Reductions of two tensors (csrc/reduce.h). `out` receives kPartBytes for every chunk of 2^18 elements: the four sums
+// and three maxima as float64, the three counts as uint64.
+constexpr uint64_t kPartBytes = 80;
+struct ReduceLaunch {
+    uint64_t a, b;  // device addresses, aligned to their elements
+    Element a_element, b_element;
+    uint64_t count;
+    void* scratch;  // reduce_scratch_bytes(count)
+    void* out;
+    void* stream;
+};
+uint64_t reduce_chunk_count(uint64_t count);
+uint64_t reduce_scratch_bytes(uint64_t count);
+void enqueue_reduce(const ReduceLaunch& launch);
+
 }  // namespace cuda
 }  // namespace sds

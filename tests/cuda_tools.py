@@ -32,7 +32,7 @@ def fake_module() -> ModuleType:
     if not (Path(includes[-1]) / "Python.h").exists():
         pytest.skip("no Python headers")
     command = [compiler, *FLAGS, '-DSDS_CUDA_ARCHITECTURES="fake"', *(f"-I{item}" for item in includes), "-x", "c++"]
-    sources = [str(ROOT / "kernels" / name) for name in ("elementwise.cu", "bind_cuda.cc")]
+    sources = [str(ROOT / "kernels" / name) for name in ("elementwise.cu", "reduce.cu", "bind_cuda.cc")]
     try:
         subprocess.run([*command, *sources, "-o", str(target)], check=True)
         spec = importlib.util.spec_from_file_location("sdsurgery.kernels._cuda", target)

@@ -96,4 +96,6 @@ def test_nvcc_rounds_every_operation(tmp_path: Path, architecture: str) -> None:
     assert len(re.findall(r"^\s*\.visible \.entry|^\.entry", text, re.MULTILINE)) >= 10
     assert not faults(text)
     assert ARITHMETIC.search(text) and "div.rn.f32" in text and "ld.global.v4" in text and "st.global.v4" in text
+    text = nvcc_ptx(tmp_path, "reduce.cu", architecture)
+    assert not faults(text) and re.search(r"add\.(rn\.)?f64", text)
     assert "--fmad=false" in nvcc_options()

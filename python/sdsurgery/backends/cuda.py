@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..dtypes import DType
 from ..errors import DeviceFailed
 from ..gpu.stream import StreamRun, Work, describe, require_supported
+from ..gpu.tiles import CHUNK
 from ..plan import Plan
 from ..program import OPERATIONS, Formula
 from . import Backend, Options
@@ -20,7 +21,10 @@ from .cpu import OVERFLOW
 
 if TYPE_CHECKING:
     from .._native import Sink, Source
+    from ..gpu.reductions import Chunk, Row
     from ..gpu.tensors import Batch
+
+_PART = 80  # bytes of a chunk's reduction (kernels/launch.h)
 
 
 def module() -> ModuleType:
@@ -75,6 +79,7 @@ class _Staging:
     def __init__(self, device: int, name: str, in_bytes: int, out_bytes: int) -> None:
         self._cuda, self._device, self._name = module(), device, name
         self._held: list[Any] = []
+        self._rooms: dict[str, tuple[int, Any]] = {}
         try:
             with device_errors(name):
                 self._stream = self._cuda.Stream(device)
@@ -83,8 +88,6 @@ class _Staging:
         except BaseException:
             self.close()
             raise
-        self._counts: tuple[Any, Any] | None = None
-        self._rows = 0
         self.input, self.output = memoryview(self._pinned_in), memoryview(self._pinned_out)
 
     def _hold(self, kind: str, nbytes: int) -> Any:
@@ -96,11 +99,8 @@ class _Staging:
     def run(self, in_bytes: int, works: Sequence[Work], spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         with device_errors(self._name):
             total = sum(len(work.rows) for work in works)
-            if total > self._rows:  # 16 bytes a row: grows a few times at the start
-                self._rows = 2 * total
-                self._counts = (self._hold("Memory", 16 * self._rows), self._hold("Pinned", 16 * self._rows))
-            assert self._counts is not None
-            counts, pinned_counts = self._counts
+            counts = self._room("counts", "Memory", 16 * total)  # two numbers a row
+            pinned_counts = self._room("pinned counts", "Pinned", 16 * total)
             self._stream.copy(self._in.address, self._pinned_in.address, in_bytes)
             self._stream.clear(counts.address, 16 * total)
             at = counts.address
@@ -114,8 +114,42 @@ class _Staging:
                 self._stream.copy(self._pinned_out.address + offset, self._out.address + offset, nbytes)
             self._stream.copy(pinned_counts.address, counts.address, 16 * total)
             self._stream.synchronize()
-        found = memoryview(pinned_counts).cast("Q")
+        found = memoryview(pinned_counts)[: 16 * total].cast("Q")
         return [(found[2 * row], found[2 * row + 1]) for row in range(total)]
+
+    def reduce(self, in_bytes: int, rows: Sequence[Row]) -> list[list[Chunk]]:
+        import struct
+
+        sizes = [(row.count + CHUNK - 1) // CHUNK for row in rows]
+        with device_errors(self._name):
+            scratch = self._room("scratch", "Memory", max(self._cuda.reduce_scratch_bytes(row.count) for row in rows))
+            found = self._room("parts", "Memory", _PART * sum(sizes))
+            pinned = self._room("pinned parts", "Pinned", _PART * sum(sizes))
+            self._stream.copy(self._in.address, self._pinned_in.address, in_bytes)
+            at = found.address
+            for row, size in zip(rows, sizes, strict=True):
+                a, b = (
+                    (self._in.address + place, kind.native) for place, kind in zip(row.ins, row.dtypes, strict=True)
+                )
+                self._cuda.reduce(self._device, self._stream.handle, a, b, row.count, scratch.address, at)
+                at += _PART * size
+            self._stream.copy(pinned.address, found.address, _PART * sum(sizes))
+            self._stream.synchronize()
+        parts = struct.iter_unpack("7d3Q", memoryview(pinned)[: _PART * sum(sizes)])
+        chunks = iter([(part[:4], part[4:7], part[7:]) for part in parts])
+        return [[next(chunks) for _ in range(size)] for size in sizes]
+
+    def _room(self, name: str, kind: str, nbytes: int) -> Any:
+        """Memory of at least that size, kept for the next tile."""
+        size, item = self._rooms.get(name, (-1, None))
+        if size < nbytes:
+            if item is not None:
+                item.free()
+                self._held.remove(item)
+            size = nbytes * 5 // 4
+            item = self._hold(kind, size)
+            self._rooms[name] = (size, item)
+        return item
 
     def close(self) -> None:
         self.input = self.output = memoryview(b"")
@@ -140,7 +174,7 @@ class _Device:
 
 
 def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options) -> StreamRun:
-    require_supported(plan, "cuda", supports, options.wide)
+    require_supported(plan, "cuda", supports, options.wide, reduces=True)
     with device_errors():
         found = [_Device(number, row["name"]) for number, row in enumerate(devices())]
     return StreamRun(plan, sources, sink, options, found)

@@ -17,6 +17,7 @@ from . import Backend, Options
 
 if TYPE_CHECKING:
     from .._native import Sink, Source
+    from ..gpu.reductions import Chunk, Row
     from ..gpu.tensors import Batch
 
 _interpreter = threading.Lock()  # Triton's has global state
@@ -120,6 +121,9 @@ class _Staging:
                 self._stream.synchronize()
         return [(found[2 * index], found[2 * index + 1]) for index in range(total)]
 
+    def reduce(self, in_bytes: int, rows: Sequence[Row]) -> list[list[Chunk]]:
+        raise NotImplementedError  # require_supported has refused such a plan
+
     def close(self) -> None:
         self.input = self.output = memoryview(b"")
         self._host = self._there = []
@@ -147,7 +151,7 @@ class _Device:
 
 
 def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options) -> StreamRun:
-    require_supported(plan, "triton", supports, options.wide)
+    require_supported(plan, "triton", supports, options.wide, reduces=False)
     found = [_Device(number, row["name"]) for number, row in enumerate(devices())]
     return StreamRun(plan, sources, sink, options, found)
 

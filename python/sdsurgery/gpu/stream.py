@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..backends import Options, damaged_of, sums_of
 from ..dtypes import DType
 from ..errors import InputRefused, Interrupted, RunFailed, UsageError, printable
-from ..plan import Job, Plan
+from ..plan import Job, Plan, Reduction
 from ..program import Formula
 from ..records import dataclass
-from .tiles import ALIGNMENT, Part, Tile, ratio, tiles
+from .reductions import Chunk, Gathered, Row
+from .tiles import ALIGNMENT, CHUNK, Part, Tile, ratio, tiles
 
 if TYPE_CHECKING:
     from .._native import Sink, Source
@@ -52,6 +53,9 @@ class Staging(Protocol):
         """Bring the first ``in_bytes`` of the input to the device, evaluate, bring the ``spans`` (offset, bytes) of
         the output back, wait. Returns (non-finite, overflow) of every row, in order. DeviceFailed when that fails."""
 
+    def reduce(self, in_bytes: int, rows: Sequence[Row]) -> list[list[Chunk]]:
+        """Bring the input to the device and reduce the rows; the chunks of each, in order."""
+
     def close(self) -> None: ...
 
 
@@ -80,6 +84,9 @@ class StreamRun:
         self._out_bytes = max(ALIGNMENT, min(_TILE, int(share / (1 + ratio(plan))) // ALIGNMENT * ALIGNMENT))
         most = max((len(job.operands) for job in plan.jobs), default=0)
         self._in_bytes = int(self._out_bytes * ratio(plan)) + ALIGNMENT * (most + 1)
+        if any(isinstance(formula, Reduction) for formula in plan.formulas):  # a chunk of two F64 tensors at least
+            self._in_bytes = max(self._in_bytes, share, CHUNK * 16 + 4 * ALIGNMENT)
+        self._reductions = Gathered()
         self._tiles = enumerate(tiles(plan, self._out_bytes - ALIGNMENT, self._in_bytes))
         self._finished: dict[int, int] = {}  # number of a finished tile: where it ends
         self._next = 0  # the first tile that is not finished
@@ -128,7 +135,7 @@ class StreamRun:
         return [(job, *counts) for job, counts in sorted(self._tallies.items())]
 
     def reductions(self) -> list[tuple[Any, ...]]:
-        return []
+        return list(self._reductions.totals())
 
     def sums(self) -> list[int]:
         return sums_of(self.plan, self.sink) if self.sink is not None else []
@@ -170,10 +177,11 @@ class StreamRun:
         for part in tile.parts:
             job = self.plan.jobs[part.job]
             gap = part.out + tile.base - end
-            if gap:
+            if gap and self.sink is not None:
                 staging.output[part.out - gap : part.out] = bytes(gap)
             end = part.out + tile.base + part.count * (1 if job.formula is None else job.dtype.itemsize)
             self._read(part, job, staging)
+        self._reduce(tile, staging)
         works, parts = self._works(tile)
         if works:
             counts = staging.run(tile.in_bytes, works, self._spans(tile))
@@ -203,18 +211,31 @@ class StreamRun:
                 error.job = part.job
                 raise
 
+    def _reduce(self, tile: Tile, staging: Staging) -> None:
+        rows, parts = [], []
+        for part in tile.parts:
+            job = self.plan.jobs[part.job]
+            if job.formula is not None and isinstance(self.plan.formulas[job.formula], Reduction):
+                a, b = job.operands
+                rows.append(Row((a.dtype, b.dtype), (part.ins[0], part.ins[1]), part.count))
+                parts.append(part)
+        if not rows:
+            return
+        for part, chunks in zip(parts, staging.reduce(tile.in_bytes, rows), strict=True):
+            with self._lock:
+                self._reductions.add(part.job, part.first, chunks)
+
     def _works(self, tile: Tile) -> tuple[list[Work], list[Part]]:
         """The tile's evaluations, gathered by formula and dtypes, and its parts in the order of their rows."""
         gathered: dict[Any, tuple[Work, list[Part]]] = {}
         for part in tile.parts:
             job = self.plan.jobs[part.job]
-            if job.formula is None:
+            formula = None if job.formula is None else self.plan.formulas[job.formula]
+            if not isinstance(formula, Formula):
                 continue
             dtypes = tuple(operand.dtype for operand in job.operands)
             key = (job.formula, dtypes, job.dtype)
             if key not in gathered:
-                formula = self.plan.formulas[job.formula]
-                assert isinstance(formula, Formula)  # require_supported has seen to it
                 work = Work(formula, self.options.wide, dtypes, job.dtype, self.options.overflow, [])
                 gathered[key] = (work, [])
             gathered[key][0].rows.append((part.out, part.count, part.ins))
@@ -226,7 +247,7 @@ class StreamRun:
         spans: list[tuple[int, int]] = []
         for part in tile.parts:
             job = self.plan.jobs[part.job]
-            if job.formula is None:
+            if job.formula is None or not isinstance(self.plan.formulas[job.formula], Formula):
                 continue
             if spans and sum(spans[-1]) == part.out:
                 spans[-1] = (spans[-1][0], spans[-1][1] + part.count * job.dtype.itemsize)
@@ -257,13 +278,16 @@ class StreamRun:
                 self._next += 1
 
 
-def require_supported(plan: Plan, name: str, supports: Any, wide: bool) -> None:
-    """UsageError when the backend cannot evaluate one of the plan's formulas: before the first output byte."""
+def require_supported(plan: Plan, name: str, supports: Any, wide: bool, *, reduces: bool) -> None:
+    """UsageError when the backend cannot do one of the plan's jobs: before the first output byte. ``reduces``: whether
+    it has the reductions."""
     seen = set()
     for job in plan.jobs:
         if job.formula is None:
             continue
         formula = plan.formulas[job.formula]
+        if isinstance(formula, Reduction) and reduces:
+            continue
         if not isinstance(formula, Formula):
             raise UsageError(f"the backend {name} evaluates formulas only; use --backend cpu")
         dtypes = tuple(operand.dtype for operand in job.operands)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..plan import Job, Plan
+from ..plan import Job, Plan, Reduction
 from ..records import dataclass, field
 
 ALIGNMENT = 16  # bytes: of operands in the input buffer; the output lies in its buffer as in the file, modulo this
+CHUNK = 1 << 18  # elements of a reduction that are added up by themselves (csrc/reduce.h)
+UNLIMITED = 1 << 62
 _PAGE = 4096
 
 
@@ -38,12 +40,12 @@ class Tile:
 
 
 def ratio(plan: Plan) -> float:
-    """The most input bytes that a job evaluates for one output byte."""
+    """The most input bytes that a formula reads for one output byte."""
     return max(
         (
             sum(operand.dtype.itemsize for operand in job.operands) / job.dtype.itemsize
             for job in plan.jobs
-            if job.formula is not None
+            if job.formula is not None and not isinstance(plan.formulas[job.formula], Reduction)
         ),
         default=0.0,
     )
@@ -61,7 +63,12 @@ def tiles(plan: Plan, out_limit: int, in_limit: int) -> Iterator[Tile]:
             at = job.offset + done * unit
             if tile is None:
                 tile = Tile(at, at)
-            count = _fitting(job, tile, at, total - done, (out_limit, in_limit))
+            reduced = job.formula is not None and isinstance(plan.formulas[job.formula], Reduction)
+            if reduced:  # makes no output
+                count = _fitting(job, tile, at, total - done, (UNLIMITED, in_limit))
+                count -= 0 if count == total - done else count % CHUNK
+            else:
+                count = _fitting(job, tile, at, total - done, (out_limit, in_limit))
             if count == 0:
                 if not tile.parts:
                     raise ValueError("the buffers are too small for a single element")
