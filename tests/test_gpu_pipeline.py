@@ -97,6 +97,27 @@ def test_a_checkpoint_has_the_cpus_bytes_for_any_memory_workers_and_devices(
     assert merged(tiny, tmp_path, backend="cuda", compute="fp64") == merged(tiny, tmp_path, compute="fp64")
 
 
+def test_strided_tensors_and_records_with_a_crc(tmp_path: Path, cuda: None) -> None:
+    files = [tmp_path / "a.ckpt", tmp_path / "b.ckpt", tmp_path / "c.ckpt"]
+    torch.manual_seed(0)
+    for path in files:
+        base = torch.randn(70, 90)
+        torch.save({"state_dict": {"t": base.t(), "s": base[::2, 1:], "w": torch.randn(33).half()}}, path)
+    for out in ("out.safetensors", "out.ckpt"):
+        found = []
+        for backend in ("cpu", "cuda"):
+            sdsurgery.merge("add-diff", files, out=tmp_path / out, sync=False, force=True, backend=backend)
+            found.append((tmp_path / out).read_bytes())
+        assert found[0] == found[1], out
+    data = bytearray(files[1].read_bytes())
+    at = data.find(torch.load(files[1], weights_only=True)["state_dict"]["w"].numpy().tobytes())
+    data[at + 8] ^= 1
+    files[1].write_bytes(data)
+    with pytest.raises(RunFailed, match="CRC-32"):
+        sdsurgery.merge("add-diff", files, out=tmp_path / "x.safetensors", sync=False, backend="cuda")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_tiles_cover_the_output_once_and_keep_their_limits(tiny: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from sdsurgery import engine
 

@@ -74,7 +74,6 @@ class StreamRun:
         self.plan, self.sources, self.sink, self.options = plan, sources, sink, options
         self.devices = list(devices)
         self.bytes_done = 0
-        self._damaged: list[int] = []
         self.watermark = plan.data_start
         self.workers = options.threads or _WORKERS
         self.memory = options.gpu_memory or MEMORY
@@ -91,6 +90,7 @@ class StreamRun:
         self._finished: dict[int, int] = {}  # number of a finished tile: where it ends
         self._next = 0  # the first tile that is not finished
         self._tallies: dict[int, list[int]] = {}
+        self._damaged: list[int] = []
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
         self._running = 0
@@ -106,10 +106,11 @@ class StreamRun:
     # ---- RunHandle
 
     def start(self) -> None:
-        self._damaged = damaged_of(self.plan, self.sources, self.options)
         for device in self.devices:
             for _ in range(self.workers):
                 self._threads.append(threading.Thread(target=self._work, args=(device,), daemon=True))
+        if self.plan.checks:
+            self._threads.append(threading.Thread(target=self._check, daemon=True))
         self._running = len(self._threads)
         for thread in self._threads:
             thread.start()
@@ -154,15 +155,30 @@ class StreamRun:
                 self._do(tile, staging)
                 self._tile_done(number, tile)
         except BaseException as error:
-            with self._lock:
-                self._error = self._error or error
-                self._stop = True
+            self._failed(error)
         finally:
             if staging is not None:
                 staging.close()
-            with self._lock:
-                self._running -= 1
-                self._ended.notify_all()
+            self._ends()
+
+    def _check(self) -> None:
+        """Compare the inputs with their CRC-32, beside the workers; the page cache has what both read."""
+        try:
+            self._damaged = damaged_of(self.plan, self.sources, self.options)
+        except BaseException as error:
+            self._failed(error)
+        finally:
+            self._ends()
+
+    def _failed(self, error: BaseException) -> None:
+        with self._lock:
+            self._error = self._error or error
+            self._stop = True
+
+    def _ends(self) -> None:
+        with self._lock:
+            self._running -= 1
+            self._ended.notify_all()
 
     def _queue(self) -> Iterator[tuple[int, Tile]]:
         while not self._stop:
