@@ -4,7 +4,7 @@
     python bench/end_to_end.py --family sd1 --repeats 9 --folder /data
     python bench/end_to_end.py --table bench/results/NAME.json
 
-Every contender runs as a whole process, in turn (A B C A B C …), on the same inputs. README.md says what is measured.
+Every contender runs as a whole process, in turn (A B C, B C A, …), on the same inputs. README.md says what is measured.
 """
 
 from __future__ import annotations
@@ -195,7 +195,9 @@ def _interleaved(args: argparse.Namespace, job: Job) -> dict[str, list[Measured]
     runs: dict[str, list[Measured]] = {name: [] for name in names}
     # The first round is not counted: it loads programs and libraries, and shows who can't do the case at all.
     for turn in range(args.repeats + 1):
-        for name in list(runs):
+        names = list(runs)
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
             try:
                 measured = _one_run(args, job, name)
             except ProcessFailed as error:
@@ -224,8 +226,9 @@ def _one_run(args: argparse.Namespace, job: Job, name: str) -> Measured:
     else:
         _warm([*job.inputs, job.alike] if name == "cp" else job.inputs)
         # On a virtual machine memory that has lain free belongs to the host again, and whoever runs first would pay for
-        # fetching it: every run starts with as much freshly freed memory.
-        machine.touch_memory(args.touch * 10**9)
+        # fetching it: every run starts just after a file as large as the output has been written and deleted.
+        shutil.copyfile(job.alike, job.out)
+        os.unlink(job.out)
     try:
         with tempfile.TemporaryDirectory(prefix="sdsurgery-bench-cache-") as cache:
             environment = {**os.environ, "SDS_CACHE": cache}  # hashes of an earlier run don't count
@@ -307,7 +310,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--cold", action="store_true", help="drop the page cache before every run (root, Linux)")
     add("--hash", action="store_true", help="let us compute SHA-256 of the inputs and the output")
     add("--sync", action="store_true", help="flush the output to disk within the time, for everyone")
-    add("--touch", type=int, default=8, metavar="GB", help="memory to touch and free before each run (default 8)")
     add("--out", metavar="FILE", help="results (default bench/results/MACHINE-DATE.json; none for tiny)")
     add("--table", metavar="FILE", help="print the table of stored results, and measure nothing")
     return parser

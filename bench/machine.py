@@ -64,20 +64,6 @@ def available_memory() -> int:
     return _meminfo("MemAvailable")
 
 
-def touch_memory(wanted: int) -> int:
-    """Touch and free that many bytes (at most nine tenths of the free ones), once, and return how many it was.
-
-    A virtual machine gets its memory from the host at the first touch. Whoever runs first would pay for that.
-    """
-    piece = 256 << 20
-    count = min(wanted, _meminfo("MemFree") * 9 // 10) // piece
-    held = [bytearray(piece) for _ in range(count)]  # zero bytes, but perhaps not yet real ones
-    for block in held:
-        for at in range(0, piece, 4096):
-            block[at] = 1
-    return len(held) * piece
-
-
 def drop_caches() -> None:
     """Forget all clean pages of files. PermissionError unless root; FileNotFoundError outside Linux."""
     os.sync()

@@ -336,7 +336,8 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* 
         if (!mapped) {
             Evaluation::run(&work);
         } else if (!os::guarded(Evaluation::run, &work)) {
-            throw Error(Code::truncated, "an input shrank while it was being read", static_cast<int64_t>(job_index));
+            for (const JobOperand& operand : job.operands) sources_[operand.source]->check_unchanged();
+            throw Error(Code::truncated, "an input cannot be read any more", static_cast<int64_t>(job_index));
         }
         for (size_t k = 0; k < job.operands.size(); ++k) {
             if (job.operands[k].check < 0) continue;

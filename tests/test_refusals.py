@@ -307,7 +307,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     path = plain(tmp_path / "a.safetensors", 1.0)
     merge = ("merge", "--method", "weighted-sum", path, path, "--no-hash")
     for folder in (tmp_path / "missing", path):  # no such folder; a file is no folder
-        _nothing_happens(tmp_path, lambda folder=folder: sds(*merge, "-o", folder / "out.safetensors"), 1, folder.name)
+        for dry in ((), ("--dry-run",)):
+            command = (*merge, *dry, "-o", folder / "out.safetensors")
+            _nothing_happens(tmp_path, lambda command=command: sds(*command), 1, folder.name)
     if Path("/proc/self").is_dir():  # refuses even root
         _nothing_happens(tmp_path, lambda: sds(*merge, "-o", "/proc/self/out.safetensors"), 1, "/proc/")
     locked = tmp_path / "locked"

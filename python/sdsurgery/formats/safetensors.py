@@ -3,7 +3,7 @@
 A file is an 8-byte little-endian length, a JSON object of that many bytes, then the data. :func:`read` accepts exactly
 the headers that the reference implementation accepts (huggingface/safetensors, ``safetensors/src/tensor.rs`` over
 serde_json; the oddities were measured on its release 0.8.0), except that it also refuses the duplicates which that one
-silently overwrites: a tensor name or a metadata key given twice.
+silently overwrites, a tensor name or a metadata key given twice, and more than ``MAX_ENTRIES`` of either.
 
 The header is walked by a small cursor instead of ``json.loads``: a hostile one can then neither exhaust the stack nor
 build millions of objects that nobody asked for, and the rules of serde_json (depth, numbers, surrogates) hold exactly.
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 MAX_HEADER = 100_000_000
 """Longest header in bytes, without the 8 bytes of its length (the reference implementation's limit)."""
+
+MAX_ENTRIES = 250_000
+"""Most tensors, and most metadata keys: fifty times what the largest models have, and still read in seconds."""
 
 _PREFIX = 8
 _U64_MAX = 2**64 - 1
@@ -121,6 +124,8 @@ def _parse(text: str) -> tuple[list[Entry], dict[str, str]]:
         else:
             entries[name] = _parse_entry(cursor, name)
             _parse_usual(cursor, entries)
+        if len(entries) > MAX_ENTRIES:
+            raise InputRefused(f"the header lists more than {MAX_ENTRIES:,} tensors: no model has as many")
     if cursor.peek():
         cursor.fail(f"nothing may follow the closing '}}', found {cursor.found()}")
     return list(entries.values()), metadata or {}
@@ -129,7 +134,7 @@ def _parse(text: str) -> tuple[list[Entry], dict[str, str]]:
 def _parse_usual(cursor: _Cursor, entries: dict[str, Entry]) -> None:
     """Take the run of usual entries that begins here; the first one that is anything else stays for the cursor."""
     text, at, usual = cursor.text, cursor.at, _USUAL_ENTRY.match
-    while match := usual(text, at):
+    while len(entries) <= MAX_ENTRIES and (match := usual(text, at)):
         name, dtype, sizes, begin, end = match.groups()
         if name in entries or name == _METADATA:
             break
@@ -148,6 +153,8 @@ def _parse_metadata(cursor: _Cursor) -> dict[str, str]:
         if cursor.peek() != '"':
             raise InputRefused(f"metadata value of '{printable(key)}' is not a string, found {cursor.found()}")
         metadata[key] = cursor.string()
+        if len(metadata) > MAX_ENTRIES:
+            raise InputRefused(f"the header holds more than {MAX_ENTRIES:,} metadata keys: no model has as many")
     return metadata
 
 

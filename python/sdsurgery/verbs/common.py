@@ -10,7 +10,7 @@ from .. import engine
 from ..backends import Options
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..dtypes import BY_OPTION, DType
-from ..errors import InputRefused, UsageError, printable
+from ..errors import InputRefused, RunFailed, UsageError, printable
 from ..formats.writers import is_named, writer_for
 from ..methods import get
 from ..program import Formula, trace
@@ -340,6 +340,8 @@ def run(plan: Plan, out: str | os.PathLike[str] | None, settings: Settings, reci
     if settings.dry_run:
         report.how = engine.preview(plan, settings.backend, settings.options)
         folder = os.path.dirname(os.path.realpath(out)) if out else os.getcwd()
+        if not os.path.isdir(folder):
+            raise RunFailed(f"{printable(folder)}: there is no such folder to create the output in")
         report.how["free_bytes"] = engine.free_bytes(folder)
         report.tensors = [
             {

@@ -1,0 +1,107 @@
+"""Written safetensors headers: byte for byte the reference implementation's, and read back by it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from sdsurgery.dtypes import BF16, BY_NAME, F8_E4M3, F16, F32, F64, I64, U8, DType
+from sdsurgery.errors import UsageError
+from sdsurgery.formats import safetensors as ours
+from test_safetensors import our_view, parse, reference_metadata, reference_view, save
+
+Tensors = list[tuple[str, DType, tuple[int, ...]]]
+SOME: Tensors = [
+    ("w", F64, (2, 3)),
+    ('é "q"\n\x01\x7f', F32, ()),
+    ("h", F16, (5,)),
+    ("e", I64, (0, 3)),
+    ("u", U8, (3,)),
+]
+
+
+def written(tensors: Tensors, metadata: dict[str, str], reserve: int = 0) -> bytes:
+    plan = ours.layout(tensors, metadata, reserve)
+    return plan.header + random.Random(0).randbytes(plan.size - len(plan.header))
+
+
+def test_written_files_are_read_back_by_the_reference_and_by_us(tmp_path) -> None:
+    metadata = {"format": "pt", "recipe": '{"a":"\u00fc\\n\U0001f600"}'}
+    data = written(SOME, metadata)
+    plan = ours.layout(SOME, metadata)
+    assert our_view(data) == reference_view(data)
+    assert reference_metadata(data, tmp_path) == parse(data).metadata == metadata
+    offsets = {tensor.name: tensor.offset for tensor in parse(data).tensors}
+    assert tuple(offsets[name] for name, _, _ in SOME) == plan.offsets
+    assert plan.size == len(data)
+
+
+def test_the_header_is_byte_for_byte_the_reference_s() -> None:
+    tensors: Tensors = [
+        ("d", F64, (1,)),
+        ('a"\\/\b\f\n\r\t\x01\x1f\x7fé\u2028😀', F32, (2, 1)),
+        ("b", F32, (0,)),
+        ("h", F16, ()),
+    ]
+    plan = ours.layout(tensors, {"format": "pt"})
+    import numpy
+
+    kinds = {F64: "float64", F32: "float32", F16: "float16"}
+    arrays = {name: numpy.zeros(shape, kinds[dtype]) for name, dtype, shape in tensors}
+    theirs = save(arrays, {"format": "pt"})
+    assert theirs[: len(plan.header)] == plan.header
+    assert len(theirs) == plan.size
+
+
+@pytest.mark.parametrize(("tensors", "metadata"), [([], {}), ([], {"format": "pt"}), (SOME, {}), (SOME, {"k": "{"})])
+def test_the_header_begins_with_brace_quote_and_the_data_are_aligned(
+    tensors: Tensors, metadata: dict[str, str]
+) -> None:
+    plan = ours.layout(tensors, metadata)
+    assert plan.header[8:10] == b'{"'
+    assert len(plan.header) % 8 == 0
+    assert reference_view(written(tensors, metadata)) is not None
+    if metadata:
+        assert plan.header[8:].startswith(b'{"__metadata__":{')
+
+
+@pytest.mark.parametrize("reserve", [0, 1, 8, 200, 201, 207, 208, 4096])
+def test_a_header_can_be_rendered_again_at_the_reserved_size(reserve: int) -> None:
+    plan = ours.layout(SOME, {"hash": "x" * 64}, reserve)
+    assert len(plan.header) >= reserve
+    again = ours.layout(SOME, {"hash": "short"}, len(plan.header))
+    assert len(again.header) == len(plan.header)
+    assert again.offsets == plan.offsets
+    assert reference_view(written(SOME, {"hash": "short"}, len(plan.header))) is not None
+
+
+def test_order_is_by_falling_width_then_as_given() -> None:
+    tensors: Tensors = [
+        ("b", F16, ()),
+        ("a", F8_E4M3, ()),
+        ("z", F32, ()),
+        ("c", BF16, ()),
+        ("i", I64, ()),
+        ("y", F32, ()),
+    ]
+    assert [name for name, _, _ in ours.order(tensors)] == ["i", "z", "y", "b", "c", "a"]
+    for (_, dtype, _), offset in zip(ours.order(tensors), ours.layout(ours.order(tensors), {}).offsets, strict=True):
+        assert offset % dtype.itemsize == 0
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "expected"),
+    [
+        ([("a", F32, (1,)), ("a", F16, (1,))], {}, "twice"),
+        ([("__metadata__", F32, (1,))], {}, "reserved"),
+        ([("\ud800", F32, (1,))], {}, "surrogate"),
+        ([], {"k": "\udc00"}, "surrogate"),
+        ([], {"k": 1}, "must be text, found int"),
+        ([("a", BY_NAME["F4"], (3,))], {}, "whole bytes"),
+        ([("a", F32, (2**62,))], {}, "overflows"),
+        ([], {"k": "x" * 100_000_000}, "the format allows 100000000"),
+    ],
+)
+def test_what_could_not_be_read_back_is_not_written(tensors: Tensors, metadata: dict, expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        ours.layout(tensors, metadata)
