@@ -352,11 +352,15 @@ def _jobs(
 ) -> tuple[tuple[Job, ...], tuple[Formula | Fill | Reduction, ...]]:
     formulas: dict[Formula | Fill | Reduction, int] = {}
     jobs = []
+    last: Formula | Fill | Reduction | None = None
+    number: int | None = None
     for index, (piece, offset) in enumerate(zip(pieces, offsets, strict=True)):
         for segment in piece.segments:
             if segment.count == 0 or piece.name in aliases:
                 continue
-            number = None if segment.formula is None else formulas.setdefault(segment.formula, len(formulas))
+            if segment.formula is not last:  # nearly all have the one before's, and a formula is slow to look up
+                last = segment.formula
+                number = None if last is None else formulas.setdefault(last, len(formulas))
             at = offset + (piece.dtype.nbytes(segment.first) or 0)
             jobs.append(Job(number, piece.dtype, at, segment.count, segment.operands, index))
     return tuple(jobs), tuple(formulas)

@@ -28,7 +28,9 @@ def program(formula: Formula, wide: bool) -> Program:
 
 
 def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options) -> Run:
-    programs, fills, place = [], [], []
+    programs: list[Program] = []
+    fills: list[tuple[int, float, float]] = []
+    place: list[tuple[int, int]] = []
     for formula in plan.formulas:
         if isinstance(formula, Fill):
             place.append((_FILL, len(fills)))

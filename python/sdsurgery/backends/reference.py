@@ -245,7 +245,7 @@ class ReferenceRun:
             source.check_unchanged()
 
     def tallies(self) -> list[tuple[int, int, int]]:
-        return [(job, *counts) for job, counts in self._tallies.items()]
+        return [(job, nonfinite, overflow) for job, (nonfinite, overflow) in self._tallies.items()]
 
     def reductions(self) -> list[tuple[Any, ...]]:
         return [(job, *reduced) for job, reduced in self._reduced.items()]
