@@ -19,15 +19,19 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 @dataclass(frozen=True)
 class Job:
-    """One case on this machine. ``alike`` is a file of the output's size, for ``cp``; ``floor`` the compiled floor."""
+    """One case on this machine. ``alike`` is a file of the output's size, for ``cp``; ``floor`` the compiled floor.
 
-    operation: str  # weighted-sum, add-diff or cast
+    ``needed`` are files of as many bytes as the output is made of: the inputs, unless much of them is dropped.
+    """
+
+    operation: str  # weighted-sum, add-diff, cast, ema or prune
     inputs: tuple[str, ...]
     alpha: float
     dtype: str
     out: str
     out_bytes: int
     alike: str
+    needed: tuple[str, ...]
     threads: int
     hash: bool
     sync: bool
@@ -47,10 +51,14 @@ class Contender:
     syncs: bool = False
 
 
+_SINGLE = {"cast": ["cast"], "ema": ["ema"], "prune": ["prune", "--preset", "no-ema"]}
+"""Commands of the operations on one file."""
+
+
 def _ours(job: Job) -> list[str]:
     head = [sys.executable, "-m", "sdsurgery"]
-    if job.operation == "cast":
-        head += ["cast", *job.inputs, "--dtype", job.dtype]
+    if job.operation in _SINGLE:
+        head += [*_SINGLE[job.operation], *job.inputs, "--dtype", job.dtype]
     else:
         head += ["merge", "--method", job.operation, *job.inputs, "--alpha", str(job.alpha)]
     switches = [*([] if job.hash else ["--no-hash"]), *([] if job.sync else ["--no-sync"])]
@@ -68,7 +76,7 @@ def _cp_and_read(job: Job) -> list[str]:
 
 
 def _floor(job: Job) -> list[str]:
-    return [job.floor or "", job.out, str(job.out_bytes), str(job.threads), *job.inputs]
+    return [job.floor or "", job.out, str(job.out_bytes), str(job.threads), *job.needed]
 
 
 def _rival(name: str) -> Callable[[Job], list[str]]:
@@ -92,13 +100,17 @@ def _untold(text: str) -> float | None:
 
 
 def _installed(*modules: str) -> Callable[[Job], bool]:
-    return lambda job: all(importlib.util.find_spec(module) for module in modules)
+    return lambda job: (
+        job.operation not in ("ema", "prune") and all(importlib.util.find_spec(module) for module in modules)
+    )
 
 
 CONTENDERS: dict[str, Contender] = {
     "ours": Contender(_ours, _json_seconds, lambda job: True, syncs=True),
     "cp": Contender(_cp, _untold, lambda job: shutil.which("cp") is not None),
-    "cp+read": Contender(_cp_and_read, _untold, lambda job: job.operation != "cast" and shutil.which("dd") is not None),
+    "cp+read": Contender(
+        _cp_and_read, _untold, lambda job: job.operation not in _SINGLE and shutil.which("dd") is not None
+    ),
     "floor": Contender(_floor, _printed_seconds, lambda job: job.floor is not None),
     "torch": Contender(_rival("torch"), _printed_seconds, _installed("torch", "safetensors")),
     "sd-mecha": Contender(_rival("sd-mecha"), _printed_seconds, _installed("sd_mecha")),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import shutil
 import signal
@@ -43,14 +44,18 @@ class Case:
     inputs: int
     dtype: str
     alpha: float
+    ema: bool = False  # whether the inputs have an EMA twin, half of which or all of which is dropped
 
 
 CASES = (
     Case("merge", "weighted-sum", 2, "fp16", 0.5),
     Case("add-diff", "add-diff", 3, "fp16", 0.7),
     Case("cast", "cast", 1, "fp32", 0.0),
+    Case("ema", "ema", 1, "fp32", 0.0, ema=True),
+    Case("prune", "prune", 1, "fp16", 0.0, ema=True),
 )
 FAMILIES = {"sd1": "SD 1.5", "sdxl-base": "SDXL"}
+WITH_EMA = ("sd1",)  # the families that are published with their EMA twin
 OUT_DTYPE = "fp16"
 
 
@@ -102,7 +107,7 @@ def _run_all(args: argparse.Namespace, folder: str) -> dict[str, Any]:
     say(", ".join(f"{key} {value}" for key, value in results["machine"].items()))
     for family in args.family or FAMILIES:
         for case in CASES:
-            if args.case and case.name not in args.case:
+            if (args.case and case.name not in args.case) or (case.ema and family not in WITH_EMA):
                 continue
             found = _run_case(args, folder, family, case, floor)
             results["cases"][_title(args, family, case)] = found
@@ -129,8 +134,8 @@ def _run_case(args: argparse.Namespace, folder: str, family: str, case: Case, fl
     os.mkdir(files)
     try:
         job = _prepare(args, files, family, case, floor)
-        read, written = sum(os.path.getsize(path) for path in job.inputs), job.out_bytes
-        copied = 0 if job.alike in job.inputs else written
+        read, written = sum(os.path.getsize(path) for path in job.needed), job.out_bytes
+        copied = 0 if job.alike in job.needed else written
         fits = read + copied + written < machine.available_memory()
         if not (fits or args.cold):
             say("  note: inputs, copy and output don't all fit into memory, so that the page cache is only partly warm")
@@ -152,20 +157,24 @@ def _run_case(args: argparse.Namespace, folder: str, family: str, case: Case, fl
 
 
 def _prepare(args: argparse.Namespace, files: str, family: str, case: Case, floor: str | None) -> Job:
-    """Write the inputs and, for a cast, a file of the output's size for ``cp``."""
+    """Write the inputs, a file of the output's size for ``cp``, and one of the bytes needed for the floor."""
     _check_disk(args, files, family, case)
     paths = []
     for seed in range(case.inputs):
         paths.append(os.path.join(files, f"{'abc'[seed]}.safetensors"))
-        write_checkpoint(paths[-1], family, dtype=case.dtype, seed=seed, size=args.size)
-    alike = paths[0]
+        write_checkpoint(paths[-1], family, dtype=case.dtype, seed=seed, size=args.size, ema=case.ema)
+    needed = paths
+    if case.ema:
+        needed = [os.path.join(files, "needed.safetensors")]
+        write_checkpoint(needed[0], family, dtype=case.dtype, seed=8, size=args.size)
+    alike = needed[0]
     if case.dtype != OUT_DTYPE:
         alike = os.path.join(files, "alike.safetensors")
         write_checkpoint(alike, family, dtype=OUT_DTYPE, seed=9, size=args.size)
     out = os.path.join(files, "out.safetensors")
     return Job(
         case.operation, tuple(paths), case.alpha, OUT_DTYPE, out, os.path.getsize(alike), alike,
-        args.threads or machine.usable_cores(), args.hash, args.sync, floor,
+        tuple(needed), args.threads or machine.usable_cores(), args.hash, args.sync, floor,
     )  # fmt: skip
 
 
@@ -174,15 +183,10 @@ def _check_disk(args: argparse.Namespace, files: str, family: str, case: Case) -
         return
     from sdsurgery.layouts import get
 
-    elements = 0
-    for tensor in get(family).tensors():
-        count = 1
-        for extent in tensor.shape:
-            count *= extent
-        elements += count
-    each = elements * (4 if case.dtype == "fp32" else 2)
-    copies = elements * 2 * (2 if case.dtype != OUT_DTYPE else 1)
-    needed = case.inputs * each + copies
+    plain, stored = (sum(math.prod(row.shape) for row in get(family).tensors(ema=ema)) for ema in (False, case.ema))
+    width = 4 if case.dtype == "fp32" else 2
+    copies = plain * 2 * (2 if case.dtype != OUT_DTYPE else 1) + (plain * width if case.ema else 0)
+    needed = case.inputs * stored * width + copies
     free = shutil.disk_usage(files).free
     if needed > MOST_DISK or needed + 10**9 > free:
         raise Refused(
@@ -224,7 +228,7 @@ def _one_run(args: argparse.Namespace, job: Job, name: str) -> Measured:
     if args.cold:
         machine.drop_caches()
     else:
-        _warm([*job.inputs, job.alike] if name == "cp" else job.inputs)
+        _warm({"cp": [*job.inputs, job.alike], "floor": job.needed}.get(name, job.inputs))
         # On a virtual machine memory that has lain free belongs to the host again, and whoever runs first would pay for
         # fetching it: every run starts just after a file as large as the output has been written and deleted.
         shutil.copyfile(job.alike, job.out)

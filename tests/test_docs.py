@@ -110,6 +110,17 @@ def test_every_option_that_the_readme_and_the_semantics_name_exists_with_its_wor
         assert set(named_words.split("|")) == set(words), option
 
 
+def test_every_command_has_a_page_of_its_own() -> None:
+    from sdsurgery.commands import NAMES
+
+    elsewhere = {"methods": "docs/methods.md", "demo": "docs/verbs/info.md"}
+    assert [name for name in NAMES if not (ROOT / elsewhere.get(name, f"docs/verbs/{name}.md")).exists()] == []
+    index = read("docs/verbs/README.md")
+    assert [
+        name for name in NAMES if f"({Path(elsewhere.get(name, name)).stem}.md)" not in index.replace("../", "")
+    ] == []
+
+
 def test_every_page_of_a_verb_has_an_example_of_it() -> None:
     for page in (ROOT / "docs" / "verbs").glob("*.md"):
         if page.stem != "README":

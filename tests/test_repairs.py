@@ -39,6 +39,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "extract": ("extract", "{bad}", "--component", "text_encoder"),
     "replace": ("replace", "{bad}", "--component", "vae", "--with", "{other}"),
     "replaced": ("replace", "{other}", "--component", "text_encoder", "--with", "{bad}"),
+    "convert": ("convert", "{bad}"),
     "fix-clip": ("fix-clip", "{bad}"),
 }
 
@@ -126,7 +127,9 @@ OLD = {
 }
 
 
-VERB_AND_KIND = [(verb, "all at once") for verb in ("merge", "ema", "prune", "extract", "replace", "fix-clip")]
+VERB_AND_KIND = [
+    (verb, "all at once") for verb in ("merge", "ema", "prune", "extract", "replace", "convert", "fix-clip")
+]
 
 
 @pytest.mark.parametrize(("verb", "kind"), [*VERB_AND_KIND, *(("cast", kind) for kind in OLD)])
