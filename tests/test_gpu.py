@@ -209,6 +209,14 @@ def test_files_have_the_cpus_bytes(backend: str, files: list[Path], tmp_path: Pa
         assert report.how["backend"] == backend and report.how["buffer_bytes"] <= (memory or 256 << 20) + (1 << 20)
 
 
+def test_compare_has_the_cpus_numbers(backend: str, files: list[Path]) -> None:
+    if backend != "cuda":
+        pytest.skip("only the CUDA kernels have reductions")
+    wanted, found = (sdsurgery.compare(*files[:2], backend=name).to_dict() for name in ("cpu", "cuda"))
+    assert found["how"]["backend"] == "cuda"
+    assert {**found, "how": 0, "seconds": 0} == {**wanted, "how": 0, "seconds": 0}
+
+
 def test_out_of_memory_is_one_line_and_the_cpu_can_go_on(backend: str, files: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     torch.cuda.empty_cache()

@@ -224,7 +224,7 @@ def _is_torch(value: Any) -> bool:
 def _device(inputs: Sequence[Any], out: Any) -> Any:
     """The GPU that all tensors are on; None when they are all on the CPU. UsageError when they are not together."""
     given = [*inputs, out] if out is not None else inputs
-    found = {item.device if _is_torch(item) else "cpu" for item in given}
+    found: set[Any] = {item.device if _is_torch(item) else "cpu" for item in given}
     found = {"cpu" if getattr(item, "type", item) == "cpu" else item for item in found}
     if len(found) > 1:
         raise UsageError(f"the tensors are on different devices: {', '.join(sorted(map(str, found)))}")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any
 
 from ..backends import Reduced
 from ..dtypes import DType
+from ..records import dataclass
 from .tiles import CHUNK
 
 Chunk = tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]
 """Of one chunk: dot, aa, bb, dd; the maxima of |a|, |b|, |a − b|; non-finite in a, in b, equal."""
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """Two operands in a tile's input buffer: their dtypes, byte offsets, and elements (whole chunks, or to the end)."""
 
     dtypes: tuple[DType, DType]
@@ -32,7 +34,7 @@ class Gathered:
         for number, chunk in enumerate(chunks):
             self._chunks.setdefault(job, {})[first // CHUNK + number] = chunk
 
-    def totals(self) -> list[tuple[int, ...]]:
+    def totals(self) -> list[tuple[Any, ...]]:
         r"""(job, \*Reduced) of every job."""
         found = []
         for job, chunks in sorted(self._chunks.items()):
@@ -43,5 +45,5 @@ class Gathered:
                 peaks = [max(before, now) for before, now in zip(peaks, new_peaks, strict=True)]
                 counts = [before + now for before, now in zip(counts, new_counts, strict=True)]
             sums = [math.nan if math.isnan(value) else value for value in sums]  # the canonical one
-            found.append((job, *Reduced(*sums, *peaks, *counts)))
+            found.append((job, *Reduced._make([*sums, *peaks, *counts])))
         return found

@@ -133,10 +133,10 @@ class StreamRun:
             source.check_unchanged()
 
     def tallies(self) -> list[tuple[int, int, int]]:
-        return [(job, *counts) for job, counts in sorted(self._tallies.items())]
+        return [(job, counts[0], counts[1]) for job, counts in sorted(self._tallies.items())]
 
     def reductions(self) -> list[tuple[Any, ...]]:
-        return list(self._reductions.totals())
+        return self._reductions.totals()
 
     def sums(self) -> list[int]:
         return sums_of(self.plan, self.sink) if self.sink is not None else []

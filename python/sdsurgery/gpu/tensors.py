@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..backends import Backend
 
 BACKENDS = ("cuda", "triton")  # the first that can
+_found_usable: list[Backend] = []  # asked once: it does not change while a process runs, and takes longer than a launch
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Batch:
     overflow: str
     device: int
     stream: int
-    rows: list[tuple[Any, Sequence[Any]]]
+    rows: Sequence[tuple[Any, Sequence[Any]]]
     counts: Any
 
 
@@ -40,7 +41,12 @@ def choose(formula: Formula, dtypes: Sequence[DType], dtype: DType, wide: bool) 
     reasons = []
     for name in BACKENDS:
         backend: Backend = importlib.import_module(f"sdsurgery.backends.{name}").BACKEND
-        reason = backend.available() or backend.supports(formula, dtypes, dtype, wide)
+        reason = None
+        if not any(backend is usable for usable in _found_usable):
+            reason = backend.available()
+            if reason is None:
+                _found_usable.append(backend)
+        reason = reason or backend.supports(formula, dtypes, dtype, wide)
         if reason is None:
             return backend
         reasons.append(f"{name}: {reason}")
@@ -79,7 +85,8 @@ def evaluate(
     backend = choose(formula, dtypes, dtype, wide)
     assert backend.on_tensors is not None
     with torch.cuda.device(device) if device.type == "cuda" else _nowhere():
-        ready, later = [], []
+        ready: list[tuple[Any, Sequence[Any]]] = []
+        later = []
         for out, inputs in rows:
             plain = [_apart(item.detach().resolve_neg(), out) for item in inputs]
             if not alike([out, *plain]):
