@@ -70,37 +70,78 @@ uint32_t by_tables(uint32_t state, const uint8_t* data, size_t bytes) {
 
 #ifdef SDS_X86
 
+#define SDS_FOLDING __attribute__((target("pclmul,sse4.1")))
+#define SDS_WIDE_FOLDING __attribute__((target("avx2,vpclmulqdq,pclmul,sse4.1")))
+
+SDS_FOLDING inline __m128i load_16(const uint8_t* from) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+}
+
+SDS_FOLDING inline __m128i fold(__m128i value, __m128i by, __m128i next) {
+    return _mm_xor_si128(_mm_xor_si128(_mm_clmulepi64_si128(value, by, 0x00), next),
+                         _mm_clmulepi64_si128(value, by, 0x11));
+}
+
 // Four registers of 16 bytes are folded over the next 64 by carry-less multiplication with powers of x modulo the
 // polynomial, then into one; what is left is a message of 16 bytes with the same remainder. (Gopal et al., "Fast CRC
-// computation for generic polynomials using PCLMULQDQ instruction", Intel 2009; the constants are its k1…k4.)
-__attribute__((target("pclmul,sse4.1"))) uint32_t by_folding(uint32_t state, const uint8_t* data, size_t bytes) {
-    const auto load = [](const uint8_t* from) __attribute__((target("pclmul,sse4.1"))) {
-        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    };
-    const auto fold = [](__m128i value, __m128i by, __m128i next) __attribute__((target("pclmul,sse4.1"))) {
-        return _mm_xor_si128(
-            _mm_xor_si128(_mm_clmulepi64_si128(value, by, 0x00), _mm_clmulepi64_si128(value, by, 0x11)), next);
-    };
-    __m128i a = _mm_xor_si128(load(data), _mm_cvtsi32_si128(static_cast<int>(state)));
-    __m128i b = load(data + 16), c = load(data + 32), d = load(data + 48);
-    const __m128i over_64 = _mm_set_epi64x(0x1c6e41596, 0x154442bd4),
-                  over_16 = _mm_set_epi64x(0x0ccaa009e, 0x1751997d0);
+// computation for generic polynomials using PCLMULQDQ instruction", Intel 2009. To fold over n bits: x^(n+32) and
+// x^(n−32), reflected and shifted by one.)
+SDS_FOLDING uint32_t by_folding(uint32_t state, const uint8_t* data, size_t bytes) {
+    __m128i a = _mm_xor_si128(load_16(data), _mm_cvtsi32_si128(static_cast<int>(state)));
+    __m128i b = load_16(data + 16), c = load_16(data + 32), d = load_16(data + 48);
+    const __m128i over_64 = _mm_set_epi64x(0x1c6e41596, 0x154442bd4);
+    const __m128i over_16 = _mm_set_epi64x(0x0ccaa009e, 0x1751997d0);
     size_t at = 64;
     for (; bytes - at >= 64; at += 64) {
-        a = fold(a, over_64, load(data + at));
-        b = fold(b, over_64, load(data + at + 16));
-        c = fold(c, over_64, load(data + at + 32));
-        d = fold(d, over_64, load(data + at + 48));
+        a = fold(a, over_64, load_16(data + at));
+        b = fold(b, over_64, load_16(data + at + 16));
+        c = fold(c, over_64, load_16(data + at + 32));
+        d = fold(d, over_64, load_16(data + at + 48));
     }
     a = fold(fold(fold(a, over_16, b), over_16, c), over_16, d);
-    for (; bytes - at >= 16; at += 16) a = fold(a, over_16, load(data + at));
+    for (; bytes - at >= 16; at += 16) a = fold(a, over_16, load_16(data + at));
     uint8_t rest[16];
     _mm_storeu_si128(reinterpret_cast<__m128i*>(rest), a);
     return by_tables(by_tables(0, rest, 16), data + at, bytes - at);
 }
 
+SDS_WIDE_FOLDING inline __m256i load_32(const uint8_t* from) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+}
+
+SDS_WIDE_FOLDING inline __m256i fold(__m256i value, __m256i by, __m256i next) {
+    return _mm256_xor_si256(_mm256_xor_si256(_mm256_clmulepi64_epi128(value, by, 0x00), next),
+                            _mm256_clmulepi64_epi128(value, by, 0x11));
+}
+
+// The same in registers of 32 bytes.
+SDS_WIDE_FOLDING uint32_t by_wide_folding(uint32_t state, const uint8_t* data, size_t bytes) {
+    const __m256i first = _mm256_zextsi128_si256(_mm_cvtsi32_si128(static_cast<int>(state)));
+    __m256i a = _mm256_xor_si256(load_32(data), first);
+    __m256i b = load_32(data + 32), c = load_32(data + 64), d = load_32(data + 96);
+    const __m256i over_128 = _mm256_broadcastsi128_si256(_mm_set_epi64x(0x14a7fe880, 0x1e88ef372));
+    const __m256i over_32 = _mm256_broadcastsi128_si256(_mm_set_epi64x(0x15a546366, 0x0f1da05aa));
+    size_t at = 128;
+    for (; bytes - at >= 128; at += 128) {
+        a = fold(a, over_128, load_32(data + at));
+        b = fold(b, over_128, load_32(data + at + 32));
+        c = fold(c, over_128, load_32(data + at + 64));
+        d = fold(d, over_128, load_32(data + at + 96));
+    }
+    a = fold(fold(fold(a, over_32, b), over_32, c), over_32, d);
+    for (; bytes - at >= 32; at += 32) a = fold(a, over_32, load_32(data + at));
+    uint8_t rest[32];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(rest), a);
+    return by_tables(by_tables(0, rest, 32), data + at, bytes - at);
+}
+
 bool can_fold() {
     static const bool can = __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.1");
+    return can;
+}
+
+bool can_fold_wide() {
+    static const bool can = can_fold() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("vpclmulqdq");
     return can;
 }
 
@@ -120,6 +161,7 @@ uint32_t by_instruction(uint32_t state, const uint8_t* data, size_t bytes) {
 
 uint32_t advance(uint32_t state, const uint8_t* data, size_t bytes) {
 #if defined(SDS_X86)
+    if (bytes >= 256 && can_fold_wide()) return by_wide_folding(state, data, bytes);
     if (bytes >= 64 && can_fold()) return by_folding(state, data, bytes);
 #elif defined(SDS_ARM_CRC)
     return by_instruction(state, data, bytes);

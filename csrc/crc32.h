@@ -1,5 +1,5 @@
-// CRC-32 as zip files have it (the IEEE polynomial, reflected), fast enough to run beside a copy: about 0.1 ns a byte
-// with carry-less multiplication. And its sum over a byte range whose pieces become known in any order.
+// CRC-32 as zip files have it (the IEEE polynomial, reflected), fast enough to run beside a copy: 0.05 to 0.1 ns a
+// byte with carry-less multiplication. And its sum over a byte range whose pieces become known in any order.
 #pragma once
 
 #include <atomic>

@@ -252,7 +252,9 @@ void Run::do_tile(uint64_t tile, Buffers& buffers) {
         uint8_t* const out = buffers.out.data() + (from - base);
         do_stretch(static_cast<size_t>(job - jobs_.begin()), (from - job->out_offset) / unit, (to - from) / unit, out,
                    buffers);
-        if (job->sum >= 0) out_sums_[static_cast<size_t>(job->sum)].add(crc32(0, out, to - from), to - from, to);
+        // A copy's bytes may have been summed as its operand's already.
+        if (job->sum >= 0 && !(job->kind == Job::copy && job->operands[0].check >= 0))
+            out_sums_[static_cast<size_t>(job->sum)].add(crc32(0, out, to - from), to - from, to);
         reached = to;
     }
     if (sink_ && high > reached) std::memset(buffers.out.data() + (reached - base), 0, high - reached);
@@ -344,6 +346,8 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* 
             const uint64_t unit = job.operand_bytes(k);
             const uint64_t end = job.operands[k].offset + (first + done + now) * unit;
             checked(job.operands[k], work.crcs[k], end, now * unit, job_index);
+            if (job.kind == Job::copy && job.sum >= 0)
+                out_sums_[static_cast<size_t>(job.sum)].add(work.crcs[k], now, job.out_offset + first + done + now);
         }
         if (work.tally.nonfinite || work.tally.overflow) {
             if (options_.refuse_nonfinite && work.tally.nonfinite) {

@@ -14,6 +14,7 @@ from . import engine
 from .backends import Options
 from .dtypes import BY_OPTION, F32, I32, I64, DType
 from .errors import UsageError
+from .formats.writers import writer_for
 from .plan import FILLED, Fill, Operand, Piece, assemble, whole
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def write_checkpoint(
 ) -> int:
     """Write a checkpoint of ``family`` (a name from ``layouts``) and return its size in bytes.
 
+    The suffix of ``path`` decides the format, as for every verb (``formats.writers``).
+
     ``size``: ``full`` has the true shapes; ``tiny`` has all names, with every dimension of 64 or more divided by 16
     where the family isn't told by it. ``dtype``: of the float weights. ``ema``: with the EMA twin. ``keep``: a filter
     over the layout's tensors. Weights are normally distributed with deviation 1/√fan-in, norm weights around 1.
@@ -74,6 +77,7 @@ def write_checkpoint(
             literals.append(data)
     texts = {"format": "pt", **(metadata or {})}
     plan = assemble("generate", literals, pieces, lambda hashes, body: texts, hashed=False, family=family)
+    plan = plan.written_as(writer_for(target))
     engine.execute(plan, target, options=Options(flush=False), replace=force, sync=False, hashed=False)
     return plan.size
 
