@@ -6,6 +6,7 @@ must load like a file that torch and safetensors made in the straightforward way
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -22,9 +23,12 @@ from sdsurgery.layouts.unet import UNet
 from sdsurgery.testing import write_checkpoint
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when it is imported: nothing here is to be fetched
-pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers transformers accelerate")
-pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers")
-pytestmark = pytest.mark.slow
+NEEDED = ("diffusers", "transformers", "accelerate", "torch", "safetensors")
+LACKING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(LACKING), reason=f"not installed: {', '.join(LACKING)} (pip install {' '.join(LACKING)})"),
+]
 
 CHANNELS, CLIP, BIG = 32, 64, 128  # of the U-Net and the VAE; widths of the text encoders
 HEADS = 4
