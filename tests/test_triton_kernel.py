@@ -59,7 +59,9 @@ def test_every_method_and_dtype_equals_the_reference(name: str, mixture: tuple[D
     rng = np.random.default_rng(len(name))
     kinds = list(itertools.islice(itertools.cycle(mixture), case.count))
     row = [(SORTS["wild"](kind, 2100, rng), kind) for kind in kinds]  # one or two full blocks, and a tail
-    for number, out in enumerate(FLOATS):
+    first = MIXTURES.index(mixture)  # three of the six dtypes each, every one for half of the mixtures
+    for number in range(first % 2, len(FLOATS), 2):
+        out = FLOATS[number]
         for overflow, wide in (("default", False), (("inf", "saturate", "default")[number % 3], number % 2 == 1)):
             how: dict[str, Any] = {"overflow": overflow, "wide": wide}
             found = run(case.formula(), row, out, uncounted=overflow != "default", **how)
