@@ -125,6 +125,28 @@ def test_a_suffix_that_says_nothing_gives_safetensors_with_a_note(tmp_path):
     assert_same(safetensors.load((tmp_path / "out.model").read_bytes()), {"w": torch.ones(3)})
 
 
+def test_tensors_that_cannot_be_read_are_refused_where_they_are_needed_and_ignored_elsewhere(tmp_path):
+    write_checkpoint(tmp_path / "a.ckpt", "sd1", size="tiny")
+    values = loaded(tmp_path / "a.ckpt")
+    key = "model.diffusion_model.out.2.weight"
+    (tmp_path / "b.ckpt").write_bytes(saved({**values, key: values[key].to(torch.complex64)}))
+    refused(sds("convert", "b.ckpt", "-o", "c.safetensors", cwd=tmp_path), 3, key, "complex")
+    refused(sds("extract", "b.ckpt", "--component", "unet", "-o", "c.safetensors", cwd=tmp_path), 3, key, "complex")
+    done(sds("extract", "b.ckpt", "--component", "vae", "-o", "c.safetensors", cwd=tmp_path))
+    assert len(safetensors.load_file(tmp_path / "c.safetensors")) == 248
+    assert key in done(sds("inspect", "b.ckpt", cwd=tmp_path)).out
+
+
+def test_long_metadata_survive(tmp_path):
+    """An ancestry may take a megabyte; readers of pickles keep no text over 64 KiB, so it is written in parts."""
+    metadata = {"sd_merge_models": "é" * 300_000, "short": "x", "exact": "y" * 16_000}
+    write_checkpoint(tmp_path / "a.ckpt", "sd1", size="tiny", metadata=metadata)
+    with sdsurgery.open(tmp_path / "a.ckpt") as checkpoint:
+        assert metadata.items() <= checkpoint.metadata().items()
+    stored = torch.load(tmp_path / "a.ckpt", weights_only=True)["__metadata__"]
+    assert "".join(stored["sd_merge_models"]) == metadata["sd_merge_models"]
+
+
 # --- many files ------------------------------------------------------------------------------------------------------
 
 

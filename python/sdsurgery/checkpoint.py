@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -103,10 +103,11 @@ class Checkpoint:
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
 
-    def require_all(self) -> None:
-        """InputRefused when the file holds tensors of a kind that cannot be used (quantised, sparse, complex, …)."""
-        for name, reason in self.unusable.items():
-            more = f" (and {len(self.unusable) - 1} more)" if len(self.unusable) > 1 else ""
+    def require_usable(self, needed: Callable[[str], bool] = lambda name: True) -> None:
+        """InputRefused when a tensor that is ``needed`` is of a kind that cannot be used (quantised, sparse, …)."""
+        wanted = {name: reason for name, reason in self.unusable.items() if needed(name)}
+        for name, reason in wanted.items():
+            more = f" (and {len(wanted) - 1} more)" if len(wanted) > 1 else ""
             raise InputRefused(f"{printable(self.path)}: tensor '{printable(name)}' {printable(reason)}{more}")
 
     def keys(self) -> list[str]:

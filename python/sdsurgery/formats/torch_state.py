@@ -241,8 +241,11 @@ def _summarise(graph: Graph, beside: list[tuple[str, int]], found: Contents) -> 
 def _own_metadata(graph: Graph, node: int, found: Contents) -> None:
     """The text metadata that our own writer stores beside the state dict."""
     for key, value in (_read_entries(graph, node) or {}).items():
-        if graph.kinds[value] == TEXT and not _has_surrogates(key) and not _has_surrogates(graph.values[value]):
-            found.metadata[key] = graph.values[value]
+        parts = graph.values[value] if graph.kinds[value] == LIST else [value]
+        if all(graph.kinds[part] == TEXT for part in parts):
+            text = "".join(graph.values[part] for part in parts)
+            if not _has_surrogates(key) and not _has_surrogates(text):
+                found.metadata[key] = text
 
 
 def _has_surrogates(text: str) -> bool:

@@ -24,6 +24,7 @@ ALIGNMENT = 64
 ROOT = "archive"
 _FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
 _UTF8 = 0x0800
+_LONG = 16_000  # characters, of at most 4 bytes each
 _SLACK = 4  # bytes of padding in the pickle: from there on, any number can be filled
 _DATE = 0x0021  # 1980-01-01, the earliest that the format knows
 
@@ -120,9 +121,9 @@ def layout(
     """The layout of a checkpoint with these tensors (contiguous, row by row), in this order.
 
     ``aliases`` maps a tensor's name to that of an earlier one of the same dtype and number of elements whose bytes it
-    shares: they are written once. ``metadata`` is stored beside the state dict as ``__metadata__``; None leaves it
-    out. Raises UsageError for a dtype that torch lacks (floats of 4 and 6 bits), and for names and aliases that do not
-    fit.
+    shares: they are written once. ``metadata`` is stored beside the state dict as ``__metadata__``, long texts as lists
+    of their parts; None leaves it out. Raises UsageError for a dtype that torch lacks (floats of 4 and 6 bits), and for
+    names and aliases that do not fit.
     """
     record_of, sizes = _share(tensors, aliases or {})
     pickled = functools.partial(_pickle, tensors, record_of)
@@ -197,6 +198,16 @@ class _Pickler:
         raw = text.encode("utf-8")
         self._once("text " + text, b"X" + pack("<L", len(raw)) + raw)
 
+    def long_text(self, text: str) -> None:
+        """A text, or a list of its parts when it is longer than readers keep (MAX_TEXT of the pickle machine)."""
+        if len(text) <= _LONG:
+            self.text(text)
+            return
+        self.out += b"]("
+        for at in range(0, len(text), _LONG):
+            self.text(text[at : at + _LONG])
+        self.out += b"e"
+
     def name(self, module: str, name: str) -> None:
         self._once(f"global {module} {name}", f"c{module}\n{name}\n".encode())
 
@@ -245,7 +256,7 @@ def _pickle(
         pickler.out += b"}("
         for key, value in metadata.items():
             pickler.text(key)
-            pickler.text(value)
+            pickler.long_text(value)
         pickler.out += b"u"
     pickler.out += b"u."
     return bytes(pickler.out)

@@ -153,11 +153,14 @@ class Report:
         return asdict(self)
 
 
-def open_input(path: str | os.PathLike[str], settings: Settings) -> Checkpoint:
-    """Open an input that must be usable in every tensor, under the family's own names if that is asked for."""
+def open_input(
+    path: str | os.PathLike[str], settings: Settings, needed: Callable[[Checkpoint, str], bool] = lambda *_: True
+) -> Checkpoint:
+    """Open an input, under the family's own names if that is asked for. InputRefused when a tensor that is ``needed``
+    (checkpoint, name) cannot be used."""
     checkpoint = open_checkpoint(path, **settings.opening)
     try:
-        checkpoint.require_all()
+        checkpoint.require_usable(lambda name: needed(checkpoint, name))
         if settings.fix_names:
             from .fix_names import modernise
 
@@ -228,6 +231,7 @@ def single_input(
     *,
     parameters: Mapping[str, Any],
     plan_of: Callable[[Checkpoint, Settings, dict[str, Any], str], Plan],
+    needed: Callable[[Checkpoint, str], bool] = lambda *_: True,
 ) -> Report:
     """Run a verb of one input: settings taken from ``given``, target and file checked, then plan and run.
 
@@ -238,7 +242,7 @@ def single_input(
         raise TypeError(f"{verb}() got an unexpected keyword argument {next(iter(given))!r}")
     if out is not None:
         engine.target_path(out, settings.force or settings.dry_run)
-    with open_input(path, settings) as checkpoint:
+    with open_input(path, settings, needed) as checkpoint:
         recipe: dict[str, Any] = {
             "method": verb,
             "parameters": {name: value for name, value in parameters.items() if value not in (None, False, [], ())},

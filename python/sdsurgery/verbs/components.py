@@ -66,7 +66,11 @@ def extract(path: Path, component: str, *, out: Path | None = None, strip_prefix
         )  # fmt: skip
 
     options = {"component": component, "strip_prefix": strip_prefix}
-    return single_input("extract", path, out, given, parameters=options, plan_of=plan)
+
+    def needed(checkpoint: Checkpoint, name: str) -> bool:
+        return detect(checkpoint.tensors).layout.component(name) == component
+
+    return single_input("extract", path, out, given, parameters=options, plan_of=plan, needed=needed)
 
 
 def replace(
