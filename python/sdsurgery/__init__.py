@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from .interop import apply, apply_many
     from .methods import registered as methods
     from .verbs.cast import cast
-    from .verbs.common import Report
     from .verbs.compare import Comparison, compare
     from .verbs.components import extract, replace
     from .verbs.convert import convert, convert_all
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from .verbs.inspect import inspect
     from .verbs.merge import merge
     from .verbs.prune import prune
+    from .verbs.report import Report
     from .verbs.verify import verify
 
 _PLACES = {
@@ -43,7 +43,7 @@ _PLACES = {
     "Comparison": ("verbs.compare", "Comparison"),
     "InputRefused": ("errors", "InputRefused"),
     "Interrupted": ("errors", "Interrupted"),
-    "Report": ("verbs.common", "Report"),
+    "Report": ("verbs.report", "Report"),
     "RunFailed": ("errors", "RunFailed"),
     "SdsError": ("errors", "SdsError"),
     "TensorInfo": ("checkpoint", "TensorInfo"),

@@ -13,8 +13,8 @@ from .errors import printable
 
 if TYPE_CHECKING:
     from .engine import Progress
-    from .verbs.common import Report
     from .verbs.inspect import Component, Inspection
+    from .verbs.report import Report
     from .verbs.verify import Verification
 
 _QUICK = 0.7  # seconds after which a run deserves a progress display

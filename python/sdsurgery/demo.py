@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .errors import VerificationDiffers
 
 if TYPE_CHECKING:
-    from .verbs.common import Report
+    from .verbs.report import Report
 
 
 def run(*, quiet: bool = False) -> Report:

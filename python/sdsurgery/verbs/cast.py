@@ -9,7 +9,8 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..layouts import detect
 from ..plan import Plan
-from .common import Report, Settings, identity_formula, planned, single_input, single_metadata, single_piece
+from .common import Settings, identity_formula, planned, single_input, single_metadata, single_piece
+from .report import Report
 
 
 def cast(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None, **given: Any) -> Report:

@@ -1,4 +1,4 @@
-"""What all writing verbs share: their settings, the report, and the way from a Plan to a file."""
+"""What all writing verbs share: their settings, and the way from a Plan to a file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from ..errors import InputRefused, RunFailed, UsageError, printable
 from ..formats.writers import is_named, writer_for
 from ..methods import get
 from ..program import Formula, trace
-from ..records import asdict, dataclass, field, fields
+from ..records import dataclass, fields
 from ..suggest import did_you_mean
+from .report import Report, describe
 
 if TYPE_CHECKING:
     from ..checkpoint import TensorInfo
@@ -119,38 +120,6 @@ def settings_from(given: dict[str, Any]) -> Settings:
     """Take the settings out of keyword arguments (what is left belongs to the method)."""
     names = [item.name for item in fields(Settings)]
     return Settings(**{name: given.pop(name) for name in names if name in given})
-
-
-@dataclass
-class Report:
-    """What a verb did, or (``dry_run``) would do."""
-
-    verb: str
-    output: str | None
-    family: str
-    inputs: list[str]
-    counts: dict[str, int]  # tensors by action: merged, cast, copied, kept, added, dropped
-    missing: dict[str, list[str]]  # per input: A's tensors that it lacks
-    only_there: dict[str, list[str]]  # per input: tensors that A lacks and that were not added
-    dropped: dict[str, int]  # reason -> tensors of A
-    dropped_components: dict[str, dict[str, int]]  # component -> tensors and bytes of A that were dropped
-    bytes_saved: int  # tensor data of A less that of the output
-    bytes_read: int
-    bytes_written: int
-    recipe: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
-    nonfinite: dict[str, int] = field(default_factory=dict)  # tensor -> elements with NaN or Inf in an input
-    overflow: dict[str, int] = field(default_factory=dict)  # tensor -> elements that did not fit
-    how: dict[str, Any] = field(default_factory=dict)
-    seconds: float | None = None
-    hash_seconds: float | None = None
-    sha256: list[str | None] = field(default_factory=list)  # of the inputs
-    body_sha256: str | None = None  # of the output's tensor data
-    dry_run: bool = False
-    tensors: list[dict[str, Any]] = field(default_factory=list)  # of a dry run: every tensor and what becomes of it
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def open_input(
@@ -338,7 +307,7 @@ def run(plan: Plan, out: str | os.PathLike[str] | None, settings: Settings, reci
     """Write the plan's file, or only describe it when ``settings.dry_run``."""
     if out is not None:
         plan = plan.written_as(writer_for(out))
-    report = _describe(plan, out, settings, recipe)
+    report = describe(plan, out, recipe, dry_run=settings.dry_run)
     if out is not None and not is_named(out):
         report.notes.append(f"{printable(out)}: no suffix of a known format, so safetensors is written")
     if settings.dry_run:
@@ -376,55 +345,6 @@ def run(plan: Plan, out: str | os.PathLike[str] | None, settings: Settings, reci
     report.seconds, report.hash_seconds = outcome.seconds, outcome.hash_seconds
     report.sha256, report.body_sha256 = list(outcome.input_hashes), outcome.body_hash
     return report
-
-
-def _describe(plan: Plan, out: Any, settings: Settings, recipe: dict[str, Any]) -> Report:
-    paths = [checkpoint.path for checkpoint in plan.checkpoints()]
-    missing: dict[str, list[str]] = {}
-    for source, name in plan.missing:
-        missing.setdefault(paths[source], []).append(name)
-    only_there: dict[str, list[str]] = {}
-    dropped: dict[str, int] = {}
-    for item in plan.dropped:
-        if item.source > 0:
-            only_there.setdefault(paths[item.source], []).append(item.name)
-        else:
-            dropped[item.reason] = dropped.get(item.reason, 0) + 1
-    components, saved = _losses(plan)
-    counts = plan.counts()
-    counts["dropped"] = sum(dropped.values())
-    return Report(
-        verb=plan.verb,
-        output=os.fspath(out) if out else None,
-        family=plan.family,
-        inputs=paths,
-        counts=counts,
-        missing=missing,
-        only_there=only_there,
-        dropped=dropped,
-        dropped_components=components,
-        bytes_saved=saved,
-        bytes_read=plan.bytes_to_read(),
-        bytes_written=plan.size,
-        recipe=recipe,
-        notes=list(plan.notes),
-        dry_run=settings.dry_run,
-    )
-
-
-def _losses(plan: Plan) -> tuple[dict[str, dict[str, int]], int]:
-    """A's dropped tensors and bytes by component, and the bytes of tensor data that the output has less than A."""
-    from ..layouts import get as layout_named
-
-    layout, first = layout_named(plan.family), plan.checkpoints()[0]
-    components: dict[str, dict[str, int]] = {}
-    for item in plan.dropped:
-        if item.source == 0:
-            row = components.setdefault(layout.component(item.name), {"tensors": 0, "bytes": 0})
-            row["tensors"] += 1
-            row["bytes"] += first.tensors[item.name].nbytes
-    before = sum(info.nbytes for info in first.tensors.values())
-    return components, before - (plan.size - plan.data_start)
 
 
 def without_unit_tail(shape: tuple[int, ...]) -> tuple[int, ...]:

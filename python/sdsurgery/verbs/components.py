@@ -13,7 +13,6 @@ from ..layouts import Layout, aliases, detect, names
 from ..plan import ADDED, COPIED, Dropped, Piece, Plan, Segment, operand, require_computable
 from ..program import Formula
 from .common import (
-    Report,
     Settings,
     close_all,
     identity_formula,
@@ -27,6 +26,7 @@ from .common import (
     title_of,
     without_unit_tail,
 )
+from .report import Report
 
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "depth")
 Path = str | os.PathLike[str]

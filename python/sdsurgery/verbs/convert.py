@@ -13,7 +13,8 @@ from ..layouts import detect
 from ..plan import Plan
 from ..records import dataclass
 from ..suggest import did_you_mean
-from .common import Report, Settings, identity_formula, planned, single_input, single_metadata, single_piece
+from .common import Settings, identity_formula, planned, single_input, single_metadata, single_piece
+from .report import Report
 
 FORMATS = tuple(writer.name for writer in WRITERS)
 

@@ -10,7 +10,8 @@ from ..dtypes import F32, I32
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, aliases, detect, names
 from ..plan import ADDED, Dropped, Operand, Piece, Plan, whole
-from .common import Report, Settings, identity_formula, planned, single_input, single_metadata, single_piece
+from .common import Settings, identity_formula, planned, single_input, single_metadata, single_piece
+from .report import Report
 
 # What LitEma (ldm/modules/ema.py of CompVis/stable-diffusion) begins with: decay 0.9999 (float32), no updates (int32).
 _NEW_COUNTERS = bytes.fromhex("72f97f3f") + bytes(4)

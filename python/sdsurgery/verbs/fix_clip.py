@@ -19,7 +19,8 @@ from ..layouts import Layout, aliases, detect, names
 from ..layouts import get as layout_named
 from ..plan import ADDED, Dropped, Operand, Piece, Plan, whole
 from ..records import dataclass
-from .common import Report, Settings, identity_formula, numbers_of, planned, single_input, single_metadata, single_piece
+from .common import Settings, identity_formula, numbers_of, planned, single_input, single_metadata, single_piece
+from .report import Report
 
 TOKENS = 77
 RIGHT = struct.pack(f"<{TOKENS}q", *range(TOKENS))

@@ -20,7 +20,6 @@ from ..plan import ADDED, KEPT, MERGED, Dropped, Piece, Plan, copied, operand, r
 from ..plan import rounded as rounded_piece
 from ..records import replace
 from .common import (
-    Report,
     Settings,
     close_all,
     identity_formula,
@@ -36,6 +35,7 @@ from .ema import twins
 from .matching import in_names_of
 from .preflight import letter, refuse_conflicts, refuse_strangers, remarks, who
 from .ratios import BlockWeights, Ratios, RuleSet
+from .report import Report
 from .variants import is_swapped, is_variant, is_widened, merged_channels, takes_differences
 
 

@@ -12,7 +12,8 @@ from ..errors import InputRefused, UsageError, printable
 from ..layouts import Detection, Layout, aliases, detect, names
 from ..plan import Dropped, Piece, Plan
 from ..records import dataclass
-from .common import Report, Settings, identity_formula, planned, single_input, single_metadata, single_piece
+from .common import Settings, identity_formula, planned, single_input, single_metadata, single_piece
+from .report import Report
 
 PRESETS = {"full": (), "no-ema": ("ema",), "ema-only": ("ema",), "inference": ("ema",)}
 """Preset -> components that it drops. Training leftovers go in every preset."""

@@ -1,0 +1,93 @@
+"""The report of a writing verb: what it did, or what its plan would do."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from ..records import asdict, dataclass, field
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+
+
+@dataclass
+class Report:
+    """What a verb did, or (``dry_run``) would do."""
+
+    verb: str
+    output: str | None
+    family: str
+    inputs: list[str]
+    counts: dict[str, int]  # tensors by action: merged, cast, copied, kept, added, dropped
+    missing: dict[str, list[str]]  # per input: A's tensors that it lacks
+    only_there: dict[str, list[str]]  # per input: tensors that A lacks and that were not added
+    dropped: dict[str, int]  # reason -> tensors of A
+    dropped_components: dict[str, dict[str, int]]  # component -> tensors and bytes of A that were dropped
+    bytes_saved: int  # tensor data of A less that of the output
+    bytes_read: int
+    bytes_written: int
+    recipe: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    nonfinite: dict[str, int] = field(default_factory=dict)  # tensor -> elements with NaN or Inf in an input
+    overflow: dict[str, int] = field(default_factory=dict)  # tensor -> elements that did not fit
+    how: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    hash_seconds: float | None = None
+    sha256: list[str | None] = field(default_factory=list)  # of the inputs
+    body_sha256: str | None = None  # of the output's tensor data
+    dry_run: bool = False
+    tensors: list[dict[str, Any]] = field(default_factory=list)  # of a dry run: every tensor and what becomes of it
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def describe(plan: Plan, out: str | os.PathLike[str] | None, recipe: dict[str, Any], *, dry_run: bool) -> Report:
+    """What the plan will do; what only a run can tell is left empty."""
+    paths = [checkpoint.path for checkpoint in plan.checkpoints()]
+    missing: dict[str, list[str]] = {}
+    for source, name in plan.missing:
+        missing.setdefault(paths[source], []).append(name)
+    only_there: dict[str, list[str]] = {}
+    dropped: dict[str, int] = {}
+    for item in plan.dropped:
+        if item.source > 0:
+            only_there.setdefault(paths[item.source], []).append(item.name)
+        else:
+            dropped[item.reason] = dropped.get(item.reason, 0) + 1
+    components, saved = _losses(plan)
+    counts = plan.counts()
+    counts["dropped"] = sum(dropped.values())
+    return Report(
+        verb=plan.verb,
+        output=os.fspath(out) if out else None,
+        family=plan.family,
+        inputs=paths,
+        counts=counts,
+        missing=missing,
+        only_there=only_there,
+        dropped=dropped,
+        dropped_components=components,
+        bytes_saved=saved,
+        bytes_read=plan.bytes_to_read(),
+        bytes_written=plan.size,
+        recipe=recipe,
+        notes=list(plan.notes),
+        dry_run=dry_run,
+    )
+
+
+def _losses(plan: Plan) -> tuple[dict[str, dict[str, int]], int]:
+    """A's dropped tensors and bytes by component, and the bytes of tensor data that the output has less than A."""
+    from ..layouts import get as layout_named
+
+    layout, first = layout_named(plan.family), plan.checkpoints()[0]
+    components: dict[str, dict[str, int]] = {}
+    for item in plan.dropped:
+        if item.source == 0:
+            row = components.setdefault(layout.component(item.name), {"tensors": 0, "bytes": 0})
+            row["tensors"] += 1
+            row["bytes"] += first.tensors[item.name].nbytes
+    before = sum(info.nbytes for info in first.tensors.values())
+    return components, before - (plan.size - plan.data_start)
