@@ -190,7 +190,7 @@ void Run::start() {
 
 bool Run::wait(double seconds) {
     std::unique_lock<std::mutex> lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return running_ == 0; });
+    return ended_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return running_ == 0; });
 }
 
 void Run::cancel() noexcept {
@@ -231,6 +231,7 @@ void Run::work() {
     }
     std::lock_guard<std::mutex> lock(mutex_);
     --running_;
+    ended_.notify_all();
     changed_.notify_all();
 }
 
