@@ -285,7 +285,7 @@ struct Evaluation {
             self.crcs[k] = crc32(0, self.operands[k].data, self.count * self.job.operand_bytes(k));
         }
         if (self.job.kind == Job::copy) {
-            std::memcpy(self.out, self.operands[0].data, self.count);
+            if (self.out != self.operands[0].data) std::memcpy(self.out, self.operands[0].data, self.count);
         } else if (self.job.kind == Job::reduce) {
             self.target.reduce(self.job.operands[0].element, self.operands[0].data, self.job.operands[1].element,
                                self.operands[1].data, self.count, self.reduction);
@@ -330,8 +330,13 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* 
             for (size_t k = 0; k < job.operands.size(); ++k) {
                 const JobOperand& operand = job.operands[k];
                 const uint64_t unit = job.operand_bytes(k);
-                work.operands[k] = {fetch(operand, (first + done) * unit, now * unit, buffers.in[k].data()),
-                                    operand.dtype()};
+                const uint64_t at = (first + done) * unit;
+                if (job.kind == Job::copy && is_read(operand)) {  // to where it is written from
+                    sources_[operand.source]->read(work.out, now * unit, operand.offset + at);
+                    work.operands[k] = {work.out, operand.dtype()};
+                    continue;
+                }
+                work.operands[k] = {fetch(operand, at, now * unit, buffers.in[k].data()), operand.dtype()};
             }
         } catch (const Error& error) {
             throw Error(error.code, error.what(), static_cast<int64_t>(job_index));
@@ -392,6 +397,11 @@ void Run::checked(const JobOperand& operand, uint32_t crc, uint64_t end, uint64_
 }
 
 // Where `bytes` of an operand from its byte `first` on can be read: in the mapping, or in `buffer` after a read.
+// Whether the operand's bytes come by ordinary positioned reads.
+bool Run::is_read(const JobOperand& operand) const {
+    return !operand.view && !sources_[operand.source]->in_memory() && io_[operand.source] == Io::pread;
+}
+
 const uint8_t* Run::fetch(const JobOperand& operand, uint64_t first, uint64_t bytes, uint8_t* buffer) {
     Source& source = *sources_[operand.source];
     if (operand.view) return source.gather(*operand.view, operand.offset, first, bytes, buffer);

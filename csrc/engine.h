@@ -103,6 +103,7 @@ class Run {
     void admit(const Job& job, size_t k, size_t job_index);
     void prepare_sums(const std::vector<std::pair<uint64_t, uint64_t>>& sums);
     void checked(const JobOperand& operand, uint32_t crc, uint64_t end, uint64_t bytes, size_t job_index);
+    bool is_read(const JobOperand& operand) const;
     const uint8_t* fetch(const JobOperand& operand, uint64_t first, uint64_t bytes, uint8_t* buffer);
     void tile_done(uint64_t tile, uint64_t bytes);
     void fail(const Error& error);
