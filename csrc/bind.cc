@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "apply.h"
 #include "bind_program.h"
 #include "engine.h"
 

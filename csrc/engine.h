@@ -9,52 +9,19 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <deque>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
-#include "crc32.h"
+#include "checksums.h"
 #include "elementwise.h"
 #include "file.h"
-#include "view.h"
+#include "jobs.h"
 
 namespace sds {
-
-struct JobOperand {
-    uint32_t source;
-    Element element;
-    uint64_t offset;                             // in the source's file, any byte
-    std::shared_ptr<const View> view = nullptr;  // of a tensor that is not contiguous
-    int32_t check = -1;                          // the Check that it is a part of
-
-    DType dtype() const { return static_cast<DType>(element); }  // of a formula's operand: one of the floats
-};
-
-// A range of a source whose CRC-32 is known; `parts` (job, operand) read it exactly once, without gaps.
-struct Check {
-    uint32_t source;
-    uint64_t offset, bytes;
-    uint32_t crc;
-    std::vector<std::pair<size_t, size_t>> parts;
-};
-
-struct Job {
-    // A reduction (reduce.h) writes nothing. Its "output" is a range as long as its first operand, in a run without
-    // a sink: by it tiles are shared out and progress is counted.
-    enum Kind : int { copy = 0, evaluate = 1, fill = 2, reduce = 3 } kind;
-    uint32_t index;       // of the program or the fill rule
-    DType out_dtype;      // ignored by copy and reduce
-    uint64_t out_offset;  // in the output file
-    uint64_t count;       // elements; bytes for copy
-    std::vector<JobOperand> operands;
-    int32_t sum = -1;  // the summed range that it lies in
-
-    uint64_t element_bytes() const { return kind == reduce ? operand_bytes(0) : kind == copy ? 1 : size_of(out_dtype); }
-    uint64_t operand_bytes(size_t k) const { return kind == copy ? 1 : size_of(operands[k].element); }
-    uint64_t out_end() const { return out_offset + count * element_bytes(); }
-};
 
 struct RunOptions {
     unsigned threads = 0;  // 0: as many as there are CPUs
@@ -86,8 +53,8 @@ class Run {
     const std::vector<Tally>& tallies() const { return tallies_; }
     Reduction reduction(size_t job) const { return reductions_.total(job); }  // after finish()
     const std::vector<Job>& jobs() const { return jobs_; }
-    std::vector<uint32_t> sums() const;   // of each summed range, once finished
-    std::vector<size_t> damaged() const;  // the checks that failed, when that is no error
+    std::vector<uint32_t> sums() const { return checksums_.sums(); }      // of each summed range, once finished
+    std::vector<size_t> damaged() const { return checksums_.damaged(); }  // checks that failed, when that is no error
     std::vector<Io> io() const { return io_; }
     unsigned workers() const { return worker_count_; }
     const char* target() const { return target_.name; }
@@ -96,28 +63,26 @@ class Run {
  private:
     struct Buffers;
     void work();
-    void flush_behind();
     void do_tile(uint64_t tile, Buffers& buffers);
     void do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* out, Buffers& buffers);
-    void do_chunks(size_t job_index, uint64_t low, uint64_t high, Buffers& buffers);
-    void admit(const Job& job, size_t k, size_t job_index);
-    void prepare_sums(const std::vector<std::pair<uint64_t, uint64_t>>& sums);
-    void checked(const JobOperand& operand, uint32_t crc, uint64_t end, uint64_t bytes, size_t job_index);
-    bool is_read(const JobOperand& operand) const;
     const uint8_t* fetch(const JobOperand& operand, uint64_t first, uint64_t bytes, uint8_t* buffer);
+    bool is_read(const JobOperand& operand) const;
+    void do_chunks(size_t job_index, uint64_t low, uint64_t high, Buffers& buffers);
+    void add_checksums(size_t job_index, uint64_t first, uint64_t count, const uint32_t* crcs);
+    void add_tally(size_t job_index, const Tally& tally);
     void tile_done(uint64_t tile, uint64_t bytes);
+    void flush_behind();
     void fail(const Error& error);
 
     std::vector<std::shared_ptr<Source>> sources_;
-    std::vector<std::shared_ptr<Mapping>> mappings_;
-    std::vector<Io> io_;
     std::vector<std::shared_ptr<Program>> programs_;
     std::vector<Fill> fills_;
-    std::vector<Job> jobs_;
-    std::vector<Check> checks_;
-    std::deque<RangeSum> check_sums_, out_sums_;
-    std::vector<std::shared_ptr<Mapping>> windows_;  // kept for the sources with strided operands
     std::shared_ptr<Sink> sink_;
+    std::vector<Job> jobs_;
+    Checksums checksums_;
+    std::vector<Io> io_;                              // of each source, no longer `automatic`
+    std::vector<std::shared_ptr<Mapping>> mappings_;  // of the sources that are read through one
+    std::vector<std::shared_ptr<Mapping>> windows_;   // of those with strided operands, held while the run lives
     RunOptions options_;
     const Target& target_;
     size_t most_operands_ = 0;
@@ -140,9 +105,5 @@ class Run {
     std::vector<std::thread> threads_;
     std::thread flusher_;
 };
-
-// The same kernels on memory: `count` elements from each operand to `out`, which may be one of the operands.
-Tally apply(const Program& program, const std::vector<Operand>& operands, uint8_t* out, DType out_dtype, uint64_t count,
-            Overflow policy, unsigned threads, const std::string& target);
 
 }  // namespace sds

@@ -1,0 +1,56 @@
+#include "jobs.h"
+
+namespace sds {
+
+namespace {
+
+struct Refusal {
+    size_t job;
+    [[noreturn]] void operator()(const char* why) const { throw Error(Code::invalid, why, static_cast<int64_t>(job)); }
+};
+
+void check_operand(const Job& job, size_t k, const std::vector<std::shared_ptr<Source>>& sources, Refusal refuse) {
+    const JobOperand& operand = job.operands[k];
+    if (operand.source >= sources.size()) refuse("a job names no source");
+    const Source& source = *sources[operand.source];
+    if (job.kind == Job::evaluate && static_cast<int>(operand.element) >= kDTypes)
+        refuse("a formula reads floats only");
+    uint64_t bytes = job.count * job.operand_bytes(k);
+    if (operand.view) {
+        if (job.kind != Job::copy && operand.view->item() != job.operand_bytes(k)) refuse("wrong element size");
+        if (bytes > operand.view->elements() * operand.view->item()) refuse("a job reads past the end of a tensor");
+        bytes = operand.view->reach();
+    }
+    if (operand.offset > source.size() || bytes > source.size() - operand.offset)
+        refuse("a job reads past the end of a source");
+}
+
+}  // namespace
+
+std::vector<Job> admitted(std::vector<Job> jobs, const std::vector<std::shared_ptr<Source>>& sources,
+                          const std::vector<std::shared_ptr<Program>>& programs, const std::vector<Fill>& fills,
+                          const Sink* sink) {
+    uint64_t reached = 0;
+    for (size_t i = 0; i < jobs.size(); ++i) {
+        const Job& job = jobs[i];
+        const Refusal refuse{i};
+        if (job.kind == Job::reduce && (sink || job.operands.size() != 2))
+            refuse("a reduction has two operands and no output");
+        if (job.count > (UINT64_MAX >> 4) || job.out_offset > (UINT64_MAX >> 1)) refuse("a job is too large");
+        if (job.out_offset < reached) refuse("jobs are not in the order of their output");
+        reached = job.out_end();
+        if (sink && reached > sink->size()) refuse("a job writes past the end of the output");
+        if (job.kind == Job::copy && job.operands.size() != 1) refuse("a copy has one operand");
+        if (job.kind == Job::evaluate) {
+            if (job.index >= programs.size()) refuse("a job names no program");
+            if (job.operands.size() != static_cast<size_t>(programs[job.index]->inputs)) refuse("wrong operand count");
+        }
+        if (job.kind == Job::fill && job.index >= fills.size()) refuse("a job names no fill rule");
+        if (job.kind != Job::copy && job.kind != Job::reduce && job.out_offset % job.element_bytes() != 0)
+            refuse("an output tensor is misaligned");
+        for (size_t k = 0; k < job.operands.size(); ++k) check_operand(job, k, sources, refuse);
+    }
+    return jobs;
+}
+
+}  // namespace sds

@@ -1,0 +1,55 @@
+// What a run is asked to do: byte ranges in, a formula, a byte range out.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "elementwise.h"
+#include "file.h"
+#include "view.h"
+
+namespace sds {
+
+struct JobOperand {
+    uint32_t source;
+    Element element;
+    uint64_t offset;                             // in the source's file, any byte
+    std::shared_ptr<const View> view = nullptr;  // of a tensor that is not contiguous
+    int32_t check = -1;                          // the Check that it is a part of
+
+    DType dtype() const { return static_cast<DType>(element); }  // of a formula's operand: one of the floats
+};
+
+struct Job {
+    // A reduction (reduce.h) writes nothing. Its "output" is a range as long as its first operand, in a run without
+    // a sink: by it tiles are shared out and progress is counted.
+    enum Kind : int { copy = 0, evaluate = 1, fill = 2, reduce = 3 } kind;
+    uint32_t index;       // of the program or the fill rule
+    DType out_dtype;      // ignored by copy and reduce
+    uint64_t out_offset;  // in the output file
+    uint64_t count;       // elements; bytes for copy
+    std::vector<JobOperand> operands;
+    int32_t sum = -1;  // the summed range that it lies in
+
+    uint64_t element_bytes() const { return kind == reduce ? operand_bytes(0) : kind == copy ? 1 : size_of(out_dtype); }
+    uint64_t operand_bytes(size_t k) const { return kind == copy ? 1 : size_of(operands[k].element); }
+    uint64_t out_end() const { return out_offset + count * element_bytes(); }
+};
+
+// A range of a source whose CRC-32 is known; `parts` (job, operand) read it exactly once, without gaps.
+struct Check {
+    uint32_t source;
+    uint64_t offset, bytes;
+    uint32_t crc;
+    std::vector<std::pair<size_t, size_t>> parts;
+};
+
+// The jobs themselves. Throws `invalid`, with a job's index, unless they are in the order of their output, within it
+// (`sink` may be empty), and each reads what exists.
+std::vector<Job> admitted(std::vector<Job> jobs, const std::vector<std::shared_ptr<Source>>& sources,
+                          const std::vector<std::shared_ptr<Program>>& programs, const std::vector<Fill>& fills,
+                          const Sink* sink);
+
+}  // namespace sds
