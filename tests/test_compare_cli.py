@@ -155,3 +155,20 @@ def test_without_matplotlib_it_says_what_to_install(pair: tuple[Path, Path], tmp
     env = {"PYTHONPATH": str(tmp_path)}
     refused(sds("compare", *pair, "--plot", tmp_path / "map.png", env=env), 2, "pip install", "matplotlib")
     assert sds("compare", "-q", *pair, env=env).rc == 4
+
+
+def test_another_backend_gives_the_same_output_or_is_refused(pair: tuple[Path, Path]) -> None:
+    wanted = sds("compare", *pair)
+    reference = sds("compare", "--backend", "reference", *pair)
+    assert (reference.rc, reference.out) == (4, wanted.out)
+    refused(sds("compare", "--backend", "gpu", *pair), 2, "unknown backend")
+    triton = refused(sds("compare", "--backend", "triton", *pair), 2)
+    assert "triton has no reductions" in triton or "triton cannot be used" in triton
+    cuda = sds("compare", "--backend", "cuda", *pair)
+    if cuda.rc == 2:  # no GPU here
+        refused(cuda, 2, "cuda cannot be used here")
+        fallback = sds("compare", "--backend", "cuda", "--fallback", "cpu", "--gpu-memory", "64M", *pair)
+        notes = [line for line in fallback.out.splitlines() if line not in wanted.out.splitlines()]
+        assert fallback.rc == 4 and len(notes) == 1 and "done by the backend cpu, because" in notes[0]
+    else:
+        assert (cuda.rc, cuda.out) == (4, wanted.out)

@@ -183,6 +183,19 @@ def test_the_fallback_is_reported_and_hashes_are_right(
     assert report.how["backend"] == "cpu" and "the GPU failed" in report.how["fallback"]
 
 
+def test_compare_goes_on_by_the_cpu_when_the_gpu_fails(
+    tiny: list[Path], cuda: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = sdsurgery.compare(*tiny[:2])
+    monkeypatch.setenv("FAKE_CUDA_LAUNCHES", "2")
+    with pytest.raises(DeviceFailed, match="the GPU failed"):
+        sdsurgery.compare(*tiny[:2], backend="cuda")
+    found = sdsurgery.compare(*tiny[:2], backend="cuda", fallback="cpu")
+    assert found.total == wanted.total and found.how["backend"] == "cpu"
+    (note,) = (note for note in found.notes if note not in wanted.notes)
+    assert note.startswith("done by the backend cpu, because")
+
+
 def test_policies_that_refuse_name_the_tensor(odd: list[Path], tmp_path: Path, cuda: None) -> None:
     with pytest.raises(InputRefused, match=r"tensor 'F.*NaN or Inf"):
         merged(odd, tmp_path, backend="cuda", on_nonfinite="error")

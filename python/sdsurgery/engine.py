@@ -115,12 +115,21 @@ def preview(plan: Plan, backend: str, options: Options) -> dict[str, Any]:
 
 def examine(plan: Plan, options: Options, progress: Progress | None = None, backend: str = "cpu") -> Outcome:
     """Read and evaluate everything and keep nothing: non-finite values for ``verify``, reductions for ``compare``."""
-    chosen = backends.choose(backend)
+    chosen, failed = _choose(backend, options)
     started = time.monotonic()
     with native_errors(InputRefused, plan):
-        run = chosen.prepare(plan, [_source_of(item) for item in plan.sources], None, options)
-        _drive(run, plan, progress)
-    return _outcome(plan, run, chosen, started)
+        sources = [_source_of(item) for item in plan.sources]
+        while True:
+            try:
+                run = chosen.prepare(plan, sources, None, options)
+                _drive(run, plan, progress)
+                break
+            except DeviceFailed as error:
+                chosen, failed = _instead(chosen, options, error)
+    outcome = _outcome(plan, run, chosen, started)
+    if failed:
+        outcome.how["fallback"] = failed
+    return outcome
 
 
 def execute(
@@ -157,10 +166,8 @@ def execute(
                     _drive(run, plan, progress)
                 break
             except DeviceFailed as error:
-                if options.fallback in ("none", chosen.name):
-                    raise
                 # From the beginning, over what is written: every backend writes the same bytes.
-                chosen, failed = backends.choose(options.fallback), str(error)
+                chosen, failed = _instead(chosen, options, error)
                 if hashes is not None:
                     hashes.cancel()
         outcome = _outcome(plan, run, chosen, started)
@@ -191,6 +198,13 @@ def _choose(backend: str, options: Options) -> tuple[backends.Backend, str]:
         if options.fallback == "none" or backend not in backends.names():
             raise
         return backends.choose(options.fallback), str(error)
+
+
+def _instead(chosen: backends.Backend, options: Options, error: DeviceFailed) -> tuple[backends.Backend, str]:
+    """The backend that starts over, and why; the error itself when there is none."""
+    if options.fallback in ("none", chosen.name):
+        raise error
+    return backends.choose(options.fallback), str(error)
 
 
 def _source_of(item: Any) -> Source:

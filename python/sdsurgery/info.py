@@ -33,7 +33,7 @@ def collect() -> dict[str, Any]:
 
 def _cuda_build() -> str:
     try:
-        from .kernels import _cuda  # type: ignore[import-not-found]
+        from .kernels import _cuda
     except ImportError:
         return "not built"
     return f"built with CUDA {_cuda.runtime // 1000}.{_cuda.runtime % 1000 // 10} for {_cuda.architectures}"

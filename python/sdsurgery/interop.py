@@ -35,7 +35,7 @@ def numpy_view(checkpoint: Checkpoint, name: str) -> Any:
     dtype = np.dtype(_NUMPY[info.dtype.name]).newbyteorder("<")
     if info.nbytes == 0:
         return np.empty(info.shape, dtype)
-    raw = np.frombuffer(checkpoint.data.map(), np.uint8)[info.offset :]
+    raw = np.frombuffer(memoryview(checkpoint.data.map()), np.uint8)[info.offset :]
     strides = None if info.strides is None else tuple(stride * dtype.itemsize for stride in info.strides)
     # Data may start at any byte of a file; such a view is unaligned, which NumPy allows.
     array = np.ndarray(info.shape, dtype, buffer=raw.data, strides=strides)
@@ -157,7 +157,7 @@ class _Request:
 
     def _here(self, inputs: Sequence[Any], out: Any) -> Any:
         from . import _native
-        from .backends.cpu import OVERFLOW, program
+        from .backends.cpu import OVERFLOW, code_of, program
         from .engine import native_errors
 
         arrays = [_Array(item) for item in inputs]
@@ -167,9 +167,9 @@ class _Request:
         with native_errors(UsageError):
             _, overflows = _native.apply(
                 program(self.formula, self.wide),
-                [(array.address, array.dtype.native) for array in operands],
+                [(array.address, code_of(array.dtype)) for array in operands],
                 result.address,
-                result.dtype.native,
+                code_of(result.dtype),
                 result.size,
                 overflow=OVERFLOW[self.overflow],
                 threads=self.threads,

@@ -65,8 +65,8 @@ def _native_job(job: Job, place: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
         parts = tuple(_native_operand(operand, 0) for operand in job.operands)
         return (_COPY, 0, 0, job.offset, job.nbytes, parts)
     kind, index = place[job.formula]
-    parts = tuple(_native_operand(operand, _code(operand.dtype)) for operand in job.operands)
-    out_dtype = 0 if kind == _REDUCE else _code(job.dtype)
+    parts = tuple(_native_operand(operand, code_of(operand.dtype)) for operand in job.operands)
+    out_dtype = 0 if kind == _REDUCE else code_of(job.dtype)
     return (kind, index, out_dtype, job.offset, job.count, parts)
 
 
@@ -77,7 +77,8 @@ def _native_operand(operand: Operand, code: int) -> tuple[Any, ...]:
     return (operand.source, code, operand.offset, (operand.dtype.itemsize, view.shape, view.strides, view.start))
 
 
-def _code(dtype: DType) -> int:
+def code_of(dtype: DType) -> int:
+    """The native engine's number of a dtype that it knows."""
     if dtype.native is None:
         raise ValueError(f"{dtype.name} cannot be computed with")
     return dtype.native

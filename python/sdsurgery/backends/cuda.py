@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..dtypes import DType
 from ..errors import DeviceFailed
-from ..gpu.stream import StreamRun, Work, describe, require_supported
+from ..gpu.stream import StreamRun, Work, describe, devices_of, require_supported
 from ..gpu.tiles import CHUNK
 from ..plan import Plan
 from ..program import OPERATIONS, Formula
@@ -165,18 +165,10 @@ def evaluate(device: int, stream: int, work: Any, words: array[int], counts: int
     cuda.evaluate(device, stream, program, codes, work.dtype.native, OVERFLOW[work.overflow], counts, words)
 
 
-class _Device:
-    def __init__(self, number: int, name: str) -> None:
-        self.number, self.name = number, name
-
-    def staging(self, in_bytes: int, out_bytes: int) -> _Staging:
-        return _Staging(self.number, self.name, in_bytes, out_bytes)
-
-
 def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options) -> StreamRun:
     require_supported(plan, "cuda", supports, options.wide, reduces=True)
     with device_errors():
-        found = [_Device(number, row["name"]) for number, row in enumerate(devices())]
+        found = devices_of(devices(), _Staging)
     return StreamRun(plan, sources, sink, options, found)
 
 

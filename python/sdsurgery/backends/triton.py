@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..dtypes import DType
 from ..errors import DeviceFailed
-from ..gpu.stream import StreamRun, Work, describe, require_supported
+from ..gpu.stream import StreamRun, Work, describe, devices_of, require_supported
 from ..plan import Plan
 from ..program import Formula
 from . import Backend, Options
@@ -64,7 +64,8 @@ def devices() -> list[dict[str, Any]]:
 def supports(formula: Formula, dtypes: Sequence[DType], dtype: DType, wide: bool) -> str | None:
     from ..kernels import elementwise
 
-    return elementwise.unsupported(formula)
+    reason: str | None = elementwise.unsupported(formula)
+    return reason
 
 
 @contextmanager
@@ -89,11 +90,12 @@ class _Staging:
         self._gpu = not interpreted()
         self._device = torch.device("cuda", number) if self._gpu else torch.device("cpu")
         with device_errors(name):
-            self._stream = torch.cuda.Stream(self._device) if self._gpu else None
+            new_stream: Any = torch.cuda.Stream
+            self._stream = new_stream(self._device) if self._gpu else None
             sizes = (in_bytes, out_bytes)
             self._host = [torch.empty(max(1, size), dtype=torch.uint8, pin_memory=self._gpu) for size in sizes]
             self._there = [torch.empty(max(1, size), dtype=torch.uint8, device=self._device) for size in sizes]
-        self.input, self.output = (memoryview(item.numpy()) for item in self._host)
+        self.input, self.output = (item.numpy().data for item in self._host)
 
     def run(self, in_bytes: int, works: Sequence[Work], spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         import contextlib
@@ -142,18 +144,9 @@ def _launch(work: Any, out: Any, inputs: Sequence[Any], counts: Any) -> None:
         )  # fmt: skip
 
 
-class _Device:
-    def __init__(self, number: int, name: str) -> None:
-        self.number, self.name = number, name
-
-    def staging(self, in_bytes: int, out_bytes: int) -> _Staging:
-        return _Staging(self.number, self.name, in_bytes, out_bytes)
-
-
 def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options) -> StreamRun:
     require_supported(plan, "triton", supports, options.wide, reduces=False)
-    found = [_Device(number, row["name"]) for number, row in enumerate(devices())]
-    return StreamRun(plan, sources, sink, options, found)
+    return StreamRun(plan, sources, sink, options, devices_of(devices(), _Staging))
 
 
 def on_tensors(batch: Batch) -> None:

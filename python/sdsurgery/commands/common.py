@@ -46,6 +46,18 @@ def threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: all processors")
 
 
+def backend(parser: argparse.ArgumentParser) -> None:
+    """Options of the commands that compute: what with."""
+    from ..verbs.common import CHOICES
+
+    add = parser.add_argument
+    add("--backend", default="auto", metavar="NAME", help="auto, cpu, cuda, triton or reference")
+    add("--gpu-memory", type=size, default=0, metavar="SIZE", help="buffers on each GPU, like 512M (default 256M)")
+    known = CHOICES["fallback"]
+    help_text = "what goes on when the GPU cannot be used or fails: none or cpu"
+    add("--fallback", type=one_of("--fallback", known), default=known[0], metavar="WORD", help=help_text)
+
+
 def reading(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that read checkpoints; ``opening`` collects them."""
     add = parser.add_argument
@@ -71,12 +83,10 @@ def writing(parser: argparse.ArgumentParser) -> None:
         ("on_nonfinite", "NaN or Inf in an input: keep (carry through, count) or error"),
         ("compute", "precision of the arithmetic: fp32 or fp64"),
         ("io", "how inputs are read: auto, mmap or pread"),
-        ("fallback", "what goes on when the GPU cannot be used or fails: none or cpu"),
     ):
         flag = "--" + option.replace("_", "-")
         add(flag, type=one_of(flag, CHOICES[option]), default=CHOICES[option][0], metavar="WORD", help=help_text)
-    add("--backend", default="auto", metavar="NAME", help="auto, cpu, cuda, triton or reference")
-    add("--gpu-memory", type=size, default=0, metavar="SIZE", help="buffers on each GPU, like 512M (default 256M)")
+    backend(parser)
     threads(parser)
     add("--fix-clip", action="store_true", help="write the text encoders' position_ids as int64 0…76")
     add("--fix-names", action="store_true", help="read old and foreign tensor names as those of the family")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import printable
-from .common import opening, plain, print_json, print_lines, reading, threads
+from .common import backend, opening, plain, print_json, print_lines, reading, threads
 
 if TYPE_CHECKING:
     from ..verbs.compare import Comparison, Likeness
@@ -26,6 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--fix-names", action="store_true", help="read old and foreign names as the family's own")
     add("--plot", metavar="FILE.png", help="draw a heat map, blocks × kinds of layer (needs matplotlib)")
     add("--force", action="store_true", help="replace an existing picture")
+    backend(parser)
     threads(parser)
     reading(parser)
 
@@ -37,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         heatmap.check(args.plot, force=args.force)
     with console.progress("compare", quiet=args.quiet) as progress:
-        options = {"threads": args.threads, "fix_names": args.fix_names, **opening(args)}
+        names = ("threads", "backend", "gpu_memory", "fallback", "fix_names")
+        options = {**{name: getattr(args, name) for name in names}, **opening(args)}
         found = compare(args.a, args.b, progress=progress, **options)
     if args.plot is not None:
         found.plot(args.plot, force=args.force)

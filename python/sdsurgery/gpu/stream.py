@@ -4,13 +4,13 @@ A few workers for each device, each with its own stream and buffers, take tiles 
 kernels and writing overlap because the workers are at different points, and several devices share the bytes because
 whoever is free takes the next tile. The same Plan and Sink as on the CPU, so the same output.
 
-What is asked of a device is the protocol below; the tests run this pipeline with devices that need no GPU.
+What is asked of a device is ``Staging`` below; the tests run this pipeline with devices that need no GPU.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..backends import Options, damaged_of, sums_of
@@ -59,10 +59,21 @@ class Staging(Protocol):
     def close(self) -> None: ...
 
 
-class Device(Protocol):
-    name: str
+@dataclass(frozen=True)
+class Device:
+    """A device that workers get their buffers on: ``make`` is called with its number, its name and the sizes."""
 
-    def staging(self, in_bytes: int, out_bytes: int) -> Staging: ...
+    number: int
+    name: str
+    make: Callable[[int, str, int, int], Staging]
+
+    def staging(self, in_bytes: int, out_bytes: int) -> Staging:
+        return self.make(self.number, self.name, in_bytes, out_bytes)
+
+
+def devices_of(rows: Sequence[dict[str, Any]], make: Callable[[int, str, int, int], Staging]) -> list[Device]:
+    """The devices of a backend, from what ``Backend.devices`` tells."""
+    return [Device(number, row["name"], make) for number, row in enumerate(rows)]
 
 
 class StreamRun:
@@ -302,8 +313,10 @@ def require_supported(plan: Plan, name: str, supports: Any, wide: bool, *, reduc
         if job.formula is None:
             continue
         formula = plan.formulas[job.formula]
-        if isinstance(formula, Reduction) and reduces:
-            continue
+        if isinstance(formula, Reduction):
+            if reduces:
+                continue
+            raise UsageError(f"the backend {name} has no reductions; use --backend cpu or cuda")
         if not isinstance(formula, Formula):
             raise UsageError(f"the backend {name} evaluates formulas only; use --backend cpu")
         dtypes = tuple(operand.dtype for operand in job.operands)

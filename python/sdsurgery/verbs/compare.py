@@ -204,9 +204,10 @@ def _rows(sums: dict[tuple[str, ...], Likeness], *names: str) -> list[dict[str, 
 def compare(a: str | os.PathLike[str], b: str | os.PathLike[str], **given: Any) -> Comparison:
     """Compare two checkpoints tensor by tensor, by name. ``[o, i, 1, 1]`` and ``[o, i]`` are the same shape.
 
-    Settings: ``threads``, ``io``, ``tile_bytes``, ``backend`` (cpu or reference), ``progress``, none of which changes a
-    bit of the numbers, and ``fix_names`` (read old and foreign names as the family's own). Raises InputRefused when a
-    file is damaged or cannot be read, TypeError for another keyword.
+    Settings: ``threads``, ``io``, ``tile_bytes``, ``backend`` (cpu, cuda or reference), ``gpu_memory``, ``fallback``,
+    ``progress``, none of which changes a bit of the numbers, and ``fix_names`` (read old and foreign names as the
+    family's own). Raises InputRefused when a file is damaged or cannot be read, UsageError when the backend cannot be
+    used or has no reductions, TypeError for another keyword.
     """
     settings = settings_from(given)
     if given:
@@ -221,8 +222,7 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str], **given: Any) 
             result.notes.append(f"different families, compared by name: {different}")
         pairs = _pair(opened[0], opened[1], result)
         plan = _plan(opened, pairs)
-        backend = "cpu" if settings.backend == "auto" else settings.backend
-        outcome = engine.examine(plan, settings.options, settings.progress, backend)
+        outcome = engine.examine(plan, settings.options, settings.progress, settings.backend)
         places = Places(layout, (*opened[0].tensors, *result.only_in_b))
         for pair in pairs:
             name = pair[0].name
@@ -232,6 +232,8 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str], **given: Any) 
         for likeness in result.groups.values():
             result.total.add(likeness)
         result.notes += _notes(opened, layout, result)
+        if "fallback" in outcome.how:
+            result.notes.append(f"done by the backend {outcome.how['backend']}, because: {outcome.how['fallback']}")
         result.bytes_read, result.seconds, result.how = plan.bytes_to_read(), outcome.seconds, outcome.how
         return result
     finally:
