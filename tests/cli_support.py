@@ -124,6 +124,14 @@ def read_raw(path: Path) -> tuple[dict[str, Raw], dict[str, str]]:
     return tensors, metadata
 
 
+def transposed(raw: Raw) -> Raw:
+    """A matrix by its columns."""
+    dtype, (rows, columns), data = raw
+    size = len(data) // (rows * columns)
+    items = [data[at : at + size] for at in range(0, len(data), size)]
+    return dtype, [columns, rows], b"".join(item for column in range(columns) for item in items[column::columns])
+
+
 def f32(*values: float) -> bytes:
     """Little-endian float32 bytes."""
     return struct.pack(f"<{len(values)}f", *values)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import sdsurgery
-from cli_support import Raw, done, f32, read_raw, refused, sds, write_raw
+from cli_support import Raw, done, f32, read_raw, refused, sds, transposed, write_raw
 from sdsurgery.layouts import get
 from sdsurgery.layouts.diffusers import mapping
 from sdsurgery.testing import write_checkpoint
@@ -73,6 +73,8 @@ def as_diffusers(path: Path, layout: str, component: str) -> dict[str, Raw]:
         if row.transform == "squeeze_conv1x1":
             shape = shape[:2]
         found[row.key] = (dtype, shape, data)
+        if row.transform == "transpose":
+            found[row.key] = transposed(tensors[row.ldm_key])
     return found
 
 
@@ -101,19 +103,46 @@ def test_a_diffusers_unet_and_two_replacements_in_one_pass(models: Path, tmp_pat
     assert raw(out) == wanted
 
 
-def test_fused_attention_is_joined_and_a_transposed_projection_refused(models: Path, tmp_path: Path) -> None:
-    a, b, out = models / "xl.safetensors", models / "xl2.safetensors", tmp_path / "o.safetensors"
-    tensors = as_diffusers(b, "sdxl-base", "text_encoder_2")
-    asked = ("replace", a, "--component", "text_encoder_2", "--allow-missing", "-o", out, "--with")
-    refused(sds(*asked, write_raw(tmp_path / "all.safetensors", tensors)), 3, "transposed")
-    most = {name: value for name, value in tensors.items() if not name.startswith("text_projection")}
-    done(sds(*asked, write_raw(tmp_path / "most.safetensors", most)))
-    prefix, found = "conditioner.embedders.1.", raw(out)
-    own = {name for name, value in raw(a).items() if name.startswith(prefix) and value == found[name]}
-    lacking = {prefix + "model.text_projection", prefix + "model.logit_scale"}
-    assert lacking <= own
-    wanted = baked(raw(a), raw(b), prefix)
-    assert {name for name in found if found[name] != wanted[name]} <= lacking
+@pytest.mark.parametrize(
+    ("family", "place", "absent"),
+    [
+        ("sd1", "cond_stage_model.", []),
+        ("sd2", "cond_stage_model.", ["text_projection", "logit_scale", "transformer.resblocks.23."]),
+        ("sdxl-base", "conditioner.embedders.0.", []),
+        ("sdxl-base", "conditioner.embedders.1.", ["logit_scale"]),
+    ],
+)
+@pytest.mark.parametrize("bare", [False, True], ids=["with text_model.", "without"])
+def test_text_encoders_of_diffusers_are_understood(
+    family: str, place: str, absent: list[str], bare: bool, tmp_path: Path
+) -> None:
+    """OpenCLIP's fused attention is joined, its projection transposed; what diffusers leaves out is allowed for."""
+    component = "text_encoder_2" if "embedders.1" in place else "text_encoder"
+    a, b, out = tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "o.safetensors"
+    for seed, path in enumerate((a, b)):
+        write_checkpoint(path, family, size="tiny", seed=seed)
+    donor = as_diffusers(b, family, component)
+    if bare:
+        donor = {name.removeprefix("text_model."): value for name, value in donor.items()}
+    given = write_raw(tmp_path / "donor.safetensors", donor)
+    asked = ("replace", a, "--component", component, "--with", given, "-o", out)
+    if absent:
+        refused(sds(*asked), 3, "tensors absent" if len(absent) > 1 else absent[0], "--allow-missing")
+    done(sds(*asked, "--allow-missing"))
+    own = tuple(place + "model." + name for name in absent)
+    wanted = baked(raw(a), raw(b), place)
+    assert raw(out) == {name: raw(a)[name] if own and name.startswith(own) else wanted[name] for name in wanted}
+
+
+def test_a_donor_with_the_transposed_projection_of_old_converters(models: Path, tmp_path: Path) -> None:
+    a, b, out = models / "xl.safetensors", raw(models / "xl2.safetensors"), tmp_path / "o.safetensors"
+    place = "conditioner.embedders.1.model.text_projection"
+    donor = {**b, place + ".weight": transposed(b[place])}
+    del donor[place]
+    given = write_raw(tmp_path / "donor.safetensors", donor)
+    done(sds("replace", a, "--component", "text_encoder_2", "--with", given, "-o", out, "--dtype", "fp32"))
+    sdsurgery.replace(a, {"text_encoder_2": models / "xl2.safetensors"}, out=tmp_path / "want", dtype="fp32")
+    assert raw(out) == raw(tmp_path / "want")
 
 
 def test_absent_and_extra_keys_are_refused_unless_allowed(models: Path, tmp_path: Path) -> None:
@@ -161,7 +190,9 @@ def test_other_refusals(models: Path, tmp_path: Path) -> None:
     odd = write_raw(tmp_path / "odd.safetensors", {"w": ("F32", [1], f32(1))})
     refused(sds("extract", odd, "--component", "vae", "-o", out), 3, "no tensors of component vae")
     refused(sds("extract", a, "--component", "vea", "-o", out), 2, "'vae'")
-    refused(sds("replace", a, "--component", "vae", "--with", odd, "-o", out), 3, "none of the")
+    refused(sds("replace", a, "--component", "vae", "--with", odd, "-o", out), 3, "none of the", "family unknown")
+    xl = models / "xl.safetensors"
+    refused(sds("replace", a, "--component", "text_encoder", "--with", xl, "-o", out), 3, "sdxl-base", "OpenCLIP-bigG")
     refused(sds("replace", a, "--component", "vae", "-o", out), 2, "--with")
     bent = raw(models / "b.safetensors")
     dtype, shape, data = bent[VAE + "quant_conv.bias"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import sdsurgery
-from cli_support import done, f32, plain, read_raw, refused, sds, write_raw
+from cli_support import done, f32, plain, read_raw, refused, sds, transposed, write_raw
 from sdsurgery import layouts
 from sdsurgery.errors import InputRefused
 from sdsurgery.layouts import diffusers
@@ -146,13 +146,21 @@ def test_blocks_and_rules_go_by_as_names(folder: Path, tmp_path: Path) -> None:
     assert got == want
 
 
-def test_a_transposed_projection_is_not_merged_and_told(folder: Path, tmp_path: Path) -> None:
-    a, b = folder / "sdxl-base-a.safetensors", folder / "sdxl-base-b.safetensors"
-    key = "conditioner.embedders.1.model.text_projection"
-    foreign = changed(b, tmp_path / "foreign.safetensors", renamed(lambda n: n + ".weight" if n == key else n))
-    got, notes = merged([a, foreign], tmp_path / "got.safetensors")
-    assert got[key] == read_raw(a)[0][key]
-    assert any(f"'{key}.weight' holds the transposed matrix" in note for note in notes)
+PROJECTION = "conditioner.embedders.1.model.text_projection"
+
+
+@pytest.mark.parametrize("foreign", ["A", "B"])
+def test_a_transposed_projection_is_transposed_and_told(foreign: str, folder: Path, tmp_path: Path) -> None:
+    paths = [folder / "sdxl-base-a.safetensors", folder / "sdxl-base-b.safetensors"]
+    want, _ = merged(paths, tmp_path / "want.safetensors")
+    if foreign == "A":  # the output has A's names and A's orientation
+        want[PROJECTION + ".weight"] = transposed(want.pop(PROJECTION))
+    tensors, metadata = read_raw(paths["AB".index(foreign)])
+    tensors[PROJECTION + ".weight"] = transposed(tensors.pop(PROJECTION))
+    paths["AB".index(foreign)] = write_raw(tmp_path / "foreign.safetensors", tensors, metadata)
+    got, notes = merged(paths, tmp_path / "got.safetensors")
+    assert got == want
+    assert any("transposed matrix" in note for note in notes)
 
 
 # ---- text encoders

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import sdsurgery
-from cli_support import Raw, done, f32, floats, read_raw, refused, sds, write_raw
+from cli_support import Raw, done, f32, floats, read_raw, refused, sds, transposed, write_raw
 from sdsurgery.testing import write_checkpoint
 
 UNET, VAE, CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
@@ -189,16 +189,21 @@ def test_two_names_of_one_tensor_are_refused(models: Path, tmp_path: Path) -> No
     assert not (tmp_path / "o.safetensors").exists()
 
 
-def test_a_transposed_projection_keeps_its_name_and_is_told(tmp_path: Path) -> None:
-    path, out = tmp_path / "xl.safetensors", tmp_path / "o.safetensors"
+@pytest.mark.parametrize("dtype", ["keep", "fp32"])
+def test_a_transposed_projection_gets_its_name_and_its_rows(dtype: str, tmp_path: Path) -> None:
+    path, out, want = tmp_path / "xl.safetensors", tmp_path / "o.safetensors", tmp_path / "want.safetensors"
     write_checkpoint(path, "sdxl-base", size="tiny")
+    sdsurgery.cast(path, dtype=dtype, out=want)
     tensors = read_raw(path)[0]
     place = "conditioner.embedders.1.model.text_projection"
-    tensors[place + ".weight"] = tensors.pop(place)
+    tensors[place + ".weight"] = transposed(tensors.pop(place))
     write_raw(path, tensors)
-    report = sdsurgery.cast(path, fix_names=True, out=out)
-    assert read_raw(out)[0] == tensors
+    report = sdsurgery.cast(path, fix_names=True, dtype=dtype, out=out)
+    assert read_raw(out)[0] == read_raw(want)[0]
     assert any("transposed" in note for note in report.notes)
+    tensors[place + ".weight"] = ("F16", [4], bytes(8))
+    write_raw(path, tensors)
+    refused(sds("cast", path, "--fix-names", "--force", "-o", out), 3, place + ".weight", "matrix")
 
 
 def test_files_of_no_known_family_lose_their_wrappers_alone(tmp_path: Path) -> None:

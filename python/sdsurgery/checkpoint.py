@@ -108,7 +108,10 @@ class Checkpoint:
         wanted = {name: reason for name, reason in self.unusable.items() if needed(name)}
         for name, reason in wanted.items():
             more = f" (and {len(wanted) - 1} more)" if len(wanted) > 1 else ""
-            raise InputRefused(f"{printable(self.path)}: tensor '{printable(name)}' {printable(reason)}{more}")
+            raise InputRefused(
+                f"{printable(self.path)}: tensor '{printable(name)}' is needed and cannot be read: {printable(reason)}"
+                f"{more}; save it as a plain one where the file was made, or do without it (prune --drop-keys)"
+            )
 
     def keys(self) -> list[str]:
         """Tensor names in file order."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .base import Layout
 
 _CLIP_PLACES = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
-_CLIP_HEADS = ("embeddings.", "encoder.", "final_layer_norm.")
+CLIP_HEADS = ("embeddings.", "encoder.", "final_layer_norm.")
 _BARE_UNET = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
 _VAE_HEADS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _DIFFUSERS_UNET = (
@@ -56,7 +56,7 @@ def canonical(key: str, layout: Layout) -> str:
         bare = key[len(names.EMA) :]
         head = bare.startswith(tuple(stem.rstrip(".") for stem in _BARE_UNET))
         return f"{names.EMA}diffusion_model{bare}" if head and layout.has_ema else key
-    if key.startswith((*_VAE_HEADS, names.VAE)):
+    if key.startswith((*_VAE_HEADS, names.VAE)) and not key.startswith("encoder.layers."):  # that is CLIP's
         return _vae(key, layout)
     return _unet(key, layout)
 
@@ -76,7 +76,7 @@ def _unet(key: str, layout: Layout) -> str:
 def _clip(key: str) -> str:
     place = next(place for place in _CLIP_PLACES if key.startswith(place))
     rest = key[len(place) :]
-    return f"{place}text_model.{rest}" if rest.startswith(_CLIP_HEADS) else key
+    return f"{place}text_model.{rest}" if rest.startswith(CLIP_HEADS) else key
 
 
 def _vae(key: str, layout: Layout) -> str:
@@ -104,26 +104,36 @@ def _from_diffusers(layout: Layout, component: str) -> dict[str, str]:
     return renames(layout, component)
 
 
+_PROJECTION = ".model.text_projection"
+
+
 def needs_transpose(key: str) -> bool:
     """Whether ``key`` is a text projection under its diffusers name, which holds the transposed matrix.
 
     Written by older converters and Playground v2 for ``text_projection``. The matrix is square, so no shape gives it
     away: renaming alone would silently break the text encoder.
     """
-    return key.endswith(".model.text_projection.weight")
+    return key.endswith(_PROJECTION + ".weight")
+
+
+def transposed(key: str) -> str | None:
+    """The other name of a text projection, under which the transposed matrix is stored; None for any other key."""
+    if key.endswith(_PROJECTION):
+        return key + ".weight"
+    return key.removesuffix(".weight") if needs_transpose(key) else None
 
 
 def remarks(keys: Iterable[str], layout: Layout) -> tuple[str, ...]:
     """What is unusual about a file's names, one line each with a count and an example; nothing when all is in order."""
-    renamed, transposed = [], []
+    renamed, flipped = [], []
     for key in keys:
         if needs_transpose(key):
-            transposed.append(key)
+            flipped.append(key)
         elif canonical(key, layout) != key:
             renamed.append(f"{key} for {canonical(key, layout)}")
     found = (
         (renamed, "tensors have an old or foreign name (--fix-names repairs it)"),
-        (transposed, "text projections under the diffusers name, to be transposed before use as text_projection"),
+        (flipped, "text projections hold the transposed matrix, as their name says (--fix-names repairs it)"),
     )
     return tuple(
         f"{len(hits)} {text}: {printable(hits[0])}{', …' if len(hits) > 1 else ''}" for hits, text in found if hits

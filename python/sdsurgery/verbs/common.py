@@ -122,14 +122,13 @@ def settings_from(given: dict[str, Any]) -> Settings:
     return Settings(**{name: given.pop(name) for name in names if name in given})
 
 
-def open_input(
-    path: str | os.PathLike[str], settings: Settings, needed: Callable[[Checkpoint, str], bool] = lambda *_: True
-) -> Checkpoint:
-    """Open an input, under the family's own names if that is asked for. InputRefused when a tensor that is ``needed``
-    (checkpoint, name) cannot be used."""
+def open_input(path: str | os.PathLike[str], settings: Settings, *, selective: bool = False) -> Checkpoint:
+    """Open an input, under the family's own names if that is asked for. InputRefused when it holds a tensor that cannot
+    be used, unless the verb is ``selective``: then it asks ``Checkpoint.require_usable`` for those that it needs."""
     checkpoint = open_checkpoint(path, **settings.opening)
     try:
-        checkpoint.require_usable(lambda name: needed(checkpoint, name))
+        if not selective:
+            checkpoint.require_usable()
         if settings.fix_names:
             from .fix_names import modernise
 
@@ -140,12 +139,14 @@ def open_input(
     return checkpoint
 
 
-def open_all(paths: Sequence[str | os.PathLike[str]], settings: Settings) -> list[Checkpoint]:
+def open_all(
+    paths: Sequence[str | os.PathLike[str]], settings: Settings, *, selective: bool = False
+) -> list[Checkpoint]:
     """Open every input as ``open_input`` does; on an error the ones already open are closed."""
     opened: list[Checkpoint] = []
     try:
         for path in paths:
-            opened.append(open_input(path, settings))
+            opened.append(open_input(path, settings, selective=selective))
     except BaseException:
         close_all(opened)
         raise
@@ -200,18 +201,19 @@ def single_input(
     *,
     parameters: Mapping[str, Any],
     plan_of: Callable[[Checkpoint, Settings, dict[str, Any], str], Plan],
-    needed: Callable[[Checkpoint, str], bool] = lambda *_: True,
+    selective: bool = False,
 ) -> Report:
     """Run a verb of one input: settings taken from ``given``, target and file checked, then plan and run.
 
-    ``plan_of(checkpoint, settings, recipe, title)`` makes the plan. TypeError for a keyword that is no setting.
+    ``plan_of(checkpoint, settings, recipe, title)`` makes the plan; ``selective`` as in ``open_input``. TypeError for a
+    keyword that is no setting.
     """
     settings = settings_from(given)
     if given:
         raise TypeError(f"{verb}() got an unexpected keyword argument {next(iter(given))!r}")
     if out is not None:
         engine.target_path(out, settings.force or settings.dry_run)
-    with open_input(path, settings, needed) as checkpoint:
+    with open_input(path, settings, selective=selective) as checkpoint:
         recipe: dict[str, Any] = {
             "method": verb,
             "parameters": {name: value for name, value in parameters.items() if value not in (None, False, [], ())},

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from .. import engine
 from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, UsageError, printable
-from ..layouts import Layout, aliases, detect, names
+from ..layouts import Layout, aliases, detect, names, text_encoders
 from ..plan import ADDED, COPIED, Dropped, Piece, Plan, Segment, operand, require_computable
 from ..program import Formula
 from .common import (
@@ -26,6 +27,7 @@ from .common import (
     title_of,
     without_unit_tail,
 )
+from .matching import transposed
 from .report import Report
 
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "depth")
@@ -50,6 +52,7 @@ def extract(path: Path, component: str, *, out: Path | None = None, strip_prefix
                 chosen[name] = _stripped(name, component, layout) if strip_prefix else name
             else:
                 dropped.append(Dropped(0, name, "other components"))
+        checkpoint.require_usable(lambda name: layout.component(name) == component)
         if not chosen:
             have = dict.fromkeys(layout.component(name) for name in checkpoint.tensors)
             raise InputRefused(
@@ -66,11 +69,7 @@ def extract(path: Path, component: str, *, out: Path | None = None, strip_prefix
         )  # fmt: skip
 
     options = {"component": component, "strip_prefix": strip_prefix}
-
-    def needed(checkpoint: Checkpoint, name: str) -> bool:
-        return detect(checkpoint.tensors).layout.component(name) == component
-
-    return single_input("extract", path, out, given, parameters=options, plan_of=plan, needed=needed)
+    return single_input("extract", path, out, given, parameters=options, plan_of=plan, selective=True)
 
 
 def replace(
@@ -92,7 +91,7 @@ def replace(
         _require_known(component)
     if out is not None:
         engine.target_path(out, settings.force or settings.dry_run)
-    opened = open_all((path, *donors.values()), settings)
+    opened = open_all((path, *donors.values()), settings, selective=True)
     try:
         with_names = {name: os.path.basename(os.fspath(donor)) for name, donor in donors.items()}
         recipe: dict[str, Any] = {
@@ -135,6 +134,8 @@ def _plan_replace(
         for source, component in enumerate(components, 1)
     }
     notes = [note for swap in swaps.values() for note in swap.judge(allow_missing)]
+    given = {name for swap in swaps.values() for name in swap.found}
+    base.require_usable(lambda name: name not in given)
     pieces = []
     for name, info in base.tensors.items():
         swap = swaps.get(layout.component(name))
@@ -147,7 +148,8 @@ def _plan_replace(
     for swap in swaps.values():
         for name in swap.found:
             if name not in base:
-                pieces.append(swap.piece(name, swap.wanted[name], settings, identity, action=ADDED))
+                shape = swap.wanted[name] or swap.shape(name)
+                pieces.append(swap.piece(name, shape, settings, identity, action=ADDED))
     dropped = [Dropped(swap.source, name, "extra in the donor") for swap in swaps.values() for name in swap.extra]
     missing = [(swap.source, name) for swap in swaps.values() for name in swap.absent]
     remarks = [f"{printable(donor.path)}: {note}" for donor in opened[1:] for note in donor.notes]
@@ -164,6 +166,7 @@ class _Swap:
     def __init__(self, base: Checkpoint, layout: Layout, component: str, source: int, donor: Checkpoint) -> None:
         self.base, self.layout, self.component, self.source, self.donor = base, layout, component, source, donor
         self.wanted = self._wanted()
+        self.given = self._given()
         if not self.wanted:
             raise InputRefused(
                 f"{printable(base.path)}: no tensors of component {component}, and family {layout.name} lists none"
@@ -177,7 +180,10 @@ class _Swap:
         """Refuse a donor that doesn't fit; else what is worth telling."""
         where = f"{printable(self.donor.path)} as {self.component}"
         if not self.found:
-            raise InputRefused(f"{where}: none of the {len(self.wanted)} tensors expected are in it")
+            raise InputRefused(
+                f"{where}: none of the {len(self.wanted)} tensors expected are in it "
+                f"('{printable(next(iter(self.wanted)))}', …); {_described(self.donor)}"
+            )
         odd = [
             f"{len(hits)} {text}: '{printable(hits[0])}'{', …' if len(hits) > 1 else ''}"
             for hits, text in ((self.absent, "tensors absent"), (self.extra, "extra"))
@@ -210,34 +216,45 @@ class _Swap:
         return Piece(name, dtype, shape, "cast" if changed and action == COPIED else action, tuple(segments),
                      f"from {os.path.basename(self.donor.path)}")  # fmt: skip
 
-    def _wanted(self) -> dict[str, tuple[int, ...]]:
-        held = {n: info.shape for n, info in self.base.tensors.items() if self.layout.component(n) == self.component}
+    def _wanted(self) -> dict[str, tuple[int, ...] | None]:
+        """Names and shapes to fill. The shape of a tensor that can't be read isn't known."""
+        held: dict[str, tuple[int, ...] | None] = dict.fromkeys(self.base.unusable)
+        held |= {name: info.shape for name, info in self.base.tensors.items()}
+        held = {name: shape for name, shape in held.items() if self.layout.component(name) == self.component}
         if held or not self.layout.parts:
             return held
         return {tensor.key: tensor.shape for tensor in self.layout.tensors() if tensor.component == self.component}
 
-    def _found(self) -> dict[str, list[TensorInfo]]:
-        by_name: dict[str, TensorInfo] = {}
-        for name, info in self.donor.tensors.items():
-            by_name.setdefault(aliases.canonical(name, self.layout), info)
-        found = {}
-        for name in self.wanted:
-            key = aliases.canonical(name, self.layout)
-            one = by_name.get(key) or self.donor.tensors.get(_stripped(key, self.component, self.layout))
-            joined = [one] if one else self._from_diffusers(key)
-            if joined:
-                found[name] = joined
-        return found
+    def _given(self) -> dict[str, str]:
+        """Every name by which a tensor of the donor may be asked for -> the donor's own name for it."""
+        given = {name: name for name in (*self.donor.tensors, *self.donor.unusable)}
+        for name in tuple(given):
+            given.setdefault(aliases.canonical(name, self.layout), name)
+            if self.component.startswith("text_encoder") and name.startswith(aliases.CLIP_HEADS):
+                given.setdefault("text_model." + name, name)  # transformers leaves it out since 5.6
+        return given
 
-    def _from_diffusers(self, key: str) -> list[TensorInfo]:
+    def _found(self) -> dict[str, list[TensorInfo]]:
+        return {name: infos for name in self.wanted if (infos := self._infos(aliases.canonical(name, self.layout)))}
+
+    def _infos(self, key: str) -> list[TensorInfo]:
+        """What the donor has for a tensor of the family: one, several whose rows are to be joined, or nothing."""
+        for name in (key, _stripped(key, self.component, self.layout)):
+            if name in self.given:
+                return [self._take(name)]
+        other = aliases.transposed(key)
+        if other in self.given:
+            return [transposed(self._take(other))]
         rows = _diffusers_rows(self.layout).get(key, [])
-        infos = [self.donor.tensors.get(row.key or "") for row in rows]
-        if any(row.transform == "transpose" for row in rows) and any(infos):
-            raise InputRefused(
-                f"{printable(self.donor.path)}: '{printable(rows[0].key)}' holds the transposed matrix of "
-                f"'{printable(key)}', which can't be streamed; give a donor in the original names"
-            )
-        return [info for info in infos if info is not None] if all(infos) else []
+        if not rows or any(row.key not in self.given for row in rows):
+            return []
+        infos = [self._take(row.key) for row in rows]
+        return [transposed(info) for info in infos] if rows[0].transform == "transpose" else infos
+
+    def _take(self, name: str) -> TensorInfo:
+        own = self.given[name]
+        self.donor.require_usable(own.__eq__)
+        return self.donor.tensors[own]
 
     def _ours(self, name: str) -> bool:
         """Whether a donor tensor belongs to the component; position_ids and training leftovers are never extra."""
@@ -246,20 +263,31 @@ class _Swap:
         key = aliases.canonical(name, self.layout)
         return self.layout.component(key) == self.component
 
-    def _require_shape(self, name: str, shape: tuple[int, ...]) -> None:
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the donor's tensor, or of the joined rows of several. InputRefused when they don't fit."""
         infos = self.found[name]
-        given: tuple[int, ...] = infos[0].shape
-        tail = given[1:]
-        even = all(info.shape[1:] == tail for info in infos)
-        if len(infos) > 1:
-            given = (sum(size for info in infos for size in info.shape[:1]), *tail)
-        if not even or without_unit_tail(given) != without_unit_tail(shape):
+        tail = infos[0].shape[1:]
+        if any(info.shape[1:] != tail or not info.shape for info in infos[1:]):
+            raise InputRefused(f"{printable(self.donor.path)}: the parts of '{printable(name)}' have different widths")
+        return (sum(info.shape[0] for info in infos), *tail) if len(infos) > 1 else infos[0].shape
+
+    def _require_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        given = self.shape(name)
+        if without_unit_tail(given) != without_unit_tail(shape):
             raise InputRefused(
-                f"{printable(self.donor.path)}: tensor '{printable(infos[0].name)}' has shape {list(given)}, "
-                f"{list(shape)} expected for '{printable(name)}'"
+                f"{printable(self.donor.path)}: tensor '{printable(self.found[name][0].name)}' has shape "
+                f"{list(given)}, {list(shape)} expected for '{printable(name)}'"
             )
 
 
+def _described(donor: Checkpoint) -> str:
+    """What a file that doesn't fit is, for the refusal."""
+    layout = detect(donor.tensors).layout
+    encoders = text_encoders(donor.tensors)
+    return f"it is of family {layout.name}" + (f" with the text encoder {' and '.join(encoders)}" if encoders else "")
+
+
+@cache
 def _diffusers_rows(layout: Layout) -> dict[str, list[Any]]:
     from ..layouts.diffusers import mapping
 

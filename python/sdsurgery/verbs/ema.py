@@ -50,12 +50,14 @@ def ema(
         )  # fmt: skip
 
     options = {"keep_counters": keep_counters, "to_ema": to_ema}
-    return single_input("ema", path, out, given, parameters=options, plan_of=plan)
+    return single_input("ema", path, out, given, parameters=options, plan_of=plan, selective=True)
 
 
 def twins(checkpoint: Checkpoint, layout: Layout) -> dict[str, TensorInfo]:
     """U-Net weight's name -> its EMA twin. InputRefused, with the counts, unless every weight has one of its shape."""
     wanted, stored = _wanted(checkpoint, layout), _stored(checkpoint, layout)
+    twin_names = set(wanted.values())
+    checkpoint.require_usable(lambda name: aliases.canonical(name, layout) in twin_names)
     found = {name: stored[twin] for name, twin in wanted.items() if twin in stored}
     where = printable(checkpoint.path)
     if not found:
@@ -79,6 +81,7 @@ def replaced(
     checkpoint: Checkpoint, layout: Layout, settings: Settings, *, keep_counters: bool = False
 ) -> tuple[list[Piece], list[Dropped]]:
     """The pieces of the EMA-only checkpoint and what has no place in it. Raises as ``twins`` does."""
+    checkpoint.require_usable(lambda name: _kept(name, layout, keep_counters))
     found = twins(checkpoint, layout)
     used = {info.name for info in found.values()}
     identity = identity_formula()
@@ -86,11 +89,15 @@ def replaced(
     for name, info in checkpoint.tensors.items():
         if name in found:
             pieces.append(single_piece(layout, settings, identity, found[name], name=name, note="its EMA twin"))
-        elif not layout.is_ema(name) or (keep_counters and names.unwrap(name) in names.EMA_COUNTERS):
+        elif _kept(name, layout, keep_counters):
             pieces.append(single_piece(layout, settings, identity, info))
         else:
             dropped.append(Dropped(0, name, _reason(name, used)))
     return pieces, dropped
+
+
+def _kept(name: str, layout: Layout, keep_counters: bool) -> bool:
+    return not layout.is_ema(name) or (keep_counters and names.unwrap(name) in names.EMA_COUNTERS)
 
 
 def _reason(name: str, used: set[str]) -> str:
@@ -126,6 +133,7 @@ def _wanted(checkpoint: Checkpoint, layout: Layout) -> dict[str, str]:
 
 
 def _shadowed(checkpoint: Checkpoint, layout: Layout, settings: Settings) -> list[Piece]:
+    checkpoint.require_usable()
     present = sum(layout.is_ema(name) for name in checkpoint.tensors)
     wanted = _wanted(checkpoint, layout)
     if present:

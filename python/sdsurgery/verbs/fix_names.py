@@ -1,7 +1,8 @@
 """--fix-names: old and foreign tensor names of an input read as the names that its family has today.
 
 It happens where an input is opened, so a verb sees the family's names alone: a merge pairs an old file with a new one,
-and every output is written in them. Nothing is rearranged; docs/layouts.md lists what is understood.
+and every output is written in them. One thing is rearranged: a text projection under its diffusers name, which is the
+transposed matrix. docs/layouts.md lists what is understood.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from ..errors import InputRefused, printable
 from ..layouts import Layout, aliases, detect
 from ..records import replace
 from .common import without_unit_tail
+from .matching import transposed
 
 
 def modernise(checkpoint: Checkpoint) -> None:
@@ -22,8 +24,10 @@ def modernise(checkpoint: Checkpoint) -> None:
     listed = {tensor.key: tensor.shape for tensor in layout.tensors()} if layout.parts else {}
     renamed: dict[str, TensorInfo] = {}
     former: dict[str, str] = {}
-    for name, info in checkpoint.tensors.items():
-        modern = aliases.canonical(name, layout)
+    for name, stored in checkpoint.tensors.items():
+        modern, info = aliases.canonical(name, layout), stored
+        if aliases.needs_transpose(modern):
+            modern, info = modern.removesuffix(".weight"), transposed(stored)
         if modern in renamed:
             raise InputRefused(
                 f"{printable(checkpoint.path)}: '{printable(former[modern])}' and '{printable(name)}' are two names of "
@@ -33,6 +37,7 @@ def modernise(checkpoint: Checkpoint) -> None:
         renamed[modern] = replace(info, name=modern, shape=_shape(info, listed.get(modern)))
     _tell(checkpoint, layout, renamed, former)
     checkpoint.tensors = renamed
+    checkpoint.unusable = {aliases.canonical(name, layout): why for name, why in checkpoint.unusable.items()}
 
 
 def _shape(info: TensorInfo, listed: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -50,9 +55,10 @@ def _tell(checkpoint: Checkpoint, layout: Layout, renamed: dict[str, TensorInfo]
         more = ", …" if len(changed) > 1 else ""
         checkpoint.notes.append(f"{len(changed)} names repaired: {old} is now {new}{more}")
     before = checkpoint.tensors
+    flipped = [name for name in renamed if aliases.transposed(name) == aliases.canonical(former[name], layout)]
     reshaped = [name for name, info in renamed.items() if info.shape != before[former[name]].shape]
+    reshaped = [name for name in reshaped if name not in flipped]
     if reshaped:
         checkpoint.notes.append(f"{len(reshaped)} 1×1 convolutions got the shape that {layout.name} has: {reshaped[0]}")
-    for name in renamed:
-        if aliases.needs_transpose(name):
-            checkpoint.notes.append(f"'{printable(name)}' holds the transposed matrix and keeps its name")
+    for name in flipped:
+        checkpoint.notes.append(f"'{printable(former[name])}' was the transposed matrix of '{printable(name)}'")

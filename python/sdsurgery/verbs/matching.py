@@ -2,16 +2,18 @@
 
 Old and foreign names (CLIP-L without ``text_model.``, the VAE's old attention names, ``state_dict.`` and ``model.``
 around everything, a bare U-Net, also in diffusers' names, SD 2's encoder in sgm's place) are renames: the tensors
-themselves are merged as they are. The output keeps A's names.
+themselves are merged as they are. A text projection under its diffusers name is the transposed matrix: it is gathered
+by its columns. The output keeps A's names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..checkpoint import TensorInfo
-from ..errors import printable
+from ..checkpoint import Checkpoint, TensorInfo
+from ..errors import InputRefused, printable
 from ..layouts import Layout, aliases, get
+from ..records import replace
 
 
 def in_names_of(
@@ -31,18 +33,48 @@ def in_names_of(
         known = lacking.pop(aliases.canonical(name, layout), None)
         if known is not None:
             renamed[name] = known
-    told = _transposed([name for name in extra if name not in renamed], lacking)
+    told = []
     if renamed:
         name, known = next(iter(renamed.items()))
-        told.insert(0, f"{len(renamed)} tensors found under other names ('{printable(name)}' for '{printable(known)}')")
-        other = {renamed.get(name, name): info for name, info in other.items()}
+        told.append(f"{len(renamed)} tensors found under other names ('{printable(name)}' for '{printable(known)}')")
+    flipped = {}
+    for name in extra:
+        known = lacking.get(aliases.transposed(aliases.canonical(name, layout)) or "")
+        if known is not None:
+            renamed[name], flipped[name] = known, transposed(other[name])
+            told.append(f"'{printable(name)}' is the transposed matrix of '{printable(known)}' and was transposed")
+    if renamed:
+        other = {renamed.get(name, name): flipped.get(name, info) for name, info in other.items()}
     return other, told
 
 
-def _transposed(extra: list[str], lacking: Mapping[str, str]) -> list[str]:
-    return [
-        f"'{printable(name)}' holds the transposed matrix of '{printable(lacking[name.removesuffix('.weight')])}' and "
-        "is not used"
-        for name in extra
-        if aliases.needs_transpose(name) and name.removesuffix(".weight") in lacking
-    ]
+def transposed(info: TensorInfo) -> TensorInfo:
+    """The same matrix with rows and columns swapped: a view of the same bytes. InputRefused for what is no matrix."""
+    if len(info.shape) != 2 or info.dtype.bits % 8:
+        raise InputRefused(
+            f"tensor '{printable(info.name)}' is {info.dtype.name} of shape {list(info.shape)}; a matrix that can be "
+            "transposed is expected"
+        )
+    rows, columns = info.shape
+    strides = info.strides or (columns, 1)
+    return replace(info, shape=(columns, rows), strides=strides[::-1])
+
+
+def require_usable(
+    source: int, checkpoint: Checkpoint, first: Mapping[str, TensorInfo], layout: Layout, *, add_missing: bool
+) -> None:
+    """InputRefused when a merge needs one of the tensors that cannot be read: of A (``source`` 0, ``first`` are its
+    tensors) all but EMA weights, of the others those that meet one of A's weights, and all if they are to be added.
+    """
+    if not checkpoint.unusable:
+        return
+    model = get(layout.name.removesuffix("-diffusers"))
+    averaged = {
+        aliases.canonical(name, model)
+        for name, info in first.items()
+        if info.dtype.kind not in ("int", "bool") and not layout.exact_copy(name)
+    }
+    everything = source == 0 or add_missing
+    checkpoint.require_usable(
+        lambda name: not layout.is_ema(name) and (everything or aliases.canonical(name, model) in averaged)
+    )

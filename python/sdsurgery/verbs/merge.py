@@ -32,7 +32,7 @@ from .common import (
     without_unit_tail,
 )
 from .ema import twins
-from .matching import in_names_of
+from .matching import in_names_of, require_usable
 from .preflight import letter, refuse_conflicts, refuse_strangers, remarks, who
 from .ratios import BlockWeights, Ratios, RuleSet
 from .report import Report
@@ -69,7 +69,7 @@ def merge(
     averaged = _letters(use_ema, len(inputs))
     if out is not None:
         engine.target_path(out, settings.force or settings.dry_run)
-    checkpoints = open_all(inputs, settings)
+    checkpoints = open_all(inputs, settings, selective=True)
     try:
         recipe: dict[str, Any] = {
             "method": chosen.name,
@@ -123,6 +123,8 @@ def plan_merge(
     notes = [f"{printable(checkpoint.path)}: {note}" for checkpoint in checkpoints for note in checkpoint.notes]
     if layout.name == "unknown":
         notes.append("the layout is unknown; tensors were matched by name, key by key")
+    for source, checkpoint in enumerate(checkpoints):
+        require_usable(source, checkpoint, tensors[0], layout, add_missing=add_missing)
     for source in use_ema:
         tensors[source] = {**tensors[source], **twins(checkpoints[source], detections[source].layout)}
         notes.append(f"{printable(checkpoints[source].path)}: EMA weights used in the U-Net's place")

@@ -74,7 +74,7 @@ def prune(
     options = {
         "preset": preset, "drop": list(drop), "keep_keys": keep_keys, "drop_keys": drop_keys, "strict": strict,
     }  # fmt: skip
-    return single_input("prune", path, out, given, parameters=options, plan_of=plan)
+    return single_input("prune", path, out, given, parameters=options, plan_of=plan, selective=True)
 
 
 def _rules(preset: str, drop: Sequence[str], keep_keys: str | None, drop_keys: str | None, strict: bool) -> _Rules:
@@ -111,7 +111,8 @@ def _pruned(
         twins = ema_twins(checkpoint, layout)
     identity = identity_formula()
     pieces, dropped, unknown, spared = [], [], [], []
-    for name, info in checkpoint.tensors.items():
+    unreadable = set()
+    for name in (*checkpoint.tensors, *checkpoint.unusable):
         telling = name == found.evidence_key or layout.telling(aliases.canonical(name, layout))
         reason = _reason(name, layout, rules, needed)
         if telling and reason not in (None, _LEFTOVERS):
@@ -120,9 +121,14 @@ def _pruned(
         if reason is not None:
             dropped.append(Dropped(0, name, reason))
             continue
+        info = checkpoint.tensors.get(name)
+        if info is None:
+            unreadable.add(name)
+            continue
         if layout.parts and layout.component(name) == "other":
             unknown.append(name)
         pieces.append(single_piece(layout, settings, identity, twins.get(name, info), name=name))
+    checkpoint.require_usable(unreadable.__contains__)
     if not pieces:
         raise InputRefused(f"{printable(checkpoint.path)}: nothing would be left of its {len(checkpoint)} tensors")
     return pieces, dropped, _notes(unknown, spared)
@@ -167,7 +173,8 @@ def _needed(checkpoint: Checkpoint, layout: Layout) -> set[str]:
             "use --drop and --drop-keys"
         )
     listed = {tensor.key for tensor in layout.tensors() if not _computed(tensor.key)}
-    return {name for name in checkpoint.tensors if aliases.canonical(name, layout) in listed or names.is_scale(name)}
+    held = (*checkpoint.tensors, *checkpoint.unusable)
+    return {name for name in held if aliases.canonical(name, layout) in listed or names.is_scale(name)}
 
 
 def _computed(key: str) -> bool:

@@ -46,14 +46,14 @@ class Report:
 def describe(plan: Plan, out: str | os.PathLike[str] | None, recipe: dict[str, Any], *, dry_run: bool) -> Report:
     """What the plan will do; what only a run can tell is left empty."""
     paths = [checkpoint.path for checkpoint in plan.checkpoints()]
-    missing: dict[str, list[str]] = {}
+    missing: dict[str, dict[str, None]] = {}  # sets that keep their order: one file may be two of the inputs
     for source, name in plan.missing:
-        missing.setdefault(paths[source], []).append(name)
-    only_there: dict[str, list[str]] = {}
+        missing.setdefault(paths[source], {})[name] = None
+    only_there: dict[str, dict[str, None]] = {}
     dropped: dict[str, int] = {}
     for item in plan.dropped:
         if item.source > 0:
-            only_there.setdefault(paths[item.source], []).append(item.name)
+            only_there.setdefault(paths[item.source], {})[item.name] = None
         else:
             dropped[item.reason] = dropped.get(item.reason, 0) + 1
     components, saved = _losses(plan)
@@ -65,8 +65,8 @@ def describe(plan: Plan, out: str | os.PathLike[str] | None, recipe: dict[str, A
         family=plan.family,
         inputs=paths,
         counts=counts,
-        missing=missing,
-        only_there=only_there,
+        missing={path: list(names) for path, names in missing.items()},
+        only_there={path: list(names) for path, names in only_there.items()},
         dropped=dropped,
         dropped_components=components,
         bytes_saved=saved,
@@ -88,6 +88,7 @@ def _losses(plan: Plan) -> tuple[dict[str, dict[str, int]], int]:
         if item.source == 0:
             row = components.setdefault(layout.component(item.name), {"tensors": 0, "bytes": 0})
             row["tensors"] += 1
-            row["bytes"] += first.tensors[item.name].nbytes
+            info = first.tensors.get(item.name)  # None for one that cannot be read
+            row["bytes"] += info.nbytes if info else 0
     before = sum(info.nbytes for info in first.tensors.values())
     return components, before - (plan.size - plan.data_start)
