@@ -5,6 +5,7 @@
 #include "../csrc/bind_program.h"
 #include "launch.h"
 #include "status.h"
+#include "tensor_rows.h"
 
 namespace py = pybind11;
 using namespace sds;
@@ -157,6 +158,13 @@ void evaluate(int device, uintptr_t stream, const Program& program, const std::v
     enqueue(launch, rows);
 }
 
+// Enqueues one formula over rows of tensors on the caller's stream.
+void evaluate_rows(const TensorRows& rows, const Program& program, int overflow, uintptr_t stream) {
+    if (rows.device < 0) return;
+    const DeviceGuard guard(rows.device);
+    rows.enqueue_on(program, static_cast<Overflow>(overflow), pointer(stream));
+}
+
 Element element_from(int code) {
     if (code < 0 || code >= kElements) throw Error(Code::invalid, "unknown dtype code");
     return static_cast<Element>(code);
@@ -231,6 +239,13 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("program"), py::arg("inputs"), py::arg("out"));
     m.def("evaluate", &evaluate, py::arg("device"), py::arg("stream"), py::arg("program"), py::arg("inputs"),
           py::arg("out"), py::arg("overflow"), py::arg("counts"), py::arg("rows"));
+    py::class_<TensorRows>(m, "TensorRows")
+        .def(py::init<const py::capsule&, const std::vector<py::type>&, const py::list&, int>(), py::arg("exchange"),
+             py::arg("types"), py::arg("tensors"), py::arg("width"))
+        .def_readonly("left", &TensorRows::left)
+        .def_readonly("device", &TensorRows::device)
+        .def("evaluate", &evaluate_rows, py::arg("program"), py::arg("overflow"), py::arg("stream"),
+             py::call_guard<py::gil_scoped_release>());
     m.def("reduce", &reduce, py::arg("device"), py::arg("stream"), py::arg("a"), py::arg("b"), py::arg("count"),
           py::arg("scratch"), py::arg("out"));
     m.def("reduce_scratch_bytes", &reduce_scratch_bytes, py::arg("count"));

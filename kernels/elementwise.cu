@@ -31,6 +31,7 @@ constexpr int kThreads = 256;      // of a block of the fused kernels
 constexpr int kStepThreads = 128;  // of the kernel for any program, fewer when it needs more slots
 constexpr int kSharedBytes = 48 << 10;
 constexpr uint64_t kMostBlocks = 1 << 20;
+constexpr uint64_t kMostTiles = UINT32_MAX - kMostBlocks;  // so that a block's next tile is still a number
 
 // What a launch carries in its parameters (4 KB at most). A row is: out, count, first tile | head << 32, aligned
 // operands as bits, then the operands' addresses.
@@ -181,9 +182,29 @@ struct Steps {
 using StepTable = Table<kStepInputs, kStepWords>;
 static_assert(sizeof(StepTable) + sizeof(Steps) <= 4096, "kernel parameters end at 4 KB");
 
+// This thread's slots: V numbers each, as planes of 16 bytes, in which a thread's neighbour is the next thread's.
 template <class T, int V>
-struct alignas(16) Slot {
-    T v[V];
+struct Slots {
+    static constexpr int planes = (V * static_cast<int>(sizeof(T)) + 15) / 16, a_plane = V / planes;
+    static constexpr int bytes = planes * 16;
+    uint4* mine;
+
+    __device__ uint4* at(int slot, int plane) const { return mine + (slot * planes + plane) * blockDim.x; }
+    __device__ void read(int slot, T* to) const {
+#pragma unroll
+        for (int p = 0; p < planes; ++p) {
+            const uint4 raw = *at(slot, p);
+            memcpy(to + p * a_plane, &raw, a_plane * sizeof(T));
+        }
+    }
+    __device__ void write(int slot, const T* from) const {
+#pragma unroll
+        for (int p = 0; p < planes; ++p) {
+            uint4 raw = {0, 0, 0, 0};
+            memcpy(&raw, from + p * a_plane, a_plane * sizeof(T));
+            *at(slot, p) = raw;
+        }
+    }
 };
 
 template <class T, int V>
@@ -203,35 +224,32 @@ __device__ void operate(Op op, const T* a, const T* b, T* y) {
 #undef SDS_EACH
 }
 
-// The program on the inputs in this thread's slots (a slot's neighbour belongs to the next thread).
+// The program on the inputs in this thread's slots.
 template <class T, int V>
-__device__ void run_steps(const Steps& steps, Slot<T, V>* slots, T* y) {
+__device__ void run_steps(const Steps& steps, Slots<T, V> slots, T* y) {
     const auto read = [&](uint16_t at, T* to) {
         if (at & kConstantBit) {
             const T c = static_cast<T>(steps.constants[at & ~kConstantBit]);  // float32: rounded by the host already
 #pragma unroll
             for (int e = 0; e < V; ++e) to[e] = c;
         } else {
-            const Slot<T, V> slot = slots[at * blockDim.x];
-#pragma unroll
-            for (int e = 0; e < V; ++e) to[e] = slot.v[e];
+            slots.read(at, to);
         }
     };
     for (int s = 0; s < steps.count; ++s) {
         const PackedStep step = steps.step[s];
-        T a[V], b[V];
-        Slot<T, V> to;
+        T a[V], b[V], to[V];
         read(step.a, a);
         read(step.b, b);
-        operate<T, V>(static_cast<Op>(step.op), a, b, to.v);
-        slots[step.to * blockDim.x] = to;
+        operate<T, V>(static_cast<Op>(step.op), a, b, to);
+        slots.write(step.to, to);
     }
     read(steps.result, y);
 }
 
 // Up to V elements from `first` on, one by one in and out.
 template <class T, int V>
-__device__ __noinline__ void steps_singly(const StepTable& table, const Steps& steps, Slot<T, V>* slots,
+__device__ __noinline__ void steps_singly(const StepTable& table, const Steps& steps, Slots<T, V> slots,
                                           const uint64_t* row, int number, uint64_t first, int n) {
     const DType out = static_cast<DType>(table.out);
     bool finite[V];
@@ -239,12 +257,12 @@ __device__ __noinline__ void steps_singly(const StepTable& table, const Steps& s
     for (int k = 0; k < table.inputs; ++k) {
         const DType dtype = static_cast<DType>(table.in[k]);
         const uint8_t* from = reinterpret_cast<const uint8_t*>(row[kRowWords + k]) + first * size_of(dtype);
-        Slot<T, V> x;
+        T x[V];
         for (int e = 0; e < V; ++e) {
-            x.v[e] = e < n ? load_one<T>(from + e * size_of(dtype), dtype) : T(0);
-            finite[e] &= magnitude_bits(x.v[e]) < Bits<T>::inf;
+            x[e] = e < n ? load_one<T>(from + e * size_of(dtype), dtype) : T(0);
+            finite[e] &= magnitude_bits(x[e]) < Bits<T>::inf;
         }
-        slots[k * blockDim.x] = x;
+        slots.write(k, x);
     }
     T y[V];
     run_steps<T, V>(steps, slots, y);
@@ -254,9 +272,11 @@ __device__ __noinline__ void steps_singly(const StepTable& table, const Steps& s
     }
 }
 
+constexpr int kAtOnce = 4;  // loads under way: a thread's next inputs are asked for before the first has come
+
 template <class T, int V>
 __global__ void any_steps(const __grid_constant__ StepTable table, const __grid_constant__ Steps steps) {
-    Slot<T, V>* slots = reinterpret_cast<Slot<T, V>*>(sds_slots) + threadIdx.x;
+    const Slots<T, V> slots{sds_slots + threadIdx.x};
     const DType out = static_cast<DType>(table.out);
     const int out_size = static_cast<int>(size_of(out));
     for (uint32_t tile = blockIdx.x; tile < table.tiles; tile += gridDim.x) {
@@ -267,15 +287,26 @@ __global__ void any_steps(const __grid_constant__ StepTable table, const __grid_
         if (pack < packs) {
             const uint64_t first = head + pack * V;
             bool careful = false;
-            for (int k = 0; k < table.inputs; ++k) {
-                const DType dtype = static_cast<DType>(table.in[k]);
-                const int size = static_cast<int>(size_of(dtype));
-                const uint8_t* from = reinterpret_cast<const uint8_t*>(row[kRowWords + k]) + first * size;
-                Slot<T, V> x;
-                widen<V>(load_pack<V>(from, size, aligned >> k & 1), dtype, x.v);
+            for (int next = 0; next < table.inputs; next += kAtOnce) {
+                uint4 raw[kAtOnce];
 #pragma unroll
-                for (int e = 0; e < V; ++e) careful |= magnitude_bits(x.v[e]) >= Bits<T>::inf;
-                slots[k * blockDim.x] = x;
+                for (int u = 0; u < kAtOnce; ++u) {
+                    const int k = next + u;
+                    if (k >= table.inputs) continue;
+                    const int size = static_cast<int>(size_of(static_cast<DType>(table.in[k])));
+                    const uint8_t* from = reinterpret_cast<const uint8_t*>(row[kRowWords + k]) + first * size;
+                    raw[u] = load_pack<V>(from, size, aligned >> k & 1);
+                }
+#pragma unroll
+                for (int u = 0; u < kAtOnce; ++u) {
+                    const int k = next + u;
+                    if (k >= table.inputs) continue;
+                    T x[V];
+                    widen<V>(raw[u], static_cast<DType>(table.in[k]), x);
+#pragma unroll
+                    for (int e = 0; e < V; ++e) careful |= magnitude_bits(x[e]) >= Bits<T>::inf;
+                    slots.write(k, x);
+                }
             }
             T y[V];
             run_steps<T, V>(steps, slots, y);
@@ -346,8 +377,8 @@ void in_tables(const Launch& launch, const std::vector<Row>& rows, Rows& table, 
             if (row.out % out_size != 0) throw Error(Code::invalid, "an output is off its dtype's alignment");
             const uint64_t head = head_of(row, out_pack, out_size);
             const uint64_t more = std::max<uint64_t>(1, ((row.count - head) / v + tile_packs - 1) / tile_packs);
-            if (more > UINT32_MAX) throw Error(Code::invalid, "a tensor is too large for one launch");
-            if (tiles + more > UINT32_MAX) break;
+            if (more > kMostTiles) throw Error(Code::invalid, "a tensor is too large for one launch");
+            if (tiles + more > kMostTiles) break;
             uint64_t* to = table.words + table.rows * table.stride();
             to[0] = row.out;
             to[1] = row.count;
@@ -415,7 +446,7 @@ Steps packed(const Program& program, bool wide) {
 template <class T, int V>
 void enqueue_steps(const Launch& launch, const std::vector<Row>& rows, bool wide) {
     const Steps steps = packed(launch.program, wide);
-    const int a_thread = slots_of(launch.program) * static_cast<int>(sizeof(Slot<T, V>));
+    const int a_thread = slots_of(launch.program) * Slots<T, V>::bytes;
     int threads = kStepThreads;
     while (threads * a_thread > kSharedBytes) threads /= 2;
     StepTable table;
@@ -453,6 +484,8 @@ void enqueue(const Launch& launch, const std::vector<Row>& all) {
         enqueue_steps<double, 2>(launch, all, true);
     } else if (v == 2) {
         enqueue_steps<float, 2>(launch, all, false);
+    } else if (v >= 8 && slots_of(launch.program) * Slots<float, 8>::bytes * kStepThreads <= kSharedBytes) {
+        enqueue_steps<float, 8>(launch, all, false);
     } else {
         enqueue_steps<float, 4>(launch, all, false);
     }

@@ -342,3 +342,15 @@ def test_apply_many_names_the_tensor_that_is_wrong() -> None:
         sdsurgery.apply_many("weighted-sum", a, {"x": a["x"]})
     with pytest.raises(UsageError, match=r"tensor 'y\\x0a': shapes differ"):
         sdsurgery.apply_many("weighted-sum", a, {"x": a["x"], "y\n": np.ones(4, np.float32)})
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_tied_weights_are_evaluated_once_in_place(kind: str) -> None:
+    one, other = np.full(5, 1.0, np.float32), np.full(5, 3.0, np.float32)
+    a: Any = torch.from_numpy(one) if kind == "torch" else one
+    b: Any = torch.from_numpy(other) if kind == "torch" else other
+    tied = {"x": a, "y": a[:]}
+    assert sdsurgery.apply_many("weighted-sum", tied, {"x": b, "y": b[:]}, alpha=0.5, out=tied) is tied
+    assert (one == 2).all()
+    sdsurgery.apply_many("weighted-sum", tied, {"x": b, "y": b + 2}, alpha=0.5, out=tied)  # tied in one model only
+    assert (one == 3.75).all()

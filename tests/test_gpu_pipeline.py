@@ -268,6 +268,68 @@ def test_apply_many_on_device_tensors(on_gpu: str) -> None:
     assert all(torch.equal(a[name], found[name]) for name in found)
 
 
+def test_tensors_that_need_no_care_are_told_from_others(cuda: None) -> None:
+    from sdsurgery.backends.cuda import plain_rows
+
+    a, b, c = some(3, torch.float16)
+    wide = torch.zeros(37, 106, dtype=torch.float16)
+    good = [
+        [c, a, b],
+        [a, a, b],  # in place
+        [torch.nn.Parameter(c), a, torch.nn.Parameter(b.float())],
+        [torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, 3)],
+        [wide[:3], wide[3:6], wide[7:10].double()],  # parts of one memory
+        [c.view(torch.float8_e5m2), a.view(torch.float8_e4m3fn), wide[:, :53].contiguous().view(torch.float8_e5m2)],
+        [c.to(memory_format=torch.contiguous_format)[:, None, :, None], a[:, None, :, None], b[:, None, :, None]],
+    ]
+    odd = [
+        [c, a, b.T.contiguous().T],
+        [wide[:, ::2], a, b],
+        [c, a, b[:, :1].expand(37, 53)],
+        [c, a, b[:36]],
+        [c, a, b.to(torch.int16)],
+        [c, a, b.numpy()],
+        [c.view(-1)[1:], c.view(-1)[:-1], b.view(-1)[1:]],  # the output over what is still to be read
+        [wide.view(-1)[: 37 * 53], wide.view(torch.float32).view(-1)[: 37 * 53], a.view(-1)],
+        [torch.zeros(()), torch.zeros(()), torch.zeros(())],
+        [None, a, b],
+        [c, a, b.to_sparse()],
+    ]
+    rows = plain_rows([item for row in (*good, *odd) for item in row], 3)
+    if rows is None:
+        pytest.skip("this torch has no DLPack exchange")
+    assert list(rows.left) == list(range(len(good), len(good) + len(odd)))
+
+
+def test_apply_many_takes_rows_of_every_sort_at_once(on_gpu: str) -> None:
+    a, b, c = some(3, torch.float32)
+    first = {"plain": a, "turned": a.T.contiguous().T, "half": a.half(), "one": torch.tensor(2.0), "last": a[:, ::2]}
+    other = {"plain": b, "turned": b, "half": b.half(), "one": torch.tensor(4.0), "last": b[:, ::2]}
+    found = sdsurgery.apply_many("weighted-sum", first, other, alpha=0.25)
+    for name, result in found.items():
+        assert torch.equal(result, (0.75 * first[name].float() + 0.25 * other[name].float()).to(result.dtype)), name
+    narrow = sdsurgery.apply_many("weighted-sum", first, other, alpha=0.25, dtype="bf16")
+    assert all(torch.equal(narrow[name], found[name].bfloat16()) for name in found if name != "half")
+    with pytest.raises(UsageError, match="tensor 'plain': out is F32, but dtype asks for bf16"):
+        sdsurgery.apply_many("weighted-sum", first, other, out={"plain": c}, dtype="bf16")
+    before = c.clone()
+    with pytest.raises(UsageError, match="tensor 'x': shapes differ"):
+        sdsurgery.apply_many("weighted-sum", {"w": a, "x": a}, {"w": b, "x": b[:1]}, out={"w": c})
+    assert torch.equal(c, before), "something was evaluated before all was checked"
+
+
+def test_apply_many_on_shared_memory(on_gpu: str) -> None:
+    a, b, c = some(3, torch.float32)
+    wanted = 0.5 * a + 0.5 * b
+    tied = {"x": a, "other": c, "y": a.detach()}
+    sdsurgery.apply_many("weighted-sum", tied, {"x": b, "other": c, "y": b.view(37, 53)}, alpha=0.5, out=tied)
+    assert torch.equal(a, wanted)
+    chain = [torch.full((4000,), float(number)) for number in range(3)]  # each output is the next one's input
+    first, out = {"x": chain[0], "y": chain[1]}, {"x": chain[1], "y": chain[2]}
+    sdsurgery.apply_many("weighted-sum", first, {"x": chain[0] + 8, "y": chain[0] + 16}, alpha=0.5, out=out)
+    assert float(chain[1].min()) == float(chain[1].max()) == 4 and float(chain[2].min()) == float(chain[2].max()) == 10
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_overflow_error_on_device_tensors(on_gpu: str) -> None:
     big = torch.full((5,), 60000.0)

@@ -3,6 +3,7 @@ itself: no fused multiply-add, no flush to zero, no approximate division or squa
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sdsurgery.kernels import aot
 
 ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = re.compile(r"\bfma\.|\bmad\.(?!lo|hi|wide|24)\S*|\S*\.ftz\S*|\S*\.approx\S*|\bdiv\.full\S*")
@@ -44,8 +46,10 @@ def compiled(folder: Path, architectures: str) -> None:
     files = sorted((folder / "ptx").glob("*.ptx"))
     last = ran.stdout.splitlines()[-1]
     assert last == f"{len(files)} of {len(files)} compiled"
-    names = {path.name.partition(".")[0] for path in files}
-    assert {"weighted-sum", "weighted-sum-of-4", "add-diff"} <= names
+    labels = {label.replace(" ", "-") for label in aot.formulas()}
+    assert {"weighted-sum", "weighted-sum-of-4", "add-diff"} <= labels
+    every = itertools.product(labels, aot.DTYPES, architectures.split(","))
+    assert {path.name for path in files} == {f"{label}.{dtype.name}.sm_{number}.ptx" for label, dtype, number in every}
     for path in files:
         text = path.read_text(encoding="utf-8")
         assert not faults(text), f"{path.name}: {faults(text)[:3]}"
@@ -88,14 +92,34 @@ def nvcc_ptx(folder: Path, source: str, architecture: str) -> str:
     return target.read_text(encoding="utf-8")
 
 
+def fused_formulas() -> set[str]:
+    """The formulas of csrc/formulas.h: each has a kernel for every size of pack."""
+    text = (ROOT / "csrc" / "formulas.h").read_text(encoding="utf-8")
+    return set(re.findall(r"^    visit\((\w+)\{\}\);", text, re.MULTILINE))
+
+
+def kernels(ptx: str) -> set[tuple[str, str]]:
+    """The entries of a PTX text: kernel or formula, arithmetic and elements of a pack (f8: eight in float32)."""
+    found = set()
+    for name in re.findall(r"^\s*(?:\.visible |\.weak )?\.entry (\w+)", ptx, re.MULTILINE):
+        pack = re.search(r"([fd])Li(\d+)E", name)
+        (kind,) = re.findall(r"formulas\d+([A-Z]\w*?)E?[fd]Li|(any_steps|reduce_[a-z]+?)(?=I|E|P)", name)[:1]
+        found.add(("".join(kind), "".join(pack.groups()) if pack else ""))
+    return found
+
+
 @pytest.mark.parametrize(
     "architecture", ["90", *(pytest.param(name, marks=pytest.mark.slow) for name in ("75", "80", "89", "100", "120"))]
 )
 def test_nvcc_rounds_every_operation(tmp_path: Path, architecture: str) -> None:
     text = nvcc_ptx(tmp_path, "elementwise.cu", architecture)
-    assert len(re.findall(r"^\s*\.visible \.entry|^\.entry", text, re.MULTILINE)) >= 10
+    assert kernels(text) == {
+        *((name, pack) for name in fused_formulas() for pack in ("d2", "f4", "f8", "f16")),
+        *(("any_steps", pack) for pack in ("d2", "f2", "f4", "f8")),
+    }
     assert not faults(text)
     assert ARITHMETIC.search(text) and "div.rn.f32" in text and "ld.global.v4" in text and "st.global.v4" in text
     text = nvcc_ptx(tmp_path, "reduce.cu", architecture)
+    assert kernels(text) == {(f"reduce_{part}", "") for part in ("lanes", "blocks", "chunks")}
     assert not faults(text) and re.search(r"add\.(rn\.)?f64", text)
     assert "--fmad=false" in nvcc_options()

@@ -8,11 +8,14 @@ import os
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .dtypes import BY_NAME, DType
+from .dtypes import BY_NAME, F32, DType
 from .errors import UsageError, printable
 
 if TYPE_CHECKING:
+    from .backends import PlainRows
     from .checkpoint import Checkpoint
+    from .methods import Method
+    from .program import Formula
 
 _NUMPY = {
     "F64": "float64", "F32": "float32", "F16": "float16", "C64": "complex64", "BOOL": "bool",
@@ -100,17 +103,20 @@ def apply_many(
     kernel launches as possible where they are on a GPU.
 
     Every input must have every name. ``out``: a dictionary with the tensors that receive the results, or that gets
-    the new ones for names it lacks; else a new one. Returns it. Raises UsageError as ``apply`` does, naming the tensor.
+    the new ones for names it lacks; else a new one. Returns it. Tied weights (one memory under two names) are
+    evaluated once, in place too. Raises UsageError as ``apply`` does, naming the tensor.
     """
     request = _Request(method, len(inputs), params, dtype=dtype, overflow=overflow, compute=compute, threads=threads)
     results: MutableMapping[str, Any] = {} if out is None else out
     names = list(inputs[0]) if inputs else []
-    calls = []
-    for name in names:
-        for number, item in enumerate(inputs):
-            if name not in item:
-                raise UsageError(f"tensor '{printable(name)}' is missing in input {number + 1}")
-        calls.append((tuple(item[name] for item in inputs), results.get(name)))
+    columns = []
+    for number, item in enumerate(inputs):
+        try:
+            columns.append([item[name] for name in names])
+        except KeyError:
+            name = next(name for name in names if name not in item)
+            raise UsageError(f"tensor '{printable(name)}' is missing in input {number + 1}") from None
+    calls = list(zip(zip(*columns, strict=True), map(results.get, names), strict=True))
     for name, result in zip(names, request.evaluate(calls, names), strict=True):
         results[name] = result
     return results
@@ -124,7 +130,6 @@ class _Request:
     ) -> None:
         from .dtypes import BY_OPTION
         from .methods import get
-        from .program import trace
         from .verbs.common import CHOICES
 
         for option, value in (("overflow", overflow), ("compute", compute)):
@@ -133,15 +138,24 @@ class _Request:
         if dtype is not None and dtype not in BY_OPTION:
             raise UsageError(f"dtype cannot be {dtype!r}; known: {', '.join(BY_OPTION)}")
         chosen = get(method, ("merge", "cast"))
-        self.formula = trace(chosen, count, chosen.bind(count, params))
+        self.formula = _formula(chosen, count, chosen.bind(count, params))
         self.dtype = BY_OPTION[dtype] if dtype else None
         self.overflow, self.wide, self.threads = overflow, compute == "fp64", threads
 
     def evaluate(self, calls: Sequence[tuple[Sequence[Any], Any]], names: Sequence[str] | None = None) -> list[Any]:
         """The results of (inputs, out) in order. Calls on tensors of a GPU go there, the others one by one here."""
         results: list[Any] = [None] * len(calls)
+        plain = self._plain(calls, results)
         away: dict[Any, list[int]] = {}  # by device
-        for index, (inputs, out) in enumerate(calls):
+        seen = set()
+        for index in range(len(calls)) if plain is None else plain.left:
+            inputs, out = calls[index]
+            if out is not None and len(calls) > 1:
+                memory = tuple(_memory(item) for item in (out, *inputs))
+                if memory in seen:  # tied weights under two names: in place they would be evaluated twice
+                    results[index] = out
+                    continue
+                seen.add(memory)
             try:
                 device = _device(inputs, out)
                 if device is None:
@@ -151,6 +165,8 @@ class _Request:
                     away.setdefault(device, []).append(index)
             except UsageError as error:
                 raise UsageError(f"tensor '{printable(names[index])}': {error}") if names else error from None
+        if plain is not None:
+            plain.evaluate(self.formula, overflow=self.overflow, wide=self.wide)
         for numbers in away.values():
             self._launch([(results[index], calls[index][0]) for index in numbers])
         return results
@@ -190,6 +206,35 @@ class _Request:
 
     # ---- on a GPU
 
+    def _plain(self, calls: Sequence[tuple[Sequence[Any], Any]], results: list[Any]) -> PlainRows | None:
+        """The calls that the GPU's backend takes as they are; their outputs are put into ``results``. None where that
+        is no way: on the CPU, for a backend that launches tensors one by one, and to count overflows."""
+        if self.overflow == "error" or not calls or not calls[0][0] or not _is_torch(calls[0][0][0]):
+            return None
+        try:
+            if _device(calls[0][0], None) is None:
+                return None
+        except UsageError:
+            return None  # said below, with the tensor's name
+        import torch
+
+        from .gpu.tensors import choose
+
+        backend = choose(self.formula, (), F32, self.wide)
+        kind = getattr(torch, _TORCH[self.dtype.name]) if self.dtype else None
+        rows: list[Any] = []
+        for index, (inputs, out) in enumerate(calls):
+            if out is None and isinstance(inputs[0], torch.Tensor):
+                out = torch.empty_like(inputs[0], dtype=kind)  # noqa: PLW2901
+            elif kind is not None and getattr(out, "dtype", None) != kind:
+                rows.append(None)  # refused below
+                rows += inputs
+                continue
+            results[index] = out
+            rows.append(out)
+            rows += inputs
+        return backend.plain_rows(rows, 1 + len(calls[0][0]))
+
     def _out_there(self, inputs: Sequence[Any], out: Any) -> Any:
         """Check the tensors and make the output, if there is none."""
         import torch
@@ -217,6 +262,21 @@ class _Request:
             evaluate(self.formula, batch, dtypes, _torch_dtype(out), overflow=self.overflow, wide=self.wide)
 
 
+_formulas: dict[tuple[Any, int, str], Formula] = {}  # traced lately: tracing takes longer than a launch
+
+
+def _formula(method: Method, count: int, params: Mapping[str, Any]) -> Formula:
+    from .program import trace
+
+    key = (method.body, count, repr(params))  # as text, in which 0.0 and −0.0 differ
+    found = _formulas.get(key)
+    if found is None:
+        if len(_formulas) >= 256:
+            _formulas.clear()
+        found = _formulas[key] = trace(method, count, params)
+    return found
+
+
 def _is_torch(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] == "torch"
 
@@ -234,6 +294,16 @@ def _device(inputs: Sequence[Any], out: Any) -> Any:
     if device.type != "cuda":
         raise UsageError(f"apply works on CPU and CUDA tensors, not on {device}")
     return device
+
+
+def _memory(value: Any) -> Any:
+    """Where an array or a dense tensor lies, and how: equal for two views of the same elements."""
+    if _is_torch(value):
+        dense = str(value.layout) == "torch.strided"
+        return (value.data_ptr(), value.shape, value.stride(), value.dtype) if dense else id(value)
+    if hasattr(value, "ctypes"):
+        return value.ctypes.data, value.shape, value.strides, str(value.dtype)
+    return id(value)
 
 
 @functools.cache

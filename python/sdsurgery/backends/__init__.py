@@ -70,12 +70,21 @@ class RunHandle(Protocol):
     def watermark(self) -> int: ...
 
 
+class PlainRows(Protocol):
+    """Rows of tensors (an output and its inputs) that need no care. ``left`` are the numbers of those that do."""
+
+    left: Sequence[int]
+
+    def evaluate(self, formula: Formula, *, overflow: str, wide: bool) -> None: ...  # enqueued, on the current stream
+
+
 @dataclass(frozen=True)
 class Backend:
     """``available`` gives None, or the reason why it can't be used here. ``prepare`` makes a run of a Plan (``sink``
     None: evaluate and keep nothing); ``describe`` tells how a prepared run will work. ``supports`` gives None, or why
     a formula cannot be evaluated on these dtypes. ``on_tensors`` evaluates one on tensors of the backend's devices
-    (gpu/tensors.py), where there is such a thing."""
+    (gpu/tensors.py), where there is such a thing; ``plain_rows`` takes the tensors among many that it can evaluate
+    without a Python call for each."""
 
     name: str
     available: Callable[[], str | None]
@@ -83,6 +92,7 @@ class Backend:
     describe: Callable[[Any], dict[str, Any]]
     supports: Callable[[Formula, Sequence[DType], DType, bool], str | None] = lambda *_: None
     on_tensors: Callable[[Batch], None] | None = None
+    plain_rows: Callable[[Sequence[Any], int], PlainRows | None] = lambda *_: None
     devices: Callable[[], list[dict[str, Any]]] = list
 
 

@@ -4,6 +4,8 @@ for files."""
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,14 +26,13 @@ if TYPE_CHECKING:
     from ..gpu.reductions import Chunk, Row
     from ..gpu.tensors import Batch
 
+_MODULE = "sdsurgery.kernels._cuda"
 _PART = 80  # bytes of a chunk's reduction (kernels/launch.h)
 
 
 def module() -> ModuleType:
     """The extension; ImportError where it was not built."""
-    import importlib
-
-    return importlib.import_module("sdsurgery.kernels._cuda")
+    return sys.modules.get(_MODULE) or importlib.import_module(_MODULE)
 
 
 def available() -> str | None:
@@ -181,4 +182,31 @@ def on_tensors(batch: Batch) -> None:
         evaluate(batch.device, batch.stream, batch, words, counts)
 
 
-BACKEND = Backend("cuda", available, prepare, describe, supports, on_tensors, devices)
+class _PlainRows:
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+        self.left: Sequence[int] = rows.left
+
+    def evaluate(self, formula: Formula, *, overflow: str, wide: bool) -> None:
+        import torch
+
+        if self._rows.device < 0:
+            return
+        stream = torch.cuda.current_stream(self._rows.device).cuda_stream if torch.cuda.is_initialized() else 0
+        with device_errors():
+            self._rows.evaluate(_program(module(), formula, wide), OVERFLOW[overflow], stream)
+
+
+def plain_rows(tensors: Sequence[Any], width: int) -> _PlainRows | None:
+    """Of ``out, inputs, out, inputs, …`` (``width`` for each row) what the kernels take as it is; None where torch has
+    no DLPack exchange in C (before 2.10)."""
+    import torch
+
+    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    if exchange is None:
+        return None
+    with device_errors():
+        return _PlainRows(module().TensorRows(exchange, [torch.Tensor, torch.nn.Parameter], tensors, width))
+
+
+BACKEND = Backend("cuda", available, prepare, describe, supports, on_tensors, plain_rows, devices)

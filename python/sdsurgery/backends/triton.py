@@ -156,4 +156,4 @@ def on_tensors(batch: Batch) -> None:
             _launch(batch, out, inputs, counts)
 
 
-BACKEND = Backend("triton", available, prepare, describe, supports, on_tensors, devices)
+BACKEND = Backend("triton", available, prepare, describe, supports, on_tensors, devices=devices)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..dtypes import DType
@@ -36,11 +38,10 @@ class Batch:
 
 def choose(formula: Formula, dtypes: Sequence[DType], dtype: DType, wide: bool) -> Backend:
     """The backend for tensors on a GPU. UsageError with every reason when there is none."""
-    import importlib
-
     reasons = []
     for name in BACKENDS:
-        backend: Backend = importlib.import_module(f"sdsurgery.backends.{name}").BACKEND
+        module = f"sdsurgery.backends.{name}"
+        backend: Backend = (sys.modules.get(module) or import_module(module)).BACKEND
         reason = None
         if not any(backend is usable for usable in _found_usable):
             reason = backend.available()
