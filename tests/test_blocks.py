@@ -219,7 +219,7 @@ class TestLists:
         ("layout", "count"), [(SD1, 24), (SD1, 27), (SD1, 19), (XL, 25), (XL, 26), (XL, 22), (XL, 1)]
     )
     def test_other_lengths_are_refused_with_the_right_ones(self, layout: Layout, count: int) -> None:
-        wanted = "25 .* 26" if layout is SD1 else "19 .* 20"
+        wanted = "25 .* 26" if layout is SD1 else "19 .* 20 .* 21"
         with pytest.raises(UsageError, match=f"{count} numbers given, .* needs {wanted}"):
             parse_blocks(",".join(["0.5"] * count), layout)
 

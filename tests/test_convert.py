@@ -167,6 +167,11 @@ def test_many_files_at_once_and_one_that_fails(tmp_path):
     for name in os.listdir(tmp_path / "out"):
         assert_same(safetensors.load_file(tmp_path / "out" / name), values)
     refused(sds("convert", "a.ckpt", "--out-dir", "out", "-q", cwd=tmp_path), 2, "exists", "--force")
+    tried = done(sds("convert", "a.ckpt", "--out-dir", "new/er", "--dry-run", "--json", cwd=tmp_path)).json()["files"][
+        0
+    ]
+    assert tried["report"]["output"] == tried["output"] == os.path.join("new/er", "a.safetensors")
+    assert not (tmp_path / "new").exists()
     done(sds("convert", "a.ckpt", "--out-dir", "out", "--force", cwd=tmp_path))
     done(sds("convert", "out/a.safetensors", "--out-dir", "back", "--to", "ckpt", cwd=tmp_path))
     assert_same(loaded(tmp_path / "back" / "a.ckpt"), values)
@@ -177,9 +182,11 @@ def test_many_files_at_once_and_one_that_fails(tmp_path):
     [
         (("a.ckpt", "b.pt", "-o", "x.safetensors"), "--out-dir"),
         (("a.ckpt", "--out-dir", "out", "-o", "x.safetensors"), "can't be combined"),
-        (("a.ckpt", "sub/a.pt", "--out-dir", "out"), "would both become"),
+        (("a.ckpt", "sub/a.pt", "--out-dir", "out"), "a.ckpt and sub/a.pt would both become"),
+        (("a.ckpt", "b.pt", "a.ckpt", "--out-dir", "out"), "a.ckpt and a.ckpt would both become"),
         (("a.ckpt", "--out-dir", "out", "--to", "ckp"), "did you mean 'ckpt'"),
-        (("a.ckpt", "--out-dir", "b.pt"), "b.pt"),
+        (("a.ckpt", "--out-dir", "b.pt"), "b.pt is a file; --out-dir needs a folder"),
+        (("a.ckpt", "--out-dir", "b.pt", "--dry-run"), "b.pt is a file; --out-dir needs a folder"),
         (("a.ckpt",), "no output given"),
     ],
 )

@@ -113,6 +113,11 @@ def test_components_and_expressions(trained: Path, tmp_path: Path) -> None:
     ]
     assert "betas" not in found
     assert "alphas_cumprod" in found
+    more = ["--drop", "vae", "--drop", "ema, buffers", "--drop-keys", "strange", "--drop-keys", "^v_"]
+    more += ["--keep-keys", "^betas$", "--keep-keys", "^posterior_mean_coef1$"]
+    found = pruned(trained, tmp_path / "more.safetensors", *more)
+    left = [name for name in found if not name.startswith(("model.diffusion_model.", "cond_stage_model."))]
+    assert left == ["betas", "posterior_mean_coef1", V_PRED], "given twice, an option means both"
 
 
 U, C, X = "model.diffusion_model.", "cond_stage_model.model.", "conditioner.embedders."

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import os
+import pickle
 import zipfile
 from collections.abc import Iterator
 
@@ -147,6 +149,51 @@ def test_a_safetensors_file_may_begin_with_the_byte_of_a_pickle_and_the_other_wa
     assert int.from_bytes(evil[:8], "little") < 100 << 20 and evil[8:9] == b"{"
     found = scan_source("x", Memory(evil.ljust(1000)))
     assert found.suspicious and found.dangerous == ["os.system"]
+    hidden = b"X\x04\0\0\0\0\0\0{Vos\nVsystem\nV!\n0\x93(Vtrue\ntR."
+    assert int.from_bytes(hidden[:8], "little") < 100 << 20 and hidden[8:9] == b"{"
+    assert scan_source("x", Memory(hidden.ljust(1000))).suspicious
+
+
+def text_stream(body: bytes) -> bytes:
+    """A legacy stream of torch as protocol 0 has it: magic number, version, system information, the object."""
+    return b"L119547037146038801333356L\n.I1001\n.(dp0\n." + body + b"(lp0\n."
+
+
+@pytest.mark.parametrize("protocol", [0, 1])
+def test_harmless_pickles_of_protocol_0_and_1_are_listed_and_not_suspicious(protocol):
+    data = pickle.dumps(collections.OrderedDict(a=[1, 2.5, "x"]), protocol=protocol)
+    for found in (scan_source("x", Memory(data)), scan_source("x", Memory(text_stream(data)))):
+        assert found.kind == "pickle of protocol 0 or 1"
+        assert not found.suspicious
+        assert list(found.globals) == ["collections.OrderedDict"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"cos\nsystem\n(Vtrue\ntR.",
+        b"Vos\nVsystem\nV!\n0\x93(Vtrue\ntR.",  # the two texts below a third, which is popped
+        b"Vos\nVsystem\nVa\nVb\n00\x93(Vtrue\ntR.",
+        b"Vos\nVsystem\nVa\nVb\n00\x93(Vtrue\ntR\xff",  # runs before it fails
+        b"\x82\x01(Vtrue\ntR.",
+    ],
+)
+def test_pickles_of_protocol_0_cannot_hide_what_they_call(body, tmp_path):
+    late = pickle.dumps(["x" * 100] * 3, protocol=0)[:-1] + b"0" + b"(lp1\n0" * 600_000 + body  # behind 4 MB
+    for number, data in enumerate((body, text_stream(body), late)):
+        assert scan_source("x", Memory(data)).suspicious, number
+        (tmp_path / f"{number}.pkl").write_bytes(data)
+    assert all(file.suspicious for file in scan(tmp_path).files) and len(scan(tmp_path).files) == 3
+
+
+def test_a_pickle_too_long_to_follow_is_suspicious(monkeypatch):
+    data = b"(lp1\n" + b"I1\na" * 200 + b"."
+    assert scan_source("x", Memory(data)).problems == []
+    with monkeypatch.context() as patch:
+        patch.setattr("sdsurgery.formats.pickle_walk.MAX_OPCODES", 100)
+        assert scan_source("x", Memory(data)).problems == ["too long to be followed to its end"]
+    monkeypatch.setattr("sdsurgery.formats.scan.WINDOWS", (100, 200))
+    assert scan_source("x", Memory(data)).problems == ["too long to be followed to its end"]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

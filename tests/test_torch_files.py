@@ -272,6 +272,7 @@ def test_a_torchscript_archive_is_refused_with_advice(tmp_path):
         (saved({"a": 1}), "holds no tensors .*its keys: a"),
         (saved("text"), "holds no tensors .*text"),
         (legacy(pickled(dict_of({"a": tensor((6,), (1,))})), {"0": (6, RECORD)}, little=False), "big-endian"),
+        (torch_zip(b"(lp0\n.", {}), "of protocol 0 or 1"),
         (MAGIC + pickled(integer(1000)), "protocol version"),
         (MAGIC + pickled(integer(1001)) + pickled(b"N"), "system information"),
     ],

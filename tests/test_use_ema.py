@@ -41,6 +41,16 @@ def test_use_ema_of_an_input_with_other_names_and_blocks(who: str, tmp_path: Pat
     assert got == want
 
 
+def test_use_ema_may_be_given_once_for_each_input(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for seed, path in enumerate(paths):
+        write_checkpoint(path, "sd1", size="tiny", ema=True, seed=seed)
+    asked = ("merge", *paths, "--method", "weighted-sum", "--no-hash", "-o")
+    done(sds(*asked, tmp_path / "want.safetensors", "--use-ema", "A,B"))
+    done(sds(*asked, tmp_path / "got.safetensors", "--use-ema", "A", "--use-ema", " b"))
+    assert read_raw(tmp_path / "got.safetensors")[0] == read_raw(tmp_path / "want.safetensors")[0]
+
+
 def test_use_ema_refuses_a_partial_ema_with_the_counts(tmp_path: Path) -> None:
     a, b, out = (tmp_path / f"{name}.safetensors" for name in ("a", "b", "o"))
     write_checkpoint(a, "sd1", size="tiny")

@@ -171,7 +171,10 @@ def open_checkpoint(
         with native_errors(InputRefused):
             reader = formats.recognise(source)
             if reader is None:
-                raise InputRefused(f"{printable(path)}: not a checkpoint of a known format ({formats.known()})")
+                from .formats.strangers import described
+
+                text = described(source) or f"not a checkpoint of a known format ({formats.known()})"
+                raise InputRefused(f"{printable(path)}: {text}")
             given = {"allow_suspicious": allow_suspicious, "allow_inflate": allow_inflate}
             options = {name: value for name, value in given.items() if name in reader.options}
             try:

@@ -122,6 +122,11 @@ def size(text: str) -> int:
     return int(digits) * factor
 
 
+def words(text: str) -> list[str]:
+    """An argument type: words with commas between them."""
+    return [word.strip() for word in text.split(",")]
+
+
 def numbers(text: str) -> list[float]:
     """An argument type: numbers with commas between them."""
     try:

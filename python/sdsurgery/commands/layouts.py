@@ -34,7 +34,8 @@ def _families(args: argparse.Namespace) -> int:
     ]
     if args.json:
         return print_json({"layouts": rows})
-    return print_lines(f"{row['name']:<18} {row['title']}" for row in rows)
+    width = max(len(row["name"] or "") for row in rows)
+    return print_lines(f"{row['name']:<{width}} {row['title']}" for row in rows)
 
 
 def _keys(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .common import numbers, writing, written
+from .common import numbers, words, writing, written
 
 HELP = "merge checkpoints into one"
 
@@ -15,7 +15,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="FILE", help="A B [C …], in the method's order")
     parser.add_argument("--method", required=True, help="see `sdsurgery methods`")
     parser.add_argument("--add-missing", action="store_true", help="add tensors that only B (or C) has")
-    parser.add_argument("--use-ema", default="", metavar="A,B", help="merge the EMA weights of these inputs")
+    parser.add_argument("--use-ema", action="extend", type=words, default=[], metavar="A,B",
+                        help="merge the EMA weights of these inputs")  # fmt: skip
     add = parser.add_argument
     add("--blocks", action="append", default=[], metavar="[RATIO:]WEIGHTS", help="ratios by merge block: "
         "IN04=0.3,OUT05-OUT08=0.8,BASE=0.5, a preset, or a list of numbers")  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .common import writing, written
+from .common import words, writing, written
 
 HELP = "drop what isn't needed: training leftovers, EMA, components"
 
@@ -14,9 +14,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("input", metavar="FILE")
     add("--preset", default="full", metavar="WORD", help="full (default), no-ema, ema-only or inference")
-    add("--drop", type=lambda text: text.split(","), default=[], metavar="NAMES", help="components, as ema,buffers,vae")
-    add("--keep-keys", metavar="REGEX", help="keep tensors whose name it finds, whatever else says drop")
-    add("--drop-keys", metavar="REGEX", help="drop tensors whose name it finds")
+    add("--drop", action="extend", type=words, default=[], metavar="NAMES", help="components, as ema,buffers,vae")
+    add(
+        "--keep-keys",
+        action="append",
+        metavar="REGEX",
+        help="keep tensors whose name it finds, whatever else says drop",
+    )
+    add("--drop-keys", action="append", metavar="REGEX", help="drop tensors whose name it finds")
     add("--strict", action="store_true", help="drop tensors of no known component too")
 
 

@@ -174,7 +174,10 @@ class Machine:
         if len(data) - self.start < 2:
             raise TruncatedPickle("pickle: cut off before its first opcode")
         if data[self.start] != 0x80 or not 2 <= data[self.start + 1] <= 5:
-            raise InputRefused("pickle: not of the protocols 2 to 5 (those that torch.save writes)")
+            found = f"protocol {data[self.start + 1]}" if data[self.start] == 0x80 else "protocol 0 or 1"
+            raise InputRefused(
+                f"pickle: of {found}, not of those that torch.save writes (2 to 5); save it again with torch.save"
+            )
         self.pos += 2
         actions: list[Callable[[], None] | None] = [None] * 256
         for opcode, (name, *argument) in _ACCEPTED.items():

@@ -21,29 +21,45 @@ _COUNTED = {ord("T"): "<I", ord("U"): "<B", ord("X"): "<I", ord("B"): "<I", ord(
             0x8C: "<B", 0x8D: "<Q", 0x8E: "<Q", 0x96: "<Q"}  # fmt: skip
 _TEXTS = frozenset(b"TUXSV\x8c\x8d")
 _EXTENSIONS = frozenset((0x82, 0x83, 0x84))
+_STACK_GLOBAL = 0x93
+_CALLS = frozenset(b"Riob\x81\x92")
+_OLD_MAGIC = b"L119547037146038801333356L\n."  # torch's legacy stream under these protocols begins with this pickle
+_STREAM = 5  # and has so many
 
 
 class Walk:
-    """One walk. ``names``: global name -> times it was named; ``ended``: STOP was reached; ``pos``: where it ended."""
+    """One walk. ``names``: global name -> times it was named; ``opcodes``: all that occur; ``ended``: STOP was reached;
+    ``exhausted``: the limit of opcodes was; ``pos``: where it ended.
+    """
 
     def __init__(self, data: bytes | bytearray, start: int = 0) -> None:
         self.data = data
         self.pos = start
         self.names: dict[str, int] = {}
-        self.ended = False
+        self.opcodes: set[int] = set()
+        self.ended = self.exhausted = False
         self._recent = ["", ""]  # the last two texts pushed
         self._memo: dict[int, str] = {}
         with suppress(IndexError, ValueError):  # damaged or cut off: what was found so far counts
             self._run()
 
+    @property
+    def hides(self) -> bool:
+        """Whether it could call what ``names`` lacks: a walk does not follow the stack and can be fooled about what
+        STACK_GLOBAL takes, and extensions have numbers for names.
+        """
+        return bool(self.opcodes & {_STACK_GLOBAL, *_EXTENSIONS}) and bool(self.opcodes & _CALLS)
+
     def _run(self) -> None:
         for _ in range(MAX_OPCODES):
             opcode = self.data[self.pos]
             self.pos += 1
+            self.opcodes.add(opcode)
             if opcode == 0x2E:
                 self.ended = True
                 return
             self._step(opcode)
+        self.exhausted = True
 
     def _step(self, opcode: int) -> None:
         if opcode in _FIXED:
@@ -61,7 +77,7 @@ class Walk:
                 self._push(bytes(self.data[self.pos - length : self.pos][:MAX_GLOBAL]))
         elif opcode in _LINES:
             self._lines(opcode, [self._line() for _ in range(_LINES[opcode])])
-        elif opcode == 0x93:
+        elif opcode == _STACK_GLOBAL:
             self._name(*self._recent)
         elif opcode == 0x94:
             self._memo[len(self._memo)] = self._recent[1]
@@ -103,3 +119,37 @@ class Walk:
         label = modern_name(module, name)
         if label in self.names or len(self.names) < 1000:
             self.names[label] = self.names.get(label, 0) + 1
+
+
+class TextPickles:
+    """What may be pickles of protocol 0 or 1, which have no mark of their own, one after the other: torch's old streams
+    are several. ``data`` is a file (``complete``) or its beginning.
+
+    ``names`` and ``opcodes`` are those of all, ``hides`` as of one; ``likely``: the file looks like a pickle, not only
+    begins like one; ``cut``: such a one could not be followed to its end.
+    """
+
+    def __init__(self, data: bytes, *, complete: bool) -> None:
+        self.names: dict[str, int] = {}
+        self.opcodes: set[int] = set()
+        self.likely = self.hides = self.cut = False
+        pos = 0
+        for number in range(_STREAM):
+            walk = Walk(data, pos)
+            pos = walk.pos
+            for name, count in walk.names.items():
+                self.names[name] = self.names.get(name, 0) + count
+            self.opcodes |= walk.opcodes
+            self.hides |= walk.hides
+            if number == 0:
+                self.likely = _likely(walk, data, complete)
+                self.cut = self.likely and not walk.ended
+            if not walk.ended or pos >= len(data):
+                break
+
+
+def _likely(walk: Walk, data: bytes, complete: bool) -> bool:
+    if not walk.ended:
+        return walk.exhausted or (not complete and walk.pos >= len(data))
+    named = all(part.isidentifier() for label in walk.names for part in label.split("."))
+    return (named or walk.hides) and (bool(walk.names) or walk.pos == len(data) or data.startswith(_OLD_MAGIC))

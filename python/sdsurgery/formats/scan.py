@@ -16,7 +16,7 @@ from ..errors import InputRefused, UsageError, printable
 from ..records import dataclass, field
 from .pickle_machine import MAX_OPCODES, MAX_PICKLE, Machine, TruncatedPickle
 from .pickle_names import dangerous, dangerous_names
-from .pickle_walk import Walk
+from .pickle_walk import TextPickles, Walk
 from .torch_legacy import SMALL, WINDOWS, has_magic, is_old_tar
 from .torch_values import TABLE, known, persistent
 from .zip_reader import STORED, Entry, entry_bytes, is_zip, read_entries
@@ -24,6 +24,7 @@ from .zip_reader import STORED, Entry, entry_bytes, is_zip, read_entries
 MAX_DEPTH = 3  # of archives inside archives
 MAX_WORK = 4 * MAX_OPCODES  # opcodes of all pickles of one file together
 MAX_MEMBERS = 1000
+_HIDDEN = "calls what it names by STACK_GLOBAL or by an extension's number, which no such file has a reason for"
 _PICKLES = (".pkl", ".pickle", ".ckpt", ".pt", ".pth", ".bin", ".zip", ".joblib")
 
 
@@ -334,13 +335,24 @@ class _Scanner:
     def _disguised(self, source: Bytes) -> None:
         """A file can begin as a safetensors file and a pickle at once; it counts as one when it names something bad."""
         walk = Walk(source.read(0, min(WINDOWS[0], source.size)))
-        if any(dangerous(name) for name in walk.names):
+        if any(dangerous(name) for name in walk.names) or walk.hides:
             self.found.kind = "pickle disguised as safetensors"
             self._count(walk.names, walk.names)
+            if walk.hides:
+                self._problem("", _HIDDEN)
 
     def _text_pickle(self, label: str, source: Bytes) -> None:
-        """A pickle of protocol 0 or 1 has no mark of its own: it counts as one when it names something dangerous."""
-        walk = Walk(source.read(0, min(WINDOWS[0], source.size)))
-        if any(dangerous(name) for name in walk.names):
+        """A pickle of protocol 0 or 1 has no mark of its own. One that names something dangerous counts in any case."""
+        for size in WINDOWS:
+            data = source.read(0, min(size, source.size))
+            found = TextPickles(data, complete=len(data) == source.size)
+            if not found.cut or len(data) == source.size:
+                break
+        self.work -= min(len(data), 2 * MAX_OPCODES)
+        if found.likely or found.hides or any(dangerous(name) for name in found.names):
             self._kind("pickle of protocol 0 or 1")
-            self._count(walk.names, walk.names)
+            self._count(found.names, found.names)
+            if found.hides:
+                self._problem(label, _HIDDEN)
+            if found.cut:
+                self._problem(label, "too long to be followed to its end")

@@ -125,7 +125,10 @@ def _from_list(numbers: list[float], layout: Layout) -> dict[str, float]:
             return dict(zip(("BASE", *blocks), numbers, strict=True))
         if len(numbers) == count + 2 and (count == _XL or layout.vae_block == "VAE"):
             return dict(zip(("BASE", *blocks, "VAE"), numbers, strict=True))
-    counts = " or ".join(f"{n} (without BASE), {n + 1} (BASE first)" for n in _list_sizes(layout))
+    counts = " or ".join(
+        f"{n} (without BASE), {n + 1} (BASE first)" + (f", {n + 2} (and VAE last)" if n == _XL else "")
+        for n in _list_sizes(layout)
+    )
     raise UsageError(f"block weights: {len(numbers)} numbers given, {layout.title} needs {counts}")
 
 

@@ -80,21 +80,38 @@ def convert_all(
     todo = [Conversion(os.fspath(path), _target(path, out_dir, to)) for path in paths]
     taken: dict[str, str] = {}
     for item in todo:
-        other = taken.setdefault(os.path.normcase(item.out), item.path)
-        if other != item.path or sum(each.out == item.out for each in todo) > 1:
-            raise UsageError(f"{printable(other)} and {printable(item.path)} would both become {printable(item.out)}")
-    if not given.get("dry_run"):
-        try:
-            os.makedirs(out_dir, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{printable(out_dir)}: {error.strerror}") from None
+        place = os.path.normcase(item.out)
+        if place in taken:
+            raise UsageError(
+                f"{printable(taken[place])} and {printable(item.path)} would both become {printable(item.out)}"
+            )
+        taken[place] = item.path
+    folder = _folder(out_dir, dry_run=bool(given.get("dry_run")))
     for item in todo:
         started(item)
         try:
-            item.report = convert(item.path, out=item.out, **given)
+            item.report = convert(item.path, out=os.path.join(folder, os.path.basename(item.out)), **given)
+            item.report.output = item.out
         except (InputRefused, RunFailed, UsageError) as error:
             item.error = error
     return todo
+
+
+def _folder(out_dir: str | os.PathLike[str], *, dry_run: bool) -> str:
+    """The folder to write to, made when it is missing; in a dry run the one in which it would be made."""
+    folder = os.fspath(out_dir)
+    try:
+        if not dry_run:
+            os.makedirs(folder, exist_ok=True)
+        while dry_run and not os.path.lexists(folder):
+            folder = os.path.dirname(os.path.abspath(folder))
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise UsageError(f"{printable(out_dir)}: {error.strerror}") from None
+    if not os.path.isdir(folder):
+        raise UsageError(f"{printable(folder)} is a file; --out-dir needs a folder")
+    return folder
 
 
 def _target(path: str | os.PathLike[str], out_dir: str | os.PathLike[str], to: str) -> str:

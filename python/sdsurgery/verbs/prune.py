@@ -32,8 +32,8 @@ class _Rules:
 
     preset: str
     drop: frozenset[str]
-    keep_keys: re.Pattern[str] | None
-    drop_keys: re.Pattern[str] | None
+    keep_keys: tuple[re.Pattern[str], ...]
+    drop_keys: tuple[re.Pattern[str], ...]
     strict: bool
 
 
@@ -43,8 +43,8 @@ def prune(
     out: str | os.PathLike[str] | None = None,
     preset: str = "full",
     drop: Sequence[str] = (),
-    keep_keys: str | None = None,
-    drop_keys: str | None = None,
+    keep_keys: str | Sequence[str] | None = None,
+    drop_keys: str | Sequence[str] | None = None,
     strict: bool = False,
     **given: Any,
 ) -> Report:
@@ -52,10 +52,10 @@ def prune(
 
     ``preset``: full (everything but training leftovers), no-ema, ema-only (the EMA weights in the U-Net's place),
     inference (what the family's loader needs and nothing else). ``drop``: components to drop as well.
-    ``keep_keys`` and ``drop_keys``: regular expressions searched in the names; keeping wins. Keys of no known
-    component are kept and listed; ``strict`` drops them, and so does ``inference``. Training leftovers never survive;
-    markers and the tensors by which this and other programs recognise the family are never dropped. Settings as in
-    ``verbs.common.Settings``.
+    ``keep_keys`` and ``drop_keys``: regular expressions, one or several, searched in the names; keeping wins. Keys of
+    no known component are kept and listed; ``strict`` drops them, and so does ``inference``. Training leftovers never
+    survive; markers and the tensors by which this and other programs recognise the family are never dropped.
+    Settings as in ``verbs.common.Settings``.
     UsageError for an unknown preset or component or a bad expression; InputRefused for ``inference`` of an unknown
     family, ``ema-only`` without a full EMA, and when nothing would be left.
     """
@@ -77,26 +77,33 @@ def prune(
     return single_input("prune", path, out, given, parameters=options, plan_of=plan, selective=True)
 
 
-def _rules(preset: str, drop: Sequence[str], keep_keys: str | None, drop_keys: str | None, strict: bool) -> _Rules:
+def _rules(
+    preset: str, drop: Sequence[str], keep_keys: Sequence[str] | None, drop_keys: Sequence[str] | None, strict: bool
+) -> _Rules:
     if preset not in PRESETS:
-        raise UsageError(f"--preset cannot be '{printable(preset)}'; known: {', '.join(PRESETS)}")
+        raise UsageError(f"--preset cannot be '{printable(preset)}'{_known(preset, tuple(PRESETS))}")
     for name in drop:
         if name not in DROPPABLE:
-            from ..suggest import did_you_mean
-
-            hint = did_you_mean(name, DROPPABLE) or f"; known: {', '.join(DROPPABLE)}"
-            raise UsageError(f"--drop can't drop '{printable(name)}'{hint}")
-    keep, away = _pattern("--keep-keys", keep_keys), _pattern("--drop-keys", drop_keys)
+            advice = "; extract --component takes other parts out of a file" if name == "unet" else ""
+            raise UsageError(f"--drop can't drop '{printable(name)}'{_known(name, DROPPABLE)}{advice}")
+    keep, away = _patterns("--keep-keys", keep_keys), _patterns("--drop-keys", drop_keys)
     return _Rules(preset, frozenset((*drop, *PRESETS[preset])), keep, away, strict)
 
 
-def _pattern(option: str, text: str | None) -> re.Pattern[str] | None:
-    if text is None:
-        return None
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise UsageError(f"{option} '{printable(text)}' is no regular expression: {error}") from None
+def _known(word: str, words: Sequence[str]) -> str:
+    from ..suggest import did_you_mean
+
+    return did_you_mean(word, words) or f"; known: {', '.join(words)}"
+
+
+def _patterns(option: str, given: str | Sequence[str] | None) -> tuple[re.Pattern[str], ...]:
+    found = []
+    for text in (given,) if isinstance(given, str) else given or ():
+        try:
+            found.append(re.compile(text))
+        except re.error as error:
+            raise UsageError(f"{option} '{printable(text)}' is no regular expression: {error}") from None
+    return tuple(found)
 
 
 def _pruned(
@@ -152,9 +159,9 @@ def _reason(name: str, layout: Layout, rules: _Rules, needed: set[str] | None) -
     component = layout.component(name)
     if component == "optimizer":
         return _LEFTOVERS
-    if rules.keep_keys is not None and rules.keep_keys.search(name):
+    if any(pattern.search(name) for pattern in rules.keep_keys):
         return None
-    if rules.drop_keys is not None and rules.drop_keys.search(name):
+    if any(pattern.search(name) for pattern in rules.drop_keys):
         return "asked for by --drop-keys"
     if component in rules.drop:
         return f"component {component}"

@@ -75,7 +75,8 @@ def merged_channels(
         if rows[0] > plain:
             own = operands[0].at(start + plain)
             segments.append(Segment(rest, start + plain, rows[0] - plain, (own,)))
-    kept = f", {LATENT}-{first.shape[1] - 1} are A's" if first.shape[1] > LATENT else ""
+    last = first.shape[1] - 1
+    kept = f", {LATENT}-{last} are A's" if last > LATENT else f", {LATENT} is A's" if last == LATENT else ""
     return Piece(name, dtype, first.shape, MERGED, tuple(segments), f"channels 0-{LATENT - 1} merged{kept}")
 
 

@@ -1,0 +1,54 @@
+"""Files that no reader takes: what they are, by their first bytes, and what to do. For the refusal only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import printable
+from .pickle_machine import REFUSED
+from .pickle_names import dangerous_names
+from .pickle_walk import TextPickles
+
+if TYPE_CHECKING:
+    from .._native import Source
+
+_WINDOW = 2 << 20
+_UNPACK = "unpack it first"
+_STARTS = (
+    (b"version https://git-lfs", "a Git LFS pointer in place of the file; fetch the file itself with git lfs pull"),
+    (b"GGUF", "a GGUF file, whose weights are quantised for other programs; take the model's safetensors or .ckpt"),
+    (b"\x1f\x8b", f"compressed by gzip; {_UNPACK}"),
+    (b"BZh", f"compressed by bzip2; {_UNPACK}"),
+    (b"\xfd7zXZ\0", f"compressed by xz; {_UNPACK}"),
+    (b"\x28\xb5\x2f\xfd", f"compressed by zstd; {_UNPACK}"),
+    (b"7z\xbc\xaf\x27\x1c", f"a 7z archive; {_UNPACK}"),
+    (b"Rar!\x1a\x07", f"a RAR archive; {_UNPACK}"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras); convert it where it was made"),
+    (b"\x93NUMPY", "a NumPy array; save it as safetensors where it was made"),
+)
+_PAGE = "a web page in place of a checkpoint, as a failed download or a login leaves it; download the file again"
+
+
+def described(source: Source) -> str | None:
+    """What a file is that no format recognises, and what to do; None when that is not known either."""
+    head = source.read(0, min(512, source.size))
+    found = next((text for start, text in _STARTS if head.startswith(start)), None)
+    if found is not None:
+        return found
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return _PAGE
+    data = source.read(0, min(_WINDOW, source.size))
+    pickles = TextPickles(data, complete=len(data) == source.size)
+    return _pickle(pickles) if pickles.likely else None
+
+
+def _pickle(pickles: TextPickles) -> str:
+    """A pickle of protocol 0 or 1: torch.save writes 2 and later, and no tensor in it could be read in place."""
+    refused = [REFUSED[opcode] for opcode in sorted(pickles.opcodes) if opcode in REFUSED]
+    opcodes = f" with the opcode{'s' if len(refused) > 1 else ''} {', '.join(refused)}" if refused else ""
+    harm = ", ".join(printable(name, 60) for name in dangerous_names(pickles.names)[:6])
+    return (
+        (f"suspicious: loading it could have run {harm}. Nothing was run here; it is " if harm else "")
+        + f"a pickle of protocol 0 or 1{opcodes}, which is not read: torch.save writes protocol 2 and later. "
+        "Load it where it was made and save the tensors with torch.save or as safetensors"
+    )

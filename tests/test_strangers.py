@@ -1,0 +1,46 @@
+"""Files that are no checkpoint: the refusal says what they are and what to do."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+
+import pytest
+import sdsurgery
+from sdsurgery.errors import InputRefused
+from torch_support import saved, torch
+
+PICKLE_0 = "a pickle of protocol 0 or 1"
+STRANGERS = {
+    "protocol 0": (pickle.dumps({"a": 1}, protocol=0), f"{PICKLE_0} with the opcodes INT, UNICODE, DICT, PUT, which"),
+    "protocol 1": (pickle.dumps({"a": 1}, protocol=1), f"{PICKLE_0}, which"),
+    "instance": (b"(S'x'\nia.b\nC\n.", f"{PICKLE_0} with the opcodes STRING, INST, which"),
+    "object": (b"(ca.b\nC\nS'x'\no.", f"{PICKLE_0} with the opcodes STRING, OBJ, which"),
+    "extension": (b"\x82\x01)R0N0N.", f"{PICKLE_0} with the opcode EXT1, which"),
+    "persistent id": (b"Pthe key\n.", f"{PICKLE_0} with the opcode PERSID, which"),
+    "legacy stream of protocol 0": (
+        saved({"a": torch.ones(2)}, "legacy", 1),
+        f"{PICKLE_0} with the opcodes INT, LONG, which",
+    ),
+    "harmful": (
+        b"cos\nsystem\n(S'true'\ntR.",
+        "suspicious: loading it could have run os.system. Nothing was run here; it",
+    ),
+    "large": (b"(lp1\n" + b"I1\na" * 800_000 + b".", PICKLE_0),
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+    "web page": (b"\n<!DOCTYPE HTML>\n<html>", "a web page"),
+    "gzip": (gzip.compress(b"x" * 100), "compressed by gzip; unpack it first"),
+    "GGUF": (b"GGUF\x03\0\0\0".ljust(100, b"\1"), "GGUF"),
+    "prose": (b"I like it.\nSo do you.\n", "not a checkpoint of a known format"),
+    "number": (b"12345678901.", "not a checkpoint of a known format"),
+}
+
+
+@pytest.mark.parametrize("case", STRANGERS)
+def test_files_of_no_format_are_refused_as_what_they_are(case, tmp_path):
+    data, words = STRANGERS[case]
+    (tmp_path / "x.ckpt").write_bytes(data)
+    with pytest.raises(InputRefused) as caught:
+        sdsurgery.open(tmp_path / "x.ckpt")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
