@@ -54,3 +54,31 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate("abc"):
         write_checkpoint(folder / f"{name}.safetensors", "sd1", size="tiny", seed=seed, ema=name == "a")
     return folder
+
+
+@pytest.fixture(scope="module")
+def trio(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A, B and C of the SD 1.5 layout, of different dtypes."""
+    from sdsurgery.testing import write_checkpoint
+
+    folder = tmp_path_factory.mktemp("trio")
+    files = [folder / f"{name}.safetensors" for name in "abc"]
+    for seed, (file, dtype) in enumerate(zip(files, ("fp16", "fp16", "bf16"), strict=True)):
+        write_checkpoint(file, "sd1", dtype=dtype, seed=seed, size="tiny")
+    return files
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder with the reference tables of the layouts."""
+    from layout_tools import reference_tables
+
+    return reference_tables()
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Iterator[str]:
+    """A path that a hostile file would create if any code in it ran."""
+    path = str(tmp_path / "canary")
+    yield path
+    assert not os.path.exists(path), "code from a file ran"

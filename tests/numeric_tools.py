@@ -16,6 +16,15 @@ from sdsurgery.methods import Method, PerInput, registered
 from sdsurgery.program import Formula, trace
 
 FLOATS = (F64, F32, F16, BF16, F8_E4M3, F8_E5M2)
+# Dtypes of a method's inputs, repeated over them.
+MIXTURES = [
+    *((dtype,) for dtype in FLOATS),
+    (F16, F32),
+    (BF16, F16),
+    (F8_E4M3, BF16, F8_E5M2),
+    (F32, F64),
+    (F16, F8_E4M3),
+]
 TARGETS = [name for name, runs in _native.cpu_targets() if runs]
 CODE = {dtype: np.dtype(f"u{dtype.itemsize}") for dtype in FLOATS}
 STORED = {F64: np.float64, F32: np.float32, F16: np.float16, BF16: np.uint16, F8_E4M3: np.uint8, F8_E5M2: np.uint8}
@@ -122,6 +131,11 @@ class Case:
     params: Mapping[str, Any] = field(hash=False)
     label: str = ""
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The parameters that have a value, as a caller writes them."""
+        return {name: value for name, value in self.params.items() if value is not None}
+
     def formula(self) -> Formula:
         return trace(self.method, self.count, self.params)
 
@@ -223,6 +237,16 @@ def mixed(dtype: DType, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 SORTS = {"wild": wild, "plain": plain, "mixed": mixed}
+CASES = {case.label: case for case in cases()}
+
+
+def every(mixtures: Sequence[tuple[DType, ...]] = MIXTURES) -> list[tuple[str, tuple[DType, ...]]]:
+    """Every case with every mixture of input dtypes that it has inputs for; ``ids=label`` names them."""
+    return [(name, mixture) for name, case in CASES.items() for mixture in mixtures if len(mixture) <= case.count]
+
+
+def label(item: object) -> str:
+    return "+".join(dtype.name for dtype in item) if isinstance(item, tuple) else str(item)
 
 
 def identity() -> Formula:

@@ -42,10 +42,6 @@ def given(
     return [(values(dtype, count, rng), dtype) for dtype in kinds]
 
 
-def params_of(case: Case) -> dict[str, Any]:
-    return {name: value for name, value in case.params.items() if value is not None}
-
-
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(
     "dtypes",
@@ -57,13 +53,13 @@ def test_torch_tensors_of_every_dtype_and_mixture(name: str, dtypes: tuple[DType
     inputs = given(case, dtypes)
     tensors = [tensor(codes, dtype) for codes, dtype in inputs]
     before = [codes_of(item, dtype).copy() for item, (_, dtype) in zip(tensors, inputs, strict=True)]
-    result = sdsurgery.apply(case.method.name, *tensors, **params_of(case))
+    result = sdsurgery.apply(case.method.name, *tensors, **case.given)
     wanted = expected(case.formula(), inputs, dtypes[0])
     assert np.array_equal(codes_of(result, dtypes[0]), wanted.codes)
     for item, codes, (_, dtype) in zip(tensors, before, inputs, strict=True):
         assert np.array_equal(codes_of(item, dtype), codes), "an input was changed"
     for option, dtype in (("fp32", F32), ("fp16", F16), ("bf16", BF16), ("fp8_e4m3", F8_E4M3), ("fp8_e5m2", F8_E5M2)):
-        result = sdsurgery.apply(case.method.name, *tensors, dtype=option, **params_of(case))
+        result = sdsurgery.apply(case.method.name, *tensors, dtype=option, **case.given)
         assert np.array_equal(codes_of(result, dtype), expected(case.formula(), inputs, dtype).codes)
 
 
@@ -76,7 +72,7 @@ def test_numpy_arrays_of_every_dtype_and_mixture(name: str, dtypes: tuple[DType,
     for compute in ("fp32", "fp64"):
         for overflow in ("default", "inf", "saturate"):
             wide = compute == "fp64"
-            result = sdsurgery.apply(case.method.name, *arrays, compute=compute, overflow=overflow, **params_of(case))
+            result = sdsurgery.apply(case.method.name, *arrays, compute=compute, overflow=overflow, **case.given)
             assert isinstance(result, np.ndarray) and result.shape == (100, 200)
             wanted = expected(case.formula(), inputs, dtypes[0], overflow=overflow, wide=wide)
             assert np.array_equal(codes_of(result, dtypes[0]), wanted.codes)
@@ -143,7 +139,7 @@ def test_the_output_may_be_any_of_the_inputs(
     assert values is plain or wanted.nonfinite
     for index in range(case.count):
         tensors = [tensor(codes, kind) for codes, kind in inputs]
-        result = sdsurgery.apply(case.method.name, *tensors, out=tensors[index], **params_of(case))
+        result = sdsurgery.apply(case.method.name, *tensors, out=tensors[index], **case.given)
         assert result is tensors[index]
         assert np.array_equal(codes_of(result, dtype), wanted.codes)
 

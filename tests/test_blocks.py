@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from layout_tools import FULL, NAMES, reference_tables, rows
+from layout_tools import FULL, NAMES, rows
 from sdsurgery import layouts
 from sdsurgery.errors import UsageError
 from sdsurgery.layouts import UNKNOWN, Layout
@@ -69,11 +69,6 @@ PUBLISHED = {
     "ALL_A": (0, 0, 0, 0, 0),
     "ALL_B": (1, 1, 1, 1, 1),
 }
-
-
-@pytest.fixture(scope="session", name="reference")
-def _reference() -> Path:
-    return reference_tables()
 
 
 class TestAssignments:

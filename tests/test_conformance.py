@@ -8,28 +8,14 @@ import zlib
 
 import numpy as np
 import pytest
-from numeric_tools import CODE, FLOATS, SORTS, TARGETS, Case, Result, cases, expected, native, values_of
+from numeric_tools import CASES, CODE, FLOATS, SORTS, TARGETS, Case, Result, every, expected, label, native, values_of
 from sdsurgery.backends import cpu, reference
-from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
+from sdsurgery.dtypes import F16, F32, F64, DType
 
 # Around the widths of the vectors (4, 8, 16), the strip (512) and the stretch (16384) of the kernels.
 SMALL = (0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 511, 512, 513)
 LARGE = (16383, 16385)
 POLICIES = ("default", "inf", "saturate")
-CASES = {case.label: case for case in cases()}
-# Input dtypes, repeated over a method's inputs.
-MIXTURES = [
-    *((dtype,) for dtype in FLOATS),
-    (F16, F32),
-    (BF16, F16),
-    (F8_E4M3, BF16, F8_E5M2),
-    (F32, F64),
-    (F16, F8_E4M3),
-]
-
-
-def label(item: object) -> str:
-    return "+".join(dtype.name for dtype in item) if isinstance(item, tuple) else str(item)
 
 
 @functools.lru_cache(maxsize=64)
@@ -65,16 +51,10 @@ def compare(
     assert not difference, f"{sort}, {size} elements to {out}, {overflow}, wide={wide}, shift={shift}: {difference}"
 
 
-EVERY = [
-    pytest.param(name, mixture, target, id=f"{name}-{label(mixture)}-{target}")
-    for name in CASES
-    for mixture in MIXTURES
-    if len(mixture) <= CASES[name].count
-    for target in TARGETS
-]
+EVERY = [(*pair, target) for pair in every() for target in TARGETS]
 
 
-@pytest.mark.parametrize(("name", "mixture", "target"), EVERY)
+@pytest.mark.parametrize(("name", "mixture", "target"), EVERY, ids=label)
 def test_native_kernels_equal_the_reference_at_every_size_and_alignment(
     name: str, mixture: tuple[DType, ...], target: str
 ) -> None:
@@ -84,7 +64,7 @@ def test_native_kernels_equal_the_reference_at_every_size_and_alignment(
                 compare((name, mixture, target), sort, size, out, shift=number % 3)
 
 
-@pytest.mark.parametrize(("name", "mixture", "target"), EVERY)
+@pytest.mark.parametrize(("name", "mixture", "target"), EVERY, ids=label)
 def test_native_kernels_equal_the_reference_for_every_policy_and_precision(
     name: str, mixture: tuple[DType, ...], target: str
 ) -> None:

@@ -278,6 +278,20 @@ def test_a_stdout_that_nobody_reads_is_one_line_and_code_1(models: Path, tmp_pat
     ):
         refused(run(*command, cwd=folder), 1, "standard output")  # type: ignore[operator]
     assert sorted(os.listdir(folder)) == ["a.safetensors", "b.safetensors", "out.safetensors"]
+    assert (folder / "out.safetensors").read_bytes() == b"old", "refused before the work"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_output_that_cannot_be_printed_is_told_with_the_file_written(
+    models: Path, merged: bytes, tmp_path: Path
+) -> None:
+    folder = _folder(models, tmp_path)
+    with open("/dev/full", "wb") as full:
+        refused(sds(*MERGE, "--json", cwd=folder, stdout=full), 1, "standard output", "the output is written")
+        assert (folder / "out.safetensors").read_bytes() == merged
+        loud = [arg for arg in MERGE if arg != "-q"]
+        assert sds(*loud, cwd=folder, stderr=full).rc == 0, "a report that cannot be printed"
+    assert sorted(os.listdir(folder)) == ["a.safetensors", "b.safetensors", "out.safetensors"]
 
 
 def test_a_merge_without_stdout_or_stderr_is_done_all_the_same(models: Path, merged: bytes, tmp_path: Path) -> None:

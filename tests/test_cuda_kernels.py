@@ -12,26 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_tools import fake_module
-from numeric_tools import CODE, FLOATS, SORTS, Case, Result, cases, expected
+from numeric_tools import CASES, CODE, FLOATS, SORTS, Case, Result, every, expected, label
 from sdsurgery.backends.cpu import OVERFLOW
-from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
+from sdsurgery.dtypes import BF16, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.program import OPERATIONS, Formula, trace
 
-CASES = {case.label: case for case in cases()}
-MIXTURES = [
-    *((dtype,) for dtype in FLOATS),
-    (F16, F32),
-    (BF16, F16),
-    (F8_E4M3, BF16, F8_E5M2),
-    (F32, F64),
-    (F16, F8_E4M3),
-]
-EVERY = [
-    pytest.param(name, mixture, id=f"{name}-{'+'.join(map(str, mixture))}")
-    for name, case in CASES.items()
-    for mixture in MIXTURES
-    if len(mixture) <= case.count  # else there are more dtypes than inputs
-]
 # Around a pack (2 to 16), a block's packs and a tile.
 SIZES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 255, 511, 513, 4097)
 GUARD = 64
@@ -95,7 +80,7 @@ def check(cuda: ModuleType, case: Case, mixture: tuple[DType, ...], out: DType, 
         assert not difference, f"{sort}, {size} elements to {out}, {how}: {difference}"
 
 
-@pytest.mark.parametrize(("name", "mixture"), EVERY)
+@pytest.mark.parametrize(("name", "mixture"), every(), ids=label)
 def test_every_method_and_dtype_equals_the_reference(cuda: ModuleType, name: str, mixture: tuple[DType, ...]) -> None:
     case = CASES[name]
     for number, out in enumerate(FLOATS):

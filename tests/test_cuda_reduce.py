@@ -12,12 +12,12 @@ import pytest
 import sdsurgery
 from cuda_tools import fake_module, install
 from numeric_tools import FLOATS, SORTS
+from reduce_tools import BLOCK, CHUNK, INTEGERS, SIZES, Tensor, bits, expected, integers, nearly
 from sdsurgery.backends import Reduced
 from sdsurgery.dtypes import F16, F32, F64, DType
 from sdsurgery.errors import UsageError
 from sdsurgery.gpu.reductions import Gathered
 from sdsurgery.testing import write_checkpoint
-from test_reduce import BLOCK, CHUNK, INTEGERS, SIZES, Tensor, bits, expected, integers, nearly
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ the float32 expression rounded once, as torch and the safetensors library read i
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import sdsurgery
-from numeric_tools import CODE, FLOATS, TARGETS, expected, wild
+from numeric_tools import CODE, TARGETS, expected
+from odd_files import odd_files, write_file
 from sdsurgery.dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.methods import get
 from sdsurgery.program import trace
@@ -24,19 +24,6 @@ load_torch = pytest.importorskip("safetensors.torch").load_file
 ALPHA = 0.7
 OPTIONS = {"fp32": F32, "fp16": F16, "bf16": BF16, "fp8_e4m3": F8_E4M3, "fp8_e5m2": F8_E5M2}
 Tensors = Mapping[str, tuple[DType, tuple[int, ...], bytes]]
-
-
-def write_file(path: Path, tensors: Tensors, *, padded: bool = True, gap: int = 0) -> Path:
-    """A safetensors file made by hand. Not ``padded``: the data starts at an odd byte of the file."""
-    entries, data = {}, b""
-    for name, (dtype, shape, raw) in tensors.items():
-        entries[name] = {"dtype": dtype.name, "shape": list(shape), "data_offsets": [len(data), len(data) + len(raw)]}
-        data += raw
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    while (len(header) % 8 != 0) if padded else (len(header) % 8 != 1 + 2 * gap):
-        header += b" "
-    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
-    return path
 
 
 def read_file(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
@@ -52,30 +39,8 @@ def digest(path: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three tiny SD 1.5 checkpoints, of one layout and different dtypes."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    files = [folder / f"{name}.safetensors" for name in "abc"]
-    for seed, (file, dtype) in enumerate(zip(files, ("fp16", "fp16", "bf16"), strict=True)):
-        write_checkpoint(file, "sd1", dtype=dtype, seed=seed, size="tiny")
-    return files
-
-
-@pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three files with every dtype, odd sizes, NaN, Inf and overflows, at odd byte offsets."""
-    folder = tmp_path_factory.mktemp("odd")
-    rng = np.random.default_rng(8)
-    sizes = {f"{dtype}.{count}": (dtype, count) for dtype in FLOATS for count in (1, 17, 4099, 33333)}
-    files = []
-    for index in range(3):
-        tensors = {}
-        for name, (dtype, count) in sizes.items():
-            kind = dtype if index == 0 else FLOATS[(FLOATS.index(dtype) + index * count) % len(FLOATS)]
-            tensors[name] = (kind, (count,), wild(kind, count, rng).astype(CODE[kind]).tobytes())
-        tensors["integers"] = (BY_NAME["U8"], (7,), bytes(range(7)))
-        files.append(write_file(folder / f"{'abc'[index]}.safetensors", tensors, padded=False, gap=index))
-    return files
+    return odd_files(tmp_path_factory.mktemp("odd"), (1, 17, 4099, 33333))
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -109,9 +74,9 @@ def outputs(
 @pytest.mark.parametrize("hashed", [False, True], ids=["no hash", "hash"])
 @pytest.mark.parametrize("dtype", ["keep", "fp16", "fp8_e4m3"])
 def test_the_same_bytes_for_any_threads_tiles_io_target_and_backend(
-    checkpoints: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, hashed: bool
+    trio: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, hashed: bool
 ) -> None:
-    found = outputs(checkpoints, tmp_path, monkeypatch, dtype=dtype, hash=hashed)
+    found = outputs(trio, tmp_path, monkeypatch, dtype=dtype, hash=hashed)
     assert found == dict.fromkeys(found, found["threads 1"])
 
 
@@ -154,10 +119,10 @@ def test_merged_tensors_equal_the_reference_for_mixed_dtypes_at_odd_offsets(
 @pytest.mark.parametrize("method", ["weighted-sum", "add-diff"])
 @pytest.mark.parametrize("dtype", ["keep", "fp32", "fp16", "bf16"])
 def test_merged_checkpoints_equal_the_float32_expression_of_torch_rounded_once(
-    checkpoints: list[Path], tmp_path: Path, method: str, dtype: str
+    trio: list[Path], tmp_path: Path, method: str, dtype: str
 ) -> None:
     out = tmp_path / "out.safetensors"
-    files = checkpoints if method == "add-diff" else checkpoints[1:]
+    files = trio if method == "add-diff" else trio[1:]
     report = sdsurgery.merge(method, files, alpha=ALPHA, out=out, dtype=dtype, hash=False, sync=False)
     inputs, result = [load_torch(path) for path in files], load_torch(out)
     assert list(result) and result.keys() == inputs[0].keys()
@@ -185,12 +150,12 @@ def test_merged_checkpoints_equal_the_float32_expression_of_torch_rounded_once(
 
 
 @pytest.mark.parametrize("dtype", OPTIONS)
-def test_cast_checkpoints_equal_torch_s_cast(checkpoints: list[Path], tmp_path: Path, dtype: str) -> None:
+def test_cast_checkpoints_equal_torch_s_cast(trio: list[Path], tmp_path: Path, dtype: str) -> None:
     out = tmp_path / "out.safetensors"
-    sdsurgery.cast(checkpoints[0], dtype=dtype, out=out, hash=False, sync=False)
+    sdsurgery.cast(trio[0], dtype=dtype, out=out, hash=False, sync=False)
     names = {F32: "float32", F16: "float16", BF16: "bfloat16", F8_E4M3: "float8_e4m3fn", F8_E5M2: "float8_e5m2"}
     to = getattr(torch, names[OPTIONS[dtype]])
-    before, after = load_torch(checkpoints[0]), load_torch(out)
+    before, after = load_torch(trio[0]), load_torch(out)
     assert after.keys() == before.keys()
     for name, tensor in after.items():
         wanted = before[name] if before[name].dtype is not torch.float16 else before[name].to(to)
@@ -227,18 +192,18 @@ def test_an_empty_file_is_cast_to_an_empty_file(tmp_path: Path) -> None:
     assert read_file(out) == {}
 
 
-def test_the_hashes_in_the_header_are_those_of_the_files(checkpoints: list[Path], tmp_path: Path) -> None:
+def test_the_hashes_in_the_header_are_those_of_the_files(trio: list[Path], tmp_path: Path) -> None:
     from safetensors import safe_open
 
     out = tmp_path / "out.safetensors"
-    report = sdsurgery.merge("add-diff", checkpoints, alpha=ALPHA, out=out, sync=False)
+    report = sdsurgery.merge("add-diff", trio, alpha=ALPHA, out=out, sync=False)
     data = out.read_bytes()
     body = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
-    assert report.body_sha256 == body and report.sha256 == [digest(path) for path in checkpoints]
+    assert report.body_sha256 == body and report.sha256 == [digest(path) for path in trio]
     with safe_open(out, "np") as file:
         metadata = file.metadata()
     assert body in metadata["modelspec.hash_sha256"] and metadata["sshs_model_hash"] == body
-    assert all(digest(path) in metadata["sd_merge_models"] for path in checkpoints)
+    assert all(digest(path) in metadata["sd_merge_models"] for path in trio)
 
 
 def test_the_output_may_be_one_of_the_inputs(odd: list[Path], tmp_path: Path) -> None:
@@ -278,8 +243,8 @@ def test_generated_checkpoints_depend_on_their_arguments_alone(tmp_path: Path, m
     assert ("fp16", digest(tmp_path / "x.safetensors")) not in digests
 
 
-def test_generated_weights_are_finite_and_spread_as_their_fan_in_asks(checkpoints: list[Path]) -> None:
-    tensors = load_torch(checkpoints[0])
+def test_generated_weights_are_finite_and_spread_as_their_fan_in_asks(trio: list[Path]) -> None:
+    tensors = load_torch(trio[0])
     name = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     weight = tensors[name].float()
     assert abs(float(weight.std()) * weight.shape[1] ** 0.5 - 1) < 0.05 and abs(float(weight.mean())) < 0.01

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sdsurgery
-from numeric_tools import CODE, FLOATS, SORTS, Case, cases, expected
+from numeric_tools import CASES, CODE, FLOATS, SORTS, every, expected, label
 from sdsurgery import backends
 from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.errors import DeviceFailed, RunFailed, SdsError
@@ -20,24 +20,10 @@ from sdsurgery.testing import write_checkpoint
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.gpu
 
-CASES = {case.label: case for case in cases()}
 TORCH = {
     F64: torch.float64, F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16,
     F8_E4M3: torch.float8_e4m3fn, F8_E5M2: torch.float8_e5m2,
 }  # fmt: skip
-MIXTURES = [
-    *((dtype,) for dtype in FLOATS),
-    (F16, F32),
-    (BF16, F16),
-    (F8_E4M3, BF16, F8_E5M2),
-    (F32, F64),
-]
-EVERY = [
-    pytest.param(name, mixture, id=f"{name}-{'+'.join(map(str, mixture))}")
-    for name, case in CASES.items()
-    for mixture in MIXTURES
-    if len(mixture) <= case.count  # else there are more dtypes than inputs
-]
 # Around a pack, a block's packs, Triton's block; the last one fills many blocks.
 SIZES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 511, 1023, 1024, 1025, 2049, 300_007)
 
@@ -70,14 +56,10 @@ def codes_of(tensor: Any, dtype: DType) -> np.ndarray:
     return tensor.contiguous().view(torch.uint8).cpu().numpy().view(CODE[dtype])
 
 
-def params_of(case: Case) -> dict[str, Any]:
-    return {name: value for name, value in case.params.items() if value is not None}
-
-
 # ---- conformance
 
 
-@pytest.mark.parametrize(("name", "mixture"), EVERY)
+@pytest.mark.parametrize(("name", "mixture"), every(), ids=label)
 def test_every_method_and_dtype_equals_the_reference(backend: str, name: str, mixture: tuple[DType, ...]) -> None:
     case = CASES[name]
     kinds = list(itertools.islice(itertools.cycle(mixture), case.count))
@@ -91,7 +73,7 @@ def test_every_method_and_dtype_equals_the_reference(backend: str, name: str, mi
             overflow = ("default", "inf", "saturate")[number % 3]
             compute = "fp64" if number % 5 == 0 else "fp32"
             sdsurgery.apply(
-                case.method.name, *given, out=result, overflow=overflow, compute=compute, **params_of(case)
+                case.method.name, *given, out=result, overflow=overflow, compute=compute, **case.given
             )  # fmt: skip
             wanted = expected(case.formula(), inputs, out, overflow=overflow, wide=compute == "fp64")
             found = codes_of(result, out)

@@ -8,18 +8,14 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import sdsurgery
 from cuda_tools import install
-from numeric_tools import CODE, FLOATS, wild
+from odd_files import odd_files
 from sdsurgery import interop
-from sdsurgery.dtypes import U8
 from sdsurgery.errors import DeviceFailed, InputRefused, RunFailed, UsageError
 from sdsurgery.gpu import tensors
 from sdsurgery.gpu.tiles import tiles
-from sdsurgery.testing import write_checkpoint
-from test_engine_identical import write_file
 
 torch = pytest.importorskip("torch")
 
@@ -46,28 +42,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three files of every dtype, with NaN, Inf and overflows, at odd byte offsets, and something that is copied."""
-    folder = tmp_path_factory.mktemp("odd")
-    rng = np.random.default_rng(8)
-    files = []
-    for index in range(3):
-        entries: dict[str, Any] = {}
-        for position, dtype in enumerate(FLOATS):
-            for count in (1, 4099):
-                kind = dtype if index == 0 else FLOATS[(position + index * count) % len(FLOATS)]
-                entries[f"{dtype}.{count}"] = (kind, (count,), wild(kind, count, rng).astype(CODE[kind]).tobytes())
-        entries["integers"] = (U8, (7,), bytes(range(7)))
-        files.append(write_file(folder / f"{'abc'[index]}.safetensors", entries, padded=False, gap=index))
-    return files
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("tiny")
-    files = [folder / f"{name}.safetensors" for name in "abc"]
-    for seed, (file, dtype) in enumerate(zip(files, ("fp16", "fp16", "bf16"), strict=True)):
-        write_checkpoint(file, "sd1", dtype=dtype, seed=seed, size="tiny")
-    return files
+    return odd_files(tmp_path_factory.mktemp("odd"), (1, 4099))
 
 
 def merged(files: list[Path], folder: Path, name: str = "out", **options: Any) -> tuple[Any, ...]:
@@ -87,14 +62,14 @@ def test_a_file_of_odd_values_has_the_cpus_bytes_and_counts(
 
 
 def test_a_checkpoint_has_the_cpus_bytes_for_any_memory_workers_and_devices(
-    tiny: list[Path], tmp_path: Path, cuda: None, monkeypatch: pytest.MonkeyPatch
+    trio: list[Path], tmp_path: Path, cuda: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = merged(tiny, tmp_path)
+    wanted = merged(trio, tmp_path)
     for memory, threads, devices in ((LEAST, 0, 1), (LEAST, 1, 2), (0, 3, 1)):
         monkeypatch.setenv("FAKE_CUDA_DEVICES", str(devices))
-        found = merged(tiny, tmp_path, backend="cuda", gpu_memory=memory, threads=threads)
+        found = merged(trio, tmp_path, backend="cuda", gpu_memory=memory, threads=threads)
         assert found == wanted, (memory, threads, devices)
-    assert merged(tiny, tmp_path, backend="cuda", compute="fp64") == merged(tiny, tmp_path, compute="fp64")
+    assert merged(trio, tmp_path, backend="cuda", compute="fp64") == merged(trio, tmp_path, compute="fp64")
 
 
 def test_strided_tensors_and_records_with_a_crc(tmp_path: Path, cuda: None) -> None:
@@ -118,12 +93,12 @@ def test_strided_tensors_and_records_with_a_crc(tmp_path: Path, cuda: None) -> N
     assert not (tmp_path / "x.safetensors").exists()
 
 
-def test_tiles_cover_the_output_once_and_keep_their_limits(tiny: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_cover_the_output_once_and_keep_their_limits(trio: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from sdsurgery import engine
 
     plans: list[Any] = []
     monkeypatch.setattr(engine, "preview", lambda plan, *rest: plans.append(plan) or {})
-    sdsurgery.merge("add-diff", tiny, dry_run=True)
+    sdsurgery.merge("add-diff", trio, dry_run=True)
     (plan,) = plans
     for out_limit, in_limit in ((4096, 1 << 14), (100_000, 70_000), (1 << 30, 1 << 30), (64, 1 << 20)):
         done = [0] * len(plan.jobs)
@@ -156,30 +131,30 @@ def leftovers(folder: Path) -> list[str]:
     ],
 )
 def test_a_failing_gpu_is_one_line_and_nothing_is_left_or_the_cpu_goes_on(
-    tiny: list[Path], tmp_path: Path, cuda: None, monkeypatch: pytest.MonkeyPatch, *, setting: str, words: str
+    trio: list[Path], tmp_path: Path, cuda: None, monkeypatch: pytest.MonkeyPatch, *, setting: str, words: str
 ) -> None:
-    wanted = merged(tiny, tmp_path, hash=False)
+    wanted = merged(trio, tmp_path, hash=False)
     before = (tmp_path / "out.safetensors").read_bytes()
     name, _, value = setting.partition("=")
     monkeypatch.setenv(name, value)
     options: dict[str, Any] = {"backend": "cuda", "gpu_memory": LEAST}
     with pytest.raises((DeviceFailed, UsageError), match=words) as caught:
-        merged(tiny, tmp_path, **options)
+        merged(trio, tmp_path, **options)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "out.safetensors").read_bytes() == before and not leftovers(tmp_path)
-    assert merged(tiny, tmp_path, fallback="cpu", hash=False, **options) == wanted
+    assert merged(trio, tmp_path, fallback="cpu", hash=False, **options) == wanted
     monkeypatch.delenv(name)
-    report = sdsurgery.merge("add-diff", tiny, out=tmp_path / "x.safetensors", sync=False, fallback="cpu", **options)
+    report = sdsurgery.merge("add-diff", trio, out=tmp_path / "x.safetensors", sync=False, fallback="cpu", **options)
     assert report.how["backend"] == "cuda" and "fallback" not in report.how
 
 
 def test_the_fallback_is_reported_and_hashes_are_right(
-    tiny: list[Path], tmp_path: Path, cuda: None, monkeypatch: pytest.MonkeyPatch
+    trio: list[Path], tmp_path: Path, cuda: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = merged(tiny, tmp_path)  # with hashes
+    wanted = merged(trio, tmp_path)  # with hashes
     monkeypatch.setenv("FAKE_CUDA_LAUNCHES", "3")
-    assert merged(tiny, tmp_path, backend="cuda", gpu_memory=LEAST, fallback="cpu") == wanted
-    report = sdsurgery.merge("add-diff", tiny, out=tmp_path / "x.safetensors", backend="cuda", fallback="cpu")
+    assert merged(trio, tmp_path, backend="cuda", gpu_memory=LEAST, fallback="cpu") == wanted
+    report = sdsurgery.merge("add-diff", trio, out=tmp_path / "x.safetensors", backend="cuda", fallback="cpu")
     assert report.how["backend"] == "cpu" and "the GPU failed" in report.how["fallback"]
 
 

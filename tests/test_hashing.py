@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pickle_builder import Memory
 from sdsurgery import hashing
 from sdsurgery.errors import Interrupted, RunFailed
 from sdsurgery.hashing import BodyHash, FileHash, autov2, autov3, cache_folder, legacy_hash
@@ -28,15 +29,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SDS_CACHE", str(folder))
     monkeypatch.setattr(hashing, "_FRESH_NS", -(10**18))
     return folder
-
-
-class Bytes:
-    def __init__(self, data: bytes) -> None:
-        self.data, self.size = data, len(data)
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        assert offset + nbytes <= self.size
-        return self.data[offset : offset + nbytes]
 
 
 def sha256(data: bytes) -> str:
@@ -72,7 +64,7 @@ def count_hashing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("size", [0, 0xFFFFF, 0x100000, 0x100001, 0x10FFFF, 0x110000, 0x110001, 0x200000])
 def test_legacy_hash_is_of_64_kib_at_1_mib_or_of_what_there_is(size: int) -> None:
     data = random.Random(size).randbytes(size)
-    assert legacy_hash(Bytes(data)) == sha256(data[0x100000:0x110000])[:8]  # type: ignore[arg-type]
+    assert legacy_hash(Memory(data)) == sha256(data[0x100000:0x110000])[:8]  # type: ignore[arg-type]
 
 
 def test_short_forms() -> None:

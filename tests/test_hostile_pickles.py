@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 
 import pytest
 from attacks import GOOD_TENSOR, NAMES, RECORD, Watch, attacks, files
@@ -39,13 +38,6 @@ from sdsurgery.formats import pickle_machine as pm
 from sdsurgery.formats import torch_legacy
 from sdsurgery.formats import torch_zip as zip_format
 from sdsurgery.formats.scan import scan_source
-
-
-@pytest.fixture
-def canary(tmp_path) -> Iterator[str]:
-    path = str(tmp_path / "canary")
-    yield path
-    assert not os.path.exists(path), "code from a file ran"
 
 
 def answer(data: bytes, **options: bool) -> str:

@@ -7,14 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from layout_tools import FULL, NAMES, OLD_VAE_NAMES, UNET, reference_tables, rows
+from layout_tools import FULL, NAMES, OLD_VAE_NAMES, UNET, rows
 from sdsurgery import layouts
 from sdsurgery.layouts import UNKNOWN, Layout, aliases, diffusers
-
-
-@pytest.fixture(scope="session", name="reference")
-def _reference() -> Path:
-    return reference_tables()
 
 
 class TestRules:

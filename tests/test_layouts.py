@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from layout_tools import NAMES, OLD_VAE_NAMES, reference_tables, rows
+from layout_tools import NAMES, OLD_VAE_NAMES, rows
 from reference_writer import Stored, file_size
 from sdsurgery import layouts
 from sdsurgery.errors import UsageError
@@ -71,11 +71,6 @@ MAP_DIGESTS = {
     "lora sd2": (420, "186b3388f6c2a62f"),
     "lora sdxl-base": (1058, "677a7c2c5b4a2ad5"),
 }
-
-
-@pytest.fixture(scope="session", name="reference")
-def _reference() -> Path:
-    return reference_tables()
 
 
 def digest(lines: Iterable[str]) -> str:

@@ -8,8 +8,9 @@ import re
 import tracemalloc
 
 import pytest
+from pickle_builder import Memory
+from safetensors_tools import entry, file, one, our_view, parse, reference_metadata, reference_view, refusal
 from sdsurgery import formats
-from sdsurgery.checkpoint import Contents
 from sdsurgery.dtypes import BY_NAME
 from sdsurgery.errors import InputRefused
 from sdsurgery.formats import safetensors as ours
@@ -18,62 +19,6 @@ reference = pytest.importorskip("safetensors")
 save = pytest.importorskip("safetensors.numpy").save
 
 DUPLICATES = re.compile(r"^(tensor '.*'|metadata key '.*'|__metadata__) is given twice in the header$", re.DOTALL)
-
-
-class Bytes:
-    """Stands in for the native Source."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.size = data, len(data)
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        assert 0 <= offset <= offset + nbytes <= self.size, "the reader asked for bytes beyond the file"
-        return self.data[offset : offset + nbytes]
-
-
-def file(header: str | bytes, data: bytes = b"") -> bytes:
-    raw = header if isinstance(header, bytes) else header.encode("utf-8")
-    return len(raw).to_bytes(8, "little") + raw + data
-
-
-def entry(name: str = "a", **fields: str) -> str:
-    """One tensor's member of the header; by default F32 [1] at 0..4. ``None`` values are left out."""
-    values = {"dtype": '"F32"', "shape": "[1]", "data_offsets": "[0,4]"} | fields
-    return json.dumps(name) + ":{" + ",".join(f'"{key}":{value}' for key, value in values.items() if value) + "}"
-
-
-def one(**fields: str) -> str:
-    return "{" + entry(**fields) + "}"
-
-
-def parse(data: bytes) -> Contents:
-    return ours.read(Bytes(data))  # type: ignore[arg-type]
-
-
-def our_view(data: bytes) -> dict[str, tuple[str, list[int], bytes]]:
-    tensors = parse(data).tensors
-    return {t.name: (t.dtype.name, list(t.shape), data[t.offset : t.offset + t.nbytes]) for t in tensors}
-
-
-def reference_view(data: bytes) -> dict[str, tuple[str, list[int], bytes]] | None:
-    try:
-        found = reference.deserialize(data)
-    except reference.SafetensorError:
-        return None
-    return {name: (info["dtype"], info["shape"], bytes(info["data"])) for name, info in found}
-
-
-def reference_metadata(data: bytes, folder) -> dict[str, str]:
-    path = folder / "x.safetensors"
-    path.write_bytes(data)
-    with reference.safe_open(str(path), framework="np") as opened:
-        return dict(opened.metadata() or {})
-
-
-def refusal(data: bytes) -> str:
-    with pytest.raises(InputRefused) as caught:
-        parse(data)
-    return str(caught.value)
 
 
 # ---------------------------------------------------------------- refused, both by the reference and by us
@@ -466,12 +411,12 @@ def test_damaged_files_are_recognised_so_that_their_refusal_is_precise(case: str
     data = REFUSED[case][0]
     if case == "byte order mark":
         assert len(data) < 100_000_000
-    assert ours.sniff(Bytes(data))  # type: ignore[arg-type]
+    assert ours.sniff(Memory(data))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("length", [0x280, 0x04034B50])
 def test_a_header_length_that_looks_like_a_pickle_or_a_zip_is_still_recognised(length: int) -> None:
-    assert ours.sniff(Bytes(length.to_bytes(8, "little") + b'{"a":{}'))  # type: ignore[arg-type]
+    assert ours.sniff(Memory(length.to_bytes(8, "little") + b'{"a":{}'))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -488,10 +433,10 @@ def test_a_header_length_that_looks_like_a_pickle_or_a_zip_is_still_recognised(l
     ],
 )
 def test_other_files_are_not_claimed(head: bytes) -> None:
-    assert not ours.sniff(Bytes(head))  # type: ignore[arg-type]
+    assert not ours.sniff(Memory(head))  # type: ignore[arg-type]
 
 
 def test_the_reader_is_registered() -> None:
-    found = formats.recognise(Bytes(file("{}")))  # type: ignore[arg-type]
+    found = formats.recognise(Memory(file("{}")))  # type: ignore[arg-type]
     assert found is not None
     assert found.name == "safetensors"

@@ -7,7 +7,6 @@ import io
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator
 
 import pytest
 from attacks import GOOD_TENSOR, NAMES, RECORD, Watch, attacks, files
@@ -15,13 +14,6 @@ from cli_support import done, f32, refused, sds, write_raw
 from pickle_builder import Memory, call, dict_of, legacy, pickled, tensor, torch_zip, zipped
 from sdsurgery.errors import SdsError
 from sdsurgery.formats.scan import FileScan, ScanReport, scan, scan_source
-
-
-@pytest.fixture
-def canary(tmp_path) -> Iterator[str]:
-    path = str(tmp_path / "canary")
-    yield path
-    assert not os.path.exists(path), "code from a file ran"
 
 
 @pytest.mark.parametrize("attack", NAMES)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numeric_tools import CODE, FLOATS, SORTS, Case, Result, cases, expected
+from numeric_tools import CASES, CODE, FLOATS, SORTS, Case, Result, every, expected, label
 from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.methods import Method
 from sdsurgery.program import Formula, trace
@@ -21,18 +21,11 @@ if not __import__("triton").knobs.runtime.interpret:
 
 from sdsurgery.kernels import elementwise  # noqa: E402
 
-CASES = {case.label: case for case in cases()}
 MIXTURES = [
     *((dtype,) for dtype in FLOATS),
     (F16, F32),
     (F8_E4M3, BF16, F8_E5M2),
     (F32, F64),
-]
-EVERY = [
-    pytest.param(name, mixture, id=f"{name}-{'+'.join(map(str, mixture))}")
-    for name, case in CASES.items()
-    for mixture in MIXTURES
-    if len(mixture) <= case.count  # else there are more dtypes than inputs
 ]
 
 
@@ -56,7 +49,7 @@ def run(
     return Result(result.numpy().view(CODE[out]), *(int(value) for value in counts))
 
 
-@pytest.mark.parametrize(("name", "mixture"), EVERY)
+@pytest.mark.parametrize(("name", "mixture"), every(MIXTURES), ids=label)
 def test_every_method_and_dtype_equals_the_reference(name: str, mixture: tuple[DType, ...]) -> None:
     case: Case = CASES[name]
     rng = np.random.default_rng(len(name))

@@ -30,6 +30,14 @@ def human_bytes(count: float) -> str:
     raise AssertionError
 
 
+def say(lines: Iterable[str]) -> None:
+    """Print lines on stderr. Where nobody listens any more, the work goes on all the same."""
+    try:
+        print("\n".join(lines), file=sys.stderr, flush=True)
+    except OSError:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the interpreter flushes what is left once more)
+
+
 @contextmanager
 def progress(verb: str, *, quiet: bool = False) -> Iterator[Progress | None]:
     """A progress callback: a bar on a terminal, a plain line now and then elsewhere, nothing for quick runs."""
@@ -57,7 +65,7 @@ class _Lines:
         rate = done / (now - self.started)
         left = f", {(total - done) / rate:.0f} s left" if rate else ""
         line = f"{self.verb}: {human_bytes(done)} of {human_bytes(total)}, {human_bytes(rate)}/s{left}"
-        print(line, file=sys.stderr, flush=True)
+        say([line])
 
     def close(self) -> None:
         pass
@@ -111,7 +119,7 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
     target = printable(report.output) if report.output else "(no output named)"
     verb = "would write" if report.dry_run else "wrote"
     lines = [f"{verb} {target}: {human_bytes(report.bytes_written)}, family {report.family}"]
-    lines.append(f"tensors: {counts}")
+    lines.append(f"tensors: {counts or 'none'}")
     for path, names in report.missing.items():
         lines.append(f"missing in {printable(path)}: {some(names, verbose)} (A's were kept)")
     for path, names in report.only_there.items():
@@ -133,7 +141,9 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
         lines.append(
             f"would read {human_bytes(report.bytes_read)} of tensor data and write {human_bytes(report.bytes_written)}"
         )
-        lines.append(f"free space in the target's folder: {human_bytes(report.how.get('free_bytes', 0))}")
+        free = report.how.get("free_bytes", 0)
+        lacks = "" if free >= report.bytes_written else ", too little for the output: the run would be refused"
+        lines.append(f"free space in the target's folder: {human_bytes(free)}{lacks}")
         if "buffer_bytes" in report.how:
             lines.append(f"expected peak memory: about {human_bytes(25e6 + report.how['buffer_bytes'])}")
     elif report.seconds is not None:

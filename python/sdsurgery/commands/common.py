@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -10,6 +12,7 @@ from typing import Any, NoReturn
 
 from ..errors import RunFailed, UsageError, printable
 
+_CLOSED = "cannot write to standard output: it is closed"
 _OPENING = ("allow_suspicious", "allow_inflate")
 _SETTINGS = (
     "dtype",
@@ -144,10 +147,18 @@ def written(args: argparse.Namespace, work: Callable[..., Any]) -> int:
 
     if args.out is None and not args.dry_run:
         raise UsageError("no output given (-o FILE, or --dry-run)")
+    if args.json:
+        require_stdout()
     with console.progress(args.verb, quiet=args.quiet) as progress:
         report = work(out=args.out, progress=progress, **settings(args))
     if args.json:
-        print_json(report.to_dict())
+        try:
+            print_json(report.to_dict())
+            flush_stdout()
+        except RunFailed as error:
+            if args.dry_run:
+                raise
+            raise RunFailed(f"{error}; the output is written") from None
     show(args, report)
     return 0
 
@@ -166,10 +177,25 @@ def show(args: argparse.Namespace, report: Any) -> None:
         if args.dry_run:
             print_lines(lines)
         else:
-            print("\n".join(lines), file=sys.stderr)
+            console.say(lines)
 
 
 # ---- standard output
+
+
+def require_stdout() -> None:
+    """Before work whose result goes there: RunFailed when stdout is closed, or a pipe that nobody reads."""
+    if sys.stdout is None:
+        raise RunFailed(_CLOSED)
+    import select
+
+    if not hasattr(select, "poll"):
+        return  # Windows; the write will tell
+    with contextlib.suppress(OSError, ValueError):  # no file, but an object that replaces it
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+            _stdout_failed(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
 
 
 def print_lines(lines: Iterable[str]) -> int:
@@ -198,7 +224,7 @@ def flush_stdout() -> None:
 
 def _write(text: str) -> None:
     if sys.stdout is None:
-        raise RunFailed("cannot write to standard output: it is closed")
+        raise RunFailed(_CLOSED)
     try:
         sys.stdout.write(text + "\n")
     except (OSError, ValueError) as error:

@@ -29,13 +29,12 @@ def run(args: argparse.Namespace) -> int:
 def _families(args: argparse.Namespace) -> int:
     from ..layouts import all_layouts
 
-    rows = [
-        {"name": layout.name, "title": layout.title, "architecture": layout.architecture} for layout in all_layouts()
-    ]
+    layouts = all_layouts()
     if args.json:
+        rows = [{"name": item.name, "title": item.title, "architecture": item.architecture} for item in layouts]
         return print_json({"layouts": rows})
-    width = max(len(row["name"] or "") for row in rows)
-    return print_lines(f"{row['name']:<{width}} {row['title']}" for row in rows)
+    width = max(len(item.name) for item in layouts)
+    return print_lines(f"{item.name:<{width}}  {item.title}" for item in layouts)
 
 
 def _keys(args: argparse.Namespace) -> int:

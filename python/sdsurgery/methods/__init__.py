@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -31,9 +31,11 @@ class Param:
 
 @dataclass(frozen=True)
 class PerInput:
-    """A list of numbers, one for each input. Given, it also decides how many inputs the method takes."""
+    """A list of numbers, one for each input. Given, it also decides how many inputs the method takes, and the
+    parameter that it stands in for (``instead_of``) has no value."""
 
     help: str
+    instead_of: str
     default: None = None
 
 
@@ -63,9 +65,11 @@ class Method:
         return tuple(name for name, param in self.params.items() if isinstance(param, Param))
 
     def bind(self, count: int, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Complete parameters for ``count`` inputs: defaults filled in, numbers as float64, lists as tuples.
+        """Complete parameters for ``count`` inputs: defaults filled in, numbers as float64, lists as tuples, None for
+        what has no value.
 
-        Raises UsageError for an unknown parameter, a value that is no finite number, or a wrong number of inputs.
+        Raises UsageError for an unknown parameter, a value that is no finite number, two parameters that exclude each
+        other, or a wrong number of inputs.
         """
         from ..suggest import did_you_mean
 
@@ -73,21 +77,24 @@ class Method:
             if name not in self.params:
                 raise UsageError(f"{self.name} has no parameter '{name}'{did_you_mean(name, self.params)}")
         values: dict[str, Any] = {}
-        wanted = len(self.inputs)
         for name, param in self.params.items():
             value = given.get(name, param.default)
-            if isinstance(param, PerInput) and value is not None:
-                value = tuple(_number(self.name, name, item) for item in value)
-                wanted = len(value)
-                if not value:
-                    raise UsageError(f"{self.name}: {name} is empty; give one number for each input")
-            elif value is not None:
-                value = _number(self.name, name, value)
-            values[name] = value
-        if count != wanted:
-            names = " ".join(self.inputs) if wanted == len(self.inputs) else "one for each weight"
-            hint = "; for more inputs give --weights" if self.variadic and wanted == len(self.inputs) else ""
-            raise UsageError(f"{self.name} takes {wanted} inputs ({names}), {count} given{hint}")
+            convert = _numbers if isinstance(param, PerInput) else _number
+            values[name] = None if value is None else convert(self.name, name, value)
+        lists = {name: param for name, param in self.params.items() if isinstance(param, PerInput) and values[name]}
+        for name, param in lists.items():
+            if given.get(param.instead_of) is not None:
+                raise UsageError(f"{self.name}: give {param.instead_of} or {name}, not both")
+            values[param.instead_of] = None
+            if count != len(values[name]):
+                raise UsageError(
+                    f"{self.name}: {name} has {len(values[name])} numbers for {count} inputs; give one for each"
+                )
+        if count != len(self.inputs) and not lists:
+            hint = "; for more inputs give --weights" if self.variadic else ""
+            raise UsageError(
+                f"{self.name} takes {len(self.inputs)} inputs ({' '.join(self.inputs)}), {count} given{hint}"
+            )
         return values
 
 
@@ -99,6 +106,15 @@ def _number(method: str, name: str, value: Any) -> float:
     if not math.isfinite(number):
         raise UsageError(f"{method}: {name} must be finite, not {number}")
     return number
+
+
+def _numbers(method: str, name: str, value: Any) -> tuple[float, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise UsageError(f"{method}: {name} must be a list of numbers, not {value!r}")
+    numbers = tuple(_number(method, name, item) for item in value)
+    if not numbers:
+        raise UsageError(f"{method}: {name} is empty; give one number for each input")
+    return numbers
 
 
 _METHODS: dict[str, Method] = {}
