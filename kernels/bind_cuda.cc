@@ -53,6 +53,7 @@ py::dict device_row(int device) {
     check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
     check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
     py::dict row;
+    row["number"] = device;
     row["name"] = std::string(properties.name);
     row["capability"] = std::to_string(major) + "." + std::to_string(minor);
     row["memory"] = static_cast<uint64_t>(properties.totalGlobalMem);
@@ -108,10 +109,12 @@ class Stream {
  public:
     explicit Stream(int device) : device_(device) {
         const DeviceGuard guard(device);
+        check(cudaEventCreateWithFlags(&done_, cudaEventBlockingSync | cudaEventDisableTiming));
         check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     }
     ~Stream() {
         if (stream_ != nullptr) cudaStreamDestroy(stream_);
+        if (done_ != nullptr) cudaEventDestroy(done_);
     }
     Stream(const Stream&) = delete;
     uintptr_t handle() const { return reinterpret_cast<uintptr_t>(stream_); }
@@ -123,10 +126,15 @@ class Stream {
         const DeviceGuard guard(device_);
         check(cudaMemsetAsync(pointer(at), 0, bytes, stream_));
     }
-    void synchronize() { check(cudaStreamSynchronize(stream_)); }
+    void synchronize() {  // asleep: the processor belongs to those who read and write meanwhile
+        const DeviceGuard guard(device_);
+        check(cudaEventRecord(done_, stream_));
+        check(cudaEventSynchronize(done_));
+    }
 
  private:
     cudaStream_t stream_ = nullptr;
+    cudaEvent_t done_ = nullptr;
     int device_;
 };
 

@@ -16,6 +16,12 @@ inline void check(cudaError_t status) {
     switch (status) {
         case cudaErrorMemoryAllocation: code = "no_memory"; break;
         case cudaErrorIllegalAddress:  // from here on: nothing in this process can use the device any more
+        case cudaErrorMisalignedAddress:
+        case cudaErrorInvalidAddressSpace:
+        case cudaErrorInvalidPc:
+        case cudaErrorIllegalInstruction:
+        case cudaErrorHardwareStackError:
+        case cudaErrorAssert:
         case cudaErrorLaunchFailure:
         case cudaErrorLaunchTimeout:
         case cudaErrorECCUncorrectable:

@@ -115,6 +115,49 @@ def test_tiles_cover_the_output_once_and_keep_their_limits(trio: list[Path], mon
         assert done == [job.nbytes if job.formula is None else job.count for job in plan.jobs]
 
 
+@pytest.mark.parametrize("memory", [8 << 20, 20 << 20, 256 << 20])
+def test_the_buffers_of_a_run_keep_to_their_memory(tiny: list[Path], cuda: None, memory: int, tmp_path: Path) -> None:
+    report = sdsurgery.compare(*tiny[:2], backend="cuda", gpu_memory=memory, threads=4)
+    assert report.how["buffer_bytes"] <= memory
+    merge = sdsurgery.merge("add-diff", tiny, out=tmp_path / "x.safetensors", backend="cuda", gpu_memory=memory)
+    assert merge.how["buffer_bytes"] <= memory + (1 << 12)
+    with pytest.raises(UsageError, match="at least 8 MiB"):
+        sdsurgery.compare(*tiny[:2], backend="cuda", gpu_memory=(8 << 20) - 1)
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "runs"),
+    [
+        ("7.5", "75-real 80-real 89-real 90 120", True),
+        ("8.6", "75-real 80-real 89-real 90 120", True),  # code for 8.0
+        ("8.9", "75-real;80-real", True),
+        ("8.0", "75-real 86-real 90", False),
+        ("7.0", "75-real 80-real 89-real 90 120", False),
+        ("10.3", "75-real 80-real 89-real 90", True),  # translated
+        ("12.1", "90-real 120-real", True),
+        ("10.0", "75-real 90-real", False),
+        ("9.0", "90-virtual", True),
+        ("8.9", "90-virtual", False),
+        ("6.1", "all-major", True),
+    ],
+)
+def test_a_device_is_used_where_there_is_code_for_it(capability: str, architectures: str, runs: bool) -> None:
+    from sdsurgery.backends.cuda import built_for
+
+    assert built_for(capability, architectures) is runs
+
+
+def test_a_gpu_without_code_says_what_there_is(cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdsurgery.backends import choose
+    from sdsurgery.backends import cuda as backend
+
+    module = backend.module()
+    monkeypatch.setattr(module, "architectures", "90-real")
+    with pytest.raises(UsageError, match=r"cannot be used here: .*built for .*90-real, and here is Fake \(8\.8\)"):
+        choose("cuda")
+    assert backend.devices() == []
+
+
 # ---- failures
 
 

@@ -262,10 +262,10 @@ def info_lines(found: Mapping[str, Any]) -> list[str]:
         *(f"backend {name}: {state}" for name, state in found["backends"].items()),
         f"CUDA module: {found['cuda']}",
         *(
-            f"{name} device {number}: {row['name']}"
+            f"{name} device {row['number']}: {row['name']}"
             + (f", compute capability {row['capability']}, {row['memory'] >> 20} MiB" if "capability" in row else "")
             for name, rows in found["devices"].items()
-            for number, row in enumerate(rows)
+            for row in rows
         ),
         *(f"{name}: {version or 'not installed'}" for name, version in found["packages"].items()),
     ]

@@ -49,6 +49,12 @@ enum cudaError_t {
     cudaErrorInsufficientDriver,
     cudaErrorNoDevice,
     cudaErrorIllegalAddress,
+    cudaErrorMisalignedAddress,
+    cudaErrorInvalidAddressSpace,
+    cudaErrorInvalidPc,
+    cudaErrorIllegalInstruction,
+    cudaErrorHardwareStackError,
+    cudaErrorAssert,
     cudaErrorLaunchFailure,
     cudaErrorLaunchTimeout,
     cudaErrorECCUncorrectable,
@@ -62,7 +68,9 @@ enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount
 };
 constexpr unsigned cudaHostAllocPortable = 1, cudaStreamNonBlocking = 1;
+constexpr unsigned cudaEventBlockingSync = 1, cudaEventDisableTiming = 2;
 using cudaStream_t = struct FakeStream*;
+using cudaEvent_t = struct FakeEvent*;
 struct cudaDeviceProp {
     char name[256];
     size_t totalGlobalMem;
@@ -108,7 +116,10 @@ inline cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned) { return c
 inline cudaError_t cudaFreeHost(void* data) { return cudaFree(data); }
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = nullptr, cudaSuccess; }
 inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return *event = nullptr, cudaSuccess; }
+inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
     return std::memmove(to, from, bytes), cudaSuccess;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
@@ -37,14 +38,41 @@ def module() -> ModuleType:
 
 def available() -> str | None:
     try:
-        reason: str = module().unavailable()
+        cuda = module()
     except ImportError:
         return "this installation was built without nvcc"
-    return reason or None
+    reason: str = cuda.unavailable()
+    if reason:
+        return reason
+    found = cuda.devices()
+    if any(built_for(row["capability"], cuda.architectures) for row in found):
+        return None
+    names = ", ".join(f"{row['name']} ({row['capability']})" for row in found)
+    return f"this installation was built for compute capability {cuda.architectures}, and here is {names}"
+
+
+def built_for(capability: str, architectures: str) -> bool:
+    """Whether a device like "8.6" can run what CMake compiled for architectures like "75-real;90": code of its own
+    major version (``real``), or an intermediate form that its driver translates (``virtual``). Both without suffix."""
+    major, minor = (int(part) for part in capability.split("."))
+    for item in re.split(r"[ ;]+", architectures):
+        number = re.fullmatch(r"(\d+)(\d)(-real|-virtual)?", item)
+        if number is None:
+            return True  # "all", "native", or a special one: unknown here
+        own = (int(number[1]), int(number[2]))
+        if number[3] != "-virtual" and own[0] == major and own[1] <= minor:
+            return True
+        if number[3] != "-real" and own <= (major, minor):
+            return True
+    return False
 
 
 def devices() -> list[dict[str, Any]]:
-    return [] if available() else list(module().devices())
+    """Those that this build has code for."""
+    if available():
+        return []
+    cuda = module()
+    return [row for row in cuda.devices() if built_for(row["capability"], cuda.architectures)]
 
 
 @contextmanager
@@ -93,7 +121,12 @@ class _Staging:
 
     def _hold(self, kind: str, nbytes: int) -> Any:
         place = (self._device,) if kind == "Memory" else ()
-        item = getattr(self._cuda, kind)(*place, max(nbytes, 1))
+        try:
+            item = getattr(self._cuda, kind)(*place, max(nbytes, 1))
+        except self._cuda.Error as error:
+            if kind == "Pinned" and error.code == "no_memory":
+                raise DeviceFailed("no memory of the host to pin (a smaller --gpu-memory, or --fallback cpu)") from None
+            raise
         self._held.append(item)
         return item
 

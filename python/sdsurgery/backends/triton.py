@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..gpu.reductions import Chunk, Row
     from ..gpu.tensors import Batch
 
-_interpreter = threading.Lock()  # Triton's has global state
+_launching = threading.Lock()  # Triton compiles at the first launch, and its interpreter has global state
 
 
 def interpreted() -> bool:
@@ -52,12 +52,13 @@ def devices() -> list[dict[str, Any]]:
     import torch
 
     if interpreted():
-        return [{"name": "Triton's interpreter"}]
+        return [{"number": 0, "name": "Triton's interpreter"}]
     rows = []
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         capability = f"{properties.major}.{properties.minor}"
-        rows.append({"name": properties.name, "capability": capability, "memory": properties.total_memory})
+        memory = properties.total_memory
+        rows.append({"number": number, "name": properties.name, "capability": capability, "memory": memory})
     return rows
 
 
@@ -132,12 +133,10 @@ class _Staging:
 
 
 def _launch(work: Any, out: Any, inputs: Sequence[Any], counts: Any) -> None:
-    import contextlib
-
     from ..kernels import elementwise
 
     codes = [(elementwise.codes_of(item, dtype), dtype) for item, dtype in zip(inputs, work.dtypes, strict=True)]
-    with _interpreter if interpreted() else contextlib.nullcontext():
+    with _launching:
         elementwise.launch(
             work.formula, codes, elementwise.codes_of(out, work.dtype), work.dtype,
             overflow=work.overflow, wide=work.wide, counts=counts,

@@ -20,13 +20,14 @@ from ..plan import Job, Plan, Reduction
 from ..program import Formula
 from ..records import dataclass
 from .reductions import Chunk, Gathered, Row
-from .tiles import ALIGNMENT, CHUNK, Part, Tile, ratio, tiles
+from .tiles import ALIGNMENT, Part, Tile, ratio, tiles
 
 if TYPE_CHECKING:
     from .._native import Sink, Source
 
 MEMORY = 256 << 20  # of buffers on each device, unless --gpu-memory says otherwise
 LEAST_MEMORY = 4 << 20
+_LEAST_REDUCED = 8 << 20  # its larger part holds a chunk of two F64 tensors
 _WORKERS = 4  # for each device
 _TILE = 32 << 20  # of output, at most: longer stretches gain nothing
 
@@ -73,7 +74,7 @@ class Device:
 
 def devices_of(rows: Sequence[dict[str, Any]], make: Callable[[int, str, int, int], Staging]) -> list[Device]:
     """The devices of a backend, from what ``Backend.devices`` tells."""
-    return [Device(number, row["name"], make) for number, row in enumerate(rows)]
+    return [Device(row["number"], row["name"], make) for row in rows]
 
 
 class StreamRun:
@@ -88,14 +89,18 @@ class StreamRun:
         self.watermark = plan.data_start
         self.workers = options.threads or _WORKERS
         self.memory = options.gpu_memory or MEMORY
-        if self.memory < LEAST_MEMORY:
-            raise UsageError(f"--gpu-memory must be at least {LEAST_MEMORY >> 20} MiB")
-        share = self.memory // self.workers
-        self._out_bytes = max(ALIGNMENT, min(_TILE, int(share / (1 + ratio(plan))) // ALIGNMENT * ALIGNMENT))
-        most = max((len(job.operands) for job in plan.jobs), default=0)
-        self._in_bytes = int(self._out_bytes * ratio(plan)) + ALIGNMENT * (most + 1)
-        if any(isinstance(formula, Reduction) for formula in plan.formulas):  # a chunk of two F64 tensors at least
-            self._in_bytes = max(self._in_bytes, share, CHUNK * 16 + 4 * ALIGNMENT)
+        self._reduces = any(isinstance(formula, Reduction) for formula in plan.formulas)  # then all do
+        least = _LEAST_REDUCED if self._reduces else LEAST_MEMORY
+        if self.memory < least:
+            raise UsageError(f"--gpu-memory must be at least {least >> 20} MiB here")
+        if self._reduces:
+            self.workers = min(self.workers, self.memory // _LEAST_REDUCED)
+            self._in_bytes, self._out_bytes = (self.memory // self.workers - ALIGNMENT) * 2 // 3, ALIGNMENT
+        else:
+            share = self.memory // self.workers
+            self._out_bytes = max(ALIGNMENT, min(_TILE, int(share / (1 + ratio(plan))) // ALIGNMENT * ALIGNMENT))
+            most = max((len(job.operands) for job in plan.jobs), default=0)
+            self._in_bytes = int(self._out_bytes * ratio(plan)) + ALIGNMENT * (most + 1)
         self._reductions = Gathered()
         self._tiles = enumerate(tiles(plan, self._out_bytes - ALIGNMENT, self._in_bytes))
         self._finished: dict[int, int] = {}  # number of a finished tile: where it ends
@@ -111,8 +116,8 @@ class StreamRun:
 
     @property
     def buffer_bytes(self) -> int:
-        """On each device; as many again are pinned on the host."""
-        return self.workers * (self._in_bytes + self._out_bytes)
+        """On each device; as many again are pinned on the host. A reduction needs half of its input for itself."""
+        return self.workers * (self._in_bytes + self._out_bytes + (self._in_bytes // 2 if self._reduces else 0))
 
     # ---- RunHandle
 
