@@ -23,6 +23,7 @@ from pickle_builder import (
     tuple_of,
 )
 from sdsurgery import formats
+from sdsurgery.errors import SdsError
 
 RECORD = struct.pack("<6f", *range(6))
 GOOD_TENSOR = tensor((2, 3), (3, 1))
@@ -66,6 +67,28 @@ class Watch:
         global watching  # noqa: PLW0603
         watching = False
         assert events == [], f"reading a file caused {events[:5]}"
+
+
+def answer(data: bytes, **options: bool) -> str:
+    """What reading a file ends in: its format, or the one line of its refusal. Anything else is a failure."""
+    source = Memory(data)
+    with Watch():
+        reader = formats.recognise(source)
+        if reader is None:
+            return "not a checkpoint"
+        try:
+            found = reader.read(source, **(options if reader.name.startswith("torch") else {}))
+        except SdsError as error:
+            message = str(error)
+            assert "\n" not in message and message.isprintable() and len(message) < 2000
+            return message
+    for info in found.tensors:
+        span = info.nbytes
+        if info.strides is not None:
+            span = info.dtype.itemsize * (1 + sum((n - 1) * s for n, s in zip(info.shape, info.strides, strict=True)))
+        assert 0 <= info.offset <= info.offset + span <= len(data), "a tensor outside the file"
+    assert all(text.isprintable() for text in (*found.notes, *found.metadata))
+    return found.format
 
 
 def attacks(canary: str) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ import sys
 import zipfile
 
 import pytest
-from attacks import GOOD_TENSOR, NAMES, RECORD, Watch, attacks, files
+from attacks import GOOD_TENSOR, NAMES, RECORD, Watch, answer, attacks, files
 from pickle_builder import (
     MAGIC,
     Memory,
@@ -33,33 +33,11 @@ from pickle_builder import (
     zipped,
 )
 from sdsurgery import formats
-from sdsurgery.errors import InputRefused, SdsError
+from sdsurgery.errors import InputRefused
 from sdsurgery.formats import pickle_machine as pm
 from sdsurgery.formats import torch_legacy
 from sdsurgery.formats import torch_zip as zip_format
 from sdsurgery.formats.scan import scan_source
-
-
-def answer(data: bytes, **options: bool) -> str:
-    """What reading a file ends in: its format, or the one line of its refusal. Anything else is a failure."""
-    source = Memory(data)
-    with Watch():
-        reader = formats.recognise(source)
-        if reader is None:
-            return "not a checkpoint"
-        try:
-            found = reader.read(source, **(options if reader.name.startswith("torch") else {}))
-        except SdsError as error:
-            message = str(error)
-            assert "\n" not in message and message.isprintable() and len(message) < 2000
-            return message
-    for info in found.tensors:
-        span = info.nbytes
-        if info.strides is not None:
-            span = info.dtype.itemsize * (1 + sum((n - 1) * s for n, s in zip(info.shape, info.strides, strict=True)))
-        assert 0 <= info.offset <= info.offset + span <= len(data), "a tensor outside the file"
-    assert all(text.isprintable() for text in (*found.notes, *found.metadata))
-    return found.format
 
 
 @pytest.mark.parametrize("attack", NAMES)
@@ -155,6 +133,18 @@ def looping_wrappers() -> bytes:
     return pickled(b"}\x94(" + keys + wrappers + b"u", protocol=4)
 
 
+def shared_metadata(many: bool) -> bytes:
+    """Metadata of one text, referred to so often that it would take 6 or 23 GB if it were put together."""
+    once = text("x" * 60_000) + b"\x940"
+    texts = b"".join(text(str(i)) + b"h\x00" for i in range(100_000)) if many else b""
+    body = (
+        b"}" + once + b"(" + texts + b"u"
+        if many
+        else dict_of([(text("a"), b"]" + once + b"(" + b"h\x00" * 390_000 + b"e")])
+    )
+    return pickled(dict_of({"state_dict": dict_of({"w": GOOD_TENSOR}), "__metadata__": body}), protocol=4)
+
+
 def shared_lists() -> bytes:
     """A list of 100,000 items, referred to 100,000 times."""
     items = b"](" + b"N" * 100_000 + b"e\x94"
@@ -180,6 +170,10 @@ BOMBS = {
     "looping wrappers": lambda: torch_zip(looping_wrappers(), {}),
     "shared lists": lambda: torch_zip(shared_lists(), {"0": RECORD}),
     "many shapes": lambda: torch_zip(many_shapes(), {"0": RECORD}),
+    "long metadata": lambda: torch_zip(shared_metadata(many=False), {"0": RECORD}),
+    "many metadata": lambda: torch_zip(shared_metadata(many=True), {"0": RECORD}),
+    "text opcodes": lambda: b"(lp1\n" + b"N0" * (32 << 20),
+    "text opcodes in turn": lambda: b"N.".join([b"(lp1\n" + b"N0" * 900_000] * 30),
     "many entries": lambda: zipped({f"a/data/{i}": b"" for i in range(60_000)}),
     "many names": lambda: torch_zip(
         wide_nodes(), {f"{'k' * 100}{i}\U0001f600": b"" for i in range(15_000)}, **{str(i): b"" for i in range(30_000)}

@@ -182,7 +182,7 @@ def test_a_pickle_too_long_to_follow_is_suspicious(monkeypatch):
     data = b"(lp1\n" + b"I1\na" * 200 + b"."
     assert scan_source("x", Memory(data)).problems == []
     with monkeypatch.context() as patch:
-        patch.setattr("sdsurgery.formats.pickle_walk.MAX_OPCODES", 100)
+        patch.setattr("sdsurgery.formats.pickle_walk.MAX_OPCODES", 100)  # of all pickles of a file together
         assert scan_source("x", Memory(data)).problems == ["too long to be followed to its end"]
     monkeypatch.setattr("sdsurgery.formats.scan.WINDOWS", (100, 200))
     assert scan_source("x", Memory(data)).problems == ["too long to be followed to its end"]

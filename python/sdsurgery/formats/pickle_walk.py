@@ -32,8 +32,9 @@ class Walk:
     ``exhausted``: the limit of opcodes was; ``pos``: where it ended.
     """
 
-    def __init__(self, data: bytes | bytearray, start: int = 0) -> None:
+    def __init__(self, data: bytes | bytearray, start: int = 0, max_opcodes: int = MAX_OPCODES) -> None:
         self.data = data
+        self.left = max_opcodes
         self.pos = start
         self.names: dict[str, int] = {}
         self.opcodes: set[int] = set()
@@ -51,7 +52,8 @@ class Walk:
         return bool(self.opcodes & {_STACK_GLOBAL, *_EXTENSIONS}) and bool(self.opcodes & _CALLS)
 
     def _run(self) -> None:
-        for _ in range(MAX_OPCODES):
+        while self.left > 0:
+            self.left -= 1
             opcode = self.data[self.pos]
             self.pos += 1
             self.opcodes.add(opcode)
@@ -133,17 +135,17 @@ class TextPickles:
         self.names: dict[str, int] = {}
         self.opcodes: set[int] = set()
         self.likely = self.hides = self.cut = False
-        pos = 0
+        pos, left = 0, MAX_OPCODES
         for number in range(_STREAM):
-            walk = Walk(data, pos)
-            pos = walk.pos
+            walk = Walk(data, pos, left)
+            pos, left = walk.pos, walk.left
             for name, count in walk.names.items():
                 self.names[name] = self.names.get(name, 0) + count
             self.opcodes |= walk.opcodes
             self.hides |= walk.hides
             if number == 0:
                 self.likely = _likely(walk, data, complete)
-                self.cut = self.likely and not walk.ended
+            self.cut |= self.likely and not walk.ended and (walk.exhausted or not complete)
             if not walk.ended or pos >= len(data):
                 break
 

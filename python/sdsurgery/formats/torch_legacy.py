@@ -145,9 +145,11 @@ def _records(source: Source, graph: Graph, keys: list[str], pos: int) -> tuple[d
         numel = int.from_bytes(source.read(pos, 8), "little", signed=True)
         if numel != storage.numel:
             raise InputRefused(f"{label} has {numel} elements; {storage.numel} are expected")
+        if numel < 0:
+            raise InputRefused(f"{label} has {numel} elements")
         record = Record(pos + 8, numel * storage.itemsize)
         pos += 8 + record.nbytes
-        if numel < 0 or pos > source.size:
+        if pos > source.size:
             raise InputRefused(f"cut off: {label} ends at byte {pos} of {source.size}")
         records[key] = record
     missing = next((key for key in storages if key not in records), None)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from ..checkpoint import Contents, Record
 from ..errors import InputRefused, printable
-from .pickle_machine import BYTES, DICT, INT, LIST, OPAQUE, TENSOR, TEXT, TUPLE, Graph
+from .pickle_machine import BYTES, DICT, INT, LIST, MAX_TEXT_TOTAL, OPAQUE, TENSOR, TEXT, TUPLE, Graph
 from .pickle_text import render
 from .torch_tensors import place
 from .torch_values import Tensor, known
@@ -38,6 +38,8 @@ MAX_DEPTH = 16  # of containers inside the state dict
 MAX_TENSORS = 100_000
 MAX_NAMES = 16 << 20  # characters of all tensor names together
 MAX_SUMMARIES = 64
+MAX_SHARING = 16  # times the bytes of all storages that the tensors may have together, beside MAX_EXPANDED
+MAX_EXPANDED = 1 << 30  # bytes
 _PARAMETER_CONTAINERS = ("torch.nn.modules.container.ParameterDict", "torch.nn.modules.container.ParameterList")
 
 
@@ -55,9 +57,20 @@ def contents(format_name: str, graph: Graph, records: Mapping[str, Record]) -> C
         assert tensor.storage is not None
         used.append(records[tensor.storage.key].offset)
     found.data_offset = min(used, default=0)
+    _check_sharing(found)
     _summarise(graph, finder.beside, found)
     _remark(graph, found, finder)
     return found
+
+
+def _check_sharing(found: Contents) -> None:
+    """A small file must not become a huge one by tensors that share or repeat their elements."""
+    made, stored = sum(info.nbytes for info in found.tensors), sum(record.nbytes for record in found.records)
+    if made > MAX_SHARING * stored + MAX_EXPANDED:
+        raise InputRefused(
+            f"its tensors share their data so much that {made} bytes would be made of {stored}; at most "
+            f"{MAX_SHARING} times as much and {MAX_EXPANDED >> 30} GiB are accepted"
+        )
 
 
 class Finder:
@@ -219,13 +232,20 @@ def _read_entries(graph: Graph, node: int) -> dict[str, int] | None:
             return None
     elif kind != DICT:
         return None
-    result = {}
+    result: dict[str, int] = {}
+    kinds: dict[str, int] = {}
     for at in range(0, len(items), 2):
         key, value = items[at], items[at + 1]
-        if graph.kinds[key] in (TEXT, INT):
-            result[str(graph.values[key])] = value
-        elif graph.kinds[key] == BYTES:
-            result[graph.values[key].decode("utf-8", "backslashreplace")] = value
+        kind = graph.kinds[key]
+        if kind in (TEXT, INT):
+            name = str(graph.values[key])
+        elif kind == BYTES:
+            name = graph.values[key].decode("utf-8", "backslashreplace")
+        else:
+            continue
+        if kinds.setdefault(name, kind) != kind and TENSOR in (graph.kinds[value], graph.kinds[result[name]]):
+            raise InputRefused(f"tensor '{printable(name)}' is there twice (once not as a text)")
+        result[name] = value
     return result
 
 
@@ -239,10 +259,17 @@ def _summarise(graph: Graph, beside: list[tuple[str, int]], found: Contents) -> 
 
 
 def _own_metadata(graph: Graph, node: int, found: Contents) -> None:
-    """The text metadata that our own writer stores beside the state dict."""
+    """The text metadata that our own writer stores beside the state dict; what is longer than a pickle's texts can be,
+    since parts are referred to again and again, is left out.
+    """
+    left = MAX_TEXT_TOTAL
     for key, value in (_read_entries(graph, node) or {}).items():
         parts = graph.values[value] if graph.kinds[value] == LIST else [value]
         if all(graph.kinds[part] == TEXT for part in parts):
+            left -= len(key) + sum(len(graph.values[part]) for part in parts)
+            if left < 0:
+                found.notes.append(f"metadata of more than {MAX_TEXT_TOTAL >> 20} MiB were left out")
+                return
             text = "".join(graph.values[part] for part in parts)
             if not _has_surrogates(key) and not _has_surrogates(text):
                 found.metadata[key] = text
