@@ -116,13 +116,13 @@ def test_tiles_cover_the_output_once_and_keep_their_limits(trio: list[Path], mon
 
 
 @pytest.mark.parametrize("memory", [8 << 20, 20 << 20, 256 << 20])
-def test_the_buffers_of_a_run_keep_to_their_memory(tiny: list[Path], cuda: None, memory: int, tmp_path: Path) -> None:
-    report = sdsurgery.compare(*tiny[:2], backend="cuda", gpu_memory=memory, threads=4)
+def test_the_buffers_of_a_run_keep_to_their_memory(trio: list[Path], cuda: None, memory: int, tmp_path: Path) -> None:
+    report = sdsurgery.compare(*trio[:2], backend="cuda", gpu_memory=memory, threads=4)
     assert report.how["buffer_bytes"] <= memory
-    merge = sdsurgery.merge("add-diff", tiny, out=tmp_path / "x.safetensors", backend="cuda", gpu_memory=memory)
+    merge = sdsurgery.merge("add-diff", trio, out=tmp_path / "x.safetensors", backend="cuda", gpu_memory=memory)
     assert merge.how["buffer_bytes"] <= memory + (1 << 12)
     with pytest.raises(UsageError, match="at least 8 MiB"):
-        sdsurgery.compare(*tiny[:2], backend="cuda", gpu_memory=(8 << 20) - 1)
+        sdsurgery.compare(*trio[:2], backend="cuda", gpu_memory=(8 << 20) - 1)
 
 
 @pytest.mark.parametrize(
@@ -202,13 +202,13 @@ def test_the_fallback_is_reported_and_hashes_are_right(
 
 
 def test_compare_goes_on_by_the_cpu_when_the_gpu_fails(
-    tiny: list[Path], cuda: None, monkeypatch: pytest.MonkeyPatch
+    trio: list[Path], cuda: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = sdsurgery.compare(*tiny[:2])
+    wanted = sdsurgery.compare(*trio[:2])
     monkeypatch.setenv("FAKE_CUDA_LAUNCHES", "2")
     with pytest.raises(DeviceFailed, match="the GPU failed"):
-        sdsurgery.compare(*tiny[:2], backend="cuda")
-    found = sdsurgery.compare(*tiny[:2], backend="cuda", fallback="cpu")
+        sdsurgery.compare(*trio[:2], backend="cuda")
+    found = sdsurgery.compare(*trio[:2], backend="cuda", fallback="cpu")
     assert found.total == wanted.total and found.how["backend"] == "cpu"
     (note,) = (note for note in found.notes if note not in wanted.notes)
     assert note.startswith("done by the backend cpu, because")

@@ -210,7 +210,7 @@ def test_files_with_little_in_common_need_force(tmp_path: Path) -> None:
         ("weighted-sum", 3, "", ("2 inputs", "3 given", "--weights")),
         ("add-diff", 2, "", ("3 inputs", "2 given")),
         ("add-diff", 4, "", ("3 inputs", "4 given")),
-        ("weighted-sum", 3, "--weights 0.5,0.5", ("2 inputs", "3 given")),
+        ("weighted-sum", 3, "--weights 0.5,0.5", ("2 numbers", "3 inputs")),
         ("add-diff", 3, "--weights 1,1,1", ("add-diff", "weights")),
         ("weighted-sum", 2, "--alpha nan", ("alpha", "finite")),
         ("weighted-sum", 2, "--alpha inf", ("alpha", "finite")),
