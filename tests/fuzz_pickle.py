@@ -14,8 +14,8 @@ import sys
 import atheris  # type: ignore[import-not-found]
 
 with atheris.instrument_imports(include=["sdsurgery.formats"]):
+    from attacks import RECORD, answer
     from pickle_builder import legacy, torch_zip
-    from test_hostile_pickles import RECORD, answer
 
 
 def one_input(data: bytes) -> None:

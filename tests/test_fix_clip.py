@@ -85,6 +85,21 @@ def test_a_family_without_ids_gets_none(tmp_path: Path) -> None:
     assert read_raw(tmp_path / "out.safetensors")[0] == read_raw(path)[0]
 
 
+@pytest.mark.parametrize("prefix", ["text_model.", ""])
+def test_a_text_encoder_without_its_prefix(prefix: str, tensors: dict[str, Raw], tmp_path: Path) -> None:
+    """As extract --strip-prefix and diffusers write it, with ids or without: wrong ids are repaired, none are added."""
+    place = "cond_stage_model.transformer.text_model."
+    right = {prefix + name.removeprefix(place): raw for name, raw in tensors.items() if name.startswith(place)}
+    key, out = prefix + "embeddings.position_ids", tmp_path / "out.safetensors"
+    path = write_raw(tmp_path / "in.safetensors", {**right, key: damaged(tensors, "wrong")[KEY]})
+    assert any(key in note and "75.5 at 76" in note for note in sdsurgery.inspect(path).notes)
+    done(sds("fix-clip", path, "-o", out))
+    assert read_raw(out)[0] == right
+    for less in ({name: raw for name, raw in right.items() if name != key}, {**right, key: ("I64", [2], bytes(16))}):
+        assert not [note for note in sdsurgery.inspect(write_raw(path, less)).notes if "position_ids" in note]
+        refused(sds("fix-clip", path, "--force", "-o", out), 3, "family unknown")
+
+
 def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
     path = write_raw(tmp_path / "in.safetensors", {"w": ("F32", [1], f32(1))})
     refused(sds("fix-clip", path, "-o", tmp_path / "out.safetensors"), 3, "family unknown")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import os
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 from ..checkpoint import Checkpoint
@@ -137,15 +138,22 @@ def _findings(held: Mapping[str, _Stored], layout: Layout) -> list[Finding]:
     return found
 
 
-def _places(held: Iterable[str], layout: Layout) -> set[str]:
-    """Where position_ids belong, in the file's own spelling: old ones lack ``text_model.``, extracted ones a prefix."""
+def _places(held: Mapping[str, _Stored], layout: Layout) -> set[str]:
+    """Where position_ids belong, in the file's own spelling: old ones lack ``text_model.``, extracted ones a prefix.
+
+    A text encoder without a prefix is of no known family, and what diffusers writes today has none: there they belong
+    where they are, if they are as many as CLIP's.
+    """
     known = [layout] if layout.parts else [layout_named(name) for name in _TELLING]
     ids = {key for each in known for key in each.position_ids()}
     siblings = tuple(_beside(key, "position_ids", _SIBLING) for key in ids)
     places = set()
     for name in held:
-        if names.is_position_ids(name) and aliases.canonical(name, layout) in ids:
-            places.add(name)
+        if names.is_position_ids(name):
+            beside = _beside(name, "position_ids", _SIBLING) in held and prod(held[name].shape) == TOKENS
+            alone = beside and not layout.parts and any(key.endswith("." + name) for key in ids)
+            if alone or aliases.canonical(name, layout) in ids:
+                places.add(name)
         elif name.endswith(_SIBLING):
             bare = layout.parts and any(sibling.endswith("." + name) for sibling in siblings)
             if bare or aliases.canonical(name, layout) in siblings:
@@ -158,10 +166,7 @@ def _beside(name: str, old: str, new: str) -> str:
 
 
 def _difference(stored: _Stored) -> str:
-    elements = 1
-    for size in stored.shape:
-        elements *= size
-    if elements != TOKENS:
+    if prod(stored.shape) != TOKENS:
         return f"shape {list(stored.shape)}, [1, {TOKENS}] expected"
     texts = [] if stored.dtype is I64 else [f"{stored.dtype.name}, I64 expected"]
     if stored.shape not in ((1, TOKENS), (TOKENS,)):
