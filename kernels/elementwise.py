@@ -323,7 +323,7 @@ def constants_of(
         "LIMITS": (_NAN[code], _INF[code], _LARGEST[code], sign, careful),
         "SATURATE": saturate,
         "COUNT": count,
-        "BLOCK": 2048 if max(sizes) == 1 else 1024,
+        "BLOCK": 2048 if max(sizes) <= 2 else 1024,  # 16 to 64 bytes of an operand a thread
     }
 
 

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,8 +119,10 @@ def test_everything_is_measured_and_written(
     monkeypatch.setattr(gpu_clock, "DEVICE", "cpu")
     monkeypatch.setattr(gpu_clock, "MOST_SETS", 2)
     monkeypatch.setattr(bench, "LARGE", 4096)
+    monkeypatch.setattr(bench, "COPY_BYTES", 1 << 20)
     monkeypatch.setattr(bench, "free_memory", lambda: 8 << 30)
     monkeypatch.setattr(torch, "compile", lambda body, **_: body)
+    monkeypatch.setitem(vars(torch), "_dynamo", SimpleNamespace(reset=lambda: None))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
     some = list(layouts.get("sd1").tensors())

@@ -25,7 +25,7 @@ TORCH = {
     F64: torch.float64, F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16,
     F8_E4M3: torch.float8_e4m3fn, F8_E5M2: torch.float8_e5m2,
 }  # fmt: skip
-# Around a pack, a block's packs, Triton's block; the last one fills many blocks.
+# Around a pack, a block's packs, Triton's blocks; the last one fills many blocks.
 SIZES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 511, 1023, 1024, 1025, 2049, 300_007)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MEMORY = 256 << 20  # of buffers on each device, unless --gpu-memory says otherwise
 LEAST_MEMORY = 4 << 20
 _LEAST_REDUCED = 8 << 20  # its larger part holds a chunk of two F64 tensors
-_WORKERS = 4  # for each device
+_WORKERS = (4, 8)  # for each device: at least, and at most where there are twice as many processors
 _TILE = 32 << 20  # of output, at most: longer stretches gain nothing
 
 
@@ -77,6 +77,13 @@ def devices_of(rows: Sequence[dict[str, Any]], make: Callable[[int, str, int, in
     return [Device(row["number"], row["name"], make) for row in rows]
 
 
+def _workers() -> int:
+    from .. import _native
+
+    least, most = _WORKERS
+    return min(most, max(least, _native.usable_cpus() // 2))
+
+
 class StreamRun:
     """A run of a Plan on devices; see ``backends.RunHandle``."""
 
@@ -87,7 +94,7 @@ class StreamRun:
         self.devices = list(devices)
         self.bytes_done = 0
         self.watermark = plan.data_start
-        self.workers = options.threads or _WORKERS
+        self.workers = options.threads or _workers()
         self.memory = options.gpu_memory or MEMORY
         self._reduces = any(isinstance(formula, Reduction) for formula in plan.formulas)  # then all do
         least = _LEAST_REDUCED if self._reduces else LEAST_MEMORY
