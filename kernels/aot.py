@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failures = []
     row: list[str] = []
     with ProcessPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        for label, dtype, architecture, size, error in pool.map(_task, tasks):
+        for task, future in [(task, pool.submit(_task, task)) for task in tasks]:
+            try:
+                label, dtype, architecture, size, error = future.result()
+            except BrokenProcessPool:  # LLVM ends the process when it does not know an architecture
+                (label, _, dtype, architecture, _), size, error = task, 0, "the compiler crashed, here or before"
             row.append((str(size) if size else "FAILED").rjust(9))
             if error:
                 failures.append(f"{label} {dtype} sm_{architecture}: {error}")

@@ -375,6 +375,7 @@ void in_tables(const Launch& launch, const std::vector<Row>& rows, Rows& table, 
         for (table.rows = 0; next < rows.size() && table.rows < most; ++next) {
             const Row& row = rows[next];
             if (row.out % out_size != 0) throw Error(Code::invalid, "an output is off its dtype's alignment");
+            if (row.out == 0 && row.count != 0) throw Error(Code::invalid, "an output has no memory");
             const uint64_t head = head_of(row, out_pack, out_size);
             const uint64_t more = std::max<uint64_t>(1, ((row.count - head) / v + tile_packs - 1) / tile_packs);
             if (more > kMostTiles) throw Error(Code::invalid, "a tensor is too large for one launch");
@@ -387,6 +388,7 @@ void in_tables(const Launch& launch, const std::vector<Row>& rows, Rows& table, 
             for (int k = 0; k < table.inputs; ++k) {
                 const uint64_t size = size_of(launch.in[k]);
                 if (row.in[k] % size != 0) throw Error(Code::invalid, "an input is off its dtype's alignment");
+                if (row.in[k] == 0 && row.count != 0) throw Error(Code::invalid, "an input has no memory");
                 to[3] |= static_cast<uint64_t>((row.in[k] + head * size) % (size * v) == 0) << k;
                 to[kRowWords + k] = row.in[k];
             }

@@ -130,6 +130,14 @@ def test_long_programs_run_or_are_refused_with_a_reason(cuda: ModuleType) -> Non
                 cuda.evaluate(0, 0, native, [1, 1], 1, 0, 0, array("Q", [64, 1, 64, 64]))
 
 
+def test_tensors_whose_memory_was_given_back_are_refused(cuda: ModuleType) -> None:
+    native = program(cuda, CASES["identity"].formula(), False)
+    for out, source in ((64, 0), (0, 64)):
+        with pytest.raises(cuda.Error, match="no memory"):
+            cuda.evaluate(0, 0, native, [F32.native], F32.native, 0, 0, array("Q", [out, 1, source]))
+    cuda.evaluate(0, 0, native, [F32.native], F32.native, 0, 0, array("Q", [0, 0, 0]))
+
+
 def test_misaligned_elements_are_refused(cuda: ModuleType) -> None:
     native = program(cuda, CASES["identity"].formula(), False)
     with pytest.raises(cuda.Error, match="alignment"):

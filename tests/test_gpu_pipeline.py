@@ -5,11 +5,15 @@ cleanly, or on the CPU."""
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sdsurgery
+import sdsurgery.kernels
 from cuda_tools import install
 from odd_files import odd_files
 from sdsurgery import interop
@@ -113,6 +117,16 @@ def test_tiles_cover_the_output_once_and_keep_their_limits(trio: list[Path], mon
                 assert all(place % 16 == 0 for place in part.ins)
                 done[part.job] += part.count
         assert done == [job.nbytes if job.formula is None else job.count for job in plan.jobs]
+
+
+def test_the_built_module_can_be_imported_without_a_gpu_and_says_why() -> None:
+    if not list(Path(sdsurgery.kernels.__file__).parent.glob("_cuda*")):
+        pytest.skip("built without nvcc")
+    if any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg")):
+        pytest.skip("there is a GPU")
+    script = "from sdsurgery.kernels import _cuda; print(_cuda.unavailable()); print(_cuda.devices())"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == ["there is no NVIDIA driver", "[]"]
 
 
 @pytest.mark.parametrize("memory", [8 << 20, 20 << 20, 256 << 20])

@@ -75,6 +75,9 @@ def test_a_failing_compilation_is_told_by_the_exit_code() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert ran.returncode == 2 and "no list like" in ran.stderr
+    ran = subprocess.run([*command[:-1], "7"], capture_output=True, text=True, check=False, env=environment)
+    assert ran.returncode == 1 and "FAILED" in ran.stdout and "\n0 of " in ran.stdout and "sm_7: " in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 def nvcc_options() -> list[str]:
