@@ -1,6 +1,6 @@
 """Kernels in GB/s: every formula on every dtype, against memcpy, NumPy and torch of the same expression.
 
-    pytest bench --benchmark-only
+    pytest bench --benchmark-only -n 0
 
 The method's own body is what NumPy and torch evaluate, in float32, so a new method or dtype needs no line here.
 ``ours`` uses all processors, ``ours 1 thread`` one, as ``memcpy`` (NumPy's copy) and ``numpy`` do; torch as it likes.

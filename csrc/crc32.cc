@@ -3,8 +3,9 @@
 #include <array>
 #include <cstring>
 
-#if defined(__x86_64__) || defined(_M_X64)
-#define SDS_X86 1
+#include "cpu.h"
+
+#ifdef SDS_X86
 #include <immintrin.h>
 #elif defined(__ARM_FEATURE_CRC32)
 #define SDS_ARM_CRC 1
@@ -70,8 +71,13 @@ uint32_t by_tables(uint32_t state, const uint8_t* data, size_t bytes) {
 
 #ifdef SDS_X86
 
+#if defined(_MSC_VER) && !defined(__clang__)  // takes any intrinsic anywhere
+#define SDS_FOLDING
+#define SDS_WIDE_FOLDING
+#else
 #define SDS_FOLDING __attribute__((target("pclmul,sse4.1")))
 #define SDS_WIDE_FOLDING __attribute__((target("avx2,vpclmulqdq,pclmul,sse4.1")))
+#endif
 
 SDS_FOLDING inline __m128i load_16(const uint8_t* from) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
@@ -136,12 +142,12 @@ SDS_WIDE_FOLDING uint32_t by_wide_folding(uint32_t state, const uint8_t* data, s
 }
 
 bool can_fold() {
-    static const bool can = __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.1");
+    static const bool can = cpu::has_pclmul();
     return can;
 }
 
 bool can_fold_wide() {
-    static const bool can = can_fold() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("vpclmulqdq");
+    static const bool can = cpu::has_vpclmul();
     return can;
 }
 

@@ -5,8 +5,9 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__x86_64__) || defined(_M_X64)
-#define SDS_X86 1
+#include "cpu.h"
+
+#ifdef SDS_X86
 #include <immintrin.h>
 #elif defined(__aarch64__) || defined(_M_ARM64)
 #define SDS_ARM 1
@@ -53,14 +54,6 @@ namespace avx512 {
 #else
 #pragma GCC pop_options
 #endif
-
-namespace {
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
-bool has_avx512() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && has_avx2();
-}
-}  // namespace
 #endif
 
 #ifdef SDS_ARM
@@ -75,8 +68,8 @@ inline bool runs_here() { return true; }  // every AArch64 has it
 const std::vector<Target>& targets() {
     static const std::vector<Target> all = {
 #ifdef SDS_X86
-        {"avx512", has_avx512, avx512::evaluate, avx512::fill, avx512::reduce},
-        {"avx2", has_avx2, avx2::evaluate, avx2::fill, avx2::reduce},
+        {"avx512", cpu::has_avx512, avx512::evaluate, avx512::fill, avx512::reduce},
+        {"avx2", cpu::has_avx2_f16c, avx2::evaluate, avx2::fill, avx2::reduce},
 #endif
 #ifdef SDS_ARM
         {"neon", neon::runs_here, neon::evaluate, neon::fill, neon::reduce},

@@ -316,9 +316,9 @@ void reserve(const Pending& pending, uint64_t size) {
         fail(error, folder_of(pending.target) + ": no room for the output (" + std::to_string(size) +
                         " bytes needed, " + std::to_string(free_bytes(folder_of(pending.target))) + " free)");
     };
-    int error = 0;
 #ifdef __linux__
     // Not posix_fallocate: where the file system has no reservation, that one writes every block.
+    int error;
     do {
         error = fallocate(file, 0, 0, static_cast<off_t>(size)) == 0 ? 0 : errno;
     } while (error == EINTR);

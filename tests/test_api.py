@@ -256,8 +256,16 @@ def test_a_closed_checkpoint_is_an_error_and_no_crash(tmp_path: Path) -> None:
     opened.close()
     opened.close()
     for view in (opened.numpy, opened.torch):
-        with pytest.raises(Exception, match="closed"):
+        with pytest.raises(sdsurgery.UsageError, match="closed"):
             view("w")
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", b"a\0b"])
+def test_what_cannot_name_a_file_is_refused(tmp_path: Path, name: str | bytes, pair: tuple[Path, Path]) -> None:
+    with pytest.raises(sdsurgery.InputRefused, match="no name of a file"):
+        sdsurgery.open(name)
+    with pytest.raises(sdsurgery.UsageError, match="file"):
+        sdsurgery.cast(pair[0], out=name, force=True)
 
 
 # ---- apply

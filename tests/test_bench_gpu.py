@@ -182,8 +182,8 @@ def test_requiring_a_gpu_makes_skipping_all_a_failure() -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(SCRIPT.parents[1] / "tests" / "test_gpu.py")]
-    command += ["-k", "overflow"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "gpu", "-k", "overflow"]
+    command.append(str(SCRIPT.parents[1] / "tests" / "test_gpu.py"))
     for options, code in (([], 0), (["--require-gpu"], 1)):
         ran = subprocess.run([*command, *options], capture_output=True, text=True, check=False, cwd=SCRIPT.parents[1])
         assert ran.returncode == code, ran.stdout + ran.stderr

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from layout_tools import FULL, NAMES, UNET, infos, whole
 from sdsurgery import layouts
 from sdsurgery.layouts import UNKNOWN, size_text
+from sdsurgery.testing import tiny_shape
 
 
 class TestRecognition:
@@ -17,6 +18,11 @@ class TestRecognition:
         assert found.layout.name == name
         assert found.evidence_shape == whole(name)[found.evidence_key or ""].shape
         assert found.notes == ()
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_so_does_its_tiny_file(self, name: str) -> None:
+        tiny = infos((tensor.key, tiny_shape(tensor)) for tensor in layouts.get(name).tensors())
+        assert layouts.detect(tiny).layout.name == name
 
     @pytest.mark.parametrize("name", FULL)
     @pytest.mark.parametrize("wrapper", ["state_dict.", "model.", "module."])

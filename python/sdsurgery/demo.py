@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from typing import TYPE_CHECKING
 
+from .console import say
 from .errors import VerificationDiffers
 
 if TYPE_CHECKING:
@@ -21,16 +21,16 @@ def run(*, quiet: bool = False) -> Report:
     from .testing import write_checkpoint
     from .verbs.merge import merge
 
-    def say(text: str) -> None:
+    def tell(text: str) -> None:
         if not quiet:
-            print(text, file=sys.stderr)
+            say([text])
 
     with tempfile.TemporaryDirectory(prefix="sdsurgery-demo-") as folder:
         paths = [os.path.join(folder, f"{name}.safetensors") for name in ("a", "b", "c")]
         for seed, path in enumerate(paths):
             write_checkpoint(path, "sd1", size="tiny", seed=seed)
-        say("made three checkpoints with the SD 1.5 layout (all names, small tensors)")
-        say("merge --method add-diff a.safetensors b.safetensors c.safetensors --alpha 0.7 -o merged.safetensors")
+        tell("made three checkpoints with the SD 1.5 layout (all names, small tensors)")
+        tell("merge --method add-diff a.safetensors b.safetensors c.safetensors --alpha 0.7 -o merged.safetensors")
         outputs = {}
         for backend in ("cpu", "reference"):
             out = os.path.join(folder, backend, "merged.safetensors")

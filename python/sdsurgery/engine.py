@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
-# Codes of csrc/error.h that are the input's fault when they happen while one is read.
-_REFUSALS = {"not_found", "permission", "not_regular", "truncated"}
-
 
 def open_source(path: str | os.PathLike[str]) -> Source:
     """Open an input file (regular files only, never blocking). InputRefused with one line when that can't be."""
+    name = os.fsencode(path)
+    if not name or b"\0" in name:
+        raise InputRefused(f"'{printable(os.fsdecode(path))}' is no name of a file")
     with native_errors(InputRefused):
-        return _native.Source(os.fsencode(path))
+        return _native.Source(name)
 
 
 def open_temporary(path: str) -> Source:
@@ -95,7 +95,9 @@ class Outcome:
 
 def target_path(out: str | os.PathLike[str], force: bool) -> str:
     """The real path of the output (a symlink is written through). UsageError when it exists and ``force`` is off."""
-    text = os.fspath(out)
+    text = os.fsdecode(out)
+    if "\0" in text:
+        raise UsageError(f"'{printable(text)}' is no name of a file")
     if not text or text.endswith(("/", os.sep)):
         raise UsageError(f"the output must be a file, not a folder: '{printable(text)}'")
     if os.path.exists(text) and not os.path.isfile(text):
@@ -145,8 +147,8 @@ def execute(
 ) -> Outcome:
     """Write the plan's output to ``out`` (a resolved path, see ``target_path``): whole, or not at all.
 
-    Raises RunFailed when the disk is full or an input changes, InputRefused when an input can't be read, Interrupted
-    on KeyboardInterrupt; in every case the target is as it was.
+    Raises RunFailed when the disk is full or an input changes or cannot be read any more, InputRefused for a NaN or Inf
+    that is not wanted, Interrupted on KeyboardInterrupt; in every case the target is as it was.
     """
     options = options or Options(flush=sync)
     chosen, failed = _choose(backend, options)

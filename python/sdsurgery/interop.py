@@ -13,7 +13,7 @@ from .errors import UsageError, printable
 
 if TYPE_CHECKING:
     from .backends import PlainRows
-    from .checkpoint import Checkpoint
+    from .checkpoint import Checkpoint, TensorInfo
     from .methods import Method
     from .program import Formula
 
@@ -29,8 +29,10 @@ _TORCH = {
 
 
 def numpy_view(checkpoint: Checkpoint, name: str) -> Any:
-    """Read-only NumPy array over the mapped file. TypeError for a dtype NumPy lacks."""
+    """Read-only NumPy array over the mapped file. TypeError for a dtype NumPy lacks, UsageError once it is closed."""
     import numpy as np
+
+    from .engine import native_errors
 
     info = checkpoint.info(name)
     if info.dtype.name not in _NUMPY:
@@ -38,7 +40,8 @@ def numpy_view(checkpoint: Checkpoint, name: str) -> Any:
     dtype = np.dtype(_NUMPY[info.dtype.name]).newbyteorder("<")
     if info.nbytes == 0:
         return np.empty(info.shape, dtype)
-    raw = np.frombuffer(memoryview(checkpoint.data.map()), np.uint8)[info.offset :]
+    with native_errors(UsageError):
+        raw = np.frombuffer(memoryview(checkpoint.data.map()), np.uint8)[info.offset :]
     strides = None if info.strides is None else tuple(stride * dtype.itemsize for stride in info.strides)
     # Data may start at any byte of a file; such a view is unaligned, which NumPy allows.
     array = np.ndarray(info.shape, dtype, buffer=raw.data, strides=strides)
@@ -47,8 +50,11 @@ def numpy_view(checkpoint: Checkpoint, name: str) -> Any:
 
 
 def torch_view(checkpoint: Checkpoint, name: str) -> Any:
-    """torch tensor over a copy-on-write mapping; a copy when the data is not aligned for its dtype."""
+    """torch tensor over a copy-on-write mapping; a copy when the data is not aligned for its dtype. TypeError for a
+    dtype that torch lacks, UsageError once the checkpoint is closed."""
     import torch
+
+    from .engine import native_errors
 
     info = checkpoint.info(name)
     dtype = getattr(torch, _TORCH.get(info.dtype.name, ""), None)
@@ -56,6 +62,13 @@ def torch_view(checkpoint: Checkpoint, name: str) -> Any:
         raise TypeError(f"torch has no {info.dtype.name}")
     if info.nbytes == 0:
         return torch.empty(info.shape, dtype=dtype)
+    with native_errors(UsageError):
+        return _torch_bytes(checkpoint, info, dtype)
+
+
+def _torch_bytes(checkpoint: Checkpoint, info: TensorInfo, dtype: Any) -> Any:
+    import torch
+
     if info.strides is not None:
         span = 1 + sum((size - 1) * stride for size, stride in zip(info.shape, info.strides, strict=True))
         raw = bytearray(checkpoint.data.read(info.offset, span * info.dtype.itemsize))

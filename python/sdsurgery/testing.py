@@ -20,8 +20,15 @@ from .plan import FILLED, Fill, Operand, Piece, assemble, whole
 if TYPE_CHECKING:
     from .layouts import LayoutTensor
 
-# Endings of the keys whose shapes tell the families apart: they keep their true shape in a tiny file.
+# Endings of "/" + key of the tensors whose shapes tell the families apart: they keep their true shape in a tiny file.
 _TELLING = (
+    # of diffusers' names
+    "/conv_in.weight",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+    "add_embedding.linear_1.weight",
+    "class_embedding.weight",
+    # of the original ones
     "input_blocks.0.0.weight",
     "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
     "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight",
@@ -85,7 +92,7 @@ def write_checkpoint(
 def tiny_shape(tensor: LayoutTensor) -> tuple[int, ...]:
     """The shape of a tensor in a tiny checkpoint."""
     telling = _TELLING_TWINS if tensor.component == "ema" else _TELLING
-    if tensor.key.endswith(telling) or tensor.dtype_class != "float":
+    if f"/{tensor.key}".endswith(telling) or tensor.dtype_class != "float":
         return tensor.shape
     return tuple(max(8, size // 16) if size >= 64 else size for size in tensor.shape)
 

@@ -1,0 +1,52 @@
+// Which instruction sets this processor has and its operating system lets programs use.
+#pragma once
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define SDS_X86 1
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#include <immintrin.h>
+#include <intrin.h>
+
+namespace sds::cpu {
+
+namespace detail {
+inline bool bit(int leaf, int subleaf, int which, int number) {  // `which` of eax, ebx, ecx, edx
+    int found[4];
+    __cpuid(found, 0);
+    if (found[0] < leaf) return false;
+    __cpuidex(found, leaf, subleaf);
+    return found[which] >> number & 1;
+}
+// Whether the system saves these registers of a thread (bits of XCR0).
+inline bool saved(unsigned long long registers) { return bit(1, 0, 2, 27) && (~_xgetbv(0) & registers) == 0; }
+}  // namespace detail
+
+inline bool has_avx2_f16c() { return detail::saved(0x6) && detail::bit(7, 0, 1, 5) && detail::bit(1, 0, 2, 29); }
+inline bool has_avx512() {  // F, DQ, BW, VL
+    return detail::saved(0xe6) && detail::bit(7, 0, 1, 16) && detail::bit(7, 0, 1, 17) && detail::bit(7, 0, 1, 30) &&
+           detail::bit(7, 0, 1, 31) && has_avx2_f16c();
+}
+inline bool has_pclmul() { return detail::bit(1, 0, 2, 1) && detail::bit(1, 0, 2, 19); }
+inline bool has_vpclmul() { return has_avx2_f16c() && detail::bit(7, 0, 2, 10) && has_pclmul(); }
+
+}  // namespace sds::cpu
+
+#else
+
+namespace sds::cpu {
+
+inline bool has_avx2_f16c() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
+inline bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && has_avx2_f16c();
+}
+inline bool has_pclmul() { return __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.1"); }
+inline bool has_vpclmul() {
+    return has_pclmul() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("vpclmulqdq");
+}
+
+}  // namespace sds::cpu
+
+#endif
+#endif
