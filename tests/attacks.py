@@ -24,6 +24,7 @@ from pickle_builder import (
 )
 from sdsurgery import formats
 from sdsurgery.errors import SdsError
+from sdsurgery.formats.strangers import described
 
 RECORD = struct.pack("<6f", *range(6))
 GOOD_TENSOR = tensor((2, 3), (3, 1))
@@ -75,7 +76,7 @@ def answer(data: bytes, **options: bool) -> str:
     with Watch():
         reader = formats.recognise(source)
         if reader is None:
-            return "not a checkpoint"
+            return described(source) or "not a checkpoint"
         try:
             found = reader.read(source, **(options if reader.name.startswith("torch") else {}))
         except SdsError as error:

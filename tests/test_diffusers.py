@@ -247,3 +247,24 @@ def test_outputs_load_and_run_in_diffusers(case: str, family: str, tmp_path: Pat
     image = ours("a", num_inference_steps=1, height=64, width=64, output_type="latent", guidance_scale=1.0).images
     assert image.shape == (1, 4, 8, 8)
     assert torch.isfinite(image).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_diffusers_saves_can_be_put_into_a_checkpoint(family: str, tmp_path: Path, reduced: None) -> None:
+    """A pipeline's folders are donors: q, k and v are joined, the projection is transposed, nothing else differs."""
+    import torch
+
+    a, b, out = (tmp_path / f"{name}.safetensors" for name in ("a", "b", "out"))
+    write_checkpoint(a, family)
+    write_checkpoint(b, family, seed=1)
+    pipeline(b, configuration(tmp_path / "config", family), family).save_pretrained(tmp_path / "saved")
+    components = {part.component for part in REDUCED[family].parts} - {"buffers"}
+    donors = {name: next((tmp_path / "saved" / name).glob("*.safetensors")) for name in sorted(components)}
+    report = sdsurgery.replace(a, donors, out=out, allow_missing=True, dtype="fp16", sync=False)
+    found, old, new = load(out), load(a), load(b)
+    assert found.keys() == old.keys()
+    lacking = {name for names in report.missing.values() for name in names}
+    assert all(name.endswith("logit_scale") for name in lacking)  # the only tensor that diffusers doesn't load
+    for name, value in found.items():
+        kept = name in lacking or REDUCED[family].component(name) == "buffers"
+        assert torch.equal(value, (old if kept else new)[name]), name

@@ -219,6 +219,12 @@ def test_no_file_takes_more_than_256_mib(bomb, tmp_path):
 # --- fuzzing ---------------------------------------------------------------------------------------------------------
 
 CASES = 60_000
+PROTOCOL_0 = (
+    b"cos\nsystem\n(S'true'\ntR.",
+    b"(S'x'\nia.b\nC\np0\n.",
+    b"(dp0\nVa\np1\n(lp2\nI1\naF2.5\nag1\nas.",
+    b"L119547037146038801333356L\n.I1001\n.(dp0\n.Vos\nVsystem\nV!\n0\x93(Vtrue\ntR.",
+)
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, *b"(RbctuQ.\x81\x85\x93\x94sa0jhqr")
 
 
@@ -268,8 +274,10 @@ def mutated(rng: random.Random, data: bytes, other: bytes) -> bytes:
 
 
 def fuzz_case(rng: random.Random, corpus: list[bytes]) -> bytes:
-    """A hostile file: a mutated pickle in a sound container, or a mutated container."""
+    """A hostile file: a mutated pickle in a sound container, or a mutated container, or a mutated pickle of protocol 0."""
     pickle_, other = rng.choice(corpus), rng.choice(corpus)
+    if rng.random() < 0.1:
+        return mutated(rng, rng.choice(PROTOCOL_0), rng.choice(PROTOCOL_0))
     if rng.random() < 0.7:
         pickle_ = mutated(rng, pickle_, other)
         return torch_zip(pickle_, {"0": RECORD}) if rng.random() < 0.5 else legacy(pickle_, {"0": (6, RECORD)})
