@@ -274,7 +274,7 @@ def mutated(rng: random.Random, data: bytes, other: bytes) -> bytes:
 
 
 def fuzz_case(rng: random.Random, corpus: list[bytes]) -> bytes:
-    """A hostile file: a mutated pickle in a sound container, or a mutated container, or a mutated pickle of protocol 0."""
+    """A hostile file: a mutated pickle in a sound container, a mutated container, or a mutated pickle of protocol 0."""
     pickle_, other = rng.choice(corpus), rng.choice(corpus)
     if rng.random() < 0.1:
         return mutated(rng, rng.choice(PROTOCOL_0), rng.choice(PROTOCOL_0))
