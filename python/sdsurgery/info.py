@@ -49,10 +49,10 @@ def _devices(name: str) -> list[dict[str, Any]]:
 
 def _usable(name: str) -> str:
     try:
-        backends.choose(name)
-    except (SdsError, ImportError) as error:
-        return str(error)
-    return "usable"
+        reason = backends.get(name).available()
+    except ImportError as error:
+        reason = str(error)
+    return "usable" if reason is None else f"not usable here: {reason}"
 
 
 def _installed(name: str) -> str | None:

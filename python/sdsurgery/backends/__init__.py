@@ -136,8 +136,9 @@ def names() -> list[str]:
     return module_names(__path__)
 
 
-def choose(name: str) -> Backend:
-    """The backend of that name; ``auto`` is the one that is fastest for files. UsageError when it can't be used."""
+def get(name: str) -> Backend:
+    """The backend of that name, whether or not it can be used here; ``auto`` is the one that is fastest for files.
+    UsageError with close matches when there is none."""
     import importlib
 
     if name == "auto":
@@ -152,7 +153,13 @@ def choose(name: str) -> Backend:
 
         hint = did_you_mean(name, names()) or f"; known: auto, {', '.join(names())}"
         raise UsageError(f"unknown backend '{printable(name)}'{hint}") from None
+    return backend
+
+
+def choose(name: str) -> Backend:
+    """``get``, and a UsageError with the reason when the backend can't be used here."""
+    backend = get(name)
     reason = backend.available()
     if reason is not None:
-        raise UsageError(f"the backend {name} cannot be used here: {reason}")
+        raise UsageError(f"the backend {backend.name} cannot be used here: {reason}")
     return backend
