@@ -332,7 +332,7 @@ def test_an_ancestry_beyond_its_bound_loses_its_oldest_generations_and_says_so()
 def test_the_bound_counts_what_the_header_takes_once_quotes_are_escaped() -> None:
     quotes = {digest(n): {"name": '"\\' * 20 * n} for n in range(1, 400)}
     metadata = merged(parent(1, sd_merge_models=json.dumps(quotes)), parent(2))
-    assert len(layout([], metadata).header) < MAX_ANCESTRY + 10_000
+    assert layout([], metadata).start < MAX_ANCESTRY + 10_000
 
 
 def test_long_recipes_of_many_parents_are_left_out() -> None:
@@ -373,7 +373,7 @@ BAD_JSON = {
 def test_unsound_json_of_a_parent_is_left_out_with_a_note(key: str, case: str) -> None:
     own = {key: BAD_JSON[case]}
     for metadata in (merged(parent(1, **own), parent(2)), single(own)):
-        assert len(layout([], metadata).header) < 200_000
+        assert layout([], metadata).start < 200_000
         assert any("left out" in note for note in recipe_in(metadata)["notes"])
         entry = next(iter(models_in(metadata).values()))
         assert entry["sd_merge_recipe"] is None
@@ -455,9 +455,9 @@ def test_placeholders_need_no_less_room_than_real_hashes() -> None:
             Parent(item.name, item.metadata, item.legacy_hash, placeholder)
             for item, placeholder in zip(parents, placeholder_hashes(len(parents)), strict=True)
         ]
-        reserved = layout([], merged(*waiting, body=placeholder_hashes(1)[0])).header
-        final = layout([], merged(*parents), reserve=len(reserved)).header
-        assert len(final) == len(reserved)
+        reserved = layout([], merged(*waiting, body=placeholder_hashes(1)[0]))
+        final = reserved.header(merged(*parents))
+        assert len(final) == reserved.start
         assert final[8:10] == b'{"'
 
 

@@ -7,7 +7,7 @@ import random
 import pytest
 from safetensors_tools import our_view, parse, reference_metadata, reference_view
 from sdsurgery.dtypes import BF16, BY_NAME, F8_E4M3, F16, F32, F64, I64, U8, DType
-from sdsurgery.errors import UsageError
+from sdsurgery.errors import RunFailed, UsageError
 from sdsurgery.formats import safetensors as ours
 
 save = pytest.importorskip("safetensors.numpy").save
@@ -21,9 +21,9 @@ SOME: Tensors = [
 ]
 
 
-def written(tensors: Tensors, metadata: dict[str, str], reserve: int = 0) -> bytes:
-    plan = ours.layout(tensors, metadata, reserve)
-    return plan.header + random.Random(0).randbytes(plan.size - len(plan.header))
+def written(tensors: Tensors, metadata: dict[str, str]) -> bytes:
+    plan = ours.layout(tensors, metadata)
+    return plan.header(metadata) + random.Random(0).randbytes(plan.size - plan.start)
 
 
 def test_written_files_are_read_back_by_the_reference_and_by_us(tmp_path) -> None:
@@ -50,7 +50,7 @@ def test_the_header_is_byte_for_byte_the_reference_s() -> None:
     kinds = {F64: "float64", F32: "float32", F16: "float16"}
     arrays = {name: numpy.zeros(shape, kinds[dtype]) for name, dtype, shape in tensors}
     theirs = save(arrays, {"format": "pt"})
-    assert theirs[: len(plan.header)] == plan.header
+    assert theirs[: plan.start] == plan.header({"format": "pt"})
     assert len(theirs) == plan.size
 
 
@@ -59,21 +59,29 @@ def test_the_header_begins_with_brace_quote_and_the_data_are_aligned(
     tensors: Tensors, metadata: dict[str, str]
 ) -> None:
     plan = ours.layout(tensors, metadata)
-    assert plan.header[8:10] == b'{"'
-    assert len(plan.header) % 8 == 0
+    header = plan.header(metadata)
+    assert header[8:10] == b'{"'
+    assert len(header) == plan.start
+    assert plan.start % 8 == 0
     assert reference_view(written(tensors, metadata)) is not None
     if metadata:
-        assert plan.header[8:].startswith(b'{"__metadata__":{')
+        assert header[8:].startswith(b'{"__metadata__":{')
 
 
-@pytest.mark.parametrize("reserve", [0, 1, 8, 200, 201, 207, 208, 4096])
-def test_a_header_can_be_rendered_again_at_the_reserved_size(reserve: int) -> None:
-    plan = ours.layout(SOME, {"hash": "x" * 64}, reserve)
-    assert len(plan.header) >= reserve
-    again = ours.layout(SOME, {"hash": "short"}, len(plan.header))
-    assert len(again.header) == len(plan.header)
-    assert again.offsets == plan.offsets
-    assert reference_view(written(SOME, {"hash": "short"}, len(plan.header))) is not None
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 64, 200])
+def test_a_header_can_be_rendered_again_with_shorter_metadata(length: int) -> None:
+    plan = ours.layout(SOME, {"hash": "x" * 200})
+    again = plan.header({"hash": "y" * length})
+    assert len(again) == plan.start
+    data = again + bytes(plan.size - plan.start)
+    assert reference_view(data) is not None
+    assert parse(data).metadata == {"hash": "y" * length}
+
+
+def test_a_header_that_would_reach_into_the_tensors_is_not_rendered() -> None:
+    plan = ours.layout(SOME, {"hash": "x"})
+    with pytest.raises(RunFailed, match="were reserved for it"):
+        plan.header({"hash": "x" * 100})
 
 
 def test_order_is_by_falling_width_then_as_given() -> None:

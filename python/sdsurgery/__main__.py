@@ -18,5 +18,20 @@ def main() -> int:
     return code
 
 
+def command() -> None:
+    """The process: ``main``, then an end without taking the interpreter's tens of thousands of objects apart."""
+    import atexit
+    import os
+
+    code = main()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):  # closed, or nobody listens any more
+            pass
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

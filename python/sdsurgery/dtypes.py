@@ -6,7 +6,7 @@ floats are computed with, integers only compared. A dtype without one is only ev
 
 from __future__ import annotations
 
-from .records import dataclass
+from .records import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,15 @@ class DType:
     kind: str
     native: int | None = None
     option: str | None = None
+    computable: bool = field(init=False, compare=False, repr=False)  # whether a formula may be evaluated on it
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "computable", self.kind == "float" and self.native is not None)
 
     @property
     def itemsize(self) -> int:
         """Bytes of one element; 0 for the sub-byte types."""
         return self.bits // 8
-
-    @property
-    def computable(self) -> bool:
-        """Whether a formula may be evaluated on it."""
-        return self.kind == "float" and self.native is not None
 
     def __repr__(self) -> str:
         return self.name

@@ -8,6 +8,7 @@ EMA extraction, pruning and component swaps differ only in their pieces.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from .dtypes import DType
@@ -258,6 +259,7 @@ def assemble(
     files = sum(not isinstance(source, bytes) for source in sources)
     unhashed = (None,) * files
 
+    @cache  # safetensors is laid out for the report of a run without an output, and written most of the time
     def written_as(writer: Writer) -> Plan:
         body_hashed = hashed and writer.body_hashed
         widest = metadata(unhashed, None)

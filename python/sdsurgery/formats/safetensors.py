@@ -15,11 +15,12 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from json.decoder import scanstring  # type: ignore[attr-defined]
+from json.encoder import encode_basestring as _quoted
 from typing import TYPE_CHECKING, NoReturn
 
 from ..checkpoint import Contents, TensorInfo
 from ..dtypes import BY_NAME, DType
-from ..errors import InputRefused, UsageError, printable
+from ..errors import InputRefused, RunFailed, UsageError, printable
 from ..records import dataclass
 from ..suggest import did_you_mean
 from . import Reader
@@ -133,14 +134,16 @@ def _parse(text: str) -> tuple[list[Entry], dict[str, str]]:
 
 def _parse_usual(cursor: _Cursor, entries: dict[str, Entry]) -> None:
     """Take the run of usual entries that begins here; the first one that is anything else stays for the cursor."""
-    text, at, usual = cursor.text, cursor.at, _USUAL_ENTRY.match
-    while len(entries) <= MAX_ENTRIES and (match := usual(text, at)):
+    shapes: dict[str, tuple[int, ...]] = {"": ()}  # a model has a thousand tensors of some thirty shapes
+    for match in iter(_USUAL_ENTRY.scanner(cursor.text, cursor.at).match, None):
         name, dtype, sizes, begin, end = match.groups()
-        if name in entries or name == _METADATA:
-            break
-        entries[name] = name, dtype, tuple(map(int, sizes.split(","))) if sizes else (), int(begin), int(end)
-        at = match.end()
-    cursor.at = at
+        if name in entries or name == _METADATA or len(entries) > MAX_ENTRIES:
+            return
+        shape = shapes.get(sizes)
+        if shape is None:
+            shape = shapes[sizes] = tuple(map(int, sizes.split(",")))
+        entries[name] = name, dtype, shape, int(begin), int(end)
+        cursor.at = match.end()
 
 
 def _parse_metadata(cursor: _Cursor) -> dict[str, str]:
@@ -205,26 +208,27 @@ def _parse_dtype(cursor: _Cursor, name: str) -> str:
 
 def _checked(entries: list[Entry], data_offset: int, data_size: int) -> Iterator[TensorInfo]:
     """The tensors of ``entries``, which must tile the data: no hole, no overlap, nothing after the last one."""
-    for name, _, _, begin, end in entries:
-        if begin > end:
-            raise InputRefused(f"tensor '{printable(name)}' begins at byte {begin} of the data but ends at {end}")
-        if end > data_size:
-            raise InputRefused(
-                f"tensor '{printable(name)}' ends at byte {end} of the data, but the file holds {data_size}: "
-                "the file is cut short, fetch it again"
-            )
+    if any(entry[4] > data_size for entry in entries):
+        name, _, _, _, end = next(entry for entry in entries if entry[4] > data_size)
+        raise InputRefused(
+            f"tensor '{printable(name)}' ends at byte {end} of the data, but the file holds {data_size}: "
+            "the file is cut short, fetch it again"
+        )
     entries.sort(key=lambda entry: entry[3:])
     position, previous = 0, ""
+    kinds: dict[tuple[str, tuple[int, ...]], tuple[DType, int]] = {}
     for name, dtype_name, shape, begin, end in entries:
-        if begin > position:
-            raise InputRefused(f"{begin - position} bytes before tensor '{printable(name)}' belong to no tensor")
-        if begin < position:
-            raise InputRefused(f"tensors '{printable(previous)}' and '{printable(name)}' overlap in the data")
-        dtype = BY_NAME.get(dtype_name)
-        if dtype is None:
-            hint = did_you_mean(dtype_name[:32], BY_NAME)
-            raise InputRefused(f"tensor '{printable(name)}' has the unknown dtype '{printable(dtype_name, 40)}'{hint}")
-        nbytes = _nbytes(name, dtype, shape)
+        if begin != position or begin > end:
+            raise InputRefused(_misplaced(name, begin, end, position, previous))
+        kind = kinds.get((dtype_name, shape))
+        if kind is None:
+            dtype = BY_NAME.get(dtype_name)
+            if dtype is None:
+                hint = did_you_mean(dtype_name[:32], BY_NAME)
+                unknown = printable(dtype_name, 40)
+                raise InputRefused(f"tensor '{printable(name)}' has the unknown dtype '{unknown}'{hint}")
+            kind = kinds[dtype_name, shape] = dtype, _nbytes(name, dtype, shape)
+        dtype, nbytes = kind
         if nbytes != end - begin:
             raise InputRefused(
                 f"tensor '{printable(name)}' has {end - begin} bytes of data, "
@@ -234,6 +238,14 @@ def _checked(entries: list[Entry], data_offset: int, data_size: int) -> Iterator
         position, previous = end, name
     if position != data_size:
         raise InputRefused(f"{data_size - position} bytes after the last tensor belong to no tensor")
+
+
+def _misplaced(name: str, begin: int, end: int, position: int, previous: str) -> str:
+    if begin > end:
+        return f"tensor '{printable(name)}' begins at byte {begin} of the data but ends at {end}"
+    if begin > position:
+        return f"{begin - position} bytes before tensor '{printable(name)}' belong to no tensor"
+    return f"tensors '{printable(previous)}' and '{printable(name)}' overlap in the data"
 
 
 def _nbytes(name: str, dtype: DType, shape: tuple[int, ...]) -> int:
@@ -415,13 +427,21 @@ def _beyond_double(whole: str, fraction: str, sign: str, exponent: str) -> bool:
 class FileLayout:
     """A file to be written. All numbers are bytes from its start.
 
-    ``header`` is the length, the JSON and its padding; the data begin at ``len(header)``, a multiple of 8.
-    ``offsets`` has one place per tensor, in the given order; ``size`` is the whole file.
+    The data begin at ``start``, a multiple of 8; ``offsets`` has one place per tensor, in the given order; ``size`` is
+    the whole file. ``entries`` are the tensors' members of the header's JSON object.
     """
 
-    header: bytes
+    entries: str
+    start: int
     offsets: tuple[int, ...]
     size: int
+
+    def header(self, metadata: Mapping[str, str]) -> bytes:
+        """All bytes before ``start``, with ``metadata`` that are no longer than those that it was placed with."""
+        text = _header_json(self.entries, metadata)
+        if len(text) > self.start - _PREFIX:  # it would be written over the tensors
+            raise RunFailed(f"the header takes {len(text)} bytes, but {self.start - _PREFIX} were reserved for it")
+        return (self.start - _PREFIX).to_bytes(_PREFIX, "little") + text.ljust(self.start - _PREFIX, b" ")
 
 
 def order(tensors: Iterable[tuple[str, DType, tuple[int, ...]]]) -> list[tuple[str, DType, tuple[int, ...]]]:
@@ -429,36 +449,44 @@ def order(tensors: Iterable[tuple[str, DType, tuple[int, ...]]]) -> list[tuple[s
     return sorted(tensors, key=lambda tensor: -tensor[1].bits)
 
 
-def layout(
-    tensors: Sequence[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str], reserve: int = 0
-) -> FileLayout:
+def layout(tensors: Sequence[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str]) -> FileLayout:
     """Place ``tensors`` (name, dtype, shape), back to back in the given order, behind a header with ``metadata``.
 
     The header begins with exactly ``{"`` (some web UIs assert it), with the metadata first, and is padded with blanks
-    behind the JSON to at least ``reserve`` bytes in all, so that it can be rendered again at the same size later.
+    behind the JSON, so that it can be rendered again at the same size later.
 
     Raises UsageError for a name given twice, a reserved or unwritable name, a size that is no whole number of bytes,
     metadata that is not text, and a header beyond 100 MB.
     """
-    header: dict[str, object] = {}
-    if metadata or not tensors:
-        header[_METADATA] = _checked_metadata(metadata)
-    ends = [0]
+    names = {_METADATA}
+    members, ends, end = [], [], 0
     for name, dtype, shape in tensors:
-        if name in header or name == _METADATA:
+        if name in names:
             raise UsageError(f"tensor name '{printable(name)}' is reserved or would be written twice")
-        ends.append(ends[-1] + _written_bytes(name, dtype, shape))
-        header[name] = {"dtype": dtype.name, "shape": list(shape), "data_offsets": ends[-2:]}
-    try:
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    except UnicodeEncodeError:
-        raise UsageError("a tensor name or a metadata text holds half a surrogate pair: it is not text") from None
-    length = -(-max(len(text), reserve - _PREFIX) // 8) * 8
+        names.add(name)
+        begin, end = end, end + _written_bytes(name, dtype, shape)
+        ends.append(end)
+        sizes = ",".join(map(str, shape))
+        members.append(f'{_quoted(name)}:{{"dtype":"{dtype.name}","shape":[{sizes}],"data_offsets":[{begin},{end}]}}')
+    entries = ",".join(members)
+    length = -(-len(_header_json(entries, metadata)) // 8) * 8
     if length > MAX_HEADER:
         raise UsageError(f"the output's header would take {length} bytes, the format allows {MAX_HEADER}")
     start = _PREFIX + length
-    rendered = length.to_bytes(_PREFIX, "little") + text.ljust(length, b" ")
-    return FileLayout(rendered, tuple(start + end for end in ends[:-1]), start + ends[-1])
+    return FileLayout(entries, start, tuple(start + end for end in (0, *ends[:-1])) if ends else (), start + end)
+
+
+def _header_json(entries: str, metadata: Mapping[str, str]) -> bytes:
+    members = []
+    if metadata or not entries:
+        quoted = json.dumps(_checked_metadata(metadata), ensure_ascii=False, separators=(",", ":"))
+        members.append(f'"{_METADATA}":{quoted}')
+    if entries:
+        members.append(entries)
+    try:
+        return f"{{{','.join(members)}}}".encode()
+    except UnicodeEncodeError:
+        raise UsageError("a tensor name or a metadata text holds half a surrogate pair: it is not text") from None
 
 
 def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -49,19 +49,14 @@ class Writer:
 
 
 def _safetensors(entries: Entries, aliases: Mapping[str, str], metadata: Mapping[str, str]) -> Placed:
-    from ..errors import RunFailed
     from .safetensors import layout
 
     placed = layout(entries, metadata)
-    start = len(placed.header)
 
     def structure(given: Mapping[str, str], sums: Sequence[int]) -> Pieces:
-        header = layout(entries, given, reserve=start).header
-        if len(header) != start:  # a longer one would be written over the tensors
-            raise RunFailed(f"the header takes {len(header)} bytes, but {start} were reserved for it")
-        return [(0, header)]
+        return [(0, placed.header(given))]
 
-    return Placed(placed.offsets, start, placed.size, (), structure)
+    return Placed(placed.offsets, placed.start, placed.size, (), structure)
 
 
 def _torch(entries: Entries, aliases: Mapping[str, str], metadata: Mapping[str, str]) -> Placed:

@@ -60,6 +60,7 @@ class Layout:
     sniff: Callable[[Layout, Probe], Match | None] | None = None  # instead of comparing the U-Net's configuration
     has_blocks: bool = True  # False: another architecture or an adapter, to which merge blocks don't apply
     blocks: tuple[str, ...] = field(init=False)
+    _known_blocks: frozenset[str | None] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         count = self.unet.input_blocks if self.unet else 0 if self.parts else 12
@@ -67,6 +68,7 @@ class Layout:
         outputs = [f"OUT{i:02d}" for i in range(count)]
         blocks = ("BASE", *inputs, *(["M00"] if count else []), *outputs, "VAE")
         object.__setattr__(self, "blocks", blocks if self.has_blocks else ())
+        object.__setattr__(self, "_known_blocks", frozenset(self.blocks))
 
     def __repr__(self) -> str:
         return f"<Layout {self.name}>"
@@ -121,9 +123,9 @@ class Layout:
         component = names.component(key, self.embedder_0)
         if component == "unet":
             block = names.unet_block(key, self.blocks[-2])
-            return block if block in self.blocks and not names.is_scale(key) else None
+            return block if block in self._known_blocks and not names.is_scale(key) else None
         if component in ("text_encoder", "text_encoder_2", "other"):
-            return None if names.is_position_ids(key) or names.is_scale(key) else "BASE"
+            return "BASE" if names.is_weight(key) else None
         if component == "vae":
             return "VAE"
         if component == "ema":
@@ -136,7 +138,7 @@ class Layout:
         ``position_ids``, noise-schedule buffers, markers, EMA counters, scales of quantised weights, training state.
         """
         key = names.unwrap(key)
-        if names.is_position_ids(key) or key in names.EMA_COUNTERS or names.is_scale(key):
+        if not names.is_weight(key) or key in names.EMA_COUNTERS:
             return True
         return names.component(key) in ("buffers", "marker", "optimizer")
 

@@ -6,6 +6,8 @@ diffusers forms are what files with a single component carry.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 EMA = "model_ema."
@@ -124,10 +126,13 @@ _UNDER_MODEL = (
     "noise_augmentor.",
 )  # fmt: skip
 _SCALED_FP8 = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant")
+_NO_WEIGHTS = ("position_ids", *_SCALED_FP8)
 
 
 def unwrap(key: str) -> str:
     """``key`` without what nesting adds in front: ``state_dict.`` (also twice), ``module.``, a second ``model.``."""
+    if key.startswith(UNET):  # most of a checkpoint
+        return key
     while key.startswith(("state_dict.", "module.")):
         key = key.partition(".")[2]
     if key.startswith("model."):
@@ -139,10 +144,10 @@ def unwrap(key: str) -> str:
 
 def component(key: str, embedder_0: str = "text_encoder") -> str:
     """Component of an unwrapped key; ``embedder_0`` is what ``conditioner.embedders.0.`` holds in the family."""
+    if key.startswith(UNET):
+        return "marker" if key in MARKERS else "unet"
     if key in MARKERS:
         return "marker"
-    if key.startswith(UNET):
-        return "unet"
     head, _, rest = key.partition(".")
     if head == "conditioner":
         if rest.startswith("embedders.0."):
@@ -174,6 +179,11 @@ def is_scale(key: str) -> bool:
     return key.endswith(_SCALED_FP8)
 
 
+def is_weight(key: str) -> bool:
+    """Whether ``key`` is neither: what may be averaged, as far as the end of its name tells."""
+    return not key.endswith(_NO_WEIGHTS)
+
+
 def unet_block(key: str, last_out: str) -> str | None:
     """Merge block of a U-Net key, with or without its prefix, in LDM or diffusers names.
 
@@ -181,10 +191,9 @@ def unet_block(key: str, last_out: str) -> str | None:
     and one resampler in all families, so stage ``b`` starts at IN(3b+1) and OUT(3b).
     """
     rest = key[len(UNET) :] if key.startswith(UNET) else key.removeprefix("diffusion_model.")
-    parts = rest.split(".", 4)
-    head = parts[0]
+    head, _, below = rest.partition(".")
     if head in ("input_blocks", "output_blocks"):
-        return _numbered("IN" if head == "input_blocks" else "OUT", parts[1:2])
+        return _numbered("IN" if head == "input_blocks" else "OUT", below.partition(".")[0])
     if head in ("middle_block", "mid_block"):
         return "M00"
     if head in ("out", "conv_norm_out", "conv_out"):
@@ -192,12 +201,13 @@ def unet_block(key: str, last_out: str) -> str | None:
     if head in ("time_embed", "label_emb", "time_embedding", "add_embedding", "class_embedding", "conv_in"):
         return "IN00"
     if head in ("down_blocks", "up_blocks"):
-        return _diffusers_block(parts)
+        return _diffusers_block(rest.split(".", 4))
     return None
 
 
-def _numbered(stem: str, number: list[str]) -> str | None:
-    return f"{stem}{int(number[0]):02d}" if number and number[0].isdecimal() and len(number[0]) < 3 else None
+@lru_cache(maxsize=256)
+def _numbered(stem: str, number: str) -> str | None:
+    return f"{stem}{int(number):02d}" if number.isdecimal() and len(number) < 3 else None
 
 
 def _diffusers_block(parts: list[str]) -> str | None:
@@ -206,4 +216,4 @@ def _diffusers_block(parts: list[str]) -> str | None:
     down = parts[0] == "down_blocks"
     layer = 2 if parts[2] in ("downsamplers", "upsamplers") else int(parts[3])
     number = 3 * int(parts[1]) + layer + (1 if down else 0)
-    return _numbered("IN" if down else "OUT", [str(number)])
+    return _numbered("IN" if down else "OUT", str(number))

@@ -38,6 +38,8 @@ from .ratios import BlockWeights, Ratios, RuleSet
 from .report import Report
 from .variants import is_swapped, is_variant, is_widened, merged_channels, takes_differences
 
+_INTEGERS = ("int", "bool")  # kinds of dtypes
+
 
 def merge(
     method: str,
@@ -213,37 +215,38 @@ class _Decisions:
     def one(self, name: str, info: TensorInfo) -> Piece:
         if self.layout.exact_copy(name):
             return copied(0, info, name=name, note="copied exactly (not a weight)")
-        if info.dtype.kind in ("int", "bool") or info.elements == 0:
-            return copied(
-                0, info, name=name, note="integers are never averaged" if info.elements else "an empty tensor"
-            )
-        others = []
-        lacking = False
-        for source, checkpoint in enumerate(self.checkpoints[1:], 1):
-            other = self.tensors[source].get(name)
-            if other is None:
-                self.missing.append((source, name))
-                lacking = True
-            elif other.dtype.kind in ("int", "bool"):
-                self.notes.append(
-                    f"'{printable(name)}' is {other.dtype.name} in {printable(checkpoint.path)}; A's was kept"
-                )
-                lacking = True
-            else:
-                others.append(other)
-        if lacking:
+        elements = info.elements
+        if not elements or info.dtype.kind in _INTEGERS:
+            return copied(0, info, name=name, note="integers are never averaged" if elements else "an empty tensor")
+        others = self.others(name)
+        if len(others) < len(self.tensors) - 1:
             return self.alone(0, name, info, self.dtype, action=KEPT, note="missing in another input")
-        if any(other.shape != info.shape for other in others):
+        if any([other.shape != info.shape for other in others]):
             if self.is_variant(name, info, others):
                 return self.variant(name, info, others)
             for other, checkpoint in zip(others, self.checkpoints[1:], strict=True):
                 self.require_shape(name, info, other, checkpoint)
-        for each in (info, *others):
+        operands = []
+        for source, each in enumerate((info, *others)):
             require_computable(each)
-        operands = [operand(source, each) for source, each in enumerate((info, *others))]
+            operands.append(operand(source, each))
         formula, facts = self.ratios.of(name)
-        segments = whole(formula, info.elements, operands)
+        segments = whole(formula, elements, operands)
         return Piece(name, self.dtype or info.dtype, info.shape, MERGED, segments, facts=facts)
+
+    def others(self, name: str) -> list[TensorInfo]:
+        """B's, C's, … tensor of that name; an input that has no such weight is left out, and noted."""
+        found = []
+        for source in range(1, len(self.tensors)):
+            other = self.tensors[source].get(name)
+            if other is None:
+                self.missing.append((source, name))
+            elif other.dtype.kind in _INTEGERS:
+                path = printable(self.checkpoints[source].path)
+                self.notes.append(f"'{printable(name)}' is {other.dtype.name} in {path}; A's was kept")
+            else:
+                found.append(other)
+        return found
 
     def is_variant(self, name: str, info: TensorInfo, others: Sequence[TensorInfo]) -> bool:
         """Whether only channels 0–3 of a first convolution are to be merged."""
