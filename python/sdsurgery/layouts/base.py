@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..records import dataclass, field
@@ -109,7 +109,7 @@ class Layout:
 
         One of ``unet vae text_encoder text_encoder_2 ema buffers depth image_encoder marker optimizer other``.
         """
-        return names.component(names.unwrap(key), self.embedder_0)
+        return _traits(self, key).component
 
     def block(self, key: str) -> str | None:
         """Merge block whose weight applies to ``key``, None where a tensor must not be block-weighted.
@@ -117,34 +117,18 @@ class Layout:
         The VAE is a block of its own in every family (design); :attr:`LayoutTensor.block` names the block under which
         published lists count it. An EMA key has the block of the tensor that it shadows.
         """
-        if not self.blocks:
-            return None
-        key = names.unwrap(key)
-        component = names.component(key, self.embedder_0)
-        if component == "unet":
-            block = names.unet_block(key, self.blocks[-2])
-            return block if block in self._known_blocks and not names.is_scale(key) else None
-        if component in ("text_encoder", "text_encoder_2", "other"):
-            return "BASE" if names.is_weight(key) else None
-        if component == "vae":
-            return "VAE"
-        if component == "ema":
-            return _ema_blocks(self).get(key)
-        return None
+        return _traits(self, key).block
 
     def exact_copy(self, key: str) -> bool:
         """Whether ``key`` is copied byte for byte, never averaged and never cast.
 
         ``position_ids``, noise-schedule buffers, markers, EMA counters, scales of quantised weights, training state.
         """
-        key = names.unwrap(key)
-        if not names.is_weight(key) or key in names.EMA_COUNTERS:
-            return True
-        return names.component(key) in ("buffers", "marker", "optimizer")
+        return _traits(self, key).exact_copy
 
     def is_ema(self, key: str) -> bool:
         """Whether ``key`` is an EMA weight or one of the two EMA counters."""
-        return names.unwrap(key).startswith(names.EMA)
+        return _traits(self, key).ema
 
     def ema_twin(self, key: str) -> str | None:
         """EMA key of a U-Net key, else None: ``model_ema.`` + the name after ``model.`` with the dots removed.
@@ -177,6 +161,38 @@ class Layout:
         """Whether this package or another program recognises the family, or how to sample it, by ``key``."""
         key = names.unwrap(key)
         return key in names.MARKERS or key in _telling(self)
+
+
+class Traits(NamedTuple):
+    """What a tensor's name alone tells in a family."""
+
+    component: str
+    block: str | None
+    exact_copy: bool
+    ema: bool
+
+
+@lru_cache(maxsize=16384)
+def _traits(layout: Layout, key: str) -> Traits:
+    key = names.unwrap(key)
+    component = names.component(key, layout.embedder_0)
+    weight = names.is_weight(key)
+    exact = not weight or key in names.EMA_COUNTERS or component in ("buffers", "marker", "optimizer")
+    block = _block(layout, key, component, weight) if layout.blocks else None
+    return Traits(component, block, exact, key.startswith(names.EMA))
+
+
+def _block(layout: Layout, key: str, component: str, weight: bool) -> str | None:
+    if component == "unet":
+        block = names.unet_block(key, layout.blocks[-2])
+        return block if block in layout._known_blocks and not names.is_scale(key) else None
+    if component in ("text_encoder", "text_encoder_2", "other"):
+        return "BASE" if weight else None
+    if component == "vae":
+        return "VAE"
+    if component == "ema":
+        return _ema_blocks(layout).get(key)
+    return None
 
 
 REGISTRY: list[Layout] = []
