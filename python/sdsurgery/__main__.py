@@ -22,14 +22,13 @@ def command() -> None:
     """The process: ``main``, then an end without taking the interpreter's tens of thousands of objects apart."""
     import atexit
     import os
+    from contextlib import suppress
 
     code = main()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(AttributeError, OSError, ValueError):  # closed, or nobody listens any more
             stream.flush()
-        except (AttributeError, OSError, ValueError):  # closed, or nobody listens any more
-            pass
     os._exit(code)
 
 

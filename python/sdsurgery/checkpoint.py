@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from .dtypes import DType
 from .errors import InputRefused, RunFailed, printable
-from .records import dataclass, field
+from .records import NamedTuple, dataclass, field
 
 if TYPE_CHECKING:
     from ._native import Source
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """Where one tensor lies. ``offset`` and ``nbytes`` are bytes in the file; data may start at any byte.
 
     ``strides`` (in elements) is None for the contiguous row-major tensors that every format but a pickle holds.

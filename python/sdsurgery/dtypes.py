@@ -9,7 +9,7 @@ from __future__ import annotations
 from .records import dataclass, field
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one row each, so that identity is equality
 class DType:
     """A stored element type.
 

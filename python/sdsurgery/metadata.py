@@ -38,8 +38,8 @@ _MAX_PARSED = 4_000_000
 _MAX_DEPTH = 100
 _HASH_KEYS = ("primary_model_hash", "secondary_model_hash", "tertiary_model_hash")
 _A1111_METHODS = {"weighted-sum": "Weighted sum", "add-diff": "Add difference"}
-_PLACEHOLDER = re.compile(r"_{4,}[0-9]+")
-_RESOLUTION = re.compile(r"[0-9]{2,5}x[0-9]{2,5}")
+_PLACEHOLDER = r"_{4,}[0-9]+"
+_RESOLUTION = r"[0-9]{2,5}x[0-9]{2,5}"
 _RESOLUTIONS = (  # by the beginning of the architecture's id; the first that fits
     ("stable-diffusion-xl-turbo", "512x512"),
     ("stable-diffusion-xl-", "1024x1024"),
@@ -49,7 +49,7 @@ _RESOLUTIONS = (  # by the beginning of the architecture's id; the first that fi
     ("stable-diffusion-v1", "512x512"),
 )
 # Hashes of a file that is no longer this one. modelspec.hash_* may name any algorithm.
-_STALE = re.compile(r"modelspec\.hash_.*|sshs_model_hash|sshs_legacy_hash")
+_STALE = r"modelspec\.hash_.*|sshs_model_hash|sshs_legacy_hash"
 # What a cast makes untrue.
 _DTYPES = ("modelspec.unet_dtype", "modelspec.vae_dtype")
 
@@ -113,7 +113,7 @@ def single_input_metadata(
     Raises UsageError when a parameter of ``recipe`` is not a finite number.
     """
     kept = {key: value for key, value in source.items() if _is_text(key) and _is_text(value)}
-    metadata = {key: value for key, value in kept.items() if not _STALE.fullmatch(key)}
+    metadata = {key: value for key, value in kept.items() if not re.fullmatch(_STALE, key)}
     if recipe is not None:
         if recipe.get("dtype") not in (None, "keep"):
             for key in _DTYPES:
@@ -243,7 +243,7 @@ def _flat(models: dict[str, Any]) -> Iterator[tuple[str, object]]:
 
 
 def _is_sound_entry(key: str, entry: object) -> bool:
-    if not isinstance(entry, dict) or len(key) > 128 or _PLACEHOLDER.fullmatch(key):
+    if not isinstance(entry, dict) or len(key) > 128 or re.fullmatch(_PLACEHOLDER, key):
         return False
     return _cost(entry) <= _MAX_ENTRY
 
@@ -304,7 +304,7 @@ def _modelspec(known: Mapping[str, str], title: str, architecture: str | None) -
     }
     usual = next((size for beginning, size in _RESOLUTIONS if architecture.startswith(beginning)), "")
     stated = known.get("modelspec.resolution", "")
-    resolution = stated if _RESOLUTION.fullmatch(stated) else usual
+    resolution = stated if re.fullmatch(_RESOLUTION, stated) else usual
     return keys | ({"modelspec.resolution": resolution} if resolution else {})
 
 

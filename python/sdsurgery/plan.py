@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .dtypes import DType
 from .errors import InputRefused, printable
 from .program import Formula
-from .records import dataclass, replace
+from .records import NamedTuple, dataclass, replace
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, TensorInfo
@@ -39,8 +39,7 @@ class View:
     start: int = 0
 
 
-@dataclass(frozen=True)
-class Operand:
+class Operand(NamedTuple):
     """Bytes of one input: which source, the element type, and where the tensor's first element lies in that file."""
 
     source: int
@@ -51,16 +50,16 @@ class Operand:
     def at(self, element: int) -> Operand:
         """The same without its first elements."""
         if self.view is not None:
-            return replace(self, view=replace(self.view, start=self.view.start + element))
-        return replace(self, offset=self.offset + (self.dtype.nbytes(element) or 0))
+            return self._replace(view=replace(self.view, start=self.view.start + element))
+        return self._replace(offset=self.offset + (self.dtype.nbytes(element) or 0))
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         """The input tensor that it is the whole of."""
         from .checkpoint import TensorInfo
 
         info = TensorInfo(name, self.dtype, shape, self.offset, 0)
-        info = replace(info, nbytes=self.dtype.nbytes(info.elements) or 0)
-        return info if self.view is None else replace(info, shape=self.view.shape, strides=self.view.strides)
+        info = info._replace(nbytes=self.dtype.nbytes(info.elements) or 0)
+        return info if self.view is None else info._replace(shape=self.view.shape, strides=self.view.strides)
 
 
 @dataclass(frozen=True)
@@ -81,18 +80,16 @@ Work = Formula | Fill | Reduction | None
 """What makes a tensor's bytes; None: they are copied."""
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """``count`` elements of a piece from element ``first`` on, made by one formula (None: copied)."""
 
     formula: Work
     first: int
-    count: int
+    count: int  # type: ignore[assignment]
     operands: tuple[Operand, ...]
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """One output tensor: its header entry, what is done (``action``), from what (``segments``), and why (``note``).
 
     ``facts`` is what else a dry run tells of it, in JSON types: a merge's block and ratios.
@@ -107,15 +104,14 @@ class Piece:
     facts: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One byte range of the output. ``formula`` indexes ``Plan.formulas`` (or is None for a copy of bytes);
     ``count`` is in elements of ``dtype``, ``offset`` in bytes of the output; ``tensor`` indexes ``Plan.pieces``."""
 
     formula: int | None
     dtype: DType
     offset: int
-    count: int
+    count: int  # type: ignore[assignment]
     operands: tuple[Operand, ...]
     tensor: int
 
@@ -187,7 +183,7 @@ class Plan:
 
     def bytes_to_read(self) -> int:
         """Input bytes that the jobs will read; dropped tensors are never read."""
-        return sum((operand.dtype.nbytes(job.count) or 0) for job in self.jobs for operand in job.operands)
+        return sum([job.count * part.dtype.bits for job in self.jobs for part in job.operands]) // 8
 
 
 def whole(formula: Work, elements: int, operands: Sequence[Operand]) -> tuple[Segment, ...]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..discovery import module_names
 from ..errors import UsageError
-from ..records import dataclass
+from ..records import NamedTuple, dataclass
 
 if TYPE_CHECKING:
     from .._native import Sink, Source

@@ -14,8 +14,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from json.encoder import encode_basestring as _quoted
+from operator import itemgetter
 from typing import TYPE_CHECKING, NoReturn
 
 from ..checkpoint import Contents, TensorInfo
@@ -34,6 +36,7 @@ MAX_HEADER = 100_000_000
 MAX_ENTRIES = 250_000
 """Most tensors, and most metadata keys: fifty times what the largest models have, and still read in seconds."""
 
+_REMEMBERED = 2_000_000  # characters; ten times what the largest models have
 _PREFIX = 8
 _U64_MAX = 2**64 - 1
 _I32_MAX = 2**31 - 1
@@ -41,12 +44,12 @@ _MAX_DEPTH = 127  # serde_json opens at most this many arrays and objects inside
 _METADATA = "__metadata__"
 _FIELDS = ("dtype", "shape", "data_offsets")
 
-_BLANKS = re.compile(r"[ \t\n\r]*")
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?)([0-9]+))?")
-_WORD = re.compile(r"true|false|null")
-_SIZES = re.compile(r"[0-9, \t\n\r]*")
-_LONG_SIZE = re.compile(r"[0-9]{21}")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_BLANKS = r"[ \t\n\r]*"
+_NUMBER = r"-?(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?)([0-9]+))?"
+_WORD = "true|false|null"
+_SIZES = r"[0-9, \t\n\r]*"
+_LONG_SIZE = "[0-9]{21}"
+_SURROGATE = "[\ud800-\udfff]"
 _UINT = "(?:0|[1-9][0-9]{0,18})"  # always below 2**64; longer ones take the slow path
 # An entry as nearly every writer writes it, with the comma before it: compact, or spaced as Python's json does.
 _USUAL_ENTRY = re.compile(
@@ -54,11 +57,13 @@ _USUAL_ENTRY = re.compile(
     rf', ?"data_offsets": ?\[({_UINT}), ?({_UINT})\]\}}'
 )
 
+_pattern = cache(re.compile)  # an ordinary header needs hardly any of them
+
 # Runs of plain items inside an array and inside an object: what makes passing over a large ignored value cheap. The
 # repetition is bounded because the regex engine keeps a little memory for each round.
 _TEXT = r'"[^"\\\x00-\x1f]*"'
 _PLAIN_VALUE = rf"(?:{_TEXT}|-?{_UINT}|true|false|null|\[\]|\{{\}})"
-_GAP = _BLANKS.pattern
+_GAP = _BLANKS
 _PLAIN = {
     "]": rf"(?:{_GAP}{_PLAIN_VALUE}{_GAP},){{1,256}}",
     "}": rf"(?:{_GAP}{_TEXT}{_GAP}:{_GAP}{_PLAIN_VALUE}{_GAP},){{1,256}}",
@@ -134,16 +139,34 @@ def _parse(text: str) -> tuple[list[Entry], dict[str, str]]:
 
 def _parse_usual(cursor: _Cursor, entries: dict[str, Entry]) -> None:
     """Take the run of usual entries that begins here; the first one that is anything else stays for the cursor."""
+    if len(entries) == 1 and len(cursor.text) < _REMEMBERED:
+        found, length = _first_run(cursor.text[cursor.at :])
+        if entries.keys().isdisjoint(found):
+            entries.update(found)
+            cursor.at += length
+            return
+    cursor.at = _take_run(cursor.text, cursor.at, entries)
+
+
+@lru_cache(maxsize=2)  # the models of one merge often have the same tensors in the same order
+def _first_run(text: str) -> tuple[dict[str, Entry], int]:
+    entries: dict[str, Entry] = {}
+    return entries, _take_run(text, 0, entries)
+
+
+def _take_run(text: str, at: int, entries: dict[str, Entry]) -> int:
+    """Add the usual entries from ``at`` on, up to the first that is none or repeats a name; where that stands."""
     shapes: dict[str, tuple[int, ...]] = {"": ()}  # a model has a thousand tensors of some thirty shapes
-    for match in iter(_USUAL_ENTRY.scanner(cursor.text, cursor.at).match, None):
+    for match in iter(_USUAL_ENTRY.scanner(text, at).match, None):
         name, dtype, sizes, begin, end = match.groups()
         if name in entries or name == _METADATA or len(entries) > MAX_ENTRIES:
-            return
+            break
         shape = shapes.get(sizes)
         if shape is None:
             shape = shapes[sizes] = tuple(map(int, sizes.split(",")))
         entries[name] = name, dtype, shape, int(begin), int(end)
-        cursor.at = match.end()
+        at = match.end()
+    return at
 
 
 def _parse_metadata(cursor: _Cursor) -> dict[str, str]:
@@ -214,7 +237,7 @@ def _checked(entries: list[Entry], data_offset: int, data_size: int) -> Iterator
             f"tensor '{printable(name)}' ends at byte {end} of the data, but the file holds {data_size}: "
             "the file is cut short, fetch it again"
         )
-    entries.sort(key=lambda entry: entry[3:])
+    entries.sort(key=itemgetter(3, 4))
     position, previous = 0, ""
     kinds: dict[tuple[str, tuple[int, ...]], tuple[DType, int]] = {}
     for name, dtype_name, shape, begin, end in entries:
@@ -282,7 +305,7 @@ class _Cursor:
         """The next character that is no blank; empty at the end."""
         char = self.text[self.at : self.at + 1]
         if char and char in " \t\n\r":
-            self.at = _BLANKS.match(self.text, self.at).end()  # type: ignore[union-attr]
+            self.at = _pattern(_BLANKS).match(self.text, self.at).end()  # type: ignore[union-attr]
             char = self.text[self.at : self.at + 1]
         return char
 
@@ -300,7 +323,7 @@ class _Cursor:
         except ValueError as error:
             self.at = getattr(error, "pos", start)
             self.fail(getattr(error, "msg", "bad string").lower().removesuffix(" at").removesuffix(" starting"))
-        if self.text.find("\\u", start, self.at) >= 0 and _SURROGATE.search(value):
+        if self.text.find("\\u", start, self.at) >= 0 and _pattern(_SURROGATE).search(value):
             self.at = start
             self.fail("a string holds half a surrogate pair")
         return value
@@ -308,7 +331,7 @@ class _Cursor:
     def word(self) -> str:
         """``true``, ``false`` or ``null`` if one stands here, else an empty text."""
         self.peek()
-        word = _WORD.match(self.text, self.at)
+        word = _pattern(_WORD).match(self.text, self.at)
         if not word:
             return ""
         self.at = word.end()
@@ -316,7 +339,7 @@ class _Cursor:
 
     def number(self) -> None:
         """Check and pass a number. One that is too large for a double is refused, as serde_json does."""
-        number = _NUMBER.match(self.text, self.at)
+        number = _pattern(_NUMBER).match(self.text, self.at)
         if not number:
             self.fail(f"expected a value, found {self.found()}")
         if _beyond_double(*number.groups(default="")):
@@ -347,7 +370,11 @@ class _Cursor:
         """A list of whole numbers below 2**64."""
         end = -1 if self.peek() != "[" else self.text.find("]", self.at)
         wanted = f"{field} of tensor '{printable(name)}' is not a list of whole numbers below 2^64"
-        if end < 0 or not _SIZES.fullmatch(self.text, self.at + 1, end) or _LONG_SIZE.search(self.text, self.at, end):
+        if (
+            end < 0
+            or not _pattern(_SIZES).fullmatch(self.text, self.at + 1, end)
+            or _pattern(_LONG_SIZE).search(self.text, self.at, end)
+        ):
             raise InputRefused(wanted)
         try:
             values = tuple(json.loads(self.text[self.at : end + 1]))
@@ -364,7 +391,7 @@ class _Cursor:
         while True:
             if closers:
                 if depth + len(closers) < _MAX_DEPTH:
-                    self._skip_plain(re.compile(_PLAIN[closers[-1]]))
+                    self._skip_plain(_pattern(_PLAIN[closers[-1]]))
                 if closers[-1] == "}":
                     self._key()
             char = self.peek()
@@ -460,14 +487,18 @@ def layout(tensors: Sequence[tuple[str, DType, tuple[int, ...]]], metadata: Mapp
     """
     names = {_METADATA}
     members, ends, end = [], [], 0
+    kinds: dict[tuple[DType, tuple[int, ...]], tuple[int, str]] = {}
     for name, dtype, shape in tensors:
         if name in names:
             raise UsageError(f"tensor name '{printable(name)}' is reserved or would be written twice")
         names.add(name)
-        begin, end = end, end + _written_bytes(name, dtype, shape)
+        kind = kinds.get((dtype, shape))
+        if kind is None:
+            text = f'"dtype":"{dtype.name}","shape":[{",".join(map(str, shape))}]'
+            kind = kinds[dtype, shape] = _written_bytes(name, dtype, shape), text
+        begin, end = end, end + kind[0]
         ends.append(end)
-        sizes = ",".join(map(str, shape))
-        members.append(f'{_quoted(name)}:{{"dtype":"{dtype.name}","shape":[{sizes}],"data_offsets":[{begin},{end}]}}')
+        members.append(f'{_quoted(name)}:{{{kind[1]},"data_offsets":[{begin},{end}]}}')
     entries = ",".join(members)
     length = -(-len(_header_json(entries, metadata)) // 8) * 8
     if length > MAX_HEADER:

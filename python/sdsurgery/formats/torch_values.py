@@ -9,10 +9,10 @@ documentation.
 from __future__ import annotations
 
 from struct import unpack
-from typing import NamedTuple
 
 from ..dtypes import BY_NAME, DType
 from ..errors import InputRefused
+from ..records import NamedTuple
 from .pickle_machine import (
     BOOL,
     BYTES,

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from ..records import NamedTuple
 from .base import Layout, register
 from .detect import Match, Probe
 from .shapes import Shape
@@ -126,20 +127,20 @@ def _describe(
 def _base(shapes: Mapping[str, Shape]) -> tuple[str, str | None]:
     """Base model and the tensor that shows it: the text width of a cross-attention, else names that only XL has."""
     for key, shape in shapes.items():
-        if _CROSS_ATTENTION.search(key) and len(shape) > 1:
+        if re.search(_CROSS_ATTENTION, key) and len(shape) > 1:
             width = _input_width(shapes, key)
             if width in _BY_CONTEXT:
                 return _BY_CONTEXT[width], key
     for key, shape in shapes.items():
-        if key.startswith(("lora_te1_", "lora_te2_", "text_encoder_2.")) or _ONLY_XL.search(key):
+        if key.startswith(("lora_te1_", "lora_te2_", "text_encoder_2.")) or re.search(_ONLY_XL, key):
             return "sdxl", key
         if key.startswith(("lora_te_", "text_encoder.")) and key.endswith(_DOWN) and "q_proj" in key:
             return _BY_CONTEXT.get(shape[-1], ""), key
     return "", None
 
 
-_CROSS_ATTENTION = re.compile(r"attn2[._](processor\.)?to_k")
-_ONLY_XL = re.compile(r"input_blocks_4_1|transformer_blocks[._]9[._]")
+_CROSS_ATTENTION = r"attn2[._](processor\.)?to_k"
+_ONLY_XL = r"input_blocks_4_1|transformer_blocks[._]9[._]"
 
 
 def _input_width(shapes: Mapping[str, Shape], key: str) -> int | None:
@@ -173,12 +174,12 @@ def _embedding(shapes: Mapping[str, Shape]) -> Adapter | None:
     return Adapter("textual-inversion", _BY_CONTEXT.get(shape[-1], ""), named[0], shape, (f"vectors: {vectors}",))
 
 
-_HYPERNETWORK = re.compile(r"(320|640|768|1024|1280)\.[01]\.linear")
+_HYPERNETWORK = r"(320|640|768|1024|1280)\.[01]\.linear"
 
 
 def _hypernetwork(shapes: Mapping[str, Shape]) -> Adapter | None:
     """A hypernetwork: for each width a pair of small networks, for keys and values."""
-    widths = {int(match[1]): key for key in shapes if (match := _HYPERNETWORK.match(key))}
+    widths = {int(match[1]): key for key in shapes if (match := re.match(_HYPERNETWORK, key))}
     if not widths:
         return None
     key = next(iter(widths.values()))

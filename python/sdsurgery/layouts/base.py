@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from ..records import dataclass, field
+from ..records import NamedTuple, dataclass, field
 from . import names
 from .shapes import Row, Shape
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from math import isfinite
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from ..errors import UsageError, printable
-from ..records import dataclass
+from ..records import NamedTuple, dataclass
 from . import names
 from .base import Layout
 from .presets import COUNT, PRESETS, preset

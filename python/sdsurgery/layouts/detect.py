@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ..errors import printable
-from ..records import dataclass
+from ..records import NamedTuple, dataclass
 from . import names
 from .base import REGISTRY, UNKNOWN, Layout
 from .shapes import Shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import engine
 from ..backends import Reduced
@@ -16,7 +16,7 @@ from ..layouts import UNKNOWN, Layout, conflict, detect
 from ..layouts.aliases import canonical
 from ..layouts.kinds import KINDS, kind
 from ..plan import COMPARED, Piece, Plan, Reduction, examination, operand, whole
-from ..records import dataclass, field, fields, replace
+from ..records import NamedTuple, dataclass, field, fields
 from .common import close_all, open_all, settings_from, without_unit_tail
 
 
@@ -268,7 +268,7 @@ def _plan(opened: list[Checkpoint], pairs: Iterable[tuple[TensorInfo, TensorInfo
             if first.dtype is not second.dtype:
                 continue
             dtype, count = U8, first.nbytes
-            operands = [replace(item, dtype=U8) for item in operands]
+            operands = [item._replace(dtype=U8) for item in operands]
         pieces.append(Piece(first.name, dtype, (count,), COMPARED, whole(Reduction(), count, operands)))
     return examination("compare", opened, pieces)
 

@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..dtypes import I64, DType
@@ -19,7 +19,7 @@ from ..errors import InputRefused, printable
 from ..layouts import Layout, aliases, detect, names
 from ..layouts import get as layout_named
 from ..plan import ADDED, Dropped, Operand, Piece, Plan, whole
-from ..records import dataclass
+from ..records import NamedTuple, dataclass
 from .common import Settings, identity_formula, numbers_of, planned, single_input, single_metadata, single_piece
 from .report import Report
 

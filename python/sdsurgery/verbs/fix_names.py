@@ -10,7 +10,6 @@ from __future__ import annotations
 from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, printable
 from ..layouts import Layout, aliases, detect
-from ..records import replace
 from .common import without_unit_tail
 from .matching import transposed
 
@@ -34,7 +33,7 @@ def modernise(checkpoint: Checkpoint) -> None:
                 f"one tensor ('{printable(modern)}'); drop one of them (prune --drop-keys) before --fix-names"
             )
         former[modern] = name
-        renamed[modern] = replace(info, name=modern, shape=_shape(info, listed.get(modern)))
+        renamed[modern] = info._replace(name=modern, shape=_shape(info, listed.get(modern)))
     _tell(checkpoint, layout, renamed, former)
     checkpoint.tensors = renamed
     checkpoint.unusable = {aliases.canonical(name, layout): why for name, why in checkpoint.unusable.items()}

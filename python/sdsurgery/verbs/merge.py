@@ -145,7 +145,6 @@ def plan_merge(
     def metadata(hashes: Sequence[str | None], body: str | None) -> Mapping[str, str]:
         from .. import __version__
         from ..metadata import merge_metadata
-        from ..records import replace
 
         return merge_metadata(
             recipe=recipe,
@@ -221,7 +220,7 @@ class _Decisions:
         others = self.others(name)
         if len(others) < len(self.tensors) - 1:
             return self.alone(0, name, info, self.dtype, action=KEPT, note="missing in another input")
-        if any([other.shape != info.shape for other in others]):
+        if any(other.shape != info.shape for other in others):
             if self.is_variant(name, info, others):
                 return self.variant(name, info, others)
             for other, checkpoint in zip(others, self.checkpoints[1:], strict=True):
@@ -258,7 +257,7 @@ class _Decisions:
         dtype = self.dtype or info.dtype
         rest = None if dtype is info.dtype and not self.watched else self.identity
         formula, facts = self.ratios.of(name)
-        piece = replace(merged_channels(name, (info, *others), dtype, formula, rest), facts=facts)
+        piece = merged_channels(name, (info, *others), dtype, formula, rest)._replace(facts=facts)
         channels = ", ".join(f"{letter(source)} {each.shape[1]}" for source, each in enumerate((info, *others)))
         self.notes.append(f"'{printable(name)}': {piece.note} (input channels: {channels})")
         return piece

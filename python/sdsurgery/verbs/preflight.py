@@ -6,11 +6,11 @@ Headers only, except for one bias of 320 numbers in SD 2 files, whose names and 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
 
 from ..checkpoint import Checkpoint
 from ..errors import InputRefused, printable
 from ..layouts import UNKNOWN, Detection, Layout, conflict, names, text_encoders
+from ..records import NamedTuple
 from .common import numbers_of
 
 _EPSILON, _V, _EDM = "epsilon", "v-prediction", "EDM"
@@ -23,6 +23,8 @@ _MARKED = {"v_pred": _V, "edm_vpred.sigma_max": "EDM v-prediction", "edm_mean": 
 _TELLING_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 _SPREAD = 0.09
 _ENCODER_ENDS = ("final_layer_norm.weight", "ln_final.weight")  # of the tensors by which encoders are told
+_MARKS = (*_MARKED, "ztsnr")
+_TELLING_ENDS = (*_ENCODER_ENDS, *_MARKS, "position_ids")
 
 
 def letter(source: int) -> str:
@@ -84,9 +86,10 @@ def remarks(
     fix_clip: bool = False,
 ) -> list[str]:  # fmt: skip
     """What is worth telling about inputs that may be merged; ``fix_clip``: position_ids will be right anyhow."""
-    told = [*_predictions(checkpoints, detections), *_encoders(checkpoints)]
+    telling = [_telling(checkpoint) for checkpoint in checkpoints]
+    told = [*_predictions(checkpoints, detections, telling), *_encoders(checkpoints, telling)]
     if not fix_clip:
-        told += _position_ids(checkpoints)
+        told += _position_ids(checkpoints, telling)
     for source in range(1, len(checkpoints)):
         layout = detections[source].layout
         absent = [name for lacking, name in missing if lacking == source and layout.parts and layout.optional(name)]
@@ -96,6 +99,24 @@ def remarks(
                 f"files may lack ('{printable(absent[0])}'{', …' if len(absent) > 1 else ''})"
             )
     return told
+
+
+class _Telling(NamedTuple):
+    """What of a file's tensors the remarks are about."""
+
+    marks: frozenset[str]
+    encoders: Mapping[str, str]  # kind of text encoder -> its names, empty for the usual ones
+    has_ids: bool
+
+
+def _telling(checkpoint: Checkpoint) -> _Telling:
+    found = [name for name in checkpoint.tensors if name.endswith(_TELLING_ENDS)]
+    encoders = {}
+    for text in text_encoders({names.unwrap(n): checkpoint.tensors[n] for n in found if n.endswith(_ENCODER_ENDS)}):
+        kind, _, spelling = text.partition(" in ")
+        encoders[kind] = spelling
+    marks = frozenset(names.unwrap(name) for name in found if name.endswith(_MARKS))
+    return _Telling(marks, encoders, any(names.is_position_ids(name) for name in found))
 
 
 class Prediction(NamedTuple):
@@ -110,7 +131,10 @@ def prediction(checkpoint: Checkpoint, layout: Layout) -> Prediction | None:
 
     None for files that are no complete model of a known family and say nothing themselves.
     """
-    marks = _marks(checkpoint)
+    return _prediction(checkpoint, layout, _telling(checkpoint).marks)
+
+
+def _prediction(checkpoint: Checkpoint, layout: Layout, marks: Collection[str]) -> Prediction | None:
     for marker, kind in _MARKED.items():
         if marker in marks:
             return Prediction(kind, f"marker tensor {marker}")
@@ -128,10 +152,6 @@ def prediction(checkpoint: Checkpoint, layout: Layout) -> Prediction | None:
     return Prediction(_BY_FAMILY.get(layout.name, _EPSILON), f"usual for {layout.title}, nothing says otherwise")
 
 
-def _marks(checkpoint: Checkpoint) -> set[str]:
-    return {names.unwrap(name) for name in checkpoint.tensors if name.endswith((*_MARKED, "ztsnr"))}
-
-
 def _spread(checkpoint: Checkpoint) -> float | None:
     """Standard deviation of the telling bias, None where it can't be read."""
     info = next((info for name, info in checkpoint.tensors.items() if name.endswith(_TELLING_BIAS)), None)
@@ -145,17 +165,19 @@ def _spread(checkpoint: Checkpoint) -> float | None:
     return spread
 
 
-def _predictions(checkpoints: Sequence[Checkpoint], detections: Sequence[Detection]) -> list[str]:
+def _predictions(
+    checkpoints: Sequence[Checkpoint], detections: Sequence[Detection], telling: Sequence[_Telling]
+) -> list[str]:
     told = []
     found: dict[int, Prediction] = {}
     for source, (checkpoint, detection) in enumerate(zip(checkpoints, detections, strict=True)):
-        known = prediction(checkpoint, detection.layout)
+        known = _prediction(checkpoint, detection.layout, telling[source].marks)
         if known is not None:
             found[source] = known
     if len({item.kind for item in found.values()}) > 1:
         each = "; ".join(f"{who(source, checkpoints)}: {item.kind} ({item.reason})" for source, item in found.items())
         told.append(f"warning: these models predict different things, and a mix of them rarely works: {each}")
-    snr = [source for source, checkpoint in enumerate(checkpoints) if "ztsnr" in _marks(checkpoint)]
+    snr = [source for source, item in enumerate(telling) if "ztsnr" in item.marks]
     if snr and len(snr) < len(checkpoints):
         others = [source for source in range(len(checkpoints)) if source not in snr]
         told.append(
@@ -169,12 +191,12 @@ def _list(sources: Sequence[int]) -> str:
     return " and ".join(map(letter, sources))
 
 
-def _encoders(checkpoints: Sequence[Checkpoint]) -> list[str]:
+def _encoders(checkpoints: Sequence[Checkpoint], telling: Sequence[_Telling]) -> list[str]:
     """How the text encoders of the others differ from A's in kind and in names."""
     told = []
-    first = _encoders_of(checkpoints[0])
+    first = telling[0].encoders
     for source in range(1, len(checkpoints)):
-        here, where = _encoders_of(checkpoints[source]), who(source, checkpoints)
+        here, where = telling[source].encoders, who(source, checkpoints)
         if set(here) != set(first):
             told.append(f"text encoders: A has {_some(first)}, {where} has {_some(here)}")
         told += [
@@ -186,13 +208,13 @@ def _encoders(checkpoints: Sequence[Checkpoint]) -> list[str]:
     return told
 
 
-def _position_ids(checkpoints: Sequence[Checkpoint]) -> list[str]:
+def _position_ids(checkpoints: Sequence[Checkpoint], telling: Sequence[_Telling]) -> list[str]:
     """Which of the inputs with a text encoder lack position_ids where A has them, or have them where A lacks them."""
     told = []
-    ours = _has_ids(checkpoints[0])
+    ours = telling[0].has_ids
     for source in range(1, len(checkpoints)):
-        both = _encoders_of(checkpoints[0]) and _encoders_of(checkpoints[source])
-        if not both or _has_ids(checkpoints[source]) == ours:
+        both = telling[0].encoders and telling[source].encoders
+        if not both or telling[source].has_ids == ours:
             continue
         where = who(source, checkpoints)
         told.append(
@@ -202,20 +224,6 @@ def _position_ids(checkpoints: Sequence[Checkpoint]) -> list[str]:
             "them; --fix-clip adds them)"
         )
     return told
-
-
-def _encoders_of(checkpoint: Checkpoint) -> Mapping[str, str]:
-    """Kind of encoder -> its names, empty for the usual ones."""
-    telling = {names.unwrap(name): info for name, info in checkpoint.tensors.items() if name.endswith(_ENCODER_ENDS)}
-    found = {}
-    for text in text_encoders(telling):
-        kind, _, spelling = text.partition(" in ")
-        found[kind] = spelling
-    return found
-
-
-def _has_ids(checkpoint: Checkpoint) -> bool:
-    return any(names.is_position_ids(name) for name in checkpoint.tensors)
 
 
 def _some(found: Collection[str]) -> str:
