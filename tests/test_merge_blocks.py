@@ -127,7 +127,7 @@ def test_a_merge_with_blocks_has_one_formula_for_each_ratio() -> None:
     ratios = Ratios(
         get("weighted-sum"), 2, {"alpha": 0.5, "weights": None}, layout, blocks="MID12_50", rules={"^cond": 0.125}
     )
-    made = {ratios.of(tensor.key)[0] for tensor in layout.tensors() if tensor.block}
+    made = {ratios.of(tensor.key, layout.block(tensor.key))[0] for tensor in layout.tensors() if tensor.block}
     assert sorted(formula.constants[-1] for formula in made) == [0.0, 0.125, 0.5]
 
 
@@ -143,11 +143,11 @@ def test_depth_and_image_encoder_follow_base_and_rules_reach_them() -> None:
         layout = layouts.get(family)
         assert any(tensor.key == key and tensor.block is None for tensor in layout.tensors())
         plain_ratios = Ratios(method, 2, params, layout, blocks="IN00=0.1", rules=None)
-        assert plain_ratios.of(key)[1]["ratios"] == {"alpha": 0.5}
+        assert plain_ratios.of(key, None)[1]["ratios"] == {"alpha": 0.5}
         ratios = Ratios(method, 2, params, layout, blocks="BASE=0.25", rules=None)
-        assert ratios.of(key)[1] == {"block": "BASE", "ratios": {"alpha": 0.25}}
+        assert ratios.of(key, None)[1] == {"block": "BASE", "ratios": {"alpha": 0.25}}
         ruled = Ratios(method, 2, params, layout, blocks="BASE=0.25", rules={"^depth|^embedder": 0.0})
-        assert ruled.of(key)[1]["ratios"] == {"alpha": 0.0}
+        assert ruled.of(key, None)[1]["ratios"] == {"alpha": 0.0}
 
 
 def test_the_vae_follows_base_unless_it_is_set(models: Mapping[str, list[Path]]) -> None:
@@ -333,7 +333,7 @@ def test_any_text_is_understood_or_refused(text: str, layout: layouts.Layout) ->
     except (UsageError, InputRefused) as error:
         assert str(error).isprintable()
         return
-    formula, facts = ratios.of(UNET + "input_blocks.1.0.in_layers.2.weight")
+    formula, facts = ratios.of(UNET + "input_blocks.1.0.in_layers.2.weight", "IN01")
     assert formula.constants == (facts["ratios"]["alpha"],)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib import import_module
 
 from ..errors import UsageError, printable
-from .base import REGISTRY, UNKNOWN, Layout, LayoutTensor
+from .base import REGISTRY, UNKNOWN, Layout, LayoutTensor, Traits
 from .detect import Detection, conflict, detect, size_text, text_encoders
 
 FAMILIES = ("dit", "sdxl", "sd2", "sd1", "vae", "diffusers", "adapters")
@@ -23,6 +23,7 @@ __all__ = [
     "Detection",
     "Layout",
     "LayoutTensor",
+    "Traits",
     "all_layouts",
     "conflict",
     "detect",

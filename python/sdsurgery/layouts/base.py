@@ -104,12 +104,16 @@ class Layout:
             raise ValueError(f"the family '{self.name}' has no EMA weights")
         return _tensors(self, ema)
 
+    def traits(self, key: str) -> Traits:
+        """``component``, ``block``, ``exact_copy`` and ``is_ema`` of a tensor name at once."""
+        return _traits(self, key)
+
     def component(self, key: str) -> str:
         """Component of a tensor name, listed or not.
 
         One of ``unet vae text_encoder text_encoder_2 ema buffers depth image_encoder marker optimizer other``.
         """
-        return _traits(self, key).component
+        return self.traits(key).component
 
     def block(self, key: str) -> str | None:
         """Merge block whose weight applies to ``key``, None where a tensor must not be block-weighted.
@@ -117,18 +121,18 @@ class Layout:
         The VAE is a block of its own in every family (design); :attr:`LayoutTensor.block` names the block under which
         published lists count it. An EMA key has the block of the tensor that it shadows.
         """
-        return _traits(self, key).block
+        return self.traits(key).block
 
     def exact_copy(self, key: str) -> bool:
         """Whether ``key`` is copied byte for byte, never averaged and never cast.
 
         ``position_ids``, noise-schedule buffers, markers, EMA counters, scales of quantised weights, training state.
         """
-        return _traits(self, key).exact_copy
+        return self.traits(key).exact_copy
 
     def is_ema(self, key: str) -> bool:
         """Whether ``key`` is an EMA weight or one of the two EMA counters."""
-        return _traits(self, key).ema
+        return self.traits(key).ema
 
     def ema_twin(self, key: str) -> str | None:
         """EMA key of a U-Net key, else None: ``model_ema.`` + the name after ``model.`` with the dots removed.
@@ -177,15 +181,17 @@ def _traits(layout: Layout, key: str) -> Traits:
     key = names.unwrap(key)
     component = names.component(key, layout.embedder_0)
     weight = names.is_weight(key)
-    exact = not weight or key in names.EMA_COUNTERS or component in ("buffers", "marker", "optimizer")
     block = _block(layout, key, component, weight) if layout.blocks else None
+    if component == "unet":
+        return Traits(component, block, not weight, False)
+    exact = not weight or key in names.EMA_COUNTERS or component in ("buffers", "marker", "optimizer")
     return Traits(component, block, exact, key.startswith(names.EMA))
 
 
 def _block(layout: Layout, key: str, component: str, weight: bool) -> str | None:
     if component == "unet":
         block = names.unet_block(key, layout.blocks[-2])
-        return block if block in layout._known_blocks and not names.is_scale(key) else None
+        return block if block in layout._known_blocks and (weight or not names.is_scale(key)) else None
     if component in ("text_encoder", "text_encoder_2", "other"):
         return "BASE" if weight else None
     if component == "vae":

@@ -14,9 +14,9 @@ from .. import engine
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import DType
 from ..errors import InputRefused, UsageError, printable
-from ..layouts import Layout, detect
+from ..layouts import Layout, Traits, detect
 from ..methods import Method, get
-from ..plan import ADDED, KEPT, MERGED, Dropped, Piece, Plan, copied, operand, require_computable, whole
+from ..plan import ADDED, KEPT, MERGED, Dropped, Operand, Piece, Plan, Segment, copied, operand, require_computable
 from ..plan import rounded as rounded_piece
 from ..records import replace
 from .common import (
@@ -194,10 +194,11 @@ class _Decisions:
         first = self.tensors[0]
         pieces, dropped = [], []
         for name, info in first.items():
-            if self.layout.is_ema(name):
+            traits = self.layout.traits(name)
+            if traits.ema:
                 dropped.append(Dropped(0, name, "EMA weights (they belong to the unmerged model)"))
             else:
-                pieces.append(self.one(name, info))
+                pieces.append(self.one(name, info, traits))
         names = set(first)
         for source in range(1, len(self.tensors)):
             for name, info in self.tensors[source].items():
@@ -211,27 +212,38 @@ class _Decisions:
                 pieces.append(self.alone(source, name, info, dtype, action=ADDED))
         return pieces, dropped, self.missing
 
-    def one(self, name: str, info: TensorInfo) -> Piece:
-        if self.layout.exact_copy(name):
+    def one(self, name: str, info: TensorInfo, traits: Traits) -> Piece:
+        if traits.exact_copy:
             return copied(0, info, name=name, note="copied exactly (not a weight)")
         elements = info.elements
         if not elements or info.dtype.kind in _INTEGERS:
             return copied(0, info, name=name, note="integers are never averaged" if elements else "an empty tensor")
-        others = self.others(name)
-        if len(others) < len(self.tensors) - 1:
+        all_of_it = [info, *self.others(name)]
+        if len(all_of_it) < len(self.tensors):
             return self.alone(0, name, info, self.dtype, action=KEPT, note="missing in another input")
-        if any(other.shape != info.shape for other in others):
-            if self.is_variant(name, info, others):
-                return self.variant(name, info, others)
-            for other, checkpoint in zip(others, self.checkpoints[1:], strict=True):
-                self.require_shape(name, info, other, checkpoint)
         operands = []
-        for source, each in enumerate((info, *others)):
-            require_computable(each)
-            operands.append(operand(source, each))
-        formula, facts = self.ratios.of(name)
-        segments = whole(formula, elements, operands)
+        for each in all_of_it:
+            if each.shape != info.shape:
+                return self.of_several_shapes(name, all_of_it, traits)
+            if not each.dtype.computable:
+                require_computable(each)
+            operands.append(operand(len(operands), each))
+        return self.merged(name, info, operands, traits)
+
+    def merged(self, name: str, info: TensorInfo, operands: Sequence[Operand], traits: Traits) -> Piece:
+        formula, facts = self.ratios.of(name, traits.block)
+        segments = (Segment(formula, 0, info.elements, tuple(operands)),)
         return Piece(name, self.dtype or info.dtype, info.shape, MERGED, segments, facts=facts)
+
+    def of_several_shapes(self, name: str, all_of_it: Sequence[TensorInfo], traits: Traits) -> Piece:
+        info, *others = all_of_it
+        if self.is_variant(name, info, others):
+            return self.variant(name, info, others, traits)
+        for other, checkpoint in zip(others, self.checkpoints[1:], strict=True):
+            self.require_shape(name, info, other, checkpoint)
+        for each in all_of_it:
+            require_computable(each)
+        return self.merged(name, info, [operand(source, each) for source, each in enumerate(all_of_it)], traits)
 
     def others(self, name: str) -> list[TensorInfo]:
         """B's, C's, … tensor of that name; an input that has no such weight is left out, and noted."""
@@ -253,10 +265,10 @@ class _Decisions:
             return takes_differences(self.ratios.method, self.ratios.count, self.ratios.params)
         return is_variant(name, info, others)
 
-    def variant(self, name: str, info: TensorInfo, others: Sequence[TensorInfo]) -> Piece:
+    def variant(self, name: str, info: TensorInfo, others: Sequence[TensorInfo], traits: Traits) -> Piece:
         dtype = self.dtype or info.dtype
         rest = None if dtype is info.dtype and not self.watched else self.identity
-        formula, facts = self.ratios.of(name)
+        formula, facts = self.ratios.of(name, traits.block)
         piece = merged_channels(name, (info, *others), dtype, formula, rest)._replace(facts=facts)
         channels = ", ".join(f"{letter(source)} {each.shape[1]}" for source, each in enumerate((info, *others)))
         self.notes.append(f"'{printable(name)}': {piece.note} (input channels: {channels})")

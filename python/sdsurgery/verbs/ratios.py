@@ -50,12 +50,12 @@ class Ratios:
         self._formulas: dict[tuple[str, ...], Formula] = {}  # by float.hex: 0.0 and −0.0 are equal, but not the same
         self._known: dict[Any, tuple[Formula, Mapping[str, Any]]] = {}
 
-    def of(self, name: str) -> tuple[Formula, Mapping[str, Any]]:
-        """The formula for the tensor ``name`` and what the report tells of it: its block and ratios.
+    def of(self, name: str, block: str | None) -> tuple[Formula, Mapping[str, Any]]:
+        """The formula for the tensor ``name`` of ``block`` and what the report tells of it: its block and ratios.
 
         A tensor of no block (depth estimator, image encoder, names that the family doesn't have) follows BASE.
         """
-        block = (self.layout.block(name) or _BASE) if self.layout.blocks else None
+        block = (block or _BASE) if self.layout.blocks else None
         if not self.rules:
             found = self._known.get(block)
             if found is None:
