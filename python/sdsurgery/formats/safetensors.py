@@ -157,7 +157,7 @@ def _first_run(text: str) -> tuple[dict[str, Entry], int]:
 def _take_run(text: str, at: int, entries: dict[str, Entry]) -> int:
     """Add the usual entries from ``at`` on, up to the first that is none or repeats a name; where that stands."""
     shapes: dict[str, tuple[int, ...]] = {"": ()}  # a model has a thousand tensors of some thirty shapes
-    for match in iter(_USUAL_ENTRY.scanner(text, at).match, None):
+    for match in iter(_USUAL_ENTRY.scanner(text, at).match, None):  # type: ignore[attr-defined]
         name, dtype, sizes, begin, end = match.groups()
         if name in entries or name == _METADATA or len(entries) > MAX_ENTRIES:
             break

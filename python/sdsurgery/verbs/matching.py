@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, printable
 from ..layouts import Layout, aliases, get
-from ..records import replace
 
 
 def in_names_of(
@@ -57,7 +56,7 @@ def transposed(info: TensorInfo) -> TensorInfo:
         )
     rows, columns = info.shape
     strides = info.strides or (columns, 1)
-    return replace(info, shape=(columns, rows), strides=strides[::-1])
+    return info._replace(shape=(columns, rows), strides=strides[::-1])
 
 
 def require_usable(

@@ -221,7 +221,7 @@ class _Decisions:
         all_of_it = [info, *self.others(name)]
         if len(all_of_it) < len(self.tensors):
             return self.alone(0, name, info, self.dtype, action=KEPT, note="missing in another input")
-        operands = []
+        operands: list[Operand] = []
         for each in all_of_it:
             if each.shape != info.shape:
                 return self.of_several_shapes(name, all_of_it, traits)
