@@ -205,6 +205,41 @@ def test_a_failing_gpu_is_one_line_and_nothing_is_left_or_the_cpu_goes_on(
     assert report.how["backend"] == "cuda" and "fallback" not in report.how
 
 
+@pytest.mark.parametrize("kind", ["memory", "device", "compiler"])
+def test_failures_of_triton_and_torch_are_one_line_too(
+    trio: list[Path], tmp_path: Path, triton: None, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    from sdsurgery.kernels import elementwise
+    from triton.errors import TritonError
+
+    errors = {
+        "memory": (torch.cuda.OutOfMemoryError("CUDA out of memory\nmore"), "out of GPU memory"),
+        "device": (RuntimeError("CUDA error: unspecified launch failure\nmore"), "the GPU failed: CUDA error: unspec"),
+        "compiler": (TritonError("no such instruction\nmore"), "Triton: no such instruction"),
+    }
+    error, words = errors[kind]
+
+    def launch(*_: Any, **__: Any) -> None:
+        raise error
+
+    wanted = merged(trio, tmp_path, hash=False)
+    monkeypatch.setattr(elementwise, "launch", launch)
+    with pytest.raises(DeviceFailed, match=words) as caught:
+        merged(trio, tmp_path, backend="triton")
+    assert "\n" not in str(caught.value) and not leftovers(tmp_path)
+    assert merged(trio, tmp_path, backend="triton", fallback="cpu", hash=False) == wanted
+
+
+def test_info_shows_the_devices(cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdsurgery import console, info
+
+    monkeypatch.setenv("FAKE_CUDA_DEVICES", "2")
+    found = info.collect()
+    assert found["backends"]["cuda"] == "usable"
+    assert [row["number"] for row in found["devices"]["cuda"]] == [0, 1]
+    assert "cuda device 1: Fake, compute capability 8.8, 1024 MiB" in console.info_lines(found)
+
+
 def test_the_fallback_is_reported_and_hashes_are_right(
     trio: list[Path], tmp_path: Path, cuda: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -232,7 +232,7 @@ class _PlainRows:
 
 def plain_rows(tensors: Sequence[Any], width: int) -> _PlainRows | None:
     """Of ``out, inputs, out, inputs, …`` (``width`` for each row) what the kernels take as it is; None where torch has
-    no DLPack exchange in C (before 2.10)."""
+    no DLPack exchange in C (2.13 has)."""
     import torch
 
     exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
