@@ -146,6 +146,21 @@ def test_a_safetensors_file_may_begin_with_the_byte_of_a_pickle_and_the_other_wa
     assert scan_source("x", Memory(hidden.ljust(1000))).suspicious
 
 
+@pytest.mark.parametrize(("start", "size"), [(b"V", 3 << 20), (b"P", 3 << 20), (b"V", 70 << 20)])
+def test_what_a_safetensors_file_hides_behind_its_beginning_is_found(start, size):
+    body = b"\ncos\nsystem\n(Vtrue\ntR."
+    data = b"x" * size + body
+    text = b'{"w":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}' % (len(data), len(data))
+    header = text.ljust(start[0] + 256)  # so that the file begins with this opcode, which takes all up to a newline
+    file = len(header).to_bytes(8, "little") + header + data
+    assert file[:1] == start
+    found = scan_source("x", Memory(file))
+    assert found.suspicious
+    assert found.dangerous == ["os.system"] or found.problems == ["too long to be followed to its end"]
+    harmless = scan_source("x", Memory(file.replace(b"\ncos", b"\n\0os")))
+    assert harmless.suspicious == (size > 64 << 20)
+
+
 def text_stream(body: bytes) -> bytes:
     """A legacy stream of torch as protocol 0 has it: magic number, version, system information, the object."""
     return b"L119547037146038801333356L\n.I1001\n.(dp0\n." + body + b"(lp0\n."
@@ -171,11 +186,17 @@ def test_harmless_pickles_of_protocol_0_and_1_are_listed_and_not_suspicious(prot
     ],
 )
 def test_pickles_of_protocol_0_cannot_hide_what_they_call(body, tmp_path):
-    late = pickle.dumps(["x" * 100] * 3, protocol=0)[:-1] + b"0" + b"(lp1\n0" * 600_000 + body  # behind 4 MB
+    filler = b"V" + b"x" * 1000 + b"\n0"  # the first window ends within such a text
+    late = pickle.dumps(["x" * 100] * 3, protocol=0)[:-1] + b"0" + filler * 4200 + body  # behind 4 MB
     for number, data in enumerate((body, text_stream(body), late)):
         assert scan_source("x", Memory(data)).suspicious, number
         (tmp_path / f"{number}.pkl").write_bytes(data)
     assert all(file.suspicious for file in scan(tmp_path).files) and len(scan(tmp_path).files) == 3
+
+
+def test_a_pickle_of_protocol_0_of_more_opcodes_than_are_followed_is_suspicious():
+    late = pickle.dumps(["x" * 100] * 3, protocol=0)[:-1] + b"0" + b"(lp1\n0" * 600_000 + b"cos\nsystem\n(Vtrue\ntR."
+    assert scan_source("x", Memory(late)).problems == ["too long to be followed to its end"]
 
 
 def test_a_pickle_too_long_to_follow_is_suspicious(monkeypatch):

@@ -29,7 +29,7 @@ _STREAM = 5  # and has so many
 
 class Walk:
     """One walk. ``names``: global name -> times it was named; ``opcodes``: all that occur; ``ended``: STOP was reached;
-    ``exhausted``: the limit of opcodes was; ``pos``: where it ended.
+    ``exhausted``: the limit of opcodes was; ``pos``: where it ended, at or behind the end of data that were too short.
     """
 
     def __init__(self, data: bytes | bytearray, start: int = 0, max_opcodes: int = MAX_OPCODES) -> None:
@@ -72,7 +72,7 @@ class Walk:
             code = _COUNTED[opcode]
             width = {"<B": 1, "<I": 4, "<Q": 8}[code]
             if self.pos + width > len(self.data):
-                raise ValueError
+                raise self._too_short()
             length = unpack_from(code, self.data, self.pos)[0]
             self.pos += width + length
             if opcode in _TEXTS:
@@ -109,10 +109,14 @@ class Walk:
     def _line(self) -> bytes:
         end = self.data.find(b"\n", self.pos)
         if end < 0:
-            raise ValueError
+            raise self._too_short()
         line = bytes(self.data[self.pos : min(end, self.pos + MAX_GLOBAL)])
         self.pos = end + 1
         return line
+
+    def _too_short(self) -> ValueError:
+        self.pos = len(self.data)
+        return ValueError()
 
     def _push(self, raw: bytes) -> None:
         self._recent = [self._recent[1], raw.decode("utf-8", "backslashreplace")]

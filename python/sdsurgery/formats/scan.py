@@ -24,6 +24,7 @@ from .zip_reader import STORED, Entry, entry_bytes, is_zip, read_entries
 MAX_DEPTH = 3  # of archives inside archives
 MAX_WORK = 4 * MAX_OPCODES  # opcodes of all pickles of one file together
 MAX_MEMBERS = 1000
+_TOO_LONG = "too long to be followed to its end"
 _HIDDEN = "calls what it names by STACK_GLOBAL or by an extension's number, which no such file has a reason for"
 _PICKLES = (".pkl", ".pickle", ".ckpt", ".pt", ".pth", ".bin", ".zip", ".joblib")
 
@@ -333,13 +334,21 @@ class _Scanner:
                 target[label] = target.get(label, 0) + count
 
     def _disguised(self, source: Bytes) -> None:
-        """A file can begin as a safetensors file and a pickle at once; it counts as one when it names something bad."""
-        walk = Walk(source.read(0, min(WINDOWS[0], source.size)))
-        if any(dangerous(name) for name in walk.names) or walk.hides:
+        """A file can begin as a safetensors file and a pickle at once; it counts as one when it names something bad, or
+        goes on further than is followed."""
+        for size in WINDOWS:
+            data = source.read(0, min(size, source.size))
+            walk = Walk(data)
+            cut = not walk.ended and (walk.exhausted or len(data) <= walk.pos < source.size)
+            if not cut:
+                break
+        if any(dangerous(name) for name in walk.names) or walk.hides or cut:
             self.found.kind = "pickle disguised as safetensors"
             self._count(walk.names, walk.names)
             if walk.hides:
                 self._problem("", _HIDDEN)
+            if cut:
+                self._problem("", _TOO_LONG)
 
     def _text_pickle(self, label: str, source: Bytes) -> None:
         """A pickle of protocol 0 or 1 has no mark of its own. One that names something dangerous counts in any case."""
@@ -355,4 +364,4 @@ class _Scanner:
             if found.hides:
                 self._problem(label, _HIDDEN)
             if found.cut:
-                self._problem(label, "too long to be followed to its end")
+                self._problem(label, _TOO_LONG)
