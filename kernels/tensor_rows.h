@@ -1,8 +1,9 @@
 // Rows of tensors as a caller has them (an output and its inputs), read through DLPack: no Python call for a tensor, so
 // that a state dict of a thousand is launched sooner than a GPU has merged it.
 //
-// Only what needs no care is taken: dense row-major tensors of one shape on one device, in dtypes that the kernels
-// know, whose output lies apart from the inputs or exactly on one. `left` are the numbers of the other rows.
+// Only what needs no care is taken: dense tensors of one shape and order (row-major, or all in the same other one) on
+// one device, in dtypes that the kernels know, whose output lies apart from the inputs or exactly on one. `left` are
+// the numbers of the other rows.
 #pragma once
 
 #include <algorithm>
@@ -92,6 +93,39 @@ class TensorRows {
         }
     }
 
+    static bool row_major(const dlpack::Tensor& tensor) {
+        int64_t expected = 1;
+        for (int d = tensor.dimensions - 1; tensor.strides != nullptr && d >= 0; --d) {
+            if (tensor.shape[d] != 1 && tensor.strides[d] != expected) return false;
+            expected *= tensor.shape[d];
+        }
+        return true;
+    }
+
+    // Without gaps and overlaps, in whatever order: channels last, or transposed.
+    static bool dense(const dlpack::Tensor& tensor) {
+        std::vector<std::pair<int64_t, int64_t>> steps;  // stride, size
+        for (int d = 0; d < tensor.dimensions; ++d)
+            if (tensor.shape[d] != 1) steps.emplace_back(tensor.strides[d], tensor.shape[d]);
+        std::sort(steps.begin(), steps.end());
+        int64_t expected = 1;
+        for (const auto& step : steps) {
+            if (step.first != expected) return false;
+            expected *= step.second;
+        }
+        return true;
+    }
+
+    static bool same_order(const std::vector<dlpack::Tensor>& row) {
+        if (std::all_of(row.begin(), row.end(), row_major)) return true;
+        for (const dlpack::Tensor& tensor : row) {
+            if (tensor.strides == nullptr) return false;
+            for (int d = 0; d < tensor.dimensions; ++d)
+                if (tensor.shape[d] != 1 && tensor.strides[d] != row[0].strides[d]) return false;
+        }
+        return dense(row[0]);
+    }
+
     bool take(const std::vector<dlpack::Tensor>& row) {
         Taken found;
         found.count = 1;
@@ -105,19 +139,13 @@ class TensorRows {
             if (dtype < 0 || tensor.device_type != SDS_DEVICE_TYPE) return false;
             if (tensor.device != (device < 0 ? row[0].device : device)) return false;
             if (tensor.dimensions != dimensions) return false;
-            int64_t expected = 1;
-            for (int d = dimensions - 1; d >= 0; --d) {
-                if (tensor.shape[d] != row[0].shape[d]) return false;
-                if (tensor.strides != nullptr && tensor.shape[d] != 1 && tensor.strides[d] != expected &&
-                    found.count != 0)
-                    return false;
-                expected *= tensor.shape[d];
-            }
+            if (!std::equal(tensor.shape, tensor.shape + dimensions, row[0].shape)) return false;
             const uint64_t address = reinterpret_cast<uint64_t>(tensor.data) + tensor.byte_offset;
             if (address % size_of(static_cast<DType>(dtype)) != 0) return false;
             found.dtypes.push_back(static_cast<DType>(dtype));
             found.addresses.push_back(address);
         }
+        if (found.count != 0 && !same_order(row)) return false;
         for (size_t k = 1; k < width_; ++k) {
             const bool apart = found.end(k) <= found.addresses[0] || found.end(0) <= found.addresses[k];
             const bool in_place = found.addresses[k] == found.addresses[0] && found.dtypes[k] == found.dtypes[0];

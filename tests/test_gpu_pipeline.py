@@ -347,11 +347,15 @@ def test_tensors_that_need_no_care_are_told_from_others(cuda: None) -> None:
         [torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, 3)],
         [wide[:3], wide[3:6], wide[7:10].double()],  # parts of one memory
         [c.view(torch.float8_e5m2), a.view(torch.float8_e4m3fn), wide[:, :53].contiguous().view(torch.float8_e5m2)],
-        [c.to(memory_format=torch.contiguous_format)[:, None, :, None], a[:, None, :, None], b[:, None, :, None]],
+        [c[:, None, :, None], a[:, None, :, None], b[:, None, :, None]],
+        [torch.zeros(4, 5, 3, 3).to(memory_format=torch.channels_last) for _ in range(3)],
+        [c.T, a.T, b.T],
     ]
     odd = [
         [c, a, b.T.contiguous().T],
         [wide[:, ::2], a, b],
+        [wide[:, ::2], wide[:, 1::2], wide[:, ::2]],
+        [torch.zeros(4, 5, 3, 3).to(memory_format=torch.channels_last), *(torch.zeros(4, 5, 3, 3) for _ in "ab")],
         [c, a, b[:, :1].expand(37, 53)],
         [c, a, b[:36]],
         [c, a, b.to(torch.int16)],
@@ -370,8 +374,10 @@ def test_tensors_that_need_no_care_are_told_from_others(cuda: None) -> None:
 
 def test_apply_many_takes_rows_of_every_sort_at_once(on_gpu: str) -> None:
     a, b, c = some(3, torch.float32)
+    last = [torch.randn(4, 5, 3, 3).to(memory_format=torch.channels_last) for _ in "ab"]
     first = {"plain": a, "turned": a.T.contiguous().T, "half": a.half(), "one": torch.tensor(2.0), "last": a[:, ::2]}
     other = {"plain": b, "turned": b, "half": b.half(), "one": torch.tensor(4.0), "last": b[:, ::2]}
+    first["convolution"], other["convolution"] = last
     found = sdsurgery.apply_many("weighted-sum", first, other, alpha=0.25)
     for name, result in found.items():
         assert torch.equal(result, (0.75 * first[name].float() + 0.25 * other[name].float()).to(result.dtype)), name
