@@ -3,8 +3,8 @@
 The standard library's ``dataclasses`` imports ``inspect`` (with ``ast``, ``dis`` and ``tokenize``) and generates up to
 nine functions a class: together a third of a merge's start-up. This one has the same names and the same meaning for
 what is used here (``frozen``, ``eq``, defaults, ``field``, ``__post_init__``, inheritance) and generates ``__init__``
-alone, when the first record is made. ``typing.NamedTuple`` compiles the text of every annotation; this one does not. A
-type checker sees the standard ones. What there are thousands of is a NamedTuple: it is made several times faster.
+alone. ``typing.NamedTuple`` compiles the text of every annotation; this one does not. A type checker sees the standard
+ones. What there are thousands of is a NamedTuple: it is made several times faster.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if not TYPE_CHECKING:
             if not str(annotation).startswith("ClassVar"):
                 found[name] = _own_field(cls, name)
         cls.__record_fields__ = tuple(found.values())
-        cls.__init__ = _first_init(cls)
+        cls.__init__ = _make_init(cls)
         if "__repr__" not in cls.__dict__:
             cls.__repr__ = _repr
         if eq:
@@ -65,13 +65,6 @@ if not TYPE_CHECKING:
             else:
                 setattr(cls, name, item.default)
         return item
-
-    def _first_init(cls):
-        def __init__(self, *values, **named):
-            cls.__init__ = _make_init(cls)
-            cls.__init__(self, *values, **named)
-
-        return __init__
 
     def _make_init(cls):
         known, parameters, lines = {"_NOTHING": _NOTHING}, ["self"], ["_values = self.__dict__"]

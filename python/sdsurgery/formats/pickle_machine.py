@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from struct import unpack_from
+from struct import Struct
 from typing import Any, NoReturn
 
 from ..errors import InputRefused, printable
@@ -160,6 +160,7 @@ class Machine:
     ) -> None:
         self.data = data
         self.start = self.pos = start
+        self.end = len(data)
         self.table = table
         self.persistent = persistent
         self.max_opcodes = max_opcodes
@@ -221,13 +222,13 @@ class Machine:
 
     # --- reading arguments -------------------------------------------------------------------------------------------
 
-    def _number(self, code: str) -> Any:
-        """The next fixed-size argument, by its struct code."""
+    def _number(self, code: Struct) -> Any:
+        """The next fixed-size argument."""
         pos = self.pos
-        self.pos = pos + _SIZES[code]
-        if self.pos > len(self.data):
+        self.pos = end = pos + code.size
+        if end > self.end:
             self._cut()
-        return unpack_from(code, self.data, pos)[0]
+        return code.unpack_from(self.data, pos)[0]
 
     def _cut(self) -> NoReturn:
         raise TruncatedPickle(f"pickle: cut off at byte {len(self.data) - self.start}")
@@ -270,10 +271,10 @@ class Machine:
     def _false(self) -> None:
         self.stack.append(FALSE_NODE)
 
-    def _int(self, code: str) -> None:
+    def _int(self, code: Struct) -> None:
         self.stack.append(self.graph.integer(self._number(code)))
 
-    def _long(self, code: str) -> None:
+    def _long(self, code: Struct) -> None:
         length = self._number(code)
         if length < 0:
             self._refuse("an integer of negative length")
@@ -285,9 +286,9 @@ class Machine:
         self.stack.append(self.graph.integer(value))
 
     def _float(self) -> None:
-        self.stack.append(self.graph.add(FLOAT, self._number(">d")))
+        self.stack.append(self.graph.add(FLOAT, self._number(_F64)))
 
-    def _text(self, code: str) -> None:
+    def _text(self, code: Struct) -> None:
         length = self._number(code)
         pos = self._span(length)
         if length > MAX_TEXT:
@@ -295,7 +296,7 @@ class Machine:
             return
         self.stack.append(self.graph.text(self.data[pos : pos + length]))
 
-    def _string(self, code: str) -> None:
+    def _string(self, code: Struct) -> None:
         """A string of Python 2: text when it is ASCII (names), bytes otherwise (packed numbers)."""
         length = self._number(code)
         if length < 0:
@@ -306,7 +307,7 @@ class Machine:
         else:
             self._keep_bytes(pos, length)
 
-    def _bytes(self, code: str) -> None:
+    def _bytes(self, code: Struct) -> None:
         length = self._number(code)
         self._keep_bytes(self._span(length), length)
 
@@ -393,10 +394,10 @@ class Machine:
 
     # --- memo --------------------------------------------------------------------------------------------------------
 
-    def _get(self, code: str) -> None:
+    def _get(self, code: Struct) -> None:
         self.stack.append(self.memo[self._number(code)])
 
-    def _put(self, code: str) -> None:
+    def _put(self, code: Struct) -> None:
         self._remember(self._number(code))
 
     def _memoize(self) -> None:
@@ -465,25 +466,25 @@ class Machine:
         self.stack[-1] = self.persistent(self.graph, self.stack[-1])
 
     def _frame(self) -> None:
-        self._number("<Q")  # frames are an optimisation for reading; their length binds nothing
+        self._number(_U64)  # frames are an optimisation for reading; their length binds nothing
 
 
-_SIZES = {"<B": 1, "<H": 2, "<i": 4, "<I": 4, "<Q": 8, ">d": 8}
+_U8, _U16, _I32, _U32, _U64, _F64 = map(Struct, ("<B", "<H", "<i", "<I", "<Q", ">d"))
 
 # opcode -> method of the machine, and its argument
 _ACCEPTED: dict[int, tuple[Any, ...]] = {
     0x28: ("_mark",), 0x30: ("_pop",), 0x31: ("_pop_mark",),
     0x4E: ("_none",), 0x88: ("_true",), 0x89: ("_false",),
-    0x4B: ("_int", "<B"), 0x4D: ("_int", "<H"), 0x4A: ("_int", "<i"), 0x8A: ("_long", "<B"), 0x8B: ("_long", "<i"),
+    0x4B: ("_int", _U8), 0x4D: ("_int", _U16), 0x4A: ("_int", _I32), 0x8A: ("_long", _U8), 0x8B: ("_long", _I32),
     0x47: ("_float",),
-    0x8C: ("_text", "<B"), 0x58: ("_text", "<I"), 0x8D: ("_text", "<Q"),
-    0x55: ("_string", "<B"), 0x54: ("_string", "<i"),
-    0x43: ("_bytes", "<B"), 0x42: ("_bytes", "<I"), 0x8E: ("_bytes", "<Q"), 0x96: ("_bytes", "<Q"),
+    0x8C: ("_text", _U8), 0x58: ("_text", _U32), 0x8D: ("_text", _U64),
+    0x55: ("_string", _U8), 0x54: ("_string", _I32),
+    0x43: ("_bytes", _U8), 0x42: ("_bytes", _U32), 0x8E: ("_bytes", _U64), 0x96: ("_bytes", _U64),
     0x29: ("_empty_tuple",), 0x5D: ("_empty_list",), 0x7D: ("_empty_dict",), 0x8F: ("_empty_set",),
     0x74: ("_tuple",), 0x85: ("_short_tuple", 1), 0x86: ("_short_tuple", 2), 0x87: ("_short_tuple", 3),
     0x61: ("_append",), 0x65: ("_appends",), 0x73: ("_setitem",), 0x75: ("_setitems",), 0x90: ("_additems",),
     0x91: ("_frozenset",),
-    0x68: ("_get", "<B"), 0x6A: ("_get", "<I"), 0x71: ("_put", "<B"), 0x72: ("_put", "<I"), 0x94: ("_memoize",),
+    0x68: ("_get", _U8), 0x6A: ("_get", _U32), 0x71: ("_put", _U8), 0x72: ("_put", _U32), 0x94: ("_memoize",),
     0x63: ("_global",), 0x93: ("_stack_global",), 0x52: ("_reduce",), 0x81: ("_newobj",), 0x92: ("_newobj_ex",),
     0x62: ("_build",), 0x51: ("_persistent",), 0x95: ("_frame",),
 }  # fmt: skip

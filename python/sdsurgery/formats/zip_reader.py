@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from struct import unpack_from
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import InputRefused, printable
 from ..records import dataclass
@@ -190,26 +190,29 @@ def _check_flags(name: str, flags: int, disk: int) -> None:
 
 def _local(source: Source, entry: Entry, flags: int, raw_name: bytes, limit: int) -> int:
     """Where the entry's data begin, after comparing its local header with the central one."""
-    label = f"zip: entry '{printable(entry.name)}'"
     length = 30 + len(raw_name)
     if entry.header_offset + length > limit:
-        raise InputRefused(f"{label} lies outside the archive")
+        _refuse(entry, "lies outside the archive")
     raw = source.read(entry.header_offset, length)
     local_flags, method = unpack_from("<2H", raw, 6)
     crc, packed, size, name_len, extra_len = unpack_from("<3L2H", raw, 14)
     if raw[:4] != _LOCAL or name_len != len(raw_name) or raw[30:] != raw_name or method != entry.method:
-        raise InputRefused(f"{label} disagrees with its local header")
+        _refuse(entry, "disagrees with its local header")
     data = entry.header_offset + length + extra_len
     if data + entry.packed > limit:
-        raise InputRefused(f"{label} of {entry.packed} bytes reaches past the end of the archive")
+        _refuse(entry, f"of {entry.packed} bytes reaches past the end of the archive")
     if _FULL32 in (packed, size):
         extra = source.read(entry.header_offset + length, extra_len) if extra_len else b""
         size, packed, _ = _large(entry.name, extra, [size, packed, 0])
     if local_flags & _STREAMED and crc == packed == size == 0:
         return data
     if (size, packed, crc) != (entry.size, entry.packed, entry.crc32) or (local_flags ^ flags) & ~_UTF8:
-        raise InputRefused(f"{label} disagrees with its local header")
+        _refuse(entry, "disagrees with its local header")
     return data
+
+
+def _refuse(entry: Entry, what: str) -> NoReturn:
+    raise InputRefused(f"zip: entry '{printable(entry.name)}' {what}")
 
 
 def _check_overlaps(entries: dict[str, Entry], limit: int) -> None:

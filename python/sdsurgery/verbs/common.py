@@ -13,6 +13,7 @@ from ..dtypes import BY_OPTION, DType
 from ..errors import InputRefused, RunFailed, UsageError, printable
 from ..formats.writers import is_named, writer_for
 from ..methods import get
+from ..plan import assemble, copied, rounded
 from ..program import Formula, trace
 from ..records import dataclass, fields
 from ..suggest import did_you_mean
@@ -254,8 +255,6 @@ def single_piece(
     source: int = 0, name: str | None = None, note: str = "",
 ) -> Piece:  # fmt: skip
     """One input tensor in the asked dtype, perhaps under another name; what is no weight is copied exactly."""
-    from ..plan import copied, rounded
-
     if layout.exact_copy(name or info.name):
         return copied(source, info, name=name, note=note or "copied exactly (not a weight)")
     if info.dtype.kind in ("int", "bool"):
@@ -272,8 +271,6 @@ def planned(
     ``frugal``: dropped tensors are not to be read for a hash either, so the inputs' SHA-256 are left out unless the
     pieces need almost all of the inputs anyway. The header alone decides that.
     """
-    from ..plan import assemble
-
     notes = list(notes)
     if settings.fix_clip:
         from .fix_clip import repaired
