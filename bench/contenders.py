@@ -24,7 +24,7 @@ class Job:
     ``needed`` are files of as many bytes as the output is made of: the inputs, unless much of them is dropped.
     """
 
-    operation: str  # weighted-sum, add-diff, cast, ema or prune
+    operation: str  # weighted-sum, add-diff, cast, ema, prune or convert
     inputs: tuple[str, ...]
     alpha: float
     dtype: str
@@ -51,7 +51,7 @@ class Contender:
     syncs: bool = False
 
 
-_SINGLE = {"cast": ["cast"], "ema": ["ema"], "prune": ["prune", "--preset", "no-ema"]}
+_SINGLE = {"cast": ["cast"], "ema": ["ema"], "prune": ["prune", "--preset", "no-ema"], "convert": ["convert"]}
 """Commands of the operations on one file."""
 
 
@@ -75,8 +75,8 @@ def _cp_and_read(job: Job) -> list[str]:
     return ["sh", "-c", script, "sh", job.inputs[0], job.out, *job.inputs[1:]]
 
 
-def _floor(job: Job) -> list[str]:
-    return [job.floor or "", job.out, str(job.out_bytes), str(job.threads), *job.needed]
+def _floor(kind: str) -> Callable[[Job], list[str]]:
+    return lambda job: [job.floor or "", kind, job.out, str(job.out_bytes), str(job.threads), *job.needed]
 
 
 def _rival(name: str) -> Callable[[Job], list[str]]:
@@ -101,7 +101,7 @@ def _untold(text: str) -> float | None:
 
 def _installed(*modules: str) -> Callable[[Job], bool]:
     return lambda job: (
-        job.operation not in ("ema", "prune") and all(importlib.util.find_spec(module) for module in modules)
+        job.operation not in ("ema", "prune", "convert") and all(importlib.util.find_spec(module) for module in modules)
     )
 
 
@@ -111,7 +111,8 @@ CONTENDERS: dict[str, Contender] = {
     "cp+read": Contender(
         _cp_and_read, _untold, lambda job: job.operation not in _SINGLE and shutil.which("dd") is not None
     ),
-    "floor": Contender(_floor, _printed_seconds, lambda job: job.floor is not None),
+    "floor": Contender(_floor("plain"), _printed_seconds, lambda job: job.floor is not None),
+    "floor-reserved": Contender(_floor("reserved"), _printed_seconds, lambda job: job.floor is not None),
     "torch": Contender(_rival("torch"), _printed_seconds, _installed("torch", "safetensors")),
     "sd-mecha": Contender(_rival("sd-mecha"), _printed_seconds, _installed("sd_mecha")),
 }

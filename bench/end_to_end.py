@@ -37,26 +37,30 @@ RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results")
 
 @dataclass(frozen=True)
 class Case:
-    """What is done to how many files of which dtype; the output is fp16 in all of them."""
+    """What is done to how many files of which dtype."""
 
     name: str
     operation: str
     inputs: int
     dtype: str
     alpha: float
-    ema: bool = False  # whether the inputs have an EMA twin, half of which or all of which is dropped
+    ema: bool = False  # whether the inputs have an EMA twin
+    drops: bool = False  # whether one of the twins is dropped
+    out_dtype: str = "fp16"
+    suffix: str = "safetensors"
 
 
 CASES = (
     Case("merge", "weighted-sum", 2, "fp16", 0.5),
     Case("add-diff", "add-diff", 3, "fp16", 0.7),
     Case("cast", "cast", 1, "fp32", 0.0),
-    Case("ema", "ema", 1, "fp32", 0.0, ema=True),
-    Case("prune", "prune", 1, "fp16", 0.0, ema=True),
+    Case("ema", "ema", 1, "fp32", 0.0, ema=True, drops=True),
+    Case("prune", "prune", 1, "fp16", 0.0, ema=True, drops=True),
+    Case("prune-fp32", "prune", 1, "fp32", 0.0, ema=True, drops=True, out_dtype="fp32"),
+    Case("convert", "convert", 1, "fp32", 0.0, ema=True, out_dtype="fp32", suffix="ckpt"),
 )
 FAMILIES = {"sd1": "SD 1.5", "sdxl-base": "SDXL"}
 WITH_EMA = ("sd1",)  # the families that are published with their EMA twin
-OUT_DTYPE = "fp16"
 
 
 class Refused(Exception):
@@ -129,7 +133,7 @@ def _title(args: argparse.Namespace, family: str, case: Case) -> str:
 
 
 def _run_case(args: argparse.Namespace, folder: str, family: str, case: Case, floor: str | None) -> dict[str, Any]:
-    say(f"\n{_title(args, family, case)}: {case.operation} of {case.inputs} × {case.dtype} to {OUT_DTYPE}")
+    say(f"\n{_title(args, family, case)}: {case.operation} of {case.inputs} × {case.dtype} to {case.out_dtype}")
     files = os.path.join(folder, "files")
     os.mkdir(files)
     try:
@@ -162,19 +166,19 @@ def _prepare(args: argparse.Namespace, files: str, family: str, case: Case, floo
     _check_disk(args, files, family, case)
     paths = []
     for seed in range(case.inputs):
-        paths.append(os.path.join(files, f"{'abc'[seed]}.safetensors"))
+        paths.append(os.path.join(files, f"{'abc'[seed]}.{case.suffix}"))
         write_checkpoint(paths[-1], family, dtype=case.dtype, seed=seed, size=args.size, ema=case.ema)
     needed = paths
-    if case.ema:
+    if case.drops:
         needed = [os.path.join(files, "needed.safetensors")]
         write_checkpoint(needed[0], family, dtype=case.dtype, seed=8, size=args.size)
     alike = needed[0]
-    if case.dtype != OUT_DTYPE:
+    if case.dtype != case.out_dtype:
         alike = os.path.join(files, "alike.safetensors")
-        write_checkpoint(alike, family, dtype=OUT_DTYPE, seed=9, size=args.size)
+        write_checkpoint(alike, family, dtype=case.out_dtype, seed=9, size=args.size)
     out = os.path.join(files, "out.safetensors")
     return Job(
-        case.operation, tuple(paths), case.alpha, OUT_DTYPE, out, os.path.getsize(alike), alike,
+        case.operation, tuple(paths), case.alpha, case.out_dtype, out, os.path.getsize(alike), alike,
         tuple(needed), args.threads or machine.usable_cores(), args.hash, args.sync, floor,
     )  # fmt: skip
 
@@ -184,10 +188,13 @@ def _check_disk(args: argparse.Namespace, files: str, family: str, case: Case) -
         return
     from sdsurgery.layouts import get
 
-    plain, stored = (sum(math.prod(row.shape) for row in get(family).tensors(ema=ema)) for ema in (False, case.ema))
-    width = 4 if case.dtype == "fp32" else 2
-    copies = plain * 2 * (2 if case.dtype != OUT_DTYPE else 1) + (plain * width if case.ema else 0)
-    needed = case.inputs * stored * width + copies
+    def elements(*, ema: bool) -> int:
+        return sum(math.prod(row.shape) for row in get(family).tensors(ema=ema))
+
+    width, out_width = (4 if dtype == "fp32" else 2 for dtype in (case.dtype, case.out_dtype))
+    kept = elements(ema=case.ema and not case.drops)
+    copies = kept * out_width * (2 if case.dtype != case.out_dtype else 1) + (kept * width if case.drops else 0)
+    needed = case.inputs * elements(ema=case.ema) * width + copies
     free = shutil.disk_usage(files).free
     if needed > MOST_DISK or needed + 10**9 > free:
         raise Refused(
@@ -229,7 +236,7 @@ def _one_run(args: argparse.Namespace, job: Job, name: str) -> Measured:
     if args.cold:
         machine.drop_caches()
     else:
-        _warm({"cp": [*job.inputs, job.alike], "floor": job.needed}.get(name, job.inputs))
+        _warm(job.needed if name.startswith("floor") else [*job.inputs, job.alike] if name == "cp" else job.inputs)
         # On a virtual machine memory that has lain free belongs to the host again, and whoever runs first would pay for
         # fetching it: every run starts just after a file as large as the output has been written and deleted.
         shutil.copyfile(job.alike, job.out)

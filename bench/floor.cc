@@ -1,8 +1,11 @@
 // The floor of the end-to-end benchmark: the least work that any program must do that turns these inputs into a file
 // of that size. Every input byte is read once (pread), every output byte is written once (pwrite), by some threads,
-// in page-aligned tiles, into space that was reserved first. No arithmetic: what is written is whatever was read last.
+// in page-aligned tiles. No arithmetic: what is written is whatever was read last. With `reserved` the output's space
+// is reserved first, which lets several writers work beside each other.
 //
-//     floor OUT OUT_BYTES THREADS INPUT...      prints the seconds of the work, without the process's own start
+//     floor plain|reserved OUT OUT_BYTES THREADS INPUT...
+//
+// prints the seconds of the work, without the process's own start
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -62,20 +65,20 @@ void reserve(int descriptor, long long bytes) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (argc < 5) {
-        std::fprintf(stderr, "usage: floor OUT OUT_BYTES THREADS INPUT...\n");
+    if (argc < 6) {
+        std::fprintf(stderr, "usage: floor plain|reserved OUT OUT_BYTES THREADS INPUT...\n");
         return 2;
     }
     const auto started = std::chrono::steady_clock::now();
-    const long long out_size = std::atoll(argv[2]);
-    const int threads = std::max(1, std::atoi(argv[3]));
+    const long long out_size = std::atoll(argv[3]);
+    const int threads = std::max(1, std::atoi(argv[4]));
     const long long tiles = (out_size + kTile - 1) / kTile;
-    const int out = open(argv[1], O_CREAT | O_TRUNC | O_WRONLY, 0666);
-    if (out < 0) fail(argv[1]);
-    if (out_size > 0) reserve(out, out_size);
+    const int out = open(argv[2], O_CREAT | O_TRUNC | O_WRONLY, 0666);
+    if (out < 0) fail(argv[2]);
+    if (out_size > 0 && std::strcmp(argv[1], "reserved") == 0) reserve(out, out_size);
 
     std::vector<Input> inputs;
-    for (int i = 4; i < argc; ++i) {
+    for (int i = 5; i < argc; ++i) {
         const int descriptor = open(argv[i], O_RDONLY);
         struct stat status;
         if (descriptor < 0 || fstat(descriptor, &status) != 0) fail(argv[i]);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_RATIOS = ("cp", "cp+read", "floor", "torch", "sd-mecha")
+_RATIOS = ("cp", "cp+read", "floor", "floor-reserved", "torch", "sd-mecha")
 
 
 def table(results: dict[str, Any]) -> str:
