@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #include "os.h"
@@ -46,7 +47,10 @@ Tally apply(const Program& program, const std::vector<Operand>& operands, uint8_
         total.overflow += tally.overflow;
     };
     std::vector<std::thread> others;
-    for (unsigned i = 1; i < threads; ++i) others.emplace_back(work);
+    try {
+        for (unsigned i = 1; i < threads; ++i) others.emplace_back(work);
+    } catch (const std::system_error&) {  // no more threads are to be had
+    }
     work();
     for (std::thread& thread : others) thread.join();
     return total;

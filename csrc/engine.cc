@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 #include <new>
+#include <system_error>
 
 namespace sds {
 
@@ -141,9 +142,17 @@ uint64_t Run::buffer_bytes() const {
 }
 
 void Run::start() {
-    running_ = worker_count_;
-    for (unsigned i = 0; i < worker_count_; ++i) threads_.emplace_back([this] { work(); });
-    if (options_.start_flushing && sink_) flusher_ = std::thread([this] { flush_behind(); });
+    std::lock_guard<std::mutex> lock(mutex_);
+    try {
+        while (running_ < worker_count_) {
+            threads_.emplace_back([this] { work(); });
+            ++running_;
+        }
+        if (options_.start_flushing && sink_) flusher_ = std::thread([this] { flush_behind(); });
+    } catch (const std::system_error&) {  // no more threads are to be had: those that there are do all the work
+        if (running_ == 0) throw Error(Code::io, "the system gives no thread to work with");
+        worker_count_ = running_;
+    }
 }
 
 bool Run::wait(double seconds) {

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -246,6 +246,29 @@ def test_a_write_that_fails_in_the_middle_is_one_line_and_leaves_nothing(models:
     for extra in ((), ("--no-hash",), ("--backend", "reference")):
         refused(sds(*MERGE, *extra, cwd=folder, python=("-c", FULL)), 1, "write")
         assert listing(folder) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread's stack is as large as the limit, and counts")
+def test_fewer_threads_than_asked_for_are_enough_and_none_is_one_line(models: Path, tmp_path: Path) -> None:
+    import resource
+
+    def limits(stack: int, room: int) -> Callable[[], None]:
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_STACK, (stack, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_AS, (room, room))
+
+        return limit
+
+    folder = _folder(models, tmp_path)
+    done(sds(*MERGE, "--no-hash", cwd=folder))
+    whole = (folder / "out.safetensors").read_bytes()
+    several = [arg for arg in (*MERGE, "--no-hash", "--threads", "32", "--json") if arg != "-q"]
+    (folder / "out.safetensors").unlink()
+    report = done(sds(*several, cwd=folder, preexec_fn=limits(512 << 20, 3 << 30))).json()
+    assert 1 <= report["how"]["threads"] < 6
+    assert (folder / "out.safetensors").read_bytes() == whole
+    refused(sds(*MERGE, "--no-hash", cwd=folder, preexec_fn=limits(2 << 30, 3 << 29)), 1, "thread")
+    assert (folder / "out.safetensors").read_bytes() == whole
 
 
 # ---- nobody listens
