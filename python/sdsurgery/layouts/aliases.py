@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 _CLIP_PLACES = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
 CLIP_HEADS = ("embeddings.", "encoder.", "final_layer_norm.")
 _BARE_UNET = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
+_BARE_EMA = tuple(stem.rstrip(".") for stem in _BARE_UNET)
 _VAE_HEADS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+_VAE_PLACES = (*_VAE_HEADS, names.VAE)
 _DIFFUSERS_UNET = (
     "down_blocks.",
     "up_blocks.",
@@ -48,15 +50,16 @@ def canonical(key: str, layout: Layout) -> str:
     key = names.unwrap(key)
     if layout.name.endswith("-diffusers"):
         return _attention(key, ".mid_block.attentions.0.", _OLD_ATTENTION)
+    if key.startswith(names.UNET):  # most of a checkpoint
+        return key
     if key.startswith(_CLIP_PLACES):
         return _clip(key)
     if key.startswith(_SGM_SD2) and layout.name.startswith("sd2"):
         return "cond_stage_model.model." + key[len(_SGM_SD2) :]
     if key.startswith(names.EMA):
         bare = key[len(names.EMA) :]
-        head = bare.startswith(tuple(stem.rstrip(".") for stem in _BARE_UNET))
-        return f"{names.EMA}diffusion_model{bare}" if head and layout.has_ema else key
-    if key.startswith((*_VAE_HEADS, names.VAE)) and not key.startswith("encoder.layers."):  # that is CLIP's
+        return f"{names.EMA}diffusion_model{bare}" if bare.startswith(_BARE_EMA) and layout.has_ema else key
+    if key.startswith(_VAE_PLACES) and not key.startswith("encoder.layers."):  # that is CLIP's
         return _vae(key, layout)
     return _unet(key, layout)
 

@@ -120,14 +120,13 @@ def _pruned(
     pieces, dropped, unknown, spared = [], [], [], []
     unreadable = set()
     for name in (*checkpoint.tensors, *checkpoint.unusable):
-        telling = name == found.evidence_key or layout.telling(aliases.canonical(name, layout))
         reason = _reason(name, layout, rules, needed)
-        if telling and reason not in (None, _LEFTOVERS):
-            spared.append(name)
-            reason = None
         if reason is not None:
-            dropped.append(Dropped(0, name, reason))
-            continue
+            telling = name == found.evidence_key or layout.telling(aliases.canonical(name, layout))
+            if reason == _LEFTOVERS or not telling:
+                dropped.append(Dropped(0, name, reason))
+                continue
+            spared.append(name)
         info = checkpoint.tensors.get(name)
         if info is None:
             unreadable.add(name)
