@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import struct
 import sys
@@ -166,17 +165,3 @@ def files(body: bytes, protocol: int = 4) -> dict[str, bytes]:
         "legacy system info": MAGIC + pickled(integer(1001)) + whole,
         "legacy keys": MAGIC + pickled(integer(1001)) + pickled(b"}") + pickled(inside) + whole,
     }
-
-
-def _make_records() -> None:
-    """Records compile their ``__init__`` when a first one is made (sdsurgery/records.py): before anyone watches."""
-    import sdsurgery.formats.scan  # noqa: F401 (its records too)
-
-    for module in [item for path, item in sys.modules.items() if path.startswith("sdsurgery.")]:
-        for item in list(vars(module).values()):
-            if isinstance(item, type) and "__record_fields__" in vars(item):
-                with contextlib.suppress(TypeError):
-                    item()
-
-
-_make_records()
