@@ -17,6 +17,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-gpu", action="store_true", help="fail when no test that needs a GPU could run")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist starts its workers
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """With --require-gpu all tests run in one process: several would take each other's memory on the device."""
+    if config.getoption("--require-gpu") and hasattr(config.option, "numprocesses"):
+        config.option.numprocesses = 0
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """With --require-gpu, a run in which every GPU test was skipped has failed."""
     if not session.config.getoption("--require-gpu") or exitstatus not in (0, 5):
