@@ -161,7 +161,8 @@ def test_no_partial_and_misshapen_ema_are_refused_with_counts(tmp_path: Path) ->
     assert not out.exists()
 
 
-def test_to_ema_without_a_unet_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("to_ema", [False, True])
+def test_a_file_without_a_unet_is_refused(to_ema: bool, tmp_path: Path) -> None:
     path = tiny(tmp_path / "vae.safetensors", ema=False, keep=lambda row: row.component == "vae")
     with pytest.raises(InputRefused, match="no U-Net"):
-        sdsurgery.ema(path, out=tmp_path / "out.safetensors", to_ema=True)
+        sdsurgery.ema(path, out=tmp_path / "out.safetensors", to_ema=to_ema)

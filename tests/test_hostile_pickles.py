@@ -229,6 +229,9 @@ INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, *b"(RbctuQ.\x81\x85\x93\x94sa0jhqr")
 
 
 def seeds(canary: str) -> list[bytes]:
+    dtype = call("numpy", "dtype", text("f8"), b"\x89", b"\x88") + tuple_of(integer(3), text("<"), b"N") + b"b"
+    array = call("numpy.core.multiarray", "_reconstruct", name("numpy", "ndarray"), tuple_of(integer(0)), b"C\x01b")
+    array += tuple_of(integer(1), tuple_of(integer(2)), dtype, b"\x89", b"C\x10" + bytes(16)) + b"b"
     plain = pickled(dict_of({"w": GOOD_TENSOR, "v": tensor((3,), (2,)), "n": integer(3)}))
     lightning = dict_of(
         {
@@ -236,6 +239,7 @@ def seeds(canary: str) -> list[bytes]:
             "state_dict": dict_of({"a": GOOD_TENSOR, "b": call("torch._utils", "_rebuild_parameter", GOOD_TENSOR)}),
             "callbacks": dict_of([(name("a.b", "C"), call("a.b", "C", text("x")) + dict_of({"k": b"N"}) + b"b")]),
             "scalar": call("numpy.core.multiarray", "scalar", call("numpy", "dtype", text("f8")), b"C\x08" + bytes(8)),
+            "array": array,
             "set": b"\x8f(K\x01K\x02\x90",
             "hyper": call("collections", "OrderedDict", list_of(list_of(text("lr"), b"G" + bytes(8)))),
         }

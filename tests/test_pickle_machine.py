@@ -83,6 +83,29 @@ def test_numpy_scalars_become_numbers_and_arrays_stay_opaque(protocol):
     assert graph.values[graph.root].name == "numpy.ndarray"
 
 
+ARRAYS = {
+    "[0, 1, 2]": lambda np: np.arange(3),
+    "[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]": lambda np: np.arange(6, dtype="f4").reshape(2, 3),
+    "[1.5, -inf, nan]": lambda np: np.array([1.5, -np.inf, np.nan], dtype=">f8"),
+    "[true, false]": lambda np: np.array([True, False]),
+    "[[[7]]]": lambda np: np.array([[[7]]], dtype="u2"),
+    "2.5": lambda np: np.array(2.5),
+    "[]": lambda np: np.zeros((3, 0)),
+    "<NumPy array f8 [1000]>": lambda np: np.zeros(1000),
+    "<NumPy array f8 [2, 3]>": lambda np: np.asfortranarray(np.zeros((2, 3))),
+    "<NumPy array ? [2]>": lambda np: np.array(["a", "b"]),
+    "<NumPy array ? [1]>": lambda np: np.array([{}], dtype=object),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("shown", ARRAYS)
+def test_small_numpy_arrays_are_shown_as_numbers(shown, protocol):
+    numpy = pytest.importorskip("numpy")
+    graph, _ = parse(pickle.dumps(ARRAYS[shown](numpy), protocol))
+    assert render(graph, graph.root) == shown
+
+
 def test_a_list_that_contains_itself_is_a_cycle_of_nodes():
     value: list[object] = []
     value.append(value)

@@ -10,7 +10,7 @@ import pytest
 import sdsurgery
 from cli_support import Raw, done, read_raw, refused, sds
 from sdsurgery.testing import write_checkpoint
-from torch_support import saved, torch
+from torch_support import np, saved, torch
 
 EMA, VAE, JUNK = "model_ema.no_twin", "first_stage_model.quant_conv.bias", "nobody.knows"
 TWIN, WEIGHT = "model_ema.diffusion_modelout2bias", "model.diffusion_model.out.2.bias"
@@ -19,6 +19,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "sparse": lambda: torch.eye(4).to_sparse(),
     "meta": lambda: torch.empty(4, device="meta"),
     "complex": lambda: torch.ones(4, dtype=torch.complex64),
+    "NumPy array f8 [100]": lambda: np.zeros(100),
 }
 
 
@@ -29,8 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("good", "other")):
         write_checkpoint(folder / f"{name}.ckpt", "sd1", size="tiny", seed=seed, ema=True)
     values = torch.load(folder / "good.ckpt", weights_only=True)["state_dict"]
-    for number, key in enumerate((EMA, VAE, JUNK, TWIN, WEIGHT)):
-        kind = list(KINDS.values())[number % len(KINDS)]
+    for kind, key in zip(KINDS.values(), (EMA, VAE, JUNK, TWIN, WEIGHT), strict=True):
         (folder / f"bad-{key}.ckpt").write_bytes(saved({"state_dict": {**values, key: kind()}}))
     (folder / "junk-vae.ckpt").write_bytes(saved({**values, JUNK: KINDS["sparse"]()}))
     return folder

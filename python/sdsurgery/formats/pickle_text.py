@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import printable
+from .numpy_values import ARRAY, array
 from .pickle_machine import BOOL, DICT, FLOAT, GLOBAL, INT, LIST, NONE, OMITTED, OPAQUE, SET, TEXT, TUPLE, Graph
 
 MAX_LENGTH = 4096  # characters of one value's text, about
@@ -45,7 +46,7 @@ def _opening(graph: Graph, node: int, depth: int, limit: int) -> str:
     if kind == OMITTED:
         return f"<{value}>"
     if kind == OPAQUE:
-        return f"<{printable(value.name)}>"
+        return str(array(graph, node) or f"<{printable(value.name)}>")
     if kind in (DICT, LIST, TUPLE, SET):
         left, right = "{}" if kind == DICT else "[]"
         return left if depth < MAX_DEPTH else f"{left}…{right}"
@@ -55,6 +56,8 @@ def _opening(graph: Graph, node: int, depth: int, limit: int) -> str:
 def _inside(graph: Graph, node: int, depth: int) -> list[tuple[int | None, str, int]]:
     """What follows the opening: children with the text before each, and the closing bracket."""
     kind, value = graph.kinds[node], graph.values[node]
+    if kind == OPAQUE and value.name == ARRAY:
+        return []
     if kind == OPAQUE:
         result = [(part, "", depth) for part in (value.args, value.state) if part is not None and graph.values[part]]
         if value.items:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from ..checkpoint import Contents, Record
 from ..errors import InputRefused, printable
+from .numpy_values import Array, array
 from .pickle_machine import BYTES, DICT, INT, LIST, MAX_TEXT_TOTAL, OPAQUE, TENSOR, TEXT, TUPLE, Graph
 from .pickle_text import render
 from .torch_tensors import place
@@ -35,7 +36,7 @@ LEFTOVERS = frozenset(
 
 MAX_UNWRAP = 8
 MAX_DEPTH = 16  # of containers inside the state dict
-MAX_TENSORS = 100_000
+MAX_TENSORS = 100_000  # and as many arrays
 MAX_NAMES = 16 << 20  # characters of all tensor names together
 MAX_SUMMARIES = 64
 MAX_SHARING = 16  # times the bytes of all storages that the tensors may have together, beside MAX_EXPANDED
@@ -56,6 +57,7 @@ def contents(format_name: str, graph: Graph, records: Mapping[str, Record]) -> C
         found.tensors.append(place(name, tensor, records))
         assert tensor.storage is not None
         used.append(records[tensor.storage.key].offset)
+    found.unusable |= {name: f"a {item.brief} inside the pickle" for name, item in finder.arrays.items()}
     found.data_offset = min(used, default=0)
     _check_sharing(found)
     _summarise(graph, finder.beside, found)
@@ -74,13 +76,14 @@ def _check_sharing(found: Contents) -> None:
 
 
 class Finder:
-    """Finds the weights in a graph: ``tensors`` by name in file order, ``path`` that led to them, and what lay
-    ``beside``.
+    """Finds the weights in a graph: ``tensors`` by name in file order, NumPy ``arrays`` among them that are too large
+    for a summary, ``path`` that led to them, and what lay ``beside``.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.tensors: dict[str, Tensor] = {}
+        self.arrays: dict[str, Array] = {}
         self.path: list[str] = []
         self.beside: list[tuple[str, int]] = []
         self._entries: dict[int, dict[str, int] | None] = {}
@@ -179,6 +182,7 @@ class Finder:
             self._seen.add(node)
             children = self._children(node)
             if children is None:
+                self._keep_array(name, node)
                 continue
             self._names -= sum(map(len, children)) + len(name) * len(children)
             if self._names < 0:
@@ -193,6 +197,11 @@ class Finder:
         if not name.isascii() and _has_surrogates(name):
             raise InputRefused(f"tensor '{printable(name)}': its name is not valid Unicode")
         self.tensors[name] = tensor
+
+    def _keep_array(self, name: str, node: int) -> None:
+        found = array(self.graph, node)
+        if found is not None and found.numbers is None and len(self.arrays) < MAX_TENSORS and not _has_surrogates(name):
+            self.arrays[name] = found
 
     def _children(self, node: int) -> dict[str, int] | None:
         """Named children of a container that may hold weights, or None."""

@@ -8,16 +8,13 @@ documentation.
 
 from __future__ import annotations
 
-from struct import unpack
-
 from ..dtypes import BY_NAME, DType
 from ..errors import InputRefused
 from ..records import NamedTuple
+from .numpy_values import ARRAY, DTYPE, scalar
 from .pickle_machine import (
-    BOOL,
     BYTES,
     DICT,
-    FLOAT,
     GLOBAL,
     INT,
     LIST,
@@ -25,7 +22,6 @@ from .pickle_machine import (
     NONE,
     NONE_NODE,
     OMITTED,
-    OPAQUE,
     SET,
     STORAGE,
     TENSOR,
@@ -33,7 +29,6 @@ from .pickle_machine import (
     TUPLE,
     Graph,
     Handler,
-    Opaque,
 )
 
 # torch's dtypes by attribute name; None for those that the engine has no type for.
@@ -261,34 +256,6 @@ def _bytearray(graph: Graph, args: list[int]) -> int:
     return _encode(graph, args) if args else graph.add(BYTES, b"")
 
 
-_SCALARS = {
-    "f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u8": "Q", "u4": "I", "u2": "H",
-    "u1": "B", "b1": "?",
-}  # fmt: skip
-
-
-def _numpy_scalar(graph: Graph, args: list[int]) -> int:
-    """scalar(dtype('f8'), bytes): the number. Of any other dtype it stays opaque."""
-    if len(args) == 2 and graph.kinds[args[0]] == OPAQUE and graph.kinds[args[1]] == BYTES:
-        order, code = _numpy_dtype(graph, graph.values[args[0]])
-        if code and len(graph.values[args[1]]) == int(code[1:]):
-            value = unpack(order + _SCALARS[code], graph.values[args[1]])[0]
-            return graph.add(BOOL if code == "b1" else FLOAT if code[0] == "f" else INT, value)
-    return graph.opaque("numpy.generic", None)
-
-
-def _numpy_dtype(graph: Graph, dtype: Opaque) -> tuple[str, str]:
-    """Byte order and code of a NumPy dtype, which is stored as dtype('f8', False, True) with the state (3, '<', …)."""
-    args = graph.values[dtype.args] if dtype.args is not None else []
-    if dtype.name != "numpy.dtype" or not args or graph.kinds[args[0]] != TEXT:
-        return "<", ""
-    if graph.values[args[0]] not in _SCALARS:
-        return "<", ""
-    state = graph.values[dtype.state] if dtype.state is not None and graph.kinds[dtype.state] == TUPLE else []
-    big = len(state) > 1 and graph.values[state[1]] == ">"
-    return ">" if big else "<", graph.values[args[0]]
-
-
 def _kept(name: str) -> Handler:
     """A harmless class that stays opaque; its arguments are kept for listing."""
 
@@ -338,10 +305,10 @@ TABLE: dict[str, Handler] = {
     "builtins.bytes": _bytearray,
     "builtins.complex": _kept("builtins.complex"),
     "_codecs.encode": _encode,
-    "numpy._core.multiarray.scalar": _numpy_scalar,
-    "numpy._core.multiarray._reconstruct": _kept("numpy.ndarray"),
-    "numpy._core.numeric._frombuffer": _kept("numpy.ndarray"),
-    "numpy.dtype": _kept("numpy.dtype"),
+    "numpy._core.multiarray.scalar": scalar,
+    "numpy._core.multiarray._reconstruct": _kept(ARRAY),
+    "numpy._core.numeric._frombuffer": _kept(ARRAY),
+    "numpy.dtype": _kept(DTYPE),
 }
 
 

@@ -60,6 +60,10 @@ def twins(checkpoint: Checkpoint, layout: Layout) -> dict[str, TensorInfo]:
     checkpoint.require_usable(lambda name: aliases.canonical(name, layout) in twin_names)
     found = {name: stored[twin] for name, twin in wanted.items() if twin in stored}
     where = printable(checkpoint.path)
+    if not wanted:
+        raise InputRefused(
+            f"{where}: no U-Net weights under '{names.UNET}', so there is no EMA of them ({layout.title})"
+        )
     if not found:
         raise InputRefused(f"{where}: no EMA weights (0 found, {len(wanted)} expected, one for every U-Net weight)")
     if len(found) < len(wanted):
