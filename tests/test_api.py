@@ -316,3 +316,9 @@ def test_apply_refuses_what_it_cannot_do() -> None:
     ):
         with pytest.raises(sdsurgery.UsageError):
             wrong()
+
+
+def test_one_file_in_the_place_of_a_list_is_one_line() -> None:
+    for inputs in ("a.safetensors", b"a.safetensors", Path("a.safetensors")):
+        with pytest.raises(sdsurgery.UsageError, match="a list of files"):
+            sdsurgery.merge("add-diff", inputs, out="out.safetensors")  # type: ignore[arg-type]

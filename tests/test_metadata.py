@@ -200,6 +200,25 @@ def test_inpainting_and_pix2pix_are_said_as_a1111_says_them() -> None:
     assert recipe_in(merged(parent(), architecture="stable-diffusion-xl-v1-edit"))["is_instruct_pix2pix"] is True
 
 
+def test_the_family_tells_what_modelspec_has_no_name_for(tmp_path) -> None:
+    from sdsurgery import merge, open
+    from sdsurgery.testing import write_checkpoint
+
+    for family, key, implementation in (
+        ("sd1-pix2pix", "is_instruct_pix2pix", "sgm"),
+        ("sd1-inpainting", "is_inpainting", "sgm"),
+        ("sd1-diffusers", "is_inpainting", "diffusers"),
+    ):
+        out = tmp_path / f"{family}.safetensors"
+        for name in "ab":
+            write_checkpoint(tmp_path / name, family, size="tiny", force=True)
+        merge("weighted-sum", [tmp_path / "a", tmp_path / "b"], out=out, hash=False, sync=False)
+        with open(out) as made:
+            metadata = made.metadata()
+        assert recipe_in(metadata)[key] is (implementation == "sgm")
+        assert metadata["modelspec.implementation"] == implementation
+
+
 def test_training_facts_graphs_and_descriptions_do_not_survive_a_merge() -> None:
     own = {
         "ss_network_dim": "4",

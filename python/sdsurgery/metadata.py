@@ -77,17 +77,19 @@ def merge_metadata(
     architecture: str | None,
     body_sha256: str | None,
     version: str,
+    family: str = "",
 ) -> dict[str, str]:
     """Metadata of a file made from several.
 
     ``recipe`` is what the verb did, in JSON types: method, parameters, dtype. ``architecture`` is ModelSpec's id; None
-    when the layout does not tell, then what all parents agree on is taken. The parents' training facts (``ss_*``),
-    graphs (``prompt``, ``workflow``), descriptions and thumbnails are not the child's and are left out.
+    when the layout does not tell, then what all parents agree on is taken. ``family`` is the layout's name. The
+    parents' training facts (``ss_*``), graphs (``prompt``, ``workflow``), descriptions and thumbnails are not the
+    child's and are left out.
     Raises UsageError when a parameter of ``recipe`` is not a finite number.
     """
-    metadata = {"format": "pt", **_ancestry(recipe, parents, title, architecture, version)}
+    metadata = {"format": "pt", **_ancestry(recipe, parents, title, (architecture or "", family), version)}
     agreed = _agreed(parents)
-    metadata.update(_modelspec(agreed, title, architecture or agreed.get("modelspec.architecture")))
+    metadata.update(_modelspec(agreed, title, architecture or agreed.get("modelspec.architecture"), family))
     for key in ("modelspec.prediction_type", "modelspec.license"):
         if key in agreed:
             metadata[key] = agreed[key]
@@ -104,6 +106,7 @@ def single_input_metadata(
     architecture: str | None,
     body_sha256: str | None,
     version: str,
+    family: str = "",
 ) -> dict[str, str]:
     """Metadata of a file made from one: the input's own (``source``), less what is no longer true of the output.
 
@@ -118,8 +121,8 @@ def single_input_metadata(
         if recipe.get("dtype") not in (None, "keep"):
             for key in _DTYPES:
                 metadata.pop(key, None)
-        metadata.update(_ancestry(recipe, parents, title, architecture, version))
-    defaults = _modelspec(kept, title, architecture or kept.get("modelspec.architecture"))
+        metadata.update(_ancestry(recipe, parents, title, (architecture or "", family), version))
+    defaults = _modelspec(kept, title, architecture or kept.get("modelspec.architecture"), family)
     return {**defaults, **metadata, "format": "pt", **_body_hash(body_sha256)}
 
 
@@ -133,12 +136,12 @@ def recipe_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def _ancestry(
-    recipe: Mapping[str, object], parents: Sequence[Parent], title: str, architecture: str | None, version: str
+    recipe: Mapping[str, object], parents: Sequence[Parent], title: str, kinds: Sequence[str], version: str
 ) -> dict[str, str]:
     notes: list[str] = []
     models = _models(parents, notes)
     ours: dict[str, object] = {"type": "sdsurgery", "version": version, **recipe}
-    ours.update(_a1111_keys(recipe, parents, title, architecture or ""))
+    ours.update(_a1111_keys(recipe, parents, title, kinds))
     ours["models"] = [
         {"name": _name(parent), "sha256": parent.sha256, "legacy_hash": parent.legacy_hash} for parent in parents
     ]
@@ -149,9 +152,12 @@ def _ancestry(
 
 
 def _a1111_keys(
-    recipe: Mapping[str, object], parents: Sequence[Parent], title: str, architecture: str
+    recipe: Mapping[str, object], parents: Sequence[Parent], title: str, kinds: Sequence[str]
 ) -> dict[str, object]:
-    """What A1111's own recipes hold: the first three inputs' SHA-256 or None, and its form's fields in its words."""
+    """What A1111's own recipes hold: the first three inputs' SHA-256 or None, and its form's fields in its words.
+
+    ``kinds``: ModelSpec's and our own name of the model's kind.
+    """
     method, parameters = str(recipe.get("method", "")), recipe.get("parameters")
     hashes = [*(parent.sha256 for parent in parents[:3]), None, None, None]
     numbers = parameters if isinstance(parameters, Mapping) else {}
@@ -165,8 +171,8 @@ def _a1111_keys(
         "config_source": 3,  # "Don't": no .yaml is copied
         "bake_in_vae": "None",
         "discard_weights": "",
-        "is_inpainting": architecture.endswith("-inpainting"),
-        "is_instruct_pix2pix": architecture.endswith("-edit"),
+        "is_inpainting": any("-inpainting" in kind for kind in kinds),
+        "is_instruct_pix2pix": any("-edit" in kind or "-pix2pix" in kind for kind in kinds),
     }
 
 
@@ -292,14 +298,14 @@ def _agreed(parents: Sequence[Parent]) -> dict[str, str]:
     }
 
 
-def _modelspec(known: Mapping[str, str], title: str, architecture: str | None) -> dict[str, str]:
+def _modelspec(known: Mapping[str, str], title: str, architecture: str | None, family: str) -> dict[str, str]:
     """ModelSpec's required keys; none when the architecture is unknown, since a spec without one is not valid."""
     if not architecture:
         return {}
     keys = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": architecture,
-        "modelspec.implementation": "sgm",
+        "modelspec.implementation": "diffusers" if family.endswith("-diffusers") else "sgm",
         "modelspec.title": _clean(title),
     }
     usual = next((size for beginning, size in _RESOLUTIONS if architecture.startswith(beginning)), "")

@@ -243,6 +243,7 @@ def single_metadata(
             parents=[replace(item, sha256=digest) for item, digest in zip(parents, hashes, strict=True)],
             title=title,
             architecture=layout.architecture,
+            family=layout.name,
             body_sha256=body,
             version=__version__,
         )
@@ -314,6 +315,8 @@ def run(plan: Plan, out: str | os.PathLike[str] | None, settings: Settings, reci
         folder = os.path.dirname(os.path.realpath(out)) if out else os.getcwd()
         if not os.path.isdir(folder):
             raise RunFailed(f"{printable(folder)}: there is no such folder to create the output in")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise RunFailed(f"{printable(folder)}: no permission to create a file in this folder")
         report.how["free_bytes"] = engine.free_bytes(folder)
         report.tensors = [
             {

@@ -65,6 +65,8 @@ def merge(
     Raises UsageError, InputRefused (before the first output byte), RunFailed or Interrupted; the target is then as it
     was. Returns the Report.
     """
+    if isinstance(inputs, str | bytes | os.PathLike):
+        raise UsageError(f"inputs must be a list of files, not one file ('{printable(inputs)}')")
     settings = settings_from(given)
     chosen = get(method)
     params = chosen.bind(len(inputs), given)
@@ -151,6 +153,7 @@ def plan_merge(
             parents=[replace(item, sha256=digest) for item, digest in zip(parents, hashes, strict=True)],
             title=title,
             architecture=layout.architecture,
+            family=layout.name,
             body_sha256=body,
             version=__version__,
         )
