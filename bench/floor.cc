@@ -22,7 +22,7 @@
 
 namespace {
 
-constexpr long long kTile = 512 << 10;
+constexpr long long kTile = 256 << 10;
 constexpr long long kPage = 4096;
 
 struct Input {

@@ -9,14 +9,16 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
 from . import _native, backends
 from .backends import Options, Reduced, RunHandle
 from .errors import DeviceFailed, InputRefused, Interrupted, RunFailed, SdsError, UsageError, printable
 from .records import dataclass, field
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ._native import Sink, Source
     from .plan import Check, Plan
 

@@ -15,20 +15,22 @@ overrides the folder). Nothing that goes wrong with that file is ever an error: 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
 import stat
 import sys
-import threading
 import time
+from _thread import allocate_lock
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
 
 from .errors import Interrupted, RunFailed, printable
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ._native import Source
 
 _BLOCK = 1 << 20
@@ -46,7 +48,17 @@ def legacy_hash(source: Source) -> str:
     """AutoV1, A1111's ``model_hash``: 8 hexadecimal digits. Many files share one, and it changes with the header."""
     nbytes = max(0, min(_LEGACY_BYTES, source.size - _LEGACY_OFFSET))
     part = source.read(_LEGACY_OFFSET, nbytes) if nbytes else b""
-    return hashlib.sha256(part).hexdigest()[:8]
+    return _small_sha256()(part).hexdigest()[:8]
+
+
+def _small_sha256() -> Any:
+    """hashlib's own fallback: for 64 KiB it is not worth loading OpenSSL, which takes as long as reading a header."""
+    for module in ("_sha2", "_sha256", "hashlib"):  # Python 3.12 and later, earlier ones, any
+        try:
+            return import_module(module).sha256
+        except ImportError:
+            continue
+    raise AssertionError("hashlib is always there")
 
 
 def autov2(sha256: str) -> str:
@@ -59,10 +71,18 @@ def autov3(body_sha256: str) -> str:
     return body_sha256[:12]
 
 
+def _sha256() -> Any:
+    import hashlib
+
+    return hashlib.sha256()
+
+
 class _Background:
     """A SHA-256 computed by a thread of its own. hashlib releases the GIL, so it runs beside everything else."""
 
     def __init__(self, what: str) -> None:
+        import threading
+
         self._what = what
         self._cancelled = threading.Event()
         self._value = ""
@@ -133,7 +153,7 @@ class FileHash(_Background):
         return digest
 
     def _digest(self, readinto: Callable[[memoryview], int]) -> str:
-        digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+        digest, block = _sha256(), memoryview(bytearray(_BLOCK))
         while count := readinto(block):
             digest.update(block[:count])
             self._check_cancelled()
@@ -155,7 +175,7 @@ class BodyHash(_Background):
         super().__init__("the output")
 
     def _compute(self) -> str:
-        digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+        digest, block = _sha256(), memoryview(bytearray(_BLOCK))
         position = self._start
         while position < self._size:
             self._check_cancelled()
@@ -173,7 +193,7 @@ class BodyHash(_Background):
 
 # ---------------------------------------------------------------- the cache
 
-_lock = threading.Lock()  # two inputs' hashes may be ready at the same moment; each is to be remembered
+_lock = allocate_lock()  # two inputs' hashes may be ready at the same moment; each is to be remembered
 
 
 def cache_folder() -> str | None:

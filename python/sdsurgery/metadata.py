@@ -24,10 +24,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import isinf
-from typing import Any
 
 from .errors import UsageError
 from .records import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 RECIPE, MODELS = "sd_merge_recipe", "sd_merge_models"
 MAX_ANCESTRY = 1_000_000

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
 
 from .dtypes import DType
 from .errors import InputRefused, printable
 from .program import Formula
 from .records import NamedTuple, dataclass, replace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .checkpoint import Checkpoint, TensorInfo
     from .formats.writers import Writer
 

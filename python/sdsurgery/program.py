@@ -7,10 +7,13 @@ a number that meets a symbol becomes a constant of the program. The order of the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from .methods import Method
 from .records import dataclass, field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # Names and codes of the operations; csrc/program.h has the same list.
 OPERATIONS = {"add": 0, "sub": 1, "mul": 2, "div": 3, "neg": 4, "abs": 5}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
 
 from ..discovery import module_names
 from ..errors import UsageError
-from ..records import NamedTuple, dataclass
+from ..records import NamedTuple, Protocol, dataclass
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .._native import Sink, Source
     from ..dtypes import DType
     from ..gpu.tensors import Batch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from ..dtypes import DType
@@ -12,7 +11,10 @@ from ..plan import Fill, Job, Operand, Plan, Reduction
 from ..program import OPERATIONS, Formula
 from . import Backend, Options
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .._native import Program, Run, Sink, Source
 
 IO_MODES = ("auto", "pread", "mmap", "direct")

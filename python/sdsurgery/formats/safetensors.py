@@ -18,7 +18,6 @@ from functools import cache, lru_cache
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from json.encoder import encode_basestring as _quoted
 from operator import itemgetter
-from typing import TYPE_CHECKING, NoReturn
 
 from ..checkpoint import Contents, TensorInfo
 from ..dtypes import BY_NAME, DType
@@ -27,7 +26,10 @@ from ..records import dataclass
 from ..suggest import did_you_mean
 from . import Reader
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from .._native import Source
 
 MAX_HEADER = 100_000_000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from ..errors import printable
 from ..records import NamedTuple, dataclass
@@ -12,6 +11,7 @@ from .base import REGISTRY, UNKNOWN, Layout
 from .shapes import Shape
 from .unet import CROSS_ATTENTION, FIRST_CONVOLUTION
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..checkpoint import TensorInfo
     from .adapters import Adapter

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 from .. import engine
 from ..backends import Options
@@ -19,7 +18,10 @@ from ..records import dataclass, fields
 from ..suggest import did_you_mean
 from .report import Report, describe
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ..checkpoint import TensorInfo
     from ..layouts import Layout
     from ..metadata import Parent

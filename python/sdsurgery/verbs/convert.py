@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import InputRefused, RunFailed, SdsError, UsageError, printable
@@ -15,6 +14,10 @@ from ..records import dataclass
 from ..suggest import did_you_mean
 from .common import Settings, identity_formula, planned, single_input, single_metadata, single_piece
 from .report import Report
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 FORMATS = tuple(writer.name for writer in WRITERS)
 

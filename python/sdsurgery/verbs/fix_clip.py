@@ -11,7 +11,6 @@ import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..dtypes import I64, DType
@@ -22,6 +21,10 @@ from ..plan import ADDED, Dropped, Operand, Piece, Plan, whole
 from ..records import NamedTuple, dataclass
 from .common import Settings, identity_formula, numbers_of, planned, single_input, single_metadata, single_piece
 from .report import Report
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 TOKENS = 77
 RIGHT = struct.pack(f"<{TOKENS}q", *range(TOKENS))

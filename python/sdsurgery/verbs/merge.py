@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from .. import engine
 from ..checkpoint import Checkpoint, TensorInfo
@@ -37,6 +36,10 @@ from .preflight import letter, refuse_conflicts, refuse_strangers, remarks, who
 from .ratios import BlockWeights, Ratios, RuleSet
 from .report import Report
 from .variants import is_swapped, is_variant, is_widened, merged_channels, takes_differences
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _INTEGERS = ("int", "bool")  # kinds of dtypes
 

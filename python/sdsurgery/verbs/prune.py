@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import InputRefused, UsageError, printable
@@ -14,6 +13,10 @@ from ..plan import Dropped, Piece, Plan
 from ..records import dataclass
 from .common import Settings, identity_formula, planned, single_input, single_metadata, single_piece
 from .report import Report
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 PRESETS = {"full": (), "no-ema": ("ema",), "ema-only": ("ema",), "inference": ("ema",)}
 """Preset -> components that it drops. Training leftovers go in every preset."""

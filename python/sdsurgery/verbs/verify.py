@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from .. import engine
 from ..checkpoint import Checkpoint, open_checkpoint
@@ -14,6 +13,10 @@ from ..plan import COPIED, Check, Operand, Piece, assemble, operand, whole
 from ..records import asdict, dataclass, field, replace
 from .common import identity_formula, settings_from
 from .fix_clip import remarks
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 @dataclass
