@@ -12,8 +12,8 @@ namespace {
 
 constexpr uint64_t kPage = 4096;
 // Of output: large enough that a system call is cheap, small enough that the tile is still in the cache when it is
-// written. The page cache takes folios of the size of the write: on a virtual machine those of 512 KiB can take twice as
-// long as ones of 256 KiB, whenever the memory for them has to be fetched from the host; 128 KiB cost a fifth more.
+// written. The page cache takes folios of the size of the write: on a virtual machine those of 512 KiB can take twice
+// as long as ones of 256 KiB, whenever the memory for them has to be fetched from the host; 128 KiB cost a fifth more.
 constexpr uint64_t kTile = 256 << 10;
 constexpr uint64_t kChunk = 256 << 10;    // of one operand: read, used and overwritten while in L2
 constexpr uint64_t kColdChunk = 1 << 20;  // a cold disk wants long reads, and several in flight
