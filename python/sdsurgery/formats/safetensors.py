@@ -5,8 +5,7 @@ the headers that the reference implementation accepts (huggingface/safetensors, 
 serde_json; the oddities were measured on its release 0.8.0), except that it also refuses the duplicates which that one
 silently overwrites, a tensor name or a metadata key given twice, and more than ``MAX_ENTRIES`` of either.
 
-The header is walked by a small cursor instead of ``json.loads``: a hostile one can then neither exhaust the stack nor
-build millions of objects that nobody asked for, and the rules of serde_json (depth, numbers, surrogates) hold exactly.
+The header is walked by the small cursor of ``json_cursor.py``.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache, lru_cache
-from json.decoder import scanstring  # type: ignore[attr-defined]
+from functools import lru_cache
 from json.encoder import encode_basestring as _quoted
 from operator import itemgetter
 
@@ -25,11 +23,10 @@ from ..errors import InputRefused, RunFailed, UsageError, printable
 from ..records import dataclass
 from ..suggest import did_you_mean
 from . import Reader
+from .json_cursor import U64_MAX, UINT, Cursor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
-
     from .._native import Source
 
 MAX_HEADER = 100_000_000
@@ -40,36 +37,14 @@ MAX_ENTRIES = 250_000
 
 _REMEMBERED = 2_000_000  # characters; ten times what the largest models have
 _PREFIX = 8
-_U64_MAX = 2**64 - 1
-_I32_MAX = 2**31 - 1
-_MAX_DEPTH = 127  # serde_json opens at most this many arrays and objects inside one another
 _METADATA = "__metadata__"
 _FIELDS = ("dtype", "shape", "data_offsets")
 
-_BLANKS = r"[ \t\n\r]*"
-_NUMBER = r"-?(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?)([0-9]+))?"
-_WORD = "true|false|null"
-_SIZES = r"[0-9, \t\n\r]*"
-_LONG_SIZE = "[0-9]{21}"
-_SURROGATE = "[\ud800-\udfff]"
-_UINT = "(?:0|[1-9][0-9]{0,18})"  # always below 2**64; longer ones take the slow path
 # An entry as nearly every writer writes it, with the comma before it: compact, or spaced as Python's json does.
 _USUAL_ENTRY = re.compile(
-    rf', ?"([^"\\\x00-\x1f]*)": ?\{{"dtype": ?"(\w{{1,16}})", ?"shape": ?\[((?:{_UINT}(?:, ?{_UINT}){{0,7}})?)\]'
-    rf', ?"data_offsets": ?\[({_UINT}), ?({_UINT})\]\}}'
+    rf', ?"([^"\\\x00-\x1f]*)": ?\{{"dtype": ?"(\w{{1,16}})", ?"shape": ?\[((?:{UINT}(?:, ?{UINT}){{0,7}})?)\]'
+    rf', ?"data_offsets": ?\[({UINT}), ?({UINT})\]\}}'
 )
-
-_pattern = cache(re.compile)  # an ordinary header needs hardly any of them
-
-# Runs of plain items inside an array and inside an object: what makes passing over a large ignored value cheap. The
-# repetition is bounded because the regex engine keeps a little memory for each round.
-_TEXT = r'"[^"\\\x00-\x1f]*"'
-_PLAIN_VALUE = rf"(?:{_TEXT}|-?{_UINT}|true|false|null|\[\]|\{{\}})"
-_GAP = _BLANKS
-_PLAIN = {
-    "]": rf"(?:{_GAP}{_PLAIN_VALUE}{_GAP},){{1,256}}",
-    "}": rf"(?:{_GAP}{_TEXT}{_GAP}:{_GAP}{_PLAIN_VALUE}{_GAP},){{1,256}}",
-}
 
 Entry = tuple[str, str, "tuple[int, ...]", int, int]
 """Name, dtype name, shape, first byte and end of a tensor, counted from the start of the data."""
@@ -119,7 +94,7 @@ def _header_text(source: Source) -> tuple[str, int]:
 
 
 def _parse(text: str) -> tuple[list[Entry], dict[str, str]]:
-    cursor = _Cursor(text)
+    cursor = Cursor(text)
     metadata: dict[str, str] | None = None
     entries: dict[str, Entry] = {}
     for name in cursor.members("the header"):
@@ -139,7 +114,7 @@ def _parse(text: str) -> tuple[list[Entry], dict[str, str]]:
     return list(entries.values()), metadata or {}
 
 
-def _parse_usual(cursor: _Cursor, entries: dict[str, Entry]) -> None:
+def _parse_usual(cursor: Cursor, entries: dict[str, Entry]) -> None:
     """Take the run of usual entries that begins here; the first one that is anything else stays for the cursor."""
     if len(entries) == 1 and len(cursor.text) < _REMEMBERED:
         found, length = _first_run(cursor.text[cursor.at :])
@@ -171,7 +146,7 @@ def _take_run(text: str, at: int, entries: dict[str, Entry]) -> int:
     return at
 
 
-def _parse_metadata(cursor: _Cursor) -> dict[str, str]:
+def _parse_metadata(cursor: Cursor) -> dict[str, str]:
     metadata: dict[str, str] = {}
     if cursor.peek() != "{" and cursor.word() == "null":
         return metadata
@@ -186,7 +161,7 @@ def _parse_metadata(cursor: _Cursor) -> dict[str, str]:
     return metadata
 
 
-def _parse_entry(cursor: _Cursor, name: str) -> Entry:
+def _parse_entry(cursor: Cursor, name: str) -> Entry:
     if cursor.peek() == "[":  # serde also takes a struct as the list of its fields
         cursor.take("[")
         dtype = _parse_dtype(cursor, name)
@@ -216,7 +191,7 @@ def _entry(name: str, dtype: str, shape: tuple[int, ...], begin_end: tuple[int, 
     return name, dtype, shape, *begin_end
 
 
-def _parse_dtype(cursor: _Cursor, name: str) -> str:
+def _parse_dtype(cursor: Cursor, name: str) -> str:
     if cursor.peek() == '"':
         return cursor.string()
     if cursor.peek() != "{":
@@ -278,7 +253,7 @@ def _nbytes(name: str, dtype: DType, shape: tuple[int, ...]) -> int:
     bits = 1
     for size in (*shape, dtype.bits):
         bits *= size
-        if bits > _U64_MAX:
+        if bits > U64_MAX:
             raise InputRefused(f"tensor '{printable(name)}' of shape {_shape_text(shape)} overflows 64 bits")
     if bits % 8:
         raise InputRefused(f"tensor '{printable(name)}' of {dtype} {_shape_text(shape)} does not fill whole bytes")
@@ -287,166 +262,6 @@ def _nbytes(name: str, dtype: DType, shape: tuple[int, ...]) -> int:
 
 def _shape_text(shape: tuple[int, ...]) -> str:
     return str(list(shape)) if len(shape) <= 16 else f"[{', '.join(map(str, shape[:16]))}, … {len(shape)} sizes]"
-
-
-class _Cursor:
-    """A position in a JSON text that accepts exactly what serde_json accepts and builds only what is asked for."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.at = 0
-
-    def fail(self, what: str) -> NoReturn:
-        raise InputRefused(f"header is not valid JSON at character {self.at}: {what}")
-
-    def found(self) -> str:
-        """What stands here, for messages."""
-        return f"'{printable(self.text[self.at])}'" if self.at < len(self.text) else "its end"
-
-    def peek(self) -> str:
-        """The next character that is no blank; empty at the end."""
-        char = self.text[self.at : self.at + 1]
-        if char and char in " \t\n\r":
-            self.at = _pattern(_BLANKS).match(self.text, self.at).end()  # type: ignore[union-attr]
-            char = self.text[self.at : self.at + 1]
-        return char
-
-    def take(self, char: str) -> None:
-        if self.peek() != char:
-            self.fail(f"expected '{char}', found {self.found()}")
-        self.at += 1
-
-    def string(self) -> str:
-        """A string, unescaped. Unlike the json module's, it may not contain half a surrogate pair."""
-        self.take('"')
-        start = self.at
-        try:
-            value, self.at = scanstring(self.text, start, True)
-        except ValueError as error:
-            self.at = getattr(error, "pos", start)
-            self.fail(getattr(error, "msg", "bad string").lower().removesuffix(" at").removesuffix(" starting"))
-        if self.text.find("\\u", start, self.at) >= 0 and _pattern(_SURROGATE).search(value):
-            self.at = start
-            self.fail("a string holds half a surrogate pair")
-        return value
-
-    def word(self) -> str:
-        """``true``, ``false`` or ``null`` if one stands here, else an empty text."""
-        self.peek()
-        word = _pattern(_WORD).match(self.text, self.at)
-        if not word:
-            return ""
-        self.at = word.end()
-        return word.group()
-
-    def number(self) -> None:
-        """Check and pass a number. One that is too large for a double is refused, as serde_json does."""
-        number = _pattern(_NUMBER).match(self.text, self.at)
-        if not number:
-            self.fail(f"expected a value, found {self.found()}")
-        if _beyond_double(*number.groups(default="")):
-            self.fail("a number is out of range")
-        self.at = number.end()
-
-    def members(self, of: str) -> Iterator[str]:
-        """The keys of an object, one by one; the caller takes each value before it asks for the next key."""
-        if self.peek() != "{":
-            self.fail(f"expected '{{' to begin {of}, found {self.found()}")
-        self.at += 1
-        if self.peek() == "}":
-            self.at += 1
-            return
-        while True:
-            yield self._key()
-            if self.peek() == "}":
-                self.at += 1
-                return
-            self.take(",")
-
-    def _key(self) -> str:
-        key = self.string()
-        self.take(":")
-        return key
-
-    def sizes(self, name: str, field: str) -> tuple[int, ...]:
-        """A list of whole numbers below 2**64."""
-        end = -1 if self.peek() != "[" else self.text.find("]", self.at)
-        wanted = f"{field} of tensor '{printable(name)}' is not a list of whole numbers below 2^64"
-        if (
-            end < 0
-            or not _pattern(_SIZES).fullmatch(self.text, self.at + 1, end)
-            or _pattern(_LONG_SIZE).search(self.text, self.at, end)
-        ):
-            raise InputRefused(wanted)
-        try:
-            values = tuple(json.loads(self.text[self.at : end + 1]))
-        except ValueError:
-            raise InputRefused(wanted) from None
-        if values and max(values) > _U64_MAX:
-            raise InputRefused(wanted)
-        self.at = end + 1
-        return values
-
-    def skip(self, depth: int) -> None:
-        """Check one value of any kind and forget it. ``depth`` arrays and objects are open around it."""
-        closers: list[str] = []
-        while True:
-            if closers:
-                if depth + len(closers) < _MAX_DEPTH:
-                    self._skip_plain(_pattern(_PLAIN[closers[-1]]))
-                if closers[-1] == "}":
-                    self._key()
-            char = self.peek()
-            if char in ("{", "["):
-                if depth + len(closers) >= _MAX_DEPTH:
-                    self.fail(f"more than {_MAX_DEPTH} arrays and objects inside one another")
-                self.at += 1
-                closer = "}" if char == "{" else "]"
-                if self.peek() != closer:
-                    closers.append(closer)
-                    continue
-                self.at += 1
-            elif char == '"':
-                self.string()
-            elif not self.word():
-                self.number()
-            while closers:  # a value has ended: the next one, or the end of what holds it
-                if self.peek() == ",":
-                    self.at += 1
-                    break
-                self.take(closers.pop())
-            else:
-                return
-
-    def _skip_plain(self, items: re.Pattern[str]) -> None:
-        while run := items.match(self.text, self.at):
-            self.at = run.end()
-
-
-def _beyond_double(whole: str, fraction: str, sign: str, exponent: str) -> bool:
-    """Whether serde_json calls this number out of range.
-
-    It keeps the leading digits that fit into 64 bits and scales once by a power of ten, so that the border differs by
-    a few units in the last place from that of correct rounding.
-    """
-    kept = len(whole) if len(whole) < 20 else 20 if int(whole[:20]) <= _U64_MAX else 19
-    significand, scale = int(whole[:kept]), len(whole) - kept
-    if not significand:
-        significant = fraction.lstrip("0")
-        scale -= len(fraction) - len(significant)
-        fraction = significant
-    for digit in fraction[:20]:
-        longer = significand * 10 + int(digit)
-        if longer > _U64_MAX:
-            break
-        significand, scale = longer, scale - 1
-    if not significand:
-        return False
-    exponent = exponent.lstrip("0")
-    if len(exponent) > 10 or int(exponent or "0") > _I32_MAX:
-        return sign != "-"
-    scale += -int(exponent or "0") if sign == "-" else int(exponent or "0")
-    return scale > 308 or (scale >= 0 and float(significand) * float(f"1e{scale}") == float("inf"))
 
 
 # ---------------------------------------------------------------- writing
