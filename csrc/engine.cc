@@ -18,8 +18,10 @@ constexpr uint64_t kTile = 256 << 10;
 constexpr uint64_t kChunk = 256 << 10;    // of one operand: read, used and overwritten while in L2
 constexpr uint64_t kColdChunk = 1 << 20;  // a cold disk wants long reads, and several in flight
 constexpr uint64_t kColdBudget = 40 << 20;
-constexpr unsigned kColdWorkers = 8;    // that many, however few the processors
-constexpr uint64_t kReleaseEvery = 16;  // tiles
+constexpr unsigned kColdWorkers = 8;  // that many, however few the processors
+// Of mapped input, until it is released: each time costs an interrupt on every processor that works for us.
+constexpr uint64_t kMappedMost = 32 << 20;
+constexpr uint64_t kMappedLeast = 64 << 10;  // a fault maps that much around it, however little is read
 constexpr uint64_t kFlushStretch = 32 << 20;
 
 class PageBuffer {
@@ -115,9 +117,19 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
     chunk_bytes_ = kChunk;
     bool cold = false;
     for (const auto& source : sources_) {
-        const Io io = source->resolve(options_.io);
-        io_.push_back(io == Io::direct && source->direct() == os::kNone ? Io::pread : io);
-        mappings_.push_back(io == Io::mmap ? source->mapping() : nullptr);
+        Io io = source->resolve(options_.io);
+        std::shared_ptr<Mapping> mapping;
+        if (io == Io::direct && source->direct() == os::kNone) io = Io::pread;
+        if (io == Io::mmap) {
+            try {
+                mapping = source->mapping();
+            } catch (const Error&) {
+                if (options_.io == Io::mmap) throw;
+                io = Io::pread;  // file systems that can't map files
+            }
+        }
+        io_.push_back(io);
+        mappings_.push_back(std::move(mapping));
         cold |= io_.back() == Io::direct;
     }
     worker_count_ = options_.threads ? options_.threads : std::min(os::usable_cpus(), 32u);
@@ -284,7 +296,10 @@ const uint8_t* Run::fetch(const JobOperand& operand, uint64_t first, uint64_t by
     if (operand.view) return source.gather(*operand.view, operand.offset, first, bytes, buffer);
     const uint64_t offset = operand.offset + first;
     if (source.in_memory()) return source.memory() + offset;
-    if (mappings_[operand.source]) return mappings_[operand.source]->data() + offset;
+    if (mappings_[operand.source]) {
+        mapped_bytes_ += std::max(bytes, kMappedLeast);
+        return mappings_[operand.source]->data() + offset;
+    }
     // At the offset's own place within a page: the kernel copies between equally aligned pages twice as fast.
     const uint64_t within = offset % kPage;
     if (io_[operand.source] == Io::direct) {
@@ -353,7 +368,7 @@ void Run::tile_done(uint64_t tile, uint64_t bytes) {
     // Whole mappings, now and then: a fault maps the pages around it too (all of a large page), so a piece that is
     // released by itself comes back with its neighbour. What another worker still needs is mapped again at no great
     // cost.
-    if (tile % kReleaseEvery == 0) {
+    if (mapped_bytes_ >= kMappedMost && mapped_bytes_.exchange(0) >= kMappedMost) {
         for (const auto& mapping : mappings_) {
             if (mapping) os::release_pages(mapping->data(), mapping->size());
         }

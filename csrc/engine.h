@@ -91,6 +91,7 @@ class Run {
     unsigned worker_count_ = 1;
 
     std::atomic<uint64_t> next_tile_{0}, bytes_done_{0}, watermark_{0};
+    std::atomic<uint64_t> mapped_bytes_{0};  // read through mappings since they were last released
     std::atomic<bool> stop_{false};
     std::mutex mutex_;
     // Two, so that whoever waits for the end is not woken by every tile: that cost a tenth of a merge on two cores.

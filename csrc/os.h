@@ -30,7 +30,8 @@ void close(Handle file) noexcept;
 const uint8_t* map(Handle file, uint64_t size, bool copy_on_write);
 void unmap(const uint8_t* at, uint64_t size) noexcept;
 void release_pages(const uint8_t* at, uint64_t bytes) noexcept;  // give back resident pages, keep the mapping
-bool can_guard();  // whether guarded() really catches a fault in a mapping whose file shrank
+bool maps_cheaply();  // whether a cached file is read faster through its mapping than by copying from the cache
+bool can_guard();     // makes ready for guarded(); false where that can't catch a fault
 bool guarded(void (*work)(void*), void* context);  // false when the work touched a page that is gone
 
 // Writing: a nameless (or temporarily named) file beside the target, which takes the target's name at the end.

@@ -245,17 +245,32 @@ void on_fault(int signal, siginfo_t* info, void* context) {
 
 }  // namespace
 
-bool can_guard() { return true; }
+bool maps_cheaply() {
+#ifdef __linux__
+    return true;
+#else
+    return false;  // never measured
+#endif
+}
+
+// Before every run, since others (faulthandler, say) may have taken the signal since the last one.
+bool can_guard() {
+    static std::mutex mutex;
+    std::lock_guard<std::mutex> lock(mutex);
+    struct sigaction present;
+    if (sigaction(SIGBUS, nullptr, &present) != 0) return false;
+    if ((present.sa_flags & SA_SIGINFO) && present.sa_sigaction == on_fault) return true;
+    previous_action = present;
+    struct sigaction action{};
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_NODEFER;
+    sigemptyset(&action.sa_mask);
+    return sigaction(SIGBUS, &action, nullptr) == 0;
+}
 
 bool guarded(void (*work)(void*), void* context) {
-    static std::once_flag installed;
-    std::call_once(installed, [] {
-        struct sigaction action{};
-        action.sa_sigaction = on_fault;
-        action.sa_flags = SA_SIGINFO | SA_NODEFER;
-        sigemptyset(&action.sa_mask);
-        sigaction(SIGBUS, &action, &previous_action);
-    });
+    static const bool ready = can_guard();
+    (void)ready;
     sigjmp_buf here;
     if (sigsetjmp(here, 0) != 0) {
         fault_return = nullptr;

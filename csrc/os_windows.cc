@@ -127,6 +127,8 @@ void unmap(const uint8_t* view, uint64_t) noexcept {
 }
 
 void release_pages(const uint8_t*, uint64_t) noexcept {}
+bool maps_cheaply() { return false; }
+
 bool can_guard() { return false; }  // so inputs are always read, never streamed through a mapping
 
 bool guarded(void (*work)(void*), void* context) {

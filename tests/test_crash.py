@@ -401,6 +401,17 @@ def test_an_input_that_changes_before_it_is_read_is_one_line(models: Path, tmp_p
         _copies(models, folder)
 
 
+def test_a_shrinking_input_is_one_line_when_others_took_the_signal(models: Path, tmp_path: Path) -> None:
+    folder = _copies(models, tmp_path)
+    taken = "import faulthandler, sdsurgery\nsdsurgery.cast('a.safetensors', dtype='bf16', out='a.out', io='mmap')\n"
+    code = taken + "faulthandler.enable()\n" + CHANGING
+    env = {"ACTION": "half", "DELAY": "-1"}
+    result = sds(*MERGE, "--io", "mmap", "--no-hash", cwd=folder, python=("-c", code), env=env)
+    refused(result, result.rc)
+    assert "b.safetensors" in result.err
+    assert (folder / "out.safetensors").read_bytes() == b"old"
+
+
 @pytest.mark.parametrize("io", ["pread", "mmap"])
 @pytest.mark.parametrize("what", ["half", "rewrite"])
 def test_an_input_that_changes_while_it_is_read_is_one_line(
