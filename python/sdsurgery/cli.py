@@ -116,6 +116,9 @@ def ignore_signals() -> None:
 
 # ---- arguments
 
+# argparse looks on the disk for a translation of every word that it uses; there is none. (It costs 3 ms.)
+argparse._ = str  # type: ignore[attr-defined]
+
 
 class _Formatter(argparse.HelpFormatter):
     """argparse makes one for every option; left to itself it imports shutil for the terminal's width each time."""
@@ -144,6 +147,9 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        # Else argparse renders the usage for every command line; only the help shows it.
+        if not any(word == "--help" or (word.startswith("-") and word[1:2] != "-" and "h" in word) for word in argv):
+            self.usage = argparse.SUPPRESS
         args, unknown = self.parse_known_intermixed_args(argv)
         for word in unknown:
             if word.startswith("-") and word != "-":

@@ -41,7 +41,7 @@ _CACHE_FILE = "hashes.json"
 _CACHE_ENTRIES = 1000
 _CACHE_MAX_BYTES = 8 << 20
 _FRESH_NS = 2_000_000_000  # coarsest time stamp in use (FAT): a younger file may still change under the same stamp
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHA256 = r"[0-9a-f]{64}"
 
 
 def legacy_hash(source: Source) -> str:
@@ -240,7 +240,7 @@ def _entries(folder: str | None) -> dict[str, Any]:
 def _sound(entry: object) -> bool:
     if not (isinstance(entry, list) and len(entry) == 2):
         return False
-    return isinstance(entry[0], list) and isinstance(entry[1], str) and _SHA256.fullmatch(entry[1]) is not None
+    return isinstance(entry[0], list) and isinstance(entry[1], str) and re.fullmatch(_SHA256, entry[1]) is not None
 
 
 def _remember(path: str, status: os.stat_result, digest: str) -> None:

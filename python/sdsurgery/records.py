@@ -2,8 +2,8 @@
 
 The standard library's ``dataclasses`` imports ``inspect`` (with ``ast``, ``dis`` and ``tokenize``) and generates up to
 nine functions a class: together a third of a merge's start-up. This one has the same names and the same meaning for
-what is used here (``frozen``, ``eq``, defaults, ``field``, ``__post_init__``, inheritance) and generates ``__init__``
-alone. ``typing`` itself takes 4 ms, and its ``NamedTuple`` compiles the text of every annotation; so the modules that a
+what is used here (``frozen``, ``eq``, defaults, ``field``, ``__post_init__``, inheritance) and compiles no text at all.
+``typing`` itself takes 4 ms, and its ``NamedTuple`` compiles the text of every annotation; so the modules that a
 merge imports name ``Any`` and the like for type checkers alone, below ``TYPE_CHECKING``. A type checker sees the
 standard ones. What there are thousands of is a NamedTuple: it is made several times faster.
 """
@@ -68,29 +68,32 @@ if not TYPE_CHECKING:
         return item
 
     def _make_init(cls):
-        known, parameters, lines = {"_NOTHING": _NOTHING}, ["self"], ["_values = self.__dict__"]
-        for item in cls.__record_fields__:
-            name = item.name
-            if item.default_factory is not None:
-                known[f"_make_{name}"] = item.default_factory
-                made = f"_make_{name}()"
-                lines.append(f"_values[{name!r}] = {made} if {name} is _NOTHING else {name}" if item.init else made)
-                parameters += [f"{name}=_NOTHING"] * item.init
-            elif not item.init:
-                continue
-            elif item.default is _NOTHING:
-                parameters.append(name)
-                lines.append(f"_values[{name!r}] = {name}")
-            else:
-                known[f"_default_{name}"] = item.default
-                parameters.append(f"{name}=_default_{name}")
-                lines.append(f"_values[{name!r}] = {name}")
-        if hasattr(cls, "__post_init__"):
-            lines.append("self.__post_init__()")
-        made = {}
-        exec(f"def __init__({', '.join(parameters)}):\n " + "\n ".join(lines), known, made)
-        made["__init__"].__qualname__ = f"{cls.__qualname__}.__init__"
-        return made["__init__"]
+        items = cls.__record_fields__
+        order = [item.name for item in items if item.init]
+        finish = getattr(cls, "__post_init__", None)
+
+        def __init__(self, /, *given, **named):
+            values = self.__dict__
+            values.update(zip(order, given))  # noqa: B905 (fewer are given, or the rest is refused below)
+            for item in items:
+                name = item.name
+                if name in values:
+                    continue
+                if item.init and name in named:
+                    values[name] = named.pop(name)
+                elif item.default_factory is not None:
+                    values[name] = item.default_factory()
+                elif item.default is not _NOTHING:
+                    values[name] = item.default
+                elif item.init:
+                    raise TypeError(f"{cls.__qualname__}() lacks the argument '{name}'")
+            if named or len(given) > len(order):
+                raise TypeError(f"{cls.__qualname__}() takes {', '.join(order) or 'no arguments'}, each of them once")
+            if finish is not None:
+                finish(self)
+
+        __init__.__qualname__ = f"{cls.__qualname__}.__init__"
+        return __init__
 
     def _compared(record):
         return tuple([getattr(record, item.name) for item in record.__record_fields__ if item.compare])

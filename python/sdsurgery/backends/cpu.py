@@ -63,20 +63,24 @@ def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: O
 
 
 def _native_job(job: Job, place: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
-    if job.formula is None:
-        parts = tuple(_native_operand(operand, 0) for operand in job.operands)
-        return (_COPY, 0, 0, job.offset, job.nbytes, parts)
-    kind, index = place[job.formula]
-    parts = tuple(_native_operand(operand, code_of(operand.dtype)) for operand in job.operands)
-    out_dtype = 0 if kind == _REDUCE else code_of(job.dtype)
-    return (kind, index, out_dtype, job.offset, job.count, parts)
+    number, dtype, offset, count, operands, _ = job
+    if number is None:
+        return (_COPY, 0, 0, offset, job.nbytes, tuple([_native_operand(operand, 0) for operand in operands]))
+    kind, index = place[number]
+    parts = [
+        (source, element.native, at) if view is None and element.native is not None else _native_operand(operand)
+        for operand in operands
+        for source, element, at, view in (operand,)
+    ]
+    return (kind, index, 0 if kind == _REDUCE else code_of(dtype), offset, count, tuple(parts))
 
 
-def _native_operand(operand: Operand, code: int) -> tuple[Any, ...]:
-    view = operand.view
+def _native_operand(operand: Operand, code: int | None = None) -> tuple[Any, ...]:
+    source, dtype, offset, view = operand
+    code = code_of(dtype) if code is None else code
     if view is None:
-        return (operand.source, code, operand.offset)
-    return (operand.source, code, operand.offset, (operand.dtype.itemsize, view.shape, view.strides, view.start))
+        return (source, code, offset)
+    return (source, code, offset, (dtype.itemsize, view.shape, view.strides, view.start))
 
 
 def code_of(dtype: DType) -> int:

@@ -46,6 +46,8 @@ _USUAL_ENTRY = re.compile(
     rf', ?"data_offsets": ?\[({UINT}), ?({UINT})\]\}}'
 )
 
+_STEP = _USUAL_ENTRY.groups + 1
+
 Entry = tuple[str, str, "tuple[int, ...]", int, int]
 """Name, dtype name, shape, first byte and end of a tensor, counted from the start of the data."""
 
@@ -133,17 +135,32 @@ def _first_run(text: str) -> tuple[dict[str, Entry], int]:
 
 def _take_run(text: str, at: int, entries: dict[str, Entry]) -> int:
     """Add the usual entries from ``at`` on, up to the first that is none or repeats a name; where that stands."""
-    shapes: dict[str, tuple[int, ...]] = {"": ()}  # a model has a thousand tensors of some thirty shapes
+    shapes = _Shapes()
+    # At first as if all were well: what lies before, between and after the entries, each followed by its five groups.
+    split = _USUAL_ENTRY.split(text[at:])
+    names = split[1::_STEP]
+    if not any(split[:-1:_STEP]) and len(names) + len(entries) <= MAX_ENTRIES and _METADATA not in names:
+        rows = zip(names, split[2::_STEP], map(shapes.__getitem__, split[3::_STEP]), map(int, split[4::_STEP]),
+                   map(int, split[5::_STEP]), strict=True)  # fmt: skip
+        found = dict(zip(names, rows, strict=True))
+        if len(found) == len(names) and found.keys().isdisjoint(entries):
+            entries.update(found)
+            return len(text) - len(split[-1])
     for match in iter(_USUAL_ENTRY.scanner(text, at).match, None):  # type: ignore[attr-defined]
         name, dtype, sizes, begin, end = match.groups()
         if name in entries or name == _METADATA or len(entries) > MAX_ENTRIES:
             break
-        shape = shapes.get(sizes)
-        if shape is None:
-            shape = shapes[sizes] = tuple(map(int, sizes.split(",")))
-        entries[name] = name, dtype, shape, int(begin), int(end)
+        entries[name] = name, dtype, shapes[sizes], int(begin), int(end)
         at = match.end()
     return at
+
+
+class _Shapes(dict[str, "tuple[int, ...]"]):
+    """The shape that a text tells; a model has a thousand tensors of some thirty shapes."""
+
+    def __missing__(self, text: str) -> tuple[int, ...]:
+        self[text] = shape = tuple(map(int, text.split(","))) if text else ()
+        return shape
 
 
 def _parse_metadata(cursor: Cursor) -> dict[str, str]:

@@ -176,22 +176,33 @@ class Traits(NamedTuple):
     ema: bool
 
 
+# A name's first segments tell nearly all: a thousand names have some two hundred different beginnings.
+_TELLING = 5
+
+
 @lru_cache(maxsize=16384)
 def _traits(layout: Layout, key: str) -> Traits:
     key = names.unwrap(key)
-    component = names.component(key, layout.embedder_0)
-    weight = names.is_weight(key)
-    block = _block(layout, key, component, weight) if layout.blocks else None
+    beginning = key.split(".", _TELLING)
+    stem = key if len(beginning) <= _TELLING else ".".join(beginning[:_TELLING])
+    return _traits_of(layout, stem, names.is_weight(key), names.is_scale(key))
+
+
+@lru_cache(maxsize=16384)
+def _traits_of(layout: Layout, stem: str, weight: bool, scale: bool) -> Traits:
+    """Of an unwrapped name that begins with ``stem``, or is it where it has no more segments."""
+    component = names.component(stem, layout.embedder_0)
+    block = _block(layout, stem, component, weight, scale) if layout.blocks else None
     if component == "unet":
         return Traits(component, block, not weight, False)
-    exact = not weight or key in names.EMA_COUNTERS or component in ("buffers", "marker", "optimizer")
-    return Traits(component, block, exact, key.startswith(names.EMA))
+    exact = not weight or stem in names.EMA_COUNTERS or component in ("buffers", "marker", "optimizer")
+    return Traits(component, block, exact, stem.startswith(names.EMA))
 
 
-def _block(layout: Layout, key: str, component: str, weight: bool) -> str | None:
+def _block(layout: Layout, key: str, component: str, weight: bool, scale: bool) -> str | None:
     if component == "unet":
         block = names.unet_block(key, layout.blocks[-2])
-        return block if block in layout._known_blocks and (weight or not names.is_scale(key)) else None
+        return block if block in layout._known_blocks and (weight or not scale) else None
     if component in ("text_encoder", "text_encoder_2", "other"):
         return "BASE" if weight else None
     if component == "vae":

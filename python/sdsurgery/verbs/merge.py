@@ -30,7 +30,6 @@ from .common import (
     title_of,
     without_unit_tail,
 )
-from .ema import twins
 from .matching import in_names_of, require_usable
 from .preflight import letter, refuse_conflicts, refuse_strangers, remarks, who
 from .ratios import BlockWeights, Ratios, RuleSet
@@ -133,6 +132,8 @@ def plan_merge(
     for source, checkpoint in enumerate(checkpoints):
         require_usable(source, checkpoint, tensors[0], layout, add_missing=add_missing)
     for source in use_ema:
+        from .ema import twins
+
         tensors[source] = {**tensors[source], **twins(checkpoints[source], detections[source].layout)}
         notes.append(f"{printable(checkpoints[source].path)}: EMA weights used in the U-Net's place")
     for source in range(1, len(tensors)):
@@ -224,22 +225,29 @@ class _Decisions:
         elements = info.elements
         if not elements or info.dtype.kind in _INTEGERS:
             return copied(0, info, name=name, note="integers are never averaged" if elements else "an empty tensor")
-        all_of_it = [info, *self.others(name)]
-        if len(all_of_it) < len(self.tensors):
-            return self.alone(0, name, info, self.dtype, action=KEPT, note="missing in another input")
-        operands: list[Operand] = []
-        for each in all_of_it:
-            if each.shape != info.shape:
-                return self.of_several_shapes(name, all_of_it, traits)
-            if not each.dtype.computable:
-                require_computable(each)
-            operands.append(operand(len(operands), each))
+        operands = []
+        for source, tensors in enumerate(self.tensors):
+            each = tensors.get(name)
+            if each is None or each.shape != info.shape or not each.dtype.computable:
+                return self.unlike(name, info, traits)
+            operands.append(operand(source, each))
         return self.merged(name, info, operands, traits)
 
     def merged(self, name: str, info: TensorInfo, operands: Sequence[Operand], traits: Traits) -> Piece:
         formula, facts = self.ratios.of(name, traits.block)
         segments = (Segment(formula, 0, info.elements, tuple(operands)),)
         return Piece(name, self.dtype or info.dtype, info.shape, MERGED, segments, facts=facts)
+
+    def unlike(self, name: str, info: TensorInfo, traits: Traits) -> Piece:
+        """Where an input lacks the tensor, has it in another shape, or as something else than floats."""
+        all_of_it = [info, *self.others(name)]
+        if len(all_of_it) < len(self.tensors):
+            return self.alone(0, name, info, self.dtype, action=KEPT, note="missing in another input")
+        for each in all_of_it:
+            if each.shape != info.shape:
+                return self.of_several_shapes(name, all_of_it, traits)
+            require_computable(each)
+        raise AssertionError("then it is not unlike")
 
     def of_several_shapes(self, name: str, all_of_it: Sequence[TensorInfo], traits: Traits) -> Piece:
         info, *others = all_of_it
