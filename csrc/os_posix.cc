@@ -253,7 +253,7 @@ bool maps_cheaply() {
 #endif
 }
 
-// Before every run, since others (faulthandler, say) may have taken the signal since the last one.
+// Asked each time: others (faulthandler, say) may have taken the signal since.
 bool can_guard() {
     static std::mutex mutex;
     std::lock_guard<std::mutex> lock(mutex);
@@ -269,8 +269,7 @@ bool can_guard() {
 }
 
 bool guarded(void (*work)(void*), void* context) {
-    static const bool ready = can_guard();
-    (void)ready;
+    can_guard();
     sigjmp_buf here;
     if (sigsetjmp(here, 0) != 0) {
         fault_return = nullptr;
