@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import struct
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2  # linux/prctl.h, linux/capability.h
 TIMEOUT = 60  # seconds; a command that takes longer hangs
 
 
@@ -66,6 +68,16 @@ def sds(
         **options,
     )
     return Result(done.returncode, done.stdout or b"", done.stderr or b"")
+
+
+def unprivileged() -> None:
+    """For ``preexec_fn``: root may read any file on Linux; without these two capabilities modes count for it, too."""
+    if os.geteuid() != 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
+        if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl")
 
 
 def done(result: Result) -> Result:

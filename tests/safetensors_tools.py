@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import safetensors as reference
 from pickle_builder import Memory
 from sdsurgery.checkpoint import Contents
 from sdsurgery.errors import InputRefused
 from sdsurgery.formats import safetensors as ours
-
-reference = pytest.importorskip("safetensors")
 
 
 def file(header: str | bytes, data: bytes = b"") -> bytes:

@@ -8,12 +8,11 @@ import os
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sdsurgery
 from cli_support import f32, floats, plain, read_raw, write_raw
 from sdsurgery.testing import write_checkpoint
-
-np = pytest.importorskip("numpy")
 
 
 @pytest.fixture
@@ -196,7 +195,8 @@ def test_numpy_views_are_zero_copy_and_read_only(tmp_path: Path) -> None:
 
 
 def test_torch_views_are_copy_on_write_and_never_reach_the_file(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     path = plain(tmp_path / "a.safetensors", *range(1000))
     before = path.read_bytes()
     with sdsurgery.open(path) as opened:
@@ -211,7 +211,8 @@ def test_torch_views_are_copy_on_write_and_never_reach_the_file(tmp_path: Path) 
 
 
 def test_torch_views_of_every_float_dtype(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     one = {"F64": "f03f", "F32": "803f", "F16": "003c", "BF16": "803f", "F8_E4M3": "38", "F8_E5M2": "3c"}
     size = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
     tensors = {
@@ -226,7 +227,8 @@ def test_torch_views_of_every_float_dtype(tmp_path: Path) -> None:
 
 
 def test_unaligned_and_empty_tensors_have_views(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     tensors = {"odd": ("U8", [1], b"\x05"), "w": ("F32", [2], f32(1, 2)), "none": ("F32", [0, 4], b"")}
     with sdsurgery.open(write_raw(tmp_path / "a.safetensors", tensors)) as opened:
         assert opened.numpy("w").tolist() == opened.torch("w").tolist() == [1, 2]
@@ -235,7 +237,8 @@ def test_unaligned_and_empty_tensors_have_views(tmp_path: Path) -> None:
 
 
 def test_views_outlive_the_checkpoint_and_the_file(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     path = plain(tmp_path / "a.safetensors", *range(5000))
     opened = sdsurgery.open(path)
     view, tensor = opened.numpy("w"), opened.torch("w")
@@ -290,7 +293,8 @@ def test_apply_on_numpy_arrays() -> None:
 
 
 def test_apply_on_torch_tensors() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     x, y = torch.randn(5, 64).to(torch.bfloat16), torch.randn(64, 5).to(torch.bfloat16).T
     want = ((1 - 0.3) * x.float() + 0.3 * y.float()).to(torch.bfloat16)
     got = sdsurgery.apply("weighted-sum", x, y, alpha=0.3)

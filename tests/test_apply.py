@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import sdsurgery
+import torch
 from numeric_tools import CODE, FLOATS, TARGETS, Case, cases, expected, plain, wild
 from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.errors import RunFailed, UsageError
-
-torch = pytest.importorskip("torch")
 
 CASES = {case.label: case for case in cases() if case.method.verb == "merge"}
 NUMPY = {F64: np.float64, F32: np.float32, F16: np.float16}

@@ -72,7 +72,7 @@ def test_the_comparison_has_an_exit_code(tmp_path: Path) -> None:
 
 
 def test_the_clock_measures_what_lies_between_its_events(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
     from gpu_clock import timed
 
     now, slept = [0.0], []
@@ -107,8 +107,8 @@ def test_the_clock_measures_what_lies_between_its_events(bench: ModuleType, monk
 def test_everything_is_measured_and_written(
     bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch = pytest.importorskip("torch")
     import gpu_clock
+    import torch
     from cuda_tools import install
     from sdsurgery import interop, layouts
     from sdsurgery.gpu import tensors
@@ -171,7 +171,8 @@ def test_files_are_measured_against_reading_and_writing(bench: ModuleType, tmp_p
 
 
 def test_without_a_gpu_it_says_so_and_fails() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     ran = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False)
@@ -179,7 +180,8 @@ def test_without_a_gpu_it_says_so_and_fails() -> None:
 
 
 def test_requiring_a_gpu_makes_skipping_all_a_failure() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "gpu", "-k", "overflow"]

@@ -268,8 +268,9 @@ def test_the_file_begins_is_aligned_and_is_ordered_as_readers_want_it(models: Pa
 
 
 def test_the_output_loads_in_safetensors_and_torch(models: Path, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    load_file = pytest.importorskip("safetensors.torch").load_file
+    import torch
+    from safetensors.torch import load_file
+
     a, b, out = models / "a.safetensors", models / "b.safetensors", tmp_path / "o.safetensors"
     done(sds("merge", "--method", "weighted-sum", a, b, "--alpha", "0.3", "-o", out))
     left, right, merged = load_file(a), load_file(b), load_file(out)

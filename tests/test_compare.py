@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import sdsurgery
+import torch
 from cli_support import f32, write_raw
 from numeric_tools import TARGETS
+from safetensors.torch import load_file as load_torch
 from sdsurgery.layouts import get
 from sdsurgery.layouts.diffusers import mapping
 from sdsurgery.layouts.kinds import kind
 from sdsurgery.testing import write_checkpoint
-
-torch = pytest.importorskip("torch")
-load_torch = pytest.importorskip("safetensors.torch").load_file
 
 
 def f16(*values: float) -> bytes:

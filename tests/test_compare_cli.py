@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import struct
 from pathlib import Path
@@ -11,8 +10,6 @@ import pytest
 import sdsurgery
 from cli_support import done, f32, refused, sds, write_raw
 from sdsurgery.testing import write_checkpoint
-
-NEEDS_MATPLOTLIB = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is missing")
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +112,6 @@ def test_wrong_usage(pair: tuple[Path, Path], tmp_path: Path) -> None:
 # ---- the picture
 
 
-@NEEDS_MATPLOTLIB
 def test_the_picture_is_a_png(pair: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "map.png"
     assert sds("compare", "-q", *pair, "--plot", out).rc == 4
@@ -128,7 +124,6 @@ def test_the_picture_is_a_png(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert out.read_bytes() != data
 
 
-@NEEDS_MATPLOTLIB
 def test_a_picture_that_cannot_be_is_refused_before_anything_is_read(pair: tuple[Path, Path], tmp_path: Path) -> None:
     refused(sds("compare", *pair, "--plot", tmp_path / "map.pdf"), 2, ".png")
     refused(sds("compare", *pair, "--plot", tmp_path / "missing" / "map.png"), 2, "no folder")
@@ -137,7 +132,6 @@ def test_a_picture_that_cannot_be_is_refused_before_anything_is_read(pair: tuple
     assert not (tmp_path / "map.png").exists()
 
 
-@NEEDS_MATPLOTLIB
 def test_the_cells_are_the_distances_of_blocks_and_kinds(pair: tuple[Path, Path]) -> None:
     from sdsurgery import heatmap
 

@@ -8,12 +8,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import safetensors.torch as safetensors
 import sdsurgery
 from cli_support import done, no_new_entries, refused, sds
 from sdsurgery.testing import write_checkpoint
 from torch_support import DTYPES, raw, sample, saved, torch
 
-safetensors = pytest.importorskip("safetensors.torch")
 SAFE = [name for name in DTYPES if not name.endswith(("FNUZ", "E8M0"))]  # what the library can load
 
 

@@ -18,6 +18,7 @@ from sdsurgery.dtypes import F16, F32, F64, DType
 from sdsurgery.errors import UsageError
 from sdsurgery.gpu.reductions import Gathered
 from sdsurgery.testing import write_checkpoint
+from triton_support import require_triton
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +83,7 @@ def test_compare_through_the_pipeline_gives_the_cpus_numbers(tmp_path: Path, mon
 
 
 def test_a_backend_without_reductions_says_so(tmp_path: Path) -> None:
-    if not pytest.importorskip("triton").knobs.runtime.interpret:
-        pytest.skip("Triton compiles here")
+    require_triton(interpreted=True)
     path = tmp_path / "a.safetensors"
     write_checkpoint(path, "sd1", size="tiny")
     with pytest.raises(UsageError, match="triton has no reductions"):

@@ -97,7 +97,8 @@ TORCH = {
 
 
 def torch_cast(codes: np.ndarray, dtype: DType, out: DType) -> np.ndarray:
-    torch = pytest.importorskip("torch")
+    import torch
+
     given = torch.from_numpy(codes.view(np.uint8).copy()).view(getattr(torch, TORCH[dtype]))
     cast = given.to(getattr(torch, TORCH[out])).view(torch.uint8).numpy().view(CODE[out])
     return np.where(np.isnan(values_of(cast, out)), NAN[out], cast).astype(CODE[out])

@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import sdsurgery
+import torch
 from numeric_tools import CODE, TARGETS, expected
 from odd_files import odd_files, write_file
+from safetensors.torch import load_file as load_torch
 from sdsurgery.dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.methods import get
 from sdsurgery.program import trace
 from sdsurgery.testing import write_checkpoint
-
-torch = pytest.importorskip("torch")
-load_torch = pytest.importorskip("safetensors.torch").load_file
 
 ALPHA = 0.7
 OPTIONS = {"fp32": F32, "fp16": F16, "bf16": BF16, "fp8_e4m3": F8_E4M3, "fp8_e5m2": F8_E5M2}

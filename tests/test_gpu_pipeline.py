@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import sdsurgery
 import sdsurgery.kernels
+import torch
 from cuda_tools import install
 from odd_files import odd_files
 from sdsurgery import interop
 from sdsurgery.errors import DeviceFailed, InputRefused, RunFailed, UsageError
 from sdsurgery.gpu import tensors
 from sdsurgery.gpu.tiles import tiles
-
-torch = pytest.importorskip("torch")
+from triton_support import require_triton
 
 LEAST = 4 << 20
 
@@ -33,9 +33,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def triton() -> None:
-    knobs = pytest.importorskip("triton").knobs
-    if not knobs.runtime.interpret:
-        pytest.skip("Triton compiles here")
+    require_triton(interpreted=True)
 
 
 @pytest.fixture(params=["cuda", "triton"])
@@ -367,8 +365,7 @@ def test_tensors_that_need_no_care_are_told_from_others(cuda: None) -> None:
         [c, a, b.to_sparse()],
     ]
     rows = plain_rows([item for row in (*good, *odd) for item in row], 3)
-    if rows is None:
-        pytest.skip("this torch has no DLPack exchange")
+    assert rows is not None
     assert list(rows.left) == list(range(len(good), len(good) + len(odd)))
 
 

@@ -73,7 +73,8 @@ def test_python_2_strings_are_text_when_ascii_and_bytes_otherwise():
 
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_numpy_scalars_become_numbers_and_arrays_stay_opaque(protocol):
-    numpy = pytest.importorskip("numpy")
+    import numpy
+
     value = {"f": numpy.float64(0.25), "i": numpy.int64(-7), "h": numpy.float16(2), "b": numpy.bool_(True)}
     assert load(pickle.dumps(value, protocol)) == {"f": 0.25, "i": -7, "h": 2.0, "b": True}
     big = numpy.array([1], dtype=">i4")[0]
@@ -101,7 +102,8 @@ ARRAYS = {
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("shown", ARRAYS)
 def test_small_numpy_arrays_are_shown_as_numbers(shown, protocol):
-    numpy = pytest.importorskip("numpy")
+    import numpy
+
     graph, _ = parse(pickle.dumps(ARRAYS[shown](numpy), protocol))
     assert render(graph, graph.root) == shown
 

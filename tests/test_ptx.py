@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from sdsurgery.kernels import aot
+from triton_support import require_triton
 
 ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = re.compile(r"\bfma\.|\bmad\.(?!lo|hi|wide|24)\S*|\S*\.ftz\S*|\S*\.approx\S*|\bdiv\.full\S*")
@@ -59,18 +60,18 @@ def compiled(folder: Path, architectures: str) -> None:
 
 
 def test_triton_compiles_every_formula_and_dtype_and_rounds_every_operation(tmp_path: Path) -> None:
-    pytest.importorskip("triton")
+    require_triton()
     compiled(tmp_path, "90")
 
 
 @pytest.mark.slow
 def test_triton_compiles_for_every_architecture(tmp_path: Path) -> None:
-    pytest.importorskip("triton")
+    require_triton()
     compiled(tmp_path, "75,80,86,89,90,100,120")
 
 
 def test_a_failing_compilation_is_told_by_the_exit_code() -> None:
-    pytest.importorskip("triton")
+    require_triton()
     command = [sys.executable, "-m", "sdsurgery.kernels.aot", "--arch", "many"]
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

@@ -123,7 +123,8 @@ def test_the_reference_follows_the_written_order() -> None:
 
 @pytest.mark.parametrize("dtype", [F16, BF16, F32], ids=str)
 def test_close_to_torch_in_float64(dtype: DType) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     rng = np.random.default_rng(11)
     arrays = [plain(dtype, 70001, rng) for _ in range(2)]
     kind = {F16: torch.float16, BF16: torch.bfloat16, F32: torch.float32}[dtype]

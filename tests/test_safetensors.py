@@ -15,9 +15,6 @@ from sdsurgery.dtypes import BY_NAME
 from sdsurgery.errors import InputRefused
 from sdsurgery.formats import safetensors as ours
 
-reference = pytest.importorskip("safetensors")
-save = pytest.importorskip("safetensors.numpy").save
-
 DUPLICATES = re.compile(r"^(tensor '.*'|metadata key '.*'|__metadata__) is given twice in the header$", re.DOTALL)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
+from safetensors.numpy import save
 from safetensors_tools import our_view, parse, reference_metadata, reference_view
 from sdsurgery.dtypes import BF16, BY_NAME, F8_E4M3, F16, F32, F64, I64, U8, DType
 from sdsurgery.errors import RunFailed, UsageError
 from sdsurgery.formats import safetensors as ours
 
-save = pytest.importorskip("safetensors.numpy").save
 Tensors = list[tuple[str, DType, tuple[int, ...]]]
 SOME: Tensors = [
     ("w", F64, (2, 3)),

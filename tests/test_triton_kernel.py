@@ -8,16 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numeric_tools import CASES, CODE, FLOATS, SORTS, Case, Result, every, expected, label
 from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.methods import Method
 from sdsurgery.program import Formula, trace
+from triton_support import require_triton
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
-
-if not __import__("triton").knobs.runtime.interpret:
-    pytest.skip("a GPU is here, so Triton compiles (tests/test_gpu.py)", allow_module_level=True)
+require_triton(interpreted=True)
 
 from sdsurgery.kernels import elementwise  # noqa: E402
 

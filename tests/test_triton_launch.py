@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from test_ptx import faults
+from triton_support import require_triton
 
 SCRIPT = """
 import sys
@@ -57,8 +57,7 @@ for number, item in enumerate(compiled):
 
 
 def test_what_a_launch_asks_for_is_compiled_as_the_rules_say(tmp_path: Path) -> None:
-    pytest.importorskip("triton")
-    pytest.importorskip("torch")
+    require_triton()
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]

@@ -5,13 +5,11 @@ from __future__ import annotations
 import io
 import struct
 
-import pytest
+import numpy as np
+import torch
 from pickle_builder import Memory
 from sdsurgery import formats
 from sdsurgery.checkpoint import Contents, TensorInfo
-
-torch = pytest.importorskip("torch")
-np = pytest.importorskip("numpy")
 
 RECORD = struct.pack("<6f", *range(6))
 
