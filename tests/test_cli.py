@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
 import sysconfig
-import shutil
 from importlib import metadata
 from pathlib import Path
 
