@@ -269,10 +269,9 @@ def _settle(job: Job) -> None:
             shutil.copyfile(job.alike, job.out)
         os.unlink(job.out)
         seconds = time.perf_counter() - started
-        usual = min(seconds, _settled.get(job, seconds))
-        first = job not in _settled
-        _settled[job] = usual
-        if seconds < _USUAL * usual and not first:
+        usual = _settled.get(job)
+        _settled[job] = min(seconds, usual or seconds)
+        if usual is not None and seconds < _USUAL * usual:
             return
 
 

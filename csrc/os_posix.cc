@@ -230,17 +230,24 @@ void release_pages(const uint8_t* at, uint64_t bytes) noexcept {
 namespace {
 
 thread_local sigjmp_buf* fault_return = nullptr;
+thread_local volatile sig_atomic_t passing_on = 0;
 struct sigaction previous_action;
 
 void on_fault(int signal, siginfo_t* info, void* context) {
     if (fault_return != nullptr) siglongjmp(*fault_return, 1);
-    if (previous_action.sa_flags & SA_SIGINFO) {
+    const bool has_info = previous_action.sa_flags & SA_SIGINFO;
+    // A handler that passes the signal on to its own predecessor may come back to us: we were there before it, too.
+    if (passing_on || (!has_info && previous_action.sa_handler == SIG_DFL)) {
+        ::signal(signal, SIG_DFL);  // the fault repeats on return, with the default action
+        return;
+    }
+    passing_on = 1;
+    if (has_info) {
         previous_action.sa_sigaction(signal, info, context);
-    } else if (previous_action.sa_handler == SIG_DFL) {
-        sigaction(signal, &previous_action, nullptr);  // the fault repeats on return, with the default action
     } else if (previous_action.sa_handler != SIG_IGN) {
         previous_action.sa_handler(signal);
     }
+    passing_on = 0;
 }
 
 }  // namespace
@@ -275,6 +282,7 @@ bool guarded(void (*work)(void*), void* context) {
         fault_return = nullptr;
         return false;
     }
+    passing_on = 0;  // a handler may have left by a jump
     fault_return = &here;
     work(context);
     fault_return = nullptr;

@@ -412,6 +412,26 @@ def test_a_shrinking_input_is_one_line_when_others_took_the_signal(models: Path,
     assert (folder / "out.safetensors").read_bytes() == b"old"
 
 
+def test_a_fault_of_somebody_else_ends_the_process_as_it_would_without_us(models: Path, tmp_path: Path) -> None:
+    """faulthandler passes it on to us, who were there before it, and we to faulthandler, who was there before us."""
+    code = """
+import faulthandler, mmap, os, sys, sdsurgery
+run = lambda: sdsurgery.cast(sys.argv[1], dtype="bf16", out="out.safetensors", io="mmap", force=True, sync=False)
+run(); faulthandler.enable(); run()
+with open("short", "w+b") as file:
+    file.truncate(8192)
+    mapping = mmap.mmap(file.fileno(), 8192)
+    file.truncate(0)
+    mapping[5000]
+"""
+    command = [sys.executable, "-c", code, str(models / "a.safetensors")]
+    ran = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == -signal.SIGBUS
+    assert ran.stderr.count("Fatal Python error: Bus error") == 1
+
+
 @pytest.mark.parametrize("io", ["pread", "mmap"])
 @pytest.mark.parametrize("what", ["half", "rewrite"])
 def test_an_input_that_changes_while_it_is_read_is_one_line(

@@ -393,6 +393,23 @@ def test_an_odd_entry_between_usual_ones_is_read_as_the_reference_reads_it(space
     assert "given twice" in refusal(file("{" + ",".join(members) + "}", bytes(36)))
 
 
+def test_a_header_of_odd_entries_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What looks at all that is left may be asked once a header: asked behind every odd entry it would take hours."""
+    asked = []
+    whole_run = ours._whole_run
+
+    def counted(text: str) -> object:
+        asked.append(text)
+        return whole_run(text)
+
+    monkeypatch.setattr(ours, "_whole_run", counted)
+    members = [entry(str(i), data_offsets=f"[{4 * i},{4 * i + 4}]") for i in range(3000)]
+    members[1::2] = [f'"{i}":["F32",[1],[{4 * i},{4 * i + 4}]]' for i in range(1, 3000, 2)]
+    data = file("{" + ",".join(members) + "}", bytes(12000))
+    assert our_view(data) == reference_view(data)
+    assert len(asked) == 1
+
+
 def test_a_shape_of_many_sizes_is_read() -> None:
     data = file(one(shape="[" + "1," * MANY + "1]"), FOUR)
     assert len(parse(data).tensors[0].shape) == MANY + 1

@@ -65,19 +65,14 @@ def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: O
 def _native_job(job: Job, place: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
     number, dtype, offset, count, operands, _ = job
     if number is None:
-        return (_COPY, 0, 0, offset, job.nbytes, tuple([_native_operand(operand, 0) for operand in operands]))
+        return (_COPY, 0, 0, offset, job.nbytes, tuple([_native_operand(0, operand) for operand in operands]))
     kind, index = place[number]
-    parts = [
-        (source, element.native, at) if view is None and element.native is not None else _native_operand(operand)
-        for operand in operands
-        for source, element, at, view in (operand,)
-    ]
-    return (kind, index, 0 if kind == _REDUCE else code_of(dtype), offset, count, tuple(parts))
+    parts = tuple([_native_operand(code_of(operand.dtype), operand) for operand in operands])
+    return (kind, index, 0 if kind == _REDUCE else code_of(dtype), offset, count, parts)
 
 
-def _native_operand(operand: Operand, code: int | None = None) -> tuple[Any, ...]:
+def _native_operand(code: int, operand: Operand) -> tuple[Any, ...]:
     source, dtype, offset, view = operand
-    code = code_of(dtype) if code is None else code
     if view is None:
         return (source, code, offset)
     return (source, code, offset, (dtype.itemsize, view.shape, view.strides, view.start))

@@ -129,6 +129,25 @@ def _parse_usual(cursor: Cursor, entries: dict[str, Entry]) -> None:
 
 @lru_cache(maxsize=2)  # the models of one merge often have the same tensors in the same order
 def _first_run(text: str) -> tuple[dict[str, Entry], int]:
+    return _whole_run(text) or _stepwise(text)
+
+
+def _whole_run(text: str) -> tuple[dict[str, Entry], int] | None:
+    """All entries and where they end, in a third of the time, if all are usual: None where one is not, or is repeated.
+
+    Looks at the whole text, so it is asked once a header; ``_take_run`` only goes as far as the entries are usual.
+    """
+    # What lies before, between and after the entries (nothing, nothing, the rest), each followed by its five groups.
+    split = _USUAL_ENTRY.split(text)
+    names = split[1::_STEP]
+    if any(split[:-1:_STEP]) or len(names) >= MAX_ENTRIES or _METADATA in names:
+        return None
+    shapes, numbers = map(_Shapes().__getitem__, split[3::_STEP]), [map(int, split[at::_STEP]) for at in (4, 5)]
+    entries: dict[str, Entry] = dict(zip(names, zip(names, split[2::_STEP], shapes, *numbers), strict=True))
+    return (entries, len(text) - len(split[-1])) if len(entries) == len(names) else None
+
+
+def _stepwise(text: str) -> tuple[dict[str, Entry], int]:
     entries: dict[str, Entry] = {}
     return entries, _take_run(text, 0, entries)
 
@@ -136,16 +155,6 @@ def _first_run(text: str) -> tuple[dict[str, Entry], int]:
 def _take_run(text: str, at: int, entries: dict[str, Entry]) -> int:
     """Add the usual entries from ``at`` on, up to the first that is none or repeats a name; where that stands."""
     shapes = _Shapes()
-    # At first as if all were well: what lies before, between and after the entries, each followed by its five groups.
-    split = _USUAL_ENTRY.split(text[at:])
-    names = split[1::_STEP]
-    if not any(split[:-1:_STEP]) and len(names) + len(entries) <= MAX_ENTRIES and _METADATA not in names:
-        rows = zip(names, split[2::_STEP], map(shapes.__getitem__, split[3::_STEP]), map(int, split[4::_STEP]),
-                   map(int, split[5::_STEP]), strict=True)  # fmt: skip
-        found = dict(zip(names, rows, strict=True))
-        if len(found) == len(names) and found.keys().isdisjoint(entries):
-            entries.update(found)
-            return len(text) - len(split[-1])
     for match in iter(_USUAL_ENTRY.scanner(text, at).match, None):  # type: ignore[attr-defined]
         name, dtype, sizes, begin, end = match.groups()
         if name in entries or name == _METADATA or len(entries) > MAX_ENTRIES:
