@@ -143,7 +143,8 @@ def _whole_run(text: str) -> tuple[dict[str, Entry], int] | None:
     if any(split[:-1:_STEP]) or len(names) >= MAX_ENTRIES or _METADATA in names:
         return None
     shapes, numbers = map(_Shapes().__getitem__, split[3::_STEP]), [map(int, split[at::_STEP]) for at in (4, 5)]
-    entries: dict[str, Entry] = dict(zip(names, zip(names, split[2::_STEP], shapes, *numbers), strict=True))
+    values = zip(names, split[2::_STEP], shapes, *numbers, strict=True)
+    entries: dict[str, Entry] = dict(zip(names, values, strict=True))
     return (entries, len(text) - len(split[-1])) if len(entries) == len(names) else None
 
 
