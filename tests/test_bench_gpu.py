@@ -110,11 +110,12 @@ def test_everything_is_measured_and_written(
     import gpu_clock
     import torch
     from cuda_tools import install
-    from sdsurgery import interop, layouts
+    from sdsurgery import layouts
     from sdsurgery.gpu import tensors
+    from sdsurgery.interop import calls
 
     install(monkeypatch)
-    monkeypatch.setattr(interop, "_device", lambda inputs, out: torch.device("cpu"))
+    monkeypatch.setattr(calls, "device_of", lambda inputs, out: torch.device("cpu"))
     monkeypatch.setattr(tensors, "BACKENDS", tensors.BACKENDS)
     monkeypatch.setattr(gpu_clock, "DEVICE", "cpu")
     monkeypatch.setattr(gpu_clock, "MOST_SETS", 2)

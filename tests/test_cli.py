@@ -321,10 +321,19 @@ def test_did_you_mean_for_verbs_and_parameters(models: Path) -> None:
     refused(
         sds("merge", "--method", "add-diff", *[models / "a.safetensors"] * 3, "--alhpa", "1", "--dry-run"), 2, "alhpa"
     )
+    # An option that must be there is not said to be missing when it is only mistyped.
+    refused(sds("merge", "--methd", "add-diff", models / "a.safetensors"), 2, "'--methd'", "did you mean '--method'")
     with pytest.raises(sdsurgery.UsageError, match="did you mean 'alpha'"):
         sdsurgery.merge("add-diff", [models / "a.safetensors"] * 3, alhpa=1, dry_run=True)
     with sdsurgery.open(models / "a.safetensors") as opened, pytest.raises(KeyError, match="did you mean"):
         opened.info("model.diffusion_model.out.2.bais")
+
+
+def test_after_two_dashes_come_files_whatever_their_names(models: Path, tmp_path: Path) -> None:
+    for name in ("-a.safetensors", "--force", "--"):
+        (tmp_path / name).write_bytes((models / "a.safetensors").read_bytes())
+        out = sds("cast", "--dtype", "fp16", "--json", "-o", "out.safetensors", "--dry-run", "--", name, cwd=tmp_path)
+        assert out.rc == 0, out.err
 
 
 def test_an_existing_target_is_refused_without_force(models: Path, tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ import sdsurgery.kernels
 import torch
 from cuda_tools import install
 from odd_files import odd_files
-from sdsurgery import interop
 from sdsurgery.errors import DeviceFailed, InputRefused, RunFailed, UsageError
 from sdsurgery.gpu import tensors
 from sdsurgery.gpu.tiles import tiles
+from sdsurgery.interop import calls
 from triton_support import require_triton
 
 LEAST = 4 << 20
@@ -276,7 +276,7 @@ def test_policies_that_refuse_name_the_tensor(odd: list[Path], tmp_path: Path, c
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch, backend: str) -> str:
-    monkeypatch.setattr(interop, "_device", lambda inputs, out: torch.device("cpu"))
+    monkeypatch.setattr(calls, "device_of", lambda inputs, out: torch.device("cpu"))
     monkeypatch.setattr(tensors, "BACKENDS", (backend,))
     return backend
 
@@ -411,7 +411,7 @@ def test_overflow_error_on_device_tensors(on_gpu: str) -> None:
 def test_without_any_gpu_backend_every_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     from sdsurgery.backends import cuda, triton
 
-    monkeypatch.setattr(interop, "_device", lambda inputs, out: torch.device("cpu"))
+    monkeypatch.setattr(calls, "device_of", lambda inputs, out: torch.device("cpu"))
     for module, reason in ((cuda, "no driver"), (triton, "not installed")):
         backend = module.BACKEND
         monkeypatch.setattr(module, "BACKEND", type(backend)(backend.name, lambda r=reason: r, *[None] * 2))

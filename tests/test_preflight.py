@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,24 @@ def test_position_ids_in_one_input_only_are_explained(folder: Path, tmp_path: Pa
     assert IDS in got
     assert not any(note.startswith("position_ids:") for note in notes)
     assert not any("position_ids:" in note for note in merged([a, a], tmp_path / "q.safetensors")[1])
+
+
+def test_wrong_position_ids_are_told_of_by_every_verb_that_copies_them(folder: Path, tmp_path: Path) -> None:
+    a, b = folder / "sd1-a.safetensors", folder / "sd1-b.safetensors"
+
+    ids = struct.pack("<77e", *range(7), 6.996, *range(8, 77))
+    wrong = changed(a, tmp_path / "wrong.safetensors", lambda all: {**all, IDS: ("F16", [1, 77], ids)})
+    start, words = f"position_ids '{IDS}' are copied as they are: F16", "6.99609 at 7 (--fix-clip repairs them)"
+    for notes in (
+        merged([wrong, b], tmp_path / "m.safetensors")[1],
+        sdsurgery.cast(wrong, out=tmp_path / "c.safetensors").notes,
+        sdsurgery.prune(wrong, out=tmp_path / "n.safetensors").notes,
+    ):
+        assert len([note for note in notes if note.startswith(start) and words in note]) == 1, notes
+    _, notes = merged([b, wrong], tmp_path / "o.safetensors")
+    assert not any("copied as they are" in note for note in notes), "B's are not in the output"
+    _, notes = merged([wrong, b], tmp_path / "p.safetensors", fix_clip=True)
+    assert not any("copied as they are" in note for note in notes)
 
 
 def test_missing_tensors_that_a_family_may_lack_are_explained(folder: Path, tmp_path: Path) -> None:

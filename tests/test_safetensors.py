@@ -22,7 +22,7 @@ DUPLICATES = re.compile(r"^(tensor '.*'|metadata key '.*'|__metadata__) is given
 
 FOUR = b"abcd"
 REFUSED = {
-    "empty file": (b"", "too short"),
+    "empty file": (b"", "is empty"),
     "seven bytes": (b"\x02\0\0\0\0\0\0", "too short"),
     "header length beyond 100 MB": ((100_000_001).to_bytes(8, "little") + b"{}", "the format allows 100000000"),
     "header length past the end": ((3).to_bytes(8, "little") + b"{}", "only 2 follow"),

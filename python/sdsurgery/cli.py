@@ -12,7 +12,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 from . import __version__, commands
 from .commands.common import flush_stdout
@@ -150,14 +151,23 @@ class _Parser(argparse.ArgumentParser):
         # Else argparse renders the usage for every command line; only the help shows it.
         if not any(word == "--help" or (word.startswith("-") and word[1:2] != "-" and "h" in word) for word in argv):
             self.usage = argparse.SUPPRESS
-        args, unknown = self.parse_known_intermixed_args(argv)
-        for word in unknown:
-            if word.startswith("-") and word != "-":
-                known = [option for action in self._actions for option in action.option_strings]
-                self.error(f"no option '{printable(word)}'{did_you_mean(word.partition('=')[0], known)}")
+        options = list(takewhile("--".__ne__, argv))
+        self._refuse_unknown(word for word in options if word.startswith("--"))
+        # argparse forgets that what follows a "--" are files when it reads options between files; "./-a" is one still.
+        files = [os.path.join(os.curdir, word) if word.startswith("-") else word for word in argv[len(options) + 1 :]]
+        args, unknown = self.parse_known_intermixed_args(options + files)
+        self._refuse_unknown(word for word in unknown if word.startswith("-") and word != "-")
         if unknown:
             self.error(f"one file too many: '{printable(unknown[0])}'")
         return args
+
+    def _refuse_unknown(self, options: Iterable[str]) -> None:
+        """Long ones before argparse looks: of a mistyped option it says that the right one is missing."""
+        known = self._option_string_actions
+        for word in options:
+            name = word.partition("=")[0]
+            if name not in known:
+                self.error(f"no option '{printable(word)}'{did_you_mean(name, known)}")
 
 
 def parse(argv: Sequence[str]) -> tuple[commands.Command, argparse.Namespace]:

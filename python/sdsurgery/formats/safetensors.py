@@ -81,7 +81,9 @@ def read(source: Source) -> Contents:
 
 def _header_text(source: Source) -> tuple[str, int]:
     if source.size < _PREFIX:
-        raise InputRefused(f"too short for a safetensors file: {source.size} bytes, expected at least {_PREFIX}")
+        raise InputRefused(
+            f"{source.size} bytes are too short for a checkpoint of any format" if source.size else "the file is empty"
+        )
     length = int.from_bytes(source.read(0, _PREFIX), "little")
     if length > MAX_HEADER:
         raise InputRefused(f"header length is {length} bytes, the format allows {MAX_HEADER}: not a sound file")
@@ -326,15 +328,19 @@ def layout(tensors: Sequence[tuple[str, DType, tuple[int, ...]]], metadata: Mapp
     The header begins with exactly ``{"`` (some web UIs assert it), with the metadata first, and is padded with blanks
     behind the JSON, so that it can be rendered again at the same size later.
 
-    Raises UsageError for a name given twice, a reserved or unwritable name, a size that is no whole number of bytes,
-    metadata that is not text, and a header beyond 100 MB.
+    Raises InputRefused for the name of the metadata, UsageError for a name given twice or unwritable, a size that is no
+    whole number of bytes, metadata that is not text, and a header beyond 100 MB.
     """
     names = {_METADATA}
     members, ends, end = [], [], 0
     kinds: dict[tuple[DType, tuple[int, ...]], tuple[int, str]] = {}
     for name, dtype, shape in tensors:
         if name in names:
-            raise UsageError(f"tensor name '{printable(name)}' is reserved or would be written twice")
+            if name == _METADATA:
+                raise InputRefused(
+                    f"a tensor cannot be written as '{name}', the file's own metadata; prune --drop-keys drops it"
+                )
+            raise UsageError(f"tensor '{printable(name)}' would be written twice")
         names.add(name)
         kind = kinds.get((dtype, shape))
         if kind is None:

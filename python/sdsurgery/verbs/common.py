@@ -11,6 +11,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..dtypes import BY_OPTION, DType
 from ..errors import InputRefused, RunFailed, UsageError, printable
 from ..formats.writers import is_named, writer_for
+from ..layouts.names import is_position_ids
 from ..methods import get
 from ..plan import assemble, copied, rounded
 from ..program import Formula, trace
@@ -232,23 +233,26 @@ def single_metadata(
 
     ``donors`` are further inputs, in the plan's order: the recipe names them, and nothing else is taken from them.
     """
-    parents = [parent(each) for each in (checkpoint, *donors)]
+    from ..metadata import single_input_metadata
+
+    sources = (checkpoint, *donors)
+    facts = {"source": checkpoint.metadata(), "recipe": recipe, "title": title}
+    return metadata_of(sources, layout, single_input_metadata, **facts)
+
+
+def metadata_of(
+    checkpoints: Sequence[Checkpoint], layout: Layout, write: Callable[..., Mapping[str, str]], **facts: Any
+) -> Metadata:
+    """What ``write`` (of ``metadata``) makes of ``facts`` and the inputs, once the hashes are known."""
+    from .. import __version__
+    from ..records import replace
+
+    parents = [parent(checkpoint) for checkpoint in checkpoints]
+    facts |= {"architecture": layout.architecture, "family": layout.name, "version": __version__}
 
     def metadata(hashes: Sequence[str | None], body: str | None) -> Mapping[str, str]:
-        from .. import __version__
-        from ..metadata import single_input_metadata
-        from ..records import replace
-
-        return single_input_metadata(
-            source=parents[0].metadata,
-            recipe=recipe,
-            parents=[replace(item, sha256=digest) for item, digest in zip(parents, hashes, strict=True)],
-            title=title,
-            architecture=layout.architecture,
-            family=layout.name,
-            body_sha256=body,
-            version=__version__,
-        )
+        hashed = [replace(item, sha256=digest) for item, digest in zip(parents, hashes, strict=True)]
+        return write(parents=hashed, body_sha256=body, **facts)
 
     return metadata
 
@@ -280,6 +284,10 @@ def planned(
 
         pieces, sources, misplaced, repairs = repaired(pieces, sources, layout)
         dropped, notes = [*dropped, *misplaced], notes + repairs
+    elif any(is_position_ids(piece.name) for piece in pieces):
+        from .fix_clip import warnings
+
+        notes += warnings(pieces, sources)
     hash_inputs = not frugal or _needed_share(pieces, sources) >= _WORTH_HASHING
     if settings.hash and not hash_inputs:
         notes.append("the input's SHA-256 was left out: the dropped tensors would have to be read for it")

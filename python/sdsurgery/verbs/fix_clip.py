@@ -112,6 +112,18 @@ def repaired(pieces: Sequence[Piece], sources: Sequence[Any], layout: Layout) ->
     )
 
 
+def warnings(pieces: Sequence[Piece], sources: Sequence[Any]) -> list[str]:
+    """Which of the position_ids that a plan copies are wrong, one line each. Reads 77 values each."""
+    told = []
+    for piece in pieces:
+        text = names.is_position_ids(piece.name) and _difference(_of_piece(piece, sources))
+        if text:
+            told.append(
+                f"position_ids '{printable(piece.name)}' are copied as they are: {text} (--fix-clip repairs them)"
+            )
+    return told
+
+
 def findings(checkpoint: Checkpoint, layout: Layout) -> list[Finding]:
     """Every position_ids that the family has or the file holds, and what is wrong with it. Reads 77 values each."""
     held = {

@@ -17,13 +17,12 @@ from ..layouts import Layout, Traits, detect
 from ..methods import Method, get
 from ..plan import ADDED, KEPT, MERGED, Dropped, Operand, Piece, Plan, Segment, copied, operand, require_computable
 from ..plan import rounded as rounded_piece
-from ..records import replace
 from .common import (
     Settings,
     close_all,
     identity_formula,
+    metadata_of,
     open_all,
-    parent,
     planned,
     run,
     settings_from,
@@ -146,22 +145,9 @@ def plan_merge(
     weights = params.get("weights")
     if weights and abs(sum(weights) - 1) > 1e-6:
         notes.append(f"the weights sum to {sum(weights):g}, not 1; they are used as given")
-    parents = [parent(checkpoint) for checkpoint in checkpoints]
+    from ..metadata import merge_metadata
 
-    def metadata(hashes: Sequence[str | None], body: str | None) -> Mapping[str, str]:
-        from .. import __version__
-        from ..metadata import merge_metadata
-
-        return merge_metadata(
-            recipe=recipe,
-            parents=[replace(item, sha256=digest) for item, digest in zip(parents, hashes, strict=True)],
-            title=title,
-            architecture=layout.architecture,
-            family=layout.name,
-            body_sha256=body,
-            version=__version__,
-        )
-
+    metadata = metadata_of(checkpoints, layout, merge_metadata, recipe=recipe, title=title)
     return planned(
         "merge", checkpoints, pieces, metadata, settings=settings, layout=layout, notes=notes, dropped=dropped,
         missing=tuple(missing),

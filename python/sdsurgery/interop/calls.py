@@ -1,0 +1,227 @@
+"""``apply`` and ``apply_many``: a method on arrays and tensors, on the CPU or where they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..dtypes import F32
+from ..errors import UsageError, printable
+from .arrays import Array, Tensor, device_of, is_torch, memory_of, require_separate
+from .names import TORCH, torch_dtype
+
+if TYPE_CHECKING:
+    from ..backends import PlainRows
+    from ..methods import Method
+    from ..program import Formula
+
+
+def apply(
+    method: str,
+    *inputs: Any,
+    out: Any = None,
+    dtype: str | None = None,
+    overflow: str = "default",
+    compute: str = "fp32",
+    threads: int = 0,
+    **params: Any,
+) -> Any:
+    """Evaluate a method on NumPy arrays or torch tensors, through the native kernels.
+
+    ``inputs``: arrays of one shape and any float dtype, mixed as you like, contiguous or not. ``out``: an array of
+    that shape that receives the result (it may be one of the inputs); else a new one like the first input, in
+    ``dtype`` ("fp32", "fp16", "bf16", …) when given. Returns ``out``. Parameters are keywords, as in ``merge``.
+    Tensors on a GPU are evaluated there (docs/gpu.md), on the caller's current stream and without waiting for it.
+    Raises UsageError for an unknown method or parameter, shapes that differ, or a dtype that is no float.
+    """
+    request = _Request(method, len(inputs), params, dtype=dtype, overflow=overflow, compute=compute, threads=threads)
+    return request.evaluate([(inputs, out)])[0]
+
+
+def apply_many(
+    method: str,
+    *inputs: Mapping[str, Any],
+    out: MutableMapping[str, Any] | None = None,
+    dtype: str | None = None,
+    overflow: str = "default",
+    compute: str = "fp32",
+    threads: int = 0,
+    **params: Any,
+) -> MutableMapping[str, Any]:
+    """``apply`` for every name of the first of several dictionaries of arrays or tensors (state dicts), in as few
+    kernel launches as possible where they are on a GPU.
+
+    Every input must have every name. ``out``: a dictionary with the tensors that receive the results, or that gets
+    the new ones for names it lacks; else a new one. Returns it. Tied weights (one memory under two names) are
+    evaluated once, in place too. Raises UsageError as ``apply`` does, naming the tensor.
+    """
+    request = _Request(method, len(inputs), params, dtype=dtype, overflow=overflow, compute=compute, threads=threads)
+    results: MutableMapping[str, Any] = {} if out is None else out
+    names = list(inputs[0]) if inputs else []
+    columns = []
+    for number, item in enumerate(inputs):
+        try:
+            columns.append([item[name] for name in names])
+        except KeyError:
+            name = next(name for name in names if name not in item)
+            raise UsageError(f"tensor '{printable(name)}' is missing in input {number + 1}") from None
+    calls = list(zip(zip(*columns, strict=True), map(results.get, names), strict=True))
+    for name, result in zip(names, request.evaluate(calls, names), strict=True):
+        results[name] = result
+    return results
+
+
+class _Request:
+    """A method with its parameters and the options of ``apply``, checked once for any number of tensors."""
+
+    def __init__(
+        self, method: str, count: int, params: Any, *, dtype: str | None, overflow: str, compute: str, threads: int
+    ) -> None:
+        from ..dtypes import BY_OPTION
+        from ..methods import get
+        from ..verbs.common import CHOICES
+
+        for option, value in (("overflow", overflow), ("compute", compute)):
+            if value not in CHOICES[option]:
+                raise UsageError(f"{option} cannot be {value!r}; known: {', '.join(CHOICES[option])}")
+        if dtype is not None and dtype not in BY_OPTION:
+            raise UsageError(f"dtype cannot be {dtype!r}; known: {', '.join(BY_OPTION)}")
+        chosen = get(method, ("merge", "cast"))
+        self.formula = _formula(chosen, count, chosen.bind(count, params))
+        self.dtype = BY_OPTION[dtype] if dtype else None
+        self.overflow, self.wide, self.threads = overflow, compute == "fp64", threads
+
+    def evaluate(self, calls: Sequence[tuple[Sequence[Any], Any]], names: Sequence[str] | None = None) -> list[Any]:
+        """The results of (inputs, out) in order. Calls on tensors of a GPU go there, the others one by one here."""
+        results: list[Any] = [None] * len(calls)
+        plain = self._plain(calls, results)
+        away: dict[Any, list[int]] = {}  # by device
+        seen = set()
+        for index in range(len(calls)) if plain is None else plain.left:
+            inputs, out = calls[index]
+            if out is not None and len(calls) > 1:
+                memory = tuple(memory_of(item) for item in (out, *inputs))
+                if memory in seen:  # tied weights under two names: in place they would be evaluated twice
+                    results[index] = out
+                    continue
+                seen.add(memory)
+            try:
+                device = device_of(inputs, out)
+                if device is None:
+                    results[index] = self._here(inputs, out)
+                else:
+                    results[index] = self._out_there(inputs, out)
+                    away.setdefault(device, []).append(index)
+            except UsageError as error:
+                raise UsageError(f"tensor '{printable(names[index])}': {error}") if names else error from None
+        if plain is not None:
+            plain.evaluate(self.formula, overflow=self.overflow, wide=self.wide)
+        for numbers in away.values():
+            self._launch([(results[index], calls[index][0]) for index in numbers])
+        return results
+
+    def _here(self, inputs: Sequence[Any], out: Any) -> Any:
+        from .. import _native
+        from ..backends.cpu import OVERFLOW, code_of, program
+        from ..engine import native_errors
+
+        arrays = [Array(item) for item in inputs]
+        result = arrays[0].new(self.dtype or arrays[0].dtype) if out is None else Array(out, output=True)
+        self._check(arrays, result)
+        operands = [array.apart_from(result) for array in arrays]
+        with native_errors(UsageError):
+            _, overflows = _native.apply(
+                program(self.formula, self.wide),
+                [(array.address, code_of(array.dtype)) for array in operands],
+                result.address,
+                code_of(result.dtype),
+                result.size,
+                overflow=OVERFLOW[self.overflow],
+                threads=self.threads,
+                target=os.environ.get("SDS_CPU", ""),
+            )
+        if self.overflow == "error" and overflows:
+            from ..errors import RunFailed
+
+            raise RunFailed(f"{overflows} values do not fit {result.dtype.name}")
+        return result.give_back()
+
+    def _check(self, arrays: Sequence[Any], result: Any) -> None:
+        if self.dtype is not None and self.dtype is not result.dtype:
+            raise UsageError(f"out is {result.dtype.name}, but dtype asks for {self.dtype.option}")
+        for array in (*arrays[1:], result):
+            if array.shape != arrays[0].shape:
+                raise UsageError(f"shapes differ: {list(array.shape)} and {list(arrays[0].shape)}")
+
+    # ---- on a GPU
+
+    def _plain(self, calls: Sequence[tuple[Sequence[Any], Any]], results: list[Any]) -> PlainRows | None:
+        """The calls that the GPU's backend takes as they are; their outputs are put into ``results``. None where that
+        is no way: on the CPU, for a backend that launches tensors one by one, and to count overflows."""
+        if self.overflow == "error" or not calls or not calls[0][0] or not is_torch(calls[0][0][0]):
+            return None
+        try:
+            if device_of(calls[0][0], None) is None:
+                return None
+        except UsageError:
+            return None  # said below, with the tensor's name
+        import torch
+
+        from ..gpu.tensors import choose
+
+        backend = choose(self.formula, (), F32, self.wide)
+        kind = getattr(torch, TORCH[self.dtype.name]) if self.dtype else None
+        rows: list[Any] = []
+        for index, (inputs, out) in enumerate(calls):
+            if out is None and isinstance(inputs[0], torch.Tensor):
+                out = torch.empty_like(inputs[0], dtype=kind)  # noqa: PLW2901
+            elif kind is not None and getattr(out, "dtype", None) != kind:
+                rows.append(None)  # refused below
+                rows += inputs
+                continue
+            results[index] = out
+            rows.append(out)
+            rows += inputs
+        return backend.plain_rows(rows, 1 + len(calls[0][0]))
+
+    def _out_there(self, inputs: Sequence[Any], out: Any) -> Any:
+        """Check the tensors and make the output, if there is none."""
+        import torch
+
+        views = [Tensor(item) for item in inputs]
+        if out is None:
+            dtype = self.dtype or views[0].dtype
+            out = torch.empty_like(inputs[0], dtype=getattr(torch, TORCH[dtype.name]), requires_grad=False)
+        elif isinstance(out, torch.Tensor):
+            require_separate(out.shape, out.stride())
+        self._check(views, Tensor(out))
+        return out
+
+    def _launch(self, rows: Sequence[tuple[Any, Sequence[Any]]]) -> None:
+        """One batch for all rows of equal dtypes."""
+        from ..gpu.tensors import evaluate
+
+        batches: dict[Any, list[Any]] = {}
+        for out, inputs in rows:
+            if out.numel():
+                batches.setdefault((out.dtype, *(item.dtype for item in inputs)), []).append((out, inputs))
+        for batch in batches.values():
+            out, inputs = batch[0]
+            dtypes = tuple(torch_dtype(item) for item in inputs)
+            evaluate(self.formula, batch, dtypes, torch_dtype(out), overflow=self.overflow, wide=self.wide)
+
+
+_formulas: dict[tuple[Any, int, str], Formula] = {}  # traced lately: tracing takes longer than a launch
+
+
+def _formula(method: Method, count: int, params: Mapping[str, Any]) -> Formula:
+    from ..program import trace
+
+    key = (method.body, count, repr(params))  # as text, in which 0.0 and −0.0 differ
+    found = _formulas.get(key)
+    if found is None:
+        if len(_formulas) >= 256:
+            _formulas.clear()
+        found = _formulas[key] = trace(method, count, params)
+    return found

@@ -1,0 +1,63 @@
+"""A checkpoint's tensors as NumPy arrays and torch tensors, without a copy where that can be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from .names import NUMPY, TORCH
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint, TensorInfo
+
+
+def numpy_view(checkpoint: Checkpoint, name: str) -> Any:
+    """Read-only NumPy array over the mapped file. TypeError for a dtype NumPy lacks, UsageError once it is closed."""
+    import numpy as np
+
+    from ..engine import native_errors
+
+    info = checkpoint.info(name)
+    if info.dtype.name not in NUMPY:
+        raise TypeError(f"NumPy has no {info.dtype.name}; use torch({name!r})")
+    dtype = np.dtype(NUMPY[info.dtype.name]).newbyteorder("<")
+    if info.nbytes == 0:
+        return np.empty(info.shape, dtype)
+    with native_errors(UsageError):
+        raw = np.frombuffer(memoryview(checkpoint.data.map()), np.uint8)[info.offset :]
+    strides = None if info.strides is None else tuple(stride * dtype.itemsize for stride in info.strides)
+    # Data may start at any byte of a file; such a view is unaligned, which NumPy allows.
+    array = np.ndarray(info.shape, dtype, buffer=raw.data, strides=strides)
+    array.flags.writeable = False
+    return array
+
+
+def torch_view(checkpoint: Checkpoint, name: str) -> Any:
+    """torch tensor over a copy-on-write mapping; a copy when the data is not aligned for its dtype. TypeError for a
+    dtype that torch lacks, UsageError once the checkpoint is closed."""
+    import torch
+
+    from ..engine import native_errors
+
+    info = checkpoint.info(name)
+    dtype = getattr(torch, TORCH.get(info.dtype.name, ""), None)
+    if dtype is None:
+        raise TypeError(f"torch has no {info.dtype.name}")
+    if info.nbytes == 0:
+        return torch.empty(info.shape, dtype=dtype)
+    with native_errors(UsageError):
+        return _torch_bytes(checkpoint, info, dtype)
+
+
+def _torch_bytes(checkpoint: Checkpoint, info: TensorInfo, dtype: Any) -> Any:
+    import torch
+
+    if info.strides is not None:
+        span = 1 + sum((size - 1) * stride for size, stride in zip(info.shape, info.strides, strict=True))
+        raw = bytearray(checkpoint.data.read(info.offset, span * info.dtype.itemsize))
+        return torch.frombuffer(raw, dtype=dtype).as_strided(info.shape, info.strides)
+    if info.offset % info.dtype.itemsize:
+        raw = bytearray(checkpoint.data.read(info.offset, info.nbytes))
+        return torch.frombuffer(raw, dtype=dtype).reshape(info.shape)
+    mapping = checkpoint.data.map(copy_on_write=True)
+    return torch.frombuffer(mapping, dtype=dtype, offset=info.offset, count=info.elements).reshape(info.shape)
