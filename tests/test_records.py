@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,14 @@ def _classes(of: Any) -> tuple[type, type]:
             object.__setattr__(self, "d", self.a * 2)
 
     return Base, Derived
+
+
+def test_help_shows_the_fields_as_of_the_standard_library() -> None:
+    for ours, standard in zip(_classes(OURS), _classes(dataclasses), strict=True):
+        shown, right = (inspect.signature(cls).parameters.values() for cls in (ours, standard))
+        for mine, expected in zip(shown, right, strict=True):
+            factory = expected.name == "c"  # theirs has an object of its own as default
+            assert mine.replace(default=list) == expected.replace(default=list) if factory else mine == expected
 
 
 GIVEN: list[tuple[tuple[Any, ...], dict[str, Any]]] = [

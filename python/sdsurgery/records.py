@@ -23,12 +23,12 @@ if not TYPE_CHECKING:
     _NOTHING = object()
 
     class Field:
-        """One field: its name, its default, and whether ``__init__``, ``==`` and ``repr`` know it."""
+        """One field: its name and type, its default, and whether ``__init__``, ``==`` and ``repr`` know it."""
 
-        __slots__ = ("compare", "default", "default_factory", "init", "name", "repr")
+        __slots__ = ("compare", "default", "default_factory", "init", "name", "repr", "type")
 
         def __init__(self, default, default_factory, init, compare, repr):
-            self.name = ""
+            self.name = self.type = ""
             self.default, self.default_factory = default, default_factory
             self.init, self.compare, self.repr = init, compare, repr
 
@@ -44,9 +44,10 @@ if not TYPE_CHECKING:
         found = {item.name: item for base in cls.__mro__[:0:-1] for item in getattr(base, "__record_fields__", ())}
         for name, annotation in cls.__annotations__.items():
             if not str(annotation).startswith("ClassVar"):
-                found[name] = _own_field(cls, name)
+                found[name] = _own_field(cls, name, annotation)
         cls.__record_fields__ = tuple(found.values())
         cls.__init__ = _make_init(cls)
+        cls.__signature__ = _Signature()
         if "__repr__" not in cls.__dict__:
             cls.__repr__ = _repr
         if eq:
@@ -56,10 +57,10 @@ if not TYPE_CHECKING:
             cls.__setattr__, cls.__delattr__ = _refuse_set, _refuse_delete
         return cls
 
-    def _own_field(cls, name):
+    def _own_field(cls, name, annotation):
         given = cls.__dict__.get(name, _NOTHING)
         item = given if isinstance(given, Field) else Field(given, None, True, True, True)
-        item.name = name
+        item.name, item.type = name, annotation
         if isinstance(given, Field):
             if item.default is _NOTHING:
                 delattr(cls, name)
@@ -94,6 +95,20 @@ if not TYPE_CHECKING:
 
         __init__.__qualname__ = f"{cls.__qualname__}.__init__"
         return __init__
+
+    class _Signature:
+        """What ``help`` and editors show of ``__init__``, made when they ask."""
+
+        def __get__(self, record, cls):
+            from inspect import Parameter, Signature
+
+            def shown(item):
+                default = item.default_factory or item.default  # of a list and the like: what makes it
+                if default is _NOTHING:
+                    default = Parameter.empty
+                return Parameter(item.name, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=item.type)
+
+            return Signature([shown(item) for item in cls.__record_fields__ if item.init])
 
     def _compared(record):
         return tuple([getattr(record, item.name) for item in record.__record_fields__ if item.compare])
