@@ -284,10 +284,10 @@ def planned(
 
         pieces, sources, misplaced, repairs = repaired(pieces, sources, layout)
         dropped, notes = [*dropped, *misplaced], notes + repairs
-    elif any(is_position_ids(piece.name) for piece in pieces):
+    elif ids := [piece for piece in pieces if is_position_ids(piece.name)]:
         from .fix_clip import warnings
 
-        notes += warnings(pieces, sources)
+        notes += warnings(ids, sources)
     hash_inputs = not frugal or _needed_share(pieces, sources) >= _WORTH_HASHING
     if settings.hash and not hash_inputs:
         notes.append("the input's SHA-256 was left out: the dropped tensors would have to be read for it")

@@ -113,10 +113,10 @@ def repaired(pieces: Sequence[Piece], sources: Sequence[Any], layout: Layout) ->
 
 
 def warnings(pieces: Sequence[Piece], sources: Sequence[Any]) -> list[str]:
-    """Which of the position_ids that a plan copies are wrong, one line each. Reads 77 values each."""
+    """What is wrong with the position_ids that these pieces of a plan copy, one line each. Reads 77 values each."""
     told = []
     for piece in pieces:
-        text = names.is_position_ids(piece.name) and _difference(_of_piece(piece, sources))
+        text = _difference(_of_piece(piece, sources))
         if text:
             told.append(
                 f"position_ids '{printable(piece.name)}' are copied as they are: {text} (--fix-clip repairs them)"
