@@ -284,7 +284,12 @@ bool guarded(void (*work)(void*), void* context) {
     }
     passing_on = 0;  // a handler may have left by a jump
     fault_return = &here;
-    work(context);
+    try {
+        work(context);
+    } catch (...) {
+        fault_return = nullptr;
+        throw;
+    }
     fault_return = nullptr;
     return true;
 }

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save
 from safetensors_tools import our_view, parse, reference_metadata, reference_view
 from sdsurgery.dtypes import BF16, BY_NAME, F8_E4M3, F16, F32, F64, I64, U8, DType
-from sdsurgery.errors import RunFailed, UsageError
+from sdsurgery.errors import InputRefused, RunFailed, UsageError
 from sdsurgery.formats import safetensors as ours
 
 Tensors = list[tuple[str, DType, tuple[int, ...]]]
@@ -102,7 +102,6 @@ def test_order_is_by_falling_width_then_as_given() -> None:
     ("tensors", "metadata", "expected"),
     [
         ([("a", F32, (1,)), ("a", F16, (1,))], {}, "twice"),
-        ([("__metadata__", F32, (1,))], {}, "reserved"),
         ([("\ud800", F32, (1,))], {}, "surrogate"),
         ([], {"k": "\udc00"}, "surrogate"),
         ([], {"k": 1}, "must be text, found int"),
@@ -114,3 +113,8 @@ def test_order_is_by_falling_width_then_as_given() -> None:
 def test_what_could_not_be_read_back_is_not_written(tensors: Tensors, metadata: dict, expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
         ours.layout(tensors, metadata)
+
+
+def test_a_tensor_with_the_name_of_the_metadata_is_refused_with_the_way_out() -> None:
+    with pytest.raises(InputRefused, match=r"'__metadata__'.*own metadata; prune --drop-keys drops it"):
+        ours.layout([("__metadata__", F32, (1,))], {})
