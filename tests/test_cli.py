@@ -336,6 +336,25 @@ def test_after_two_dashes_come_files_whatever_their_names(models: Path, tmp_path
         assert out.rc == 0, out.err
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_stdout_that_is_not_utf8_gets_all_lines(encoding: str, models: Path) -> None:
+    env = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    for args in (["--help"], ["merge", "--help"], ["methods"], ["layouts"], ["inspect", models / "a.safetensors"]):
+        usual, here = done(sds(*args)), done(sds(*args, env=env))
+        assert here.raw_out == usual.out.encode(encoding, "backslashreplace")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there a folder can be removed under a process")
+def test_the_current_folder_may_be_gone(models: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    program = "import os, sys; os.rmdir(os.getcwd()); from sdsurgery.cli import run; sys.exit(run(sys.argv[1:]))"
+    for out, code, words in (("o.safetensors", 1, "the current folder is gone"), (tmp_path / "o.safetensors", 0, "")):
+        gone.mkdir(exist_ok=True)
+        ended = sds("cast", models / "a.safetensors", "-o", out, cwd=gone, python=("-c", program))
+        assert ended.rc == code and words in ended.err, ended.err
+
+
 def test_an_existing_target_is_refused_without_force(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     out.write_bytes(b"precious")

@@ -8,6 +8,7 @@ prints one object on stdout. Exit codes: 0 done, 1 failed while running, 2 wrong
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -54,7 +55,8 @@ def _failure(error: Exception) -> tuple[str, int]:
     if isinstance(error, MemoryError):
         return "out of memory", 1
     if isinstance(error, OSError):
-        return str(error), 1
+        where = f"{printable(error.filename)}: " if error.filename else ""
+        return f"{where}{error.strerror or error}", 1
     return f"internal error: {type(error).__name__}: {error} (SDS_DEBUG=1 shows where; please report it)", 1
 
 
@@ -68,7 +70,10 @@ def _fail(message: str, code: int) -> int:
 
 
 def _keep_standard_streams() -> None:
-    """A closed descriptor 0, 1 or 2 would be given to the next file that is opened: the output, say."""
+    """A closed descriptor 0, 1 or 2 would be given to the next file that is opened: the output, say.
+
+    And where text cannot be written as UTF-8 (a Windows pipe, an old locale) ``α`` is ``\\u03b1``, as it is on stderr.
+    """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -76,6 +81,8 @@ def _keep_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _catch_signals(caught: list[int]) -> None:

@@ -96,7 +96,10 @@ class Outcome:
 
 
 def target_path(out: str | os.PathLike[str], force: bool) -> str:
-    """The real path of the output (a symlink is written through). UsageError when it exists and ``force`` is off."""
+    """The real path of the output (a symlink is written through). UsageError when it exists and ``force`` is off.
+
+    RunFailed for a relative path when the current folder has been removed.
+    """
     text = os.fsdecode(out)
     if "\0" in text:
         raise UsageError(f"'{printable(text)}' is no name of a file")
@@ -106,7 +109,10 @@ def target_path(out: str | os.PathLike[str], force: bool) -> str:
         raise UsageError(f"the output must be a file, and '{printable(text)}' is something else")
     if os.path.lexists(text) and not force:
         raise UsageError(f"{printable(text)} exists; --force replaces it")
-    return os.path.realpath(text)
+    try:
+        return os.path.realpath(text)
+    except FileNotFoundError:
+        raise RunFailed(f"{printable(text)}: the current folder is gone, so there is nowhere to create it") from None
 
 
 def preview(plan: Plan, backend: str, options: Options) -> dict[str, Any]:
