@@ -263,12 +263,24 @@ def test_a_closed_checkpoint_is_an_error_and_no_crash(tmp_path: Path) -> None:
             view("w")
 
 
-@pytest.mark.parametrize("name", ["", "a\0b", b"a\0b"])
+@pytest.mark.parametrize("name", ["", "a\0b", b"a\0b", "half a pair \ud800"])
 def test_what_cannot_name_a_file_is_refused(tmp_path: Path, name: str | bytes, pair: tuple[Path, Path]) -> None:
     with pytest.raises(sdsurgery.InputRefused, match="no name of a file"):
         sdsurgery.open(name)
     with pytest.raises(sdsurgery.UsageError, match="file"):
         sdsurgery.cast(pair[0], out=name, force=True)
+
+
+def test_inputs_may_be_any_iterable(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+    out = tmp_path / "o.safetensors"
+    assert sdsurgery.merge("weighted-sum", (path for path in pair), alpha=0.5, out=out).inputs == [str(p) for p in pair]
+
+
+@pytest.mark.parametrize("threads", [-1, 1025, 2.5, "4", None])
+def test_threads_are_a_whole_number(tmp_path: Path, threads: Any, pair: tuple[Path, Path]) -> None:
+    with pytest.raises(sdsurgery.UsageError, match="--threads must be a whole number"):
+        sdsurgery.cast(pair[0], out=tmp_path / "o.safetensors", threads=threads)
+    assert not (tmp_path / "o.safetensors").exists()
 
 
 # ---- apply

@@ -27,11 +27,17 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 def open_source(path: str | os.PathLike[str]) -> Source:
     """Open an input file (regular files only, never blocking). InputRefused with one line when that can't be."""
-    name = os.fsencode(path)
-    if not name or b"\0" in name:
+    if not _is_name(os.fsdecode(path)):
         raise InputRefused(f"'{printable(os.fsdecode(path))}' is no name of a file")
     with native_errors(InputRefused):
-        return _native.Source(name)
+        return _native.Source(os.fsencode(path))
+
+
+def _is_name(text: str) -> bool:
+    try:
+        return bool(text) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def open_temporary(path: str) -> Source:
@@ -101,9 +107,9 @@ def target_path(out: str | os.PathLike[str], force: bool) -> str:
     RunFailed for a relative path when the current folder has been removed.
     """
     text = os.fsdecode(out)
-    if "\0" in text:
+    if not _is_name(text):
         raise UsageError(f"'{printable(text)}' is no name of a file")
-    if not text or text.endswith(("/", os.sep)):
+    if text.endswith(("/", os.sep)):
         raise UsageError(f"the output must be a file, not a folder: '{printable(text)}'")
     if os.path.exists(text) and not os.path.isfile(text):
         raise UsageError(f"the output must be a file, and '{printable(text)}' is something else")

@@ -80,8 +80,8 @@ class Settings:
             if value not in allowed:
                 hint = did_you_mean(str(value), allowed) or f"; known: {', '.join(allowed)}"
                 raise UsageError(f"--{name.replace('_', '-')} cannot be '{printable(value)}'{hint}")
-        if self.threads < 0 or self.threads > 1024:
-            raise UsageError(f"--threads must be between 0 (all) and 1024, not {self.threads}")
+        if not hasattr(self.threads, "__index__") or not 0 <= self.threads <= 1024:
+            raise UsageError(f"--threads must be a whole number between 0 (all) and 1024, not {self.threads!r}")
 
     @property
     def target_dtype(self) -> DType | None:

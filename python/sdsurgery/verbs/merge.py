@@ -7,7 +7,7 @@ is the table of what becomes of a tensor that is missing, of another shape, or n
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .. import engine
 from ..checkpoint import Checkpoint, TensorInfo
@@ -44,7 +44,7 @@ _INTEGERS = ("int", "bool")  # kinds of dtypes
 
 def merge(
     method: str,
-    inputs: Sequence[str | os.PathLike[str]],
+    inputs: Iterable[str | os.PathLike[str]],
     *,
     out: str | os.PathLike[str] | None = None,
     add_missing: bool = False,
@@ -68,6 +68,7 @@ def merge(
     """
     if isinstance(inputs, str | bytes | os.PathLike):
         raise UsageError(f"inputs must be a list of files, not one file ('{printable(inputs)}')")
+    inputs = list(inputs)
     settings = settings_from(given)
     chosen = get(method)
     params = chosen.bind(len(inputs), given)
