@@ -7,6 +7,7 @@ import inspect
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
