@@ -264,7 +264,10 @@ def test_a_closed_checkpoint_is_an_error_and_no_crash(tmp_path: Path) -> None:
             view("w")
 
 
-@pytest.mark.parametrize("name", ["", "a\0b", b"a\0b", "half a pair \ud800"])
+UNWRITABLE = ["half a pair \ud800"] if os.name == "posix" else []  # on Windows it names a file as any other does
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", b"a\0b", *UNWRITABLE])
 def test_what_cannot_name_a_file_is_refused(tmp_path: Path, name: str | bytes, pair: tuple[Path, Path]) -> None:
     with pytest.raises(sdsurgery.InputRefused, match="no name of a file"):
         sdsurgery.open(name)
