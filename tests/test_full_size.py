@@ -1,6 +1,6 @@
-"""ema, prune, extract and replace on files of the true size, compared with torch tensor by tensor.
+"""merge, cast, ema, prune, extract and replace on files of the true size, compared with torch tensor by tensor.
 
-One family at a time, at most 12 GB of disk at once, everything deleted at the end of each test.
+One family at a time, at most 28 GB of disk at once, everything deleted at the end of each test.
 """
 
 from __future__ import annotations
@@ -53,6 +53,24 @@ def same(out: Path, wanted: Mapping[str, tuple[Path, str]], dtype: str | None = 
             assert torch.equal(left.view(torch.uint8), right.view(torch.uint8)) if right.dim() else left == right, name
 
 
+def evaluated(out: Path, inputs: list[Path], expression: Callable[..., Any], dtype: str) -> None:
+    """Every weight of ``out`` is the float32 expression of the inputs' tensors, rounded once; all else is A's."""
+    import torch
+    from safetensors import safe_open
+
+    opened = [safe_open(path, "pt") for path in inputs]
+    with safe_open(out, "pt") as found:
+        names = opened[0].keys()
+        assert set(found.keys()) == set(names)
+        for name in names:
+            right = opened[0].get_tensor(name)
+            if is_weight(name, right.dtype):
+                right = expression(*(each.get_tensor(name).float() for each in opened)).to(getattr(torch, dtype))
+            left = found.get_tensor(name)
+            assert left.dtype == right.dtype, name
+            assert torch.equal(left, right), name
+
+
 def keys(path: Path, keep: Callable[[str], bool] = lambda name: True) -> dict[str, tuple[Path, str]]:
     from safetensors import safe_open
 
@@ -66,6 +84,19 @@ def is_schedule(name: str) -> bool:
 
 def bake(a: Path, vae: Path) -> dict[str, tuple[Path, str]]:
     return {name: (vae, name.removeprefix(VAE)) if name.startswith(VAE) else at for name, at in keys(a).items()}
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl-base"])
+def test_merge_and_cast(family: str, tmp_path: Path) -> None:
+    with files(tmp_path, "a", "b", "c", "out") as (a, b, c, out):
+        for seed, path in enumerate((a, b, c)):
+            write_checkpoint(path, family, seed=seed)
+        sdsurgery.merge("weighted-sum", [a, b], alpha=0.3, out=out, **FAST)
+        evaluated(out, [a, b], lambda x, y: (1 - 0.3) * x + 0.3 * y, "float16")
+        sdsurgery.merge("add-diff", [a, b, c], alpha=0.7, out=out, force=True, **FAST)
+        evaluated(out, [a, b, c], lambda x, y, z: x + 0.7 * (y - z), "float16")
+        sdsurgery.cast(a, dtype="bf16", out=out, force=True, **FAST)
+        evaluated(out, [a], lambda x: x, "bfloat16")
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2"])
