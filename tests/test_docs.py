@@ -97,7 +97,7 @@ def test_every_command_in_the_pages_is_one_that_the_command_line_understands() -
 
 
 def test_every_option_that_the_readme_and_the_semantics_name_exists_with_its_words() -> None:
-    from sdsurgery.verbs.common import CHOICES
+    from sdsurgery.surgery.common import CHOICES
 
     known = {option for parser in parsers() for action in parser._actions for option in action.option_strings}
     verbs = [str(page.relative_to(ROOT)) for page in (ROOT / "docs" / "verbs").glob("*.md")]

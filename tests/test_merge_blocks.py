@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from sdsurgery import layouts, methods
 from sdsurgery.errors import InputRefused, UsageError
 from sdsurgery.methods import Param, get
+from sdsurgery.surgery.ratios import Ratios
 from sdsurgery.testing import write_checkpoint
-from sdsurgery.verbs.ratios import Ratios
 
 UNET = "model.diffusion_model."
 

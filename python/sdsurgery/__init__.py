@@ -28,24 +28,24 @@ if TYPE_CHECKING:
     from .formats.scan import scan
     from .interop import apply, apply_many
     from .methods import registered as methods
-    from .verbs.cast import cast
-    from .verbs.compare import Comparison, compare
-    from .verbs.components import extract, replace
-    from .verbs.convert import convert, convert_all
-    from .verbs.ema import ema
-    from .verbs.fix_clip import fix_clip
-    from .verbs.inspect import inspect
-    from .verbs.merge import merge
-    from .verbs.prune import prune
-    from .verbs.report import Report
-    from .verbs.verify import verify
+    from .surgery.cast import cast
+    from .surgery.compare import Comparison, compare
+    from .surgery.components import extract, replace
+    from .surgery.convert import convert, convert_all
+    from .surgery.ema import ema
+    from .surgery.fix_clip import fix_clip
+    from .surgery.inspect import inspect
+    from .surgery.merge import merge
+    from .surgery.prune import prune
+    from .surgery.report import Report
+    from .surgery.verify import verify
 
 _PLACES = {
     "Checkpoint": ("checkpoint", "Checkpoint"),
-    "Comparison": ("verbs.compare", "Comparison"),
+    "Comparison": ("surgery.compare", "Comparison"),
     "InputRefused": ("errors", "InputRefused"),
     "Interrupted": ("errors", "Interrupted"),
-    "Report": ("verbs.report", "Report"),
+    "Report": ("surgery.report", "Report"),
     "RunFailed": ("errors", "RunFailed"),
     "SdsError": ("errors", "SdsError"),
     "TensorInfo": ("checkpoint", "TensorInfo"),
@@ -53,21 +53,21 @@ _PLACES = {
     "VerificationDiffers": ("errors", "VerificationDiffers"),
     "apply": ("interop", "apply"),
     "apply_many": ("interop", "apply_many"),
-    "cast": ("verbs.cast", "cast"),
-    "compare": ("verbs.compare", "compare"),
-    "convert": ("verbs.convert", "convert"),
-    "convert_all": ("verbs.convert", "convert_all"),
-    "ema": ("verbs.ema", "ema"),
-    "extract": ("verbs.components", "extract"),
-    "fix_clip": ("verbs.fix_clip", "fix_clip"),
-    "inspect": ("verbs.inspect", "inspect"),
-    "merge": ("verbs.merge", "merge"),
+    "cast": ("surgery.cast", "cast"),
+    "compare": ("surgery.compare", "compare"),
+    "convert": ("surgery.convert", "convert"),
+    "convert_all": ("surgery.convert", "convert_all"),
+    "ema": ("surgery.ema", "ema"),
+    "extract": ("surgery.components", "extract"),
+    "fix_clip": ("surgery.fix_clip", "fix_clip"),
+    "inspect": ("surgery.inspect", "inspect"),
+    "merge": ("surgery.merge", "merge"),
     "methods": ("methods", "registered"),
     "open": ("checkpoint", "open_checkpoint"),
-    "prune": ("verbs.prune", "prune"),
-    "replace": ("verbs.components", "replace"),
+    "prune": ("surgery.prune", "prune"),
+    "replace": ("surgery.components", "replace"),
     "scan": ("formats.scan", "scan"),
-    "verify": ("verbs.verify", "verify"),
+    "verify": ("surgery.verify", "verify"),
 }
 
 __all__ = [

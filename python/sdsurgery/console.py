@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .engine import Progress
-    from .verbs.inspect import Component, Inspection
-    from .verbs.report import Report
-    from .verbs.verify import Verification
+    from .surgery.inspect import Component, Inspection
+    from .surgery.report import Report
+    from .surgery.verify import Verification
 
 _QUICK = 0.7  # seconds after which a run deserves a progress display
 _LINE_EVERY = 5.0  # seconds between plain lines

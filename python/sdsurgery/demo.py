@@ -10,7 +10,7 @@ from .console import say
 from .errors import VerificationDiffers
 
 if TYPE_CHECKING:
-    from .verbs.report import Report
+    from .surgery.report import Report
 
 
 def run(*, quiet: bool = False) -> Report:
@@ -18,8 +18,8 @@ def run(*, quiet: bool = False) -> Report:
 
     Raises VerificationDiffers when the native engine and the NumPy reference do not give the same file.
     """
+    from .surgery.merge import merge
     from .testing import write_checkpoint
-    from .verbs.merge import merge
 
     def tell(text: str) -> None:
         if not quiet:

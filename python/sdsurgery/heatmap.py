@@ -14,7 +14,7 @@ from .errors import RunFailed, UsageError, printable
 from .layouts.kinds import KINDS
 
 if TYPE_CHECKING:
-    from .verbs.compare import Comparison
+    from .surgery.compare import Comparison
 
 
 def check(path: str | os.PathLike[str], *, force: bool = False) -> str:

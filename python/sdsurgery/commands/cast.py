@@ -15,6 +15,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..verbs.cast import cast
+    from ..surgery.cast import cast
 
     return written(args, lambda **settings: cast(args.input, **settings))

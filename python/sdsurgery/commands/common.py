@@ -54,7 +54,7 @@ def threads(parser: argparse.ArgumentParser) -> None:
 
 def backend(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that compute: what with."""
-    from ..verbs.common import CHOICES
+    from ..surgery.common import CHOICES
 
     add = parser.add_argument
     add("--backend", default="auto", metavar="NAME", help="auto, cpu, cuda, triton or reference")
@@ -78,7 +78,7 @@ def opening(args: argparse.Namespace) -> dict[str, bool]:
 
 def writing(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that write a checkpoint; ``settings`` collects them."""
-    from ..verbs.common import CHOICES
+    from ..surgery.common import CHOICES
 
     plain(parser)
     add = parser.add_argument

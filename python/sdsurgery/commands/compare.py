@@ -10,7 +10,7 @@ from .common import backend, opening, plain, print_json, print_lines, reading, t
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..verbs.compare import Comparison, Likeness
+    from ..surgery.compare import Comparison, Likeness
 
 HELP = "how alike two checkpoints are, by component and block"
 
@@ -33,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from .. import console, heatmap
-    from ..verbs.compare import compare
+    from ..surgery.compare import compare
 
     if args.plot is not None:
         heatmap.check(args.plot, force=args.force)

@@ -23,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..verbs.convert import convert
+    from ..surgery.convert import convert
 
     if args.out_dir is not None:
         return _many(args)
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _many(args: argparse.Namespace) -> int:
     from .. import console
-    from ..verbs.convert import convert_all
+    from ..surgery.convert import convert_all
 
     if args.out is not None:
         raise UsageError("--out-dir names the files itself; it can't be combined with -o")

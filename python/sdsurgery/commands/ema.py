@@ -18,7 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..verbs.ema import ema
+    from ..surgery.ema import ema
 
     options = {"keep_counters": args.keep_counters, "to_ema": args.to_ema}
     return written(args, lambda **settings: ema(args.input, **options, **settings))

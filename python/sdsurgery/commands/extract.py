@@ -18,7 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..verbs.components import extract
+    from ..surgery.components import extract
 
     strip = args.strip_prefix
     return written(args, lambda **settings: extract(args.input, args.component, strip_prefix=strip, **settings))

@@ -15,6 +15,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..verbs.fix_clip import fix_clip
+    from ..surgery.fix_clip import fix_clip
 
     return written(args, lambda **settings: fix_clip(args.input, **settings))

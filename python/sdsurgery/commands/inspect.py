@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from .. import console
-    from ..verbs.inspect import inspect
+    from ..surgery.inspect import inspect
 
     found = inspect(args.input, **opening(args))
     return print_json(found.to_dict()) if args.json else print_lines(console.inspection_lines(found, args.verbose))

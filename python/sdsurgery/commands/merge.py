@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..verbs.merge import merge
+    from ..surgery.merge import merge
 
     params = {
         name.removeprefix("param_"): value

@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..verbs.prune import prune
+    from ..surgery.prune import prune
 
     options = {name: getattr(args, name) for name in ("preset", "drop", "keep_keys", "drop_keys", "strict")}
     return written(args, lambda **settings: prune(args.input, **options, **settings))

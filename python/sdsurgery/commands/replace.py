@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..verbs.components import replace
+    from ..surgery.components import replace
 
     if len(args.component) != len(args.donors) or len(set(args.component)) != len(args.component):
         raise UsageError("every --component needs its own --with FILE, and each component can be given once")

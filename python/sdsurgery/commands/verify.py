@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from .. import console
     from ..errors import VerificationDiffers
-    from ..verbs.verify import verify
+    from ..surgery.verify import verify
 
     with console.progress("verify", quiet=args.quiet) as progress:
         found = verify(args.input, threads=args.threads, hash=args.hash, progress=progress, **opening(args))

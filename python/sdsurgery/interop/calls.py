@@ -80,7 +80,7 @@ class _Request:
     ) -> None:
         from ..dtypes import BY_OPTION
         from ..methods import get
-        from ..verbs.common import CHOICES
+        from ..surgery.common import CHOICES
 
         for option, value in (("overflow", overflow), ("compute", compute)):
             if value not in CHOICES[option]:

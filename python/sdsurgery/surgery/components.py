@@ -41,7 +41,7 @@ def extract(path: Path, component: str, *, out: Path | None = None, strip_prefix
     """Write one component of a checkpoint (``unet``, ``vae``, ``text_encoder``, …) to a file of its own.
 
     ``strip_prefix`` takes off what the family puts before the component's names (``first_stage_model.``). Settings as
-    in ``verbs.common.Settings``. UsageError for an unknown component, InputRefused when the file has none.
+    in ``surgery.common.Settings``. UsageError for an unknown component, InputRefused when the file has none.
     """
     _require_known(component)
 
@@ -83,7 +83,7 @@ def replace(
     A donor is a full checkpoint or a file of that component alone, in the original, old or diffusers names; its
     tensors keep their own dtype unless ``dtype`` asks for another. ``[o,i,1,1]`` and ``[o,i]`` are the same matrix.
     Tensors that the donor lacks or has too many are refused; ``allow_missing`` keeps the checkpoint's own, or leaves
-    the donor's out. Settings as in ``verbs.common.Settings``. UsageError for an unknown component or none at all.
+    the donor's out. Settings as in ``surgery.common.Settings``. UsageError for an unknown component or none at all.
     """
     settings = settings_from(given)
     if given:

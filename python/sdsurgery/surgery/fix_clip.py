@@ -62,7 +62,7 @@ class _Stored(NamedTuple):
 def fix_clip(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None, **given: Any) -> Report:
     """Write int64 0…76 wherever the family has position_ids and drop misplaced ones; all else stays as it is.
 
-    Settings as in ``verbs.common.Settings``. InputRefused when the family is not known.
+    Settings as in ``surgery.common.Settings``. InputRefused when the family is not known.
     """
 
     def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Plan:

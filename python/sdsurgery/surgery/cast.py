@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def cast(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None, **given: Any) -> Report:
-    """Write a checkpoint's tensors in another dtype (``dtype="fp16"``); settings as in ``verbs.common.Settings``.
+    """Write a checkpoint's tensors in another dtype (``dtype="fp16"``); settings as in ``surgery.common.Settings``.
 
     Integers, empty tensors, noise-schedule buffers, ``position_ids`` and marker tensors are copied exactly; EMA
     weights are cast like the others. Raises as ``merge`` does.

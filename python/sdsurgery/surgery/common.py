@@ -48,8 +48,8 @@ class Settings:
     ``dtype``: keep, fp32, fp16, bf16, fp8_e4m3, fp8_e5m2. ``overflow``: default (Inf; fp8 saturates), inf, saturate,
     error. ``on_nonfinite``: keep, error. ``compute``: fp32, fp64. ``io``: auto, mmap, pread. ``threads`` 0: all.
     ``hash``: store and compute SHA-256. ``sync``: flush to disk before the rename. ``force``: replace a target.
-    ``fix_clip``: write int64 0…76 as position_ids where the family has them (see ``verbs.fix_clip``). ``fix_names``:
-    read old and foreign names as the family's own (see ``verbs.fix_names``). ``gpu_memory``: bytes of buffers on each
+    ``fix_clip``: write int64 0…76 as position_ids where the family has them (see ``surgery.fix_clip``). ``fix_names``:
+    read old and foreign names as the family's own (see ``surgery.fix_names``). ``gpu_memory``: bytes of buffers on each
     GPU, 0 for a default. ``fallback``: none, cpu: what goes on when the GPU cannot be used or fails.
     ``allow_suspicious``, ``allow_inflate``: see ``open_checkpoint``.
     """

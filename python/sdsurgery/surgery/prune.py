@@ -58,7 +58,7 @@ def prune(
     ``keep_keys`` and ``drop_keys``: regular expressions, one or several, searched in the names; keeping wins. Keys of
     no known component are kept and listed; ``strict`` drops them, and so does ``inference``. Training leftovers never
     survive; markers and the tensors by which this and other programs recognise the family are never dropped.
-    Settings as in ``verbs.common.Settings``.
+    Settings as in ``surgery.common.Settings``.
     UsageError for an unknown preset or component or a bad expression; InputRefused for ``inference`` of an unknown
     family, ``ema-only`` without a full EMA, and when nothing would be left.
     """

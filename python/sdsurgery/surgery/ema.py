@@ -32,7 +32,7 @@ def ema(
 
     A twin keeps its own dtype unless ``dtype`` asks for another. ``keep_counters`` keeps ``model_ema.decay`` and
     ``model_ema.num_updates``. ``to_ema`` does the reverse: adds a twin of every U-Net weight, and new counters.
-    Settings as in ``verbs.common.Settings``. InputRefused when the file has no EMA or a partial one (with ``to_ema``:
+    Settings as in ``surgery.common.Settings``. InputRefused when the file has no EMA or a partial one (with ``to_ema``:
     when it has any), or when a twin's shape is not its weight's.
     """
     if keep_counters and to_ema:

@@ -26,7 +26,7 @@ def convert(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None 
     """Write a checkpoint in the format that the suffix of ``out`` asks for (``formats.writers``).
 
     Names, dtypes and shapes stay (``dtype="fp16"`` casts on the way); views become contiguous. Tensors that share
-    their data are written once where the format can say so. Settings as in ``verbs.common.Settings``; raises as
+    their data are written once where the format can say so. Settings as in ``surgery.common.Settings``; raises as
     ``cast`` does.
     """
 
