@@ -21,7 +21,8 @@ COUNTED = """
 import re, sys
 from sdsurgery import cli, commands
 for name in commands.NAMES: commands.command(name)
-import sdsurgery.surgery.ema, sdsurgery.surgery.prune, sdsurgery.surgery.components, sdsurgery.hashing, sdsurgery.metadata
+import sdsurgery.surgery.ema, sdsurgery.surgery.prune, sdsurgery.surgery.components
+import sdsurgery.hashing, sdsurgery.metadata
 def read(): return int(re.search(r"rchar: ([0-9]+)", open("/proc/self/io").read()).group(1))
 before = read()
 code = cli.run(sys.argv[1:])

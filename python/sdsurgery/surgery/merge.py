@@ -56,8 +56,8 @@ def merge(
     """Merge checkpoint files into one.
 
     ``method`` is a name from ``methods()``; its numbers (``alpha=0.7``, ``weights=[…]``) and the settings of
-    ``surgery.common.Settings`` are keyword arguments. ``inputs`` are A, B, C, … in the method's order; of those named in
-    ``use_ema`` (``"A,B"``) the U-Net's EMA weights are merged instead of the weights.
+    ``surgery.common.Settings`` are keyword arguments. ``inputs`` are A, B, C, … in the method's order; of those
+    named in ``use_ema`` (``"A,B"``) the U-Net's EMA weights are merged instead of the weights.
 
     ``blocks`` gives merge blocks a ratio of their own: ``"GRAD_V,BASE=0.5"``, a list of numbers or ``{"IN04": 0.3}``;
     ``rules`` gives one to names that a regular expression finds: a file, or ``{r"attn2": 0.3}``. A rule wins over a
