@@ -10,7 +10,7 @@
 // pack (the head) and after its last (the tail) are done singly. A block takes a tile of packs, finds its row, and
 // strides on when there are more tiles than blocks; so a thousand small tensors are one launch.
 //
-// Compiled by CMakeLists.txt (SDS_CUDA); the tests read the PTX: tests/test_ptx.py.
+// Compiled by CMakeLists.txt (SDS_CUDA); the tests read the PTX: tests/backends/test_ptx.py.
 
 #include <cuda_runtime.h>
 

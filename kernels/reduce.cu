@@ -4,7 +4,7 @@
 // kernel adds the lanes of each block, a third the blocks of each chunk, in the order that is promised. The chunks are
 // added by the caller. (Eight neighbouring threads read eight neighbouring elements.)
 //
-// Compiled by CMakeLists.txt (SDS_CUDA); the tests read the PTX: tests/test_ptx.py.
+// Compiled by CMakeLists.txt (SDS_CUDA); the tests read the PTX: tests/backends/test_ptx.py.
 
 #include <cuda_runtime.h>
 

@@ -1,4 +1,4 @@
-"""The CUDA module without a GPU: kernels/*.cu compiled as C++ over tests/fake_cuda, where a launch runs the kernel's
+"""The CUDA module without a GPU: kernels/*.cu compiled as C++ over helpers/fake_cuda, where a launch runs the kernel's
 threads one after the other. What this cannot show is the hardware's own conversions (kernels/convert.cuh) and speed."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden", "-w")
 
 
@@ -29,7 +29,7 @@ def fake_module() -> ModuleType:
         pytest.skip("no C++ compiler")
     folder = Path(tempfile.mkdtemp(prefix="sds-fake-cuda-"))
     target = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    includes = [ROOT / "tests" / "fake_cuda", pybind11.get_include(), sysconfig.get_path("include")]
+    includes = [ROOT / "tests" / "helpers" / "fake_cuda", pybind11.get_include(), sysconfig.get_path("include")]
     if not (Path(includes[-1]) / "Python.h").exists():
         pytest.skip("no Python headers")
     command = [compiler, *FLAGS, '-DSDS_CUDA_ARCHITECTURES="fake"', *(f"-I{item}" for item in includes), "-x", "c++"]

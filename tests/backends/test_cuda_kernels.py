@@ -1,4 +1,4 @@
-"""The CUDA kernels' own code, thread by thread on the processor (tests/cuda_tools.py), bit for bit against the
+"""The CUDA kernels' own code, thread by thread on the processor (tests/helpers/cuda_tools.py), bit for bit against the
 reference: every registered method, dtype, policy, alignment, and many tensors in one launch."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """The Triton kernel under Triton's interpreter, bit for bit against the reference: every registered method, dtype
-and policy. (On a GPU the same is tested compiled: tests/test_gpu.py.)"""
+and policy. (On a GPU the same is tested compiled: tests/backends/test_gpu.py.)"""
 
 from __future__ import annotations
 

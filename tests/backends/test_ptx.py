@@ -15,7 +15,7 @@ import pytest
 from sdsurgery.kernels import aot
 from triton_support import require_triton
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FORBIDDEN = re.compile(r"\bfma\.|\bmad\.(?!lo|hi|wide|24)\S*|\S*\.ftz\S*|\S*\.approx\S*|\bdiv\.full\S*")
 ARITHMETIC = re.compile(r"\b(?:add|sub|mul|div)\.(?:rn\.)?f(?:32|64)")
 

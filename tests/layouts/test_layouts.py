@@ -270,7 +270,7 @@ class TestRegistry:
         assert run.stdout.split() == ["0", "[]"]
 
     def test_the_documentation_lists_every_family_and_preset(self) -> None:
-        text = (Path(__file__).parents[1] / "docs" / "layouts.md").read_text()
+        text = (Path(__file__).parents[2] / "docs" / "layouts.md").read_text()
         for layout in layouts.all_layouts():
             name = layout.name.removesuffix("-diffusers")
             if not name.startswith(("lora", "lycoris", "textual-inversion", "hypernetwork")):

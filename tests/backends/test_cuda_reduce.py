@@ -1,5 +1,5 @@
-"""The CUDA reductions, thread by thread on the processor (tests/cuda_tools.py): bit for bit those of the reference, in
-one call and from file to file."""
+"""The CUDA reductions, thread by thread on the processor (tests/helpers/cuda_tools.py): bit for bit those of the
+reference, in one call and from file to file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of the torch readers, for a longer run than the seeded one in test_hostile_pickles.py.
 
     pip install atheris
-    python tests/fuzz_pickle.py corpus/ -max_total_time=3600
+    python tests/helpers/fuzz_pickle.py corpus/ -max_total_time=3600
 
 The first byte chooses the container (a zip around the bytes as data.pkl, a legacy stream around them, or none). An
 uncaught exception, an audit event of the kinds that ``Watch`` forbids, or a read outside the file stops the run.

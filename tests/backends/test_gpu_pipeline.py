@@ -1,6 +1,6 @@
 """The GPU backends without a GPU: files through the pipeline and tensors through ``apply``, with the CUDA module on a
-fake device (tests/cuda_tools.py) and the Triton kernel in its interpreter. The bytes are the CPU's; failures end
-cleanly, or on the CPU."""
+fake device (tests/helpers/cuda_tools.py) and the Triton kernel in its interpreter. The bytes are the CPU's; failures
+end cleanly, or on the CPU."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parent.parent / "bench" / "gpu.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "gpu.py"
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_requiring_a_gpu_makes_skipping_all_a_failure() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "gpu", "-k", "overflow"]
-    command.append(str(SCRIPT.parents[1] / "tests" / "test_gpu.py"))
+    command.append(str(SCRIPT.parents[1] / "tests" / "backends" / "test_gpu.py"))
     for options, code in (([], 0), (["--require-gpu"], 1)):
         ran = subprocess.run([*command, *options], capture_output=True, text=True, check=False, cwd=SCRIPT.parents[1])
         assert ran.returncode == code, ran.stdout + ran.stderr

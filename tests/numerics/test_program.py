@@ -223,7 +223,7 @@ def command(*args: str) -> str:
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *args], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60,
-        env={**os.environ, "PYTHONUTF8": "1"}, check=False,
+        env={**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": os.pathsep.join(sys.path)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,6 +1,6 @@
 // The part of the CUDA runtime that kernels/ uses, on the processor: "device" memory is host memory, and a launch runs
 // the kernel's threads one after the other. With it in front of the include path, kernels/elementwise.cu and
-// kernels/bind_cuda.cc compile as C++, so that the tests run them where there is no GPU (tests/cuda_tools.py). Only
+// kernels/bind_cuda.cc compile as C++, so that the tests run them where there is no GPU (tests/helpers/cuda_tools.py). Only
 // for kernels whose threads never wait for each other.
 #pragma once
 

@@ -1,5 +1,5 @@
 """The Triton kernel's launch as on a GPU, up to the driver: what its arguments ask for is compiled for a GPU that isn't
-there. (What the kernel computes: tests/test_triton_kernel.py and tests/test_gpu.py.)"""
+there. (What the kernel computes: tests/backends/test_triton_kernel.py and tests/backends/test_gpu.py.)"""
 
 from __future__ import annotations
 
