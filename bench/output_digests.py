@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 # Files that the cases read; each is generated when first needed.
-# "twins" has EMA twins where the family can have them, "gaps" lacks about every seventh tensor, "ids" has wrong position_ids.
+# "twins" has EMA twins where the family can have them, "gaps" lacks about every seventh tensor, and "ids" has wrong
+# position_ids.
 INPUTS: dict[str, dict[str, Any]] = {
     "a": {"seed": 0},
     "b": {"seed": 1},
@@ -240,9 +241,10 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         elif before.get("tensors") is not None and before["tensors"] == after.get("tensors"):
             lines.append(f"{name}: the metadata differs, the tensors don't")
         else:
-            lines.append(f"{name}: {before['bytes']} bytes before, {after['bytes']} now, and other tensors")
-    for one, other, where in ((old, new, "before"), (new, old, "now")):
-        lines += [f"{name}: only {where}" for name in one["files"] if name not in other["files"]]
+            other = "tensors" if "tensors" in after else "bytes"
+            lines.append(f"{name}: {before['bytes']} bytes before, {after['bytes']} now, and other {other}")
+    lines += [f"{name}: only before" for name in old["files"] if name not in new["files"]]
+    lines += [f"{name}: only now" for name in new["files"] if name not in old["files"]]
     return lines
 
 
