@@ -43,14 +43,6 @@ _HASH_KEYS = ("primary_model_hash", "secondary_model_hash", "tertiary_model_hash
 _A1111_METHODS = {"weighted-sum": "Weighted sum", "add-diff": "Add difference"}
 _PLACEHOLDER = r"_{4,}[0-9]+"
 _RESOLUTION = r"[0-9]{2,5}x[0-9]{2,5}"
-_RESOLUTIONS = (  # by the beginning of the architecture's id; the first that fits
-    ("stable-diffusion-xl-turbo", "512x512"),
-    ("stable-diffusion-xl-", "1024x1024"),
-    ("stable-diffusion-v2-768", "768x768"),
-    ("stable-diffusion-v2-unclip", "768x768"),
-    ("stable-diffusion-v2-", "512x512"),
-    ("stable-diffusion-v1", "512x512"),
-)
 # Hashes of a file that is no longer this one. modelspec.hash_* may name any algorithm.
 _STALE = r"modelspec\.hash_.*|sshs_model_hash|sshs_legacy_hash"
 # What a cast makes untrue.
@@ -305,13 +297,16 @@ def _modelspec(known: Mapping[str, str], title: str, architecture: str | None, f
     """ModelSpec's required keys; none when the architecture is unknown, since a spec without one is not valid."""
     if not architecture:
         return {}
+    from .layouts import implementation_of, release
+
     keys = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": architecture,
-        "modelspec.implementation": "diffusers" if family.endswith("-diffusers") else "sgm",
+        "modelspec.implementation": implementation_of(family),
         "modelspec.title": _clean(title),
     }
-    usual = next((size for beginning, size in _RESOLUTIONS if architecture.startswith(beginning)), "")
+    published = release(architecture)
+    usual = published.resolution if published else ""
     stated = known.get("modelspec.resolution", "")
     resolution = stated if re.fullmatch(_RESOLUTION, stated) else usual
     return keys | ({"modelspec.resolution": resolution} if resolution else {})

@@ -18,27 +18,7 @@ from .formats.writers import writer_for
 from .plan import FILLED, Fill, Operand, Piece, assemble, whole
 
 if TYPE_CHECKING:
-    from .layouts import LayoutTensor
-
-# Endings of "/" + key of the tensors whose shapes tell the families apart: they keep their true shape in a tiny file.
-_TELLING = (
-    # of diffusers' names
-    "/conv_in.weight",
-    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
-    "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight",
-    "add_embedding.linear_1.weight",
-    "class_embedding.weight",
-    # of the original ones
-    "input_blocks.0.0.weight",
-    "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
-    "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight",
-    "label_emb.0.0.weight",
-    "label_emb.weight",
-    "final_layer_norm.weight",
-    "ln_final.weight",
-    "decoder.conv_in.weight",
-)
-_TELLING_TWINS = tuple(ending.replace(".", "") for ending in _TELLING)  # an EMA twin has its weight's shape
+    from .layouts import Layout, LayoutTensor
 
 
 def write_checkpoint(
@@ -70,10 +50,11 @@ def write_checkpoint(
     target = engine.target_path(path, force)
     pieces: list[Piece] = []
     literals: list[bytes] = []
-    for index, tensor in enumerate(get(family).tensors(ema=ema)):
+    layout = get(family)
+    for index, tensor in enumerate(layout.tensors(ema=ema)):
         if keep is not None and not keep(tensor):
             continue
-        shape = tensor.shape if size == "full" else tiny_shape(tensor)
+        shape = tensor.shape if size == "full" else tiny_shape(layout, tensor)
         if tensor.dtype_class == "float":
             kind = F32 if tensor.component == "buffers" else BY_OPTION[dtype]
             pieces.append(_generated(tensor.key, kind, shape, (seed << 48) + (index << 34)))
@@ -89,10 +70,9 @@ def write_checkpoint(
     return plan.size
 
 
-def tiny_shape(tensor: LayoutTensor) -> tuple[int, ...]:
-    """The shape of a tensor in a tiny checkpoint."""
-    telling = _TELLING_TWINS if tensor.component == "ema" else _TELLING
-    if f"/{tensor.key}".endswith(telling) or tensor.dtype_class != "float":
+def tiny_shape(layout: Layout, tensor: LayoutTensor) -> tuple[int, ...]:
+    """The shape of a family's tensor in a tiny checkpoint: that of evidence is true, so the family is recognised."""
+    if layout.is_evidence(tensor.key) or tensor.dtype_class != "float":
         return tensor.shape
     return tuple(max(8, size // 16) if size >= 64 else size for size in tensor.shape)
 

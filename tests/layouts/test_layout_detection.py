@@ -21,7 +21,7 @@ class TestRecognition:
 
     @pytest.mark.parametrize("name", NAMES)
     def test_so_does_its_tiny_file(self, name: str) -> None:
-        tiny = infos((tensor.key, tiny_shape(tensor)) for tensor in layouts.get(name).tensors())
+        tiny = infos((tensor.key, tiny_shape(layouts.get(name), tensor)) for tensor in layouts.get(name).tensors())
         assert layouts.detect(tiny).layout.name == name
 
     @pytest.mark.parametrize("name", FULL)
@@ -81,7 +81,7 @@ class TestRecognition:
         found = layouts.detect(tensors)
         assert found.layout.name == "sd2"
         assert any("CLIP-L" in note and "does not belong" in note for note in found.notes)
-        assert layouts.text_encoders(tensors) == ("CLIP-L",)
+        assert [encoder.name for encoder in layouts.text_encoders(tensors)] == ["CLIP-L"]
 
     def test_old_clip_names_and_sd_turbo_are_recognised_and_remarked(self) -> None:
         old = {key.replace(".text_model.", "."): info for key, info in whole("sd1").items()}

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from importlib import import_module
 
 from ..errors import UsageError, printable
-from .base import REGISTRY, UNKNOWN, Layout, LayoutTensor, Traits
-from .detect import Detection, conflict, detect, size_text, text_encoders
+from .base import REGISTRY, UNKNOWN, Encoder, Layout, LayoutTensor, Release, Traits
+from .detect import Detection, conflict, detect, known_encoders, size_text, text_encoders
 
 FAMILIES = ("dit", "sdxl", "sd2", "sd1", "vae", "diffusers", "adapters")
 """Family files in the order of recognition: of two layouts that fit a file, the one registered first wins."""
@@ -21,14 +21,20 @@ for _family in FAMILIES:
 __all__ = [
     "UNKNOWN",
     "Detection",
+    "Encoder",
     "Layout",
     "LayoutTensor",
+    "Release",
     "Traits",
     "all_layouts",
     "conflict",
     "detect",
     "get",
+    "implementation_of",
     "keys_table",
+    "known_encoders",
+    "places_of_position_ids",
+    "release",
     "text_encoders",
 ]
 
@@ -48,6 +54,26 @@ def get(name: str) -> Layout:
     known = [layout.name for layout in REGISTRY]
     hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
     raise UsageError(f"unknown layout '{printable(name)}'{hint}")
+
+
+def implementation_of(name: str) -> str:
+    """ModelSpec's name of the code whose tensor names the family of that name has; ``sgm`` for an unknown family."""
+    return next((layout.implementation for layout in REGISTRY if layout.name == name), UNKNOWN.implementation)
+
+
+def release(architecture: str) -> Release | None:
+    """What the families know of a ModelSpec id: the release with the longest beginning of it, None without any."""
+    fitting = (item for layout in REGISTRY for item in layout.releases if architecture.startswith(item.architecture))
+    return max(fitting, key=lambda item: len(item.architecture), default=None)
+
+
+def places_of_position_ids() -> frozenset[str]:
+    """Every full name under which some family has ``position_ids``.
+
+    The bare names of diffusers' files are left out: they do not show where in a checkpoint the tensor belongs.
+    """
+    parts = [part for layout in REGISTRY for part in layout.parts if part.prefix and part.position_ids]
+    return frozenset(f"{part.prefix}{part.position_ids}" for part in parts)
 
 
 def keys_table(name: str, *, ema: bool = False) -> Iterator[str]:

@@ -31,11 +31,55 @@ class LayoutTensor:
 
 
 class Part(NamedTuple):
-    """One module of a checkpoint: its component, the prefix of its names, and the rows below that prefix."""
+    """One module of a checkpoint: its component, the prefix of its names, and the rows below that prefix.
+
+    ``evidence`` are names below the prefix whose shapes show what the module is, so a reduced file keeps them.
+    ``position_ids`` is the name of a text encoder's constant 0…76.
+    """
 
     component: str
     prefix: str
     rows: Callable[[], Iterator[Row]]
+    evidence: tuple[str, ...] = ()
+    position_ids: str | None = None
+
+
+EPSILON, V_PREDICTION = "epsilon", "v-prediction"
+
+
+class Encoder(NamedTuple):
+    """A text encoder of a family: the 1-dim tensor that identifies it, and that tensor's width.
+
+    ``spelling`` says how its names differ from the usual ones; it is empty for the usual ones.
+    """
+
+    key: str
+    width: int
+    name: str
+    spelling: str = ""
+
+    @property
+    def title(self) -> str:
+        """Name and spelling in one text, as notes show it."""
+        return f"{self.name} in {self.spelling}" if self.spelling else self.name
+
+
+class Release(NamedTuple):
+    """Published models by the beginning of their ModelSpec id, with their usual resolution.
+
+    ``prediction`` is set where an id says what the model predicts although names and shapes do not.
+    """
+
+    architecture: str
+    resolution: str
+    prediction: str | None = None
+
+
+class PredictionSign(NamedTuple):
+    """A tensor whose values spread more widely (standard deviation above ``spread``) in v-prediction models."""
+
+    key: str
+    spread: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +88,7 @@ class Layout:
 
     ``architecture`` is the ModelSpec id, None where there is none. ``parts`` are in module order (that of
     ``state_dict()`` of the original code, not that of a file); a family without them is recognised, not generated.
+    ``prediction`` is what its models usually predict, None for a family that is no complete model.
     """
 
     name: str
@@ -59,6 +104,11 @@ class Layout:
     requires: tuple[str, ...] = ()  # U-Net keys without which a file of the right widths is something else
     sniff: Callable[[Layout, Probe], Match | None] | None = None  # instead of comparing the U-Net's configuration
     has_blocks: bool = True  # False: another architecture or an adapter, to which merge blocks don't apply
+    encoders: tuple[Encoder, ...] = ()
+    prediction: str | None = None
+    prediction_sign: PredictionSign | None = None  # asked before the usual prediction
+    releases: tuple[Release, ...] = ()
+    implementation: str = "sgm"  # ModelSpec's name of the code whose tensor names these are
     blocks: tuple[str, ...] = field(init=False)
     _known_blocks: frozenset[str | None] = field(init=False, repr=False)
 
@@ -160,6 +210,10 @@ class Layout:
         if self.unet is None:
             return {}
         return {names.UNET + key: shape for key, shape in self.unet.discriminators().items()}
+
+    def is_evidence(self, key: str) -> bool:
+        """Whether the shape of a listed tensor, or of the weight that an EMA key shadows, identifies a module."""
+        return key in _evidence(self)
 
     def telling(self, key: str) -> bool:
         """Whether this package or another program recognises the family, or how to sample it, by ``key``."""
@@ -267,6 +321,13 @@ def _telling(layout: Layout) -> frozenset[str]:
     listed = {row.key for row in layout.tensors()} if layout.parts else names.RECOGNISED
     own = {names.UNET + key for key in layout.requires}
     return frozenset(layout.discriminators()) | own | (names.RECOGNISED & listed)
+
+
+@cache
+def _evidence(layout: Layout) -> frozenset[str]:
+    found = [part.prefix + name for part in layout.parts for name in part.evidence]
+    twins = [layout.ema_twin(key) for key in found] if layout.has_ema else []
+    return frozenset((*found, *(twin for twin in twins if twin)))
 
 
 @cache

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from ..errors import printable
 from ..records import NamedTuple, dataclass
 from . import names
-from .base import REGISTRY, UNKNOWN, Layout
+from .base import REGISTRY, UNKNOWN, Encoder, Layout
 from .shapes import Shape
 from .unet import CROSS_ATTENTION, FIRST_CONVOLUTION
 
@@ -119,31 +119,24 @@ def _match_unet(layout: Layout, probe: Probe, strict: bool) -> Match | None:
     return probe.match(next(iter(layout.unet.discriminators())), notes)
 
 
-_ENCODERS = (
-    # key below the encoder's place, width, name of the encoder, families (base names) to which it belongs
-    ("cond_stage_model.transformer.text_model.final_layer_norm.weight", 768, "CLIP-L", ("sd1",)),
-    ("cond_stage_model.transformer.final_layer_norm.weight", 768, "CLIP-L in old names (no text_model.)", ("sd1",)),
-    ("cond_stage_model.model.ln_final.weight", 1024, "OpenCLIP-H", ("sd2", "sd2-x4-upscaler")),
-    ("conditioner.embedders.0.model.ln_final.weight", 1024, "OpenCLIP-H in sgm names", ("sd2",)),
-    ("conditioner.embedders.0.model.ln_final.weight", 1280, "OpenCLIP-bigG", ("sdxl-refiner",)),
-    ("conditioner.embedders.0.transformer.text_model.final_layer_norm.weight", 768, "CLIP-L", ("sdxl-base",)),
-    ("conditioner.embedders.0.transformer.final_layer_norm.weight", 768, "CLIP-L in old names", ("sdxl-base",)),
-    ("conditioner.embedders.1.model.ln_final.weight", 1280, "OpenCLIP-bigG", ("sdxl-base",)),
-)
+def known_encoders() -> tuple[Encoder, ...]:
+    """The text encoders of all families, each once, the oldest family's first."""
+    return tuple(dict.fromkeys(encoder for layout in reversed(REGISTRY) for encoder in layout.encoders))
 
 
-def text_encoders(tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
-    """Names of the text encoders found, recognised independently of the U-Net (component swaps make them disagree)."""
-    return tuple(name for name, _, _ in _encoders(Probe(tensors)))
+def text_encoders(tensors: Mapping[str, TensorInfo]) -> tuple[Encoder, ...]:
+    """The text encoders found, recognised independently of the U-Net (component swaps make them disagree)."""
+    return tuple(encoder for encoder, _ in _encoders(Probe(tensors)))
 
 
-def _encoders(probe: Probe) -> list[tuple[str, str, tuple[str, ...]]]:
-    found: list[tuple[str, str, tuple[str, ...]]] = []
-    for key, width, name, families in _ENCODERS:
-        for wrapper in ("", "state_dict."):
-            if probe.shape(wrapper + key) == (width,):
-                found.append((name, wrapper + key, families))
-    return found
+def _encoders(probe: Probe) -> list[tuple[Encoder, str]]:
+    """Each text encoder that the file holds, and the full name of the tensor that identifies it."""
+    return [
+        (encoder, wrapper + encoder.key)
+        for encoder in known_encoders()
+        for wrapper in ("", "state_dict.")
+        if probe.shape(wrapper + encoder.key) == (encoder.width,)
+    ]
 
 
 def _notes(layout: Layout, probe: Probe) -> tuple[str, ...]:
@@ -153,13 +146,13 @@ def _notes(layout: Layout, probe: Probe) -> tuple[str, ...]:
         notes.append("U-Net only: names without 'model.diffusion_model.'")
     elif prefix is not None and layout.unet and prefix != names.UNET:
         notes.append(f"names stand under '{prefix}' instead of '{names.UNET}'")
-    for name, key, families in _encoders(probe):
-        if "old names" in name or "sgm names" in name:
-            notes.append(f"text encoder: {name}")
+    for encoder, key in _encoders(probe):
+        if encoder.spelling:
+            notes.append(f"text encoder: {encoder.title}")
         if layout is UNKNOWN:
-            notes.append(f"holds the text encoder {name}")
-        elif layout.unet and layout.base not in families:
-            notes.append(f"the text encoder ({name}, {key}) does not belong to {layout.title}")
+            notes.append(f"holds the text encoder {encoder.title}")
+        elif layout.unet and encoder not in layout.encoders:
+            notes.append(f"the text encoder ({encoder.title}, {key}) does not belong to {layout.title}")
     for marker, meaning in _MARKER_NOTES:
         if marker in probe.tensors:
             notes.append(f"{meaning} (marker tensor {marker})")

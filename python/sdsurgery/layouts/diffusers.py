@@ -27,6 +27,23 @@ _FOLDERS = {
 """Component to subfolder, in the order of the reference tables."""
 
 
+_CROSS_ATTENTION = "attentions.0.transformer_blocks.0.attn2.to_k.weight"
+_EVIDENCE = {
+    "unet": (
+        "conv_in.weight",
+        f"down_blocks.0.{_CROSS_ATTENTION}",
+        f"down_blocks.1.{_CROSS_ATTENTION}",
+        "add_embedding.linear_1.weight",
+        "class_embedding.weight",
+    ),
+    "vae": ("decoder.conv_in.weight",),
+    "text_encoder": ("text_model.final_layer_norm.weight",),
+    "text_encoder_2": ("text_model.final_layer_norm.weight",),
+    "depth_estimator": (),
+}
+"""Per folder, the names of the tensors whose shapes show what the module is."""
+
+
 class MapRow(NamedTuple):
     """One original tensor and its counterpart.
 
@@ -145,11 +162,13 @@ def _layout(source: Layout, sniff: Callable[[Layout, Probe], Match | None]) -> L
             source.name + NAMED_AFTER,
             f"{source.title} in diffusers names",
             source.architecture,
-            tuple(Part(folder, "", partial(_component_rows, source, folder)) for folder in folders),
+            tuple(Part(folder, "", partial(_component_rows, source, folder), _EVIDENCE[folder]) for folder in folders),
             source.unet,
             variant_of=source.variant_of and source.variant_of + NAMED_AFTER,
             vae_block=source.vae_block,
             sniff=sniff,
+            prediction=source.prediction,
+            implementation="diffusers",
         )
     )
 

@@ -22,7 +22,7 @@ def sigmas(steps: int = 1000) -> Part:
 
 def unet(network: UNet) -> Part:
     """The U-Net."""
-    return Part("unet", names.UNET, network.rows)
+    return Part("unet", names.UNET, network.rows, evidence=network.evidence())
 
 
 def autoencoder(prefix: str = names.VAE, levels: int = 4) -> Part:
@@ -33,7 +33,7 @@ def autoencoder(prefix: str = names.VAE, levels: int = 4) -> Part:
 
         return Autoencoder(multipliers=(1, 2, 4, 4)[:levels]).rows()
 
-    return Part("vae", prefix, rows)
+    return Part("vae", prefix, rows, evidence=("decoder.conv_in.weight",))
 
 
 def clip_l(prefix: str) -> Part:
@@ -44,7 +44,8 @@ def clip_l(prefix: str) -> Part:
 
         return ClipText().rows()
 
-    return Part("text_encoder", prefix, rows)
+    norm, position_ids = "text_model.final_layer_norm.weight", "text_model.embeddings.position_ids"
+    return Part("text_encoder", prefix, rows, evidence=(norm,), position_ids=position_ids)
 
 
 def openclip(component: str, prefix: str, *, width: int, layers: int) -> Part:
@@ -55,7 +56,7 @@ def openclip(component: str, prefix: str, *, width: int, layers: int) -> Part:
 
         return OpenClipText(width, layers).rows()
 
-    return Part(component, prefix, rows)
+    return Part(component, prefix, rows, evidence=("model.ln_final.weight",))
 
 
 def openclip_image(prefix: str) -> Part:
@@ -66,7 +67,7 @@ def openclip_image(prefix: str) -> Part:
 
         return OpenClipImage().rows()
 
-    return Part("image_encoder", prefix, rows)
+    return Part("image_encoder", prefix, rows, evidence=("model.ln_final.weight",))
 
 
 def midas(prefix: str) -> Part:

@@ -7,10 +7,18 @@ Sources: CompVis/stable-diffusion 21f890f ``v1-inference.yaml``, runwayml/stable
 from __future__ import annotations
 
 from . import parts
-from .base import Layout, register
+from .base import EPSILON, Encoder, Layout, Release, register
 from .unet import UNet
 
 _UNET = UNet(channels=320, context=768, depths=(1, 1, 1, 0), linear_projection=False)
+
+
+_ENCODERS = (
+    Encoder("cond_stage_model.transformer.text_model.final_layer_norm.weight", 768, "CLIP-L"),
+    Encoder(
+        "cond_stage_model.transformer.final_layer_norm.weight", 768, "CLIP-L", spelling="old names (no text_model.)"
+    ),
+)
 
 
 def _layout(name: str, title: str, architecture: str, channels: int = 4) -> Layout:
@@ -21,7 +29,19 @@ def _layout(name: str, title: str, architecture: str, channels: int = 4) -> Layo
         parts.autoencoder(),
         parts.clip_l("cond_stage_model.transformer."),
     )
-    return register(Layout(name, title, architecture, modules, unet, variant_of=None if channels == 4 else "sd1"))
+    return register(
+        Layout(
+            name,
+            title,
+            architecture,
+            modules,
+            unet,
+            variant_of=None if channels == 4 else "sd1",
+            encoders=_ENCODERS,
+            prediction=EPSILON,
+            releases=(Release("stable-diffusion-v1", "512x512"),),
+        )
+    )
 
 
 SD1 = _layout("sd1", "Stable Diffusion 1.x", "stable-diffusion-v1")

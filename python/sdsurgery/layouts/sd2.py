@@ -8,7 +8,7 @@ text encoder is used, so its last layer, ``text_projection`` and ``logit_scale``
 from __future__ import annotations
 
 from . import parts
-from .base import Layout, Part, register
+from .base import EPSILON, V_PREDICTION, Encoder, Layout, Part, PredictionSign, Release, register
 from .unet import UNet
 
 _UNET = UNet(channels=320, context=1024, depths=(1, 1, 1, 0))
@@ -28,6 +28,19 @@ _OPTIONAL = tuple(
     for name in ("text_projection", "logit_scale", "transformer.resblocks.23.")
 )
 _V2 = "stable-diffusion-v2-"
+_OPENCLIP_H = Encoder("cond_stage_model.model.ln_final.weight", 1024, "OpenCLIP-H")
+_ENCODERS = (
+    _OPENCLIP_H,
+    Encoder("conditioner.embedders.0.model.ln_final.weight", 1024, "OpenCLIP-H", spelling="sgm names"),
+)
+_RELEASES = (
+    Release(_V2, "512x512"),
+    Release(_V2 + "768", "768x768"),
+    Release(_V2 + "768-v", "768x768", prediction=V_PREDICTION),
+    Release(_V2 + "unclip", "768x768"),
+)
+# ComfyUI distinguishes the base and the 768-v model by this spread (comfy/supported_models.py, SD20.model_type).
+_SIGN = PredictionSign("output_blocks.11.1.transformer_blocks.0.norm1.bias", spread=0.09)
 
 
 def _layout(
@@ -36,7 +49,20 @@ def _layout(
     modules = (parts.schedule(), parts.unet(unet), parts.autoencoder(levels=levels), _TEXT, *extra)
     own = name in ("sd2", "sd2-x4-upscaler")
     return register(
-        Layout(name, title, architecture, modules, unet, variant_of=None if own else "sd2", optional_prefixes=_OPTIONAL)
+        Layout(
+            name,
+            title,
+            architecture,
+            modules,
+            unet,
+            variant_of=None if own else "sd2",
+            optional_prefixes=_OPTIONAL,
+            encoders=_ENCODERS if unet is not _UPSCALER else (_OPENCLIP_H,),
+            # "parameterization" of the published configurations
+            prediction=V_PREDICTION if name in ("sd2-x4-upscaler", "sd2-unclip-h") else EPSILON,
+            prediction_sign=_SIGN if name == "sd2" else None,
+            releases=_RELEASES,
+        )
     )
 
 
@@ -63,6 +89,9 @@ UNCLIP_L = register(  # recognised only: the names of its OpenAI image encoder a
         unet=_UNET._replace(label=1536),
         variant_of="sd2",
         optional_prefixes=_OPTIONAL,
+        encoders=_ENCODERS,
+        prediction=EPSILON,
+        releases=_RELEASES,
     )
 )
 SD2 = _layout("sd2", "Stable Diffusion 2.x", _V2 + "512", _UNET)

@@ -7,13 +7,22 @@ released for diffusers only; here it is what 9-channel merges use, the base with
 from __future__ import annotations
 
 from . import parts
-from .base import Layout, Part, register
+from .base import EPSILON, Encoder, Layout, Part, Release, register
 from .detect import Match, Probe
 from .unet import UNet
 
 _BASE = UNet(channels=320, context=2048, depths=(0, 2, 10), middle_depth=10, multipliers=(1, 2, 4), label=2816)
 _REFINER = UNet(channels=384, context=1280, depths=(0, 4, 4, 0), middle_depth=4, label=2560)
 _DEEPEST = f"middle_block.1.transformer_blocks.{_BASE.middle_depth - 1}.norm1.weight"
+
+
+_CLIP_L = "conditioner.embedders.0.transformer."
+_ENCODERS = (
+    Encoder(_CLIP_L + "text_model.final_layer_norm.weight", 768, "CLIP-L"),
+    Encoder(_CLIP_L + "final_layer_norm.weight", 768, "CLIP-L", spelling="old names"),
+    Encoder("conditioner.embedders.1.model.ln_final.weight", 1280, "OpenCLIP-bigG"),
+)
+_RELEASES = (Release("stable-diffusion-xl-", "1024x1024"), Release("stable-diffusion-xl-turbo", "512x512"))
 
 
 def _big_g(embedder: int) -> Part:
@@ -34,7 +43,7 @@ def _base(name: str, title: str, architecture: str, channels: int = 4) -> Layout
     modules = (
         parts.unet(unet),
         parts.sigmas(),
-        parts.clip_l("conditioner.embedders.0.transformer."),
+        parts.clip_l(_CLIP_L),
         _big_g(1),
         parts.autoencoder(),
     )
@@ -50,6 +59,9 @@ def _base(name: str, title: str, architecture: str, channels: int = 4) -> Layout
             optional_prefixes=("conditioner.embedders.1.model.logit_scale",),
             ema_last=True,
             requires=(_DEEPEST,),
+            encoders=_ENCODERS,
+            prediction=EPSILON,
+            releases=_RELEASES,
         )
     )
 
@@ -69,6 +81,9 @@ REFINER = register(
         vae_block="VAE",
         optional_prefixes=("conditioner.embedders.0.model.logit_scale",),
         ema_last=True,
+        encoders=(Encoder("conditioner.embedders.0.model.ln_final.weight", 1280, "OpenCLIP-bigG"),),
+        prediction=EPSILON,
+        releases=_RELEASES,
     )
 )
 

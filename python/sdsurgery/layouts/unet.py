@@ -73,6 +73,12 @@ class UNet(NamedTuple):
         found[FIRST_CONVOLUTION] = (self.channels, self.in_channels, 3, 3)
         return found
 
+    def evidence(self) -> tuple[str, ...]:
+        """Names of the tensors whose shapes show what the U-Net is: text width, label width, first convolution."""
+        levels = (level for level, depth in enumerate(self.depths[:2]) if depth)
+        text = [f"input_blocks.{level * (self.layers + 1) + 1}.1.{CROSS_ATTENTION}" for level in levels]
+        return tuple(dict.fromkeys((*text, *self.discriminators())))
+
     def _embeddings(self) -> Iterator[Row]:
         width = self.embedding
         yield from linear("time_embed.0", width, self.channels)

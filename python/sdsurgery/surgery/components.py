@@ -286,8 +286,8 @@ class _Swap:
 def _described(donor: Checkpoint) -> str:
     """What a file that doesn't fit is, for the refusal."""
     layout = detect(donor.tensors).layout
-    encoders = text_encoders(donor.tensors)
-    return f"it is of family {layout.name}" + (f" with the text encoder {' and '.join(encoders)}" if encoders else "")
+    found = [encoder.title for encoder in text_encoders(donor.tensors)]
+    return f"it is of family {layout.name}" + (f" with the text encoder {' and '.join(found)}" if found else "")
 
 
 @cache

@@ -15,8 +15,7 @@ from math import prod
 from ..checkpoint import Checkpoint
 from ..dtypes import I64, DType
 from ..errors import InputRefused, printable
-from ..layouts import Layout, aliases, detect, names
-from ..layouts import get as layout_named
+from ..layouts import Layout, aliases, detect, names, places_of_position_ids
 from ..plan import ADDED, Dropped, Operand, Piece, Plan, whole
 from ..records import NamedTuple, dataclass
 from .common import Settings, identity_formula, numbers_of, planned, single_input, single_metadata, single_piece
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 TOKENS = 77
 RIGHT = struct.pack(f"<{TOKENS}q", *range(TOKENS))
 _SIBLING = "token_embedding.weight"  # every encoder with position_ids has it beside them
-_TELLING = ("sd1", "sdxl-base")
-"""Families that have position_ids: a text encoder alone, of no known family, is told by standing in their places."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +156,8 @@ def _places(held: Mapping[str, _Stored], layout: Layout) -> set[str]:
     A text encoder without a prefix is of no known family, and what diffusers writes today has none: there they belong
     where they are, if they are as many as CLIP's.
     """
-    known = [layout] if layout.parts else [layout_named(name) for name in _TELLING]
-    ids = {key for each in known for key in each.position_ids()}
+    # A text encoder alone belongs to no known family; its place can still be one that some family gives an encoder.
+    ids = frozenset(layout.position_ids()) if layout.parts else places_of_position_ids()
     siblings = tuple(_beside(key, "position_ids", _SIBLING) for key in ids)
     places = set()
     for name in held:

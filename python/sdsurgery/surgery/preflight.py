@@ -9,22 +9,20 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ..checkpoint import Checkpoint
 from ..errors import InputRefused, printable
-from ..layouts import UNKNOWN, Detection, Layout, conflict, names, text_encoders
+from ..layouts import UNKNOWN, Detection, Layout, conflict, known_encoders, names, release, text_encoders
+from ..layouts.base import EPSILON, V_PREDICTION, PredictionSign
 from ..records import NamedTuple
 from .common import numbers_of
 
-_EPSILON, _V, _EDM = "epsilon", "v-prediction", "EDM"
-_STATED = {"epsilon": _EPSILON, "eps": _EPSILON, "v": _V, "v_prediction": _V, "v-prediction": _V}
-_BY_ARCHITECTURE = {"stable-diffusion-v2-768-v": _V}
-_BY_FAMILY = {"sd2-x4-upscaler": _V, "sd2-unclip-h": _V}  # "parameterization" of their published configurations
-_MARKED = {"v_pred": _V, "edm_vpred.sigma_max": "EDM v-prediction", "edm_mean": _EDM}
-
-# ComfyUI tells SD 2's two kinds by this spread (comfy/supported_models.py, SD20.model_type); only of 4-channel models.
-_TELLING_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
-_SPREAD = 0.09
-_ENCODER_ENDS = ("final_layer_norm.weight", "ln_final.weight")  # of the tensors by which encoders are told
+_STATED = {
+    "epsilon": EPSILON,
+    "eps": EPSILON,
+    "v": V_PREDICTION,
+    "v_prediction": V_PREDICTION,
+    "v-prediction": V_PREDICTION,
+}
+_MARKED = {"v_pred": V_PREDICTION, "edm_vpred.sigma_max": "EDM v-prediction", "edm_mean": "EDM"}
 _MARKS = (*_MARKED, "ztsnr")
-_TELLING_ENDS = (*_ENCODER_ENDS, *_MARKS, "position_ids")
 
 
 def letter(source: int) -> str:
@@ -110,11 +108,10 @@ class _Telling(NamedTuple):
 
 
 def _telling(checkpoint: Checkpoint) -> _Telling:
-    found = [name for name in checkpoint.tensors if name.endswith(_TELLING_ENDS)]
-    encoders = {}
-    for text in text_encoders({names.unwrap(n): checkpoint.tensors[n] for n in found if n.endswith(_ENCODER_ENDS)}):
-        kind, _, spelling = text.partition(" in ")
-        encoders[kind] = spelling
+    identifying = tuple({".".join(encoder.key.split(".")[-2:]) for encoder in known_encoders()})
+    found = [name for name in checkpoint.tensors if name.endswith((*identifying, *_MARKS, "position_ids"))]
+    unwrapped = {names.unwrap(name): checkpoint.tensors[name] for name in found if name.endswith(identifying)}
+    encoders = {encoder.name: encoder.spelling for encoder in text_encoders(unwrapped)}
     marks = frozenset(names.unwrap(name) for name in found if name.endswith(_MARKS))
     return _Telling(marks, encoders, any(names.is_position_ids(name) for name in found))
 
@@ -139,22 +136,26 @@ def _prediction(checkpoint: Checkpoint, layout: Layout, marks: Collection[str]) 
         if marker in marks:
             return Prediction(kind, f"marker tensor {marker}")
     metadata = checkpoint.metadata()
-    for key, kinds in (("modelspec.prediction_type", _STATED), ("modelspec.architecture", _BY_ARCHITECTURE)):
-        stated = kinds.get(metadata.get(key, "").lower())
-        if stated is not None:
-            return Prediction(stated, f"metadata {key}")
-    if layout.unet is None:
+    stated = _STATED.get(metadata.get("modelspec.prediction_type", "").lower())
+    if stated is not None:
+        return Prediction(stated, "metadata modelspec.prediction_type")
+    architecture = metadata.get("modelspec.architecture", "").lower()
+    published = release(architecture)
+    if published is not None and published.architecture == architecture and published.prediction is not None:
+        return Prediction(published.prediction, "metadata modelspec.architecture")
+    if layout.prediction is None:
         return None
-    spread = _spread(checkpoint) if layout.name == "sd2" else None
-    if spread is not None:
-        kind = _V if spread > _SPREAD else _EPSILON
-        return Prediction(kind, f"by the spread of {_TELLING_BIAS}, {spread:.3f}")
-    return Prediction(_BY_FAMILY.get(layout.name, _EPSILON), f"usual for {layout.title}, nothing says otherwise")
+    sign = layout.prediction_sign
+    spread = None if sign is None else _spread(checkpoint, sign)
+    if sign is not None and spread is not None:
+        kind = V_PREDICTION if spread > sign.spread else EPSILON
+        return Prediction(kind, f"by the spread of {sign.key}, {spread:.3f}")
+    return Prediction(layout.prediction, f"usual for {layout.title}, nothing says otherwise")
 
 
-def _spread(checkpoint: Checkpoint) -> float | None:
-    """Standard deviation of the telling bias, None where it can't be read."""
-    info = next((info for name, info in checkpoint.tensors.items() if name.endswith(_TELLING_BIAS)), None)
+def _spread(checkpoint: Checkpoint, sign: PredictionSign) -> float | None:
+    """Standard deviation of the tensor that shows the prediction type, None where it can't be read."""
+    info = next((info for name, info in checkpoint.tensors.items() if name.endswith(sign.key)), None)
     if info is None or info.strides is not None or info.elements > 320:
         return None
     found = numbers_of(checkpoint, info)
