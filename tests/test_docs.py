@@ -96,7 +96,7 @@ def test_every_command_in_the_pages_is_one_that_the_command_line_understands() -
     assert {"merge", "cast", "inspect", "verify", "demo"} <= seen
 
 
-def test_every_option_that_the_readme_and_the_semantics_name_exists_with_its_words() -> None:
+def test_every_option_that_the_pages_name_exists_with_its_words() -> None:
     from sdsurgery.surgery.common import CHOICES
 
     known = {option for parser in parsers() for action in parser._actions for option in action.option_strings}
@@ -105,8 +105,9 @@ def test_every_option_that_the_readme_and_the_semantics_name_exists_with_its_wor
         text = re.sub(r"^```.*?^```", "", read(name), flags=re.MULTILINE | re.DOTALL)
         named = {word for code in re.findall(r"`(--[^`]+)`", text) for word in re.findall(r"--[a-z][a-z-]*", code)}
         assert named <= known, name
+    shared = read("docs/verbs/README.md")
     for option, words in CHOICES.items():
-        (named_words,) = re.findall(rf"`--{option.replace('_', '-')} ([a-z0-9_|]+\|[a-z0-9_|]+)`", read("README.md"))
+        (named_words,) = re.findall(rf"`--{option.replace('_', '-')} ([a-z0-9_|]+\|[a-z0-9_|]+)`", shared)
         assert set(named_words.split("|")) == set(words), option
 
 
@@ -132,13 +133,13 @@ def test_the_readme_names_every_verb() -> None:
     assert [verb for verb in commands.NAMES if f"`{verb}`" not in text] == []
 
 
-def test_the_readmes_exit_codes_are_those_of_the_errors() -> None:
+def test_the_exit_codes_in_the_pages_are_those_of_the_errors() -> None:
     from sdsurgery import errors
 
     codes = {0} | {
         item.exit_code for item in vars(errors).values() if isinstance(item, type) and issubclass(item, errors.SdsError)
     }
-    assert {int(code) for code in re.findall(r"^\| (\d+) \|", read("README.md"), re.MULTILINE)} >= codes
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", read("docs/verbs/README.md"), re.MULTILINE)} >= codes
 
 
 def test_python_in_the_pages_is_python_and_calls_what_the_package_has() -> None:
@@ -188,6 +189,31 @@ def test_every_source_file_is_in_the_map() -> None:
     sources = [path for top in MAPPED for path in (ROOT / top).rglob("*") if path.suffix in SUFFIXES]
     assert sources
     assert [str(path.relative_to(ROOT)) for path in sources if path not in covered] == []
+
+
+# ---- promises and their tests
+
+
+def promise_rows() -> list[tuple[str, str, str]]:
+    """Promise (empty where it goes on), file and tests of each row of CONTRIBUTING's table."""
+    section = read("CONTRIBUTING.md").partition("## Promises and their tests")[2].partition("\n## ")[0]
+    return re.findall(r"^\| *(.*?) *\| `(tests/[^`]+)` \| (.*) \|$", section, re.MULTILINE)
+
+
+def test_every_promise_of_the_readme_is_in_the_table() -> None:
+    section = read("README.md").partition("## What it promises\n")[2].partition("\n## ")[0]
+    promises = re.findall(r"^\d+\. \*\*(.*?)\.\*\*", section, re.MULTILINE)
+    listed = [promise for promise, _, _ in promise_rows() if promise]
+    assert listed == [f"{number} {promise}" for number, promise in enumerate(promises, 1)]
+    assert len(listed) == 10
+
+
+@pytest.mark.parametrize(("file", "tests"), [row[1:] for row in promise_rows()], ids=lambda text: text[:40])
+def test_the_tests_of_a_promise_exist(file: str, tests: str) -> None:
+    named = re.findall(r"`(test_[a-z0-9_]+)`", tests)
+    defined = {node.name for node in ast.walk(ast.parse(read(file))) if isinstance(node, ast.FunctionDef)}
+    assert named
+    assert set(named) <= defined
 
 
 # ---- examples

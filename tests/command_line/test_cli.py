@@ -121,7 +121,6 @@ def test_methods_lists_every_registered_method() -> None:
     text = done(sds("methods")).out
     rows = done(sds("methods", "--json")).json()["methods"]
     assert {row["name"] for row in rows} == set(sdsurgery.methods())
-    assert {"weighted-sum", "add-diff", "copy", "identity"} <= set(sdsurgery.methods())
     for method in sdsurgery.methods().values():
         assert method.name in text
         assert method.summary in text
@@ -141,7 +140,6 @@ def test_layouts_lists_every_family() -> None:
 
     rows = done(sds("layouts", "--json")).json()["layouts"]
     assert [row["name"] for row in rows] == [layout.name for layout in all_layouts()]
-    assert {"sd1", "sd2", "sdxl-base", "sdxl-refiner"} <= {row["name"] for row in rows}
     text = done(sds("layouts")).out
     assert all(row["title"] in text for row in rows)
 
