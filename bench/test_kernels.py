@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 from sdsurgery import _native
-from sdsurgery.backends.cpu import program
+from sdsurgery.backends.cpu import native_program
 from sdsurgery.dtypes import BY_NAME, F16, F32, DType
 from sdsurgery.methods import Method, registered
-from sdsurgery.program import trace
+from sdsurgery.program import identity, trace
 
 NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 TORCH = {
@@ -67,12 +67,12 @@ class Data:
 
 def _data(kernel: Kernel, mib: float) -> Data:
     count = int(mib * (1 << 20)) // max(kernel.source.itemsize, kernel.target.itemsize)
-    encode = program(trace(registered("cast")["identity"], 1, {}), False)
+    encode = native_program(identity().program, False)
     inputs = []
     for seed in range(len(kernel.method.inputs)):
         values = np.random.default_rng(seed).standard_normal(count, dtype=np.float32)
         raw = np.empty(count * kernel.source.itemsize, np.uint8)
-        _native.apply(encode, [(values.ctypes.data, F32.native)], raw.ctypes.data, kernel.source.native, count)
+        _native.apply(encode, (), [(values.ctypes.data, F32.native)], raw.ctypes.data, kernel.source.native, count)
         inputs.append(raw)
     # Written once, so that no contender pays for the first touch of fresh memory.
     return Data(kernel, count, inputs, np.ones(count * kernel.target.itemsize, np.uint8))
@@ -80,10 +80,13 @@ def _data(kernel: Kernel, mib: float) -> Data:
 
 def _ours(data: Data, threads: int) -> Callable[[], Any]:
     method = data.kernel.method
-    formula = program(trace(method, len(data.inputs), method.bind(len(data.inputs), {})), False)
+    formula = trace(method, len(data.inputs), method.bind(len(data.inputs), {}))
+    program = native_program(formula.program, False)
     operands = [(raw.ctypes.data, data.kernel.source.native) for raw in data.inputs]
     place, code, cpu = data.out.ctypes.data, data.kernel.target.native, os.environ.get("SDS_CPU", "")
-    return lambda: _native.apply(formula, operands, place, code, data.count, threads=threads, target=cpu)
+    return lambda: _native.apply(
+        program, formula.numbers, operands, place, code, data.count, threads=threads, target=cpu
+    )
 
 
 def _memcpy(data: Data) -> Callable[[], Any]:

@@ -11,8 +11,8 @@
 
 namespace sds {
 
-Tally apply(const Program& program, const std::vector<Operand>& operands, uint8_t* out, DType out_dtype, uint64_t count,
-            Overflow policy, unsigned threads, const std::string& target_name) {
+Tally apply(const Program& program, const Numbers& numbers, const std::vector<Operand>& operands, uint8_t* out,
+            DType out_dtype, uint64_t count, Overflow policy, unsigned threads, const std::string& target_name) {
     const Target& target = target_named(target_name);
     if (operands.size() != static_cast<size_t>(program.inputs)) throw Error(Code::invalid, "wrong operand count");
     // The careful path reads the inputs a second time, so a result that replaces its input waits in a buffer.
@@ -39,7 +39,8 @@ Tally apply(const Program& program, const std::vector<Operand>& operands, uint8_
             for (size_t k = 0; k < operands.size(); ++k)
                 here[k].data = operands[k].data + first * size_of(operands[k].dtype);
             uint8_t* to = out + first * size_of(out_dtype);
-            target.evaluate(program, here.data(), in_place ? buffer.data() : to, out_dtype, n, policy, tally, scratch);
+            target.evaluate(program, numbers, here.data(), in_place ? buffer.data() : to, out_dtype, n, policy, tally,
+                            scratch);
             if (in_place) std::memcpy(to, buffer.data(), n * size_of(out_dtype));
         }
         std::lock_guard<std::mutex> lock(mutex);

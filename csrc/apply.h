@@ -10,7 +10,7 @@ namespace sds {
 
 // `count` elements from each operand to `out`, which may be one of the operands. `threads` 0: as many as there are
 // CPUs.
-Tally apply(const Program& program, const std::vector<Operand>& operands, uint8_t* out, DType out_dtype, uint64_t count,
-            Overflow policy, unsigned threads, const std::string& target);
+Tally apply(const Program& program, const Numbers& numbers, const std::vector<Operand>& operands, uint8_t* out,
+            DType out_dtype, uint64_t count, Overflow policy, unsigned threads, const std::string& target);
 
 }  // namespace sds

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
+#include <map>
 
 #include "apply.h"
 #include "bind_program.h"
@@ -56,7 +57,7 @@ JobOperand make_operand(const py::handle& item) {
     return operand;
 }
 
-// A Job is (kind, index, out dtype, out offset, count, (operand, …)).
+// A Job is (kind, index, out dtype, out offset, count, (operand, …), (constant, …)); numbers_of_jobs() takes the last.
 Job make_job(const py::handle& item) {
     const py::tuple row = py::cast<py::tuple>(item);
     Job job{static_cast<Job::Kind>(row[0].cast<int>()),
@@ -68,6 +69,20 @@ Job make_job(const py::handle& item) {
     if (job.kind < Job::copy || job.kind > Job::reduce) throw Error(Code::invalid, "unknown kind of job");
     for (const py::handle& operand : py::cast<py::tuple>(row[5])) job.operands.push_back(make_operand(operand));
     return job;
+}
+
+// The jobs of a merge mostly share one tuple of constants: each is converted once.
+void numbers_of_jobs(std::vector<Job>& jobs, const py::sequence& rows,
+                     const std::vector<std::shared_ptr<Program>>& programs) {
+    std::map<std::pair<PyObject*, uint32_t>, std::shared_ptr<const Numbers>> known;
+    for (size_t i = 0; i < jobs.size(); ++i) {
+        if (jobs[i].kind != Job::evaluate) continue;
+        if (jobs[i].index >= programs.size()) throw Error(Code::invalid, "a job names no program");
+        const py::tuple row = py::cast<py::tuple>(rows[i]);
+        auto& numbers = known[{py::object(row[6]).ptr(), jobs[i].index}];
+        if (!numbers) numbers = std::make_shared<Numbers>(*programs[jobs[i].index], row[6].cast<std::vector<double>>());
+        jobs[i].numbers = numbers;
+    }
 }
 
 std::shared_ptr<Run> make_run(std::vector<std::shared_ptr<Source>> sources,
@@ -85,6 +100,7 @@ std::shared_ptr<Run> make_run(std::vector<std::shared_ptr<Source>> sources,
     std::vector<Job> native;
     native.reserve(py::len(jobs));
     for (const py::handle& item : jobs) native.push_back(make_job(item));
+    numbers_of_jobs(native, jobs, programs);
     std::vector<Check> known;
     for (const py::handle& item : checks) {
         const py::tuple row = py::cast<py::tuple>(item);
@@ -98,15 +114,17 @@ std::shared_ptr<Run> make_run(std::vector<std::shared_ptr<Source>> sources,
                                  std::move(known), sums, std::move(sink), options);
 }
 
-std::pair<uint64_t, uint64_t> apply_at(const Program& program, const std::vector<std::pair<uintptr_t, int>>& operands,
-                                       uintptr_t out, int out_dtype, uint64_t count, int overflow, unsigned threads,
+std::pair<uint64_t, uint64_t> apply_at(const Program& program, std::vector<double> constants,
+                                       const std::vector<std::pair<uintptr_t, int>>& operands, uintptr_t out,
+                                       int out_dtype, uint64_t count, int overflow, unsigned threads,
                                        const std::string& target) {
     std::vector<Operand> native;
     for (const auto& [address, dtype] : operands)
         native.push_back({reinterpret_cast<const uint8_t*>(address), dtype_from(dtype)});
     const DType to = dtype_from(out_dtype);
+    const Numbers numbers(program, std::move(constants));
     py::gil_scoped_release release;
-    const Tally tally = apply(program, native, reinterpret_cast<uint8_t*>(out), to, count,
+    const Tally tally = apply(program, numbers, native, reinterpret_cast<uint8_t*>(out), to, count,
                               static_cast<Overflow>(overflow), threads, target);
     return {tally.nonfinite, tally.overflow};
 }
@@ -220,9 +238,10 @@ PYBIND11_MODULE(_native, m) {
 
     py::class_<Program, std::shared_ptr<Program>>(m, "Program")
         .def(py::init(&make_program), py::arg("inputs"), py::arg("constants"), py::arg("steps"), py::arg("result"),
-             py::arg("wide"), py::arg("text"))
+             py::arg("wide"))
         .def_property_readonly("fused", [](const Program& self) { return self.fused >= 0; })
-        .def_readonly("text", &Program::text)
+        .def_readonly("id", &Program::id)
+        .def_readonly("constants", &Program::constants)
         .def_readonly("inputs", &Program::inputs);
 
     py::class_<Run, std::shared_ptr<Run>>(m, "Run")
@@ -274,8 +293,9 @@ PYBIND11_MODULE(_native, m) {
             return rows;
         });
 
-    m.def("apply", &apply_at, py::arg("program"), py::arg("operands"), py::arg("out"), py::arg("out_dtype"),
-          py::arg("count"), py::arg("overflow") = 0, py::arg("threads") = 0, py::arg("target") = "");
+    m.def("apply", &apply_at, py::arg("program"), py::arg("constants"), py::arg("operands"), py::arg("out"),
+          py::arg("out_dtype"), py::arg("count"), py::arg("overflow") = 0, py::arg("threads") = 0,
+          py::arg("target") = "");
     m.def("cpu_targets", [] {
         std::vector<std::pair<std::string, bool>> rows;
         for (const Target& target : targets()) rows.emplace_back(target.name, target.runs_here());

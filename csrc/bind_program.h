@@ -21,16 +21,20 @@ inline Ref ref_from(const pybind11::handle& pair) {
     return {static_cast<Ref::Kind>(kind), index};
 }
 
-inline std::shared_ptr<Program> make_program(int inputs, std::vector<double> constants, const pybind11::sequence& steps,
-                                             const pybind11::handle& result, bool wide, std::string text) {
+inline std::shared_ptr<Program> make_program(int inputs, int constants, const pybind11::sequence& steps,
+                                             const pybind11::handle& result, bool wide) {
     std::vector<Step> native;
     for (const pybind11::handle& item : steps) {
         const pybind11::tuple step = pybind11::cast<pybind11::tuple>(item);
-        native.push_back(
-            {static_cast<Op>(step[0].cast<int>()), ref_from(step[1]), ref_from(step[2]), step[3].cast<int>()});
+        const pybind11::tuple args = pybind11::cast<pybind11::tuple>(step[1]);
+        Step made{static_cast<Op>(step[0].cast<int>()), {}, {}, {}, step[2].cast<int>()};
+        if (made.op < Op::add || made.op >= Op::kCount || static_cast<int>(args.size()) != arity(made.op))
+            throw Error(Code::invalid, "an operation with another number of arguments");
+        Ref* const refs[] = {&made.a, &made.b, &made.c};
+        for (size_t k = 0; k < args.size(); ++k) *refs[k] = ref_from(args[k]);
+        native.push_back(made);
     }
-    return std::make_shared<Program>(inputs, std::move(constants), std::move(native), ref_from(result), wide,
-                                     std::move(text));
+    return std::make_shared<Program>(inputs, constants, std::move(native), ref_from(result), wide);
 }
 
 }  // namespace sds

@@ -2,6 +2,7 @@
 // target's instructions; nothing outside a region may use them, so the binary runs on any machine of its family.
 #include "elementwise.h"
 
+#include <cmath>
 #include <cstring>
 #include <utility>
 

@@ -36,8 +36,8 @@ struct Fill {
 struct Target {
     const char* name;
     bool (*runs_here)();
-    void (*evaluate)(const Program& program, const Operand* operands, uint8_t* out, DType out_dtype, size_t count,
-                     Overflow policy, Tally& tally, Scratch& scratch);
+    void (*evaluate)(const Program& program, const Numbers& numbers, const Operand* operands, uint8_t* out,
+                     DType out_dtype, size_t count, Overflow policy, Tally& tally, Scratch& scratch);
     void (*fill)(const Fill& rule, uint64_t first, uint8_t* out, DType dtype, size_t count);
     // Whole blocks of a chunk, added to what `into` has of it already (reduce.h).
     void (*reduce)(Element a, const uint8_t* a_data, Element b, const uint8_t* b_data, size_t count, Reduction& into);

@@ -156,7 +156,8 @@ inline void round_strip<F64>(const float* from, uint8_t* to, size_t count) {
 }
 
 template <class T>
-void step_strip(Op op, const T* __restrict a, const T* __restrict b, T* __restrict to, size_t n) {
+void step_strip(Op op, const T* __restrict a, const T* __restrict b, const T* __restrict c, T* __restrict to,
+                size_t n) {
     switch (op) {
         case Op::add:
             for (size_t i = 0; i < n; ++i) to[i] = a[i] + b[i];
@@ -170,11 +171,44 @@ void step_strip(Op op, const T* __restrict a, const T* __restrict b, T* __restri
         case Op::div:
             for (size_t i = 0; i < n; ++i) to[i] = a[i] / b[i];
             break;
+        case Op::minimum:
+            for (size_t i = 0; i < n; ++i) to[i] = a[i] < b[i] || a[i] != a[i] ? a[i] : b[i];
+            break;
+        case Op::maximum:
+            for (size_t i = 0; i < n; ++i) to[i] = a[i] > b[i] || a[i] != a[i] ? a[i] : b[i];
+            break;
+        case Op::lt:
+            for (size_t i = 0; i < n; ++i) to[i] = a[i] < b[i] ? T(1) : T(0);
+            break;
+        case Op::le:
+            for (size_t i = 0; i < n; ++i) to[i] = a[i] <= b[i] ? T(1) : T(0);
+            break;
+        case Op::gt:
+            for (size_t i = 0; i < n; ++i) to[i] = a[i] > b[i] ? T(1) : T(0);
+            break;
+        case Op::ge:
+            for (size_t i = 0; i < n; ++i) to[i] = a[i] >= b[i] ? T(1) : T(0);
+            break;
+        case Op::eq:
+            for (size_t i = 0; i < n; ++i) to[i] = a[i] == b[i] ? T(1) : T(0);
+            break;
+        case Op::ne:
+            for (size_t i = 0; i < n; ++i) to[i] = a[i] != b[i] ? T(1) : T(0);
+            break;
         case Op::neg:
             for (size_t i = 0; i < n; ++i) to[i] = -a[i];
             break;
         case Op::abs:
             for (size_t i = 0; i < n; ++i) to[i] = a[i] < 0 ? -a[i] : a[i] + T(0);
+            break;
+        case Op::sqrt:
+            for (size_t i = 0; i < n; ++i) to[i] = std::sqrt(a[i]);
+            break;
+        case Op::sign:
+            for (size_t i = 0; i < n; ++i) to[i] = a[i] > 0 ? T(1) : a[i] < 0 ? T(-1) : a[i] == 0 ? T(0) : a[i];
+            break;
+        case Op::where:
+            for (size_t i = 0; i < n; ++i) to[i] = a[i] != 0 ? b[i] : c[i];
             break;
         case Op::kCount: break;
     }
@@ -235,7 +269,7 @@ void store_strip(const T* results, const T* inputs, int input_count, uint8_t* ou
 template <class T>
 void strips(const Program& program, const T* constants, const Operand* operands, uint8_t* out, DType out_dtype,
             size_t count, Overflow policy, Tally& tally, Scratch& scratch) {
-    const size_t constant_count = program.constants.size();
+    const size_t constant_count = static_cast<size_t>(program.constants);
     const size_t need =
         kStrip * (static_cast<size_t>(program.inputs) + constant_count + static_cast<size_t>(program.temps));
     if (scratch.memory.size() < need) scratch.memory.resize(need);
@@ -254,7 +288,7 @@ void strips(const Program& program, const T* constants, const Operand* operands,
             widen(dtype, operands[k].data + first * size_of(dtype), inputs + static_cast<size_t>(k) * kStrip, n);
         }
         for (const Step& step : program.steps) {
-            step_strip(step.op, at(step.a), at(step.b), temps + static_cast<size_t>(step.to) * kStrip, n);
+            step_strip(step.op, at(step.a), at(step.b), at(step.c), temps + static_cast<size_t>(step.to) * kStrip, n);
         }
         const T* results = at(program.result);
         uint8_t* to = out + first * size_of(out_dtype);
@@ -271,19 +305,19 @@ void strips(const Program& program, const T* constants, const Operand* operands,
 
 // ---- choosing
 
-inline void evaluate(const Program& program, const Operand* operands, uint8_t* out, DType out_dtype, size_t count,
-                     Overflow policy, Tally& tally, Scratch& scratch) {
+inline void evaluate(const Program& program, const Numbers& numbers, const Operand* operands, uint8_t* out,
+                     DType out_dtype, size_t count, Overflow policy, Tally& tally, Scratch& scratch) {
     bool wide = program.wide, same = true;
     for (int k = 0; k < program.inputs; ++k) {
         wide |= operands[k].dtype == DType::f64;
         same &= operands[k].dtype == operands[0].dtype;
     }
     if (wide) {
-        strips<double>(program, program.constants.data(), operands, out, out_dtype, count, policy, tally, scratch);
+        strips<double>(program, numbers.wide.data(), operands, out, out_dtype, count, policy, tally, scratch);
         return;
     }
     if (program.fused < 0 || !same || out_dtype == DType::f64) {
-        strips<float>(program, program.narrow.data(), operands, out, out_dtype, count, policy, tally, scratch);
+        strips<float>(program, numbers.narrow.data(), operands, out, out_dtype, count, policy, tally, scratch);
         return;
     }
     static const FusedTable table;
@@ -300,8 +334,8 @@ inline void evaluate(const Program& program, const Operand* operands, uint8_t* o
             here[k] = {operands[k].data + first * size_of(in_dtype), in_dtype};
         }
         uint8_t* to = out + first * size_of(out_dtype);
-        if (kernel(here, to, n, program.narrow.data()) >= limit) {
-            strips<float>(program, program.narrow.data(), here, to, out_dtype, n, policy, tally, scratch);
+        if (kernel(here, to, n, numbers.narrow.data()) >= limit) {
+            strips<float>(program, numbers.narrow.data(), here, to, out_dtype, n, policy, tally, scratch);
         }
     }
 }

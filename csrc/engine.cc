@@ -63,8 +63,8 @@ struct Evaluation {
             self.target.reduce(self.job.operands[0].element, self.operands[0].data, self.job.operands[1].element,
                                self.operands[1].data, self.count, self.reduction);
         } else {
-            self.target.evaluate(*self.program, self.operands, self.out, self.job.out_dtype, self.count, self.policy,
-                                 self.tally, self.scratch);
+            self.target.evaluate(*self.program, *self.job.numbers, self.operands, self.out, self.job.out_dtype,
+                                 self.count, self.policy, self.tally, self.scratch);
         }
     }
 };

@@ -1,6 +1,6 @@
 // The hot formulas, once each, templated over one float, a SIMD register or a device float. They are fast paths for
-// programs that the Python methods trace to: `text` is the program they stand for, and the conformance tests hold
-// them bit-equal to it. Operations are written in the order in which they are rounded; nothing is fused.
+// programs that the Python methods trace to: a program is recognised by its shape (program.h), and the conformance
+// tests hold both bit-equal. Operations are written in the order in which they are rounded; nothing is fused.
 //
 // Each is a sum of multiples of its inputs: the fast kernels rely on a non-finite input giving a non-finite result. A
 // formula without that property (a minimum, say) is left to the program's steps.
@@ -12,7 +12,6 @@ namespace formulas {
 
 struct Identity {
     static constexpr int inputs = 1, constants = 0;
-    static constexpr const char* text = "x0";
     template <class V>
     SDS_HD static V apply(const V* x, const V*) {
         return x[0];
@@ -21,7 +20,6 @@ struct Identity {
 
 struct WeightedSum2 {  // (1 − α)·A + α·B, and two free weights
     static constexpr int inputs = 2, constants = 2;
-    static constexpr const char* text = "((c0*x0)+(c1*x1))";
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         return c[0] * x[0] + c[1] * x[1];
@@ -30,7 +28,6 @@ struct WeightedSum2 {  // (1 − α)·A + α·B, and two free weights
 
 struct WeightedSum3 {
     static constexpr int inputs = 3, constants = 3;
-    static constexpr const char* text = "(((c0*x0)+(c1*x1))+(c2*x2))";
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         return c[0] * x[0] + c[1] * x[1] + c[2] * x[2];
@@ -39,7 +36,6 @@ struct WeightedSum3 {
 
 struct AddDifference {  // A + α·(B − C)
     static constexpr int inputs = 3, constants = 1;
-    static constexpr const char* text = "(x0+(c0*(x1-x2)))";
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         return x[0] + c[0] * (x[1] - x[2]);

@@ -44,6 +44,8 @@ std::vector<Job> admitted(std::vector<Job> jobs, const std::vector<std::shared_p
         if (job.kind == Job::evaluate) {
             if (job.index >= programs.size()) refuse("a job names no program");
             if (job.operands.size() != static_cast<size_t>(programs[job.index]->inputs)) refuse("wrong operand count");
+            if (!job.numbers || job.numbers->wide.size() != static_cast<size_t>(programs[job.index]->constants))
+                refuse("a job brings another number of constants than its program has");
         }
         if (job.kind == Job::fill && job.index >= fills.size()) refuse("a job names no fill rule");
         if (job.kind != Job::copy && job.kind != Job::reduce && job.out_offset % job.element_bytes() != 0)

@@ -31,7 +31,8 @@ struct Job {
     uint64_t out_offset;  // in the output file
     uint64_t count;       // elements; bytes for copy
     std::vector<JobOperand> operands;
-    int32_t sum = -1;  // the summed range that it lies in
+    std::shared_ptr<const Numbers> numbers = nullptr;  // of an evaluation
+    int32_t sum = -1;                                  // the summed range that it lies in
 
     uint64_t element_bytes() const { return kind == reduce ? operand_bytes(0) : kind == copy ? 1 : size_of(out_dtype); }
     uint64_t operand_bytes(size_t k) const { return kind == copy ? 1 : size_of(operands[k].element); }

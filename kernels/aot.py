@@ -28,12 +28,12 @@ DTYPES = (F64, F32, F16, BF16, F8_E4M3, F8_E5M2)
 def formulas() -> dict[str, Formula]:
     """One formula for every registered method and number of inputs; methods that trace to the same one share it."""
     found: dict[str, Formula] = {}
-    texts = set()
+    programs = set()
     for name, method in registered().items():
         for label, count, params in _bindings(name, method):
             formula = trace(method, count, params)
-            if formula.text not in texts:
-                texts.add(formula.text)
+            if formula.program not in programs:
+                programs.add(formula.program)
                 found[label] = formula
     return found
 
@@ -56,18 +56,18 @@ def compile_one(formula: Formula, dtype: DType, architecture: int) -> Any:
 
     wide = dtype is F64
     settings = elementwise.constants_of(
-        formula, [dtype] * formula.inputs, dtype, overflow="default", wide=wide, count=True
+        formula, [dtype] * formula.program.inputs, dtype, overflow="default", wide=wide, count=True
     )
     pointer = elementwise.POINTERS[dtype.native or 0]
     signature = {
         "out": pointer,
-        "inputs": (pointer,) * formula.inputs,
-        "constants": ("i64" if wide else "fp32",) * len(formula.constants),
+        "inputs": (pointer,) * formula.program.inputs,
+        "constants": ("i64" if wide else "fp32",) * len(formula.numbers),
         "counts": "*i64",
         "count": "i64",
         **dict.fromkeys(settings, "constexpr"),
     }
-    aligned: list[tuple[int, ...]] = [(0,), *((1, k) for k in range(formula.inputs))]
+    aligned: list[tuple[int, ...]] = [(0,), *((1, k) for k in range(formula.program.inputs))]
     attrs = {place: [["tt.divisibility", 16]] for place in aligned}
     source = ASTSource(elementwise.elementwise, signature, constexprs=settings, attrs=attrs)
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"enable_fp_fusion": False})

@@ -144,10 +144,10 @@ std::vector<DType> dtypes_from(const std::vector<int>& codes) {
     return dtypes;
 }
 
-// `numbers` is a buffer of uint64: for every row the output's address, the number of elements, the inputs' addresses.
-void evaluate(int device, uintptr_t stream, const Program& program, const std::vector<int>& in, int out, int overflow,
-              uintptr_t counts, const py::buffer& numbers) {
-    const py::buffer_info info = numbers.request();
+// `addresses` is a buffer of uint64: for every row the output's address, the number of elements, the inputs' addresses.
+void evaluate(int device, uintptr_t stream, const Program& program, std::vector<double> constants,
+              const std::vector<int>& in, int out, int overflow, uintptr_t counts, const py::buffer& addresses) {
+    const py::buffer_info info = addresses.request();
     const size_t stride = 2 + static_cast<size_t>(program.inputs);
     if (info.itemsize != 8 || info.ndim != 1 || static_cast<size_t>(info.size) % stride != 0)
         throw Error(Code::invalid, "rows are uint64: out, count, inputs");
@@ -156,7 +156,9 @@ void evaluate(int device, uintptr_t stream, const Program& program, const std::v
     rows.reserve(static_cast<size_t>(info.size) / stride);
     for (size_t at = 0; at < static_cast<size_t>(info.size); at += stride)
         if (words[at + 1] != 0 || counts != 0) rows.push_back({words[at], words[at + 1], words + at + 2});
+    const Numbers numbers(program, std::move(constants));
     const Launch launch{program,
+                        numbers,
                         dtypes_from(in),
                         dtype_from(out),
                         static_cast<Overflow>(overflow),
@@ -167,10 +169,11 @@ void evaluate(int device, uintptr_t stream, const Program& program, const std::v
 }
 
 // Enqueues one formula over rows of tensors on the caller's stream.
-void evaluate_rows(const TensorRows& rows, const Program& program, int overflow, uintptr_t stream) {
+void evaluate_rows(const TensorRows& rows, const Program& program, std::vector<double> constants, int overflow,
+                   uintptr_t stream) {
     if (rows.device < 0) return;
     const DeviceGuard guard(rows.device);
-    rows.enqueue_on(program, static_cast<Overflow>(overflow), pointer(stream));
+    rows.enqueue_on(program, Numbers(program, std::move(constants)), static_cast<Overflow>(overflow), pointer(stream));
 }
 
 Element element_from(int code) {
@@ -209,7 +212,7 @@ PYBIND11_MODULE(_cuda, m) {
 
     py::class_<Program, std::shared_ptr<Program>>(m, "Program", py::module_local())
         .def(py::init(&make_program), py::arg("inputs"), py::arg("constants"), py::arg("steps"), py::arg("result"),
-             py::arg("wide"), py::arg("text"))
+             py::arg("wide"))
         .def_property_readonly("fused", [](const Program& self) { return self.fused >= 0; });
 
     py::class_<Memory>(m, "Memory")
@@ -245,15 +248,15 @@ PYBIND11_MODULE(_cuda, m) {
             return unsupported(program, dtypes_from(in), dtype_from(out));
         },
         py::arg("program"), py::arg("inputs"), py::arg("out"));
-    m.def("evaluate", &evaluate, py::arg("device"), py::arg("stream"), py::arg("program"), py::arg("inputs"),
-          py::arg("out"), py::arg("overflow"), py::arg("counts"), py::arg("rows"));
+    m.def("evaluate", &evaluate, py::arg("device"), py::arg("stream"), py::arg("program"), py::arg("constants"),
+          py::arg("inputs"), py::arg("out"), py::arg("overflow"), py::arg("counts"), py::arg("rows"));
     py::class_<TensorRows>(m, "TensorRows")
         .def(py::init<const py::capsule&, const std::vector<py::type>&, const py::list&, int>(), py::arg("exchange"),
              py::arg("types"), py::arg("tensors"), py::arg("width"))
         .def_readonly("left", &TensorRows::left)
         .def_readonly("device", &TensorRows::device)
-        .def("evaluate", &evaluate_rows, py::arg("program"), py::arg("overflow"), py::arg("stream"),
-             py::call_guard<py::gil_scoped_release>());
+        .def("evaluate", &evaluate_rows, py::arg("program"), py::arg("constants"), py::arg("overflow"),
+             py::arg("stream"), py::call_guard<py::gil_scoped_release>());
     m.def("reduce", &reduce, py::arg("device"), py::arg("stream"), py::arg("a"), py::arg("b"), py::arg("count"),
           py::arg("scratch"), py::arg("out"));
     m.def("reduce_scratch_bytes", &reduce_scratch_bytes, py::arg("count"));

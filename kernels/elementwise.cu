@@ -13,6 +13,7 @@
 // Compiled by CMakeLists.txt (SDS_CUDA); the tests read the PTX: tests/backends/test_ptx.py.
 
 #include <cuda_runtime.h>
+#include <math.h>
 
 #include <algorithm>
 #include <type_traits>
@@ -208,7 +209,7 @@ struct Slots {
 };
 
 template <class T, int V>
-__device__ void operate(Op op, const T* a, const T* b, T* y) {
+__device__ void operate(Op op, const T* a, const T* b, const T* c, T* y) {
 #define SDS_EACH(expression)                                             \
     _Pragma("unroll") for (int e = 0; e < V; ++e) { y[e] = expression; } \
     break
@@ -219,7 +220,18 @@ __device__ void operate(Op op, const T* a, const T* b, T* y) {
         case Op::div: SDS_EACH(a[e] / b[e]);
         case Op::neg: SDS_EACH(-a[e]);
         case Op::abs: SDS_EACH(a[e] < 0 ? -a[e] : a[e] + T(0));
-        default: break;  // unsupported() has refused it
+        case Op::minimum: SDS_EACH(a[e] < b[e] || a[e] != a[e] ? a[e] : b[e]);
+        case Op::maximum: SDS_EACH(a[e] > b[e] || a[e] != a[e] ? a[e] : b[e]);
+        case Op::lt: SDS_EACH(a[e] < b[e] ? T(1) : T(0));
+        case Op::le: SDS_EACH(a[e] <= b[e] ? T(1) : T(0));
+        case Op::gt: SDS_EACH(a[e] > b[e] ? T(1) : T(0));
+        case Op::ge: SDS_EACH(a[e] >= b[e] ? T(1) : T(0));
+        case Op::eq: SDS_EACH(a[e] == b[e] ? T(1) : T(0));
+        case Op::ne: SDS_EACH(a[e] != b[e] ? T(1) : T(0));
+        case Op::sqrt: SDS_EACH(sqrt(a[e]));
+        case Op::sign: SDS_EACH(a[e] > 0 ? T(1) : a[e] < 0 ? T(-1) : a[e] == 0 ? T(0) : a[e]);
+        case Op::where: SDS_EACH(a[e] != 0 ? b[e] : c[e]);
+        case Op::kCount: break;
     }
 #undef SDS_EACH
 }
@@ -238,10 +250,11 @@ __device__ void run_steps(const Steps& steps, Slots<T, V> slots, T* y) {
     };
     for (int s = 0; s < steps.count; ++s) {
         const PackedStep step = steps.step[s];
-        T a[V], b[V], to[V];
+        T a[V], b[V], c[V], to[V];
         read(step.a, a);
         read(step.b, b);
-        operate<T, V>(static_cast<Op>(step.op), a, b, to);
+        if (static_cast<Op>(step.op) == Op::where) read(steps.step[++s].a, c);  // it takes two places
+        operate<T, V>(static_cast<Op>(step.op), a, b, c, to);
         slots.write(step.to, to);
     }
     read(steps.result, y);
@@ -405,8 +418,7 @@ template <class Formula, class T, int V>
 void enqueue_fused(const Launch& launch, const std::vector<Row>& rows) {
     FusedTable<Formula> table;
     Constants<Formula, T> constants{};
-    for (int k = 0; k < Formula::constants; ++k)
-        constants.c[k] = static_cast<T>(launch.program.constants[static_cast<size_t>(k)]);
+    for (int k = 0; k < Formula::constants; ++k) constants.c[k] = launch.numbers.of(T())[k];
     in_tables(launch, rows, table, kFusedWords, V, kThreads * kPacksAThread<Formula>, [&](unsigned blocks) {
         start(fused<Formula, T, V>, blocks, kThreads, 0, launch.stream, table, constants);
     });
@@ -429,7 +441,7 @@ struct FusedStarter {  // finds the formula by its number
 
 int slots_of(const Program& program) { return program.inputs + program.temps; }
 
-Steps packed(const Program& program, bool wide) {
+Steps packed(const Program& program, const Numbers& numbers, bool wide) {
     Steps steps{};
     const auto at = [&program](Ref ref) {
         const int index = ref.kind == Ref::temp ? program.inputs + ref.index : ref.index;
@@ -437,17 +449,17 @@ Steps packed(const Program& program, bool wide) {
     };
     for (const Step& step : program.steps) {
         steps.step[steps.count++] = {static_cast<uint8_t>(step.op), static_cast<uint8_t>(program.inputs + step.to),
-                                     at(step.a), at(step.op < Op::neg ? step.b : step.a)};
+                                     at(step.a), at(arity(step.op) > 1 ? step.b : step.a)};
+        if (step.op == Op::where) steps.step[steps.count++].a = at(step.c);
     }
     steps.result = at(program.result);
-    for (size_t k = 0; k < program.constants.size(); ++k)
-        steps.constants[k] = wide ? program.constants[k] : program.narrow[k];
+    for (size_t k = 0; k < numbers.wide.size(); ++k) steps.constants[k] = wide ? numbers.wide[k] : numbers.narrow[k];
     return steps;
 }
 
 template <class T, int V>
 void enqueue_steps(const Launch& launch, const std::vector<Row>& rows, bool wide) {
-    const Steps steps = packed(launch.program, wide);
+    const Steps steps = packed(launch.program, launch.numbers, wide);
     const int a_thread = slots_of(launch.program) * Slots<T, V>::bytes;
     int threads = kStepThreads;
     while (threads * a_thread > kSharedBytes) threads /= 2;
@@ -462,11 +474,10 @@ void enqueue_steps(const Launch& launch, const std::vector<Row>& rows, bool wide
 std::string unsupported(const Program& program, const std::vector<DType>&, DType) {
     if (program.fused >= 0) return "";
     if (program.inputs < 1 || program.inputs > kStepInputs) return "it takes more than 32 inputs";
-    for (const Step& step : program.steps) {
-        if (step.op > Op::abs) return "the CUDA kernels lack one of its operations";  // see operate()
-    }
-    if (program.steps.size() > kMostSteps) return "it has more than 160 operations";
-    if (program.constants.size() > kMostConstants) return "it has more than 48 numbers";
+    size_t packed_steps = 0;
+    for (const Step& step : program.steps) packed_steps += step.op == Op::where ? 2 : 1;
+    if (packed_steps > kMostSteps) return "it has more than 160 operations";
+    if (program.constants > static_cast<int>(kMostConstants)) return "it has more than 48 numbers";
     if (slots_of(program) > kMostSlots) return "it needs too many intermediate results";
     return "";
 }

@@ -20,13 +20,16 @@ from typing import Any
 import triton
 import triton.language as tl
 from sdsurgery.dtypes import DType
-from sdsurgery.program import CONSTANT, INPUT, OPERATIONS, TEMP, Formula
+from sdsurgery.program import CONSTANT, INPUT, OPERATIONS, TEMP, Formula, Program
 
 # Codes of the dtypes (dtypes.py, `native`) and of the operations, as the kernel's compile-time numbers.
 F64, F32, F16, BF16, E4M3, E5M2 = (tl.constexpr(code) for code in range(6))
-ADD, SUB, MUL, DIV, NEG, ABS = (tl.constexpr(OPERATIONS[name]) for name in ("add", "sub", "mul", "div", "neg", "abs"))
+ADD, SUB, MUL, DIV = (tl.constexpr(OPERATIONS[name]) for name in ("add", "sub", "mul", "div"))
+MINIMUM, MAXIMUM, NEG, ABS = (tl.constexpr(OPERATIONS[name]) for name in ("minimum", "maximum", "neg", "abs"))
+LT, LE, GT, GE, EQ, NE = (tl.constexpr(OPERATIONS[name]) for name in ("lt", "le", "gt", "ge", "eq", "ne"))
+SQRT, SIGN, WHERE = (tl.constexpr(OPERATIONS[name]) for name in ("sqrt", "sign", "where"))
 FROM_INPUT, FROM_CONSTANT = tl.constexpr(INPUT), tl.constexpr(CONSTANT)
-KNOWN = frozenset(("add", "sub", "mul", "div", "neg", "abs"))
+KNOWN = frozenset(OPERATIONS)
 POINTERS = ("*i64", "*i32", "*i16", "*i16", "*i8", "*i8")  # by dtype code
 _MOST_INPUTS = 32
 
@@ -149,7 +152,16 @@ def _pick(inputs, constants, temps, KIND: tl.constexpr, INDEX: tl.constexpr):
 
 
 @triton.jit
-def _operate(a, b, OP: tl.constexpr, WIDE: tl.constexpr):
+def _flag(truth, WIDE: tl.constexpr):
+    """1 where it is true, else 0."""
+    if WIDE:
+        return truth.to(tl.float64)
+    else:
+        return truth.to(tl.float32)
+
+
+@triton.jit
+def _operate(a, b, c, OP: tl.constexpr, WIDE: tl.constexpr):
     if OP == ADD:
         return a + b
     elif OP == SUB:
@@ -166,6 +178,31 @@ def _operate(a, b, OP: tl.constexpr, WIDE: tl.constexpr):
             return (a.to(tl.int64, bitcast=True) ^ -0x8000000000000000).to(tl.float64, bitcast=True)
         else:
             return (a.to(tl.int32, bitcast=True) ^ -0x80000000).to(tl.float32, bitcast=True)
+    elif OP == MINIMUM:
+        return tl.where((a < b) | (a != a), a, b)
+    elif OP == MAXIMUM:
+        return tl.where((a > b) | (a != a), a, b)
+    elif OP == LT:
+        return _flag(a < b, WIDE)
+    elif OP == LE:
+        return _flag(a <= b, WIDE)
+    elif OP == GT:
+        return _flag(a > b, WIDE)
+    elif OP == GE:
+        return _flag(a >= b, WIDE)
+    elif OP == EQ:
+        return _flag(a == b, WIDE)
+    elif OP == NE:
+        return _flag(a != b, WIDE)
+    elif OP == SQRT:
+        if WIDE:
+            return tl.sqrt(a)
+        else:
+            return tl.sqrt_rn(a)
+    elif OP == SIGN:
+        return tl.where(a == a, _flag(a > 0, WIDE) - _flag(a < 0, WIDE), a)
+    elif OP == WHERE:
+        return tl.where(a != 0, b, c)
     else:
         if WIDE:
             return _magnitude(a, WIDE).to(tl.float64, bitcast=True)
@@ -175,12 +212,13 @@ def _operate(a, b, OP: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def _formula(inputs, constants, STEPS: tl.constexpr, RESULT: tl.constexpr, WIDE: tl.constexpr):
-    """STEPS are (operation, kind, index, kind, index); step i makes temp i."""
+    """STEPS are (operation, three times kind and index); step i makes temp i."""
     temps = ()
     for i in tl.static_range(len(STEPS)):
         a = _pick(inputs, constants, temps, STEPS[i][1], STEPS[i][2])
         b = _pick(inputs, constants, temps, STEPS[i][3], STEPS[i][4])
-        temps = temps + (_operate(a, b, STEPS[i][0], WIDE),)
+        c = _pick(inputs, constants, temps, STEPS[i][5], STEPS[i][6])
+        temps = temps + (_operate(a, b, c, STEPS[i][0], WIDE),)
     return _pick(inputs, constants, temps, RESULT[0], RESULT[1])
 
 
@@ -276,12 +314,12 @@ def elementwise(
 # ---- the host's side
 
 
-def unsupported(formula: Formula) -> str | None:
+def unsupported(program: Program) -> str | None:
     """Why the kernel cannot evaluate it, or None."""
-    unknown = sorted({op for op, *_ in formula.steps} - KNOWN)
+    unknown = sorted({op for op, *_ in program.steps} - KNOWN)
     if unknown:
         return f"the Triton kernel lacks the operation {unknown[0]}"
-    if not 1 <= formula.inputs <= _MOST_INPUTS:
+    if not 1 <= program.inputs <= _MOST_INPUTS:
         return f"the Triton kernel takes 1 to {_MOST_INPUTS} inputs"
     return None
 
@@ -289,11 +327,11 @@ def unsupported(formula: Formula) -> str | None:
 def numbers_of(formula: Formula, wide: bool) -> tuple[Any, ...]:
     """The constants as the kernel takes them: rounded once to float32, or float64 as the integer of its bits."""
     if wide:
-        return tuple(struct.unpack("<q", struct.pack("<d", value))[0] for value in formula.constants)
+        return tuple(struct.unpack("<q", struct.pack("<d", value))[0] for value in formula.numbers)
     import numpy as np
 
     with np.errstate(over="ignore"):
-        return tuple(float(np.float32(value)) for value in formula.constants)
+        return tuple(float(np.float32(value)) for value in formula.numbers)
 
 
 def constants_of(
@@ -306,8 +344,9 @@ def constants_of(
         return (TEMP, place[ref[1]]) if ref[0] == TEMP else ref
 
     steps = []
-    for number, (op, a, b, to) in enumerate(formula.steps):
-        steps.append((OPERATIONS[op], *at(a), *at(b)))
+    for number, (op, args, to) in enumerate(formula.program.steps):
+        a, b, c = (at(args[min(k, len(args) - 1)]) for k in range(3))
+        steps.append((OPERATIONS[op], *a, *b, *c))
         place[to] = number
     code = out.native or 0
     careful = (_CAREFUL_WIDE if wide else _CAREFUL)[code]
@@ -318,7 +357,7 @@ def constants_of(
         "DTYPES": tuple(dtype.native for dtype in dtypes),
         "OUT": code,
         "STEPS": tuple(steps),
-        "RESULT": at(formula.result),
+        "RESULT": at(formula.program.result),
         "WIDE": wide,
         "LIMITS": (_NAN[code], _INF[code], _LARGEST[code], sign, careful),
         "SATURATE": saturate,

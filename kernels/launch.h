@@ -26,6 +26,7 @@ struct Row {  // one tensor: `count` elements; the pointers are device addresses
 
 struct Launch {
     const Program& program;
+    const Numbers& numbers;
     std::vector<DType> in;
     DType out;
     Overflow overflow;

@@ -46,10 +46,10 @@ class TensorRows {
     std::vector<size_t> left;
     int device = -1;  // of all rows that were taken
 
-    void enqueue_on(const Program& program, Overflow overflow, void* stream) const {
+    void enqueue_on(const Program& program, const Numbers& numbers, Overflow overflow, void* stream) const {
         for (const Batch& batch : batches_) {
             const std::vector<DType> in(batch.dtypes.begin() + 1, batch.dtypes.end());
-            enqueue({program, in, batch.dtypes[0], overflow, nullptr, stream}, batch.rows);
+            enqueue({program, numbers, in, batch.dtypes[0], overflow, nullptr, stream}, batch.rows);
         }
     }
 

@@ -48,16 +48,17 @@ class Program:
     def __init__(
         self,
         inputs: int,
-        constants: Sequence[float],
-        steps: Sequence[tuple[int, tuple[int, int], tuple[int, int], int]],
+        constants: int,
+        steps: Sequence[tuple[int, tuple[tuple[int, int], ...], int]],
         result: tuple[int, int],
         wide: bool,
-        text: str,
     ) -> None: ...
     @property
     def fused(self) -> bool: ...
     @property
-    def text(self) -> str: ...
+    def id(self) -> int: ...
+    @property
+    def constants(self) -> int: ...
     @property
     def inputs(self) -> int: ...
 
@@ -68,7 +69,7 @@ class Run:
         sources: Sequence[Source],
         programs: Sequence[Program],
         fills: Sequence[tuple[int, float, float]],
-        jobs: Sequence[tuple[int, int, int, int, int, tuple[tuple[object, ...], ...]]],
+        jobs: Sequence[tuple[int, int, int, int, int, tuple[tuple[object, ...], ...], tuple[float, ...]]],
         checks: Sequence[tuple[int, int, int, int, Sequence[tuple[int, int]]]] = (),
         sums: Sequence[tuple[int, int]] = (),
         sink: Sink | None,
@@ -105,6 +106,7 @@ class Run:
 
 def apply(
     program: Program,
+    constants: Sequence[float],
     operands: Sequence[tuple[int, int]],
     out: int,
     out_dtype: int,

@@ -12,7 +12,7 @@ from functools import cache
 
 from .dtypes import DType
 from .errors import InputRefused, printable
-from .program import Formula
+from .program import Formula, Program, identity
 from .records import NamedTuple, dataclass, replace
 
 TYPE_CHECKING = False
@@ -107,15 +107,17 @@ class Piece(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One byte range of the output. ``formula`` indexes ``Plan.formulas`` (or is None for a copy of bytes);
-    ``count`` is in elements of ``dtype``, ``offset`` in bytes of the output; ``tensor`` indexes ``Plan.pieces``."""
+    """One byte range of the output. ``program`` indexes ``Plan.programs`` (or is None for a copy of bytes) and
+    ``numbers`` are its constants; ``count`` is in elements of ``dtype``, ``offset`` in bytes of the output; ``tensor``
+    indexes ``Plan.pieces``."""
 
-    formula: int | None
+    program: int | None
     dtype: DType
     offset: int
     count: int  # type: ignore[assignment]
     operands: tuple[Operand, ...]
     tensor: int
+    numbers: tuple[float, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -156,7 +158,7 @@ class Plan:
     sources: tuple[Any, ...]  # Checkpoint, or bytes for data that the plan itself carries
     pieces: tuple[Piece, ...]
     jobs: tuple[Job, ...]
-    formulas: tuple[Formula | Fill | Reduction, ...]
+    programs: tuple[Program | Fill | Reduction, ...]
     data_start: int
     size: int
     body_hashed: bool
@@ -206,7 +208,7 @@ def copied(source: int, info: TensorInfo, *, name: str | None = None, action: st
 
 
 def rounded(
-    source: int, info: TensorInfo, dtype: DType | None, identity: Formula, *, name: str | None = None,
+    source: int, info: TensorInfo, dtype: DType | None, *, name: str | None = None,
     action: str | None = None, note: str = "", watched: bool = False,
 ) -> Piece:  # fmt: skip
     """The input tensor in ``dtype`` (None: its own). Copied when nothing changes; refused when it can't be computed.
@@ -219,7 +221,7 @@ def rounded(
             return copied(source, info, name=name, action=action or COPIED, note=note)
         dtype, action = info.dtype, action or COPIED
     require_computable(info)
-    segments = whole(identity, info.elements, (operand(source, info),))
+    segments = whole(identity(), info.elements, (operand(source, info),))
     return Piece(name or info.name, dtype, info.shape, action or CAST, segments, note)
 
 
@@ -274,9 +276,9 @@ def assemble(
         ) -> list[tuple[int, bytes]]:
             return placed.structure(metadata(input_hashes, body_hash) if hashed else metadata(unhashed, None), sums)
 
-        jobs, formulas = _jobs(ordered, placed.offsets, aliases)
+        jobs, programs = _jobs(ordered, placed.offsets, aliases)
         return Plan(
-            verb, tuple(sources), tuple(ordered), jobs, formulas, placed.data_start, placed.size, body_hashed,
+            verb, tuple(sources), tuple(ordered), jobs, programs, placed.data_start, placed.size, body_hashed,
             placed.sums, _checks(sources, jobs), structure, written_as, hash_inputs=hash_inputs, **facts,
         )  # fmt: skip
 
@@ -289,13 +291,13 @@ def examination(verb: str, sources: Sequence[Any], pieces: Sequence[Piece]) -> P
     for piece in pieces:
         offsets.append(size)
         size += sum(piece.dtype.nbytes(segment.count) or 0 for segment in piece.segments)
-    jobs, formulas = _jobs(pieces, offsets, {})
+    jobs, programs = _jobs(pieces, offsets, {})
 
     def written_as(writer: Writer) -> Plan:
         raise ValueError("an examination writes no file")
 
     return Plan(
-        verb, tuple(sources), tuple(pieces), jobs, formulas, 0, size, False, (), _checks(sources, jobs),
+        verb, tuple(sources), tuple(pieces), jobs, programs, 0, size, False, (), _checks(sources, jobs),
         lambda hashes, body, sums: [], written_as,
     )  # fmt: skip
 
@@ -349,18 +351,20 @@ def _checks(sources: Sequence[Any], jobs: Sequence[Job]) -> tuple[Check, ...]:
 
 def _jobs(
     pieces: Sequence[Piece], offsets: Sequence[int], aliases: Mapping[str, str]
-) -> tuple[tuple[Job, ...], tuple[Formula | Fill | Reduction, ...]]:
-    formulas: dict[Formula | Fill | Reduction, int] = {}
+) -> tuple[tuple[Job, ...], tuple[Program | Fill | Reduction, ...]]:
+    programs: dict[Program | Fill | Reduction, int] = {}
     jobs = []
-    last: Formula | Fill | Reduction | None = None
+    last: Program | Fill | Reduction | None = None
     number: int | None = None
     for index, (piece, offset) in enumerate(zip(pieces, offsets, strict=True)):
         for segment in piece.segments:
             if segment.count == 0 or piece.name in aliases:
                 continue
-            if segment.formula is not last:  # nearly all have the one before's, and a formula is slow to look up
-                last = segment.formula
-                number = None if last is None else formulas.setdefault(last, len(formulas))
+            work = segment.formula
+            program, numbers = work if isinstance(work, Formula) else (work, ())
+            if program is not last:  # nearly all have the one before's, and a program is slow to look up
+                last = program
+                number = None if program is None else programs.setdefault(program, len(programs))
             at = offset + (piece.dtype.nbytes(segment.first) or 0)
-            jobs.append(Job(number, piece.dtype, at, segment.count, segment.operands, index))
-    return tuple(jobs), tuple(formulas)
+            jobs.append(Job(number, piece.dtype, at, segment.count, segment.operands, index, numbers))
+    return tuple(jobs), tuple(programs)

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_tools import fake_module
-from numeric_tools import CASES, CODE, FLOATS, SORTS, Case, Result, every, expected, label
+from numeric_tools import CASES, CODE, FLOATS, OPERATIONS, SORTS, Case, Result, every, expected, label
 from sdsurgery.backends.cpu import OVERFLOW
 from sdsurgery.dtypes import BF16, F8_E5M2, F16, F32, F64, DType
-from sdsurgery.program import OPERATIONS, Formula, trace
+from sdsurgery.program import OPERATIONS as CODES
+from sdsurgery.program import Formula, trace
 
 # Around a pack (2 to 16), a block's packs and a tile.
 SIZES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 255, 511, 513, 4097)
@@ -28,8 +29,9 @@ def cuda() -> ModuleType:
 
 
 def program(cuda: ModuleType, formula: Formula, wide: bool) -> Any:
-    steps = [(OPERATIONS[op], a, b, to) for op, a, b, to in formula.steps]
-    return cuda.Program(formula.inputs, formula.constants, steps, formula.result, wide, formula.text)
+    shape = formula.program
+    steps = [(CODES[op], args, to) for op, args, to in shape.steps]
+    return cuda.Program(shape.inputs, shape.constants, steps, shape.result, wide)
 
 
 def run(
@@ -55,7 +57,7 @@ def run(
     dtypes = [dtype.native for _, dtype in rows[0]]
     native = program(cuda, formula, wide)
     assert cuda.unsupported(native, dtypes, out.native) == ""
-    cuda.evaluate(0, 0, native, dtypes, out.native, OVERFLOW[overflow], counts.ctypes.data, words)
+    cuda.evaluate(0, 0, native, formula.numbers, dtypes, out.native, OVERFLOW[overflow], counts.ctypes.data, words)
     results = []
     for number, (room, start, count) in enumerate(rooms):
         end = start + count * out.itemsize
@@ -90,6 +92,13 @@ def test_every_method_and_dtype_equals_the_reference(cuda: ModuleType, name: str
             check(cuda, case, mixture, out, "wild", overflow=overflow, wide=number % 2 == 1)
 
 
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_equals_the_reference(cuda: ModuleType, name: str) -> None:
+    for number, (mixture, out) in enumerate(itertools.product(((F32,), (F16, F32), (F64, F32)), (F32, F16, F64))):
+        check(cuda, OPERATIONS[name], mixture, out, "wild", shift=number % 3)
+        check(cuda, OPERATIONS[name], mixture, out, "plain", wide=number % 2 == 0)
+
+
 def test_a_thousand_small_tensors_and_in_place(cuda: ModuleType) -> None:
     case = CASES["add-diff"]
     rng = np.random.default_rng(3)
@@ -102,7 +111,7 @@ def test_a_thousand_small_tensors_and_in_place(cuda: ModuleType) -> None:
     wanted = expected(case.formula(), [(item, F32) for item in codes], F32).codes
     kept = [item.astype(np.uint32) for item in codes]
     words = array("Q", [kept[1].ctypes.data, 5000, *(item.ctypes.data for item in kept)])
-    cuda.evaluate(0, 0, program(cuda, case.formula(), False), [1, 1, 1], 1, 0, 0, words)
+    cuda.evaluate(0, 0, program(cuda, case.formula(), False), case.formula().numbers, [1, 1, 1], 1, 0, 0, words)
     assert np.array_equal(kept[1], wanted)
 
 
@@ -127,19 +136,19 @@ def test_long_programs_run_or_are_refused_with_a_reason(cuda: ModuleType) -> Non
             native = program(cuda, formula, False)
             assert "more than" in cuda.unsupported(native, [1, 1], 1)
             with pytest.raises(cuda.Error, match="cannot evaluate"):
-                cuda.evaluate(0, 0, native, [1, 1], 1, 0, 0, array("Q", [64, 1, 64, 64]))
+                cuda.evaluate(0, 0, native, formula.numbers, [1, 1], 1, 0, 0, array("Q", [64, 1, 64, 64]))
 
 
 def test_tensors_whose_memory_was_given_back_are_refused(cuda: ModuleType) -> None:
     native = program(cuda, CASES["identity"].formula(), False)
     for out, source in ((64, 0), (0, 64)):
         with pytest.raises(cuda.Error, match="no memory"):
-            cuda.evaluate(0, 0, native, [F32.native], F32.native, 0, 0, array("Q", [out, 1, source]))
-    cuda.evaluate(0, 0, native, [F32.native], F32.native, 0, 0, array("Q", [0, 0, 0]))
+            cuda.evaluate(0, 0, native, (), [F32.native], F32.native, 0, 0, array("Q", [out, 1, source]))
+    cuda.evaluate(0, 0, native, (), [F32.native], F32.native, 0, 0, array("Q", [0, 0, 0]))
 
 
 def test_misaligned_elements_are_refused(cuda: ModuleType) -> None:
     native = program(cuda, CASES["identity"].formula(), False)
     with pytest.raises(cuda.Error, match="alignment"):
-        cuda.evaluate(0, 0, native, [F32.native], F32.native, 0, 0, array("Q", [64, 1, 66]))
+        cuda.evaluate(0, 0, native, (), [F32.native], F32.native, 0, 0, array("Q", [64, 1, 66]))
     assert (F64.native, BF16.native, F8_E5M2.native) == (0, 3, 5)

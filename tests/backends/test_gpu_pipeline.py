@@ -110,11 +110,11 @@ def test_tiles_cover_the_output_once_and_keep_their_limits(trio: list[Path], mon
             end = tile.end
             for part in tile.parts:
                 job = plan.jobs[part.job]
-                unit = 1 if job.formula is None else job.dtype.itemsize
+                unit = 1 if job.program is None else job.dtype.itemsize
                 assert part.first == done[part.job] and part.out + tile.base == job.offset + part.first * unit
                 assert all(place % 16 == 0 for place in part.ins)
                 done[part.job] += part.count
-        assert done == [job.nbytes if job.formula is None else job.count for job in plan.jobs]
+        assert done == [job.nbytes if job.program is None else job.count for job in plan.jobs]
 
 
 def test_the_built_module_can_be_imported_without_a_gpu_and_says_why() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numeric_tools import CASES, CODE, FLOATS, SORTS, Case, Result, every, expected, label
+from numeric_tools import CASES, CODE, FLOATS, OPERATIONS, SORTS, Case, Result, every, expected, label
 from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.methods import Method
-from sdsurgery.program import Formula, trace
+from sdsurgery.program import Formula, Program, trace
 from triton_support import require_triton
 
 require_triton(interpreted=True)
@@ -36,7 +36,7 @@ def run(
     def tensor(codes: np.ndarray, dtype: DType) -> Any:
         return torch.from_numpy(codes.astype(CODE[dtype]).view(f"i{dtype.itemsize}").copy())
 
-    assert elementwise.unsupported(formula) is None
+    assert elementwise.unsupported(formula.program) is None
     result = torch.zeros(row[0][0].size, dtype=getattr(torch, f"int{out.bits}"))
     counts = torch.zeros(2, dtype=torch.int64)
     with np.errstate(all="ignore"):
@@ -78,6 +78,17 @@ def test_every_operation_at_every_size(size: int) -> None:
             assert not difference, f"{kinds} to {out}: {difference}"
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_comparisons_choices_and_roots(name: str) -> None:
+    case, rng = OPERATIONS[name], np.random.default_rng(1)
+    for first, (mixture, out) in enumerate(itertools.product(((F32,), (F16, F32), (F64, F32)), (F32, F16))):
+        kinds = list(itertools.islice(itertools.cycle(mixture), case.count))
+        row = [(SORTS[("wild", "plain")[first % 2]](kind, 1025, rng), kind) for kind in kinds]
+        difference = run(case.formula(), row, out).differs(expected(case.formula(), row, out))
+        assert not difference, f"{mixture} to {out}: {difference}"
+
+
 def test_an_unknown_operation_is_said() -> None:
-    formula = Formula(1, (), (("cube", (0, 0), (0, 0), 0),), (2, 0), "cube(x0)")
-    assert "cube" in str(elementwise.unsupported(formula))
+    program = Program(1, 0, (("cube", ((0, 0),), 0),), (2, 0))
+    assert "cube" in str(elementwise.unsupported(program))

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from sdsurgery import _native
+from sdsurgery import _native, functions
 from sdsurgery.backends import cpu, reference
 from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
-from sdsurgery.methods import Method, PerInput, registered
+from sdsurgery.methods import Method, Param, PerInput, registered
 from sdsurgery.program import Formula, trace
 
 FLOATS = (F64, F32, F16, BF16, F8_E4M3, F8_E5M2)
@@ -90,7 +90,8 @@ def native(
     room = np.full(count * out.itemsize + 2 * GUARD + 16, 0xA5, np.uint8)
     start = GUARD + shift
     counts = _native.apply(
-        cpu.program(formula, wide),
+        cpu.native_program(formula.program, wide),
+        formula.numbers,
         [(buffer.ctypes.data + at, dtype.native) for buffer, at, dtype in buffers],
         room.ctypes.data + start,
         out.native,
@@ -238,6 +239,31 @@ def mixed(dtype: DType, count: int, rng: np.random.Generator) -> np.ndarray:
 
 SORTS = {"wild": wild, "plain": plain, "mixed": mixed}
 CASES = {case.label: case for case in cases()}
+
+
+def _all_of_two(a: Any, b: Any, half: float) -> Any:
+    nearer = functions.where(abs(a) <= abs(b), a, b)
+    kept = functions.where(functions.sign(a) * functions.sign(b) >= 0, nearer, half)
+    return functions.sqrt(abs(kept)) * (a > b) - functions.clip(a + b, -half, 1.5) * (a != b)
+
+
+def _all_of_three(a: Any, b: Any, c: Any) -> Any:
+    low, high = functions.minimum(a, b), functions.maximum(functions.minimum(b, c), a)
+    return functions.where(low < high, high, functions.sign(c)) * (a == c) - b * (a >= c) / 3
+
+
+# Bodies that no method has: every operation of program.py is in one of them.
+OPERATIONS = {
+    method.name: Case(method, len(method.inputs), method.bind(len(method.inputs), {}), method.name)
+    for method in (
+        Method("all-of-two", ("A", "B"), {"half": Param(0.5, "")}, _all_of_two, "merge"),
+        Method("all-of-three", ("A", "B", "C"), {}, _all_of_three, "merge"),
+        Method("smaller", ("A", "B"), {}, functions.minimum, "merge"),
+        Method("larger", ("A", "B"), {}, functions.maximum, "merge"),
+        Method("sign", ("A",), {}, functions.sign, "merge"),
+        Method("root", ("A",), {}, functions.sqrt, "merge"),
+    )
+}
 
 
 def every(mixtures: Sequence[tuple[DType, ...]] = MIXTURES) -> list[tuple[str, tuple[DType, ...]]]:

@@ -128,7 +128,7 @@ def test_a_merge_with_blocks_has_one_formula_for_each_ratio() -> None:
         get("weighted-sum"), 2, {"alpha": 0.5, "weights": None}, layout, blocks="MID12_50", rules={"^cond": 0.125}
     )
     made = {ratios.of(tensor.key, layout.block(tensor.key))[0] for tensor in layout.tensors() if tensor.block}
-    assert sorted(formula.constants[-1] for formula in made) == [0.0, 0.125, 0.5]
+    assert sorted(formula.numbers[-1] for formula in made) == [0.0, 0.125, 0.5]
 
 
 # ---- components of their own
@@ -334,7 +334,7 @@ def test_any_text_is_understood_or_refused(text: str, layout: layouts.Layout) ->
         assert str(error).isprintable()
         return
     formula, facts = ratios.of(UNET + "input_blocks.1.0.in_layers.2.weight", "IN01")
-    assert formula.constants == (facts["ratios"]["alpha"],)
+    assert formula.numbers == (facts["ratios"]["alpha"],)
 
 
 def test_families_without_merge_blocks_refuse_them(tmp_path: Path) -> None:

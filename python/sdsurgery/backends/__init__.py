@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..dtypes import DType
     from ..gpu.tensors import Batch
     from ..plan import Plan
-    from ..program import Formula
+    from ..program import Formula, Program
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class PlainRows(Protocol):
 class Backend:
     """``available`` gives None, or the reason why it can't be used here. ``prepare`` makes a run of a Plan (``sink``
     None: evaluate and keep nothing); ``describe`` tells how a prepared run will work. ``supports`` gives None, or why
-    a formula cannot be evaluated on these dtypes. ``on_tensors`` evaluates one on tensors of the backend's devices
+    a program cannot be evaluated on these dtypes. ``on_tensors`` evaluates one on tensors of the backend's devices
     (gpu/tensors.py), where there is such a thing; ``plain_rows`` takes the tensors among many that it can evaluate
     without a Python call for each."""
 
@@ -92,7 +92,7 @@ class Backend:
     available: Callable[[], str | None]
     prepare: Callable[[Plan, Sequence[Source], Sink | None, Options], RunHandle]
     describe: Callable[[Any], dict[str, Any]]
-    supports: Callable[[Formula, Sequence[DType], DType, bool], str | None] = lambda *_: None
+    supports: Callable[[Program, Sequence[DType], DType, bool], str | None] = lambda *_: None
     on_tensors: Callable[[Batch], None] | None = None
     plain_rows: Callable[[Sequence[Any], int], PlainRows | None] = lambda *_: None
     devices: Callable[[], list[dict[str, Any]]] = list

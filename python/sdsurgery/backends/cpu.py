@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from .. import _native
 from ..dtypes import DType
 from ..plan import Fill, Job, Operand, Plan, Reduction
-from ..program import OPERATIONS, Formula
+from ..program import OPERATIONS, Program
 from . import Backend, Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .._native import Program, Run, Sink, Source
+    from .. import _native as native
+    from .._native import Run, Sink, Source
 
 IO_MODES = ("auto", "pread", "mmap", "direct")
 OVERFLOW = {"default": 0, "inf": 1, "saturate": 2, "error": 0}
@@ -23,25 +24,25 @@ _COPY, _EVALUATE, _FILL, _REDUCE = 0, 1, 2, 3
 
 
 @functools.lru_cache(maxsize=256)
-def program(formula: Formula, wide: bool) -> Program:
-    """The native program of a traced formula."""
-    steps = [(OPERATIONS[op], a, b, to) for op, a, b, to in formula.steps]
-    return _native.Program(formula.inputs, formula.constants, steps, formula.result, wide, formula.text)
+def native_program(program: Program, wide: bool) -> native.Program:
+    """A traced program as the native engine takes it."""
+    steps = [(OPERATIONS[op], args, to) for op, args, to in program.steps]
+    return _native.Program(program.inputs, program.constants, steps, program.result, wide)
 
 
 def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options) -> Run:
-    programs: list[Program] = []
+    programs: list[native.Program] = []
     fills: list[tuple[int, float, float]] = []
     place: list[tuple[int, int]] = []
-    for formula in plan.formulas:
-        if isinstance(formula, Fill):
+    for program in plan.programs:
+        if isinstance(program, Fill):
             place.append((_FILL, len(fills)))
-            fills.append((formula.seed, formula.mean, formula.deviation))
-        elif isinstance(formula, Reduction):
+            fills.append((program.seed, program.mean, program.deviation))
+        elif isinstance(program, Reduction):
             place.append((_REDUCE, 0))
         else:
             place.append((_EVALUATE, len(programs)))
-            programs.append(program(formula, options.wide))
+            programs.append(native_program(program, options.wide))
     return _native.Run(
         sources=list(sources),
         programs=programs,
@@ -63,12 +64,12 @@ def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: O
 
 
 def _native_job(job: Job, place: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
-    number, dtype, offset, count, operands, _ = job
+    number, dtype, offset, count, operands, _, numbers = job
     if number is None:
-        return (_COPY, 0, 0, offset, job.nbytes, tuple([_native_operand(0, operand) for operand in operands]))
+        return (_COPY, 0, 0, offset, job.nbytes, tuple([_native_operand(0, operand) for operand in operands]), ())
     kind, index = place[number]
     parts = tuple([_native_operand(code_of(operand.dtype), operand) for operand in operands])
-    return (kind, index, 0 if kind == _REDUCE else code_of(dtype), offset, count, parts)
+    return (kind, index, 0 if kind == _REDUCE else code_of(dtype), offset, count, parts, numbers)
 
 
 def _native_operand(code: int, operand: Operand) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from ..errors import DeviceFailed
 from ..gpu.stream import StreamRun, Work, describe, devices_of, require_supported
 from ..gpu.tiles import CHUNK
 from ..plan import Plan
-from ..program import OPERATIONS, Formula
+from ..program import OPERATIONS, Formula, Program
 from . import Backend, Options
 from .cpu import OVERFLOW
 
@@ -91,16 +91,16 @@ def device_errors(name: str = "") -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=256)
-def _program(cuda: ModuleType, formula: Formula, wide: bool) -> Any:
-    steps = [(OPERATIONS[op], a, b, to) for op, a, b, to in formula.steps]
-    return cuda.Program(formula.inputs, formula.constants, steps, formula.result, wide, formula.text)
+def _program(cuda: ModuleType, program: Program, wide: bool) -> Any:
+    steps = [(OPERATIONS[op], args, to) for op, args, to in program.steps]
+    return cuda.Program(program.inputs, program.constants, steps, program.result, wide)
 
 
-def supports(formula: Formula, dtypes: Sequence[DType], dtype: DType, wide: bool) -> str | None:
+def supports(program: Program, dtypes: Sequence[DType], dtype: DType, wide: bool) -> str | None:
     codes = [kind.native for kind in dtypes]
     cuda = module()
     with device_errors():
-        reason: str = cuda.unsupported(_program(cuda, formula, wide), codes, dtype.native)
+        reason: str = cuda.unsupported(_program(cuda, program, wide), codes, dtype.native)
     return reason or None
 
 
@@ -195,8 +195,9 @@ def evaluate(device: int, stream: int, work: Any, words: array[int], counts: int
     """Enqueue one formula over rows: for each the output's address, the elements and the inputs' addresses."""
     cuda = module()
     codes = [kind.native for kind in work.dtypes]
-    program = _program(cuda, work.formula, work.wide)
-    cuda.evaluate(device, stream, program, codes, work.dtype.native, OVERFLOW[work.overflow], counts, words)
+    program, numbers = work.formula
+    native = _program(cuda, program, work.wide)
+    cuda.evaluate(device, stream, native, numbers, codes, work.dtype.native, OVERFLOW[work.overflow], counts, words)
 
 
 def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options) -> StreamRun:
@@ -227,7 +228,7 @@ class _PlainRows:
             return
         stream = torch.cuda.current_stream(self._rows.device).cuda_stream if torch.cuda.is_initialized() else 0
         with device_errors():
-            self._rows.evaluate(_program(module(), formula, wide), OVERFLOW[overflow], stream)
+            self._rows.evaluate(_program(module(), formula.program, wide), formula.numbers, OVERFLOW[overflow], stream)
 
 
 def plain_rows(tensors: Sequence[Any], width: int) -> _PlainRows | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -131,24 +131,44 @@ def _largest_bits(dtype: DType) -> int:
     return 0x7E if dtype is F8_E4M3 else _inf_bits(dtype) - 1
 
 
+def _chosen(truth: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.asarray(np.where(truth, a, b))
+
+
+def _where(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    return _chosen(a != 0, b, c)
+
+
+def _sign(a: np.ndarray) -> np.ndarray:
+    return np.where(a > 0, a.dtype.type(1), np.where(a < 0, a.dtype.type(-1), np.where(a == 0, a.dtype.type(0), a)))
+
+
+_OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
+    # NumPy's own minimum leaves open which zero it gives.
+    "minimum": lambda a, b: _chosen((a < b) | np.isnan(a), a, b),
+    "maximum": lambda a, b: _chosen((a > b) | np.isnan(a), a, b),
+    "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal,
+    "neg": np.negative, "abs": np.abs, "sqrt": np.sqrt, "sign": _sign, "where": _where,
+}  # fmt: skip
+
+
 def run_steps(formula: Formula, inputs: Sequence[np.ndarray]) -> np.ndarray:
     """The formula's steps on arrays of one float type; constants meet them as that type."""
     temps: dict[int, np.ndarray] = {}
     kind = inputs[0].dtype.type
+    program, numbers = formula
 
     def value(ref: tuple[int, int]) -> Any:
         if ref[0] == INPUT:
             return inputs[ref[1]]
-        return kind(formula.constants[ref[1]]) if ref[0] == CONSTANT else temps[ref[1]]
+        return kind(numbers[ref[1]]) if ref[0] == CONSTANT else temps[ref[1]]
 
-    operations = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}
     with np.errstate(all="ignore"):
-        for op, a, b, to in formula.steps:
-            if op in operations:
-                temps[to] = operations[op](value(a), value(b))
-            else:
-                temps[to] = np.negative(value(a)) if op == "neg" else np.abs(value(a))
-        return value(formula.result)
+        for op, args, to in program.steps:
+            temps[to] = np.asarray(_OPERATIONS[op](*(value(ref) for ref in args))).astype(kind, copy=False)
+        result = value(program.result)
+        return result if np.ndim(result) else np.full_like(inputs[0], result)  # of constants alone
 
 
 def evaluate(
@@ -258,7 +278,7 @@ class ReferenceRun:
 
     def _chunks(self) -> Any:
         for index, job in enumerate(self.plan.jobs):
-            by_bytes = job.formula is None and job.operands[0].view is None
+            by_bytes = job.program is None and job.operands[0].view is None
             count = job.nbytes if by_bytes else job.count
             for first in range(0, count, _CHUNK):
                 data = self._chunk(index, job, first, min(_CHUNK, count - first))
@@ -270,22 +290,24 @@ class ReferenceRun:
                 yield True
 
     def _chunk(self, index: int, job: Job, first: int, count: int) -> bytes:
-        if job.formula is None and job.operands[0].view is None:
+        if job.program is None and job.operands[0].view is None:
             return self.sources[job.operands[0].source].read(job.operands[0].offset + first, count)
-        if job.formula is None:
+        if job.program is None:
             return self._elements(job.operands[0], first, count)
-        formula = self.plan.formulas[job.formula]
-        if isinstance(formula, Fill):
+        program = self.plan.programs[job.program]
+        if isinstance(program, Fill):
             raise RunFailed("the reference backend generates no data")
         inputs = []
         for operand in job.operands:
             raw = self._elements(operand, first, count)
             inputs.append((np.frombuffer(raw, _STORAGE[operand.dtype]), operand.dtype))
-        if isinstance(formula, Reduction):
+        if isinstance(program, Reduction):
             found = reduce_chunk(*inputs[0], *inputs[1])
             self._reduced[index] = combine(self._reduced.get(index, Reduced()), found)
             return bytes(count * job.dtype.itemsize)
-        out, nonfinite, overflow = evaluate(formula, inputs, job.dtype, self.options.overflow, self.options.wide)
+        out, nonfinite, overflow = evaluate(
+            Formula(program, job.numbers), inputs, job.dtype, self.options.overflow, self.options.wide
+        )
         if nonfinite or overflow:
             counts = self._tallies.setdefault(index, [0, 0])
             counts[0] += nonfinite

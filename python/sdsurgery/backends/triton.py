@@ -12,7 +12,7 @@ from ..dtypes import DType
 from ..errors import DeviceFailed
 from ..gpu.stream import StreamRun, Work, describe, devices_of, require_supported
 from ..plan import Plan
-from ..program import Formula
+from ..program import Program
 from . import Backend, Options
 
 if TYPE_CHECKING:
@@ -62,10 +62,10 @@ def devices() -> list[dict[str, Any]]:
     return rows
 
 
-def supports(formula: Formula, dtypes: Sequence[DType], dtype: DType, wide: bool) -> str | None:
+def supports(program: Program, dtypes: Sequence[DType], dtype: DType, wide: bool) -> str | None:
     from ..kernels import elementwise
 
-    reason: str | None = elementwise.unsupported(formula)
+    reason: str | None = elementwise.unsupported(program)
     return reason
 
 

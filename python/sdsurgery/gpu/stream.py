@@ -17,7 +17,7 @@ from ..backends import Options, damaged_of, sums_of
 from ..dtypes import DType
 from ..errors import InputRefused, Interrupted, RunFailed, UsageError, printable
 from ..plan import Job, Plan, Reduction
-from ..program import Formula
+from ..program import Formula, Program
 from ..records import dataclass
 from .reductions import Chunk, Gathered, Row
 from .tiles import ALIGNMENT, Part, Tile, ratio, tiles
@@ -96,7 +96,7 @@ class StreamRun:
         self.watermark = plan.data_start
         self.workers = options.threads or _workers()
         self.memory = options.gpu_memory or MEMORY
-        self._reduces = any(isinstance(formula, Reduction) for formula in plan.formulas)  # then all do
+        self._reduces = any(isinstance(program, Reduction) for program in plan.programs)  # then all do
         least = _LEAST_REDUCED if self._reduces else LEAST_MEMORY
         if self.memory < least:
             raise UsageError(f"--gpu-memory must be at least {least >> 20} MiB here")
@@ -218,7 +218,7 @@ class StreamRun:
             gap = part.out + tile.base - end
             if gap and self.sink is not None:
                 staging.output[part.out - gap : part.out] = bytes(gap)
-            end = part.out + tile.base + part.count * (1 if job.formula is None else job.dtype.itemsize)
+            end = part.out + tile.base + part.count * (1 if job.program is None else job.dtype.itemsize)
             self._read(part, job, staging)
         self._reduce(tile, staging)
         works, parts = self._works(tile)
@@ -233,7 +233,7 @@ class StreamRun:
     def _read(self, part: Part, job: Job, staging: Staging) -> None:
         from .. import _native
 
-        if job.formula is None:
+        if job.program is None:
             wanted = [(job.operands[0], 1, staging.output, part.out)]
         else:
             operands = zip(job.operands, part.ins, strict=True)
@@ -254,7 +254,7 @@ class StreamRun:
         rows, parts = [], []
         for part in tile.parts:
             job = self.plan.jobs[part.job]
-            if job.formula is not None and isinstance(self.plan.formulas[job.formula], Reduction):
+            if job.program is not None and isinstance(self.plan.programs[job.program], Reduction):
                 a, b = job.operands
                 rows.append(Row((a.dtype, b.dtype), (part.ins[0], part.ins[1]), part.count))
                 parts.append(part)
@@ -269,13 +269,15 @@ class StreamRun:
         gathered: dict[Any, tuple[Work, list[Part]]] = {}
         for part in tile.parts:
             job = self.plan.jobs[part.job]
-            formula = None if job.formula is None else self.plan.formulas[job.formula]
-            if not isinstance(formula, Formula):
+            program = None if job.program is None else self.plan.programs[job.program]
+            if not isinstance(program, Program):
                 continue
             dtypes = tuple(operand.dtype for operand in job.operands)
-            key = (job.formula, dtypes, job.dtype)
+            key = (job.program, job.numbers, dtypes, job.dtype)
             if key not in gathered:
-                work = Work(formula, self.options.wide, dtypes, job.dtype, self.options.overflow, [])
+                work = Work(
+                    Formula(program, job.numbers), self.options.wide, dtypes, job.dtype, self.options.overflow, []
+                )
                 gathered[key] = (work, [])
             gathered[key][0].rows.append((part.out, part.count, part.ins))
             gathered[key][1].append(part)
@@ -286,7 +288,7 @@ class StreamRun:
         spans: list[tuple[int, int]] = []
         for part in tile.parts:
             job = self.plan.jobs[part.job]
-            if job.formula is None or not isinstance(self.plan.formulas[job.formula], Formula):
+            if job.program is None or not isinstance(self.plan.programs[job.program], Program):
                 continue
             if spans and sum(spans[-1]) == part.out:
                 spans[-1] = (spans[-1][0], spans[-1][1] + part.count * job.dtype.itemsize)
@@ -322,20 +324,20 @@ def require_supported(plan: Plan, name: str, supports: Any, wide: bool, *, reduc
     it has the reductions."""
     seen = set()
     for job in plan.jobs:
-        if job.formula is None:
+        if job.program is None:
             continue
-        formula = plan.formulas[job.formula]
-        if isinstance(formula, Reduction):
+        program = plan.programs[job.program]
+        if isinstance(program, Reduction):
             if reduces:
                 continue
             raise UsageError(f"the backend {name} has no reductions; use --backend cpu or cuda")
-        if not isinstance(formula, Formula):
+        if not isinstance(program, Program):
             raise UsageError(f"the backend {name} evaluates formulas only; use --backend cpu")
         dtypes = tuple(operand.dtype for operand in job.operands)
-        if (job.formula, dtypes, job.dtype) in seen:
+        if (job.program, dtypes, job.dtype) in seen:
             continue
-        seen.add((job.formula, dtypes, job.dtype))
-        reason = supports(formula, dtypes, job.dtype, wide)
+        seen.add((job.program, dtypes, job.dtype))
+        reason = supports(program, dtypes, job.dtype, wide)
         if reason is not None:
             tensor = printable(plan.pieces[job.tensor].name)
             raise UsageError(f"tensor '{tensor}': the backend {name} cannot do this: {reason}; use --backend cpu")

@@ -47,7 +47,7 @@ def choose(formula: Formula, dtypes: Sequence[DType], dtype: DType, wide: bool) 
             reason = backend.available()
             if reason is None:
                 _found_usable.append(backend)
-        reason = reason or backend.supports(formula, dtypes, dtype, wide)
+        reason = reason or backend.supports(formula.program, dtypes, dtype, wide)
         if reason is None:
             return backend
         reasons.append(f"{name}: {reason}")

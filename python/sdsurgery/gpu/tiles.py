@@ -45,7 +45,7 @@ def ratio(plan: Plan) -> float:
         (
             sum(operand.dtype.itemsize for operand in job.operands) / job.dtype.itemsize
             for job in plan.jobs
-            if job.formula is not None and not isinstance(plan.formulas[job.formula], Reduction)
+            if job.program is not None and not isinstance(plan.programs[job.program], Reduction)
         ),
         default=0.0,
     )
@@ -56,14 +56,14 @@ def tiles(plan: Plan, out_limit: int, in_limit: int) -> Iterator[Tile]:
     does not fit, at a page of the file where that can be."""
     tile: Tile | None = None
     for index, job in enumerate(plan.jobs):
-        total = job.nbytes if job.formula is None else job.count
-        unit = 1 if job.formula is None else job.dtype.itemsize
+        total = job.nbytes if job.program is None else job.count
+        unit = 1 if job.program is None else job.dtype.itemsize
         done = 0
         while done < total:
             at = job.offset + done * unit
             if tile is None:
                 tile = Tile(at, at)
-            reduced = job.formula is not None and isinstance(plan.formulas[job.formula], Reduction)
+            reduced = job.program is not None and isinstance(plan.programs[job.program], Reduction)
             if reduced:  # makes no output
                 count = _fitting(job, tile, at, total - done, (UNLIMITED, in_limit))
                 count -= 0 if count == total - done else count % CHUNK
@@ -85,9 +85,9 @@ def tiles(plan: Plan, out_limit: int, in_limit: int) -> Iterator[Tile]:
 def _fitting(job: Job, tile: Tile, at: int, left: int, limits: tuple[int, int]) -> int:
     """How many of the job's last ``left`` elements, which start at the file's byte ``at``, fit into the tile."""
     out_limit, in_limit = limits
-    unit = 1 if job.formula is None else job.dtype.itemsize
+    unit = 1 if job.program is None else job.dtype.itemsize
     count = min(left, (out_limit - (at - tile.base)) // unit)
-    if job.formula is not None:
+    if job.program is not None:
         size = sum(operand.dtype.itemsize for operand in job.operands)
         room = in_limit - tile.in_bytes - ALIGNMENT * len(job.operands)
         count = min(count, room // size if size else count)
@@ -101,7 +101,7 @@ def _fitting(job: Job, tile: Tile, at: int, left: int, limits: tuple[int, int]) 
 
 def _place(job: Job, tile: Tile, count: int) -> tuple[int, ...]:
     """Give the operands their places in the input buffer."""
-    if job.formula is None:
+    if job.program is None:
         return ()
     places = []
     for operand in job.operands:

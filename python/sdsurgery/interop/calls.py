@@ -123,7 +123,7 @@ class _Request:
 
     def _here(self, inputs: Sequence[Any], out: Any) -> Any:
         from .. import _native
-        from ..backends.cpu import OVERFLOW, code_of, program
+        from ..backends.cpu import OVERFLOW, code_of, native_program
         from ..engine import native_errors
 
         arrays = [Array(item) for item in inputs]
@@ -132,7 +132,8 @@ class _Request:
         operands = [array.apart_from(result) for array in arrays]
         with native_errors(UsageError):
             _, overflows = _native.apply(
-                program(self.formula, self.wide),
+                native_program(self.formula.program, self.wide),
+                self.formula.numbers,
                 [(array.address, code_of(array.dtype)) for array in operands],
                 result.address,
                 code_of(result.dtype),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from ..checkpoint import Checkpoint
 from ..layouts import detect
 from ..plan import Plan
-from .common import Settings, identity_formula, planned, single_input, single_metadata, single_piece
+from .common import Settings, planned, single_input, single_metadata, single_piece
 from .report import Report
 
 TYPE_CHECKING = False
@@ -32,8 +32,7 @@ def cast(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = N
 def plan_cast(checkpoint: Checkpoint, settings: Settings, *, recipe: Mapping[str, Any], title: str) -> Plan:
     """Decide what becomes of every tensor; reads the header only."""
     layout = detect(checkpoint.tensors).layout
-    identity = identity_formula()
-    pieces = [single_piece(layout, settings, identity, info) for info in checkpoint.tensors.values()]
+    pieces = [single_piece(layout, settings, info) for info in checkpoint.tensors.values()]
     metadata = single_metadata(checkpoint, layout, recipe, title)
     return planned(
         "cast",

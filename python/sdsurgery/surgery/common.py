@@ -12,9 +12,7 @@ from ..dtypes import BY_OPTION, DType
 from ..errors import InputRefused, RunFailed, UsageError, printable
 from ..formats.writers import is_named, writer_for
 from ..layouts.names import is_position_ids
-from ..methods import get
 from ..plan import assemble, copied, rounded
-from ..program import Formula, trace
 from ..records import dataclass, fields
 from ..suggest import did_you_mean
 from .report import Report, describe
@@ -180,11 +178,6 @@ def close_all(checkpoints: Sequence[Checkpoint]) -> None:
         checkpoint.close()
 
 
-def identity_formula() -> Formula:
-    """The program of the ``identity`` method: what a cast evaluates."""
-    return trace(get("identity", ("cast",)), 1, {})
-
-
 def parent(checkpoint: Checkpoint, *, sha256: str | None = None) -> Parent:
     """What the output's metadata tells of an input. Names are base names: a merge gives the same bytes everywhere."""
     from ..hashing import legacy_hash
@@ -258,7 +251,7 @@ def metadata_of(
 
 
 def single_piece(
-    layout: Layout, settings: Settings, identity: Formula, info: TensorInfo, *,
+    layout: Layout, settings: Settings, info: TensorInfo, *,
     source: int = 0, name: str | None = None, note: str = "",
 ) -> Piece:  # fmt: skip
     """One input tensor in the asked dtype, perhaps under another name; what is no weight is copied exactly."""
@@ -266,7 +259,7 @@ def single_piece(
         return copied(source, info, name=name, note=note or "copied exactly (not a weight)")
     if info.dtype.kind in ("int", "bool"):
         return copied(source, info, name=name, note=note or "integers keep their dtype")
-    return rounded(source, info, settings.target_dtype, identity, name=name, note=note, watched=settings.watched)
+    return rounded(source, info, settings.target_dtype, name=name, note=note, watched=settings.watched)
 
 
 def planned(

@@ -11,11 +11,10 @@ from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, aliases, detect, names, text_encoders
 from ..plan import ADDED, COPIED, Dropped, Piece, Plan, Segment, operand, require_computable
-from ..program import Formula
+from ..program import identity
 from .common import (
     Settings,
     close_all,
-    identity_formula,
     open_all,
     planned,
     run,
@@ -47,7 +46,6 @@ def extract(path: Path, component: str, *, out: Path | None = None, strip_prefix
 
     def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Plan:
         layout = detect(checkpoint.tensors).layout
-        identity = identity_formula()
         chosen = {}
         dropped = []
         for name in checkpoint.tensors:
@@ -63,9 +61,7 @@ def extract(path: Path, component: str, *, out: Path | None = None, strip_prefix
             )
         if len(set(chosen.values())) < len(chosen):
             raise InputRefused(f"{printable(checkpoint.path)}: two tensors would get one name without their prefixes")
-        pieces = [
-            single_piece(layout, settings, identity, checkpoint.tensors[name], name=new) for name, new in chosen.items()
-        ]
+        pieces = [single_piece(layout, settings, checkpoint.tensors[name], name=new) for name, new in chosen.items()]
         return planned(
             "extract", [checkpoint], pieces, single_metadata(checkpoint, layout, recipe, title),
             settings=settings, layout=layout, notes=checkpoint.notes, dropped=dropped, frugal=True, keep_order=True,
@@ -131,7 +127,6 @@ def _plan_replace(
 ) -> Plan:  # fmt: skip
     base = opened[0]
     layout = detect(base.tensors).layout
-    identity = identity_formula()
     swaps = {
         component: _Swap(base, layout, component, source, opened[source])
         for source, component in enumerate(components, 1)
@@ -143,16 +138,16 @@ def _plan_replace(
     for name, info in base.tensors.items():
         swap = swaps.get(layout.component(name))
         if swap is None:
-            pieces.append(single_piece(layout, settings, identity, info))
+            pieces.append(single_piece(layout, settings, info))
         elif name in swap.found:
-            pieces.append(swap.piece(name, info.shape, settings, identity))
+            pieces.append(swap.piece(name, info.shape, settings))
         else:
-            pieces.append(single_piece(layout, settings, identity, info, note="not in the donor"))
+            pieces.append(single_piece(layout, settings, info, note="not in the donor"))
     for swap in swaps.values():
         for name in swap.found:
             if name not in base:
                 shape = swap.wanted[name] or swap.shape(name)
-                pieces.append(swap.piece(name, shape, settings, identity, action=ADDED))
+                pieces.append(swap.piece(name, shape, settings, action=ADDED))
     dropped = [Dropped(swap.source, name, "extra in the donor") for swap in swaps.values() for name in swap.extra]
     missing = [(swap.source, name) for swap in swaps.values() for name in swap.absent]
     remarks = [f"{printable(donor.path)}: {note}" for donor in opened[1:] for note in donor.notes]
@@ -199,9 +194,7 @@ class _Swap:
             )
         return [f"{where}: {len(self.found)} tensors replaced", *(f"{where}: {text}" for text in odd)]
 
-    def piece(
-        self, name: str, shape: tuple[int, ...], settings: Settings, identity: Formula, *, action: str = COPIED
-    ) -> Piece:
+    def piece(self, name: str, shape: tuple[int, ...], settings: Settings, *, action: str = COPIED) -> Piece:
         """The donor's tensor under the checkpoint's name and in its shape (rows of several tensors are joined)."""
         infos = self.found[name]
         self._require_shape(name, shape)
@@ -212,7 +205,7 @@ class _Swap:
             formula = None
             if info.dtype is not dtype or (settings.watched and info.dtype.computable):
                 require_computable(info)
-                formula = identity
+                formula = identity()
             segments.append(Segment(formula, first, info.elements, (operand(self.source, info),)))
             first += info.elements
         changed = any(info.dtype is not dtype for info in infos)

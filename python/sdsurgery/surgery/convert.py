@@ -12,7 +12,7 @@ from ..layouts import detect
 from ..plan import Plan
 from ..records import dataclass
 from ..suggest import did_you_mean
-from .common import Settings, identity_formula, planned, single_input, single_metadata, single_piece
+from .common import Settings, planned, single_input, single_metadata, single_piece
 from .report import Report
 
 TYPE_CHECKING = False
@@ -32,8 +32,7 @@ def convert(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None 
 
     def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Plan:
         layout = detect(checkpoint.tensors).layout
-        identity = identity_formula()
-        pieces = [single_piece(layout, settings, identity, info) for info in checkpoint.tensors.values()]
+        pieces = [single_piece(layout, settings, info) for info in checkpoint.tensors.values()]
         notes = list(checkpoint.notes)
         if out is not None and not writer_for(out).shares:
             notes += _duplicated(checkpoint)

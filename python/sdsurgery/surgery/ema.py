@@ -9,7 +9,7 @@ from ..dtypes import F32, I32
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, aliases, detect, names
 from ..plan import ADDED, Dropped, Operand, Piece, Plan, whole
-from .common import Settings, identity_formula, planned, single_input, single_metadata, single_piece
+from .common import Settings, planned, single_input, single_metadata, single_piece
 from .report import Report
 
 TYPE_CHECKING = False
@@ -91,13 +91,12 @@ def replaced(
     checkpoint.require_usable(lambda name: _kept(name, layout, keep_counters))
     found = twins(checkpoint, layout)
     used = {info.name for info in found.values()}
-    identity = identity_formula()
     pieces, dropped = [], []
     for name, info in checkpoint.tensors.items():
         if name in found:
-            pieces.append(single_piece(layout, settings, identity, found[name], name=name, note="its EMA twin"))
+            pieces.append(single_piece(layout, settings, found[name], name=name, note="its EMA twin"))
         elif _kept(name, layout, keep_counters):
-            pieces.append(single_piece(layout, settings, identity, info))
+            pieces.append(single_piece(layout, settings, info))
         else:
             dropped.append(Dropped(0, name, _reason(name, used)))
     return pieces, dropped
@@ -150,12 +149,11 @@ def _shadowed(checkpoint: Checkpoint, layout: Layout, settings: Settings) -> lis
         )
     if not wanted:
         raise InputRefused(f"{printable(checkpoint.path)}: no U-Net weights under '{names.UNET}' to make EMA twins of")
-    identity = identity_formula()
-    pieces = [single_piece(layout, settings, identity, info) for info in checkpoint.tensors.values()]
+    pieces = [single_piece(layout, settings, info) for info in checkpoint.tensors.values()]
     decay, updates = names.EMA_COUNTERS
     for offset, name, dtype in ((0, decay, F32), (4, updates, I32)):
         pieces.append(Piece(name, dtype, (), ADDED, whole(None, 1, (Operand(1, dtype, offset),)), "a new counter"))
     for name, twin in wanted.items():
         info = checkpoint.tensors[name]
-        pieces.append(single_piece(layout, settings, identity, info, name=twin, note="EMA twin of the weight"))
+        pieces.append(single_piece(layout, settings, info, name=twin, note="EMA twin of the weight"))
     return pieces

@@ -18,7 +18,7 @@ from ..errors import InputRefused, printable
 from ..layouts import Layout, aliases, detect, names, places_of_position_ids
 from ..plan import ADDED, Dropped, Operand, Piece, Plan, whole
 from ..records import NamedTuple, dataclass
-from .common import Settings, identity_formula, numbers_of, planned, single_input, single_metadata, single_piece
+from .common import Settings, numbers_of, planned, single_input, single_metadata, single_piece
 from .report import Report
 
 TYPE_CHECKING = False
@@ -64,8 +64,7 @@ def fix_clip(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None
 
     def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Plan:
         layout = detect(checkpoint.tensors).layout
-        identity = identity_formula()
-        pieces = [single_piece(layout, settings, identity, info) for info in checkpoint.tensors.values()]
+        pieces = [single_piece(layout, settings, info) for info in checkpoint.tensors.values()]
         return planned(
             "fix-clip", [checkpoint], pieces, single_metadata(checkpoint, layout, recipe, title), settings=settings,
             layout=layout, notes=checkpoint.notes, keep_order=True,

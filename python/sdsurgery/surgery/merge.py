@@ -17,10 +17,10 @@ from ..layouts import Layout, Traits, detect
 from ..methods import Method, get
 from ..plan import ADDED, KEPT, MERGED, Dropped, Operand, Piece, Plan, Segment, copied, operand, require_computable
 from ..plan import rounded as rounded_piece
+from ..program import identity
 from .common import (
     Settings,
     close_all,
-    identity_formula,
     metadata_of,
     open_all,
     planned,
@@ -180,7 +180,6 @@ class _Decisions:
     ) -> None:
         self.layout, self.checkpoints, self.tensors, self.ratios = layout, checkpoints, tensors, ratios
         self.dtype, self.watched = settings.target_dtype, settings.watched
-        self.identity = identity_formula()
         self.notes: list[str] = []
         self.missing: list[tuple[int, str]] = []
 
@@ -268,7 +267,7 @@ class _Decisions:
 
     def variant(self, name: str, info: TensorInfo, others: Sequence[TensorInfo], traits: Traits) -> Piece:
         dtype = self.dtype or info.dtype
-        rest = None if dtype is info.dtype and not self.watched else self.identity
+        rest = None if dtype is info.dtype and not self.watched else identity()
         formula, facts = self.ratios.of(name, traits.block)
         piece = merged_channels(name, (info, *others), dtype, formula, rest)._replace(facts=facts)
         channels = ", ".join(f"{letter(source)} {each.shape[1]}" for source, each in enumerate((info, *others)))
@@ -278,9 +277,7 @@ class _Decisions:
     def alone(
         self, source: int, name: str, info: TensorInfo, dtype: DType | None, *, action: str, note: str = ""
     ) -> Piece:
-        return rounded_piece(
-            source, info, dtype, self.identity, name=name, action=action, note=note, watched=self.watched
-        )
+        return rounded_piece(source, info, dtype, name=name, action=action, note=note, watched=self.watched)
 
     def require_shape(self, name: str, info: TensorInfo, other: TensorInfo, checkpoint: Checkpoint) -> None:
         # [o, i, 1, 1] and [o, i] are the same matrix: a 1×1 convolution and a linear layer, as VAE files have both.

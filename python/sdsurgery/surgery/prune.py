@@ -11,7 +11,7 @@ from ..errors import InputRefused, UsageError, printable
 from ..layouts import Detection, Layout, aliases, detect, names
 from ..plan import Dropped, Piece, Plan
 from ..records import dataclass
-from .common import Settings, identity_formula, planned, single_input, single_metadata, single_piece
+from .common import Settings, planned, single_input, single_metadata, single_piece
 from .report import Report
 
 TYPE_CHECKING = False
@@ -119,7 +119,6 @@ def _pruned(
         from .ema import twins as ema_twins
 
         twins = ema_twins(checkpoint, layout)
-    identity = identity_formula()
     pieces, dropped, unknown, spared = [], [], [], []
     unreadable = set()
     for name in (*checkpoint.tensors, *checkpoint.unusable):
@@ -136,7 +135,7 @@ def _pruned(
             continue
         if layout.parts and layout.component(name) == "other":
             unknown.append(name)
-        pieces.append(single_piece(layout, settings, identity, twins.get(name, info), name=name))
+        pieces.append(single_piece(layout, settings, twins.get(name, info), name=name))
     checkpoint.require_usable(unreadable.__contains__)
     if not pieces:
         raise InputRefused(f"{printable(checkpoint.path)}: nothing would be left of its {len(checkpoint)} tensors")

@@ -1,8 +1,8 @@
 """Ratios by rule and by block: which of a method's numbers apply to which tensor.
 
 A rule over the tensor's name wins over the weight of its block, and that over the method's own parameter. Each ratio (a
-parameter that is one number) can have its own rules and block weights. Every distinct set of ratios is one traced
-Formula, which the Plan gets tensor by tensor: the engine sees nothing new.
+parameter that is one number) can have its own rules and block weights. The method's body is traced once; each
+tensor's Formula is that program with the tensor's own numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout
 from ..methods import Method, PerInput
-from ..program import Formula, trace
+from ..program import Formula, body_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Ratios:
         self.blocks = {name: _weights(spec, layout) for name, spec in self._by_ratio("--blocks", blocks).items()}
         self.rules = {name: _rules(spec) for name, spec in self._by_ratio("--rules", rules).items()}
         self._unused = {(name, index) for name, rules in self.rules.items() for index in range(len(rules.rules))}
-        self._formulas: dict[tuple[str, ...], Formula] = {}  # by float.hex: 0.0 and −0.0 are equal, but not the same
+        self.body = body_of(method, count, params)
         self._known: dict[Any, tuple[Formula, Mapping[str, Any]]] = {}
 
     def of(self, name: str, block: str | None) -> tuple[Formula, Mapping[str, Any]]:
@@ -88,10 +88,7 @@ class Ratios:
         ]
 
     def _made(self, block: str | None, ratios: Mapping[str, float]) -> tuple[Formula, Mapping[str, Any]]:
-        key = tuple(number.hex() for number in ratios.values())
-        if key not in self._formulas:
-            self._formulas[key] = trace(self.method, self.count, {**self.params, **ratios})
-        return self._formulas[key], {"block": block, "ratios": {**self.lists, **ratios}}
+        return self.body.formula({**self.params, **ratios}), {"block": block, "ratios": {**self.lists, **ratios}}
 
     def _by_block(self, ratio: str, block: str | None) -> float:
         number: float = self.blocks.get(ratio, {}).get(block or "", self.params[ratio])

@@ -10,8 +10,9 @@ from ..dtypes import U8
 from ..errors import printable
 from ..layouts import detect
 from ..plan import COPIED, Check, Operand, Piece, assemble, operand, whole
+from ..program import identity
 from ..records import asdict, dataclass, field, replace
-from .common import identity_formula, settings_from
+from .common import settings_from
 from .fix_clip import remarks
 
 TYPE_CHECKING = False
@@ -81,11 +82,10 @@ def _plan(checkpoint: Checkpoint) -> Any:
 
     Records with a CRC-32 that no single float tensor fills are read once more, as they are.
     """
-    identity = identity_formula()
     pieces = []
     for name, info in checkpoint.tensors.items():
         if info.dtype.computable and info.elements:
-            segments = whole(identity, info.elements, (operand(0, info),))
+            segments = whole(identity(), info.elements, (operand(0, info),))
             pieces.append(Piece(name, info.dtype, info.shape, COPIED, segments))
     filled = {(o.offset, o.dtype.nbytes(s.count)) for p in pieces for s in p.segments for o in s.operands if not o.view}
     for record in checkpoint.records:
