@@ -6,7 +6,8 @@ floats are computed with, integers only compared. A dtype without one is only ev
 
 from __future__ import annotations
 
-from .records import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, eq=False)  # one row each, so that identity is equality
@@ -34,6 +35,9 @@ class DType:
 
     def __repr__(self) -> str:
         return self.name
+
+    def __reduce__(self) -> tuple[Callable[[str], DType], tuple[str]]:
+        return named, (self.name,)  # so that a pickled one is the same object
 
     def nbytes(self, elements: int) -> int | None:
         """Bytes of ``elements`` elements, or None when they do not fill whole bytes."""
@@ -68,6 +72,12 @@ _ROWS = (
 
 BY_NAME: dict[str, DType] = {row.name: row for row in _ROWS}
 BY_OPTION: dict[str, DType] = {row.option: row for row in _ROWS if row.option}
+
+
+def named(name: str) -> DType:
+    """The dtype of that safetensors spelling."""
+    return BY_NAME[name]
+
 
 F64, F32, F16, BF16 = (BY_NAME[name] for name in ("F64", "F32", "F16", "BF16"))
 F8_E4M3, F8_E5M2 = BY_NAME["F8_E4M3"], BY_NAME["F8_E5M2"]

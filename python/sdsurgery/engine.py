@@ -12,7 +12,17 @@ from contextlib import contextmanager
 
 from . import _native, backends
 from .backends import Options, Reduced, RunHandle
-from .errors import DeviceFailed, InputRefused, Interrupted, RunFailed, SdsError, UsageError, printable
+from .errors import (
+    NONFINITE,
+    OVERFLOW,
+    DeviceFailed,
+    InputRefused,
+    Interrupted,
+    RunFailed,
+    SdsError,
+    UsageError,
+    printable,
+)
 from .records import dataclass, field
 
 TYPE_CHECKING = False
@@ -23,6 +33,7 @@ if TYPE_CHECKING:
     from .plan import Check, Plan
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
+Structure = Callable[[Sequence[str | None], str | None, Sequence[int]], list[tuple[int, bytes]]]
 
 
 def open_source(path: str | os.PathLike[str]) -> Source:
@@ -54,45 +65,46 @@ def open_temporary(path: str) -> Source:
 
 
 @contextmanager
-def native_errors(kind: type[SdsError] = RunFailed, plan: Plan | None = None) -> Iterator[None]:
+def native_errors(kind: type[SdsError] = RunFailed) -> Iterator[None]:
     """Turn the native engine's errors into ours; ``kind`` is for errors that have no class of their own."""
     try:
         yield
     except _native.Error as error:
-        raise _translated(error, kind, plan) from None
+        raise _translated(error, kind) from None
     except MemoryError:
         raise RunFailed("out of memory") from None
 
 
-def _translated(error: Any, kind: type[SdsError], plan: Plan | None) -> SdsError:
-    code, text = error.code, printable(error, 400)
-    where = ""
-    if plan is not None and error.job >= 0:
-        where = f"tensor '{printable(plan.pieces[plan.jobs[error.job].tensor].name)}': "
+def _translated(error: Any, kind: type[SdsError]) -> SdsError:
+    made = _of_code(error.code, printable(error, 400), kind)
+    made.job = error.job if error.job >= 0 else None
+    return made
+
+
+def _of_code(code: str, text: str, kind: type[SdsError]) -> SdsError:
     if code == "cancelled":
         return Interrupted("interrupted; nothing was written")
     if code == "nonfinite":
-        return InputRefused(f"{where}NaN or Inf in an input (--on-nonfinite keep carries it through)")
+        return InputRefused(NONFINITE)
     if code == "overflow":
-        return RunFailed(
-            f"{where}a value does not fit the output dtype (--overflow inf or saturate, or a wider --dtype)"
-        )
+        return RunFailed(OVERFLOW)
     if code == "exists":
         return UsageError(f"{text} (--force replaces it)")
     if code == "invalid":
-        return UsageError(f"{where}{text}")
+        return UsageError(f"{text}")
     if code == "damaged":
-        return RunFailed(f"{where}{text}; nothing was written")
-    return kind(f"{where}{text}")
+        return RunFailed(f"{text}; nothing was written")
+    return kind(f"{text}")
 
 
 @dataclass
 class Outcome:
-    """What a run met, by tensor: non-finite inputs and overflows counted, reductions; hashes, times, how it ran."""
+    """What a run met, by the number of the tensor: non-finite inputs and overflows counted, reductions; hashes, times,
+    how it ran."""
 
-    nonfinite: dict[str, int] = field(default_factory=dict)
-    overflow: dict[str, int] = field(default_factory=dict)
-    reduced: dict[str, Reduced] = field(default_factory=dict)
+    nonfinite: dict[int, int] = field(default_factory=dict)
+    overflow: dict[int, int] = field(default_factory=dict)
+    reduced: dict[int, Reduced] = field(default_factory=dict)
     damaged: list[Check] = field(default_factory=list)  # only of a run that goes on in spite of them
     seconds: float = 0.0
     how: dict[str, Any] = field(default_factory=dict)
@@ -121,20 +133,20 @@ def target_path(out: str | os.PathLike[str], force: bool) -> str:
         raise RunFailed(f"{printable(text)}: the current folder is gone, so there is nowhere to create it") from None
 
 
-def preview(plan: Plan, backend: str, options: Options) -> dict[str, Any]:
+def preview(plan: Plan, sources: Sequence[Source], backend: str, options: Options) -> dict[str, Any]:
     """How a run of the plan would work here (threads, io, buffers), without starting it."""
     chosen, _ = _choose(backend, options)
-    with native_errors(plan=plan):
-        sources = [_source_of(item) for item in plan.sources]
+    with native_errors():
         return {"backend": chosen.name, **chosen.describe(chosen.prepare(plan, sources, None, options))}
 
 
-def examine(plan: Plan, options: Options, progress: Progress | None = None, backend: str = "cpu") -> Outcome:
+def examine(
+    plan: Plan, sources: Sequence[Source], options: Options, progress: Progress | None = None, backend: str = "cpu"
+) -> Outcome:
     """Read and evaluate everything and keep nothing: non-finite values for ``verify``, reductions for ``compare``."""
     chosen, failed = _choose(backend, options)
     started = time.monotonic()
-    with native_errors(InputRefused, plan):
-        sources = [_source_of(item) for item in plan.sources]
+    with native_errors(InputRefused):
         while True:
             try:
                 run = chosen.prepare(plan, sources, None, options)
@@ -150,16 +162,22 @@ def examine(plan: Plan, options: Options, progress: Progress | None = None, back
 
 def execute(
     plan: Plan,
+    sources: Sequence[Source],
     out: str,
+    structure: Structure,
     *,
     backend: str = "auto",
     options: Options | None = None,
     replace: bool = False,
     sync: bool = True,
-    hashed: bool = True,
+    hash_files: Sequence[Source] = (),
+    hash_body: bool = False,
     progress: Progress | None = None,
 ) -> Outcome:
     """Write the plan's output to ``out`` (a resolved path, see ``target_path``): whole, or not at all.
+
+    ``structure`` gives the bytes that are not tensor data, once the SHA-256 of ``hash_files`` and (``hash_body``) of
+    the tensor data and the CRC-32 of ``Plan.sums`` are known.
 
     Raises RunFailed when the disk is full or an input changes or cannot be read any more, InputRefused for a NaN or Inf
     that is not wanted, Interrupted on KeyboardInterrupt; in every case the target is as it was.
@@ -167,18 +185,17 @@ def execute(
     options = options or Options(flush=sync)
     chosen, failed = _choose(backend, options)
     started = time.monotonic()
-    with native_errors(plan=plan):
-        sources = [_source_of(item) for item in plan.sources]
+    with native_errors():
         sink = _native.Sink(os.fsencode(out), plan.size)
     hashes = None
     try:
         while True:
             try:
-                with native_errors(plan=plan):
+                with native_errors():
                     run = chosen.prepare(plan, sources, sink, options)
-                if hashed:
-                    hashes = _Hashes(plan, run, sink)
-                with native_errors(plan=plan):
+                if hash_files or hash_body:
+                    hashes = _Hashes(plan, run, sink, hash_files, hash_body)
+                with native_errors():
                     _drive(run, plan, progress)
                 break
             except DeviceFailed as error:
@@ -189,10 +206,10 @@ def execute(
         outcome = _outcome(plan, run, chosen, started)
         if failed:
             outcome.how["fallback"] = failed
-        with native_errors(plan=plan):
+        with native_errors():
             if hashes is not None:
                 hashes.collect(outcome)
-            for offset, data in plan.structure(outcome.input_hashes, outcome.body_hash, run.sums()):
+            for offset, data in structure(outcome.input_hashes, outcome.body_hash, run.sums()):
                 sink.write(offset, data)
             sink.commit(replace, sync)
         outcome.seconds = time.monotonic() - started
@@ -223,10 +240,6 @@ def _instead(chosen: backends.Backend, options: Options, error: DeviceFailed) ->
     return backends.choose(options.fallback), str(error)
 
 
-def _source_of(item: Any) -> Source:
-    return _native.Source.memory(item) if isinstance(item, bytes) else item.data
-
-
 def _drive(run: RunHandle, plan: Plan, progress: Progress | None) -> None:
     total = plan.size - plan.data_start
     run.start()
@@ -254,15 +267,14 @@ def with_suppressed(function: Callable[[], None]) -> None:
 def _outcome(plan: Plan, run: RunHandle, chosen: backends.Backend, started: float) -> Outcome:
     outcome = Outcome(how={"backend": chosen.name, **chosen.describe(run)})
     for job, nonfinite, overflow in run.tallies():
-        name = plan.pieces[plan.jobs[job].tensor].name
+        number = plan.jobs[job].tensor
         if nonfinite:
-            outcome.nonfinite[name] = outcome.nonfinite.get(name, 0) + nonfinite
+            outcome.nonfinite[number] = outcome.nonfinite.get(number, 0) + nonfinite
         if overflow:
-            outcome.overflow[name] = outcome.overflow.get(name, 0) + overflow
+            outcome.overflow[number] = outcome.overflow.get(number, 0) + overflow
     for job, *values in run.reductions():
-        outcome.reduced[plan.pieces[plan.jobs[job].tensor].name] = Reduced(*values)
+        outcome.reduced[plan.jobs[job].tensor] = Reduced(*values)
     outcome.damaged = [plan.checks[index] for index in run.damaged()]
-    outcome.input_hashes = (None,) * len(plan.checkpoints())
     outcome.seconds = time.monotonic() - started
     return outcome
 
@@ -270,13 +282,13 @@ def _outcome(plan: Plan, run: RunHandle, chosen: backends.Backend, started: floa
 class _Hashes:
     """SHA-256 of every input file and of the output's tensor data, in threads beside the run."""
 
-    def __init__(self, plan: Plan, run: RunHandle, sink: Sink) -> None:
+    def __init__(self, plan: Plan, run: RunHandle, sink: Sink, files: Sequence[Source], body: bool) -> None:
         from .hashing import BodyHash, FileHash
 
         # One thread a file, however often (and under whatever names) the file is an input.
         self._files: dict[tuple[int, ...], FileHash] = {}
-        self._hashed = plan.checkpoints() if plan.hash_inputs else []
-        self._order: Sequence[tuple[int, ...]] = [item.source.identity for item in self._hashed]
+        self._hashed = files
+        self._order: Sequence[tuple[int, ...]] = [item.identity for item in self._hashed]
         for item, identity in zip(self._hashed, self._order, strict=True):
             if identity not in self._files:
                 self._files[identity] = FileHash(item.path)
@@ -286,7 +298,7 @@ class _Hashes:
             return len(buffer)
 
         self._body = None
-        if plan.body_hashed:
+        if body:
             self._body = BodyHash(read_into, plan.data_start, plan.size, lambda: run.watermark)
 
     def collect(self, outcome: Outcome) -> None:

@@ -7,12 +7,18 @@ Names that come from a file are escaped with :func:`printable` before they enter
 from __future__ import annotations
 
 import unicodedata
+from typing import TypeVar
 
 
 class SdsError(Exception):
     """Base of all errors raised on purpose; ``exit_code`` is what the command line returns for it."""
 
     exit_code = 1
+    job: int | None = None  # number of the plan's job that met it, for whoever knows the tensors' names
+
+    def of_tensor(self, name: str) -> SdsError:
+        """The same error with the tensor's name in front."""
+        return type(self)(f"tensor '{printable(name)}': {self}")
 
 
 class RunFailed(SdsError):
@@ -47,6 +53,19 @@ class Interrupted(SdsError):
     """The run was cancelled by Ctrl-C or a termination signal. Nothing is left behind."""
 
     exit_code = 130
+
+
+# What the engine and every backend say of values that are not wanted.
+NONFINITE = "NaN or Inf in an input (--on-nonfinite keep carries it through)"
+OVERFLOW = "a value does not fit the output dtype (--overflow inf or saturate, or a wider --dtype)"
+
+Failure = TypeVar("Failure", bound=SdsError)
+
+
+def of_job(job: int, error: Failure) -> Failure:
+    """The error as that of one job of a plan."""
+    error.job = job
+    return error
 
 
 def printable(name: object, limit: int = 200) -> str:

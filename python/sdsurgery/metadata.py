@@ -23,14 +23,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isinf
+from typing import Any
 
 from .errors import UsageError
-from .records import dataclass
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 RECIPE, MODELS = "sd_merge_recipe", "sd_merge_models"
 MAX_ANCESTRY = 1_000_000
@@ -57,6 +54,36 @@ class Parent:
     metadata: Mapping[str, str]
     legacy_hash: str | None
     sha256: str | None
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """An output's metadata as a value: all but the hashes, which are known only at the end of a run.
+
+    ``source`` are the own metadata of the input that the output is made from, None for a merge of several; a file
+    without ``parents`` carries ``source`` as it is.
+    """
+
+    source: Mapping[str, str] | None = None
+    parents: tuple[Parent, ...] = ()
+    recipe: Mapping[str, Any] | None = None
+    title: str = ""
+    architecture: str | None = None
+    family: str = ""
+    version: str = ""
+
+    def texts(self, hashes: Sequence[str | None], body: str | None) -> dict[str, str]:
+        """The metadata with the inputs' SHA-256 and that of the tensor data (None where they are not known)."""
+        if not self.parents:
+            return dict(self.source or {})
+        parents = [replace(item, sha256=digest) for item, digest in zip(self.parents, hashes, strict=True)]
+        facts: dict[str, Any] = {
+            "parents": parents, "title": self.title, "architecture": self.architecture, "family": self.family,
+            "version": self.version, "body_sha256": body,
+        }  # fmt: skip
+        if self.source is None:
+            return merge_metadata(recipe=self.recipe or {}, **facts)
+        return single_input_metadata(source=self.source, recipe=self.recipe, **facts)
 
 
 def placeholder_hashes(count: int) -> tuple[str, ...]:

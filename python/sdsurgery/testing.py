@@ -15,7 +15,9 @@ from .backends import Options
 from .dtypes import BY_OPTION, F32, I32, I64, DType
 from .errors import UsageError
 from .formats.writers import writer_for
-from .plan import FILLED, Fill, Operand, Piece, assemble, whole
+from .metadata import Metadata
+from .outline import FILLED, Outline, Piece, whole
+from .plan import Fill, Operand
 
 if TYPE_CHECKING:
     from .layouts import Layout, LayoutTensor
@@ -64,10 +66,12 @@ def write_checkpoint(
             pieces.append(Piece(tensor.key, kind, shape, FILLED, segments))
             literals.append(data)
     texts = {"format": "pt", **(metadata or {})}
-    plan = assemble("generate", literals, pieces, lambda hashes, body: texts, hashed=False, family=family)
-    plan = plan.written_as(writer_for(target))
-    engine.execute(plan, target, options=Options(flush=False), replace=force, sync=False, hashed=False)
-    return plan.size
+    outline = Outline("generate", tuple(literals), tuple(pieces), Metadata(texts), family=family)
+    placed = outline.placed(writer_for(target))
+    engine.execute(
+        placed.plan, placed.sources(), target, placed.structure, options=Options(flush=False), replace=force, sync=False
+    )
+    return placed.plan.size
 
 
 def tiny_shape(layout: Layout, tensor: LayoutTensor) -> tuple[int, ...]:

@@ -342,7 +342,7 @@ def test_a_pager_that_quits_early_is_no_traceback(models: Path) -> None:
 CHANGING = """
 import os, sys, threading, time
 from sdsurgery import __main__, engine, records
-from sdsurgery.verbs import common
+from sdsurgery.surgery import common
 what, delay = os.environ["ACTION"], float(os.environ["DELAY"])
 def act():
     time.sleep(max(delay, 0))

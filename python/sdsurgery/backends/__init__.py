@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..discovery import module_names
-from ..errors import UsageError
+from ..errors import NONFINITE, OVERFLOW, InputRefused, RunFailed, UsageError, of_job, printable
 from ..records import NamedTuple, Protocol, dataclass
 
 TYPE_CHECKING = False
@@ -103,6 +103,15 @@ def sums_of(plan: Plan, sink: Sink) -> list[int]:
     return [_crc32(sink.read_into, offset, nbytes) for offset, nbytes in plan.sums]
 
 
+def refuse_values(job: int, nonfinite: int, overflow: int, options: Options) -> None:
+    """InputRefused or RunFailed where the options want no NaN, Inf or overflow; the same lines as the native engine's
+    (``engine.native_errors``)."""
+    if nonfinite and options.on_nonfinite == "error":
+        raise of_job(job, InputRefused(NONFINITE))
+    if overflow and options.overflow == "error":
+        raise of_job(job, RunFailed(OVERFLOW))
+
+
 def damaged_of(plan: Plan, sources: Sequence[Source], options: Options) -> list[int]:
     """``RunHandle.damaged`` for a backend that does not check its inputs while it reads them.
 
@@ -113,11 +122,8 @@ def damaged_of(plan: Plan, sources: Sequence[Source], options: Options) -> list[
         if _crc32(sources[check.source].read_into, check.offset, check.nbytes) == check.crc32:
             continue
         if options.refuse_damaged:
-            from ..errors import RunFailed, printable
-
-            name = printable(plan.pieces[plan.jobs[check.parts[0][0]].tensor].name)
             path = printable(sources[check.source].path)
-            raise RunFailed(f"tensor '{name}': {path}: damaged: its bytes differ from their CRC-32")
+            raise of_job(check.parts[0][0], RunFailed(f"{path}: damaged: its bytes differ from their CRC-32"))
         damaged.append(index)
     return damaged
 

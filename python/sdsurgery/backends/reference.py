@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64, DType
-from ..errors import InputRefused, Interrupted, RunFailed
+from ..errors import Interrupted, RunFailed
 from ..plan import Fill, Job, Operand, Plan, Reduction
 from ..program import CONSTANT, INPUT, Formula
-from . import Backend, Options, Reduced, damaged_of, sums_of
+from . import Backend, Options, Reduced, damaged_of, refuse_values, sums_of
 
 if TYPE_CHECKING:
     from .._native import Sink, Source
@@ -312,11 +312,7 @@ class ReferenceRun:
             counts = self._tallies.setdefault(index, [0, 0])
             counts[0] += nonfinite
             counts[1] += overflow
-            name = self.plan.pieces[job.tensor].name
-            if nonfinite and self.options.on_nonfinite == "error":
-                raise InputRefused(f"tensor '{name}' has NaN or Inf in an input")
-            if overflow and self.options.overflow == "error":
-                raise RunFailed(f"tensor '{name}' overflows {job.dtype.name}")
+            refuse_values(index, nonfinite, overflow, self.options)
         return out.tobytes()
 
     def _elements(self, operand: Operand, first: int, count: int) -> bytes:

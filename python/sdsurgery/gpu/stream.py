@@ -13,9 +13,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..backends import Options, damaged_of, sums_of
+from ..backends import Options, damaged_of, refuse_values, sums_of
 from ..dtypes import DType
-from ..errors import InputRefused, Interrupted, RunFailed, UsageError, printable
+from ..errors import Interrupted, UsageError, of_job
 from ..plan import Job, Plan, Reduction
 from ..program import Formula, Program
 from ..records import dataclass
@@ -301,14 +301,7 @@ class StreamRun:
             counts = self._tallies.setdefault(job, [0, 0])
             counts[0] += nonfinite
             counts[1] += overflow
-        name = printable(self.plan.pieces[self.plan.jobs[job].tensor].name)
-        if nonfinite and self.options.on_nonfinite == "error":
-            raise InputRefused(f"tensor '{name}': NaN or Inf in an input (--on-nonfinite keep carries it through)")
-        if overflow and self.options.overflow == "error":
-            raise RunFailed(
-                f"tensor '{name}': a value does not fit the output dtype "
-                "(--overflow inf or saturate, or a wider --dtype)"
-            )
+        refuse_values(job, nonfinite, overflow, self.options)
 
     def _tile_done(self, number: int, tile: Tile) -> None:
         with self._lock:
@@ -323,7 +316,7 @@ def require_supported(plan: Plan, name: str, supports: Any, wide: bool, *, reduc
     """UsageError when the backend cannot do one of the plan's jobs: before the first output byte. ``reduces``: whether
     it has the reductions."""
     seen = set()
-    for job in plan.jobs:
+    for index, job in enumerate(plan.jobs):
         if job.program is None:
             continue
         program = plan.programs[job.program]
@@ -339,8 +332,7 @@ def require_supported(plan: Plan, name: str, supports: Any, wide: bool, *, reduc
         seen.add((job.program, dtypes, job.dtype))
         reason = supports(program, dtypes, job.dtype, wide)
         if reason is not None:
-            tensor = printable(plan.pieces[job.tensor].name)
-            raise UsageError(f"tensor '{tensor}': the backend {name} cannot do this: {reason}; use --backend cpu")
+            raise of_job(index, UsageError(f"the backend {name} cannot do this: {reason}; use --backend cpu"))
 
 
 def describe(run: StreamRun) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ..checkpoint import Checkpoint
 from ..layouts import detect
-from ..plan import Plan
+from ..outline import Outline
 from .common import Settings, planned, single_input, single_metadata, single_piece
 from .report import Report
 
@@ -23,13 +23,13 @@ def cast(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = N
     weights are cast like the others. Raises as ``merge`` does.
     """
 
-    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Plan:
+    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Outline:
         return plan_cast(checkpoint, settings, recipe=recipe, title=title)
 
     return single_input("cast", path, out, given, parameters={}, plan_of=plan)
 
 
-def plan_cast(checkpoint: Checkpoint, settings: Settings, *, recipe: Mapping[str, Any], title: str) -> Plan:
+def plan_cast(checkpoint: Checkpoint, settings: Settings, *, recipe: Mapping[str, Any], title: str) -> Outline:
     """Decide what becomes of every tensor; reads the header only."""
     layout = detect(checkpoint.tensors).layout
     pieces = [single_piece(layout, settings, info) for info in checkpoint.tensors.values()]

@@ -1,18 +1,19 @@
-"""What all writing verbs share: their settings, and the way from a Plan to a file."""
+"""What all writing verbs share: their settings, and the way from an Outline to a file."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from .. import engine
 from ..backends import Options
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..dtypes import BY_OPTION, DType
 from ..errors import InputRefused, RunFailed, UsageError, printable
-from ..formats.writers import is_named, writer_for
+from ..formats.writers import SAFETENSORS, is_named, writer_for
 from ..layouts.names import is_position_ids
-from ..plan import assemble, copied, rounded
+from ..outline import Outline, copied, rounded
 from ..records import dataclass, fields
 from ..suggest import did_you_mean
 from .report import Report, describe
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
     from ..checkpoint import TensorInfo
     from ..layouts import Layout
-    from ..metadata import Parent
-    from ..plan import Dropped, Piece, Plan
+    from ..metadata import Metadata, Parent
+    from ..outline import Dropped, Piece, PlacedOutline
 
 _WORTH_HASHING = 0.95
 """Share of the inputs that must be needed for their hashes to cost (almost) no further reading."""
@@ -187,9 +188,6 @@ def parent(checkpoint: Checkpoint, *, sha256: str | None = None) -> Parent:
     return Parent(name, checkpoint.metadata(), legacy_hash(checkpoint.source), sha256)
 
 
-Metadata = Callable[[Sequence[str | None], str | None], Mapping[str, str]]
-
-
 def single_input(
     verb: str,
     path: str | os.PathLike[str],
@@ -197,7 +195,7 @@ def single_input(
     given: dict[str, Any],
     *,
     parameters: Mapping[str, Any],
-    plan_of: Callable[[Checkpoint, Settings, dict[str, Any], str], Plan],
+    plan_of: Callable[[Checkpoint, Settings, dict[str, Any], str], Outline],
     selective: bool = False,
 ) -> Report:
     """Run a verb of one input: settings taken from ``given``, target and file checked, then plan and run.
@@ -226,28 +224,18 @@ def single_metadata(
 
     ``donors`` are further inputs, in the plan's order: the recipe names them, and nothing else is taken from them.
     """
-    from ..metadata import single_input_metadata
-
-    sources = (checkpoint, *donors)
-    facts = {"source": checkpoint.metadata(), "recipe": recipe, "title": title}
-    return metadata_of(sources, layout, single_input_metadata, **facts)
+    return replace(merged_metadata((checkpoint, *donors), layout, recipe, title), source=checkpoint.metadata())
 
 
-def metadata_of(
-    checkpoints: Sequence[Checkpoint], layout: Layout, write: Callable[..., Mapping[str, str]], **facts: Any
+def merged_metadata(
+    checkpoints: Sequence[Checkpoint], layout: Layout, recipe: Mapping[str, Any], title: str
 ) -> Metadata:
-    """What ``write`` (of ``metadata``) makes of ``facts`` and the inputs, once the hashes are known."""
+    """Metadata of a file made from several."""
     from .. import __version__
-    from ..records import replace
+    from ..metadata import Metadata
 
-    parents = [parent(checkpoint) for checkpoint in checkpoints]
-    facts |= {"architecture": layout.architecture, "family": layout.name, "version": __version__}
-
-    def metadata(hashes: Sequence[str | None], body: str | None) -> Mapping[str, str]:
-        hashed = [replace(item, sha256=digest) for item, digest in zip(parents, hashes, strict=True)]
-        return write(parents=hashed, body_sha256=body, **facts)
-
-    return metadata
+    parents = tuple(parent(checkpoint) for checkpoint in checkpoints)
+    return Metadata(None, parents, recipe, title, layout.architecture, layout.name, __version__)
 
 
 def single_piece(
@@ -265,8 +253,8 @@ def single_piece(
 def planned(
     verb: str, sources: Sequence[Any], pieces: Sequence[Piece], metadata: Metadata, *, settings: Settings,
     layout: Layout, notes: Sequence[str] = (), dropped: Sequence[Dropped] = (), frugal: bool = False, **facts: Any,
-) -> Plan:  # fmt: skip
-    """``plan.assemble`` with what the shared settings ask for.
+) -> Outline:  # fmt: skip
+    """The outline with what the shared settings ask for.
 
     ``frugal``: dropped tensors are not to be read for a hash either, so the inputs' SHA-256 are left out unless the
     pieces need almost all of the inputs anyway. The header alone decides that.
@@ -284,9 +272,9 @@ def planned(
     hash_inputs = not frugal or _needed_share(pieces, sources) >= _WORTH_HASHING
     if settings.hash and not hash_inputs:
         notes.append("the input's SHA-256 was left out: the dropped tensors would have to be read for it")
-    return assemble(
-        verb, sources, pieces, metadata, hashed=settings.hash, hash_inputs=hash_inputs, notes=tuple(notes),
-        dropped=tuple(dropped), family=layout.name, **facts,
+    return Outline(
+        verb, tuple(sources), tuple(pieces), metadata, hashed=settings.hash, hash_inputs=hash_inputs,
+        notes=tuple(notes), dropped=tuple(dropped), family=layout.name, **facts,
     )  # fmt: skip
 
 
@@ -306,15 +294,22 @@ def title_of(out: str | os.PathLike[str] | None) -> str:
     return os.path.splitext(os.path.basename(os.fspath(out)))[0] if out else "untitled"
 
 
-def run(plan: Plan, out: str | os.PathLike[str] | None, settings: Settings, recipe: dict[str, Any]) -> Report:
-    """Write the plan's file, or only describe it when ``settings.dry_run``."""
-    if out is not None:
-        plan = plan.written_as(writer_for(out))
-    report = describe(plan, out, recipe, dry_run=settings.dry_run)
+def run(outline: Outline, out: str | os.PathLike[str] | None, settings: Settings, recipe: dict[str, Any]) -> Report:
+    """Write the outline's file, or only describe it when ``settings.dry_run``."""
+    placed = outline.placed(SAFETENSORS if out is None else writer_for(out))
+    with placed.names_in_errors():
+        return _run(placed, out, settings, recipe)
+
+
+def _run(
+    placed: PlacedOutline, out: str | os.PathLike[str] | None, settings: Settings, recipe: dict[str, Any]
+) -> Report:
+    outline, plan = placed.outline, placed.plan
+    report = describe(placed, out, recipe, dry_run=settings.dry_run)
     if out is not None and not is_named(out):
         report.notes.append(f"{printable(out)}: no suffix of a known format, so safetensors is written")
     if settings.dry_run:
-        report.how = engine.preview(plan, settings.backend, settings.options)
+        report.how = engine.preview(plan, placed.sources(), settings.backend, settings.options)
         folder = os.path.dirname(os.path.realpath(out)) if out else os.getcwd()
         if not os.path.isdir(folder):
             raise RunFailed(f"{printable(folder)}: there is no such folder to create the output in")
@@ -330,25 +325,32 @@ def run(plan: Plan, out: str | os.PathLike[str] | None, settings: Settings, reci
                 "note": p.note,
                 **(p.facts or {}),
             }
-            for p in plan.pieces
+            for p in placed.pieces
         ]
         return report
     if out is None:
         raise UsageError("no output given (-o FILE)")
     target = engine.target_path(out, settings.force)
+    files = [checkpoint.source for checkpoint in outline.checkpoints()]
+    hash_inputs = outline.hashed and outline.hash_inputs
     outcome = engine.execute(
         plan,
+        placed.sources(),
         target,
+        lambda hashes, body, sums: placed.structure(hashes or (None,) * len(files), body, sums),
         backend=settings.backend,
         options=settings.options,
         replace=settings.force,
         sync=settings.sync,
-        hashed=settings.hash,
+        hash_files=files if hash_inputs else (),
+        hash_body=placed.body_hashed,
         progress=settings.progress,
     )
-    report.nonfinite, report.overflow, report.how = outcome.nonfinite, outcome.overflow, outcome.how
+    report.nonfinite, report.overflow = placed.by_name(outcome.nonfinite), placed.by_name(outcome.overflow)
+    report.how = outcome.how
     report.seconds, report.hash_seconds = outcome.seconds, outcome.hash_seconds
-    report.sha256, report.body_sha256 = list(outcome.input_hashes), outcome.body_hash
+    report.sha256 = list(outcome.input_hashes) if hash_inputs else [None] * len(files)
+    report.body_sha256 = outcome.body_hash
     return report
 
 

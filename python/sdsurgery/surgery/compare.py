@@ -15,7 +15,8 @@ from ..errors import printable
 from ..layouts import UNKNOWN, Layout, conflict, detect
 from ..layouts.aliases import canonical
 from ..layouts.kinds import KINDS, kind
-from ..plan import COMPARED, Piece, Plan, Reduction, examination, operand, whole
+from ..outline import COMPARED, Outline, Piece, operand, whole
+from ..plan import Reduction
 from ..records import NamedTuple, dataclass, field, fields
 from .common import close_all, open_all, settings_from, without_unit_tail
 
@@ -221,12 +222,15 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str], **given: Any) 
         if different:
             result.notes.append(f"different families, compared by name: {different}")
         pairs = _pair(opened[0], opened[1], result)
-        plan = _plan(opened, pairs)
-        outcome = engine.examine(plan, settings.options, settings.progress, settings.backend)
+        placed = _outline(opened, pairs).unwritten()
+        plan = placed.plan
+        with placed.names_in_errors():
+            outcome = engine.examine(plan, placed.sources(), settings.options, settings.progress, settings.backend)
+        reduced = placed.by_name(outcome.reduced)
         places = Places(layout, (*opened[0].tensors, *result.only_in_b))
         for pair in pairs:
             name = pair[0].name
-            shown = _compared(*pair, places.of(name), outcome.reduced.get(name, Reduced()))
+            shown = _compared(*pair, places.of(name), reduced.get(name, Reduced()))
             _enter(result, shown, weight=not layout.exact_copy(name))
         result.groups = {place: result.groups[place] for place in sorted(result.groups, key=places.rank)}
         for likeness in result.groups.values():
@@ -258,7 +262,7 @@ def _pair(a: Checkpoint, b: Checkpoint, result: Comparison) -> list[tuple[Tensor
     return pairs
 
 
-def _plan(opened: list[Checkpoint], pairs: Iterable[tuple[TensorInfo, TensorInfo]]) -> Plan:
+def _outline(opened: list[Checkpoint], pairs: Iterable[tuple[TensorInfo, TensorInfo]]) -> Outline:
     """One reduction for each pair; of a dtype whose values we don't know, over its bytes, if both have it."""
     pieces = []
     for first, second in pairs:
@@ -270,7 +274,7 @@ def _plan(opened: list[Checkpoint], pairs: Iterable[tuple[TensorInfo, TensorInfo
             dtype, count = U8, first.nbytes
             operands = [item._replace(dtype=U8) for item in operands]
         pieces.append(Piece(first.name, dtype, (count,), COMPARED, whole(Reduction(), count, operands)))
-    return examination("compare", opened, pieces)
+    return Outline("compare", tuple(opened), tuple(pieces))
 
 
 def _has_values(first: TensorInfo, second: TensorInfo) -> bool:

@@ -10,7 +10,7 @@ from .. import engine
 from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, aliases, detect, names, text_encoders
-from ..plan import ADDED, COPIED, Dropped, Piece, Plan, Segment, operand, require_computable
+from ..outline import ADDED, COPIED, Dropped, Outline, Piece, Segment, operand, require_computable
 from ..program import identity
 from .common import (
     Settings,
@@ -44,7 +44,7 @@ def extract(path: Path, component: str, *, out: Path | None = None, strip_prefix
     """
     _require_known(component)
 
-    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Plan:
+    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Outline:
         layout = detect(checkpoint.tensors).layout
         chosen = {}
         dropped = []
@@ -124,7 +124,7 @@ def _stripped(name: str, component: str, layout: Layout) -> str:
 def _plan_replace(
     opened: Sequence[Checkpoint], components: Sequence[str], settings: Settings, recipe: dict[str, Any], *,
     title: str, allow_missing: bool,
-) -> Plan:  # fmt: skip
+) -> Outline:  # fmt: skip
     base = opened[0]
     layout = detect(base.tensors).layout
     swaps = {

@@ -9,7 +9,7 @@ from ..checkpoint import Checkpoint
 from ..errors import InputRefused, RunFailed, SdsError, UsageError, printable
 from ..formats.writers import WRITERS, writer_for
 from ..layouts import detect
-from ..plan import Plan
+from ..outline import Outline
 from ..records import dataclass
 from ..suggest import did_you_mean
 from .common import Settings, planned, single_input, single_metadata, single_piece
@@ -30,7 +30,7 @@ def convert(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None 
     ``cast`` does.
     """
 
-    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Plan:
+    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Outline:
         layout = detect(checkpoint.tensors).layout
         pieces = [single_piece(layout, settings, info) for info in checkpoint.tensors.values()]
         notes = list(checkpoint.notes)

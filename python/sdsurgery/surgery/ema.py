@@ -8,7 +8,8 @@ from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F32, I32
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, aliases, detect, names
-from ..plan import ADDED, Dropped, Operand, Piece, Plan, whole
+from ..outline import ADDED, Dropped, Outline, Piece, whole
+from ..plan import Operand
 from .common import Settings, planned, single_input, single_metadata, single_piece
 from .report import Report
 
@@ -38,7 +39,7 @@ def ema(
     if keep_counters and to_ema:
         raise UsageError("--to-ema makes new counters; it can't be combined with --keep-counters")
 
-    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Plan:
+    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Outline:
         layout = detect(checkpoint.tensors).layout
         sources: list[Any] = [checkpoint]
         dropped: list[Dropped] = []

@@ -12,11 +12,12 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import I64, DType
 from ..errors import InputRefused, printable
 from ..layouts import Layout, aliases, detect, names, places_of_position_ids
-from ..plan import ADDED, Dropped, Operand, Piece, Plan, whole
+from ..outline import ADDED, Dropped, Outline, Piece, whole
+from ..plan import Operand
 from ..records import NamedTuple, dataclass
 from .common import Settings, numbers_of, planned, single_input, single_metadata, single_piece
 from .report import Report
@@ -62,7 +63,7 @@ def fix_clip(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None
     Settings as in ``surgery.common.Settings``. InputRefused when the family is not known.
     """
 
-    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Plan:
+    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Outline:
         layout = detect(checkpoint.tensors).layout
         pieces = [single_piece(layout, settings, info) for info in checkpoint.tensors.values()]
         return planned(
@@ -200,9 +201,16 @@ def _of_piece(piece: Piece, sources: Sequence[Any]) -> _Stored:
         operand = segments[0].operands[0]
         source = sources[operand.source]
         if not isinstance(source, bytes):
-            info = operand.tensor(piece.name, piece.shape)
+            info = _whole_of(operand, piece.name, piece.shape)
             return _Stored(piece.dtype, piece.shape, functools.partial(numbers_of, source, info))
     return _Stored(piece.dtype, piece.shape, None)
+
+
+def _whole_of(operand: Operand, name: str, shape: tuple[int, ...]) -> TensorInfo:
+    """The input tensor that the operand is the whole of."""
+    info = TensorInfo(name, operand.dtype, shape, operand.offset, 0)
+    info = info._replace(nbytes=operand.dtype.nbytes(info.elements) or 0)
+    return info if operand.view is None else info._replace(shape=operand.view.shape, strides=operand.view.strides)
 
 
 def _origin(piece: Piece, sources: Sequence[Any]) -> set[int]:

@@ -15,13 +15,14 @@ from ..dtypes import DType
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, Traits, detect
 from ..methods import Method, get
-from ..plan import ADDED, KEPT, MERGED, Dropped, Operand, Piece, Plan, Segment, copied, operand, require_computable
-from ..plan import rounded as rounded_piece
+from ..outline import ADDED, KEPT, MERGED, Dropped, Outline, Piece, Segment, copied, operand, require_computable
+from ..outline import rounded as rounded_piece
+from ..plan import Operand
 from ..program import identity
 from .common import (
     Settings,
     close_all,
-    metadata_of,
+    merged_metadata,
     open_all,
     planned,
     run,
@@ -115,7 +116,7 @@ def plan_merge(
     use_ema: Sequence[int] = (),
     blocks: Any = None,
     rules: Any = None,
-) -> Plan:
+) -> Outline:
     """Decide what becomes of every tensor. Reads headers only; every refusal is made here.
 
     ``recipe`` is completed with the block weights and rules as they were understood.
@@ -146,9 +147,7 @@ def plan_merge(
     weights = params.get("weights")
     if weights and abs(sum(weights) - 1) > 1e-6:
         notes.append(f"the weights sum to {sum(weights):g}, not 1; they are used as given")
-    from ..metadata import merge_metadata
-
-    metadata = metadata_of(checkpoints, layout, merge_metadata, recipe=recipe, title=title)
+    metadata = merged_metadata(checkpoints, layout, recipe, title)
     return planned(
         "merge", checkpoints, pieces, metadata, settings=settings, layout=layout, notes=notes, dropped=dropped,
         missing=tuple(missing),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ..checkpoint import Checkpoint
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Detection, Layout, aliases, detect, names
-from ..plan import Dropped, Piece, Plan
+from ..outline import Dropped, Outline, Piece
 from ..records import dataclass
 from .common import Settings, planned, single_input, single_metadata, single_piece
 from .report import Report
@@ -64,7 +64,7 @@ def prune(
     """
     rules = _rules(preset, drop, keep_keys, drop_keys, strict)
 
-    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Plan:
+    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Outline:
         found = detect(checkpoint.tensors)
         layout = found.layout
         pieces, dropped, notes = _pruned(checkpoint, found, settings, rules)

@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..plan import Plan
+    from ..outline import PlacedOutline
 
 
 @dataclass
@@ -45,26 +45,29 @@ class Report:
         return asdict(self)
 
 
-def describe(plan: Plan, out: str | os.PathLike[str] | None, recipe: dict[str, Any], *, dry_run: bool) -> Report:
+def describe(
+    placed: PlacedOutline, out: str | os.PathLike[str] | None, recipe: dict[str, Any], *, dry_run: bool
+) -> Report:
     """What the plan will do; what only a run can tell is left empty."""
-    paths = [checkpoint.path for checkpoint in plan.checkpoints()]
+    outline, plan = placed.outline, placed.plan
+    paths = [checkpoint.path for checkpoint in outline.checkpoints()]
     missing: dict[str, dict[str, None]] = {}  # sets that keep their order: one file may be two of the inputs
-    for source, name in plan.missing:
+    for source, name in outline.missing:
         missing.setdefault(paths[source], {})[name] = None
     only_there: dict[str, dict[str, None]] = {}
     dropped: dict[str, int] = {}
-    for item in plan.dropped:
+    for item in outline.dropped:
         if item.source > 0:
             only_there.setdefault(paths[item.source], {})[item.name] = None
         else:
             dropped[item.reason] = dropped.get(item.reason, 0) + 1
-    components, saved = _losses(plan)
-    counts = plan.counts()
+    components, saved = _losses(placed)
+    counts = outline.counts()
     counts["dropped"] = sum(dropped.values())
     return Report(
-        verb=plan.verb,
+        verb=outline.verb,
         output=os.fspath(out) if out else None,
-        family=plan.family,
+        family=outline.family,
         inputs=paths,
         counts=counts,
         missing={path: list(names) for path, names in missing.items()},
@@ -75,18 +78,19 @@ def describe(plan: Plan, out: str | os.PathLike[str] | None, recipe: dict[str, A
         bytes_read=plan.bytes_to_read(),
         bytes_written=plan.size,
         recipe=recipe,
-        notes=list(plan.notes),
+        notes=list(outline.notes),
         dry_run=dry_run,
     )
 
 
-def _losses(plan: Plan) -> tuple[dict[str, dict[str, int]], int]:
+def _losses(placed: PlacedOutline) -> tuple[dict[str, dict[str, int]], int]:
     """A's dropped tensors and bytes by component, and the bytes of tensor data that the output has less than A."""
     from ..layouts import get as layout_named
 
-    layout, first = layout_named(plan.family), plan.checkpoints()[0]
+    outline, plan = placed.outline, placed.plan
+    layout, first = layout_named(outline.family), outline.checkpoints()[0]
     components: dict[str, dict[str, int]] = {}
-    for item in plan.dropped:
+    for item in outline.dropped:
         if item.source == 0:
             row = components.setdefault(layout.component(item.name), {"tensors": 0, "bytes": 0})
             row["tensors"] += 1

@@ -12,7 +12,7 @@ from ..checkpoint import TensorInfo
 from ..dtypes import DType
 from ..layouts import names
 from ..methods import Method, Param
-from ..plan import MERGED, Piece, Segment, operand, require_computable
+from ..outline import MERGED, Piece, Segment, operand, require_computable
 from ..program import Formula
 
 TYPE_CHECKING = False

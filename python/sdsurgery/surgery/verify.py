@@ -9,7 +9,8 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..dtypes import U8
 from ..errors import printable
 from ..layouts import detect
-from ..plan import COPIED, Check, Operand, Piece, assemble, operand, whole
+from ..outline import COPIED, Outline, Piece, operand, whole
+from ..plan import Check, Operand
 from ..program import identity
 from ..records import asdict, dataclass, field, replace
 from .common import settings_from
@@ -56,20 +57,21 @@ def verify(path: str | os.PathLike[str], **given: Any) -> Verification:
     settings = settings_from(given)
     with open_checkpoint(path, **settings.opening) as checkpoint:
         layout = detect(checkpoint.tensors).layout
-        plan = _plan(checkpoint)
+        placed = _outline(checkpoint).unwritten()
         options = replace(settings.options, refuse_damaged=False)
-        outcome = engine.examine(plan, options, settings.progress)
+        with placed.names_in_errors():
+            outcome = engine.examine(placed.plan, placed.sources(), options, settings.progress)
         result = Verification(
             path=os.fspath(path),
             format=checkpoint.format,
             family=layout.name,
             tensors=len(checkpoint),
             bytes=checkpoint.source.size,
-            nonfinite=outcome.nonfinite,
+            nonfinite=placed.by_name(outcome.nonfinite),
             notes=[*checkpoint.notes, *remarks(checkpoint, layout)],
         )
         if checkpoint.records:
-            result.crc32 = len(plan.checks)
+            result.crc32 = len(placed.plan.checks)
         for check in outcome.damaged:
             result.differs.append(f"CRC-32 of {_owner(checkpoint, check)}: damaged")
         if settings.hash:
@@ -77,8 +79,8 @@ def verify(path: str | os.PathLike[str], **given: Any) -> Verification:
         return result
 
 
-def _plan(checkpoint: Checkpoint) -> Any:
-    """A plan that evaluates every float tensor in its own dtype; it is never written.
+def _outline(checkpoint: Checkpoint) -> Outline:
+    """Every float tensor evaluated in its own dtype; it is never written.
 
     Records with a CRC-32 that no single float tensor fills are read once more, as they are.
     """
@@ -92,7 +94,7 @@ def _plan(checkpoint: Checkpoint) -> Any:
         if record.crc32 is not None and (record.offset, record.nbytes) not in filled:
             segments = whole(None, record.nbytes, (Operand(0, U8, record.offset),))
             pieces.append(Piece(f"(storage at byte {record.offset})", U8, (record.nbytes,), COPIED, segments))
-    return assemble("verify", [checkpoint], pieces, lambda hashes, body: {}, hashed=False)
+    return Outline("verify", (checkpoint,), tuple(pieces))
 
 
 def _owner(checkpoint: Checkpoint, check: Check) -> str:

@@ -1,0 +1,294 @@
+"""The Outline: what becomes of each tensor, and why.
+
+The surgery says it as Pieces: an output tensor's name, dtype and shape, the action, its operands and the reason. The
+format that will be written places the outline once, which gives a Plan: from there on nothing knows a tensor's name.
+Merge, cast, EMA extraction, pruning and component swaps differ only in their pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from .dtypes import DType
+from .errors import InputRefused, SdsError, printable
+from .metadata import Metadata, placeholder_hashes
+from .plan import Check, Fill, Job, Operand, Plan, Reduction, View
+from .program import Formula, Program, identity
+
+if TYPE_CHECKING:
+    from ._native import Source
+    from .checkpoint import Checkpoint, TensorInfo
+    from .formats.writers import Placed, Writer
+
+Value = TypeVar("Value")
+
+# What becomes of a tensor.
+MERGED = "merged"  # the formula over all inputs
+CAST = "cast"  # one input, rounded to another dtype
+COPIED = "copied"  # one input, byte for byte
+KEPT = "kept"  # A's tensor, because another input lacks it
+ADDED = "added"  # a tensor that only another input has
+FILLED = "filled"  # generated data (test files)
+COMPARED = "compared"  # two inputs, looked at
+
+Work = Formula | Fill | Reduction | None
+"""What makes a tensor's bytes; None: they are copied."""
+
+
+class Segment(NamedTuple):
+    """``count`` elements of a piece from element ``first`` on, made by one formula (None: copied)."""
+
+    formula: Work
+    first: int
+    count: int  # type: ignore[assignment]
+    operands: tuple[Operand, ...]
+
+
+class Piece(NamedTuple):
+    """One output tensor: its header entry, what is done (``action``), from what (``segments``), and why (``note``).
+
+    ``facts`` is what else a dry run tells of it, in JSON types: a merge's block and ratios.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    action: str
+    segments: tuple[Segment, ...]
+    note: str = ""
+    facts: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An input tensor that has no place in the output. ``source`` indexes ``Outline.sources``."""
+
+    source: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Every tensor of the output and what it is made of. ``sources`` are the opened inputs (or bytes of its own).
+
+    ``keep_order`` keeps the given order of the pieces when no tensor changes its dtype (so that a header-free hash of
+    unchanged tensors stays what it was); else the format decides. ``hashed`` reserves room in the metadata for hashes
+    that are known only at the end: the tensor data's and, with ``hash_inputs``, those of the input files.
+    """
+
+    verb: str
+    sources: tuple[Checkpoint | bytes, ...]
+    pieces: tuple[Piece, ...]
+    metadata: Metadata = field(default_factory=Metadata)
+    hashed: bool = False
+    hash_inputs: bool = True
+    keep_order: bool = False
+    dropped: tuple[Dropped, ...] = ()
+    missing: tuple[tuple[int, str], ...] = ()  # (source, name): A's tensors that another input lacks
+    notes: tuple[str, ...] = ()
+    family: str = "unknown"
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The inputs that are files, in order."""
+        return [source for source in self.sources if not isinstance(source, bytes)]
+
+    def counts(self) -> dict[str, int]:
+        """Number of output tensors by action, and of dropped input tensors."""
+        counts: dict[str, int] = {}
+        for piece in self.pieces:
+            counts[piece.action] = counts.get(piece.action, 0) + 1
+        if self.dropped:
+            counts["dropped"] = len(self.dropped)
+        return counts
+
+    def placed(self, writer: Writer) -> PlacedOutline:
+        """The outline as a file of the writer's format."""
+        known: Sequence[str | None] = placeholder_hashes(len(self.checkpoints()))
+        if not (self.hashed and self.hash_inputs):
+            known = (None,) * len(known)
+        body = placeholder_hashes(1)[0] if self.hashed and writer.body_hashed else None
+        pieces = self.pieces
+        if writer.by_width and not (self.keep_order and all(piece.action == COPIED for piece in pieces)):
+            pieces = tuple(sorted(pieces, key=lambda piece: -piece.dtype.bits))
+        aliases = _aliases(self.sources, pieces) if writer.shares else {}
+        entries = [(piece.name, piece.dtype, piece.shape) for piece in pieces]
+        file = writer.place(entries, aliases, self.metadata.texts(known, body))
+        jobs, programs = _jobs(pieces, file.offsets, aliases)
+        plan = Plan(
+            _files(self.sources), programs, jobs, file.data_start, file.size, file.sums, _checks(self.sources, jobs)
+        )
+        return PlacedOutline(self, pieces, plan, file, body is not None)
+
+    def unwritten(self) -> PlacedOutline:
+        """The outline for a run that reads and writes nothing: the pieces one after the other, without a header."""
+        offsets, size = [], 0
+        for piece in self.pieces:
+            size = (size + 7) // 8 * 8  # the engine wants outputs aligned to their elements
+            offsets.append(size)
+            size += sum(piece.dtype.nbytes(segment.count) or 0 for segment in piece.segments)
+        jobs, programs = _jobs(self.pieces, offsets, {})
+        plan = Plan(_files(self.sources), programs, jobs, 0, size, (), _checks(self.sources, jobs))
+        return PlacedOutline(self, self.pieces, plan, None, False)
+
+
+@dataclass(frozen=True)
+class PlacedOutline:
+    """An outline, the plan that makes it, and who knows what: the names of the plan's tensors, and all of the file that
+    is not tensor data. ``pieces`` are in file order; a job's ``tensor`` indexes them."""
+
+    outline: Outline
+    pieces: tuple[Piece, ...]
+    plan: Plan
+    file: Placed | None  # None: nothing is written
+    body_hashed: bool  # whether the metadata hold the hash of the tensor data
+
+    def sources(self) -> list[Source]:
+        """The native sources, in the order of ``Plan.files``."""
+        from . import _native
+
+        return [_native.Source.memory(item) if isinstance(item, bytes) else item.data for item in self.outline.sources]
+
+    def structure(
+        self, input_hashes: Sequence[str | None], body_hash: str | None, sums: Sequence[int]
+    ) -> list[tuple[int, bytes]]:
+        """Every byte of the file that is not tensor data, as (offset, bytes), for the inputs' SHA-256 (None where
+        unknown), the tensor data's, and the CRC-32 of ``Plan.sums``."""
+        if self.file is None:
+            return []
+        if not self.outline.hashed:
+            input_hashes, body_hash = (None,) * len(input_hashes), None
+        return self.file.structure(self.outline.metadata.texts(input_hashes, body_hash), sums)
+
+    def by_name(self, found: Mapping[int, Value]) -> dict[str, Value]:
+        """What a run found, by tensors' names instead of numbers."""
+        return {self.pieces[number].name: value for number, value in found.items()}
+
+    @contextmanager
+    def names_in_errors(self) -> Iterator[None]:
+        """An error of one job leaves with the tensor's name in front."""
+        try:
+            yield
+        except SdsError as error:
+            if error.job is None:
+                raise
+            raise error.of_tensor(self.pieces[self.plan.jobs[error.job].tensor].name) from None
+
+
+def whole(formula: Work, elements: int, operands: Sequence[Operand]) -> tuple[Segment, ...]:
+    """The usual case: one formula makes the whole tensor."""
+    return (Segment(formula, 0, elements, tuple(operands)),)
+
+
+def operand(source: int, info: TensorInfo) -> Operand:
+    """A whole input tensor as an operand."""
+    view = None if info.strides is None else View(info.shape, info.strides)
+    return Operand(source, info.dtype, info.offset, view)
+
+
+def copied(source: int, info: TensorInfo, *, name: str | None = None, action: str = COPIED, note: str = "") -> Piece:
+    """The input tensor as it is, perhaps under another name."""
+    segments = whole(None, info.elements, (operand(source, info),))
+    return Piece(name or info.name, info.dtype, info.shape, action, segments, note)
+
+
+def rounded(
+    source: int, info: TensorInfo, dtype: DType | None, *, name: str | None = None,
+    action: str | None = None, note: str = "", watched: bool = False,
+) -> Piece:  # fmt: skip
+    """The input tensor in ``dtype`` (None: its own). Copied when nothing changes; refused when it can't be computed.
+
+    An empty tensor is a marker and keeps its dtype. ``watched``: NaN and Inf must be noticed, which a copy of bytes
+    does not; evaluating the identity gives the same bytes where there are none.
+    """
+    if dtype is None or dtype is info.dtype or info.elements == 0:
+        if not (watched and info.dtype.computable and info.elements):
+            return copied(source, info, name=name, action=action or COPIED, note=note)
+        dtype, action = info.dtype, action or COPIED
+    require_computable(info)
+    segments = whole(identity(), info.elements, (operand(source, info),))
+    return Piece(name or info.name, dtype, info.shape, action or CAST, segments, note)
+
+
+def require_computable(info: TensorInfo) -> None:
+    """InputRefused unless a formula can be evaluated on the tensor."""
+    if not info.dtype.computable:
+        raise InputRefused(
+            f"tensor '{printable(info.name)}' is {info.dtype.name}, which can only be copied; "
+            "convert the file to fp16 or fp32 first, or leave its dtype (--dtype keep)"
+        )
+
+
+def _files(sources: Sequence[Checkpoint | bytes]) -> tuple[str | bytes, ...]:
+    return tuple(source if isinstance(source, bytes) else source.path for source in sources)
+
+
+def _aliases(sources: Sequence[Any], pieces: Sequence[Piece]) -> dict[str, str]:
+    """Pieces whose bytes are those of an earlier one because their inputs share theirs: name -> the earlier name."""
+    places: dict[tuple[Any, ...], int] = {}
+    for source, item in enumerate(sources):
+        for info in () if isinstance(item, bytes) else item.tensors.values():
+            place = (source, info.offset, info.nbytes, info.strides)
+            places[place] = places.get(place, 0) + 1
+    shared = {place[:2] for place, count in places.items() if count > 1}
+    first: dict[tuple[Any, ...], str] = {}
+    aliases = {}
+    for piece in pieces:
+        if any((part.source, part.offset) in shared for segment in piece.segments for part in segment.operands):
+            same = first.setdefault((piece.dtype, piece.segments), piece.name)
+            if same != piece.name:
+                aliases[piece.name] = same
+    return aliases
+
+
+def _checks(sources: Sequence[Any], jobs: Sequence[Job]) -> tuple[Check, ...]:
+    """The records of the inputs that the jobs read completely, so that their CRC-32 can be checked on the way."""
+    records = [
+        (source, record)
+        for source, item in enumerate(sources)
+        for record in (() if isinstance(item, bytes) else item.records)
+        if record.crc32 is not None
+    ]
+    if not records:
+        return ()
+    # What is read from each place on, in one piece: the longest, where there are several.
+    reads: dict[tuple[int, int], tuple[int, tuple[int, int]]] = {}
+    for index, job in enumerate(jobs):
+        for number, part in enumerate(job.operands):
+            nbytes = part.dtype.nbytes(job.count) or 0
+            if part.view is None and nbytes > reads.get((part.source, part.offset), (0,))[0]:
+                reads[part.source, part.offset] = (nbytes, (index, number))
+    checks = []
+    for source, record in records:
+        at, parts = record.offset, []
+        while (read := reads.get((source, at))) is not None and at < record.offset + record.nbytes:
+            at += read[0]
+            parts.append(read[1])
+        if parts and at == record.offset + record.nbytes:
+            assert record.crc32 is not None
+            checks.append(Check(source, record.offset, record.nbytes, record.crc32, tuple(parts)))
+    return tuple(checks)
+
+
+def _jobs(
+    pieces: Sequence[Piece], offsets: Sequence[int], aliases: Mapping[str, str]
+) -> tuple[tuple[Job, ...], tuple[Program | Fill | Reduction, ...]]:
+    programs: dict[Program | Fill | Reduction, int] = {}
+    jobs = []
+    last: Program | Fill | Reduction | None = None
+    number: int | None = None
+    for index, (piece, offset) in enumerate(zip(pieces, offsets, strict=True)):
+        for segment in piece.segments:
+            if segment.count == 0 or piece.name in aliases:
+                continue
+            work = segment.formula
+            program, numbers = work if isinstance(work, Formula) else (work, ())
+            if program is not last:  # nearly all have the one before's, and a program is slow to look up
+                last = program
+                number = None if program is None else programs.setdefault(program, len(programs))
+            at = offset + (piece.dtype.nbytes(segment.first) or 0)
+            jobs.append(Job(number, piece.dtype, at, segment.count, segment.operands, index, numbers))
+    return tuple(jobs), tuple(programs)
