@@ -203,13 +203,13 @@ def test_subnormals_count() -> None:
         (3, 0, 0, 0, 5, ((0, 2, 0), (1, 2, 0))),
         (3, 0, 0, 0, 4, ((0, 2, 0), (1, 14, 0))),
         (3, 0, 0, 0, 4, ((0, 2, 0), (2, 2, 0))),
-        (1, 0, 2, 0, 4, ((0, 10, 0),)),
+        (1, 0, 2, 0, 4, ((0, 10, 0),), ()),
     ],
     ids=["one operand", "three operands", "past the end", "unknown dtype", "unknown source", "formula over integers"],
 )
 def test_impossible_jobs_are_refused(job: Any) -> None:
     sources = [_native.Source.memory(bytes(8)), _native.Source.memory(bytes(8))]
-    program = _native.Program(1, [], [], (0, 0), False, "x0")
+    program = _native.Program(1, 0, [], (0, 0), False)
     with pytest.raises(_native.Error):
         _native.Run(sources=sources, programs=[program], fills=[], jobs=[job], sink=None)
 
