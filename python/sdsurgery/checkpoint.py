@@ -161,7 +161,7 @@ def open_checkpoint(
 
     ``allow_suspicious`` reads the tensors of a file whose pickle names dangerous functions; nothing is run either way.
     ``allow_inflate`` accepts compressed tensor data, which are inflated into a temporary file (in ``TMPDIR``).
-    Raises InputRefused with one line when the file is missing, not a regular file, damaged or of no known format.
+    Raises InputRefused with one line when the file is missing, not a regular file, damaged or of an unknown format.
     The format is decided by content, not by the file's suffix.
     """
     from . import formats
@@ -189,7 +189,7 @@ def open_checkpoint(
 
 
 def _open_data(contents: Contents) -> Source | None:
-    """The temporary file with the tensor data, if there is one. It goes with whoever has it open last."""
+    """The temporary file with the tensor data, if there is one. It is removed when the last user closes it."""
     from .engine import open_temporary
 
     return None if contents.data_path is None else open_temporary(contents.data_path)

@@ -33,7 +33,7 @@ def human_bytes(count: float) -> str:
 
 
 def say(lines: Iterable[str]) -> None:
-    """Print lines on stderr. Where nobody listens any more, the work goes on all the same."""
+    """Print lines on stderr. If it has been closed, the work goes on."""
     try:
         print("\n".join(lines), file=sys.stderr, flush=True)
     except OSError:
@@ -206,7 +206,7 @@ def inspection_lines(found: Inspection, verbose: bool = False) -> list[str]:
     lines = [
         f"{printable(found.path)}: {found.format}, {human_bytes(found.bytes)}",
         f"family: {found.family} ({found.title})"
-        + (f", told by {printable(found.evidence)}" if found.evidence else ""),
+        + (f", identified by {printable(found.evidence)}" if found.evidence else ""),
         f"EMA weights: {found.ema}",
         f"{'component':<18} {'tensors':>8} {'parameters':>16} {'bytes':>16}  dtypes",
     ]

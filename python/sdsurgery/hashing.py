@@ -140,7 +140,7 @@ class FileHash(_Background):
         with open(self._path, "rb", buffering=0, opener=lambda path, _: os.open(path, flags)) as file:
             before = os.fstat(file.fileno())
             if not stat.S_ISREG(before.st_mode):
-                raise RunFailed(f"{self._what} is no regular file any more")
+                raise RunFailed(f"{self._what} is no longer a regular file")
             known = _recall(self._path, before)
             if known:
                 return known
@@ -223,7 +223,7 @@ def _recall(path: str, status: os.stat_result) -> str | None:
 
 
 def _entries(folder: str | None) -> dict[str, Any]:
-    """The sound entries of the cache, oldest first: real path → [stamp, SHA-256]."""
+    """The valid entries of the cache, oldest first: real path → [stamp, SHA-256]."""
     if folder is None:
         return {}
     path = os.path.join(folder, _CACHE_FILE)

@@ -48,7 +48,7 @@ _DTYPES = ("modelspec.unet_dtype", "modelspec.vae_dtype")
 
 @dataclass(frozen=True)
 class Parent:
-    """An input as the output's metadata tell of it: base name without suffix, own metadata, AutoV1, SHA-256."""
+    """An input as the output's metadata describe it: base name without suffix, own metadata, AutoV1, SHA-256."""
 
     name: str
     metadata: Mapping[str, str]
@@ -134,7 +134,7 @@ def single_input_metadata(
 
     ``parents`` are the input and, behind it, the donors of single components.
     Stale hashes are replaced, or removed when ``body_sha256`` is None. With a ``recipe`` the input's own recipe moves
-    into ``sd_merge_models``; without one both stay as they are. ModelSpec's required keys are added where they lack.
+    into ``sd_merge_models``; without one both are unchanged. ModelSpec's required keys are added where they lack.
     Raises UsageError when a parameter of ``recipe`` is not a finite number.
     """
     kept = {key: value for key, value in source.items() if _is_text(key) and _is_text(value)}
@@ -149,7 +149,7 @@ def single_input_metadata(
 
 
 def recipe_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """The stored recipe, whichever tool wrote it; None when there is none or it is no sound JSON object."""
+    """The stored recipe, whichever tool wrote it; None when there is none or it is not a valid JSON object."""
     recipe = _parse(metadata.get(RECIPE))
     return recipe if isinstance(recipe, dict) else None
 
@@ -222,7 +222,7 @@ def _models(parents: Sequence[Parent], notes: list[str]) -> dict[str, object]:
 
 
 def _own_recipe(parent: Parent, number: int, notes: list[str]) -> object:
-    """A parent's own recipe, parsed as A1111 does; a text that is no JSON object is kept as it is."""
+    """A parent's own recipe, parsed as A1111 does; a text that is not a JSON object is kept unchanged."""
     text = parent.metadata.get(RECIPE)
     if text is None:
         return None
@@ -233,7 +233,7 @@ def _own_recipe(parent: Parent, number: int, notes: list[str]) -> object:
     if isinstance(parsed, dict):
         return parsed
     if text.lstrip().startswith("{"):
-        notes.append(f"the recipe of input {number + 1} is not sound JSON and was left out")
+        notes.append(f"the recipe of input {number + 1} is not valid JSON and was left out")
         return None
     return text
 
@@ -247,7 +247,7 @@ def _ancestors(parents: Sequence[Parent], notes: list[str]) -> dict[str, object]
             continue
         models = _parse(text)
         if not isinstance(models, dict):
-            notes.append(f"the ancestry of input {number + 1} is not a sound JSON object and was left out")
+            notes.append(f"the ancestry of input {number + 1} is not a valid JSON object and was left out")
             continue
         bad = 0
         for key, entry in _flat(models):
@@ -256,7 +256,7 @@ def _ancestors(parents: Sequence[Parent], notes: list[str]) -> dict[str, object]
             else:
                 bad += 1
         if bad:
-            notes.append(f"{bad} unsound ancestors of input {number + 1} were left out")
+            notes.append(f"{bad} invalid ancestors of input {number + 1} were left out")
     return found
 
 
@@ -279,7 +279,7 @@ def _is_sound_entry(key: str, entry: object) -> bool:
 def _by_generation(parents: Sequence[Parent], ancestors: dict[str, object]) -> dict[str, object]:
     """``ancestors`` from the youngest to the oldest: those named in the parents' recipes, then in theirs, …
 
-    The ones that nobody names come last.
+    Those without a name come last.
     """
     rest = dict(ancestors)
     ordered: dict[str, object] = {}
@@ -353,7 +353,7 @@ def _name(parent: Parent) -> str:
 
 
 def _clean(text: str) -> str:
-    """``text`` as it can be written: a file name that is no valid Unicode holds halves of surrogate pairs."""
+    """``text`` in a form that can be written: a file name that is not valid Unicode holds lone surrogates."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -40,8 +40,9 @@ def write_checkpoint(
     The suffix of ``path`` decides the format, as for every verb (``formats.writers``).
 
     ``size``: ``full`` has the true shapes; ``tiny`` has all names, with every dimension of 64 or more divided by 16
-    where the family isn't told by it. ``dtype``: of the float weights. ``ema``: with the EMA twin. ``keep``: a filter
-    over the layout's tensors. Weights are normally distributed with deviation 1/√fan-in, norm weights around 1.
+    unless that dimension identifies the family. ``dtype``: of the float weights. ``ema``: with the EMA twin.
+    ``keep``: a filter over the layout's tensors. Weights are normally distributed with deviation 1/√fan-in,
+    norm weights around 1.
     """
     from .layouts import get
 

@@ -143,14 +143,14 @@ def test_a_file_that_changes_while_it_is_hashed_is_an_error_and_not_remembered(
 def test_errors_of_the_thread_surface_in_result(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"missing.*could not be read.*No such file"):
         FileHash(tmp_path / "missing").result()
-    with pytest.raises(RunFailed, match=r"could not be read|no regular file"):
+    with pytest.raises(RunFailed, match=r"could not be read|regular file"):
         FileHash(tmp_path).result()
 
 
 @POSIX_ONLY
 def test_a_fifo_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(RunFailed, match="no regular file"):
+    with pytest.raises(RunFailed, match="no longer a regular file"):
         FileHash(tmp_path / "fifo").result()
 
 

@@ -411,7 +411,7 @@ def test_unsound_entries_are_left_out_and_the_sound_ones_kept() -> None:
     }
     metadata = merged(parent(20, sd_merge_models=json.dumps(table)), parent(21))
     assert set(models_in(metadata)) == {digest(20), digest(21), digest(5), "null"}
-    assert recipe_in(metadata)["notes"] == ["6 unsound ancestors of input 1 were left out"]
+    assert recipe_in(metadata)["notes"] == ["6 invalid ancestors of input 1 were left out"]
 
 
 def test_metadata_of_a_wrong_type_never_raise() -> None:

@@ -173,7 +173,7 @@ def test_the_difference_between_text_encoders_is_told(folder: Path, tmp_path: Pa
     _, notes = merged([a, old], tmp_path / "o.safetensors")
     told = [note for note in notes if note.startswith("text encoder CLIP-L: old names")]
     assert len(told) == 1
-    assert "usual names in A; its tensors were matched all the same" in told[0]
+    assert "usual names in A; its tensors were matched anyway" in told[0]
     none = changed(b, tmp_path / "none.safetensors", lambda all: {n: t for n, t in all.items() if CLIP not in n})
     _, notes = merged([a, none], tmp_path / "p.safetensors")
     assert any(note.startswith("text encoders: A has CLIP-L, B (") and note.endswith("has none") for note in notes)
@@ -199,7 +199,7 @@ def test_wrong_position_ids_are_told_of_by_every_verb_that_copies_them(folder: P
 
     ids = struct.pack("<77e", *range(7), 6.996, *range(8, 77))
     wrong = changed(a, tmp_path / "wrong.safetensors", lambda all: {**all, IDS: ("F16", [1, 77], ids)})
-    start, words = f"position_ids '{IDS}' are copied as they are: F16", "6.99609 at 7 (--fix-clip repairs them)"
+    start, words = f"position_ids '{IDS}' are copied unchanged: F16", "6.99609 at 7 (--fix-clip repairs them)"
     for notes in (
         merged([wrong, b], tmp_path / "m.safetensors")[1],
         sdsurgery.cast(wrong, out=tmp_path / "c.safetensors").notes,
@@ -207,9 +207,9 @@ def test_wrong_position_ids_are_told_of_by_every_verb_that_copies_them(folder: P
     ):
         assert len([note for note in notes if note.startswith(start) and words in note]) == 1, notes
     _, notes = merged([b, wrong], tmp_path / "o.safetensors")
-    assert not any("copied as they are" in note for note in notes), "B's are not in the output"
+    assert not any("copied unchanged" in note for note in notes), "B's are not in the output"
     _, notes = merged([wrong, b], tmp_path / "p.safetensors", fix_clip=True)
-    assert not any("copied as they are" in note for note in notes)
+    assert not any("copied unchanged" in note for note in notes)
 
 
 def test_missing_tensors_that_a_family_may_lack_are_explained(folder: Path, tmp_path: Path) -> None:

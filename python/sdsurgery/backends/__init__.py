@@ -65,7 +65,7 @@ class RunHandle(Protocol):
     def tallies(self) -> Sequence[tuple[int, int, int]]: ...  # (job, nonfinite, overflow), only where there are any
     def reductions(self) -> Sequence[tuple[Any, ...]]: ...  # (job, *Reduced), after finish()
     def sums(self) -> Sequence[int]: ...  # CRC-32 of every range of Plan.sums, after finish()
-    def damaged(self) -> Sequence[int]: ...  # which of Plan.checks failed, when that is no error
+    def damaged(self) -> Sequence[int]: ...  # which of Plan.checks failed, when that is not an error
     @property
     def bytes_done(self) -> int: ...
     @property
@@ -83,7 +83,7 @@ class PlainRows(Protocol):
 @dataclass(frozen=True)
 class Backend:
     """``available`` gives None, or the reason why it can't be used here. ``prepare`` makes a run of a Plan (``sink``
-    None: evaluate and keep nothing); ``describe`` tells how a prepared run will work. ``supports`` gives None, or why
+    None: evaluate and keep nothing); ``describe`` says how a prepared run will work. ``supports`` gives None, or why
     a program cannot be evaluated on these dtypes. ``on_tensors`` evaluates one on tensors of the backend's devices
     (gpu/tensors.py), where there is such a thing; ``plain_rows`` takes the tensors among many that it can evaluate
     without a Python call for each."""

@@ -1,4 +1,4 @@
-"""File formats, one file each, asked in turn: a file's content tells its format. Only what is asked is imported."""
+"""File formats, one file each, tried in turn on a file's content. A format's module is imported when it is tried."""
 
 from __future__ import annotations
 

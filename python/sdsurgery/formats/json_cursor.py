@@ -1,7 +1,7 @@
 """A JSON text read step by step, exactly as serde_json reads it, over which the reference safetensors is built.
 
 Used instead of ``json.loads``: a hostile text can then neither exhaust the stack nor build millions of objects that
-nobody asked for, and serde_json's rules (depth, numbers, surrogates) hold exactly.
+nothing needs, and serde_json's rules (depth, numbers, surrogates) hold exactly.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Cursor:
         return f"'{printable(self.text[self.at])}'" if self.at < len(self.text) else "its end"
 
     def peek(self) -> str:
-        """The next character that is no blank; empty at the end."""
+        """The next character that is not a blank; empty at the end."""
         char = self.text[self.at : self.at + 1]
         if char and char in " \t\n\r":
             self.at = _pattern(_BLANKS).match(self.text, self.at).end()  # type: ignore[union-attr]

@@ -59,7 +59,7 @@ _ANYWHERE = _words(
     """
 )
 
-# In the modules above, and harmless all the same.
+# In the modules above, but harmless.
 _HARMLESS = _words(
     "torch.serialization._get_layout io.BytesIO io.StringIO types.SimpleNamespace types.MappingProxyType"
 )

@@ -86,7 +86,7 @@ def _header_text(source: Source) -> tuple[str, int]:
         )
     length = int.from_bytes(source.read(0, _PREFIX), "little")
     if length > MAX_HEADER:
-        raise InputRefused(f"header length is {length} bytes, the format allows {MAX_HEADER}: not a sound file")
+        raise InputRefused(f"header length is {length} bytes, the format allows {MAX_HEADER}: the file is damaged")
     if length > source.size - _PREFIX:
         raise InputRefused(
             f"header length is {length} bytes, but only {source.size - _PREFIX} follow: the file is cut short"

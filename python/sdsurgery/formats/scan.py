@@ -57,7 +57,7 @@ class FileScan:
 
     @property
     def suspicious(self) -> bool:
-        """Whether it had better not be loaded by anything that runs pickles."""
+        """Whether it is unsafe to load with anything that runs pickles."""
         return bool(self.dangerous or self.problems)
 
     @property
@@ -152,7 +152,7 @@ def _below(folder: str) -> Iterator[str]:
 
 
 def scan_file(path: str) -> FileScan:
-    """Scan one file. UsageError when it cannot be opened or is no regular file."""
+    """Scan one file. UsageError when it cannot be opened or is not a regular file."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UsageError(f"{printable(path)}: not a regular file")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 PROTOCOL_VERSION = 1001
 WINDOWS = (2 << 20, MAX_PICKLE)
-SMALL = 1000  # opcodes of a pickle that tells the format or the system
+SMALL = 1000  # opcodes of a pickle that names the format or the system
 
 
 def has_magic(head: bytes) -> bool:
@@ -108,7 +108,7 @@ def _check_version(graph: Graph) -> None:
 
 
 def _check_system(graph: Graph) -> None:
-    """The third pickle tells the byte order of the machine that wrote the file."""
+    """The third pickle gives the byte order of the machine that wrote the file."""
     items = graph.values[graph.root]
     if graph.kinds[graph.root] != DICT:
         raise InputRefused("a damaged torch file (no system information)")

@@ -24,5 +24,5 @@ def refuse_dangerous(graph: Graph) -> None:
     )
     raise InputRefused(
         f"suspicious: torch.load could have run {listed}. Nothing was run here; "
-        "--allow-suspicious reads the tensors all the same"
+        "--allow-suspicious reads the tensors anyway"
     )

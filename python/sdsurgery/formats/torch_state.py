@@ -1,4 +1,4 @@
-"""Finds the state dict in a checkpoint's value graph, whatever it is wrapped in, and tells what else there was.
+"""Finds the state dict in a checkpoint's value graph, whatever it is wrapped in, and says what else there was.
 
 Files differ in what they wrap around the weights: nothing; ``{"state_dict": …}``; Lightning's dict with callbacks,
 loops and optimizer states; ``{"model": …}``. The weights are unwrapped, training leftovers are left out and counted,

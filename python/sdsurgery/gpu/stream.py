@@ -2,7 +2,7 @@
 
 A few workers for each device, each with its own stream and buffers, take tiles from one queue. Reading, transfers,
 kernels and writing overlap because the workers are at different points, and several devices share the bytes because
-whoever is free takes the next tile. The same Plan and Sink as on the CPU, so the same output.
+whichever is free takes the next tile. The same Plan and Sink as on the CPU, so the same output.
 
 What is asked of a device is ``Staging`` below; the tests run this pipeline with devices that need no GPU.
 """

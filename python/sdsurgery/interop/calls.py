@@ -33,7 +33,7 @@ def apply(
     that shape that receives the result (it may be one of the inputs); else a new one like the first input, in
     ``dtype`` ("fp32", "fp16", "bf16", …) when given. Returns ``out``. Parameters are keywords, as in ``merge``.
     Tensors on a GPU are evaluated there (docs/gpu.md), on the caller's current stream and without waiting for it.
-    Raises UsageError for an unknown method or parameter, shapes that differ, or a dtype that is no float.
+    Raises UsageError for an unknown method or parameter, shapes that differ, or a dtype that is not a float.
     """
     request = _Request(method, len(inputs), params, dtype=dtype, overflow=overflow, compute=compute, threads=threads)
     return request.evaluate([(inputs, out)])[0]
@@ -158,8 +158,8 @@ class _Request:
     # ---- on a GPU
 
     def _plain(self, calls: Sequence[tuple[Sequence[Any], Any]], results: list[Any]) -> PlainRows | None:
-        """The calls that the GPU's backend takes as they are; their outputs are put into ``results``. None where that
-        is no way: on the CPU, for a backend that launches tensors one by one, and to count overflows."""
+        """The calls that the GPU's backend takes unchanged; their outputs are put into ``results``. None where that
+        is impossible: on the CPU, for a backend that launches tensors one by one, and to count overflows."""
         if self.overflow == "error" or not calls or not calls[0][0] or not is_torch(calls[0][0][0]):
             return None
         try:

@@ -1,4 +1,4 @@
-"""Files that are no checkpoints: LoRA, LyCORIS, textual inversion, hypernetworks. Recognised and described.
+"""Files that are not checkpoints: LoRA, LyCORIS, textual inversion, hypernetworks. Recognised and described.
 
 Sources: kohya-ss/sd-scripts ``networks/{lora,oft}.py``, KohakuBlueleaf/LyCORIS f49d30d ``lycoris/modules``, diffusers
 ``utils/state_dict_utils.py``, AUTOMATIC1111/stable-diffusion-webui ``modules/textual_inversion`` and

@@ -88,7 +88,7 @@ class Layout:
 
     ``architecture`` is the ModelSpec id, None where there is none. ``parts`` are in module order (that of
     ``state_dict()`` of the original code, not that of a file); a family without them is recognised, not generated.
-    ``prediction`` is what its models usually predict, None for a family that is no complete model.
+    ``prediction`` is what its models usually predict, None for a family that is not a complete model.
     """
 
     name: str
@@ -222,7 +222,7 @@ class Layout:
 
 
 class Traits(NamedTuple):
-    """What a tensor's name alone tells in a family."""
+    """What a tensor's name alone says about it in a family."""
 
     component: str
     block: str | None

@@ -25,7 +25,7 @@ def parse_blocks(text: str, layout: Layout) -> dict[str, float]:
     """Weights by block name, only those that ``text`` sets; VAE follows BASE unless set itself.
 
     ``text`` is a comma-separated list of assignments (``NAME=NUMBER`` or ``FIRST-LAST=NUMBER``, later ones win), a
-    preset's name, or both, preset first; or nothing but numbers in the order in which other tools exchange them: the
+    preset's name, or both, preset first; or only numbers, in the order in which other tools exchange them: the
     U-Net's 25 (19 for XL) blocks, with BASE in front of them (26 or 20), or with VAE behind them too (21, XL only).
     A preset has 25 values; for XL, IN09–IN11 and OUT09–OUT11 are left out, as supermerger does it.
     Raises UsageError for a block that the family doesn't have, a number that isn't finite, a list of another length.
@@ -225,7 +225,7 @@ def _compiled(expression: str, value: str, where: str) -> tuple[re.Pattern[str],
 
 
 class BlockRow(NamedTuple):
-    """What ``layouts --blocks`` tells of one module: ``block`` is ``-`` for a module of none."""
+    """What ``layouts --blocks`` says about one module: ``block`` is ``-`` for a module outside all blocks."""
 
     block: str
     component: str

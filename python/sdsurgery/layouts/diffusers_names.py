@@ -45,7 +45,7 @@ def unet_key(key: str, class_label: bool = False) -> str:
 
 
 def _place(path: list[str], layer: int, resampler: str) -> str:
-    """Residual layer, attention or resampler: told by the child's name, since the index differs between families."""
+    """Residual layer, attention or resampler: identified by the child's name; its index differs between families."""
     if path[1:2] in (["op"], ["conv"]):
         return f"{resampler}.0"
     return f"{'resnets' if path[0] == '0' else 'attentions'}.{layer}"

@@ -68,7 +68,7 @@ def _text_prefix(layout: Layout, component: str) -> str:
 
 
 def _scope(component: str, row: MapRow) -> str | None:
-    """None for everything that is no linear or convolution weight of the U-Net or a text encoder's layers."""
+    """None for anything but a linear or convolution weight of the U-Net or a text encoder's layers."""
     if row.key is None or not row.key.endswith(".weight"):
         return None
     module = row.key.removesuffix(".weight").rpartition(".")[2]

@@ -61,7 +61,7 @@ class UNet(NamedTuple):
         yield from conv("out.2", self.out_channels, self.channels)
 
     def discriminators(self) -> dict[str, Shape]:
-        """The tensors by which the family is told from others: text width, label width, first convolution."""
+        """The tensors that distinguish the family from others: text width, label width, first convolution."""
         level = next(i for i, depth in enumerate(self.depths) if depth)
         block = level * (self.layers + 1) + 1
         width = self.channels * self.multipliers[level]

@@ -71,8 +71,8 @@ class Method:
         """Complete parameters for ``count`` inputs: defaults filled in, numbers as float64, lists as tuples, None for
         what has no value.
 
-        Raises UsageError for an unknown parameter, a value that is no finite number, two parameters that exclude each
-        other, or a wrong number of inputs.
+        Raises UsageError for an unknown parameter, a value that is not a finite number, two parameters that exclude
+        each other, or a wrong number of inputs.
         """
         from ..suggest import did_you_mean
 

@@ -180,7 +180,7 @@ def close_all(checkpoints: Sequence[Checkpoint]) -> None:
 
 
 def parent(checkpoint: Checkpoint, *, sha256: str | None = None) -> Parent:
-    """What the output's metadata tells of an input. Names are base names: a merge gives the same bytes everywhere."""
+    """What the output's metadata says about an input. Names are base names: a merge gives the same bytes everywhere."""
     from ..hashing import legacy_hash
     from ..metadata import Parent
 
@@ -201,7 +201,7 @@ def single_input(
     """Run a verb of one input: settings taken from ``given``, target and file checked, then plan and run.
 
     ``plan_of(checkpoint, settings, recipe, title)`` makes the plan; ``selective`` as in ``open_input``. TypeError for a
-    keyword that is no setting.
+    keyword that is not a setting.
     """
     settings = settings_from(given)
     if given:
@@ -242,7 +242,7 @@ def single_piece(
     layout: Layout, settings: Settings, info: TensorInfo, *,
     source: int = 0, name: str | None = None, note: str = "",
 ) -> Piece:  # fmt: skip
-    """One input tensor in the asked dtype, perhaps under another name; what is no weight is copied exactly."""
+    """One input tensor in the asked dtype, perhaps under another name; anything but a weight is copied exactly."""
     if layout.exact_copy(name or info.name):
         return copied(source, info, name=name, note=note or "copied exactly (not a weight)")
     if info.dtype.kind in ("int", "bool"):

@@ -62,7 +62,7 @@ class Likeness:
 
     @property
     def cosine(self) -> float | None:
-        """⟨A, B⟩ ⁄ (‖A‖·‖B‖); 1 when both are zero, None when only one is, or there are no weights or an overflow."""
+        """⟨A, B⟩ ⁄ (‖A‖·‖B‖); 1 when both are zero, None when only one is, or without weights, or after an overflow."""
         if not self.weights:
             return None
         if abs(self.dot) == self.a_squared == self.b_squared < math.inf:
@@ -73,7 +73,7 @@ class Likeness:
 
     @property
     def relative_l2(self) -> float | None:
-        """‖A − B‖ ⁄ ‖A‖; 0 when both are zero, None when only A is, or there are no weights or an overflow."""
+        """‖A − B‖ ⁄ ‖A‖; 0 when both are zero, None when only A is, or without weights, or after an overflow."""
         if not self.weights:
             return None
         if self.difference_squared == 0:

@@ -58,7 +58,7 @@ class _Stored(NamedTuple):
 
 
 def fix_clip(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None, **given: Any) -> Report:
-    """Write int64 0…76 wherever the family has position_ids and drop misplaced ones; all else stays as it is.
+    """Write int64 0…76 wherever the family has position_ids and drop misplaced ones; everything else is unchanged.
 
     Settings as in ``surgery.common.Settings``. InputRefused when the family is not known.
     """
@@ -77,7 +77,7 @@ def fix_clip(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None
 def repaired(pieces: Sequence[Piece], sources: Sequence[Any], layout: Layout) -> Repair:
     """The pieces of a plan with int64 0…76 wherever the family has position_ids, and no misplaced ones.
 
-    InputRefused when neither the family nor a text encoder in a known place tells where they belong.
+    InputRefused when neither the family nor a text encoder in a known place shows where they belong.
     """
     held = {piece.name: _of_piece(piece, sources) for piece in pieces}
     if not layout.parts and not _places(held, layout):
@@ -116,7 +116,7 @@ def warnings(pieces: Sequence[Piece], sources: Sequence[Any]) -> list[str]:
         text = _difference(_of_piece(piece, sources))
         if text:
             told.append(
-                f"position_ids '{printable(piece.name)}' are copied as they are: {text} (--fix-clip repairs them)"
+                f"position_ids '{printable(piece.name)}' are copied unchanged: {text} (--fix-clip repairs them)"
             )
     return told
 
@@ -153,7 +153,7 @@ def _findings(held: Mapping[str, _Stored], layout: Layout) -> list[Finding]:
 def _places(held: Mapping[str, _Stored], layout: Layout) -> set[str]:
     """Where position_ids belong, in the file's own spelling: old ones lack ``text_model.``, extracted ones a prefix.
 
-    A text encoder without a prefix is of no known family, and what diffusers writes today has none: there they belong
+    A text encoder without a prefix has no known family, and what diffusers writes today has none: there they belong
     where they are, if they are as many as CLIP's.
     """
     # A text encoder alone belongs to no known family; its place can still be one that some family gives an encoder.

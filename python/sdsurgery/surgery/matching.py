@@ -2,7 +2,7 @@
 
 Old and foreign names (CLIP-L without ``text_model.``, the VAE's old attention names, ``state_dict.`` and ``model.``
 around everything, a bare U-Net, also in diffusers' names, SD 2's encoder in sgm's place) are renames: the tensors
-themselves are merged as they are. A text projection under its diffusers name is the transposed matrix: it is gathered
+themselves are merged unchanged. A text projection under its diffusers name is the transposed matrix: it is gathered
 by its columns. The output keeps A's names.
 """
 
@@ -48,7 +48,7 @@ def in_names_of(
 
 
 def transposed(info: TensorInfo) -> TensorInfo:
-    """The same matrix with rows and columns swapped: a view of the same bytes. InputRefused for what is no matrix."""
+    """The same matrix with rows and columns swapped: a view of the same bytes. InputRefused if it is not a matrix."""
     if len(info.shape) != 2 or info.dtype.bits % 8:
         raise InputRefused(
             f"tensor '{printable(info.name)}' is {info.dtype.name} of shape {list(info.shape)}; a matrix that can be "

@@ -72,7 +72,7 @@ def refuse_strangers(
     raise InputRefused(
         (f"only {counts}" if counts else f"no tensor of {who(0, checkpoints)} can be merged")
         + "; these models have little in common"
-        + (" (--force merges them all the same)" if merged else "")
+        + (" (--force merges them anyway)" if merged else "")
     )
 
 
@@ -126,7 +126,7 @@ class Prediction(NamedTuple):
 def prediction(checkpoint: Checkpoint, layout: Layout) -> Prediction | None:
     """What the model predicts: by marker tensors, then metadata, then for SD 2 a bias, then the family's usual.
 
-    None for files that are no complete model of a known family and say nothing themselves.
+    None for files that are not a complete model of a known family and say nothing themselves.
     """
     return _prediction(checkpoint, layout, _telling(checkpoint).marks)
 
@@ -202,7 +202,7 @@ def _encoders(checkpoints: Sequence[Checkpoint], telling: Sequence[_Telling]) ->
             told.append(f"text encoders: A has {_some(first)}, {where} has {_some(here)}")
         told += [
             f"text encoder {kind}: {here[kind] or 'usual names'} in {where}, {names_in_a or 'usual names'} in A; its "
-            "tensors were matched all the same"
+            "tensors were matched anyway"
             for kind, names_in_a in first.items()
             if kind in here and here[kind] != names_in_a
         ]

@@ -1,4 +1,4 @@
-"""prune: a checkpoint without what isn't needed. Dropped tensors are never read."""
+"""prune: a checkpoint without training leftovers, EMA or chosen components. Dropped tensors are never read."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _patterns(option: str, given: str | Sequence[str] | None) -> tuple[re.Patter
         try:
             found.append(re.compile(text))
         except re.error as error:
-            raise UsageError(f"{option} '{printable(text)}' is no regular expression: {error}") from None
+            raise UsageError(f"{option} '{printable(text)}' is not a valid regular expression: {error}") from None
     return tuple(found)
 
 
@@ -144,7 +144,7 @@ def _pruned(
 
 def _notes(unknown: list[str], spared: list[str]) -> list[str]:
     told = (
-        (unknown, "of no known component were kept (--strict drops them)"),
+        (unknown, "of unknown components were kept (--strict drops them)"),
         (spared, "asked to be dropped were kept, since programs recognise the family by them"),
     )
     notes = []
@@ -167,7 +167,7 @@ def _reason(name: str, layout: Layout, rules: _Rules, needed: set[str] | None) -
     if component in rules.drop:
         return f"component {component}"
     if component == "other" and rules.strict and layout.parts:
-        return "of no known component (--strict)"
+        return "unknown component (--strict)"
     if needed is not None and name not in needed:
         return "not needed for inference"
     return None

@@ -28,7 +28,7 @@ RuleSet = str | os.PathLike[str] | Mapping[str, float]
 """A file with lines ``REGEX = NUMBER``, or regular expression to number (the last that matches wins)."""
 
 _BASE = "BASE"
-_LONGEST_RULES = 1_000_000  # bytes; a larger file is no list of rules
+_LONGEST_RULES = 1_000_000  # bytes; a larger file is not a list of rules
 _WITH_RATIO = r"(?s)\s*(\w+)\s*:(.*)"
 
 
@@ -53,7 +53,7 @@ class Ratios:
         self._known: dict[Any, tuple[Formula, Mapping[str, Any]]] = {}
 
     def of(self, name: str, block: str | None) -> tuple[Formula, Mapping[str, Any]]:
-        """The formula for the tensor ``name`` of ``block`` and what the report tells of it: its block and ratios.
+        """The formula for the tensor ``name`` of ``block`` and what the report says about it: its block and ratios.
 
         A tensor of no block (depth estimator, image encoder, names that the family doesn't have) follows BASE.
         """
@@ -139,7 +139,7 @@ def _separate(given: Any, ratios: Sequence[str]) -> list[tuple[str | None, Any]]
         return []
     if isinstance(given, str):
         match = re.fullmatch(_WITH_RATIO, given)
-        # C:\rules.txt is no ratio; a block list has no colon of its own.
+        # C:\rules.txt is not a ratio; a block list has no colon of its own.
         if match and (match[1] in ratios or len(match[1]) > 1):
             return [(match[1], match[2].strip())]
         return [(None, given)]

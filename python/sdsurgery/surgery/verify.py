@@ -82,7 +82,7 @@ def verify(path: str | os.PathLike[str], **given: Any) -> Verification:
 def _outline(checkpoint: Checkpoint) -> Outline:
     """Every float tensor evaluated in its own dtype; it is never written.
 
-    Records with a CRC-32 that no single float tensor fills are read once more, as they are.
+    Records with a CRC-32 that no single float tensor fills are read once more, whole.
     """
     pieces = []
     for name, info in checkpoint.tensors.items():
