@@ -144,15 +144,15 @@ REFUSED = {
     },
     "a number and a text for one name": (
         file(dict_of([(integer(1), GOOD_TENSOR), (text("1"), GOOD_TENSOR)])),
-        "'1' is there twice",
+        "'1' appears twice",
     ),
     "bytes and a text for one name": (
         file(dict_of([(b"C\x01a", b"N"), (text("a"), GOOD_TENSOR)])),
-        "'a' is there twice",
+        "'a' appears twice",
     ),
     "a dotted name twice": (
         file(dict_of({"a": dict_of({"b": GOOD_TENSOR}), "a.b": GOOD_TENSOR})),
-        "'a.b' is there twice",
+        "'a.b' appears twice",
     ),
     "half a surrogate in a name": (file(dict_of({"a\ud800b": GOOD_TENSOR})), r"a\ud800b"),
     "a size of 63 bits": (weight(tensor(((1 << 63) - 1,), (1,))), "reaches element"),

@@ -15,7 +15,7 @@ from sdsurgery.dtypes import BY_NAME
 from sdsurgery.errors import InputRefused
 from sdsurgery.formats import safetensors as ours
 
-DUPLICATES = re.compile(r"^(tensor '.*'|metadata key '.*'|__metadata__) is given twice in the header$", re.DOTALL)
+DUPLICATES = re.compile(r"^(tensor '.*'|metadata key '.*'|__metadata__) appears twice in the header$", re.DOTALL)
 
 
 # ---------------------------------------------------------------- refused, both by the reference and by us
@@ -50,7 +50,7 @@ REFUSED = {
     "metadata is a list": (file('{"__metadata__":[]}'), "expected '{' to begin __metadata__"),
     "metadata value is a number": (file('{"__metadata__":{"k":1}}'), "metadata value of 'k' is not a string"),
     "metadata value is null": (file('{"__metadata__":{"k":null}}'), "metadata value of 'k' is not a string"),
-    "__metadata__ twice": (file('{"__metadata__":{},"__metadata__":{}}'), "__metadata__ is given twice"),
+    "__metadata__ twice": (file('{"__metadata__":{},"__metadata__":{}}'), "__metadata__ appears twice"),
     "entry is a number": (file('{"a":1}'), "to begin the entry of tensor 'a'"),
     "field missing": (file(one(shape=""), FOUR), "tensor 'a' lacks the field shape"),
     "field twice": (file('{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}', FOUR), "dtype twice"),
@@ -118,9 +118,9 @@ def test_every_kind_of_refusal_has_a_message_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (file("{" + entry() + "," + entry() + "}", FOUR), "tensor 'a' is given twice"),
-        (file("{" + entry() + "," + entry().replace('"a"', r'"\u0061"') + "}", FOUR), "tensor 'a' is given twice"),
-        (file('{"__metadata__":{"k":"1","k":"2"}}'), "metadata key 'k' is given twice"),
+        (file("{" + entry() + "," + entry() + "}", FOUR), "tensor 'a' appears twice"),
+        (file("{" + entry() + "," + entry().replace('"a"', r'"\u0061"') + "}", FOUR), "tensor 'a' appears twice"),
+        (file('{"__metadata__":{"k":"1","k":"2"}}'), "metadata key 'k' appears twice"),
     ],
 )
 def test_refuses_the_duplicates_that_the_reference_lets_through(data: bytes, expected: str) -> None:
@@ -390,7 +390,7 @@ def test_an_odd_entry_between_usual_ones_is_read_as_the_reference_reads_it(space
     data = file(header, bytes(range(36)))
     assert our_view(data) == reference_view(data)
     members[7] = members[2].replace("[8,12]", "[28,32]")
-    assert "given twice" in refusal(file("{" + ",".join(members) + "}", bytes(36)))
+    assert "appears twice" in refusal(file("{" + ",".join(members) + "}", bytes(36)))
 
 
 def test_a_header_of_odd_entries_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:

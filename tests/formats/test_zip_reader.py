@@ -61,8 +61,8 @@ CDIR = GOOD.index(b"PK\x01\x02")
 END = GOOD.index(b"PK\x05\x06")
 STORAGE = "archive/data/0"
 LIES = {
-    "bytes behind the end": (GOOD + b"x", "behind its end record"),
-    "a comment that is too long": (patched(GOOD, END + 20, "<H", 5), "behind its end record"),
+    "bytes behind the end": (GOOD + b"x", "after its end record"),
+    "a comment that is too long": (patched(GOOD, END + 20, "<H", 5), "after its end record"),
     "no end record": (GOOD[:END], "cut off"),
     "nothing but its beginning": (b"PK\x03\x04" + bytes(30), "cut off"),
     "encrypted": (patched(GOOD, central(GOOD, STORAGE) + 8, "<H", 1), "encrypted"),
@@ -138,7 +138,7 @@ def test_bytes_in_front_of_the_archive_are_refused():
         data = patched(data, at + 42, "<L", offset + shift)
         at = data.find(b"PK\x01\x02", at + 4)
     data = patched(data, data.index(b"PK\x05\x06") + 16, "<L", CDIR + shift)
-    with pytest.raises(InputRefused, match="in front of"):
+    with pytest.raises(InputRefused, match="before its first entry"):
         read(data)
 
 
@@ -182,7 +182,7 @@ def test_a_deflated_pickle_is_accepted_and_a_bomb_is_not():
 
 
 def test_a_pickle_record_with_something_behind_it_is_refused():
-    with pytest.raises(InputRefused, match="behind the end of its pickle"):
+    with pytest.raises(InputRefused, match="after the end of its pickle"):
         read(torch_zip(pickled(dict_of({"w": tensor((6,), (1,))})) + b"x", {"0": RECORD}))
 
 

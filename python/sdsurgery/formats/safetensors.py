@@ -104,15 +104,15 @@ def _parse(text: str) -> tuple[list[Entry], dict[str, str]]:
     for name in cursor.members("the header"):
         if name == _METADATA:
             if metadata is not None:
-                raise InputRefused(f"{_METADATA} is given twice in the header")
+                raise InputRefused(f"{_METADATA} appears twice in the header")
             metadata = _parse_metadata(cursor)
         elif name in entries:
-            raise InputRefused(f"tensor '{printable(name)}' is given twice in the header")
+            raise InputRefused(f"tensor '{printable(name)}' appears twice in the header")
         else:
             entries[name] = _parse_entry(cursor, name)
             _parse_usual(cursor, entries)
         if len(entries) > MAX_ENTRIES:
-            raise InputRefused(f"the header lists more than {MAX_ENTRIES:,} tensors: no model has as many")
+            raise InputRefused(f"the header lists more than {MAX_ENTRIES:,} tensors, more than any model has")
     if cursor.peek():
         cursor.fail(f"nothing may follow the closing '}}', found {cursor.found()}")
     return list(entries.values()), metadata or {}
@@ -181,12 +181,12 @@ def _parse_metadata(cursor: Cursor) -> dict[str, str]:
         return metadata
     for key in cursor.members(_METADATA):
         if key in metadata:
-            raise InputRefused(f"metadata key '{printable(key)}' is given twice in the header")
+            raise InputRefused(f"metadata key '{printable(key)}' appears twice in the header")
         if cursor.peek() != '"':
             raise InputRefused(f"metadata value of '{printable(key)}' is not a string, found {cursor.found()}")
         metadata[key] = cursor.string()
         if len(metadata) > MAX_ENTRIES:
-            raise InputRefused(f"the header holds more than {MAX_ENTRIES:,} metadata keys: no model has as many")
+            raise InputRefused(f"the header holds more than {MAX_ENTRIES:,} metadata keys, more than any model has")
     return metadata
 
 

@@ -191,7 +191,7 @@ class Finder:
 
     def _add(self, name: str, tensor: Tensor) -> None:
         if name in self.tensors:
-            raise InputRefused(f"tensor '{printable(name)}' is there twice")
+            raise InputRefused(f"tensor '{printable(name)}' appears twice")
         if len(self.tensors) >= MAX_TENSORS:
             raise InputRefused(f"more than {MAX_TENSORS} tensors")
         if not name.isascii() and _has_surrogates(name):
@@ -253,7 +253,7 @@ def _read_entries(graph: Graph, node: int) -> dict[str, int] | None:
         else:
             continue
         if kinds.setdefault(name, kind) != kind and TENSOR in (graph.kinds[value], graph.kinds[result[name]]):
-            raise InputRefused(f"tensor '{printable(name)}' is there twice (once not as a text)")
+            raise InputRefused(f"tensor '{printable(name)}' appears twice (once not as text)")
         result[name] = value
     return result
 

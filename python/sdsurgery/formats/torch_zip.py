@@ -60,7 +60,7 @@ def _graph(source: Source, entry: Entry) -> Graph:
     data = entry_bytes(source, entry, MAX_PICKLE)
     graph, end = parse(data)
     if end != len(data):
-        raise InputRefused(f"data.pkl goes on for {len(data) - end} bytes behind the end of its pickle")
+        raise InputRefused(f"data.pkl continues for {len(data) - end} bytes after the end of its pickle")
     return graph
 
 

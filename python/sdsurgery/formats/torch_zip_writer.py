@@ -159,7 +159,7 @@ def _share(
     for name, dtype, shape in tensors:
         label = f"tensor '{printable(name)}'"
         if name in place:
-            raise UsageError(f"{label} is there twice")
+            raise UsageError(f"{label} appears twice")
         if dtype.name not in _STORAGES and dtype.name not in _UNTYPED:
             raise UsageError(f"{label}: torch has no dtype for {dtype.name}; write a .safetensors file instead")
         nbytes = _elements(shape) * dtype.itemsize

@@ -84,7 +84,7 @@ def _find_directory(source: Source) -> _Directory:
         raise InputRefused("zip: cut off or damaged (its end record is missing); download or copy it again")
     disk, start_disk, here, count, nbytes, offset, comment = unpack_from("<4H2LH", tail, at + 4)
     if at + 22 + comment != length:
-        raise InputRefused("zip: bytes behind its end record")
+        raise InputRefused("zip: extra bytes after its end record")
     end = source.size - length + at
     directory = _Directory(offset, nbytes, count)
     locator = tail[at - 20 : at] if at >= 20 else b""
@@ -218,7 +218,7 @@ def _refuse(entry: Entry, what: str) -> NoReturn:
 def _check_overlaps(entries: dict[str, Entry], limit: int) -> None:
     ordered = sorted(entries.values(), key=lambda entry: entry.header_offset)
     if ordered and ordered[0].header_offset:
-        raise InputRefused("zip: bytes in front of its first entry")
+        raise InputRefused("zip: extra bytes before its first entry")
     end, last = 0, ""
     for entry in ordered:
         if entry.header_offset < end:
