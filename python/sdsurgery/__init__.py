@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .formats.scan import scan
     from .interop import apply, apply_many
     from .methods import registered as methods
+    from .recipe import Call, Model, model
+    from .recipe import from_json as recipe_from_json
     from .surgery.cast import cast
     from .surgery.compare import Comparison, compare
     from .surgery.components import extract, replace
@@ -61,7 +63,11 @@ _PLACES = {
     "extract": ("surgery.components", "extract"),
     "fix_clip": ("surgery.fix_clip", "fix_clip"),
     "inspect": ("surgery.inspect", "inspect"),
+    "Call": ("recipe", "Call"),
+    "Model": ("recipe", "Model"),
     "merge": ("surgery.merge", "merge"),
+    "model": ("recipe", "model"),
+    "recipe_from_json": ("recipe", "from_json"),
     "methods": ("methods", "registered"),
     "open": ("checkpoint", "open_checkpoint"),
     "prune": ("surgery.prune", "prune"),
@@ -71,10 +77,12 @@ _PLACES = {
 }
 
 __all__ = [
+    "Call",
     "Checkpoint",
     "Comparison",
     "InputRefused",
     "Interrupted",
+    "Model",
     "Report",
     "RunFailed",
     "SdsError",
@@ -94,8 +102,10 @@ __all__ = [
     "inspect",
     "merge",
     "methods",
+    "model",
     "open",
     "prune",
+    "recipe_from_json",
     "replace",
     "scan",
     "verify",
@@ -104,11 +114,30 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
+        if not name.startswith("_") and (found := _method(name)) is not None:
+            return found
         raise AttributeError(f"module 'sdsurgery' has no attribute '{name}'")
     import importlib
 
     module, attribute = _PLACES[name]
     return getattr(importlib.import_module(f".{module}", __name__), attribute)
+
+
+def _method(name: str) -> Any:
+    """``weighted_sum`` and the like: a recipe of the method, for files or other recipes and its numbers."""
+    from .methods import registered
+
+    method = registered("merge").get(name.replace("_", "-"))
+    if method is None:
+        return None
+    from .recipe import call
+
+    def recipe(*inputs: Any, blocks: Any = None, rules: Any = None, **parameters: Any) -> Any:
+        return call(method.name, inputs, blocks=blocks, rules=rules, **parameters)
+
+    recipe.__name__ = recipe.__qualname__ = name
+    recipe.__doc__ = method.body.__doc__
+    return recipe
 
 
 def __dir__() -> list[str]:

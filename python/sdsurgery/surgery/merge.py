@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from .. import engine
 from ..checkpoint import Checkpoint, TensorInfo
@@ -19,6 +20,7 @@ from ..outline import ADDED, KEPT, MERGED, Dropped, Outline, Piece, Segment, cop
 from ..outline import rounded as rounded_piece
 from ..plan import Operand
 from ..program import identity
+from ..recipe import Call, Composition, Model, call, compose
 from .common import (
     Settings,
     close_all,
@@ -36,16 +38,12 @@ from .ratios import BlockWeights, Ratios, RuleSet
 from .report import Report
 from .variants import is_swapped, is_variant, is_widened, merged_channels, takes_differences
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 _INTEGERS = ("int", "bool")  # kinds of dtypes
 
 
 def merge(
     method: str,
-    inputs: Iterable[str | os.PathLike[str]],
+    inputs: Iterable[str | os.PathLike[str] | Model | Call],
     *,
     out: str | os.PathLike[str] | None = None,
     add_missing: bool = False,
@@ -57,8 +55,9 @@ def merge(
     """Merge checkpoint files into one.
 
     ``method`` is a name from ``methods()``; its numbers (``alpha=0.7``, ``weights=[…]``) and the settings of
-    ``surgery.common.Settings`` are keyword arguments. ``inputs`` are A, B, C, … in the method's order; of those
-    named in ``use_ema`` (``"A,B"``) the U-Net's EMA weights are merged instead of the weights.
+    ``surgery.common.Settings`` are keyword arguments. ``inputs`` are A, B, C, … in the method's order:
+    files, or other recipes (``sdsurgery.weighted_sum(…)``), which are evaluated in the same pass; of those named in
+    ``use_ema`` (``"A,B"``) the U-Net's EMA weights are merged instead of the weights.
 
     ``blocks`` gives merge blocks a ratio of their own: ``"GRAD_V,BASE=0.5"``, a list of numbers or ``{"IN04": 0.3}``;
     ``rules`` gives one to names that a regular expression finds: a file, or ``{r"attn2": 0.3}``. A rule wins over a
@@ -71,35 +70,65 @@ def merge(
         raise UsageError(f"inputs must be a list of files, not one file ('{printable(inputs)}')")
     inputs = list(inputs)
     settings = settings_from(given)
+    paths = [item for item in inputs if not isinstance(item, Model | Call)]
+    if len(paths) < len(inputs):
+        tree = call(method, inputs, blocks=blocks, rules=rules, **given)
+        return merge_tree(tree, out=out, add_missing=add_missing, use_ema=use_ema, settings=settings)
     chosen = get(method)
     params = chosen.bind(len(inputs), given)
-    averaged = _letters(use_ema, len(inputs))
+    flat = Merge(chosen, tuple(paths), params, blocks, rules, add_missing, tuple(_letters(use_ema, len(inputs))))
+    return _written(flat, out, settings)
+
+
+def merge_tree(
+    root: Call, *, out: str | os.PathLike[str] | None, settings: Settings, add_missing: bool = False,
+    use_ema: str | Sequence[str] = (),
+) -> Report:  # fmt: skip
+    """Evaluate a tree of method calls in one pass: every file is read once, every tensor rounded once. Raises as
+    ``merge`` does; ``use_ema`` names the tree's files by letters, in the order in which they first stand in it."""
+    tree = compose(root)
+    count = len(tree.leaves)
+    averaged = {k for k, leaf in enumerate(tree.leaves) if leaf.use_ema}.union(_letters(use_ema, count))
+    paths = tuple(leaf.path for leaf in tree.leaves)
+    wanted = Merge(tree.method, paths, tree.params, tree.blocks, tree.rules, add_missing, tuple(sorted(averaged)), tree)
+    return _written(wanted, out, settings)
+
+
+class Merge(NamedTuple):
+    """A method of files, with its bound parameters; ``tree`` is where it comes from when it is more than one call.
+    ``use_ema`` are the numbers of the inputs whose EMA weights are taken."""
+
+    method: Method
+    paths: tuple[str | os.PathLike[str], ...]
+    params: Mapping[str, Any]
+    blocks: Any = None
+    rules: Any = None
+    add_missing: bool = False
+    use_ema: tuple[int, ...] = ()
+    tree: Composition | None = None
+
+
+def _written(wanted: Merge, out: str | os.PathLike[str] | None, settings: Settings) -> Report:
     if out is not None:
         engine.target_path(out, settings.force or settings.dry_run)
-    checkpoints = open_all(inputs, settings, selective=True)
+    checkpoints = open_all(wanted.paths, settings, selective=True)
     try:
         recipe: dict[str, Any] = {
-            "method": chosen.name,
-            "parameters": {name: value for name, value in params.items() if value is not None},
+            "method": wanted.method.name,
+            "parameters": {name: value for name, value in wanted.params.items() if value is not None},
             **settings.recorded,
             "compute": settings.compute,
-            "add_missing": add_missing,
+            "add_missing": wanted.add_missing,
         }
-        if averaged:
-            recipe["use_ema"] = [letter(source) for source in averaged]
-        plan = plan_merge(
-            chosen,
-            checkpoints,
-            params,
-            settings,
-            recipe=recipe,
-            add_missing=add_missing,
-            title=title_of(out),
-            use_ema=averaged,
-            blocks=blocks,
-            rules=rules,
-        )
-        return run(plan, out, settings, recipe)
+        if wanted.tree is not None and wanted.tree.is_tree:
+            recipe["inputs"] = wanted.tree.lettered()
+        if wanted.use_ema:
+            recipe["use_ema"] = [letter(source) for source in wanted.use_ema]
+        outline = plan_merge(
+            wanted.method, checkpoints, wanted.params, settings, recipe=recipe, add_missing=wanted.add_missing,
+            title=title_of(out), use_ema=wanted.use_ema, blocks=wanted.blocks, rules=wanted.rules, tree=wanted.tree,
+        )  # fmt: skip
+        return run(outline, out, settings, recipe)
     finally:
         close_all(checkpoints)
 
@@ -116,6 +145,7 @@ def plan_merge(
     use_ema: Sequence[int] = (),
     blocks: Any = None,
     rules: Any = None,
+    tree: Composition | None = None,
 ) -> Outline:
     """Decide what becomes of every tensor. Reads headers only; every refusal is made here.
 
@@ -124,7 +154,8 @@ def plan_merge(
     detections = [detect(checkpoint.tensors) for checkpoint in checkpoints]
     refuse_conflicts(checkpoints, detections)
     layout = next((found.layout for found in detections if found.layout.name != "unknown"), detections[0].layout)
-    ratios = Ratios(method, len(checkpoints), params, layout, blocks=blocks, rules=rules)
+    without = {} if tree is None else {"without": tree.without}
+    ratios = Ratios(method, len(checkpoints), params, layout, blocks=blocks, rules=rules, **without)
     recipe.update(ratios.recipe())
     tensors: list[Mapping[str, TensorInfo]] = [checkpoint.tensors for checkpoint in checkpoints]
     notes = [f"{printable(checkpoint.path)}: {note}" for checkpoint in checkpoints for note in checkpoint.notes]
@@ -218,8 +249,11 @@ class _Decisions:
             operands.append(operand(source, each))
         return self.merged(name, info, operands, traits)
 
-    def merged(self, name: str, info: TensorInfo, operands: Sequence[Operand], traits: Traits) -> Piece:
-        formula, facts = self.ratios.of(name, traits.block)
+    def merged(
+        self, name: str, info: TensorInfo, operands: Sequence[Operand], traits: Traits,
+        absent: frozenset[int] = frozenset(),
+    ) -> Piece:  # fmt: skip
+        formula, facts = self.ratios.of(name, traits.block, absent)
         segments = (Segment(formula, 0, info.elements, tuple(operands)),)
         return Piece(name, self.dtype or info.dtype, info.shape, MERGED, segments, facts=facts)
 
@@ -227,12 +261,28 @@ class _Decisions:
         """Where an input lacks the tensor, has it in another shape, or as something else than floats."""
         all_of_it = [info, *self.others(name)]
         if len(all_of_it) < len(self.tensors):
-            return self.alone(0, name, info, self.dtype, action=KEPT, note="missing in another input")
+            return self.without(name, info, traits)
         for each in all_of_it:
             if each.shape != info.shape:
                 return self.of_several_shapes(name, all_of_it, traits)
             require_computable(each)
         raise AssertionError("then it is not unlike")
+
+    def without(self, name: str, info: TensorInfo, traits: Traits) -> Piece:
+        """Where an input lacks the tensor: what the recipe's tree makes of the others."""
+        present = {at: each[name] for at, each in enumerate(self.tensors) if name in each and self.averaged(each[name])}
+        inputs = self.ratios.inputs(frozenset(range(len(self.tensors))) - frozenset(present))
+        if inputs is None:
+            return self.alone(0, name, info, self.dtype, action=KEPT, note="missing in another input")
+        for at in inputs:
+            self.require_shape(name, info, present[at], self.checkpoints[at])
+            require_computable(present[at])
+        operands = [operand(at, present[at]) for at in inputs]
+        return self.merged(name, info, operands, traits, frozenset(range(len(self.tensors))) - frozenset(present))
+
+    @staticmethod
+    def averaged(info: TensorInfo) -> bool:
+        return info.dtype.kind not in _INTEGERS
 
     def of_several_shapes(self, name: str, all_of_it: Sequence[TensorInfo], traits: Traits) -> Piece:
         info, *others = all_of_it

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout
 from ..methods import Method, PerInput
-from ..program import Formula, body_of
+from ..program import Body, Formula, body_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ RuleSet = str | os.PathLike[str] | Mapping[str, float]
 
 _BASE = "BASE"
 _LONGEST_RULES = 1_000_000  # bytes; a larger file is not a list of rules
-_WITH_RATIO = r"(?s)\s*(\w+)\s*:(.*)"
+_WITH_RATIO = r"(?s)\s*([\w.]+)\s*:(.*)"
 
 
 class Ratios:
@@ -41,34 +41,54 @@ class Ratios:
     """
 
     def __init__(
-        self, method: Method, count: int, params: Mapping[str, Any], layout: Layout, *, blocks: Any, rules: Any
+        self, method: Method, count: int, params: Mapping[str, Any], layout: Layout, *, blocks: Any, rules: Any,
+        without: Callable[[frozenset[int]], tuple[Method, tuple[int, ...]] | None] = lambda absent: None,
     ) -> None:  # fmt: skip
         self.method, self.count, self.params, self.layout = method, count, params, layout
         self.lists = {n: v for n, v in params.items() if isinstance(method.params[n], PerInput) and v is not None}
-        self.names = () if self.lists else method.ratios
-        self.blocks = {name: _weights(spec, layout) for name, spec in self._by_ratio("--blocks", blocks).items()}
-        self.rules = {name: _rules(spec) for name, spec in self._by_ratio("--rules", rules).items()}
+        self.names = tuple(name for name in method.ratios if params[name] is not None)
+        self.blocks = {n: _weights(spec, layout) for n, spec in by_ratio(method, params, "--blocks", blocks).items()}
+        self.rules = {n: _rules(spec) for n, spec in by_ratio(method, params, "--rules", rules).items()}
         self._unused = {(name, index) for name, rules in self.rules.items() for index in range(len(rules.rules))}
-        self.body = body_of(method, count, params)
+        self.bodies: dict[frozenset[int], tuple[Body, tuple[int, ...]] | None] = {
+            frozenset(): (body_of(method, count, params), tuple(range(count)))
+        }
+        self._without = without
         self._known: dict[Any, tuple[Formula, Mapping[str, Any]]] = {}
 
-    def of(self, name: str, block: str | None) -> tuple[Formula, Mapping[str, Any]]:
+    def inputs(self, absent: frozenset[int]) -> tuple[int, ...] | None:
+        """The inputs that the formula for a tensor takes which the inputs ``absent`` lack; None where A's is kept."""
+        if absent not in self.bodies:
+            left = self._without(absent)
+            self.bodies[absent] = None if left is None else (body_of(left[0], len(left[1]), self._of(left[0])), left[1])
+        found = self.bodies[absent]
+        return None if found is None else found[1]
+
+    def of(
+        self, name: str, block: str | None, absent: frozenset[int] = frozenset()
+    ) -> tuple[Formula, Mapping[str, Any]]:
         """The formula for the tensor ``name`` of ``block`` and what the report says about it: its block and ratios.
 
         A tensor of no block (depth estimator, image encoder, names that the family doesn't have) follows BASE.
+        ``absent`` are inputs that lack the tensor (see ``inputs``).
         """
         block = (block or _BASE) if self.layout.blocks else None
         if not self.rules:
-            found = self._known.get(block)
+            key: Any = (block, absent)
+            found = self._known.get(key)
             if found is None:
-                found = self._known[block] = self._made(block, {n: self._by_block(n, block) for n in self.names})
+                ratios = {ratio: self._by_block(ratio, block) for ratio in self.names}
+                found = self._known[key] = self._made(block, ratios, absent)
             return found
         ratios = {ratio: self._by_rule(ratio, name, block) for ratio in self.names}
-        key = (block, *(number.hex() for number in ratios.values()))
+        key = (block, absent, *(number.hex() for number in ratios.values()))
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = self._made(block, ratios)
+            found = self._known[key] = self._made(block, ratios, absent)
         return found
+
+    def _of(self, method: Method) -> dict[str, Any]:
+        return {name: self.params[name] for name in method.params}
 
     def recipe(self) -> dict[str, Any]:
         """What the recipe tells: the weights by ratio and block, the rules by ratio in their order. Both can be given
@@ -87,8 +107,14 @@ class Ratios:
             for ratio, index in sorted(self._unused)
         ]
 
-    def _made(self, block: str | None, ratios: Mapping[str, float]) -> tuple[Formula, Mapping[str, Any]]:
-        return self.body.formula({**self.params, **ratios}), {"block": block, "ratios": {**self.lists, **ratios}}
+    def _made(
+        self, block: str | None, ratios: Mapping[str, float], absent: frozenset[int]
+    ) -> tuple[Formula, Mapping[str, Any]]:
+        body, _ = self.bodies[absent]  # type: ignore[misc]  # asked for by ``inputs`` first
+        formula = body.formula(
+            {**self._of(body.method), **{n: v for n, v in ratios.items() if n in body.method.params}}
+        )
+        return formula, {"block": block, "ratios": {**self.lists, **ratios}}
 
     def _by_block(self, ratio: str, block: str | None) -> float:
         number: float = self.blocks.get(ratio, {}).get(block or "", self.params[ratio])
@@ -102,35 +128,39 @@ class Ratios:
         self._unused.discard((ratio, index))
         return rules.rules[index][1]
 
-    def _by_ratio(self, option: str, given: Any) -> dict[str, Any]:
-        """Ratio's name -> specification. UsageError for a ratio that the method lacks, or one that is set twice."""
-        found: dict[str, Any] = {}
-        for asked, spec in _separate(given, self.method.ratios):
-            if self.lists:
-                raise UsageError(
-                    f"{option} sets {' or '.join(self.method.ratios)}, one number for each block, and "
-                    f"--{next(iter(self.lists))} one for each input; give only one of them"
-                )
-            ratio = self._only(option) if asked is None else asked
-            if ratio not in self.method.ratios:
-                from ..suggest import did_you_mean
 
-                hint = did_you_mean(ratio, self.method.ratios) or f"; it has {', '.join(self.method.ratios) or 'none'}"
-                raise UsageError(f"{option}: {self.method.name} has no ratio '{printable(ratio)}'{hint}")
-            if ratio in found:
-                raise UsageError(f"{option} is given twice for {ratio}; put all of it into one")
-            found[ratio] = spec
-        return found
+def by_ratio(method: Method, params: Mapping[str, Any], option: str, given: Any) -> dict[str, Any]:
+    """Ratio's name -> specification. UsageError for a ratio that the method lacks, or one that is set twice."""
+    found: dict[str, Any] = {}
+    ratios = tuple(name for name in method.ratios if params[name] is not None)
+    lists = [name for name, value in params.items() if isinstance(method.params[name], PerInput) and value is not None]
+    for asked, spec in _separate(given, method.ratios):
+        if lists and not ratios:
+            raise UsageError(
+                f"{option} sets {' or '.join(method.ratios)}, one number for each block, and "
+                f"--{lists[0]} one for each input; give only one of them"
+            )
+        ratio = _only(method, option) if asked is None else asked
+        if ratio not in method.ratios:
+            from ..suggest import did_you_mean
 
-    def _only(self, option: str) -> str:
-        ratios = self.method.ratios
-        if len(ratios) == 1:
-            return ratios[0]
-        if not ratios:
-            raise UsageError(f"{option}: {self.method.name} has no ratio that could differ between tensors")
-        raise UsageError(
-            f"{option}: {self.method.name} has several ratios ({', '.join(ratios)}); say which: {option} {ratios[0]}:…"
-        )
+            hint = did_you_mean(ratio, method.ratios) or f"; it has {', '.join(method.ratios) or 'none'}"
+            raise UsageError(f"{option}: {method.name} has no ratio '{printable(ratio)}'{hint}")
+        if ratio in found:
+            raise UsageError(f"{option} is given twice for {ratio}; put all of it into one")
+        found[ratio] = spec
+    return found
+
+
+def _only(method: Method, option: str) -> str:
+    ratios = method.ratios
+    if len(ratios) == 1:
+        return ratios[0]
+    if not ratios:
+        raise UsageError(f"{option}: {method.name} has no ratio that could differ between tensors")
+    raise UsageError(
+        f"{option}: {method.name} has several ratios ({', '.join(ratios)}); say which: {option} {ratios[0]}:…"
+    )
 
 
 def _separate(given: Any, ratios: Sequence[str]) -> list[tuple[str | None, Any]]:

@@ -1,0 +1,243 @@
+"""The Recipe: what is wanted, as a tree of values.
+
+Leaves are models (files), nodes are calls of a method with their inputs and parameters. A recipe is frozen, comparable,
+printable, and JSON both ways; nothing is opened until it is saved. A merge of merges runs in one pass: ``compose``
+makes one formula of the whole tree, which is evaluated in float32 and rounded once, at the end.
+
+    import sdsurgery as sds
+
+    recipe = sds.weighted_sum("a.safetensors", sds.add_diff("b.safetensors", "c.safetensors", "base.safetensors"))
+    recipe.save("out.safetensors", dtype="fp16")
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import UsageError, printable
+from .methods import Method, Param, PerInput, get
+
+if TYPE_CHECKING:
+    from .surgery.report import Report
+
+MOST_INPUTS = 64  # of one program
+
+
+@dataclass(frozen=True)
+class Model:
+    """A leaf: a checkpoint file. ``use_ema``: its U-Net's EMA weights take the weights' place."""
+
+    path: str
+    use_ema: bool = False
+
+    def __str__(self) -> str:
+        name = os.path.splitext(os.path.basename(self.path))[0]
+        return f"{name} (EMA)" if self.use_ema else name
+
+    def to_json(self) -> dict[str, Any]:
+        """The leaf in JSON types."""
+        return {"path": self.path, **({"use_ema": True} if self.use_ema else {})}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A node: a method of its inputs. ``parameters`` are the given ones, in the method's order; ``blocks`` and
+    ``rules`` are JSON texts of what ``merge`` takes under these names, empty for none."""
+
+    method: str
+    inputs: tuple[Recipe, ...]
+    parameters: tuple[tuple[str, float | tuple[float, ...]], ...] = ()
+    blocks: str = ""
+    rules: str = ""
+
+    def __str__(self) -> str:
+        given = "".join(f", {name}={_plain(value)}" for name, value in self.parameters)
+        return f"{self.method}({', '.join(map(str, self.inputs))}{given})"
+
+    def to_json(self) -> dict[str, Any]:
+        """The tree in JSON types; ``from_json`` reads it back."""
+        found: dict[str, Any] = {"method": self.method, "inputs": [item.to_json() for item in self.inputs]}
+        found["parameters"] = {name: _plain(value) for name, value in self.parameters}
+        for name, text in (("blocks", self.blocks), ("rules", self.rules)):
+            if text:
+                found[name] = json.loads(text)
+        return found
+
+    def save(self, out: str | os.PathLike[str], **settings: Any) -> Report:
+        """Merge into the file ``out``. ``settings`` are the keywords of ``sdsurgery.merge``; raises as it does."""
+        from .surgery.common import settings_from
+        from .surgery.merge import merge_tree
+
+        own = {name: settings.pop(name) for name in ("add_missing", "use_ema") if name in settings}
+        found = settings_from(settings)
+        if settings:
+            raise TypeError(f"save() got an unexpected keyword argument {next(iter(settings))!r}")
+        return merge_tree(self, out=out, settings=found, **own)
+
+
+Recipe = Model | Call
+
+
+def model(path: str | os.PathLike[str], *, use_ema: bool = False) -> Model:
+    """A checkpoint file as an input of a recipe."""
+    return Model(os.fspath(path), use_ema)
+
+
+def call(
+    method: str, inputs: Sequence[Recipe | str | os.PathLike[str]], *, blocks: Any = None, rules: Any = None,
+    **parameters: Any,
+) -> Call:  # fmt: skip
+    """A method of its inputs: files, or other recipes. UsageError for an unknown method or parameter, a value that is
+    no finite number, or a wrong number of inputs."""
+    chosen = get(method)
+    bound = chosen.bind(len(inputs), parameters)
+    given = tuple((name, bound[name]) for name in chosen.params if parameters.get(name) is not None)
+    nodes = tuple(item if isinstance(item, Model | Call) else model(item) for item in inputs)
+    return Call(chosen.name, nodes, given, _json("blocks", blocks), _json("rules", rules))
+
+
+def from_json(value: Mapping[str, Any]) -> Recipe:
+    """The recipe of ``to_json``. UsageError when it is none."""
+    try:
+        if "method" not in value:
+            return Model(str(value["path"]), bool(value.get("use_ema", False)))
+        extra = {name: value[name] for name in ("blocks", "rules") if name in value}
+        parameters = dict(value.get("parameters", {}))
+        return call(str(value["method"]), [from_json(item) for item in value["inputs"]], **extra, **parameters)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"not a recipe: {printable(error)} in {printable(value)}") from None
+
+
+def _plain(value: float | tuple[float, ...]) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _json(name: str, spec: Any) -> str:
+    if spec is None:
+        return ""
+    try:
+        return json.dumps(os.fspath(spec) if isinstance(spec, os.PathLike) else spec)
+    except TypeError:
+        raise UsageError(f"{name} must be text, numbers or a mapping, not {type(spec).__name__}") from None
+
+
+# ---- one formula of a tree
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A call within a tree. ``prefix`` is the path of input names to it; ``inputs`` are parts, or numbers of leaves."""
+
+    method: Method
+    prefix: str
+    inputs: tuple[_Part | int, ...]
+
+    def value(self, leaves: Mapping[int, Any], numbers: Mapping[str, Any]) -> Any:
+        """The bodies of the tree, one in the other."""
+        inputs = [item.value(leaves, numbers) if isinstance(item, _Part) else leaves[item] for item in self.inputs]
+        return self.method.body(*inputs, **{name: numbers[self.prefix + name] for name in self.method.params})
+
+    def parameters(self) -> dict[str, Param | PerInput]:
+        """All parameters of the tree, by path and name."""
+        found = {self.prefix + name: param for name, param in self.method.params.items()}
+        for item in self.inputs:
+            found |= item.parameters() if isinstance(item, _Part) else {}
+        return found
+
+    def lettered(self) -> dict[str, Any]:
+        inputs = [item.lettered() if isinstance(item, _Part) else letter(item) for item in self.inputs]
+        return {"method": self.method.name, "inputs": inputs}
+
+    def leaves(self) -> set[int]:
+        return {n for item in self.inputs for n in (item.leaves() if isinstance(item, _Part) else {item})}
+
+    def without(self, absent: frozenset[int]) -> _Part | int | None:
+        """What is left for a tensor that these leaves lack: a call whose first input lacks it has no result, one of
+        whose other inputs lacks it leaves the first as it is."""
+        left = [
+            item.without(absent) if isinstance(item, _Part) else None if item in absent else item
+            for item in self.inputs
+        ]
+        kept = [item for item in left if item is not None]
+        return _Part(self.method, self.prefix, tuple(kept)) if len(kept) == len(left) else left[0]
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A call as one method of its leaves. Parameters are named by path: ``alpha`` of the root's input B is ``B.alpha``.
+    A file that stands in the tree twice is one input."""
+
+    leaves: tuple[Model, ...]
+    method: Method
+    params: Mapping[str, Any]
+    blocks: Any
+    rules: Any
+    root: _Part
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether it is more than one call of different files."""
+        return self.root.inputs != tuple(range(len(self.leaves)))
+
+    def lettered(self) -> list[Any]:
+        """The root's inputs in JSON types, files by their letters: what the output's metadata say."""
+        return [item.lettered() if isinstance(item, _Part) else letter(item) for item in self.root.inputs]
+
+    def without(self, absent: frozenset[int]) -> tuple[Method, tuple[int, ...]] | None:
+        """The method for a tensor that the leaves ``absent`` lack, and the leaves that it takes; None where the first
+        is left as it is."""
+        left = self.root.without(absent)
+        return _as_method(left, self.params) if isinstance(left, _Part) else None
+
+
+def compose(root: Call) -> Composition:
+    """The tree as one method of its leaves, in the order in which they first appear. UsageError for too many."""
+    leaves: dict[Model, int] = {}
+    params: dict[str, Any] = {}
+    ratios: dict[str, dict[str, Any]] = {"blocks": {}, "rules": {}}
+
+    def part(node: Call, prefix: str) -> _Part:
+        method = get(node.method)
+        bound = method.bind(len(node.inputs), dict(node.parameters))
+        params.update({prefix + name: value for name, value in bound.items()})
+        for kind, text in (("blocks", node.blocks), ("rules", node.rules)):
+            if text:
+                ratios[kind].update(_by_ratio(method, bound, prefix, kind, json.loads(text)))
+        inputs = [
+            part(item, f"{prefix}{letter(number)}.") if isinstance(item, Call) else leaves.setdefault(item, len(leaves))
+            for number, item in enumerate(node.inputs)
+        ]
+        return _Part(method, prefix, tuple(inputs))
+
+    whole = part(root, "")
+    if len(leaves) > MOST_INPUTS:
+        raise UsageError(f"a recipe takes at most {MOST_INPUTS} files, {len(leaves)} given")
+    method = whole.method if whole.inputs == tuple(range(len(root.inputs))) else _as_method(whole, params)[0]
+    return Composition(tuple(leaves), method, params, ratios["blocks"] or None, ratios["rules"] or None, whole)
+
+
+def _as_method(part: _Part, params: Mapping[str, Any]) -> tuple[Method, tuple[int, ...]]:
+    taken = tuple(sorted(part.leaves()))
+
+    def body(*inputs: Any, **numbers: Any) -> Any:
+        return part.value(dict(zip(taken, inputs, strict=True)), {**params, **numbers})
+
+    names = tuple(letter(number) for number in taken)
+    return Method(part.method.name, names, part.parameters(), body, "merge"), taken
+
+
+def _by_ratio(
+    method: Method, params: Mapping[str, Any], prefix: str, kind: str, spec: Any
+) -> dict[str, Any]:  # fmt: skip
+    from .surgery.ratios import by_ratio
+
+    return {prefix + ratio: given for ratio, given in by_ratio(method, params, f"--{kind}", spec).items()}
+
+
+def letter(number: int) -> str:
+    """``A``, ``B``, … as the methods name their inputs; ``A26`` and so on after Z."""
+    return chr(ord("A") + number) if number < 26 else f"A{number}"
