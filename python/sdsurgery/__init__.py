@@ -10,6 +10,7 @@ Names are imported on first use, so that ``import sdsurgery`` costs nothing.
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, Any
 
 # In the source tree the package ``kernels`` lies beside ``python``; installed, it is a folder of this package.
 _TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -18,10 +19,7 @@ if not os.path.isdir(os.path.join(__path__[0], "kernels")) and os.path.isfile(f"
 
 __version__ = "0.1.0"
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from .checkpoint import Checkpoint, TensorInfo
     from .checkpoint import open_checkpoint as open
     from .errors import InputRefused, Interrupted, RunFailed, SdsError, UsageError, VerificationDiffers

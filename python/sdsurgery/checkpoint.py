@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .dtypes import DType
 from .errors import InputRefused, RunFailed, printable
-from .records import NamedTuple, dataclass, field
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from ._native import Source
 
 

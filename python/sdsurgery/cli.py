@@ -15,15 +15,12 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
+from typing import Any, NoReturn
 
 from . import __version__, commands
 from .commands.common import flush_stdout
 from .errors import Interrupted, SdsError, UsageError, printable
 from .suggest import did_you_mean
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, NoReturn
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 EPILOG = "exit codes: 0 done, 1 failed while running, 2 wrong usage, 3 input refused, 4 differs, 130 interrupted"

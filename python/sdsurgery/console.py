@@ -7,13 +7,11 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from .errors import printable
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from .engine import Progress
     from .surgery.inspect import Component, Inspection
     from .surgery.report import Report

@@ -9,6 +9,8 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from . import _native, backends
 from .backends import Options, Reduced, RunHandle
@@ -23,12 +25,8 @@ from .errors import (
     UsageError,
     printable,
 )
-from .records import dataclass, field
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from ._native import Sink, Source
     from .plan import Check, Plan
 

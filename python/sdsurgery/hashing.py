@@ -24,13 +24,11 @@ import time
 from _thread import allocate_lock
 from collections.abc import Callable
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from .errors import Interrupted, RunFailed, printable
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from ._native import Source
 
 _BLOCK = 1 << 20

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..discovery import module_names
 from ..errors import NONFINITE, OVERFLOW, InputRefused, RunFailed, UsageError, of_job, printable
-from ..records import NamedTuple, Protocol, dataclass
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from .._native import Sink, Source
     from ..dtypes import DType
     from ..gpu.tensors import Batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from ..dtypes import DType
@@ -11,10 +12,7 @@ from ..plan import Fill, Job, Operand, Plan, Reduction
 from ..program import OPERATIONS, Program
 from . import Backend, Options
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from .. import _native as native
     from .._native import Run, Sink, Source
 

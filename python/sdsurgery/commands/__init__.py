@@ -7,13 +7,10 @@ imported when its command is used; importing it costs next to nothing (``--help`
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ..records import Protocol
-
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from typing import Any
 
 NAMES = (
     "merge",

@@ -8,12 +8,9 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 from ..errors import RunFailed, UsageError, printable
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, NoReturn
 
 _CLOSED = "cannot write to standard output: it is closed"
 _OPENING = ("allow_suspicious", "allow_inflate")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ..errors import printable
 from .common import backend, opening, plain, print_json, print_lines, reading, threads
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..surgery.compare import Comparison, Likeness
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from ..errors import UsageError, printable
 from .common import print_json, settings, show, writing, written
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 HELP = "write checkpoints in another format: .ckpt to .safetensors and back"
 

@@ -38,8 +38,9 @@ def _families(args: argparse.Namespace) -> int:
 
 
 def _keys(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
     from ..layouts import get, keys_table
-    from ..records import asdict
 
     lines = list(keys_table(args.keys, ema=args.ema))
     if not args.json:

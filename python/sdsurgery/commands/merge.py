@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from .common import numbers, words, writing, written
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 HELP = "merge checkpoints into one"
 

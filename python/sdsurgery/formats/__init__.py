@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from ..records import dataclass
-
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .._native import Source
     from ..checkpoint import Contents

@@ -11,12 +11,9 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from json.decoder import scanstring  # type: ignore[attr-defined]
+from typing import NoReturn
 
 from ..errors import InputRefused, printable
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import NoReturn
 
 U64_MAX = 2**64 - 1
 UINT = "(?:0|[1-9][0-9]{0,18})"

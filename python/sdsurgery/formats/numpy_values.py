@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from math import prod
 from struct import unpack
+from typing import NamedTuple
 
-from ..records import NamedTuple
 from .pickle_machine import BOOL, BYTES, FLOAT, INT, OPAQUE, TEXT, TUPLE, Graph
 
 ARRAY, DTYPE = "numpy.ndarray", "numpy.dtype"  # names of the opaque values

@@ -13,19 +13,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from json.encoder import encode_basestring as _quoted
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 from ..checkpoint import Contents, TensorInfo
 from ..dtypes import BY_NAME, DType
 from ..errors import InputRefused, RunFailed, UsageError, printable
-from ..records import dataclass
 from ..suggest import did_you_mean
 from . import Reader
 from .json_cursor import U64_MAX, UINT, Cursor
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .._native import Source
 

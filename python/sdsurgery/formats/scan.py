@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
 from ..errors import InputRefused, UsageError, printable
-from ..records import dataclass, field
 from .pickle_machine import MAX_OPCODES, MAX_PICKLE, Machine, TruncatedPickle
 from .pickle_names import dangerous, dangerous_names
 from .pickle_walk import TextPickles, Walk

@@ -8,9 +8,10 @@ documentation.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ..dtypes import BY_NAME, DType
 from ..errors import InputRefused
-from ..records import NamedTuple
 from .numpy_values import ARRAY, DTYPE, scalar
 from .pickle_machine import (
     BYTES,

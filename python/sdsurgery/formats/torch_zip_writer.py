@@ -14,11 +14,11 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from struct import pack
 
 from ..dtypes import DType
 from ..errors import RunFailed, UsageError, printable
-from ..records import dataclass
 
 ALIGNMENT = 64
 ROOT = "archive"

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..records import dataclass
-
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..dtypes import DType
 

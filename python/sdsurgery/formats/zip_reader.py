@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from struct import unpack_from
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import InputRefused, printable
-from ..records import dataclass
 
 if TYPE_CHECKING:
     from .._native import Source

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from ..backends import Reduced
 from ..dtypes import DType
-from ..records import dataclass
 from .tiles import CHUNK
 
 Chunk = tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..backends import Options, damaged_of, refuse_values, sums_of
@@ -18,7 +19,6 @@ from ..dtypes import DType
 from ..errors import Interrupted, UsageError, of_job
 from ..plan import Job, Plan, Reduction
 from ..program import Formula, Program
-from ..records import dataclass
 from .reductions import Chunk, Gathered, Row
 from .tiles import ALIGNMENT, Part, Tile, ratio, tiles
 

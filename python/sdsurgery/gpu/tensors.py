@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..dtypes import DType
 from ..errors import RunFailed, UsageError
 from ..program import Formula
-from ..records import dataclass
 
 if TYPE_CHECKING:
     from ..backends import Backend

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from ..plan import Job, Plan, Reduction
-from ..records import dataclass, field
 
 ALIGNMENT = 16  # bytes: of operands in the input buffer; the output lies in its buffer as in the file, modulo this
 CHUNK = 1 << 18  # elements of a reduction that are added up by themselves (csrc/reduce.h)

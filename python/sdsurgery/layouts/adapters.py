@@ -10,13 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..records import NamedTuple
 from .base import Layout, register
 from .detect import Match, Probe
 from .shapes import Shape
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..checkpoint import TensorInfo
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from typing import TYPE_CHECKING
 
 from ..errors import printable
 from . import names
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .base import Layout
 

@@ -7,8 +7,8 @@ All published configurations are double_z, have no attention outside the middle,
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from ..records import NamedTuple
 from .shapes import Row, conv, norm, under
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..records import NamedTuple, dataclass, field
 from . import names
 from .shapes import Row, Shape
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .detect import Match, Probe
     from .unet import UNet

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from math import isfinite
+from typing import NamedTuple, NoReturn
 
 from ..errors import UsageError, printable
-from ..records import NamedTuple, dataclass
 from . import names
 from .base import Layout
 from .presets import COUNT, PRESETS, preset
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import NoReturn
 
 
 def parse_blocks(text: str, layout: Layout) -> dict[str, float]:

@@ -7,8 +7,8 @@ Sources: ``CLIPTextModel`` of transformers 4.x (SD 1 and the first encoder of SD
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from ..records import NamedTuple
 from .shapes import Row, Shape, conv, linear, norm, under
 
 TOKENS = 77

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import printable
-from ..records import NamedTuple, dataclass
 from . import names
 from .base import REGISTRY, UNKNOWN, Encoder, Layout
 from .shapes import Shape
 from .unet import CROSS_ATTENTION, FIRST_CONVOLUTION
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..checkpoint import TensorInfo
     from .adapters import Adapter

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from typing import NamedTuple
 
-from ..records import NamedTuple
 from . import names, vae
 from .base import REGISTRY, Layout, LayoutTensor, Part, register
 from .detect import Match, Probe

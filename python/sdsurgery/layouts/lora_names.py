@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from typing import NamedTuple
 
-from ..records import NamedTuple
 from . import names
 from .base import Layout
 from .diffusers import MapRow, mapping, transformed

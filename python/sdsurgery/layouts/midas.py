@@ -7,8 +7,8 @@ Source: ``ldm/modules/midas/midas/{dpt_depth,blocks,vit}.py`` (Stability-AI/stab
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from ..records import NamedTuple
 from .shapes import Row, conv, linear, norm, under
 
 

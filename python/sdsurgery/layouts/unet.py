@@ -8,8 +8,8 @@ carry the names of the published YAML configurations in the comments.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from ..records import NamedTuple
 from .shapes import Row, Shape, conv, linear, norm, under
 
 FIRST_CONVOLUTION = "input_blocks.0.0.weight"

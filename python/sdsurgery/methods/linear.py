@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from . import Param, PerInput, method
+from typing import Any
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from . import Param, PerInput, method
 
 
 @method(

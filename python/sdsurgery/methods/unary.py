@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from . import method
+from typing import Any
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from . import method
 
 
 @method("copy", inputs="A", verb="cast")

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..layouts import detect
 from ..outline import Outline
 from .common import Settings, planned, single_input, single_metadata, single_piece
 from .report import Report
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 
 def cast(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None, **given: Any) -> Report:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from .. import engine
 from ..backends import Options
@@ -14,14 +15,10 @@ from ..errors import InputRefused, RunFailed, UsageError, printable
 from ..formats.writers import SAFETENSORS, is_named, writer_for
 from ..layouts.names import is_position_ids
 from ..outline import Outline, copied, rounded
-from ..records import dataclass, fields
 from ..suggest import did_you_mean
 from .report import Report, describe
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from ..checkpoint import TensorInfo
     from ..layouts import Layout
     from ..metadata import Metadata, Parent

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 from .. import engine
 from ..backends import Reduced
@@ -17,7 +18,6 @@ from ..layouts.aliases import canonical
 from ..layouts.kinds import KINDS, kind
 from ..outline import COMPARED, Outline, Piece, operand, whole
 from ..plan import Reduction
-from ..records import NamedTuple, dataclass, field, fields
 from .common import close_all, open_all, settings_from, without_unit_tail
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 from .. import engine
 from ..checkpoint import Checkpoint, TensorInfo
@@ -27,10 +28,6 @@ from .common import (
 )
 from .matching import transposed
 from .report import Report
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "depth")
 Path = str | os.PathLike[str]

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import InputRefused, RunFailed, SdsError, UsageError, printable
 from ..formats.writers import WRITERS, writer_for
 from ..layouts import detect
 from ..outline import Outline
-from ..records import dataclass
 from ..suggest import did_you_mean
 from .common import Settings, planned, single_input, single_metadata, single_piece
 from .report import Report
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 FORMATS = tuple(writer.name for writer in WRITERS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F32, I32
@@ -12,10 +13,6 @@ from ..outline import ADDED, Dropped, Outline, Piece, whole
 from ..plan import Operand
 from .common import Settings, planned, single_input, single_metadata, single_piece
 from .report import Report
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 # What LitEma (ldm/modules/ema.py of CompVis/stable-diffusion) begins with: decay 0.9999 (float32), no updates (int32).
 _NEW_COUNTERS = bytes.fromhex("72f97f3f") + bytes(4)

@@ -10,7 +10,9 @@ import functools
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
+from typing import Any, NamedTuple
 
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import I64, DType
@@ -18,13 +20,8 @@ from ..errors import InputRefused, printable
 from ..layouts import Layout, aliases, detect, names, places_of_position_ids
 from ..outline import ADDED, Dropped, Outline, Piece, whole
 from ..plan import Operand
-from ..records import NamedTuple, dataclass
 from .common import Settings, numbers_of, planned, single_input, single_metadata, single_piece
 from .report import Report
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 TOKENS = 77
 RIGHT = struct.pack(f"<{TOKENS}q", *range(TOKENS))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from ..checkpoint import open_checkpoint
 from ..layouts import aliases, detect
-from ..records import asdict, dataclass, field
 from .ema import state as ema_state
 from .fix_clip import remarks
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 
 @dataclass

@@ -6,12 +6,12 @@ Headers only, except for one bias of 320 numbers in SD 2 files, whose names and 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from ..checkpoint import Checkpoint
 from ..errors import InputRefused, printable
 from ..layouts import UNKNOWN, Detection, Layout, conflict, known_encoders, names, release, text_encoders
 from ..layouts.base import EPSILON, V_PREDICTION, PredictionSign
-from ..records import NamedTuple
 from .common import numbers_of
 
 _STATED = {

@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Detection, Layout, aliases, detect, names
 from ..outline import Dropped, Outline, Piece
-from ..records import dataclass
 from .common import Settings, planned, single_input, single_metadata, single_piece
 from .report import Report
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 PRESETS = {"full": (), "no-ema": ("ema",), "ema-only": ("ema",), "inference": ("ema",)}
 """Preset -> components that it drops. Training leftovers go in every preset."""

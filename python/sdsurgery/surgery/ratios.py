@@ -10,16 +10,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout
 from ..methods import Method, PerInput
 from ..program import Body, Formula, body_of
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from ..layouts.blocks import Rules  # and its neighbours only for those who use them
 
 BlockWeights = str | Sequence[float] | Mapping[str, float]

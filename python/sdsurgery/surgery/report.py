@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from ..records import asdict, dataclass, field
-
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from ..outline import PlacedOutline
 
 

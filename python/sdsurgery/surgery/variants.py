@@ -7,6 +7,7 @@ What a wide A has beyond them is A's alone and is kept. A narrow A takes only di
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..checkpoint import TensorInfo
 from ..dtypes import DType
@@ -14,10 +15,6 @@ from ..layouts import names
 from ..methods import Method, Param
 from ..outline import MERGED, Piece, Segment, operand, require_computable
 from ..program import Formula
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 LATENT = 4
 """Input channels of a plain model: those of the latent image."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from .. import engine
 from ..checkpoint import Checkpoint, open_checkpoint
@@ -12,13 +14,8 @@ from ..layouts import detect
 from ..outline import COPIED, Outline, Piece, operand, whole
 from ..plan import Check, Operand
 from ..program import identity
-from ..records import asdict, dataclass, field, replace
 from .common import settings_from
 from .fix_clip import remarks
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 
 @dataclass
