@@ -1,6 +1,33 @@
 """Packages and the CMake source folder; everything else is in pyproject.toml and CMakeLists.txt."""
 
+import os
+import shutil
+import sys
+from glob import glob
+
 from setuptools import find_packages, setup
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+
+# What an earlier build copied: a module that was deleted since would come back from there.
+for folder in glob(os.path.join(ROOT, "build", "lib*")):
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_compiler() -> None:
+    """Say in one line what is missing; CMake would need 268 for it."""
+    asked = os.environ.get("CXX", "").split()
+    names = asked[:1] or ["c++", "g++", "clang++", "cl", "clang-cl"]
+    if os.name != "nt" and not any(shutil.which(name) for name in names):
+        which = f"CXX is '{names[0]}', which is not there" if asked else "no C++ compiler was found"
+        sys.exit(
+            f"sdsurgery: {which}; install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
+            "macOS: xcode-select --install) and try again"
+        )
+
+
+if not {"egg_info", "dist_info", "sdist", "--version", "clean"}.intersection(sys.argv):
+    require_compiler()
 
 setup(
     cmake_source_dir=".",

@@ -341,7 +341,8 @@ def test_a_pager_that_quits_early_is_no_traceback(models: Path) -> None:
 # seconds after the run began, on a run slowed by tiny tiles.
 CHANGING = """
 import os, sys, threading, time
-from sdsurgery import __main__, engine, records
+import dataclasses
+from sdsurgery import __main__, engine
 from sdsurgery.surgery import common
 what, delay = os.environ["ACTION"], float(os.environ["DELAY"])
 def act():
@@ -355,7 +356,7 @@ def act():
     else:
         os.truncate(victim, {"empty": 0, "half": size // 2, "a little": size - 100, "unaligned": size // 3 | 1}[what])
 options = common.Settings.options.fget
-common.Settings.options = property(lambda self: records.replace(options(self), tile_bytes=4096))
+common.Settings.options = property(lambda self: dataclasses.replace(options(self), tile_bytes=4096))
 drive = engine._drive
 def changing(run, plan, progress):
     if delay < 0:
