@@ -56,7 +56,7 @@ def test_no_ema_and_ema_only(trained: Path, tmp_path: Path) -> None:
         assert raw == before[source], name
 
 
-FULL = [layout.name for layout in all_layouts() if layout.parts and layout.unet and "diffusers" not in layout.name]
+FULL = [layout.name for layout in all_layouts() if layout.parts and layout.network and "diffusers" not in layout.name]
 
 
 def computed(name: str) -> bool:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from importlib import import_module
 
 from ..errors import UsageError, printable
-from .base import REGISTRY, UNKNOWN, Encoder, Layout, LayoutTensor, Release, Traits
+from .base import REGISTRY, Encoder, Layout, LayoutTensor, Release, Traits
 from .detect import Detection, conflict, detect, known_encoders, size_text, text_encoders
+from .unknown import UNKNOWN
 
 FAMILIES = ("dit", "sdxl", "sd2", "sd1", "vae", "diffusers", "adapters")
 """Family files in the order of recognition: of two layouts that fit a file, the one registered first wins."""

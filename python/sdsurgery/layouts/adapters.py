@@ -208,6 +208,5 @@ for _kind, (_title, _suffix) in _KINDS.items():
                 f"{_title} for {_model}",
                 _architecture + _suffix if _architecture and _suffix else None,
                 sniff=partial(_sniff, _kind, _short),
-                has_blocks=False,
             )
         )

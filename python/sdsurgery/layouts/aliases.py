@@ -71,6 +71,8 @@ def _unet(key: str, layout: Layout) -> str:
         return "model." + key
     if key.startswith(_BARE_UNET):
         return names.UNET + key
+    if layout.network and layout.network.component != "unet":  # no other spelling of it is known
+        return names.UNET + key if layout.network.owns(key) else key
     if key.startswith(_DIFFUSERS_UNET) and layout.name != "sd2-unclip-h":
         return _from_diffusers(layout, "unet").get(key, key)
     return key

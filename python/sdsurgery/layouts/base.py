@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from . import names
 from .shapes import Row, Shape
 
 if TYPE_CHECKING:
     from .detect import Match, Probe
-    from .unet import UNet
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,38 @@ class Part(NamedTuple):
 
 
 EPSILON, V_PREDICTION = "epsilon", "v-prediction"
+
+
+class Network(Protocol):
+    """The diffusion network of a family. All names are those below the network's prefix in a checkpoint.
+
+    ``anchor`` is a tensor that shows where the network stands; its second dimension counts the input channels.
+    ``component`` is the network's component, ``title`` its kind in notes. ``blocks`` are its merge blocks in order,
+    ``lists`` the sets of blocks for which plain lists of numbers are exchanged.
+    """
+
+    @property
+    def anchor(self) -> str: ...
+    @property
+    def component(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def blocks(self) -> tuple[str, ...]: ...
+    @property
+    def lists(self) -> tuple[tuple[str, ...], ...]: ...
+
+    def owns(self, key: str) -> bool:
+        """Whether a tensor belongs to the network."""
+
+    def block(self, key: str) -> str | None:
+        """The merge block of one of its tensors, None for a tensor of no block."""
+
+    def discriminators(self) -> dict[str, Shape]:
+        """Tensors and shapes that identify the network; empty when only its names are known."""
+
+    def presets(self) -> Mapping[str, tuple[float, ...]]:
+        """Named block weights, one number for each of ``blocks``; empty for a network without presets."""
 
 
 class Encoder(NamedTuple):
@@ -95,7 +126,7 @@ class Layout:
     title: str
     architecture: str | None = None
     parts: tuple[Part, ...] = ()
-    unet: UNet | None = None
+    network: Network | None = None
     variant_of: str | None = None
     embedder_0: str = "text_encoder"  # what conditioner.embedders.0. holds
     vae_block: str | None = "BASE"  # the block under which published lists count the VAE
@@ -103,7 +134,7 @@ class Layout:
     ema_last: bool = False  # sgm registers the EMA twin after everything else, latent-diffusion after the U-Net
     requires: tuple[str, ...] = ()  # U-Net keys without which a file of the right widths is something else
     sniff: Callable[[Layout, Probe], Match | None] | None = None  # instead of comparing the U-Net's configuration
-    has_blocks: bool = True  # False: another architecture or an adapter, to which merge blocks don't apply
+    anchor: str | None = None  # of the network, where the family has no :class:`Network`
     encoders: tuple[Encoder, ...] = ()
     prediction: str | None = None
     prediction_sign: PredictionSign | None = None  # asked before the usual prediction
@@ -113,11 +144,11 @@ class Layout:
     _known_blocks: frozenset[str | None] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        count = self.unet.input_blocks if self.unet else 0 if self.parts else 12
-        inputs = [f"IN{i:02d}" for i in range(count)]
-        outputs = [f"OUT{i:02d}" for i in range(count)]
-        blocks = ("BASE", *inputs, *(["M00"] if count else []), *outputs, "VAE")
-        object.__setattr__(self, "blocks", blocks if self.has_blocks else ())
+        own = self.network.blocks if self.network else ()
+        blocks = ("BASE", *own, "VAE") if self.network or self.parts else ()  # merge blocks don't apply to adapters
+        object.__setattr__(self, "blocks", blocks)
+        if self.network:
+            object.__setattr__(self, "anchor", self.network.anchor)
         object.__setattr__(self, "_known_blocks", frozenset(self.blocks))
 
     def __repr__(self) -> str:
@@ -135,8 +166,9 @@ class Layout:
 
     @property
     def input_channels(self) -> int | None:
-        """Channels of the first U-Net convolution, None for a family without a U-Net."""
-        return self.unet.in_channels if self.unet else None
+        """Input channels of the network, None where they are not known."""
+        shape = self.network.discriminators().get(self.network.anchor) if self.network else None
+        return shape[1] if shape else None
 
     @property
     def has_ema(self) -> bool:
@@ -196,7 +228,7 @@ class Layout:
     def optional(self, key: str) -> bool:
         """Whether a valid file of the family may lack ``key`` (true of any key that the family doesn't list)."""
         key = names.unwrap(key)
-        component = names.component(key, self.embedder_0)
+        component = _component(self, key)
         if component in ("buffers", "ema", "marker", "optimizer", "other"):
             return True
         return names.is_position_ids(key) or key.startswith(self.optional_prefixes)
@@ -206,10 +238,10 @@ class Layout:
         return _position_ids(self)
 
     def discriminators(self) -> dict[str, Shape]:
-        """Full names and shapes of the tensors that recognition looks at; empty for a family without a U-Net."""
-        if self.unet is None:
+        """Full names and shapes of the tensors that recognition looks at; empty where none are known."""
+        if self.network is None:
             return {}
-        return {names.UNET + key: shape for key, shape in self.unet.discriminators().items()}
+        return {names.UNET + key: shape for key, shape in self.network.discriminators().items()}
 
     def is_evidence(self, key: str) -> bool:
         """Whether the shape of a listed tensor, or of the weight that an EMA key shadows, identifies a module."""
@@ -245,17 +277,21 @@ def _traits(layout: Layout, key: str) -> Traits:
 @lru_cache(maxsize=16384)
 def _traits_of(layout: Layout, stem: str, weight: bool, scale: bool) -> Traits:
     """Of an unwrapped name that begins with ``stem``, or is it where it has no more segments."""
-    component = names.component(stem, layout.embedder_0)
+    component = _component(layout, stem)
     block = _block(layout, stem, component, weight, scale) if layout.blocks else None
-    if component == "unet":
-        return Traits(component, block, not weight, False)
     exact = not weight or stem in names.EMA_COUNTERS or component in ("buffers", "marker", "optimizer")
     return Traits(component, block, exact, stem.startswith(names.EMA))
 
 
+def _component(layout: Layout, key: str) -> str:
+    if layout.network is not None and layout.network.owns(key.removeprefix(names.UNET)):
+        return layout.network.component
+    return names.component(key, layout.embedder_0)
+
+
 def _block(layout: Layout, key: str, component: str, weight: bool, scale: bool) -> str | None:
-    if component == "unet":
-        block = names.unet_block(key, layout.blocks[-2])
+    if layout.network is not None and component == layout.network.component:
+        block = layout.network.block(key.removeprefix(names.UNET))
         return block if block in layout._known_blocks and (weight or not scale) else None
     if component in ("text_encoder", "text_encoder_2", "other"):
         return "BASE" if weight else None
@@ -275,20 +311,16 @@ def register(layout: Layout) -> Layout:
     return layout
 
 
-UNKNOWN = Layout("unknown", "unknown layout")
-"""Stands for files that no family recognises: tensors pair by name, blocks and components by rule where names tell."""
-
-
 @cache
 def _tensors(layout: Layout, ema: bool) -> tuple[LayoutTensor, ...]:
     rows: list[LayoutTensor] = []
     for part in layout.parts:
         own = [_tensor(layout, part, name, shape) for name, shape in part.rows()]
         rows += own
-        if ema and part.component == "unet" and not layout.ema_last:
+        if ema and part.prefix == names.UNET and not layout.ema_last:
             rows += _ema(layout, own)
     if ema and layout.ema_last:
-        rows += _ema(layout, [row for row in rows if row.component == "unet"])
+        rows += _ema(layout, [row for row in rows if row.key.startswith(names.UNET)])
     return tuple(rows)
 
 
@@ -313,7 +345,7 @@ def _ema(layout: Layout, unet: list[LayoutTensor]) -> Iterator[LayoutTensor]:
 def _ema_blocks(layout: Layout) -> dict[str, str | None]:
     if not layout.has_ema:
         return {}
-    return {layout.ema_twin(row.key) or "": row.block for row in layout.tensors() if row.component == "unet"}
+    return {layout.ema_twin(row.key) or "": row.block for row in layout.tensors() if row.key.startswith(names.UNET)}
 
 
 @cache

@@ -14,8 +14,7 @@ from typing import NamedTuple, NoReturn
 
 from ..errors import UsageError, printable
 from . import names
-from .base import Layout
-from .presets import COUNT, PRESETS, preset
+from .base import Layout, Network
 
 
 def parse_blocks(text: str, layout: Layout) -> dict[str, float]:
@@ -48,24 +47,25 @@ def _item(item: str, place: int, layout: Layout) -> Iterator[tuple[str, float]]:
     if equals:
         number = _number(value, item)
         return iter([(block, number) for block in _span(target, layout)])
-    values = preset(item)
+    network = _require_network(layout)
+    values = network.presets().get(item.upper())
     if values is None:
-        _no_such_preset(item)
-    _require_unet(layout)
+        _no_such_preset(item, network)
     if place:
         raise UsageError(f"block weights: the preset '{printable(item)}' must come first, assignments after it")
-    return zip(_unet_blocks(layout, COUNT), _fit(values, layout), strict=True)
+    return zip(network.blocks, values, strict=True)
 
 
-def _require_unet(layout: Layout) -> None:
-    if "M00" not in layout.blocks:
+def _require_network(layout: Layout) -> Network:
+    if layout.network is None:
         raise UsageError(f"block weights: {layout.title} has no U-Net; only {' and '.join(layout.blocks)} can be set")
+    return layout.network
 
 
-def _no_such_preset(item: str) -> NoReturn:
+def _no_such_preset(item: str, network: Network) -> NoReturn:
     from ..suggest import did_you_mean
 
-    hint = did_you_mean(item.upper(), PRESETS) or "; expected NAME=NUMBER, a preset, or a list of numbers"
+    hint = did_you_mean(item.upper(), network.presets()) or "; expected NAME=NUMBER, a preset, or a list of numbers"
     raise UsageError(f"block weights: '{printable(item)}' is neither an assignment nor a preset{hint}")
 
 
@@ -80,7 +80,7 @@ def _span(target: str, layout: Layout) -> tuple[str, ...]:
     return layout.blocks[start : stop + 1]
 
 
-_NAME = re.compile(r"(IN|OUT|M|MID)(\d{0,2})")
+_NAME = re.compile(r"([A-Z]+)(\d{0,2})")
 
 
 def _index(name: str, layout: Layout) -> int:
@@ -88,7 +88,7 @@ def _index(name: str, layout: Layout) -> int:
     match = _NAME.fullmatch(word)
     if match:
         stem, number = match.groups()
-        word = f"{'M' if stem == 'MID' else stem}{int(number or 0):02d}" if number or stem[0] == "M" else word
+        word = f"{'M' if stem == 'MID' else stem}{int(number or 0):02d}" if number or stem in ("M", "MID") else word
     if word in layout.blocks:
         return layout.blocks.index(word)
     from ..suggest import did_you_mean
@@ -116,45 +116,27 @@ def _number(text: str, item: str) -> float:
 
 
 def _from_list(numbers: list[float], layout: Layout) -> dict[str, float]:
-    _require_unet(layout)
-    for count in _list_sizes(layout):
-        blocks = _unet_blocks(layout, count)
-        if len(numbers) == count:
-            return dict(zip(blocks, numbers, strict=True))
-        if len(numbers) == count + 1:
-            return dict(zip(("BASE", *blocks), numbers, strict=True))
-        if len(numbers) == count + 2 and (count == _XL or layout.vae_block == "VAE"):
-            return dict(zip(("BASE", *blocks, "VAE"), numbers, strict=True))
+    lists = _require_network(layout).lists
+    for blocks in lists:
+        orders = [blocks, ("BASE", *blocks)]
+        if _vae_last(blocks, layout):
+            orders.append(("BASE", *blocks, "VAE"))
+        for order in orders:
+            if len(numbers) == len(order):
+                return dict(zip(order, numbers, strict=True))
     counts = " or ".join(
-        f"{n} (without BASE), {n + 1} (BASE first)" + (f", {n + 2} (and VAE last)" if n == _XL else "")
-        for n in _list_sizes(layout)
+        f"{len(blocks)} (without BASE), {len(blocks) + 1} (BASE first)"
+        + (f", {len(blocks) + 2} (and VAE last)" if _vae_last(blocks, layout) else "")
+        for blocks in lists
     )
     raise UsageError(f"block weights: {len(numbers)} numbers given, {layout.title} needs {counts}")
 
 
-_XL = 19
+_XL = 19  # U-Net blocks of XL, whose lists may end with the VAE
 
 
-def _list_sizes(layout: Layout) -> tuple[int, ...]:
-    """How many U-Net blocks a list may have; for a family without a known U-Net both usual lengths are tried."""
-    return (2 * layout.unet.input_blocks + 1,) if layout.unet else (COUNT, _XL)
-
-
-def _unet_blocks(layout: Layout, count: int) -> tuple[str, ...]:
-    """The U-Net's blocks in list order, at most ``count`` of them (equally many in and out)."""
-    half = (min(count, len(layout.blocks) - 2) - 1) // 2
-    return (
-        *(f"IN{i:02d}" for i in range(half)),
-        "M00",
-        *(f"OUT{i:02d}" for i in range(half)),
-    )
-
-
-def _fit(values: tuple[float, ...], layout: Layout) -> tuple[float, ...]:
-    """A preset's 25 values for a U-Net with fewer blocks: the last inputs and the last outputs are left out."""
-    half = (len(_unet_blocks(layout, COUNT)) - 1) // 2
-    middle = COUNT // 2
-    return (*values[:half], values[middle], *values[middle + 1 : middle + 1 + half])
+def _vae_last(blocks: tuple[str, ...], layout: Layout) -> bool:
+    return len(blocks) == _XL or layout.vae_block == "VAE"
 
 
 @dataclass(frozen=True)
@@ -239,7 +221,7 @@ def block_rows(layout: Layout) -> list[BlockRow]:
         raise UsageError(str(error)) from None
     groups: dict[tuple[str, str, str], list[int]] = {}
     for row in rows:
-        place = (layout.block(row.key) or "-", row.component, _prefix(row.key, row.component))
+        place = (layout.block(row.key) or "-", row.component, _prefix(row.key))
         count = groups.setdefault(place, [0, 0])
         count[0] += 1
         count[1] += _elements(row.shape)
@@ -263,15 +245,15 @@ def _elements(shape: Iterable[int]) -> int:
     return count
 
 
-def _prefix(key: str, component: str) -> str:
-    """The module under which the table counts a key: one numbered U-Net block, else the component's root."""
+def _prefix(key: str) -> str:
+    """The module under which the table counts a key: one numbered network block, else the component's root."""
     head = names.UNET if key.startswith(names.UNET) else ""
     parts = key[len(head) :].split(".")
     depth = 1
-    if component == "unet" and parts[0] in ("input_blocks", "output_blocks"):
-        depth = 2
-    elif parts[0] == "conditioner":
+    if parts[0] == "conditioner":
         depth = 3  # conditioner.embedders.0
     elif parts[0] in ("down_blocks", "up_blocks"):
         depth = 4  # down_blocks.0.resnets.1
+    elif parts[0].endswith("_blocks"):
+        depth = 2  # input_blocks.0
     return head + ".".join(parts[:depth]) + ("." if len(parts) > depth else "")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import printable
 from . import names
-from .base import REGISTRY, UNKNOWN, Encoder, Layout
+from .base import REGISTRY, Encoder, Layout
 from .shapes import Shape
-from .unet import CROSS_ATTENTION, FIRST_CONVOLUTION
+from .unet import CROSS_ATTENTION
+from .unknown import UNKNOWN
 
 if TYPE_CHECKING:
     from ..checkpoint import TensorInfo
@@ -24,11 +25,6 @@ _UNET_PREFIXES = (
     "model." + names.UNET,
     "module." + names.UNET,
     "state_dict.state_dict." + names.UNET,
-)
-_UNET_ANCHORS = (
-    FIRST_CONVOLUTION,
-    "joint_blocks.0.x_block.attn.qkv.weight",
-    "double_blocks.0.img_attn.norm.key_norm.scale",
 )
 # Present in every U-Net here, with another shape in every family: what a refusal can show of both sides.
 _TELLING = "input_blocks.4.1." + CROSS_ATTENTION
@@ -85,8 +81,9 @@ class Probe:
         return self._adapter[0]
 
     def _find_unet(self) -> str | None:
+        anchors = {layout.anchor for layout in REGISTRY if layout.anchor}
         for prefix in _UNET_PREFIXES:
-            if any(prefix + anchor in self.tensors for anchor in _UNET_ANCHORS):
+            if any(prefix + anchor in self.tensors for anchor in anchors):
                 return prefix
         return None
 
@@ -96,27 +93,28 @@ def detect(tensors: Mapping[str, TensorInfo]) -> Detection:
     probe = Probe(tensors)
     for strict in (True, False):
         for layout in REGISTRY:
-            match = layout.sniff(layout, probe) if layout.sniff else _match_unet(layout, probe, strict)
+            match = layout.sniff(layout, probe) if layout.sniff else _match_network(layout, probe, strict)
             if match:
                 return Detection(layout, match.key, match.shape, match.notes + _notes(layout, probe))
     return Detection(UNKNOWN, None, None, _notes(UNKNOWN, probe))
 
 
-def _match_unet(layout: Layout, probe: Probe, strict: bool) -> Match | None:
-    """Compare the U-Net's telling tensors with the configuration; not ``strict``: any number of input channels."""
-    if layout.unet is None or probe.unet_prefix is None:
+def _match_network(layout: Layout, probe: Probe, strict: bool) -> Match | None:
+    """Compare the network's tensors with what identifies it; not ``strict``: with any number of input channels."""
+    expected = layout.network.discriminators() if layout.network else {}
+    if not expected or probe.unet_prefix is None:
         return None
     if any(probe.unet(key) is None for key in layout.requires):
         return None
     notes: tuple[str, ...] = ()
-    for key, expected in layout.unet.discriminators().items():
+    for key, shape in expected.items():
         found = probe.unet(key)
-        if found == expected:
+        if found == shape:
             continue
-        if strict or layout.variant_of or key != FIRST_CONVOLUTION or found is None or len(found) != len(expected):
+        if strict or layout.variant_of or key != layout.anchor or found is None or len(found) != len(shape):
             return None
         notes = (f"the first convolution has {found[1]} input channels, which no known variant of {layout.title} has",)
-    return probe.match(next(iter(layout.unet.discriminators())), notes)
+    return probe.match(next(iter(expected)), notes)
 
 
 def known_encoders() -> tuple[Encoder, ...]:
@@ -142,16 +140,17 @@ def _encoders(probe: Probe) -> list[tuple[Encoder, str]]:
 def _notes(layout: Layout, probe: Probe) -> tuple[str, ...]:
     notes = []
     prefix = probe.unet_prefix
-    if prefix == "" and layout.unet:
-        notes.append("U-Net only: names without 'model.diffusion_model.'")
-    elif prefix is not None and layout.unet and prefix != names.UNET:
+    network = layout.network if layout.discriminators() else None
+    if prefix == "" and network:
+        notes.append(f"{network.title} only: names without 'model.diffusion_model.'")
+    elif prefix is not None and network and prefix != names.UNET:
         notes.append(f"names stand under '{prefix}' instead of '{names.UNET}'")
     for encoder, key in _encoders(probe):
         if encoder.spelling:
             notes.append(f"text encoder: {encoder.title}")
         if layout is UNKNOWN:
             notes.append(f"holds the text encoder {encoder.title}")
-        elif layout.unet and encoder not in layout.encoders:
+        elif network and encoder not in layout.encoders:
             notes.append(f"the text encoder ({encoder.title}, {key}) does not belong to {layout.title}")
     for marker, meaning in _MARKER_NOTES:
         if marker in probe.tensors:

@@ -15,6 +15,7 @@ from . import names, vae
 from .base import REGISTRY, Layout, LayoutTensor, Part, register
 from .detect import Match, Probe
 from .shapes import Row, Shape
+from .unet import UNet
 
 NAMED_AFTER = "-diffusers"
 _FOLDERS = {
@@ -128,12 +129,12 @@ def transformed(shape: Shape, transform: str) -> Shape:
 
 def _sniff_unet(source: Layout, layout: Layout, probe: Probe) -> Match | None:
     """A U-Net whose telling tensors, under their diffusers names, have the shapes of ``source``."""
-    if "conv_in.weight" not in probe.tensors or source.unet is None:
+    if "conv_in.weight" not in probe.tensors or source.network is None:
         return None
     from .diffusers_names import unet_key
 
     found = None
-    for key, shape in source.unet.discriminators().items():
+    for key, shape in source.network.discriminators().items():
         renamed = unet_key(key, class_label=source.base == "sd2")
         if probe.shape(renamed) != shape:
             return None
@@ -163,7 +164,7 @@ def _layout(source: Layout, sniff: Callable[[Layout, Probe], Match | None]) -> L
             f"{source.title} in diffusers names",
             source.architecture,
             tuple(Part(folder, "", partial(_component_rows, source, folder), _EVIDENCE[folder]) for folder in folders),
-            source.unet,
+            source.network,
             variant_of=source.variant_of and source.variant_of + NAMED_AFTER,
             vae_block=source.vae_block,
             sniff=sniff,
@@ -174,7 +175,7 @@ def _layout(source: Layout, sniff: Callable[[Layout, Probe], Match | None]) -> L
 
 
 for _source in tuple(REGISTRY):
-    if _source.unet and not _source.name.startswith("sd2-unclip"):
+    if isinstance(_source.network, UNet) and not _source.name.startswith("sd2-unclip"):
         _layout(_source, partial(_sniff_unet, _source))
 _layout(vae.F8, partial(_sniff_vae, 4))
 _layout(vae.F4, partial(_sniff_vae, 3))

@@ -13,7 +13,7 @@ def _layout(name: str, title: str, key: str) -> Layout:
     def sniff(layout: Layout, probe: Probe) -> Match | None:
         return probe.match(key) if probe.unet(key) is not None else None
 
-    return register(Layout(name, title, sniff=sniff, has_blocks=False))
+    return register(Layout(name, title, sniff=sniff, anchor=key))
 
 
 SD3 = _layout("sd3", "Stable Diffusion 3", "joint_blocks.0.x_block.attn.qkv.weight")

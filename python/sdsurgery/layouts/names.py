@@ -169,6 +169,12 @@ def component(key: str, embedder_0: str = "text_encoder") -> str:
     return found or next((owner for stem, owner in _ADAPTER_STEMS if head.startswith(stem)), "other")
 
 
+def in_unet(key: str) -> bool:
+    """Whether a name below the network's prefix is one of a U-Net, in LDM or diffusers names."""
+    head = key.partition(".")[0]
+    return head in _UNET_HEADS or head in _DIFFUSERS_UNET_HEADS
+
+
 def is_position_ids(key: str) -> bool:
     """Whether ``key`` is a text encoder's constant 0…76, in its place or misplaced."""
     return key.endswith("position_ids")

@@ -113,6 +113,19 @@ ALIASES = {
 """Other spellings in use (older releases of the extension, and tools whose names can't hold ``*``)."""
 
 
+def fitted(half: int) -> dict[str, tuple[float, ...]]:
+    """Every preset, under all its names, for a U-Net with ``half`` input blocks.
+
+    The last inputs and the last outputs of a smaller U-Net are left out, as supermerger does it.
+    """
+    middle = COUNT // 2
+    own = {
+        name: (*values[:half], values[middle], *values[middle + 1 : middle + 1 + half])
+        for name, values in PRESETS.items()
+    }
+    return own | {alias: own[name] for alias, name in ALIASES.items()}
+
+
 def preset(name: str) -> tuple[float, ...] | None:
     """The 25 values of a preset by name, in any letter case; None when there is none of that name."""
     word = name.upper()

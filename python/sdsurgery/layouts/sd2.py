@@ -86,7 +86,7 @@ UNCLIP_L = register(  # recognised only: the names of its OpenAI image encoder a
         "sd2-unclip-l",
         "Stable Diffusion 2.1 unCLIP (ViT-L)",
         _V2 + "unclip-l",
-        unet=_UNET._replace(label=1536),
+        network=_UNET._replace(label=1536),
         variant_of="sd2",
         optional_prefixes=_OPTIONAL,
         encoders=_ENCODERS,

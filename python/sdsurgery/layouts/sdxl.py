@@ -9,7 +9,7 @@ from __future__ import annotations
 from . import parts
 from .base import EPSILON, Encoder, Layout, Part, Release, register
 from .detect import Match, Probe
-from .unet import UNet
+from .unet import AnyUNet, UNet
 
 _BASE = UNet(channels=320, context=2048, depths=(0, 2, 10), middle_depth=10, multipliers=(1, 2, 4), label=2816)
 _REFINER = UNet(channels=384, context=1280, depths=(0, 4, 4, 0), middle_depth=4, label=2560)
@@ -88,5 +88,11 @@ REFINER = register(
 )
 
 DISTILLED = register(
-    Layout("sdxl-distilled", "distilled Stable Diffusion XL (SSD-1B, Vega, KOALA, …)", None, sniff=_is_distilled)
+    Layout(
+        "sdxl-distilled",
+        "distilled Stable Diffusion XL (SSD-1B, Vega, KOALA, …)",
+        None,
+        network=AnyUNet(),
+        sniff=_is_distilled,
+    )
 )

@@ -10,9 +10,37 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from . import names
 from .shapes import Row, Shape, conv, linear, norm, under
 
 FIRST_CONVOLUTION = "input_blocks.0.0.weight"
+
+
+def block_names(count: int) -> tuple[str, ...]:
+    """The merge blocks of a U-Net with ``count`` input blocks."""
+    return (*(f"IN{i:02d}" for i in range(count)), "M00", *(f"OUT{i:02d}" for i in range(count)))
+
+
+class AnyUNet:
+    """A U-Net of which only the kind is known: blocks by name, and lists of either usual length (SD 1 and 2, XL)."""
+
+    anchor, component, title = FIRST_CONVOLUTION, "unet", "U-Net"
+    blocks = block_names(12)
+    lists = (blocks, block_names(9))
+
+    def owns(self, key: str) -> bool:
+        return names.in_unet(key)
+
+    def block(self, key: str) -> str | None:
+        return names.unet_block(key, "OUT11")
+
+    def discriminators(self) -> dict[str, Shape]:
+        return {}
+
+    def presets(self) -> dict[str, tuple[float, ...]]:
+        from .presets import fitted
+
+        return fitted(12)
 
 
 class UNet(NamedTuple):
@@ -35,6 +63,39 @@ class UNet(NamedTuple):
     label: int | None = None  # adm_in_channels with num_classes "sequential"
     classes: int | None = None  # num_classes as a number
     cross_only: tuple[bool, ...] = ()  # disable_self_attentions
+
+    @property
+    def anchor(self) -> str:
+        """The first convolution."""
+        return FIRST_CONVOLUTION
+
+    @property
+    def component(self) -> str:
+        return "unet"
+
+    @property
+    def title(self) -> str:
+        return "U-Net"
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Merge blocks: inputs, middle, outputs."""
+        return block_names(self.input_blocks)
+
+    @property
+    def lists(self) -> tuple[tuple[str, ...], ...]:
+        return (self.blocks,)
+
+    def owns(self, key: str) -> bool:
+        return names.in_unet(key)
+
+    def block(self, key: str) -> str | None:
+        return names.unet_block(key, f"OUT{self.input_blocks - 1:02d}")
+
+    def presets(self) -> dict[str, tuple[float, ...]]:
+        from .presets import fitted
+
+        return fitted(self.input_blocks)
 
     @property
     def embedding(self) -> int:
