@@ -19,17 +19,8 @@ def main() -> int:
 
 
 def command() -> None:
-    """The process: ``main``, then an end without taking the interpreter's tens of thousands of objects apart."""
-    import atexit
-    import os
-    from contextlib import suppress
-
-    code = main()
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError, ValueError):  # closed, or nobody listens any more
-            stream.flush()
-    os._exit(code)
+    """The process: ``main``, and its exit code."""
+    sys.exit(main())
 
 
 if __name__ == "__main__":

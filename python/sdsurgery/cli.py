@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from . import __version__, commands
 from .commands.common import flush_stdout
-from .errors import Interrupted, SdsError, UsageError, printable
+from .errors import SdsError, UsageError, printable
 from .suggest import did_you_mean
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -36,10 +36,10 @@ def run(argv: Sequence[str]) -> int:
         code = chosen.run(args)
         flush_stdout()
         return code
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "interrupted", 130)
     except Exception as error:
-        if caught and not isinstance(error, Interrupted):
+        if caught:
             return _fail("interrupted", 130)  # some C code wraps the KeyboardInterrupt that hits it in its own error
         if os.environ.get("SDS_DEBUG") and not isinstance(error, SdsError):
             raise

@@ -74,14 +74,14 @@ def native_errors(kind: type[SdsError] = RunFailed) -> Iterator[None]:
 
 
 def _translated(error: Any, kind: type[SdsError]) -> SdsError:
+    if error.code == "cancelled":
+        raise Interrupted("interrupted; nothing was written") from None
     made = _of_code(error.code, printable(error, 400), kind)
     made.job = error.job if error.job >= 0 else None
     return made
 
 
 def _of_code(code: str, text: str, kind: type[SdsError]) -> SdsError:
-    if code == "cancelled":
-        return Interrupted("interrupted; nothing was written")
     if code == "nonfinite":
         return InputRefused(NONFINITE)
     if code == "overflow":
@@ -258,7 +258,7 @@ def with_suppressed(function: Callable[[], None]) -> None:
     """Call a clean-up step whose own failure must not hide the error that led to it."""
     import contextlib
 
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception, Interrupted):
         function()
 
 

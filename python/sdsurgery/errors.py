@@ -49,8 +49,11 @@ class VerificationDiffers(SdsError):
     exit_code = 4
 
 
-class Interrupted(SdsError):
-    """The run was cancelled by Ctrl-C or a termination signal. Nothing is left behind."""
+class Interrupted(KeyboardInterrupt):
+    """The run was cancelled by Ctrl-C or a termination signal. Nothing is left behind.
+
+    A KeyboardInterrupt, so that ``except Exception`` in a loop over files does not swallow Ctrl-C.
+    """
 
     exit_code = 130
 
