@@ -8,6 +8,7 @@
 #include "apply.h"
 #include "bind_program.h"
 #include "engine.h"
+#include "scalars.h"
 
 namespace py = pybind11;
 using namespace sds;
@@ -36,6 +37,17 @@ struct Bytes {  // a contiguous Python buffer, held for the length of a call
     Bytes(const Bytes&) = delete;
     Py_buffer buffer;
 };
+
+double scalar(const std::string& name, double a, double b) {
+    static const std::pair<const char*, double (*)(double)> functions[] = {
+        {"sqrt", scalars::sqrt}, {"sin", scalars::sin}, {"cos", scalars::cos},
+        {"acos", scalars::acos}, {"exp", scalars::exp}, {"log", scalars::log}};
+    for (const auto& [known, function] : functions) {
+        if (name == known) return function(a);
+    }
+    if (name == "pow") return scalars::pow(a, b);
+    throw Error(Code::invalid, "unknown scalar function");
+}
 
 Element element_from(int code) {
     if (code < 0 || code >= kElements) throw Error(Code::invalid, "unknown dtype code");
@@ -312,6 +324,7 @@ PYBIND11_MODULE(_native, m) {
             return crc32(crc, static_cast<const uint8_t*>(view.buffer.buf), static_cast<size_t>(view.buffer.len));
         },
         py::arg("data"), py::arg("crc") = 0);
+    m.def("scalar", &scalar, py::arg("name"), py::arg("a"), py::arg("b") = 0.0);
     m.def("free_bytes", &os::free_bytes, py::arg("folder"));
     m.def("usable_cpus", &os::usable_cpus);
     m.attr("compiler") = SDS_COMPILER;
