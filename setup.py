@@ -16,10 +16,13 @@ for folder in glob(os.path.join(ROOT, "build", "lib*")):
 
 def require_compiler() -> None:
     """Say in one line what is missing; CMake would need 268 for it."""
-    asked = os.environ.get("CXX", "").split()
-    names = asked[:1] or ["c++", "g++", "clang++", "cl", "clang-cl"]
-    if os.name != "nt" and not any(shutil.which(name) for name in names):
-        which = f"CXX is '{names[0]}', which is not there" if asked else "no C++ compiler was found"
+    named = os.environ.get("CMAKE_ARGS", "")
+    if os.name == "nt" or "COMPILER" in named or "TOOLCHAIN" in named or "CMAKE_TOOLCHAIN_FILE" in os.environ:
+        return  # found, or named, where only CMake looks
+    asked = os.environ.get("CXX", "")
+    names = [asked, asked.split()[0]] if asked.strip() else ["c++", "g++", "clang++"]
+    if not any(shutil.which(name) for name in names):
+        which = f"CXX is '{asked}', which is not there" if asked else "no C++ compiler was found"
         sys.exit(
             f"sdsurgery: {which}; install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
             "macOS: xcode-select --install) and try again"

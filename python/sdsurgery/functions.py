@@ -15,12 +15,20 @@ from .program import Scalar, Symbol
 
 def minimum(a: Any, b: Any) -> Any:
     """The smaller of each two elements: ``a`` where a < b or a is NaN, else ``b`` (so a NaN in either is carried)."""
-    return _binary("minimum", a, b, lambda x, y: where((x < y) | _nan(x), x, y), lambda x, y: x if x < y else y)
+    return _binary(
+        "minimum", a, b,
+        lambda x, y: where((x < y) | _library(x).isnan(x), x, y),
+        lambda x, y: x if x < y or math.isnan(x) else y,
+    )  # fmt: skip
 
 
 def maximum(a: Any, b: Any) -> Any:
     """The larger of each two elements: ``a`` where a > b or a is NaN, else ``b`` (so a NaN in either is carried)."""
-    return _binary("maximum", a, b, lambda x, y: where((x > y) | _nan(x), x, y), lambda x, y: x if x > y else y)
+    return _binary(
+        "maximum", a, b,
+        lambda x, y: where((x > y) | _library(x).isnan(x), x, y),
+        lambda x, y: x if x > y or math.isnan(x) else y,
+    )  # fmt: skip
 
 
 def clip(x: Any, low: Any, high: Any) -> Any:
@@ -56,6 +64,8 @@ def where(condition: Any, a: Any, b: Any) -> Any:
     for item in (condition, a, b):
         if isinstance(item, Symbol):
             return item.tracer.apply("where", condition, a, b)
+    if any(isinstance(item, Scalar) for item in (condition, a, b)):
+        return Scalar(lambda truth, x, y: x if truth else y, condition, a, b)
     if all(isinstance(item, int | float) for item in (condition, a, b)):
         return a if condition else b
     array = next(item for item in (condition, a, b) if hasattr(item, "dtype"))
@@ -66,10 +76,6 @@ def where(condition: Any, a: Any, b: Any) -> Any:
 
 def _sign(x: float) -> float:
     return x if math.isnan(x) else float(x > 0) - float(x < 0)
-
-
-def _nan(x: Any) -> Any:
-    return _library(x).isnan(x)
 
 
 def _binary(op: str, a: Any, b: Any, on_arrays: Any, on_numbers: Any) -> Any:

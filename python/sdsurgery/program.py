@@ -64,11 +64,11 @@ class Scalar:
     def __init__(self, function: Callable[..., float] | None, *args: Any) -> None:
         self.function, self.args = function, args  # without a function: (parameter, index or None)
 
-    def value(self, params: Mapping[str, Any]) -> float:
+    def value(self, params: Mapping[str, Any]) -> Any:
         """The expression in float64, with these parameters."""
         if self.function is None:
             name, index = self.args
-            return float(params[name] if index is None else params[name][index])
+            return params[name] if index is None else params[name][index]
         return self.function(*(arg.value(params) if isinstance(arg, Scalar) else arg for arg in self.args))
 
     def _looked_at(self, *_: Any) -> Any:
@@ -160,18 +160,23 @@ class Body(NamedTuple):
 
     def formula(self, params: Mapping[str, Any]) -> Formula:
         """The program with its numbers, for bound parameters. UsageError when an expression of them has no value."""
-        if self.program is None:
-            program, constants = _traced(self.method, self.inputs, params)
-        else:
-            program, constants = self.program, self.constants
+        program, constants = self.program, self.constants
         try:
-            numbers = [float(c.value(params)) if isinstance(c, Scalar) else c for c in constants]
-        except (ArithmeticError, ValueError, TypeError) as error:  # a division by zero, say
+            if program is None:
+                program, constants = _traced(self.method, self.inputs, params)
+            numbers = [_real(c.value(params)) if isinstance(c, Scalar) else c for c in constants]
+        except (ArithmeticError, ValueError) as error:  # a division by zero, say
             from .errors import UsageError
 
             given = ", ".join(f"{name}={value}" for name, value in params.items())
-            raise UsageError(f"{self.method.name} has no value for {given}: {error}") from None
+            raise UsageError(f"{self.method.name} has no value for {given}: {error.args[-1]}") from None
         return Formula(program, tuple(numbers))
+
+
+def _real(value: Any) -> float:
+    if isinstance(value, complex):  # what Python gives for a root of a negative number
+        raise ValueError(f"{value} is not a real number")
+    return float(value)
 
 
 def body_of(method: Method, count: int, params: Mapping[str, Any]) -> Body:

@@ -110,6 +110,8 @@ def from_json(value: Mapping[str, Any]) -> Recipe:
         return call(str(value["method"]), [from_json(item) for item in value["inputs"]], **extra, **parameters)
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"not a recipe: {printable(error)} in {printable(value)}") from None
+    except RecursionError:
+        raise UsageError("not a recipe: its calls are nested too deeply") from None
 
 
 def _plain(value: float | tuple[float, ...]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from sdsurgery import interop
 from sdsurgery.backends import cpu, reference
 from sdsurgery.dtypes import BF16, F16, F32, F64, DType
 from sdsurgery.errors import UsageError
-from sdsurgery.functions import minimum, sqrt
+from sdsurgery.functions import maximum, minimum, sqrt, where
 from sdsurgery.methods import Method, Param, get, method, registered
 from sdsurgery.program import CONSTANT, INPUT, TEMP, Formula, body_of, trace
 
@@ -54,10 +55,38 @@ def test_a_body_that_branches_on_a_parameter_is_traced_for_each_number() -> None
     assert traced_body.formula({"alpha": 0.1}).program.result == (INPUT, 1)
 
 
-def test_numbers_without_a_value_are_one_line() -> None:
-    method = Method("test", ("A",), {}, lambda a, alpha: a / (1 / alpha), "merge")
-    with pytest.raises(UsageError, match=r"test has no value for alpha=0\.0: .*division by zero"):
-        body_of(method, 1, {"alpha": 1.0}).formula({"alpha": 0.0})
+@pytest.mark.parametrize(
+    ("body", "alpha", "words"),
+    [
+        (lambda a, alpha: a / (1 / alpha), 0.0, "division by zero"),
+        (lambda a, alpha: a / (1 / alpha) if alpha < 2 else a, 0.0, "division by zero"),  # traced for each number
+        (lambda a, alpha: a * sqrt(alpha), -1.0, "math domain error|expected a nonnegative"),
+        (lambda a, alpha: a * alpha**0.5, -1.0, "not a real number"),
+        (lambda a, alpha: a * alpha**9, 1e200, "Result too large|out of range"),
+    ],
+)
+def test_numbers_without_a_value_are_one_line(body: Callable[..., Any], alpha: float, words: str) -> None:
+    method = Method("test", ("A",), {}, body, "merge")
+    with pytest.raises(
+        UsageError, match=rf"test has no value for alpha={re.escape(str(alpha))}: .*({words})"
+    ) as caught:
+        body_of(method, 1, {"alpha": 1.0}).formula({"alpha": alpha})
+    assert "\n" not in str(caught.value)
+
+
+def test_choices_between_parameters_are_constants() -> None:
+    def body(a: Any, alpha: float, beta: float) -> Any:
+        return a * where(alpha, beta, 2.0) + maximum(alpha, beta) - where(1.0, alpha, beta)
+
+    traced_body = body_of(Method("test", ("A",), {}, body, "merge"), 1, {"alpha": 1.0, "beta": 1.0})
+    assert traced_body.program is not None
+    assert traced_body.formula({"alpha": 0.0, "beta": 3.0}).numbers == (2.0, 3.0, 0.0)
+    assert traced_body.formula({"alpha": 0.5, "beta": -3.0}).numbers == (-3.0, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("smaller", [minimum, maximum])
+def test_a_nan_among_plain_numbers_is_carried(smaller: Callable[..., float]) -> None:
+    assert math.isnan(smaller(math.nan, 1.0)) and math.isnan(smaller(1.0, math.nan))
 
 
 def test_a_program_and_its_numbers_survive_pickling() -> None:

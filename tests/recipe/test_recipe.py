@@ -146,6 +146,14 @@ def test_what_is_no_recipe_is_one_line(value: Any, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_recipe_that_is_nested_too_deeply_is_one_line() -> None:
+    value: dict[str, Any] = {"path": "a"}
+    for _ in range(5000):
+        value = {"method": "weighted-sum", "inputs": [value, {"path": "b"}]}
+    with pytest.raises(UsageError, match="nested too deeply"):
+        from_json(value)
+
+
 def test_too_many_files_are_refused() -> None:
     recipe = sds.weighted_sum(*(f"{n}" for n in range(65)), weights=[1 / 65] * 65)
     with pytest.raises(UsageError, match="at most 64 files"):

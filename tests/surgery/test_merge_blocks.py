@@ -399,3 +399,12 @@ def test_layouts_prints_keys_and_blocks() -> None:
 )
 def test_layouts_refuses_families_that_it_cannot_print(options: str, words: tuple[str, ...]) -> None:
     refused(sds("layouts", *options.split()), 2, *words)
+
+
+def test_a_rules_file_may_have_a_dot_and_a_colon_in_its_name(
+    models: Mapping[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "v1.5:attention.txt").write_text("attn2 = 0.25\n")
+    report = sdsurgery.merge("weighted-sum", models["sd1"][:2], rules="v1.5:attention.txt", dry_run=True, hash=False)
+    assert report.recipe["rules"] == {"alpha": {"attn2": 0.25}}

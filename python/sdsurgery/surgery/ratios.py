@@ -167,8 +167,8 @@ def _separate(given: Any, ratios: Sequence[str]) -> list[tuple[str | None, Any]]
         return []
     if isinstance(given, str):
         match = re.fullmatch(_WITH_RATIO, given)
-        # C:\rules.txt is not a ratio; a block list has no colon of its own.
-        if match and (match[1] in ratios or len(match[1]) > 1):
+        # Neither C:\rules.txt nor v1.5:rules.txt begins with a ratio; a block list has no colon of its own.
+        if match and (match[1] in ratios or (len(match[1]) > 1 and "." not in match[1])):
             return [(match[1], match[2].strip())]
         return [(None, given)]
     if isinstance(given, list | tuple) and all(isinstance(item, str) for item in given):
