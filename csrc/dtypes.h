@@ -5,9 +5,16 @@
 // canonical one. The python side has the same codes in dtypes.py (`native`).
 #pragma once
 
+#include <cfloat>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+
+// x87 keeps intermediate results at a higher precision and rounds them twice. 0 means that every type is computed in
+// its own precision; so does 16, which compilers with _Float16 may report.
+#if FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
+#error "sdsurgery needs float arithmetic that rounds to float: on 32-bit x86 compile with -msse2 -mfpmath=sse"
+#endif
 
 #ifdef __CUDACC__
 #define SDS_HD __host__ __device__
