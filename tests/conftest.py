@@ -46,12 +46,12 @@ def _no_inherited_target(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def registry() -> Iterator[None]:
     """Methods that a test registers are gone after it."""
-    from sdsurgery import methods
+    from sdsurgery.methods import registry
 
-    before = dict(methods.registered())
+    before = dict(registry.registered())
     yield
-    for name in set(methods.registered()) - set(before):
-        del methods._METHODS[name]
+    for name in set(registry.registered()) - set(before):
+        del registry._METHODS[name]
 
 
 @pytest.fixture(scope="module")

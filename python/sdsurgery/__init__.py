@@ -17,6 +17,10 @@ _TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 if not os.path.isdir(os.path.join(__path__[0], "kernels")) and os.path.isfile(f"{_TREE}/kernels/elementwise.cu"):
     __path__.append(_TREE)
 
+# The first import of a subpackage sets the package's attribute of that name. Done here, before the function ``methods``
+# is defined, it cannot replace the function later.
+from . import methods as _methods  # noqa: E402, F401
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
     from .errors import InputRefused, Interrupted, RunFailed, SdsError, UsageError, VerificationDiffers
     from .formats.scan import scan
     from .interop import apply, apply_many
-    from .methods import registered as methods
+    from .methods.registry import Method
     from .recipe import Call, Model, model
     from .recipe import from_json as recipe_from_json
     from .surgery.cast import cast
@@ -66,7 +70,6 @@ _PLACES = {
     "merge": ("surgery.merge", "merge"),
     "model": ("recipe", "model"),
     "recipe_from_json": ("recipe", "from_json"),
-    "methods": ("methods", "registered"),
     "open": ("checkpoint", "open_checkpoint"),
     "prune": ("surgery.prune", "prune"),
     "replace": ("surgery.components", "replace"),
@@ -110,6 +113,13 @@ __all__ = [
 ]
 
 
+def methods(verb: str | None = None) -> dict[str, Method]:
+    """All methods by name, or those of one command ("merge")."""
+    from .methods.registry import registered
+
+    return registered(verb)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         if not name.startswith("_") and (found := _method(name)) is not None:
@@ -123,7 +133,7 @@ def __getattr__(name: str) -> Any:
 
 def _method(name: str) -> Any:
     """``weighted_sum`` and the like: a recipe of the method, for files or other recipes and its numbers."""
-    from .methods import registered
+    from .methods.registry import registered
 
     method = registered("merge").get(name.replace("_", "-"))
     if method is None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from .methods import Method
+    from .methods.registry import Method
 
 # Names and codes of the operations; csrc/program.h has the same list.
 _NAMES = "add sub mul div minimum maximum lt le gt ge eq ne neg abs sqrt sign where"

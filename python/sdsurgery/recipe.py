@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError, printable
-from .methods import Method, Param, PerInput, get
+from .methods.registry import Method, Param, PerInput, get
 
 if TYPE_CHECKING:
     from .surgery.report import Report

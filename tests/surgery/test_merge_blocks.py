@@ -13,9 +13,9 @@ import sdsurgery
 from cli_support import done, f32, floats, plain, read_raw, refused, sds, write_raw
 from hypothesis import given
 from hypothesis import strategies as st
-from sdsurgery import layouts, methods
+from sdsurgery import layouts
 from sdsurgery.errors import InputRefused, UsageError
-from sdsurgery.methods import Param, get
+from sdsurgery.methods import Method, Param, get, registry
 from sdsurgery.surgery.ratios import Ratios
 from sdsurgery.testing import write_checkpoint
 
@@ -203,11 +203,9 @@ def _two_ratios(monkeypatch: pytest.MonkeyPatch) -> str:
     def body(a: Any, b: Any, c: Any, alpha: float, beta: float) -> Any:
         return a + alpha * b + beta * c
 
-    methods.registered()
+    registry.registered()
     params = {"alpha": Param(0.5, "of B"), "beta": Param(0.25, "of C")}
-    monkeypatch.setitem(
-        methods._METHODS, "two-ratios", methods.Method("two-ratios", ("A", "B", "C"), params, body, "merge")
-    )
+    monkeypatch.setitem(registry._METHODS, "two-ratios", Method("two-ratios", ("A", "B", "C"), params, body, "merge"))
     return "two-ratios"
 
 

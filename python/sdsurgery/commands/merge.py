@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _method_options(parser: argparse.ArgumentParser) -> None:
     """One flag for every parameter of every registered method."""
-    from ..methods import PerInput, registered
+    from ..methods.registry import PerInput, registered
 
     params: dict[str, list[tuple[str, Any]]] = {}
     for method in registered("merge").values():

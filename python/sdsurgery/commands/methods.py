@@ -15,7 +15,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from .. import console
-    from ..methods import registered
+    from ..methods.registry import registered
 
     rows = [
         {

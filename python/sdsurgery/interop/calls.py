@@ -13,7 +13,7 @@ from .names import TORCH, torch_dtype
 
 if TYPE_CHECKING:
     from ..backends import PlainRows
-    from ..methods import Method
+    from ..methods.registry import Method
     from ..program import Formula
 
 
@@ -79,7 +79,7 @@ class _Request:
         self, method: str, count: int, params: Any, *, dtype: str | None, overflow: str, compute: str, threads: int
     ) -> None:
         from ..dtypes import BY_OPTION
-        from ..methods import get
+        from ..methods.registry import get
         from ..surgery.common import CHOICES
 
         for option, value in (("overflow", overflow), ("compute", compute)):

@@ -4,168 +4,23 @@ A body is plain arithmetic on its inputs. Called with NumPy arrays it is the ref
 is what a training script would write; traced (``program.py``) it becomes the small program that the native engine
 runs. Adding a function to a module of this package adds the method to the command line, the Python API, the docs
 table and the conformance tests.
+
+The names come from ``registry.py`` on first use: ``sdsurgery`` imports this package at once (see there).
 """
 
 from __future__ import annotations
 
-import functools
-import math
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import import_module
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..discovery import module_names
-from ..errors import UsageError
+if TYPE_CHECKING:
+    from .registry import Method, Param, PerInput, get, method, registered
+
+__all__ = ["Method", "Param", "PerInput", "get", "method", "registered"]
 
 
-@dataclass(frozen=True)
-class Param:
-    """A number of a method, with its default; ``help`` is its line in ``--help`` and the docs."""
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from . import registry
 
-    default: float
-    help: str
-
-
-@dataclass(frozen=True)
-class PerInput:
-    """A list of numbers, one for each input. Given, it also decides how many inputs the method takes, and the
-    parameter that it stands in for (``instead_of``) has no value."""
-
-    help: str
-    instead_of: str
-    default: None = None
-
-
-@dataclass(frozen=True)
-class Method:
-    """One registered method. ``inputs`` are the inputs' names in order; ``verb`` is the command it belongs to."""
-
-    name: str
-    inputs: tuple[str, ...]
-    params: Mapping[str, Param | PerInput]
-    body: Callable[..., Any]
-    verb: str
-
-    @property
-    def summary(self) -> str:
-        """First line of the docstring: the formula in words and symbols."""
-        return (self.body.__doc__ or "").strip().partition("\n")[0]
-
-    @property
-    def variadic(self) -> bool:
-        """Whether any number of inputs is taken (with a list of numbers, one each)."""
-        return any(isinstance(param, PerInput) for param in self.params.values())
-
-    @property
-    def ratios(self) -> tuple[str, ...]:
-        """Names of the parameters that are one number: those that can differ from tensor to tensor."""
-        return tuple(name for name, param in self.params.items() if isinstance(param, Param))
-
-    def bind(self, count: int, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Complete parameters for ``count`` inputs: defaults filled in, numbers as float64, lists as tuples, None for
-        what has no value.
-
-        Raises UsageError for an unknown parameter, a value that is not a finite number, two parameters that exclude
-        each other, or a wrong number of inputs.
-        """
-        from ..suggest import did_you_mean
-
-        for name in given:
-            if name not in self.params:
-                raise UsageError(f"{self.name} has no parameter '{name}'{did_you_mean(name, self.params)}")
-        values: dict[str, Any] = {}
-        for name, param in self.params.items():
-            value = given.get(name, param.default)
-            convert = _numbers if isinstance(param, PerInput) else _number
-            values[name] = None if value is None else convert(self.name, name, value)
-        lists = {name: param for name, param in self.params.items() if isinstance(param, PerInput) and values[name]}
-        for name, param in lists.items():
-            if given.get(param.instead_of) is not None:
-                raise UsageError(f"{self.name}: give {param.instead_of} or {name}, not both")
-            values[param.instead_of] = None
-            if count != len(values[name]):
-                raise UsageError(
-                    f"{self.name}: {name} has {len(values[name])} numbers for {count} inputs; give one for each"
-                )
-        if count != len(self.inputs) and not lists:
-            hint = "; for more inputs give --weights" if self.variadic else ""
-            raise UsageError(
-                f"{self.name} takes {len(self.inputs)} inputs ({' '.join(self.inputs)}), {count} given{hint}"
-            )
-        return values
-
-
-def _number(method: str, name: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{method}: {name} must be a number, not {value!r}") from None
-    if not math.isfinite(number):
-        raise UsageError(f"{method}: {name} must be finite, not {number}")
-    return number
-
-
-def _numbers(method: str, name: str, value: Any) -> tuple[float, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise UsageError(f"{method}: {name} must be a list of numbers, not {value!r}")
-    numbers = tuple(_number(method, name, item) for item in value)
-    if not numbers:
-        raise UsageError(f"{method}: {name} is empty; give one number for each input")
-    return numbers
-
-
-_METHODS: dict[str, Method] = {}
-
-
-def method(
-    name: str, *, inputs: str, verb: str = "merge", **params: Param | PerInput
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as the method ``name``. ``inputs`` are the positional arguments' names, blank-separated."""
-
-    def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
-        if name in _METHODS:
-            raise ValueError(f"the method {name} is registered twice")
-        _METHODS[name] = Method(name, tuple(inputs.split()), params, body, verb)
-        return body
-
-    return decorate
-
-
-@functools.cache
-def _import_modules() -> None:
-    """Import this package's modules, which register their methods (even where a method from elsewhere came first)."""
-    for name in module_names(__path__):
-        import_module(f"{__name__}.{name}")
-
-
-def registered(verb: str | None = None) -> dict[str, Method]:
-    """All methods by name, or those of one verb."""
-    _import_modules()
-    return {name: item for name, item in _METHODS.items() if verb in (None, item.verb)}
-
-
-def get(name: str, verbs: Sequence[str] = ("merge",)) -> Method:
-    """The method of that name; UsageError with close matches when there is none."""
-    found = registered().get(name)
-    if found is None or found.verb not in verbs:
-        from ..errors import printable
-        from ..suggest import did_you_mean
-
-        known = [item.name for item in registered().values() if item.verb in verbs]
-        hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
-        raise UsageError(f"unknown method '{printable(name)}'{hint}")
-    return found
-
-
-class _Package(ModuleType):
-    """Importing a subpackage binds its name in the parent, over the public function ``sdsurgery.methods()`` that has
-    the same name. So the package itself can be called."""
-
-    def __call__(self, verb: str | None = None) -> dict[str, Method]:
-        return registered(verb)
-
-
-sys.modules[__name__].__class__ = _Package
+    return getattr(registry, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import Param, PerInput, method
+from .registry import Param, PerInput, method
 
 
 @method(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import method
+from .registry import method
 
 
 @method("copy", inputs="A", verb="cast")

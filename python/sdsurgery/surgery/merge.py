@@ -15,7 +15,7 @@ from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import DType
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, Traits, detect
-from ..methods import Method, get
+from ..methods.registry import Method, get
 from ..outline import ADDED, KEPT, MERGED, Dropped, Outline, Piece, Segment, copied, operand, require_computable
 from ..outline import rounded as rounded_piece
 from ..plan import Operand

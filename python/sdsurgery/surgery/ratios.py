@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout
-from ..methods import Method, PerInput
+from ..methods.registry import Method, PerInput
 from ..program import Body, Formula, body_of
 
 if TYPE_CHECKING:

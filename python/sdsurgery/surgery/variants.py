@@ -12,7 +12,7 @@ from typing import Any
 from ..checkpoint import TensorInfo
 from ..dtypes import DType
 from ..layouts import names
-from ..methods import Method, Param
+from ..methods.registry import Method, Param
 from ..outline import MERGED, Piece, Segment, operand, require_computable
 from ..program import Formula
 
