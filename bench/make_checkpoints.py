@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         started = time.perf_counter()
         try:
             written = write_checkpoint(
-                path, args.family, dtype=args.dtype, seed=seed, ema=args.ema, size=args.size, force=args.force
+                path, args.family, dtype=args.dtype, seed=seed, ema=args.ema, size=args.size, overwrite=args.force
             )
         except SdsError as error:
             print(f"make_checkpoints: {error}", file=sys.stderr)

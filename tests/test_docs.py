@@ -1,6 +1,7 @@
 """The pages against the code: commands and options that exist, a map without gaps, tables that are up to date.
 
-``python tests/test_docs.py`` writes docs/methods.md again, from what ``python -m sdsurgery methods --json`` says.
+``python tests/test_docs.py`` writes docs/methods.md again, from what ``python -m sdsurgery methods --json`` says, and
+docs/errors.md from the errors.
 """
 
 from __future__ import annotations
@@ -70,6 +71,78 @@ def methods_page() -> str:
 
 def test_the_methods_page_says_what_the_registry_says() -> None:
     assert read("docs/methods.md") == methods_page(), "write it again with: python tests/test_docs.py"
+
+
+# ---- docs/errors.md
+
+
+ERRORS = """# Errors
+
+Written by `python tests/test_docs.py` from `python/sdsurgery/errors.py`.
+
+Every error has a `code`, which is stable; the wording of messages is not. `tensor` and `path` are the tensor's name
+and the file where they are known, else `None`; `details` is a dictionary of further facts, such as `found` and
+`expected` of a wrong shape. `to_dict()` gives all of it in JSON types.
+
+```python
+import sdsurgery
+
+try:
+    sdsurgery.cast("a.safetensors", out="b.safetensors", dtype="fp16")
+except sdsurgery.SdsError as error:
+    if error.code != "exists":
+        raise
+```
+
+Messages spell options as Python does (`overwrite=True`); the command line prints them as its own (`--force`). With
+`--json` a command that fails prints `{"error": …}` with what `to_dict()` gives. Where there is a result too (`verify`,
+`scan`, `convert --out-dir`), the result has the `error` in it. stderr has one line either way.
+
+| class | exit code | its own code | |
+|---|---|---|---|
+CLASSES
+
+All but `Interrupted` are `SdsError`s. `Interrupted` is a `KeyboardInterrupt`: `except Exception` doesn't swallow
+Ctrl-C.
+
+| code | meaning |
+|---|---|
+CODES
+"""
+
+
+def errors_page() -> str:
+    from sdsurgery import errors
+
+    own = [item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, errors.Failure)]
+    classes = []
+    for item in own:
+        if item not in (errors.Failure, errors.SdsError):
+            text = " ".join((item.__doc__ or "").partition("\n\n")[0].split())
+            classes.append(f"| `{item.__name__}` | {item.exit_code} | `{item.code}` | {text} |")
+    codes = [f"| `{code}` | {meaning} |" for code, meaning in errors.CODES.items()]
+    return ERRORS.replace("CLASSES", "\n".join(classes)).replace("CODES", "\n".join(codes))
+
+
+def test_the_errors_page_says_what_the_errors_say() -> None:
+    assert read("docs/errors.md") == errors_page(), "write it again with: python tests/test_docs.py"
+
+
+def test_every_code_of_an_error_is_documented_and_every_documented_code_is_used() -> None:
+    from sdsurgery.errors import CODES
+
+    used = {"not_found", "permission", "not_regular", "io", "truncated", "changed", "no_space"}  # csrc/error.h
+    for code in used:
+        assert re.search(rf"^    {code},", read("csrc/error.h"), re.MULTILINE), code
+    for path in (ROOT / "python").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "code":
+                used |= {item.value for item in ast.walk(node.value) if isinstance(item, ast.Constant)}
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+                names = {getattr(target, "attr", getattr(target, "id", "")) for target in node.targets}
+                used |= {node.value.value} if "code" in names else set()
+    used = {code for code in used if isinstance(code, str)}
+    assert used == set(CODES)
 
 
 # ---- README
@@ -228,3 +301,4 @@ def test_examples_run(script: Path, tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     (ROOT / "docs" / "methods.md").write_text(methods_page(), encoding="utf-8")
+    (ROOT / "docs" / "errors.md").write_text(errors_page(), encoding="utf-8")

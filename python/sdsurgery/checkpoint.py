@@ -109,7 +109,10 @@ class Checkpoint:
             more = f" (and {len(wanted) - 1} more)" if len(wanted) > 1 else ""
             raise InputRefused(
                 f"{printable(self.path)}: tensor '{printable(name)}' is needed and cannot be read: {printable(reason)}"
-                f"{more}; save it as a plain one where the file was made, or do without it (prune --drop-keys)"
+                f"{more}; save it as a plain one where the file was made, or do without it (prune(drop_keys=…))",
+                code="unusable_tensor",
+                tensor=name,
+                path=self.path,
             )
 
     def keys(self) -> list[str]:
@@ -173,13 +176,15 @@ def open_checkpoint(
                 from .formats.strangers import described
 
                 text = described(source) or f"not a checkpoint of a known format ({formats.known()})"
-                raise InputRefused(f"{printable(path)}: {text}")
+                raise InputRefused(f"{printable(path)}: {text}", code="unknown_format", path=os.fspath(path))
             given = {"allow_suspicious": allow_suspicious, "allow_inflate": allow_inflate}
             options = {name: value for name, value in given.items() if name in reader.options}
             try:
                 contents = reader.read(source, **options)
             except (InputRefused, RunFailed) as error:
-                raise type(error)(f"{printable(path)}: {error}") from None
+                if error.code == InputRefused.code:
+                    error.code = "damaged"
+                raise error.within(printable(path), path=os.fspath(path)) from None
             return Checkpoint(path, source, contents, _open_data(contents) or source)
     except BaseException:
         source.close()

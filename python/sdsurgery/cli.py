@@ -8,6 +8,7 @@ prints one object on stdout. Exit codes: 0 done, 1 failed while running, 2 wrong
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import re
@@ -18,8 +19,9 @@ from itertools import takewhile
 from typing import Any, NoReturn
 
 from . import __version__, commands
-from .commands.common import flush_stdout
-from .errors import SdsError, UsageError, printable
+from .commands.common import error_dict, flush_stdout, print_json
+from .commands.spelling import in_shell
+from .errors import Failure, Interrupted, RunFailed, UsageError, printable
 from .suggest import did_you_mean
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -36,34 +38,39 @@ def run(argv: Sequence[str]) -> int:
         code = chosen.run(args)
         flush_stdout()
         return code
-    except KeyboardInterrupt as error:
-        return _fail(str(error) or "interrupted", 130)
-    except Exception as error:
-        if caught:
-            return _fail("interrupted", 130)  # some C code wraps the KeyboardInterrupt that hits it in its own error
-        if os.environ.get("SDS_DEBUG") and not isinstance(error, SdsError):
+    except (Exception, KeyboardInterrupt) as error:
+        if caught and not isinstance(error, Interrupted):
+            error = Interrupted("interrupted")  # some C code wraps the KeyboardInterrupt that hits it in its own error
+        if os.environ.get("SDS_DEBUG") and not isinstance(error, Failure | KeyboardInterrupt):
             raise
-        return _fail(*_failure(error))
+        return _fail(_failure(error), json="--json" in takewhile("--".__ne__, argv))
 
 
-def _failure(error: Exception) -> tuple[str, int]:
-    if isinstance(error, SdsError):
-        return str(error), error.exit_code
+def _failure(error: BaseException) -> Failure:
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("interrupted")
     if isinstance(error, MemoryError):
-        return "out of memory", 1
+        return RunFailed("out of memory", code="memory")
     if isinstance(error, OSError):
         where = f"{printable(error.filename)}: " if error.filename else ""
-        return f"{where}{error.strerror or error}", 1
-    return f"internal error: {type(error).__name__}: {error} (SDS_DEBUG=1 shows where; please report it)", 1
+        return RunFailed(f"{where}{error.strerror or error}", code="io")
+    text = f"internal error: {type(error).__name__}: {error} (SDS_DEBUG=1 shows where; please report it)"
+    return RunFailed(text, code="internal")
 
 
-def _fail(message: str, code: int) -> int:
-    line = printable(message, 2000)
+def _fail(error: Failure, *, json: bool) -> int:
+    """One line on stderr and, with ``--json``, ``{"error": …}`` on stdout, unless a result has it already."""
+    if json and not error.in_json:
+        with contextlib.suppress(RunFailed):  # nobody reads stdout; the line below says more
+            print_json({"error": error_dict(error)})
+            flush_stdout()
     try:
-        print(f"sdsurgery: {line}", file=sys.stderr, flush=True)
+        print(f"sdsurgery: {in_shell(printable(error, 2000))}", file=sys.stderr, flush=True)
     except OSError:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (nobody listens any more; the exit code still tells)
-    return code
+    return error.exit_code
 
 
 def _keep_standard_streams() -> None:
@@ -143,13 +150,15 @@ class _Overview(_Formatter, argparse.RawDescriptionHelpFormatter):
 class _Parser(argparse.ArgumentParser):
     """argparse, with one line for a mistake (UsageError), "did you mean", and options between the files."""
 
+    code = "usage"
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": _Formatter, "epilog": EPILOG, "allow_abbrev": False, **options})
         # argparse takes -0.5 for a number, but -1e-3 and -0.5,1.5 for options that it doesn't know.
         self._negative_number_matcher = re.compile(r"-\.?\d|-(inf|nan)", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
+        raise UsageError(f"{message} (see {self.prog} --help)", code=self.code)
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         # Else argparse renders the usage for every command line; only the help shows it.
@@ -171,7 +180,10 @@ class _Parser(argparse.ArgumentParser):
         for word in options:
             name = word.partition("=")[0]
             if name not in known:
-                self.error(f"no option '{printable(word)}'{did_you_mean(name, known)}")
+                raise UsageError(
+                    f"no option '{printable(word)}'{did_you_mean(name, known)} (see {self.prog} --help)",
+                    code="unknown_name",
+                )
 
 
 def parse(argv: Sequence[str]) -> tuple[commands.Command, argparse.Namespace]:
@@ -188,7 +200,10 @@ def parse(argv: Sequence[str]) -> tuple[commands.Command, argparse.Namespace]:
         parser.error("no command given")
     name = argv[0]
     if name not in commands.NAMES:
-        raise UsageError(f"no command '{printable(name)}'{did_you_mean(name, commands.NAMES)} (see sdsurgery --help)")
+        raise UsageError(
+            f"no command '{printable(name)}'{did_you_mean(name, commands.NAMES)} (see sdsurgery --help)",
+            code="unknown_name",
+        )
     args = command_parser(name).parse(argv[1:])
     args.verb = name
     return commands.command(name), args

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .commands.spelling import in_shell
 from .errors import printable
 
 if TYPE_CHECKING:
@@ -150,13 +151,12 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
         speed = human_bytes(report.bytes_written / max(report.seconds, 1e-9))
         waited = f", {report.hash_seconds:.2f} s of it for hashes" if report.hash_seconds else ""
         lines.append(f"{report.seconds:.2f} s ({speed}/s written{waited})")
-    lines += [note if note.startswith("warning: ") else f"note: {note}" for note in report.notes]
+    lines += [in_shell(note if note.startswith("warning: ") else f"note: {note}") for note in report.notes]
     if verbose:
         lines += _verbose(report)
     if "fallback" in report.how:
-        lines.append(
-            f"note: done by the backend {report.how['backend']}, because: {printable(report.how['fallback'], 400)}"
-        )
+        reason = in_shell(printable(report.how["fallback"], 400))
+        lines.append(f"note: done by the backend {report.how['backend']}, because: {reason}")
     return lines
 
 
@@ -217,7 +217,7 @@ def inspection_lines(found: Inspection, verbose: bool = False) -> list[str]:
     if found.recipe is not None:
         lines.append("recipe:")
         lines += [f"  {printable(key)}: {printable(value)}" for key, value in found.recipe.items()]
-    return lines + [f"note: {printable(note, 1000)}" for note in found.notes]
+    return lines + [f"note: {in_shell(printable(note, 1000))}" for note in found.notes]
 
 
 def verification_lines(found: Verification) -> list[str]:
@@ -236,7 +236,7 @@ def verification_lines(found: Verification) -> list[str]:
         lines += [f"sha256 {found.sha256} (AutoV2 {found.sha256[:10]})", f"AutoV1 {found.autov1}"]
     if found.body_sha256:
         lines.append(f"sha256 of the tensor data {found.body_sha256} (AutoV3 {found.body_sha256[:12]})")
-    return lines + [f"note: {printable(note, 1000)}" for note in found.notes]
+    return lines + [f"note: {in_shell(printable(note, 1000))}" for note in found.notes]
 
 
 def method_lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:

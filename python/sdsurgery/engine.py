@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from . import _native, backends
 from .backends import Options, Reduced, RunHandle
 from .errors import (
+    CODES,
     NONFINITE,
     OVERFLOW,
     DeviceFailed,
@@ -37,7 +38,7 @@ Structure = Callable[[Sequence[str | None], str | None, Sequence[int]], list[tup
 def open_source(path: str | os.PathLike[str]) -> Source:
     """Open an input file (regular files only, never blocking). InputRefused with one line when that can't be."""
     if not _is_name(os.fsdecode(path)):
-        raise InputRefused(f"'{printable(os.fsdecode(path))}' is no name of a file")
+        raise InputRefused(f"'{printable(os.fsdecode(path))}' is no name of a file", code="not_found")
     with native_errors(InputRefused):
         return _native.Source(os.fsencode(path))
 
@@ -70,7 +71,7 @@ def native_errors(kind: type[SdsError] = RunFailed) -> Iterator[None]:
     except _native.Error as error:
         raise _translated(error, kind) from None
     except MemoryError:
-        raise RunFailed("out of memory") from None
+        raise RunFailed("out of memory", code="memory") from None
 
 
 def _translated(error: Any, kind: type[SdsError]) -> SdsError:
@@ -83,16 +84,16 @@ def _translated(error: Any, kind: type[SdsError]) -> SdsError:
 
 def _of_code(code: str, text: str, kind: type[SdsError]) -> SdsError:
     if code == "nonfinite":
-        return InputRefused(NONFINITE)
+        return InputRefused(NONFINITE, code=code)
     if code == "overflow":
-        return RunFailed(OVERFLOW)
+        return RunFailed(OVERFLOW, code=code)
     if code == "exists":
-        return UsageError(f"{text} (--force replaces it)")
+        return UsageError(f"{text} (overwrite=True replaces it)", code=code)
     if code == "invalid":
-        return UsageError(f"{text}")
+        return UsageError(text)
     if code == "damaged":
-        return RunFailed(f"{text}; nothing was written")
-    return kind(f"{text}")
+        return RunFailed(f"{text}; nothing was written", code=code)
+    return kind(text, code=code if code in CODES else None)
 
 
 @dataclass
@@ -111,24 +112,28 @@ class Outcome:
     hash_seconds: float = 0.0  # waited for hashes after the last byte was written
 
 
-def target_path(out: str | os.PathLike[str], force: bool) -> str:
-    """The real path of the output (a symlink is written through). UsageError when it exists and ``force`` is off.
+def target_path(out: str | os.PathLike[str], overwrite: bool) -> str:
+    """The real path of the output (a symlink is written through). UsageError when it exists and ``overwrite`` is off.
 
     RunFailed for a relative path when the current folder has been removed.
     """
     text = os.fsdecode(out)
     if not _is_name(text):
-        raise UsageError(f"'{printable(text)}' is no name of a file")
+        raise UsageError(f"'{printable(text)}' is no name of a file", code="bad_output")
     if text.endswith(("/", os.sep)):
-        raise UsageError(f"the output must be a file, not a folder: '{printable(text)}'")
+        raise UsageError(f"the output must be a file, not a folder: '{printable(text)}'", code="bad_output", path=text)
     if os.path.exists(text) and not os.path.isfile(text):
-        raise UsageError(f"the output must be a file, and '{printable(text)}' is something else")
-    if os.path.lexists(text) and not force:
-        raise UsageError(f"{printable(text)} exists; --force replaces it")
+        raise UsageError(
+            f"the output must be a file, and '{printable(text)}' is something else", code="bad_output", path=text
+        )
+    if os.path.lexists(text) and not overwrite:
+        raise UsageError(f"{printable(text)} exists; overwrite=True replaces it", code="exists", path=text)
     try:
         return os.path.realpath(text)
     except FileNotFoundError:
-        raise RunFailed(f"{printable(text)}: the current folder is gone, so there is nowhere to create it") from None
+        raise RunFailed(
+            f"{printable(text)}: the current folder is gone, so there is nowhere to create it", code="io", path=text
+        ) from None
 
 
 def preview(plan: Plan, sources: Sequence[Source], backend: str, options: Options) -> dict[str, Any]:
@@ -308,7 +313,9 @@ class _Hashes:
             # Hashing opens the file by name; another file may have taken the name since the run opened it.
             now = os.stat(item.path)
             if (now.st_dev, now.st_ino) != identity[:2] and os.name == "posix":
-                raise RunFailed(f"{printable(item.path)}: the file was replaced while it was being read")
+                raise RunFailed(
+                    f"{printable(item.path)}: the file was replaced while it was being read", code="changed"
+                )
         outcome.hash_seconds = time.monotonic() - started
 
     def cancel(self) -> None:

@@ -1,71 +1,161 @@
-"""Every failure that a user can meet, one class per exit code.
+"""Every failure that a user can meet: one class per exit code, one ``code`` per kind of failure.
 
-The message of each is one line that says which file or tensor, what was found, what was expected and what to do.
-Names that come from a file are escaped with :func:`printable` before they enter a message.
+The message is one line that says which file or tensor, what was found, what was expected and what to do. It names
+options as Python spells them (``overwrite=True``); the command line translates them (``commands/spelling.py``). Names
+that come from a file are escaped with :func:`printable` before they enter a message.
+
+Programs match ``error.code``, which is stable; the wording is not. docs/errors.md lists the codes.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+CODES = {
+    # UsageError
+    "usage": "the request is wrong in a way that has no code of its own",
+    "unknown_name": "no method, option, format, component, … has that name; the message lists close matches",
+    "bad_value": "a setting or parameter has a value that it cannot have",
+    "conflict": "two settings that exclude each other",
+    "no_output": "no output file was given",
+    "wrong_inputs": "a method got a number or kind of inputs that it does not take",
+    "exists": "the output exists, and overwriting was not asked for",
+    "bad_output": "the output's path is not one of a file that can be created",
+    "backend": "the backend cannot be used here, or cannot do what was asked",
+    "bad_array": "an array or tensor that `apply` or `save` cannot work with",
+    # InputRefused
+    "refused": "an input is refused for a reason that has no code of its own",
+    "not_found": "no such file or folder",
+    "permission": "the system refuses access",
+    "not_regular": "a folder, FIFO or device where a file is expected",
+    "unknown_format": "the file is no checkpoint of a known format",
+    "damaged": "the file breaks the rules of its format, or its bytes differ from their checksum",
+    "truncated": "the file ends before the bytes that it promises",
+    "suspicious": "a pickle names functions that could have done harm; nothing was run",
+    "compressed": "tensor data is compressed, and inflating it was not asked for",
+    "unusable_tensor": "a tensor that is needed is of a kind that cannot be read or computed with",
+    "family": "inputs of different families, or a family that the command cannot work with",
+    "unlike": "the inputs have too few tensors in common",
+    "shape": "a tensor's shape is not the expected one",
+    "missing_tensors": "tensors that the command needs are not in the input",
+    "extra_tensors": "the input has tensors that stand in the way",
+    "nonfinite": "NaN or Inf in an input, and it was to be refused",
+    # RunFailed
+    "failed": "the run failed for a reason that has no code of its own",
+    "io": "a read or write failed",
+    "no_space": "the disk or quota is full",
+    "changed": "an input changed while it was being read",
+    "overflow": "a value does not fit the output dtype, and it was to be refused",
+    "memory": "out of memory",
+    "stdout": "standard output is closed or broken",
+    "device": "a GPU ran out of memory, reported an error or was lost",
+    # the others
+    "differs": "a verification found a difference",
+    "interrupted": "Ctrl-C or a termination signal",
+    "internal": "a mistake in sdsurgery (command line only; from Python it is the exception itself)",
+}
+"""Every code and what it means."""
 
 
-class SdsError(Exception):
-    """Base of all errors raised on purpose; ``exit_code`` is what the command line returns for it."""
+class Failure(BaseException):
+    """What all errors have.
+
+    ``code``: a key of ``CODES``; ``exit_code``: what the command line returns. ``tensor`` and ``path``: the tensor's
+    name and the file, unescaped, where they are known. ``details``: further facts (``found``, ``expected``, …).
+    """
 
     exit_code = 1
+    code = "failed"
+    in_json = False  # whether the command line has printed it within a result
     job: int | None = None  # number of the plan's job that met it, for whoever knows the tensors' names
 
-    def of_tensor(self, name: str) -> SdsError:
+    def __init__(
+        self, message: str = "", *, code: str | None = None, tensor: str | None = None, path: str | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+        self.tensor, self.path, self.details = tensor, path, dict(details or {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: what the command line prints as ``{"error": …}``."""
+        return {
+            "code": self.code,
+            "exit_code": self.exit_code,
+            "message": str(self),
+            "tensor": self.tensor,
+            "path": self.path,
+            "details": self.details,
+        }
+
+
+class SdsError(Failure, Exception):
+    """Base of all errors raised on purpose but ``Interrupted``."""
+
+    def within(self: Raised, prefix: str, *, tensor: str | None = None, path: str | None = None) -> Raised:
+        """The same error with ``prefix`` in front; ``tensor`` and ``path`` are filled in where they were not known."""
+        return type(self)(
+            f"{prefix}: {self}", code=self.code, tensor=self.tensor or tensor, path=self.path or path,
+            details=self.details,
+        )  # fmt: skip
+
+    def of_tensor(self: Raised, name: str) -> Raised:
         """The same error with the tensor's name in front."""
-        return type(self)(f"tensor '{printable(name)}': {self}")
+        return self.within(f"tensor '{printable(name)}'", tensor=name)
 
 
 class RunFailed(SdsError):
     """The work began and could not be finished (disk full, input changed, overflow refused). Nothing is left behind."""
 
-    exit_code = 1
-
 
 class DeviceFailed(RunFailed):
     """A GPU ran out of memory, reported an error or was lost. Nothing is left behind; the CPU can do the same work."""
+
+    code = "device"
 
 
 class UsageError(SdsError):
     """The request itself is wrong: an unknown method, a missing parameter, a target that exists."""
 
     exit_code = 2
+    code = "usage"
 
 
 class InputRefused(SdsError):
     """An input is damaged, hostile, of the wrong family or of the wrong shape. Raised before the first output byte."""
 
     exit_code = 3
+    code = "refused"
 
 
 class VerificationDiffers(SdsError):
     """A verification or a comparison found a difference."""
 
     exit_code = 4
+    code = "differs"
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(Failure, KeyboardInterrupt):
     """The run was cancelled by Ctrl-C or a termination signal. Nothing is left behind.
 
-    A KeyboardInterrupt, so that ``except Exception`` in a loop over files does not swallow Ctrl-C.
+    A KeyboardInterrupt and no Exception: ``except Exception`` in a loop over files doesn't swallow Ctrl-C.
     """
 
     exit_code = 130
+    code = "interrupted"
 
 
 # What the engine and every backend say of values that are not wanted.
-NONFINITE = "NaN or Inf in an input (--on-nonfinite keep carries it through)"
-OVERFLOW = "a value does not fit the output dtype (--overflow inf or saturate, or a wider --dtype)"
+NONFINITE = 'NaN or Inf in an input (on_nonfinite="keep" carries it through)'
+OVERFLOW = 'a value does not fit the output dtype (overflow="inf" or "saturate", or a wider dtype=)'
 
-Failure = TypeVar("Failure", bound=SdsError)
+Raised = TypeVar("Raised", bound=SdsError)
 
 
-def of_job(job: int, error: Failure) -> Failure:
+def of_job(job: int, error: Raised) -> Raised:
     """The error as that of one job of a plan."""
     error.job = job
     return error

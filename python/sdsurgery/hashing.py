@@ -115,7 +115,7 @@ class _Background:
         while self._thread.is_alive():
             self._thread.join(0.2)  # a join without a limit would swallow Ctrl-C on Windows
         if isinstance(self._error, OSError):
-            raise RunFailed(f"{self._what} could not be read for its hash: {self._error.strerror}") from None
+            raise RunFailed(f"{self._what} could not be read for its hash: {self._error.strerror}", code="io") from None
         if self._error is not None:
             raise self._error
         return self._value
@@ -138,14 +138,14 @@ class FileHash(_Background):
         with open(self._path, "rb", buffering=0, opener=lambda path, _: os.open(path, flags)) as file:
             before = os.fstat(file.fileno())
             if not stat.S_ISREG(before.st_mode):
-                raise RunFailed(f"{self._what} is no longer a regular file")
+                raise RunFailed(f"{self._what} is no longer a regular file", code="changed")
             known = _recall(self._path, before)
             if known:
                 return known
             settled = time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > _FRESH_NS
             digest = self._digest(file.readinto)  # type: ignore[attr-defined]
             if _stamp(os.fstat(file.fileno())) != _stamp(before):
-                raise RunFailed(f"{self._what} changed while it was being hashed")
+                raise RunFailed(f"{self._what} changed while it was being hashed", code="changed")
         if settled:
             _remember(self._path, before, digest)
         return digest

@@ -17,30 +17,30 @@ if TYPE_CHECKING:
     from .surgery.compare import Comparison
 
 
-def check(path: str | os.PathLike[str], *, force: bool = False) -> str:
+def check(path: str | os.PathLike[str], *, overwrite: bool = False) -> str:
     """The resolved target. UsageError when matplotlib is missing, the name is no .png, or it can't be written there."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib, which is not installed: pip install matplotlib")
+        raise UsageError("a picture needs matplotlib, which is not installed: pip install matplotlib")
     if not os.fspath(path).lower().endswith(".png"):
-        raise UsageError(f"--plot writes a PNG picture: '{printable(os.fspath(path))}' should end in .png")
-    target = target_path(path, force)
+        raise UsageError(f"the picture is a PNG: '{printable(os.fspath(path))}' should end in .png", code="bad_output")
+    target = target_path(path, overwrite)
     if not os.path.isdir(os.path.dirname(target)):
-        raise UsageError(f"--plot: there is no folder '{printable(os.path.dirname(target))}'")
+        raise UsageError(f"the picture: there is no folder '{printable(os.path.dirname(target))}'", code="bad_output")
     return target
 
 
-def write(comparison: Comparison, path: str | os.PathLike[str], *, force: bool = False) -> None:
+def write(comparison: Comparison, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write the picture, whole or not at all.
 
     Raises UsageError as ``check`` and when there is nothing to show, RunFailed when the file cannot be written.
     """
-    target = check(path, force=force)
+    target = check(path, overwrite=overwrite)
     picture = _png(comparison)
     with native_errors(RunFailed):
         sink = _native.Sink(os.fsencode(target), len(picture))
         try:
             sink.write(0, picture)
-            sink.commit(force, True)
+            sink.commit(overwrite, True)
         finally:
             sink.abort()  # does nothing after the commit
 
@@ -70,7 +70,7 @@ def _png(comparison: Comparison) -> bytes:
 
     rows, columns, values = cells(comparison)
     if not rows:
-        raise UsageError("--plot: the two files have no weights in common")
+        raise UsageError("no picture: the two files have no weights in common", code="unlike")
     distances = [value for line in values for value in line if value and value < math.inf]
     # At least one decade, so that layers that differ equally are not shown as far apart.
     high = max(distances, default=1.0)

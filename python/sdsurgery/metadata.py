@@ -365,7 +365,9 @@ def _dump(value: object) -> str:
     try:
         return json.dumps(value, separators=(",", ":"), allow_nan=False)
     except ValueError:
-        raise UsageError("a parameter is not a finite number, so that the recipe cannot be stored") from None
+        raise UsageError(
+            "a parameter is not a finite number, so that the recipe cannot be stored", code="bad_value"
+        ) from None
 
 
 def _cost(value: object) -> int:

@@ -109,9 +109,9 @@ def from_json(value: Mapping[str, Any]) -> Recipe:
         parameters = dict(value.get("parameters", {}))
         return call(str(value["method"]), [from_json(item) for item in value["inputs"]], **extra, **parameters)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"not a recipe: {printable(error)} in {printable(value)}") from None
+        raise UsageError(f"not a recipe: {printable(error)} in {printable(value)}", code="bad_value") from None
     except RecursionError:
-        raise UsageError("not a recipe: its calls are nested too deeply") from None
+        raise UsageError("not a recipe: its calls are nested too deeply", code="bad_value") from None
 
 
 def _plain(value: float | tuple[float, ...]) -> Any:
@@ -124,7 +124,9 @@ def _json(name: str, spec: Any) -> str:
     try:
         return json.dumps(os.fspath(spec) if isinstance(spec, os.PathLike) else spec)
     except TypeError:
-        raise UsageError(f"{name} must be text, numbers or a mapping, not {type(spec).__name__}") from None
+        raise UsageError(
+            f"{name} must be text, numbers or a mapping, not {type(spec).__name__}", code="bad_value"
+        ) from None
 
 
 # ---- one formula of a tree
@@ -217,7 +219,7 @@ def compose(root: Call) -> Composition:
 
     whole = part(root, "")
     if len(leaves) > MOST_INPUTS:
-        raise UsageError(f"a recipe takes at most {MOST_INPUTS} files, {len(leaves)} given")
+        raise UsageError(f"a recipe takes at most {MOST_INPUTS} files, {len(leaves)} given", code="wrong_inputs")
     method = whole.method if whole.inputs == tuple(range(len(root.inputs))) else _as_method(whole, params)[0]
     return Composition(tuple(leaves), method, params, ratios["blocks"] or None, ratios["rules"] or None, whole)
 
@@ -237,7 +239,7 @@ def _by_ratio(
 ) -> dict[str, Any]:  # fmt: skip
     from .surgery.ratios import by_ratio
 
-    return {prefix + ratio: given for ratio, given in by_ratio(method, params, f"--{kind}", spec).items()}
+    return {prefix + ratio: given for ratio, given in by_ratio(method, params, f"{kind}=", spec).items()}
 
 
 def letter(number: int) -> str:

@@ -33,7 +33,7 @@ def write_checkpoint(
     size: str = "full",
     metadata: Mapping[str, str] | None = None,
     keep: Callable[[LayoutTensor], bool] | None = None,
-    force: bool = False,
+    overwrite: bool = False,
 ) -> int:
     """Write a checkpoint of ``family`` (a name from ``layouts``) and return its size in bytes.
 
@@ -50,7 +50,7 @@ def write_checkpoint(
         raise UsageError(f"size must be full or tiny, not {size!r}")
     if dtype not in BY_OPTION:
         raise UsageError(f"dtype cannot be {dtype!r}; known: {', '.join(BY_OPTION)}")
-    target = engine.target_path(path, force)
+    target = engine.target_path(path, overwrite)
     pieces: list[Piece] = []
     literals: list[bytes] = []
     layout = get(family)
@@ -70,7 +70,13 @@ def write_checkpoint(
     outline = Outline("generate", tuple(literals), tuple(pieces), Metadata(texts), family=family)
     placed = outline.placed(writer_for(target))
     engine.execute(
-        placed.plan, placed.sources(), target, placed.structure, options=Options(flush=False), replace=force, sync=False
+        placed.plan,
+        placed.sources(),
+        target,
+        placed.structure,
+        options=Options(flush=False),
+        replace=overwrite,
+        sync=False,
     )
     return placed.plan.size
 

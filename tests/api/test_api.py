@@ -115,7 +115,7 @@ def test_errors_are_the_public_classes(pair: tuple[Path, Path], tmp_path: Path) 
         sdsurgery.merge("weighted-sum", list(pair))
     with pytest.raises(sdsurgery.InputRefused, match="missing"):
         sdsurgery.cast(tmp_path / "missing.safetensors", out=out)
-    with pytest.raises(sdsurgery.UsageError, match="--force"):
+    with pytest.raises(sdsurgery.UsageError, match="overwrite=True"):
         sdsurgery.cast(pair[0], out=pair[1])
     with pytest.raises(sdsurgery.RunFailed, match="overflow"):
         sdsurgery.cast(plain(tmp_path / "big.safetensors", 1e9), dtype="fp16", overflow="error", out=out)
@@ -272,7 +272,7 @@ def test_what_cannot_name_a_file_is_refused(tmp_path: Path, name: str | bytes, p
     with pytest.raises(sdsurgery.InputRefused, match="no name of a file"):
         sdsurgery.open(name)
     with pytest.raises(sdsurgery.UsageError, match="file"):
-        sdsurgery.cast(pair[0], out=name, force=True)
+        sdsurgery.cast(pair[0], out=name, overwrite=True)
 
 
 def test_inputs_may_be_any_iterable(tmp_path: Path, pair: tuple[Path, Path]) -> None:
@@ -282,7 +282,7 @@ def test_inputs_may_be_any_iterable(tmp_path: Path, pair: tuple[Path, Path]) -> 
 
 @pytest.mark.parametrize("threads", [-1, 1025, 2.5, "4", None])
 def test_threads_are_a_whole_number(tmp_path: Path, threads: Any, pair: tuple[Path, Path]) -> None:
-    with pytest.raises(sdsurgery.UsageError, match="--threads must be a whole number"):
+    with pytest.raises(sdsurgery.UsageError, match="threads= must be a whole number"):
         sdsurgery.cast(pair[0], out=tmp_path / "o.safetensors", threads=threads)
     assert not (tmp_path / "o.safetensors").exists()
 

@@ -232,7 +232,7 @@ def test_files_have_the_cpus_bytes(backend: str, files: list[Path], tmp_path: Pa
     wanted = out.read_bytes()
     for memory in (4 << 20, 0):
         report = sdsurgery.merge(
-            "add-diff", files, alpha=0.7, out=out, sync=False, force=True, dtype=dtype, backend=backend,
+            "add-diff", files, alpha=0.7, out=out, sync=False, overwrite=True, dtype=dtype, backend=backend,
             gpu_memory=memory,
         )  # fmt: skip
         assert out.read_bytes() == wanted

@@ -49,7 +49,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def merged(files: list[Path], folder: Path, name: str = "out", **options: Any) -> tuple[Any, ...]:
     out = folder / "out.safetensors"
-    report = sdsurgery.merge("add-diff", files, alpha=0.7, out=out, sync=False, force=True, **options)
+    report = sdsurgery.merge("add-diff", files, alpha=0.7, out=out, sync=False, overwrite=True, **options)
     return hashlib.sha256(out.read_bytes()).hexdigest(), report.nonfinite, report.overflow
 
 
@@ -83,7 +83,7 @@ def test_strided_tensors_and_records_with_a_crc(tmp_path: Path, cuda: None) -> N
     for out in ("out.safetensors", "out.ckpt"):
         found = []
         for backend in ("cpu", "cuda"):
-            sdsurgery.merge("add-diff", files, out=tmp_path / out, sync=False, force=True, backend=backend)
+            sdsurgery.merge("add-diff", files, out=tmp_path / out, sync=False, overwrite=True, backend=backend)
             found.append((tmp_path / out).read_bytes())
         assert found[0] == found[1], out
     data = bytearray(files[1].read_bytes())
@@ -266,7 +266,7 @@ def test_policies_that_refuse_name_the_tensor(odd: list[Path], tmp_path: Path, c
         merged(odd, tmp_path, backend="cuda", on_nonfinite="error")
     with pytest.raises(RunFailed, match=r"tensor '.*does not fit"):
         merged(odd, tmp_path, backend="cuda", overflow="error")
-    with pytest.raises(UsageError, match="gpu-memory"):
+    with pytest.raises(UsageError, match="gpu_memory"):
         merged(odd, tmp_path, backend="cuda", gpu_memory=1000)
     assert not list(tmp_path.iterdir())
 

@@ -417,7 +417,7 @@ def test_a_fault_of_somebody_else_ends_the_process_as_it_would_without_us(models
     """faulthandler passes it on to us, who were there before it, and we to faulthandler, who was there before us."""
     code = """
 import faulthandler, mmap, os, sys, sdsurgery
-run = lambda: sdsurgery.cast(sys.argv[1], dtype="bf16", out="out.safetensors", io="mmap", force=True, sync=False)
+run = lambda: sdsurgery.cast(sys.argv[1], dtype="bf16", out="out.safetensors", io="mmap", overwrite=True, sync=False)
 run(); faulthandler.enable(); run()
 with open("short", "w+b") as file:
     file.truncate(8192)

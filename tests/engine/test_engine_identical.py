@@ -212,7 +212,7 @@ def test_the_output_may_be_one_of_the_inputs(odd: list[Path], tmp_path: Path) ->
         for path, copy in zip(odd, copies, strict=True):
             copy.write_bytes(path.read_bytes())
         sdsurgery.merge(
-            "add-diff", copies, alpha=ALPHA, out=copies[index], force=True, hash=False, sync=False, threads=2
+            "add-diff", copies, alpha=ALPHA, out=copies[index], overwrite=True, hash=False, sync=False, threads=2
         )
         tensors = read_file(copies[index])
         wanted = wanted or tensors
@@ -235,10 +235,10 @@ def test_generated_checkpoints_depend_on_their_arguments_alone(tmp_path: Path, m
     for target in TARGETS:
         monkeypatch.setenv("SDS_CPU", target)
         for dtype in ("fp16", "bf16"):
-            write_checkpoint(tmp_path / "x.safetensors", "sd1", size="tiny", seed=3, dtype=dtype, force=True)
+            write_checkpoint(tmp_path / "x.safetensors", "sd1", size="tiny", seed=3, dtype=dtype, overwrite=True)
             digests.add((dtype, digest(tmp_path / "x.safetensors")))
     assert len(digests) == 2
-    write_checkpoint(tmp_path / "x.safetensors", "sd1", size="tiny", seed=4, force=True)
+    write_checkpoint(tmp_path / "x.safetensors", "sd1", size="tiny", seed=4, overwrite=True)
     assert ("fp16", digest(tmp_path / "x.safetensors")) not in digests
 
 

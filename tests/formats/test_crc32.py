@@ -60,13 +60,13 @@ def test_only_what_is_read_is_checked(tmp_path):
     for body, fails in ((both, True), (part, False)):
         path = tmp_path / "in.ckpt"
         path.write_bytes(torch_zip(pickled(body), {"0": RECORD}))
-        sdsurgery.cast(path, out=tmp_path / "out.safetensors", force=True)
+        sdsurgery.cast(path, out=tmp_path / "out.safetensors", overwrite=True)
         damage(path, "b")
         if fails:
             with pytest.raises(sdsurgery.RunFailed, match="CRC-32"):
-                sdsurgery.cast(path, out=tmp_path / "out.safetensors", force=True)
+                sdsurgery.cast(path, out=tmp_path / "out.safetensors", overwrite=True)
         else:
-            sdsurgery.cast(path, out=tmp_path / "out.safetensors", force=True)
+            sdsurgery.cast(path, out=tmp_path / "out.safetensors", overwrite=True)
 
 
 def test_a_crc_of_zero_was_not_computed(tmp_path):

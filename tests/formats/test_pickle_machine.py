@@ -361,7 +361,7 @@ def test_python_2_names_map_as_the_real_unpickler_maps_them():
 
 def test_a_suspicious_pickle_is_refused_with_the_names_of_what_it_would_have_run():
     graph, _ = parse(pickled(tuple_of(call("os", "system", text("true")), call("builtins", "eval", text("1")))))
-    with pytest.raises(InputRefused, match=r"could have run os\.system, builtins\.eval\..*--allow-suspicious"):
+    with pytest.raises(InputRefused, match=r"could have run os\.system, builtins\.eval\..*allow_suspicious=True"):
         refuse_dangerous(graph)
 
 

@@ -21,7 +21,7 @@ RUNS = [
 def written(path, **given) -> dict[str, bytes]:
     """The tensors' bytes after a cast that changes nothing."""
     out = path.with_suffix(".out.safetensors")
-    sdsurgery.cast(path, out=out, force=True, hash=False, sync=False, **given)
+    sdsurgery.cast(path, out=out, overwrite=True, hash=False, sync=False, **given)
     with sdsurgery.open(out) as checkpoint:
         return {name: checkpoint.read(checkpoint.info(name)) for name in checkpoint}
 
@@ -66,7 +66,7 @@ def test_formulas_over_strided_and_plain_tensors_give_what_torch_gives(tmp_path,
         (tmp_path / f"{name}.ckpt").write_bytes(saved(values))
     out = tmp_path / "out.safetensors"
     inputs = [tmp_path / "a.ckpt", tmp_path / "b.ckpt"]
-    sdsurgery.merge("weighted-sum", inputs, alpha=0.3, out=out, hash=False, sync=False, force=True, **options)
+    sdsurgery.merge("weighted-sum", inputs, alpha=0.3, out=out, hash=False, sync=False, overwrite=True, **options)
     with sdsurgery.open(out) as checkpoint:
         for name, value in a.items():
             expected = torch.tensor(1 - 0.3) * value + torch.tensor(0.3) * b[name].float()
@@ -86,7 +86,7 @@ def test_parts_of_a_strided_tensor_are_operands_too(tmp_path):
     for options in RUNS:
         out = tmp_path / "out.safetensors"
         inputs = [tmp_path / "a.ckpt", tmp_path / "b.ckpt"]
-        sdsurgery.merge("weighted-sum", inputs, alpha=0.5, out=out, hash=False, sync=False, force=True, **options)
+        sdsurgery.merge("weighted-sum", inputs, alpha=0.5, out=out, hash=False, sync=False, overwrite=True, **options)
         with sdsurgery.open(out) as checkpoint:
             assert torch.equal(checkpoint.torch(key), expected)
 

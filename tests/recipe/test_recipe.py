@@ -79,7 +79,7 @@ def test_merging_in_two_passes_would_round_twice(five: list[Path], tmp_path: Pat
 def test_a_call_of_files_alone_writes_the_same_file_as_merge(five: list[Path], tmp_path: Path) -> None:
     sds.weighted_sum(*five[:2], alpha=0.3).save(tmp_path / "out.safetensors")
     first = (tmp_path / "out.safetensors").read_bytes()
-    sds.merge("weighted-sum", five[:2], alpha=0.3, out=tmp_path / "out.safetensors", force=True)
+    sds.merge("weighted-sum", five[:2], alpha=0.3, out=tmp_path / "out.safetensors", overwrite=True)
     assert (tmp_path / "out.safetensors").read_bytes() == first
 
 

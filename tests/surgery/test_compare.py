@@ -268,7 +268,7 @@ def test_other_spellings_of_names_are_noted_and_paired_on_request(tmp_path: Path
     a = write_raw(tmp_path / "a.safetensors", {**anchor, key: weight})
     b = write_raw(tmp_path / "b.safetensors", {**anchor, key.replace("text_model.", ""): weight})
     found = sdsurgery.compare(a, b)
-    assert not found.equal and any("--fix-names" in note for note in found.notes)
+    assert not found.equal and any("fix_names=True" in note for note in found.notes)
     assert sdsurgery.compare(a, b, fix_names=True).equal
 
 

@@ -179,7 +179,7 @@ def test_matrices_and_1x1_convolutions_are_the_same_in_both_directions(models: P
     matrices = write_raw(tmp_path / "flat.safetensors", flat)
     for base, donor in ((models / "a.safetensors", matrices), (matrices, models / "a.safetensors")):
         out = tmp_path / "o.safetensors"
-        sdsurgery.replace(base, {"vae": donor}, out=out, force=True)
+        sdsurgery.replace(base, {"vae": donor}, out=out, overwrite=True)
         found, own, given = raw(out), raw(base), raw(donor)
         for name in names:
             assert found[name] == (given[name][0], list(own[name][1]), given[name][2]), "the checkpoint's shape is kept"

@@ -92,9 +92,9 @@ def test_merge_and_cast_of_sd1(tmp_path: Path) -> None:
             write_checkpoint(path, "sd1", seed=seed)
         sdsurgery.merge("weighted-sum", [a, b], alpha=0.3, out=out, **FAST)
         evaluated(out, [a, b], lambda x, y: (1 - 0.3) * x + 0.3 * y, "float16")
-        sdsurgery.merge("add-diff", [a, b, c], alpha=0.7, out=out, force=True, **FAST)
+        sdsurgery.merge("add-diff", [a, b, c], alpha=0.7, out=out, overwrite=True, **FAST)
         evaluated(out, [a, b, c], lambda x, y, z: x + 0.7 * (y - z), "float16")
-        sdsurgery.cast(a, dtype="bf16", out=out, force=True, **FAST)
+        sdsurgery.cast(a, dtype="bf16", out=out, overwrite=True, **FAST)
         evaluated(out, [a], lambda x: x, "bfloat16")
 
 
@@ -113,11 +113,11 @@ def test_prune_extract_and_replace(family: str, tmp_path: Path) -> None:
         sdsurgery.prune(a, preset="inference", out=out, **FAST)
         same(out, keys(a, lambda name: not is_schedule(name)))
         for component, prefix in (("unet", UNET), ("text_encoder", "cond_stage_model.")):
-            sdsurgery.extract(a, component, out=out, force=True, **FAST)
+            sdsurgery.extract(a, component, out=out, overwrite=True, **FAST)
             same(out, keys(a, lambda name, prefix=prefix: name.startswith(prefix)))  # type: ignore[misc]
         write_checkpoint(b, family, seed=1, dtype="fp32", keep=lambda row: row.component == "vae")
         sdsurgery.extract(b, "vae", strip_prefix=True, out=vae, **FAST)
-        sdsurgery.replace(a, {"vae": vae}, out=out, force=True, **FAST)
+        sdsurgery.replace(a, {"vae": vae}, out=out, overwrite=True, **FAST)
         same(out, bake(a, vae))
 
 
@@ -133,9 +133,9 @@ def test_ema_of_sd1(tmp_path: Path) -> None:
         report = sdsurgery.ema(a, dtype="fp16", out=out, sync=False)
         assert report.bytes_read < 4.27e9, "the weights that the twins replace are not read"
         same(out, twins, "float16")
-        sdsurgery.prune(a, preset="ema-only", out=out, force=True, **FAST)
+        sdsurgery.prune(a, preset="ema-only", out=out, overwrite=True, **FAST)
         same(out, twins)
-        sdsurgery.prune(a, preset="no-ema", dtype="bf16", out=out, force=True, **FAST)
+        sdsurgery.prune(a, preset="no-ema", dtype="bf16", out=out, overwrite=True, **FAST)
         same(out, kept, "bfloat16")
 
 
@@ -146,9 +146,9 @@ def test_sdxl_base(tmp_path: Path) -> None:
         sdsurgery.prune(a, preset="inference", dtype="fp8_e4m3", out=out, **FAST)
         same(out, keys(a, lambda name: not is_schedule(name)), "float8_e4m3fn")
         for component, prefix in (("vae", VAE), ("text_encoder_2", "conditioner.embedders.1.")):
-            sdsurgery.extract(a, component, out=out, force=True, **FAST)
+            sdsurgery.extract(a, component, out=out, overwrite=True, **FAST)
             same(out, keys(a, lambda name, prefix=prefix: name.startswith(prefix)))  # type: ignore[misc]
         write_checkpoint(b, "sdxl-base", seed=1, keep=lambda row: row.component == "vae")
         sdsurgery.extract(b, "vae", strip_prefix=True, out=vae, **FAST)
-        sdsurgery.replace(a, {"vae": vae}, dtype="fp8_e4m3", out=out, force=True, **FAST)
+        sdsurgery.replace(a, {"vae": vae}, dtype="fp8_e4m3", out=out, overwrite=True, **FAST)
         same(out, bake(a, vae), "float8_e4m3fn")

@@ -229,9 +229,9 @@ def test_each_ratio_has_its_own_blocks_and_rules(
 
 def test_with_several_ratios_it_must_be_said_which(two_ratios: str, models: Mapping[str, list[Path]]) -> None:
     for options, words in (
-        ({"blocks": "IN00=0.5"}, "two-ratios has several ratios (alpha, beta); say which: --blocks alpha:…"),
-        ({"rules": {"x": 1.0}}, "say which: --rules alpha:…"),
-        ({"blocks": "alfa:IN00=0.5"}, "has no ratio 'alfa'; did you mean 'alpha'"),
+        ({"blocks": "IN00=0.5"}, 'two-ratios has several ratios (alpha, beta); say which: blocks={"alpha": …}'),
+        ({"rules": {"x": 1.0}}, 'say which: rules={"alpha": …}'),
+        ({"blocks": "alfa:IN00=0.5"}, "has no ratio 'alfa' for blocks=; did you mean 'alpha'"),
         ({"blocks": {"gamma": "IN00=0.5"}}, "has no ratio 'gamma'"),
         ({"blocks": ["beta:IN00=1", "beta:IN01=1"]}, "given twice for beta"),
     ):
@@ -270,7 +270,7 @@ def test_multiplier_is_the_plain_ratio_and_none_with_weights(tmp_path: Path) -> 
         tmp_path / "o.safetensors",
     )
     for options, expected in (({"alpha": 0.3}, 0.3), ({"weights": [0.5, 0.5]}, None)):
-        sdsurgery.merge("weighted-sum", [a, b], out=out, force=True, **options)
+        sdsurgery.merge("weighted-sum", [a, b], out=out, overwrite=True, **options)
         assert json.loads(read_raw(out)[1]["sd_merge_recipe"])["multiplier"] == expected
 
 

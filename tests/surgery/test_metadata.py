@@ -211,7 +211,7 @@ def test_the_family_tells_what_modelspec_has_no_name_for(tmp_path) -> None:
     ):
         out = tmp_path / f"{family}.safetensors"
         for name in "ab":
-            write_checkpoint(tmp_path / name, family, size="tiny", force=True)
+            write_checkpoint(tmp_path / name, family, size="tiny", overwrite=True)
         merge("weighted-sum", [tmp_path / "a", tmp_path / "b"], out=out, hash=False, sync=False)
         with open(out) as made:
             metadata = made.metadata()

@@ -187,7 +187,7 @@ def test_position_ids_in_one_input_only_are_explained(folder: Path, tmp_path: Pa
     assert any(note.startswith("position_ids: A has them, B (") and "A's are copied" in note for note in notes)
     got, notes = merged([without, a], tmp_path / "p.safetensors")
     assert IDS not in got
-    assert any("has them, A has none" in note and "--fix-clip adds them" in note for note in notes)
+    assert any("has them, A has none" in note and "fix_clip=True adds them" in note for note in notes)
     got, notes = merged([without, a], tmp_path / "r.safetensors", fix_clip=True)
     assert IDS in got
     assert not any(note.startswith("position_ids:") for note in notes)
@@ -199,7 +199,7 @@ def test_wrong_position_ids_are_told_of_by_every_verb_that_copies_them(folder: P
 
     ids = struct.pack("<77e", *range(7), 6.996, *range(8, 77))
     wrong = changed(a, tmp_path / "wrong.safetensors", lambda all: {**all, IDS: ("F16", [1, 77], ids)})
-    start, words = f"position_ids '{IDS}' are copied unchanged: F16", "6.99609 at 7 (--fix-clip repairs them)"
+    start, words = f"position_ids '{IDS}' are copied unchanged: F16", "6.99609 at 7 (fix_clip=True repairs them)"
     for notes in (
         merged([wrong, b], tmp_path / "m.safetensors")[1],
         sdsurgery.cast(wrong, out=tmp_path / "c.safetensors").notes,
@@ -297,7 +297,7 @@ def test_a_conflict_names_the_inputs_that_it_is_between(folder: Path, tmp_path: 
 def test_a_vae_and_a_whole_model_are_refused_with_the_verb_that_fits(folder: Path, tmp_path: Path) -> None:
     vae = tmp_path / "vae.safetensors"
     write_checkpoint(vae, "vae-kl-f8", size="tiny")
-    with pytest.raises(InputRefused, match=r"VAE f8 .*; replace --component vae puts a VAE into a checkpoint$"):
+    with pytest.raises(InputRefused, match=r"VAE f8 .*; replace\(component=.vae.\) puts a VAE into a checkpoint$"):
         sdsurgery.merge("weighted-sum", [folder / "sd1-a.safetensors", vae], dry_run=True)
 
 
@@ -327,4 +327,4 @@ def test_nothing_in_common_is_refused_even_if_forced(tmp_path: Path) -> None:
     b = write_raw(tmp_path / "b.safetensors", {"y": ("F32", [1], f32(1))})
     line = refused(sds("merge", "--method", "weighted-sum", a, b, "--force", "-o", tmp_path / "o.safetensors"), 3)
     assert "only 0 of 1 of A's tensors are in B" in line
-    assert "--force" not in line
+    assert "overwrite" not in line

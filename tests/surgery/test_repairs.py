@@ -86,7 +86,7 @@ def test_no_verb_averages_position_ids(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.safetensors"
     sdsurgery.merge("weighted-sum", [models / "bad.safetensors", models / "other.safetensors"], alpha=0.5, out=out)
     assert read_raw(out)[0][IDS] == WRONG
-    sdsurgery.cast(models / "bad.safetensors", dtype="fp32", out=out, force=True)
+    sdsurgery.cast(models / "bad.safetensors", dtype="fp32", out=out, overwrite=True)
     assert read_raw(out)[0][IDS] == WRONG
 
 
@@ -169,7 +169,7 @@ def test_inspect_says_that_names_are_old(models: Path, tmp_path: Path) -> None:
     assert not [note for note in sdsurgery.inspect(models / "new.safetensors").notes if "name" in note]
     path = write_raw(tmp_path / "old.safetensors", nested(nai(read_raw(models / "new.safetensors")[0]), "state_dict."))
     found = sdsurgery.inspect(path)
-    assert any("--fix-names" in note and "old or foreign name" in note for note in found.notes)
+    assert any("fix_names=True" in note and "old or foreign name" in note for note in found.notes)
     assert (found.family, found.ema) == ("sd1", "full")
 
 

@@ -105,9 +105,9 @@ def refuse_values(job: int, nonfinite: int, overflow: int, options: Options) -> 
     """InputRefused or RunFailed where the options want no NaN, Inf or overflow; the same lines as the native engine's
     (``engine.native_errors``)."""
     if nonfinite and options.on_nonfinite == "error":
-        raise of_job(job, InputRefused(NONFINITE))
+        raise of_job(job, InputRefused(NONFINITE, code="nonfinite"))
     if overflow and options.overflow == "error":
-        raise of_job(job, RunFailed(OVERFLOW))
+        raise of_job(job, RunFailed(OVERFLOW, code="overflow"))
 
 
 def damaged_of(plan: Plan, sources: Sequence[Source], options: Options) -> list[int]:
@@ -121,7 +121,9 @@ def damaged_of(plan: Plan, sources: Sequence[Source], options: Options) -> list[
             continue
         if options.refuse_damaged:
             path = printable(sources[check.source].path)
-            raise of_job(check.parts[0][0], RunFailed(f"{path}: damaged: its bytes differ from their CRC-32"))
+            raise of_job(
+                check.parts[0][0], RunFailed(f"{path}: damaged: its bytes differ from their CRC-32", code="damaged")
+            )
         damaged.append(index)
     return damaged
 
@@ -158,7 +160,7 @@ def get(name: str) -> Backend:
         from ..suggest import did_you_mean
 
         hint = did_you_mean(name, names()) or f"; known: auto, {', '.join(names())}"
-        raise UsageError(f"unknown backend '{printable(name)}'{hint}") from None
+        raise UsageError(f"unknown backend '{printable(name)}'{hint}", code="unknown_name") from None
     return backend
 
 
@@ -167,5 +169,5 @@ def choose(name: str) -> Backend:
     backend = get(name)
     reason = backend.available()
     if reason is not None:
-        raise UsageError(f"the backend {backend.name} cannot be used here: {reason}")
+        raise UsageError(f"the backend {backend.name} cannot be used here: {reason}", code="backend")
     return backend

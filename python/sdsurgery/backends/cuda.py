@@ -84,9 +84,9 @@ def device_errors(name: str = "") -> Iterator[None]:
     except cuda.Error as error:
         where = f"{name}: " if name else ""
         if error.code == "no_memory":
-            raise DeviceFailed(f"{where}out of GPU memory (a smaller --gpu-memory, or --fallback cpu)") from None
+            raise DeviceFailed(f'{where}out of GPU memory (a smaller gpu_memory=, or fallback="cpu")') from None
         if error.code == "lost":
-            raise DeviceFailed(f"{where}the GPU failed: {error} (--fallback cpu goes on without it)") from None
+            raise DeviceFailed(f'{where}the GPU failed: {error} (fallback="cpu" goes on without it)') from None
         raise DeviceFailed(f"{where}CUDA: {error}") from None
 
 
@@ -125,7 +125,7 @@ class _Staging:
             item = getattr(self._cuda, kind)(*place, max(nbytes, 1))
         except self._cuda.Error as error:
             if kind == "Pinned" and error.code == "no_memory":
-                raise DeviceFailed("no memory of the host to pin (a smaller --gpu-memory, or --fallback cpu)") from None
+                raise DeviceFailed('no memory of the host to pin (a smaller gpu_memory=, or fallback="cpu")') from None
             raise
         self._held.append(item)
         return item

@@ -78,15 +78,15 @@ def device_errors(name: str = "") -> Iterator[None]:
     try:
         yield
     except torch.cuda.OutOfMemoryError:
-        raise DeviceFailed(f"{where}out of GPU memory (a smaller --gpu-memory, or --fallback cpu)") from None
+        raise DeviceFailed(f'{where}out of GPU memory (a smaller gpu_memory=, or fallback="cpu")') from None
     except TritonError as error:
         text = str(error).strip().partition("\n")[0]
         raise DeviceFailed(
-            f"{where}Triton: {text or type(error).__name__} (--fallback cpu goes on without it)"
+            f'{where}Triton: {text or type(error).__name__} (fallback="cpu" goes on without it)'
         ) from None
     except RuntimeError as error:
         text = str(error).partition("\n")[0]
-        raise DeviceFailed(f"{where}the GPU failed: {text} (--fallback cpu goes on without it)") from None
+        raise DeviceFailed(f'{where}the GPU failed: {text} (fallback="cpu" goes on without it)') from None
 
 
 class _Staging:

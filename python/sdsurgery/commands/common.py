@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from ..errors import RunFailed, UsageError, printable
+from ..errors import Failure, RunFailed, UsageError, printable
+from .spelling import in_shell
 
 _CLOSED = "cannot write to standard output: it is closed"
 _OPENING = ("allow_suspicious", "allow_inflate")
@@ -26,7 +27,7 @@ _SETTINGS = (
     "io",
     "hash",
     "sync",
-    "force",
+    "overwrite",
     "fix_clip",
     "fix_names",
     "dry_run",
@@ -94,7 +95,12 @@ def writing(parser: argparse.ArgumentParser) -> None:
     add("--fix-clip", action="store_true", help="write the text encoders' position_ids as int64 0…76")
     add("--fix-names", action="store_true", help="read old and foreign tensor names as those of the family")
     add("--dry-run", action="store_true", help="print the plan and write nothing")
-    add("--force", action="store_true", help="replace an existing output; merge models with little in common")
+    add(
+        "--force",
+        dest="overwrite",
+        action="store_true",
+        help="replace an existing output; merge models with little in common",
+    )
     add("--no-hash", dest="hash", action="store_false", help="don't compute SHA-256 of inputs and output")
     add("--no-sync", dest="sync", action="store_false", help="don't wait for the disk before the rename")
     reading(parser)
@@ -146,7 +152,7 @@ def written(args: argparse.Namespace, work: Callable[..., Any]) -> int:
     from .. import console
 
     if args.out is None and not args.dry_run:
-        raise UsageError("no output given (-o FILE, or --dry-run)")
+        raise UsageError("no output given (out=FILE, or dry_run=True)", code="no_output")
     if args.json:
         require_stdout()
     with console.progress(args.verb, quiet=args.quiet) as progress:
@@ -158,7 +164,7 @@ def written(args: argparse.Namespace, work: Callable[..., Any]) -> int:
         except RunFailed as error:
             if args.dry_run:
                 raise
-            raise RunFailed(f"{error}; the output is written") from None
+            raise RunFailed(f"{error}; the output is written", code=error.code) from None
     show(args, report)
     return 0
 
@@ -186,7 +192,7 @@ def show(args: argparse.Namespace, report: Any) -> None:
 def require_stdout() -> None:
     """Before work whose result goes there: RunFailed when stdout is closed, or a pipe that nobody reads."""
     if sys.stdout is None:
-        raise RunFailed(_CLOSED)
+        raise RunFailed(_CLOSED, code="stdout")
     import select
 
     if not hasattr(select, "poll"):
@@ -204,12 +210,23 @@ def print_lines(lines: Iterable[str]) -> int:
     return 0
 
 
-def print_json(value: dict[str, Any]) -> int:
-    """Print one JSON object on stdout; returns 0. RunFailed as ``print_lines``."""
+def print_json(value: dict[str, Any], error: Failure | None = None) -> int:
+    """Print one JSON object on stdout; returns 0. RunFailed as ``print_lines``.
+
+    ``error``: what the caller raises next, for a result that is a failure too; it becomes the object's ``error``.
+    """
     import json
 
-    _write(json.dumps(value, indent=2, ensure_ascii=True))
+    if error is not None:
+        value = {**value, "error": error_dict(error)}
+        error.in_json = True
+    _write(json.dumps(value, indent=2, ensure_ascii=True, default=str))
     return 0
+
+
+def error_dict(error: Failure) -> dict[str, Any]:
+    """An error in JSON types, its options spelled as the command line takes them."""
+    return {**error.to_dict(), "message": in_shell(str(error))}
 
 
 def flush_stdout() -> None:
@@ -224,7 +241,7 @@ def flush_stdout() -> None:
 
 def _write(text: str) -> None:
     if sys.stdout is None:
-        raise RunFailed(_CLOSED)
+        raise RunFailed(_CLOSED, code="stdout")
     try:
         sys.stdout.write(text + "\n")
     except (OSError, ValueError) as error:
@@ -234,4 +251,6 @@ def _write(text: str) -> None:
 def _stdout_failed(error: Exception) -> NoReturn:
     # The interpreter flushes stdout once more at exit, and would complain a second time.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    raise RunFailed(f"cannot write to standard output: {getattr(error, 'strerror', None) or error}") from None
+    raise RunFailed(
+        f"cannot write to standard output: {getattr(error, 'strerror', None) or error}", code="stdout"
+    ) from None

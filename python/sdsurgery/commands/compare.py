@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import printable
 from .common import backend, opening, plain, print_json, print_lines, reading, threads
+from .spelling import in_shell
 
 if TYPE_CHECKING:
     from ..surgery.compare import Comparison, Likeness
@@ -25,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("b", metavar="B")
     add("--fix-names", action="store_true", help="read old and foreign names as the family's own")
     add("--plot", metavar="FILE.png", help="draw a heat map, blocks × kinds of layer (needs matplotlib)")
-    add("--force", action="store_true", help="replace an existing picture")
+    add("--force", dest="overwrite", action="store_true", help="replace an existing picture")
     backend(parser)
     threads(parser)
     reading(parser)
@@ -36,13 +37,13 @@ def run(args: argparse.Namespace) -> int:
     from ..surgery.compare import compare
 
     if args.plot is not None:
-        heatmap.check(args.plot, force=args.force)
+        heatmap.check(args.plot, overwrite=args.overwrite)
     with console.progress("compare", quiet=args.quiet) as progress:
         names = ("threads", "backend", "gpu_memory", "fallback", "fix_names")
         options = {**{name: getattr(args, name) for name in names}, **opening(args)}
         found = compare(args.a, args.b, progress=progress, **options)
     if args.plot is not None:
-        found.plot(args.plot, force=args.force)
+        found.plot(args.plot, overwrite=args.overwrite)
     if args.json:
         print_json(found.to_dict())
     elif not args.quiet:
@@ -72,7 +73,7 @@ def lines(found: Comparison, *, verbose: bool = False) -> Iterator[str]:
     if total.a_nonfinite or total.b_nonfinite:
         yield f"NaN or Inf, left out of the numbers: {total.a_nonfinite} in A, {total.b_nonfinite} in B"
     for note in found.notes:
-        yield f"note: {printable(note, 400)}"
+        yield f"note: {in_shell(printable(note, 400))}"
     yield _verdict(found)
 
 

@@ -7,7 +7,8 @@ import sys
 from typing import Any
 
 from ..errors import UsageError, printable
-from .common import print_json, settings, show, writing, written
+from .common import error_dict, print_json, settings, show, writing, written
+from .spelling import in_shell
 
 HELP = "write checkpoints in another format: .ckpt to .safetensors and back"
 
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out_dir is not None:
         return _many(args)
     if len(args.inputs) > 1:
-        raise UsageError("several files need --out-dir FOLDER in place of -o")
+        raise UsageError("several files need --out-dir FOLDER in place of -o", code="conflict")
     return written(args, lambda **given: convert(args.inputs[0], **given))
 
 
@@ -34,26 +35,25 @@ def _many(args: argparse.Namespace) -> int:
     from ..surgery.convert import convert_all
 
     if args.out is not None:
-        raise UsageError("--out-dir names the files itself; it can't be combined with -o")
+        raise UsageError("--out-dir names the files itself; it can't be combined with -o", code="conflict")
     with console.progress("convert", quiet=args.quiet) as progress:
         done = convert_all(args.inputs, out_dir=args.out_dir, to=args.to, progress=progress, **settings(args))
+    failed = [item.error for item in done if item.error is not None]
+    error = failed[0].within(f"{len(failed)} of {len(done)} files were not converted, the first") if failed else None
     if args.json:
-        print_json({"files": [_row(item) for item in done]})
+        print_json({"files": [_row(item) for item in done]}, error)
     for item in done:
         if item.report is not None:
             show(args, item.report)
         elif not args.quiet:
-            print(f"failed: {printable(item.error, 1000)}", file=sys.stderr)
-    failed = [item for item in done if item.error is not None]
-    if failed:
-        first = failed[0].error
-        assert first is not None
-        raise type(first)(f"{len(failed)} of {len(done)} files were not converted, the first: {first}")
+            print(f"failed: {in_shell(printable(item.error, 1000))}", file=sys.stderr)
+    if error is not None:
+        raise error
     return 0
 
 
 def _row(item: Any) -> dict[str, Any]:
-    failed = None if item.error is None else {"message": str(item.error), "exit_code": item.error.exit_code}
+    failed = None if item.error is None else error_dict(item.error)
     return {
         "path": item.path,
         "output": item.out,

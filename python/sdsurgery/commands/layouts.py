@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.ema and not args.keys:
-        raise UsageError("--ema belongs to --keys FAMILY")
+        raise UsageError("--ema belongs to --keys FAMILY", code="conflict")
     if args.keys is not None:
         return _keys(args)
     return _blocks(args) if args.blocks is not None else _families(args)

@@ -23,7 +23,9 @@ def run(args: argparse.Namespace) -> int:
     from ..surgery.components import replace
 
     if len(args.component) != len(args.donors) or len(set(args.component)) != len(args.component):
-        raise UsageError("every --component needs its own --with FILE, and each component can be given once")
+        raise UsageError(
+            "every --component needs its own --with FILE, and each component can be given once", code="wrong_inputs"
+        )
     donors = dict(zip(args.component, args.donors, strict=True))
     missing = args.allow_missing
     return written(args, lambda **settings: replace(args.input, donors, allow_missing=missing, **settings))

@@ -19,12 +19,16 @@ def run(args: argparse.Namespace) -> int:
     from ..formats.scan import scan
 
     report = scan(*args.inputs)
-    if args.json:
-        print_json(report.as_json())
-    elif not args.quiet:
-        print_lines(report.lines(verbose=args.verbose))
     bad = [file.path for file in report.files if file.suspicious]
+    error = None
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise InputRefused(f"suspicious: {printable(bad[0], 1000)}{more} (of {len(report.files)} files looked at)")
+        text = f"suspicious: {printable(bad[0], 1000)}{more} (of {len(report.files)} files looked at)"
+        error = InputRefused(text, code="suspicious", path=bad[0])
+    if args.json:
+        print_json(report.as_json(), error)
+    elif not args.quiet:
+        print_lines(report.lines(verbose=args.verbose))
+    if error is not None:
+        raise error
     return 0

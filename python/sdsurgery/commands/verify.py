@@ -24,10 +24,11 @@ def run(args: argparse.Namespace) -> int:
 
     with console.progress("verify", quiet=args.quiet) as progress:
         found = verify(args.input, threads=args.threads, hash=args.hash, progress=progress, **opening(args))
+    error = VerificationDiffers(f"{args.input}: {'; '.join(found.differs)}", path=args.input) if found.differs else None
     if args.json:
-        print_json(found.to_dict())
+        print_json(found.to_dict(), error)
     elif not args.quiet:
         print_lines(console.verification_lines(found))
-    if found.differs:
-        raise VerificationDiffers(f"{args.input}: {'; '.join(found.differs)}")
+    if error is not None:
+        raise error
     return 0

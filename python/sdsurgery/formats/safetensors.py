@@ -338,7 +338,9 @@ def layout(tensors: Sequence[tuple[str, DType, tuple[int, ...]]], metadata: Mapp
         if name in names:
             if name == _METADATA:
                 raise InputRefused(
-                    f"a tensor cannot be written as '{name}', the file's own metadata; prune --drop-keys drops it"
+                    f"a tensor cannot be written as '{name}', the file's own metadata; prune(drop_keys=…) drops it",
+                    code="extra_tensors",
+                    tensor=name,
                 )
             raise UsageError(f"tensor '{printable(name)}' would be written twice")
         names.add(name)

@@ -155,7 +155,7 @@ def scan_file(path: str) -> FileScan:
     """Scan one file. UsageError when it cannot be opened or is not a regular file."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UsageError(f"{printable(path)}: not a regular file")
+            raise UsageError(f"{printable(path)}: not a regular file", code="not_regular")
         with open(path, "rb") as file:
             return scan_source(path, _File(file))
     except OSError as error:
@@ -180,7 +180,7 @@ class _File:
         self._file.seek(offset)
         data = self._file.read(count)
         if len(data) != count:
-            raise InputRefused("the file changed while it was being read")
+            raise InputRefused("the file changed while it was being read", code="changed")
         return data
 
 

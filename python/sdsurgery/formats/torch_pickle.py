@@ -24,5 +24,6 @@ def refuse_dangerous(graph: Graph) -> None:
     )
     raise InputRefused(
         f"suspicious: torch.load could have run {listed}. Nothing was run here; "
-        "--allow-suspicious reads the tensors anyway"
+        "allow_suspicious=True reads the tensors anyway",
+        code="suspicious",
     )

@@ -50,7 +50,8 @@ def read(
     if not allow_inflate:
         raise InputRefused(
             f"{len(packed)} of {len(storages)} storages are compressed, so they cannot be read in place; "
-            "re-save the file with torch.save, or add --allow-inflate to inflate it into a temporary file"
+            "re-save the file with torch.save, or add allow_inflate=True to inflate it into a temporary file",
+            code="compressed",
         )
     return _inflated(source, graph, storages, inflate_dir)
 
@@ -116,7 +117,9 @@ def _inflated(source: Source, graph: Graph, storages: Mapping[str, Entry], folde
     found = contents("torch-zip", graph, records)
     folder = folder or tempfile.gettempdir()
     if offset > shutil.disk_usage(folder).free:
-        raise RunFailed(f"inflating needs {offset} bytes in {printable(folder)}, and there is less free space")
+        raise RunFailed(
+            f"inflating needs {offset} bytes in {printable(folder)}, and there is less free space", code="no_space"
+        )
     handle, path = tempfile.mkstemp(prefix="sdsurgery-", suffix=".inflated", dir=folder)
     try:
         with os.fdopen(handle, "wb") as out:

@@ -99,7 +99,7 @@ class StreamRun:
         self._reduces = any(isinstance(program, Reduction) for program in plan.programs)  # then all do
         least = _LEAST_REDUCED if self._reduces else LEAST_MEMORY
         if self.memory < least:
-            raise UsageError(f"--gpu-memory must be at least {least >> 20} MiB here")
+            raise UsageError(f"gpu_memory= must be at least {least >> 20} MiB here", code="bad_value")
         if self._reduces:
             self.workers = min(self.workers, self.memory // _LEAST_REDUCED)
             self._in_bytes, self._out_bytes = (self.memory // self.workers - ALIGNMENT) * 2 // 3, ALIGNMENT
@@ -323,16 +323,18 @@ def require_supported(plan: Plan, name: str, supports: Any, wide: bool, *, reduc
         if isinstance(program, Reduction):
             if reduces:
                 continue
-            raise UsageError(f"the backend {name} has no reductions; use --backend cpu or cuda")
+            raise UsageError(f'the backend {name} has no reductions; use backend="cpu" or "cuda"', code="backend")
         if not isinstance(program, Program):
-            raise UsageError(f"the backend {name} evaluates formulas only; use --backend cpu")
+            raise UsageError(f'the backend {name} evaluates formulas only; use backend="cpu"', code="backend")
         dtypes = tuple(operand.dtype for operand in job.operands)
         if (job.program, dtypes, job.dtype) in seen:
             continue
         seen.add((job.program, dtypes, job.dtype))
         reason = supports(program, dtypes, job.dtype, wide)
         if reason is not None:
-            raise of_job(index, UsageError(f"the backend {name} cannot do this: {reason}; use --backend cpu"))
+            raise of_job(
+                index, UsageError(f'the backend {name} cannot do this: {reason}; use backend="cpu"', code="backend")
+            )
 
 
 def describe(run: StreamRun) -> dict[str, Any]:

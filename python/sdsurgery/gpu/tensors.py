@@ -51,7 +51,9 @@ def choose(formula: Formula, dtypes: Sequence[DType], dtype: DType, wide: bool) 
         if reason is None:
             return backend
         reasons.append(f"{name}: {reason}")
-    raise UsageError(f"no backend can do this on the GPU ({'; '.join(reasons)}); move the tensors to the CPU")
+    raise UsageError(
+        f"no backend can do this on the GPU ({'; '.join(reasons)}); move the tensors to the CPU", code="backend"
+    )
 
 
 def alike(tensors: Sequence[Any]) -> bool:
@@ -109,7 +111,7 @@ def evaluate(
     if counts is not None:
         overflows = int(counts[1::2].sum())
         if overflows:
-            raise RunFailed(f"{overflows} values do not fit {dtype.name}")
+            raise RunFailed(f"{overflows} values do not fit {dtype.name}", code="overflow")
 
 
 def _apart(item: Any, out: Any) -> Any:

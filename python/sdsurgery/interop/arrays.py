@@ -20,12 +20,14 @@ def device_of(inputs: Sequence[Any], out: Any) -> Any:
     found: set[Any] = {item.device if is_torch(item) else "cpu" for item in given}
     found = {"cpu" if getattr(item, "type", item) == "cpu" else item for item in found}
     if len(found) > 1:
-        raise UsageError(f"the tensors are on different devices: {', '.join(sorted(map(str, found)))}")
+        raise UsageError(
+            f"the tensors are on different devices: {', '.join(sorted(map(str, found)))}", code="bad_array"
+        )
     (device,) = found or {"cpu"}
     if device == "cpu":
         return None
     if device.type != "cuda":
-        raise UsageError(f"apply works on CPU and CUDA tensors, not on {device}")
+        raise UsageError(f"apply works on CPU and CUDA tensors, not on {device}", code="bad_array")
     return device
 
 
@@ -44,7 +46,7 @@ class Tensor:
 
     def __init__(self, value: Any) -> None:
         if str(value.layout) != "torch.strided":
-            raise UsageError(f"apply works on dense tensors, not on {value.layout}")
+            raise UsageError(f"apply works on dense tensors, not on {value.layout}", code="bad_array")
         self.dtype, self.shape = torch_dtype(value), value.shape
 
 
@@ -56,7 +58,7 @@ class Array:
         self.is_torch = is_torch(value)
         if self.is_torch:
             if str(value.layout) != "torch.strided":
-                raise UsageError(f"apply works on dense tensors, not on {value.layout}")
+                raise UsageError(f"apply works on dense tensors, not on {value.layout}", code="bad_array")
             if output:
                 require_separate(value.shape, value.stride())
             self.value = value.detach().resolve_neg().contiguous()
@@ -67,13 +69,15 @@ class Array:
         import numpy as np
 
         if not isinstance(value, np.ndarray):
-            raise UsageError(f"apply works on NumPy arrays and torch tensors, not on {type(value).__name__}")
+            raise UsageError(
+                f"apply works on NumPy arrays and torch tensors, not on {type(value).__name__}", code="bad_array"
+            )
         if output and not value.flags.writeable:
-            raise UsageError("out is read-only")
+            raise UsageError("out is read-only", code="bad_array")
         if output:
             require_separate(value.shape, value.strides)
         if not value.dtype.isnative:
-            raise UsageError(f"apply needs arrays in the machine's byte order, not {value.dtype.str}")
+            raise UsageError(f"apply needs arrays in the machine's byte order, not {value.dtype.str}", code="bad_array")
         self.value = np.ascontiguousarray(value).reshape(value.shape)
         names = {numpy_name: name for name, numpy_name in NUMPY.items()} | {
             "bfloat16": "BF16",
@@ -96,7 +100,7 @@ class Array:
             return Array(np.empty(self.shape, NUMPY[dtype.name]))
         if dtype is self.dtype:  # an ml_dtypes array
             return Array(np.empty_like(self.value))
-        raise UsageError(f"NumPy has no {dtype.name}; pass torch tensors, or out=")
+        raise UsageError(f"NumPy has no {dtype.name}; pass torch tensors, or out=", code="bad_array")
 
     def apart_from(self, result: Array) -> Array:
         """Itself, or a copy where the result would overwrite elements that are still to be read."""
@@ -121,4 +125,4 @@ class Array:
 
 def require_separate(shape: Sequence[int], strides: Sequence[int]) -> None:
     if any(size > 1 and step == 0 for size, step in zip(shape, strides, strict=True)):
-        raise UsageError("out is a broadcast view: several of its elements are the same memory")
+        raise UsageError("out is a broadcast view: several of its elements are the same memory", code="bad_array")

@@ -65,7 +65,9 @@ def apply_many(
             columns.append([item[name] for name in names])
         except KeyError:
             name = next(name for name in names if name not in item)
-            raise UsageError(f"tensor '{printable(name)}' is missing in input {number + 1}") from None
+            raise UsageError(
+                f"tensor '{printable(name)}' is missing in input {number + 1}", code="wrong_inputs", tensor=name
+            ) from None
     calls = list(zip(zip(*columns, strict=True), map(results.get, names), strict=True))
     for name, result in zip(names, request.evaluate(calls, names), strict=True):
         results[name] = result
@@ -84,9 +86,9 @@ class _Request:
 
         for option, value in (("overflow", overflow), ("compute", compute)):
             if value not in CHOICES[option]:
-                raise UsageError(f"{option} cannot be {value!r}; known: {', '.join(CHOICES[option])}")
+                raise UsageError(f"{option} cannot be {value!r}; known: {', '.join(CHOICES[option])}", code="bad_value")
         if dtype is not None and dtype not in BY_OPTION:
-            raise UsageError(f"dtype cannot be {dtype!r}; known: {', '.join(BY_OPTION)}")
+            raise UsageError(f"dtype cannot be {dtype!r}; known: {', '.join(BY_OPTION)}", code="bad_value")
         chosen = get(method, ("merge", "cast"))
         self.formula = _formula(chosen, count, chosen.bind(count, params))
         self.dtype = BY_OPTION[dtype] if dtype else None
@@ -114,7 +116,7 @@ class _Request:
                     results[index] = self._out_there(inputs, out)
                     away.setdefault(device, []).append(index)
             except UsageError as error:
-                raise UsageError(f"tensor '{printable(names[index])}': {error}") if names else error from None
+                raise error.of_tensor(names[index]) if names else error from None
         if plain is not None:
             plain.evaluate(self.formula, overflow=self.overflow, wide=self.wide)
         for numbers in away.values():
@@ -145,15 +147,15 @@ class _Request:
         if self.overflow == "error" and overflows:
             from ..errors import RunFailed
 
-            raise RunFailed(f"{overflows} values do not fit {result.dtype.name}")
+            raise RunFailed(f"{overflows} values do not fit {result.dtype.name}", code="overflow")
         return result.give_back()
 
     def _check(self, arrays: Sequence[Any], result: Any) -> None:
         if self.dtype is not None and self.dtype is not result.dtype:
-            raise UsageError(f"out is {result.dtype.name}, but dtype asks for {self.dtype.option}")
+            raise UsageError(f"out is {result.dtype.name}, but dtype asks for {self.dtype.option}", code="conflict")
         for array in (*arrays[1:], result):
             if array.shape != arrays[0].shape:
-                raise UsageError(f"shapes differ: {list(array.shape)} and {list(arrays[0].shape)}")
+                raise UsageError(f"shapes differ: {list(array.shape)} and {list(arrays[0].shape)}", code="shape")
 
     # ---- on a GPU
 

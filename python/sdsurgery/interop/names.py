@@ -37,5 +37,5 @@ def torch_dtype(value: Any) -> DType:
 def float_dtype(name: str) -> DType:
     dtype = BY_NAME.get(name)
     if dtype is None or not dtype.computable:
-        raise UsageError(f"apply works on float arrays, not on {name}")
+        raise UsageError(f"apply works on float arrays, not on {name}", code="bad_array")
     return dtype

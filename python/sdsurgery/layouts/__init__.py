@@ -54,7 +54,7 @@ def get(name: str) -> Layout:
 
     known = [layout.name for layout in REGISTRY]
     hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
-    raise UsageError(f"unknown layout '{printable(name)}'{hint}")
+    raise UsageError(f"unknown layout '{printable(name)}'{hint}", code="unknown_name")
 
 
 def implementation_of(name: str) -> str:

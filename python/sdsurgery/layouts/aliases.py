@@ -137,8 +137,8 @@ def remarks(keys: Iterable[str], layout: Layout) -> tuple[str, ...]:
         elif canonical(key, layout) != key:
             renamed.append(f"{key} for {canonical(key, layout)}")
     found = (
-        (renamed, "tensors have an old or foreign name (--fix-names repairs it)"),
-        (flipped, "text projections hold the transposed matrix, as their name says (--fix-names repairs it)"),
+        (renamed, "tensors have an old or foreign name (fix_names=True repairs it)"),
+        (flipped, "text projections hold the transposed matrix, as their name says (fix_names=True repairs it)"),
     )
     return tuple(
         f"{len(hits)} {text}: {printable(hits[0])}{', …' if len(hits) > 1 else ''}" for hits, text in found if hits

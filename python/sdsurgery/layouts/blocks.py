@@ -27,10 +27,12 @@ def parse_blocks(text: str, layout: Layout) -> dict[str, float]:
     Raises UsageError for a block that the family doesn't have, a number that isn't finite, a list of another length.
     """
     if not layout.blocks:
-        raise UsageError(f"block weights: {layout.title} has no merge blocks")
+        raise UsageError(f"block weights: {layout.title} has no merge blocks", code="bad_value")
     items = [item.strip() for item in text.split(",")]
     if items == [""]:
-        raise UsageError("block weights: the list is empty; give for instance IN04=0.3,OUT05-OUT08=0.8 or GRAD_V")
+        raise UsageError(
+            "block weights: the list is empty; give for instance IN04=0.3,OUT05-OUT08=0.8 or GRAD_V", code="bad_value"
+        )
     if all("=" not in item and _is_number(item) for item in items):
         weights = _from_list([_number(item, item) for item in items], layout)
     else:
@@ -52,13 +54,18 @@ def _item(item: str, place: int, layout: Layout) -> Iterator[tuple[str, float]]:
     if values is None:
         _no_such_preset(item, network)
     if place:
-        raise UsageError(f"block weights: the preset '{printable(item)}' must come first, assignments after it")
+        raise UsageError(
+            f"block weights: the preset '{printable(item)}' must come first, assignments after it", code="bad_value"
+        )
     return zip(network.blocks, values, strict=True)
 
 
 def _require_network(layout: Layout) -> Network:
     if layout.network is None:
-        raise UsageError(f"block weights: {layout.title} has no U-Net; only {' and '.join(layout.blocks)} can be set")
+        raise UsageError(
+            f"block weights: {layout.title} has no U-Net; only {' and '.join(layout.blocks)} can be set",
+            code="bad_value",
+        )
     return layout.network
 
 
@@ -66,7 +73,9 @@ def _no_such_preset(item: str, network: Network) -> NoReturn:
     from ..suggest import did_you_mean
 
     hint = did_you_mean(item.upper(), network.presets()) or "; expected NAME=NUMBER, a preset, or a list of numbers"
-    raise UsageError(f"block weights: '{printable(item)}' is neither an assignment nor a preset{hint}")
+    raise UsageError(
+        f"block weights: '{printable(item)}' is neither an assignment nor a preset{hint}", code="bad_value"
+    )
 
 
 def _span(target: str, layout: Layout) -> tuple[str, ...]:
@@ -75,7 +84,8 @@ def _span(target: str, layout: Layout) -> tuple[str, ...]:
     stop = _index(last, layout) if dash else start
     if stop < start:
         raise UsageError(
-            f"block weights: '{printable(target)}' runs backwards; write {printable(last)}-{printable(first)}"
+            f"block weights: '{printable(target)}' runs backwards; write {printable(last)}-{printable(first)}",
+            code="bad_value",
         )
     return layout.blocks[start : stop + 1]
 
@@ -96,7 +106,8 @@ def _index(name: str, layout: Layout) -> int:
     known = f"BASE, {layout.blocks[1]}–{layout.blocks[-2]}, VAE" if len(layout.blocks) > 2 else ", ".join(layout.blocks)
     raise UsageError(
         f"block weights: {layout.title} has no block '{printable(name)}'"
-        f"{did_you_mean(word, layout.blocks) or f'; it has {known}'}"
+        f"{did_you_mean(word, layout.blocks) or f'; it has {known}'}",
+        code="unknown_name",
     )
 
 
@@ -111,7 +122,7 @@ def _is_number(text: str) -> bool:
 def _number(text: str, item: str) -> float:
     number = float(text) if _is_number(text) else float("nan")
     if not isfinite(number):
-        raise UsageError(f"block weights: '{printable(item)}' needs a finite number, such as 0.3")
+        raise UsageError(f"block weights: '{printable(item)}' needs a finite number, such as 0.3", code="bad_value")
     return number
 
 
@@ -129,7 +140,7 @@ def _from_list(numbers: list[float], layout: Layout) -> dict[str, float]:
         + (f", {len(blocks) + 2} (and VAE last)" if _vae_last(blocks, layout) else "")
         for blocks in lists
     )
-    raise UsageError(f"block weights: {len(numbers)} numbers given, {layout.title} needs {counts}")
+    raise UsageError(f"block weights: {len(numbers)} numbers given, {layout.title} needs {counts}", code="bad_value")
 
 
 _XL = 19  # U-Net blocks of XL, whose lists may end with the VAE
@@ -188,19 +199,23 @@ def _rule(line: str, number: int) -> tuple[re.Pattern[str], float]:
     expression, equals, value = line.rpartition("=")
     value = value.partition(" #")[0].strip()
     if not equals or not expression.strip():
-        raise UsageError(f"rules, line {number}: expected REGEX = NUMBER, found '{printable(line.strip())}'")
+        raise UsageError(
+            f"rules, line {number}: expected REGEX = NUMBER, found '{printable(line.strip())}'", code="bad_value"
+        )
     return _compiled(expression.strip(), value, f"rules, line {number}")
 
 
 def _compiled(expression: str, value: str, where: str) -> tuple[re.Pattern[str], float]:
     if not _is_number(value) or not isfinite(float(value)):
-        raise UsageError(f"{where}: '{printable(value)}' is not a finite number")
+        raise UsageError(f"{where}: '{printable(value)}' is not a finite number", code="bad_value")
     try:
         return re.compile(expression), float(value)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UsageError(f"{where}: '{printable(expression)}': {error}") from None
+        raise UsageError(f"{where}: '{printable(expression)}': {error}", code="bad_value") from None
     except TypeError:
-        raise UsageError(f"{where}: an expression must be text, not {type(expression).__name__}") from None
+        raise UsageError(
+            f"{where}: an expression must be text, not {type(expression).__name__}", code="bad_value"
+        ) from None
 
 
 class BlockRow(NamedTuple):

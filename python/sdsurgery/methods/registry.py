@@ -68,7 +68,9 @@ class Method:
 
         for name in given:
             if name not in self.params:
-                raise UsageError(f"{self.name} has no parameter '{name}'{did_you_mean(name, self.params)}")
+                raise UsageError(
+                    f"{self.name} has no parameter '{name}'{did_you_mean(name, self.params)}", code="unknown_name"
+                )
         values: dict[str, Any] = {}
         for name, param in self.params.items():
             value = given.get(name, param.default)
@@ -77,16 +79,18 @@ class Method:
         lists = {name: param for name, param in self.params.items() if isinstance(param, PerInput) and values[name]}
         for name, param in lists.items():
             if given.get(param.instead_of) is not None:
-                raise UsageError(f"{self.name}: give {param.instead_of} or {name}, not both")
+                raise UsageError(f"{self.name}: give {param.instead_of} or {name}, not both", code="conflict")
             values[param.instead_of] = None
             if count != len(values[name]):
                 raise UsageError(
-                    f"{self.name}: {name} has {len(values[name])} numbers for {count} inputs; give one for each"
+                    f"{self.name}: {name} has {len(values[name])} numbers for {count} inputs; give one for each",
+                    code="wrong_inputs",
                 )
         if count != len(self.inputs) and not lists:
-            hint = "; for more inputs give --weights" if self.variadic else ""
+            hint = "; for more inputs give weights=" if self.variadic else ""
             raise UsageError(
-                f"{self.name} takes {len(self.inputs)} inputs ({' '.join(self.inputs)}), {count} given{hint}"
+                f"{self.name} takes {len(self.inputs)} inputs ({' '.join(self.inputs)}), {count} given{hint}",
+                code="wrong_inputs",
             )
         return values
 
@@ -95,18 +99,18 @@ def _number(method: str, name: str, value: Any) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise UsageError(f"{method}: {name} must be a number, not {value!r}") from None
+        raise UsageError(f"{method}: {name} must be a number, not {value!r}", code="bad_value") from None
     if not math.isfinite(number):
-        raise UsageError(f"{method}: {name} must be finite, not {number}")
+        raise UsageError(f"{method}: {name} must be finite, not {number}", code="bad_value")
     return number
 
 
 def _numbers(method: str, name: str, value: Any) -> tuple[float, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
-        raise UsageError(f"{method}: {name} must be a list of numbers, not {value!r}")
+        raise UsageError(f"{method}: {name} must be a list of numbers, not {value!r}", code="bad_value")
     numbers = tuple(_number(method, name, item) for item in value)
     if not numbers:
-        raise UsageError(f"{method}: {name} is empty; give one number for each input")
+        raise UsageError(f"{method}: {name} is empty; give one number for each input", code="bad_value")
     return numbers
 
 
@@ -149,5 +153,5 @@ def get(name: str, verbs: Sequence[str] = ("merge",)) -> Method:
 
         known = [item.name for item in registered().values() if item.verb in verbs]
         hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
-        raise UsageError(f"unknown method '{printable(name)}'{hint}")
+        raise UsageError(f"unknown method '{printable(name)}'{hint}", code="unknown_name")
     return found

@@ -43,7 +43,7 @@ class Settings:
 
     ``dtype``: keep, fp32, fp16, bf16, fp8_e4m3, fp8_e5m2. ``overflow``: default (Inf; fp8 saturates), inf, saturate,
     error. ``on_nonfinite``: keep, error. ``compute``: fp32, fp64. ``io``: auto, mmap, pread. ``threads`` 0: all.
-    ``hash``: store and compute SHA-256. ``sync``: flush to disk before the rename. ``force``: replace a target.
+    ``hash``: store and compute SHA-256. ``sync``: flush to disk before the rename. ``overwrite``: replace a target.
     ``fix_clip``: write int64 0…76 as position_ids where the family has them (see ``surgery.fix_clip``). ``fix_names``:
     read old and foreign names as the family's own (see ``surgery.fix_names``). ``gpu_memory``: bytes of buffers on each
     GPU, 0 for a default. ``fallback``: none, cpu: what goes on when the GPU cannot be used or fails.
@@ -62,7 +62,7 @@ class Settings:
     fallback: str = "none"
     hash: bool = True
     sync: bool = True
-    force: bool = False
+    overwrite: bool = False
     fix_clip: bool = False
     fix_names: bool = False
     dry_run: bool = False
@@ -75,9 +75,11 @@ class Settings:
             value = getattr(self, name)
             if value not in allowed:
                 hint = did_you_mean(str(value), allowed) or f"; known: {', '.join(allowed)}"
-                raise UsageError(f"--{name.replace('_', '-')} cannot be '{printable(value)}'{hint}")
+                raise UsageError(f"{name}= cannot be '{printable(value)}'{hint}", code="bad_value")
         if not hasattr(self.threads, "__index__") or not 0 <= self.threads <= 1024:
-            raise UsageError(f"--threads must be a whole number between 0 (all) and 1024, not {self.threads!r}")
+            raise UsageError(
+                f"threads= must be a whole number between 0 (all) and 1024, not {self.threads!r}", code="bad_value"
+            )
 
     @property
     def target_dtype(self) -> DType | None:
@@ -204,7 +206,7 @@ def single_input(
     if given:
         raise TypeError(f"{verb}() got an unexpected keyword argument {next(iter(given))!r}")
     if out is not None:
-        engine.target_path(out, settings.force or settings.dry_run)
+        engine.target_path(out, settings.overwrite or settings.dry_run)
     with open_input(path, settings, selective=selective) as checkpoint:
         recipe: dict[str, Any] = {
             "method": verb,
@@ -309,9 +311,9 @@ def _run(
         report.how = engine.preview(plan, placed.sources(), settings.backend, settings.options)
         folder = os.path.dirname(os.path.realpath(out)) if out else os.getcwd()
         if not os.path.isdir(folder):
-            raise RunFailed(f"{printable(folder)}: there is no such folder to create the output in")
+            raise RunFailed(f"{printable(folder)}: there is no such folder to create the output in", code="not_found")
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise RunFailed(f"{printable(folder)}: no permission to create a file in this folder")
+            raise RunFailed(f"{printable(folder)}: no permission to create a file in this folder", code="permission")
         report.how["free_bytes"] = engine.free_bytes(folder)
         report.tensors = [
             {
@@ -326,8 +328,8 @@ def _run(
         ]
         return report
     if out is None:
-        raise UsageError("no output given (-o FILE)")
-    target = engine.target_path(out, settings.force)
+        raise UsageError("no output given (out=FILE)", code="no_output")
+    target = engine.target_path(out, settings.overwrite)
     files = [checkpoint.source for checkpoint in outline.checkpoints()]
     hash_inputs = outline.hashed and outline.hash_inputs
     outcome = engine.execute(
@@ -337,7 +339,7 @@ def _run(
         lambda hashes, body, sums: placed.structure(hashes or (None,) * len(files), body, sums),
         backend=settings.backend,
         options=settings.options,
-        replace=settings.force,
+        replace=settings.overwrite,
         sync=settings.sync,
         hash_files=files if hash_inputs else (),
         hash_body=placed.body_hashed,

@@ -169,11 +169,11 @@ class Comparison:
             sums.setdefault(tuple(getattr(place, name) for name in names), Likeness()).add(likeness)
         return sums
 
-    def plot(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+    def plot(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write a heat map (PNG) of the relative L2 distance, blocks × kinds of layer. See ``heatmap.write``."""
         from .. import heatmap
 
-        heatmap.write(self, path, force=force)
+        heatmap.write(self, path, overwrite=overwrite)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -339,5 +339,5 @@ def _notes(opened: list[Checkpoint], layout: Layout, result: Comparison) -> list
         canonical(name, layout) for name in result.only_in_b
     }
     if renamed:
-        notes.append(f"{len(renamed)} tensors have another spelling of their name in B (--fix-names pairs them)")
+        notes.append(f"{len(renamed)} tensors have another spelling of their name in B (fix_names=True pairs them)")
     return notes

@@ -54,7 +54,9 @@ def extract(path: Path, component: str, *, out: Path | None = None, strip_prefix
         if not chosen:
             have = dict.fromkeys(layout.component(name) for name in checkpoint.tensors)
             raise InputRefused(
-                f"{printable(checkpoint.path)}: no tensors of component {component}; it has {', '.join(have)}"
+                f"{printable(checkpoint.path)}: no tensors of component {component}; it has {', '.join(have)}",
+                code="missing_tensors",
+                path=checkpoint.path,
             )
         if len(set(chosen.values())) < len(chosen):
             raise InputRefused(f"{printable(checkpoint.path)}: two tensors would get one name without their prefixes")
@@ -82,11 +84,11 @@ def replace(
     if given:
         raise TypeError(f"replace() got an unexpected keyword argument {next(iter(given))!r}")
     if not donors:
-        raise UsageError("replace needs at least one component and its file (--component NAME --with FILE)")
+        raise UsageError("replace needs at least one component and its file", code="wrong_inputs")
     for component in donors:
         _require_known(component)
     if out is not None:
-        engine.target_path(out, settings.force or settings.dry_run)
+        engine.target_path(out, settings.overwrite or settings.dry_run)
     opened = open_all((path, *donors.values()), settings, selective=True)
     try:
         with_names = {name: os.path.basename(os.fspath(donor)) for name, donor in donors.items()}
@@ -107,7 +109,7 @@ def _require_known(component: str) -> None:
     from ..suggest import did_you_mean
 
     hint = did_you_mean(component, COMPONENTS) or f"; known: {', '.join(COMPONENTS)}"
-    raise UsageError(f"--component cannot be '{printable(component)}'{hint}")
+    raise UsageError(f"component= cannot be '{printable(component)}'{hint}", code="bad_value")
 
 
 def _stripped(name: str, component: str, layout: Layout) -> str:
@@ -164,7 +166,9 @@ class _Swap:
         self.given = self._given()
         if not self.wanted:
             raise InputRefused(
-                f"{printable(base.path)}: no tensors of component {component}, and family {layout.name} lists none"
+                f"{printable(base.path)}: no tensors of component {component}, and family {layout.name} lists none",
+                code="missing_tensors",
+                path=base.path,
             )
         self.found = self._found()
         self.absent = [n for n in self.wanted if n not in self.found and not names.is_position_ids(n)]
@@ -177,7 +181,9 @@ class _Swap:
         if not self.found:
             raise InputRefused(
                 f"{where}: none of the {len(self.wanted)} tensors expected are in it "
-                f"('{printable(next(iter(self.wanted)))}', …); {_described(self.donor)}"
+                f"('{printable(next(iter(self.wanted)))}', …); {_described(self.donor)}",
+                code="missing_tensors",
+                path=self.donor.path,
             )
         odd = [
             f"{len(hits)} {text}: '{printable(hits[0])}'{', …' if len(hits) > 1 else ''}"
@@ -186,8 +192,12 @@ class _Swap:
         ]
         if odd and not allow_missing:
             raise InputRefused(
-                f"{where}: {'; '.join(odd)}; {len(self.wanted)} expected (--allow-missing keeps the checkpoint's own "
-                "for the absent ones and leaves the extra ones out)"
+                f"{where}: {'; '.join(odd)}; {len(self.wanted)} expected (allow_missing=True keeps the checkpoint's "
+                "own for the absent ones and leaves the extra ones out)",
+                code="missing_tensors" if self.absent else "extra_tensors",
+                tensor=(self.absent or self.extra)[0],
+                path=self.donor.path,
+                details={"absent": self.absent, "extra": self.extra},
             )
         return [f"{where}: {len(self.found)} tensors replaced", *(f"{where}: {text}" for text in odd)]
 
@@ -269,7 +279,11 @@ class _Swap:
         if without_unit_tail(given) != without_unit_tail(shape):
             raise InputRefused(
                 f"{printable(self.donor.path)}: tensor '{printable(self.found[name][0].name)}' has shape "
-                f"{list(given)}, {list(shape)} expected for '{printable(name)}'"
+                f"{list(given)}, {list(shape)} expected for '{printable(name)}'",
+                code="shape",
+                tensor=self.found[name][0].name,
+                path=self.donor.path,
+                details={"found": list(given), "expected": list(shape)},
             )
 
 

@@ -82,7 +82,8 @@ def convert_all(
         place = os.path.normcase(item.out)
         if place in taken:
             raise UsageError(
-                f"{printable(taken[place])} and {printable(item.path)} would both become {printable(item.out)}"
+                f"{printable(taken[place])} and {printable(item.path)} would both become {printable(item.out)}",
+                code="conflict",
             )
         taken[place] = item.path
     folder = _folder(out_dir, dry_run=bool(given.get("dry_run")))
@@ -107,9 +108,9 @@ def _folder(out_dir: str | os.PathLike[str], *, dry_run: bool) -> str:
     except FileExistsError:
         pass
     except OSError as error:
-        raise UsageError(f"{printable(out_dir)}: {error.strerror}") from None
+        raise UsageError(f"{printable(out_dir)}: {error.strerror}", code="bad_output") from None
     if not os.path.isdir(folder):
-        raise UsageError(f"{printable(folder)} is a file; --out-dir needs a folder")
+        raise UsageError(f"{printable(folder)} is a file; out_dir= needs a folder", code="bad_output")
     return folder
 
 
@@ -117,5 +118,5 @@ def _target(path: str | os.PathLike[str], out_dir: str | os.PathLike[str], to: s
     writer = next((writer for writer in WRITERS if writer.name == to), None)
     if writer is None:
         hint = did_you_mean(to, FORMATS) or f"; known: {', '.join(FORMATS)}"
-        raise UsageError(f"no format '{printable(to)}'{hint}")
+        raise UsageError(f"no format '{printable(to)}'{hint}", code="unknown_name")
     return os.path.join(out_dir, os.path.splitext(os.path.basename(path))[0] + writer.suffixes[0])

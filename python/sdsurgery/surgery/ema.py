@@ -34,7 +34,9 @@ def ema(
     when it has any), or when a twin's shape is not its weight's.
     """
     if keep_counters and to_ema:
-        raise UsageError("--to-ema makes new counters; it can't be combined with --keep-counters")
+        raise UsageError(
+            "to_ema=True makes new counters; it can't be combined with keep_counters=True", code="conflict"
+        )
 
     def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Outline:
         layout = detect(checkpoint.tensors).layout
@@ -63,21 +65,35 @@ def twins(checkpoint: Checkpoint, layout: Layout) -> dict[str, TensorInfo]:
     where = printable(checkpoint.path)
     if not wanted:
         raise InputRefused(
-            f"{where}: no U-Net weights under '{names.UNET}', so there is no EMA of them ({layout.title})"
+            f"{where}: no U-Net weights under '{names.UNET}', so there is no EMA of them ({layout.title})",
+            code="missing_tensors",
+            path=checkpoint.path,
         )
     if not found:
-        raise InputRefused(f"{where}: no EMA weights (0 found, {len(wanted)} expected, one for every U-Net weight)")
+        raise InputRefused(
+            f"{where}: no EMA weights (0 found, {len(wanted)} expected, one for every U-Net weight)",
+            code="missing_tensors",
+            path=checkpoint.path,
+        )
     if len(found) < len(wanted):
         lacking = next(name for name in wanted if name not in found)
         raise InputRefused(
             f"{where}: partial EMA ({len(found)} found, {len(wanted)} expected; "
-            f"'{printable(lacking)}' has no EMA twin); the file can't be made EMA-only"
+            f"'{printable(lacking)}' has no EMA twin); the file can't be made EMA-only",
+            code="missing_tensors",
+            tensor=lacking,
+            path=checkpoint.path,
+            details={"found": len(found), "expected": len(wanted)},
         )
     for name, twin in found.items():
         if twin.shape != checkpoint.tensors[name].shape:
             raise InputRefused(
                 f"{where}: EMA tensor '{printable(twin.name)}' has shape {list(twin.shape)}, "
-                f"{list(checkpoint.tensors[name].shape)} expected as '{printable(name)}' has"
+                f"{list(checkpoint.tensors[name].shape)} expected as '{printable(name)}' has",
+                code="shape",
+                tensor=twin.name,
+                path=checkpoint.path,
+                details={"found": list(twin.shape), "expected": list(checkpoint.tensors[name].shape)},
             )
     return found
 
@@ -143,7 +159,9 @@ def _shadowed(checkpoint: Checkpoint, layout: Layout, settings: Settings) -> lis
     if present:
         raise InputRefused(
             f"{printable(checkpoint.path)}: already has EMA tensors ({present} found, 0 expected); "
-            "prune --preset no-ema removes them"
+            'prune(preset="no-ema") removes them',
+            code="extra_tensors",
+            path=checkpoint.path,
         )
     if not wanted:
         raise InputRefused(f"{printable(checkpoint.path)}: no U-Net weights under '{names.UNET}' to make EMA twins of")

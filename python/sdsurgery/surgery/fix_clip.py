@@ -81,7 +81,8 @@ def repaired(pieces: Sequence[Piece], sources: Sequence[Any], layout: Layout) ->
         path = next((printable(source.path) for source in sources if not isinstance(source, bytes)), "the output")
         raise InputRefused(
             f"{path}: family {layout.name}; a Stable Diffusion checkpoint or text encoder of a known family is "
-            "expected, as where position_ids belong depends on it"
+            "expected, as where position_ids belong depends on it",
+            code="family",
         )
     state = {item.name: item for item in _findings(held, layout)}
     literal = len(sources)
@@ -113,7 +114,7 @@ def warnings(pieces: Sequence[Piece], sources: Sequence[Any]) -> list[str]:
         text = _difference(_of_piece(piece, sources))
         if text:
             told.append(
-                f"position_ids '{printable(piece.name)}' are copied unchanged: {text} (--fix-clip repairs them)"
+                f"position_ids '{printable(piece.name)}' are copied unchanged: {text} (fix_clip=True repairs them)"
             )
     return told
 

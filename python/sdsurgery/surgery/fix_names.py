@@ -30,7 +30,10 @@ def modernise(checkpoint: Checkpoint) -> None:
         if modern in renamed:
             raise InputRefused(
                 f"{printable(checkpoint.path)}: '{printable(former[modern])}' and '{printable(name)}' are two names of "
-                f"one tensor ('{printable(modern)}'); drop one of them (prune --drop-keys) before --fix-names"
+                f"one tensor ('{printable(modern)}'); drop one of them (prune(drop_keys=…)) before fix_names=True",
+                code="extra_tensors",
+                tensor=name,
+                path=checkpoint.path,
             )
         former[modern] = name
         renamed[modern] = info._replace(name=modern, shape=_shape(info, listed.get(modern)))

@@ -52,7 +52,9 @@ def transposed(info: TensorInfo) -> TensorInfo:
     if len(info.shape) != 2 or info.dtype.bits % 8:
         raise InputRefused(
             f"tensor '{printable(info.name)}' is {info.dtype.name} of shape {list(info.shape)}; a matrix that can be "
-            "transposed is expected"
+            "transposed is expected",
+            code="shape",
+            tensor=info.name,
         )
     rows, columns = info.shape
     strides = info.strides or (columns, 1)

@@ -67,7 +67,7 @@ def merge(
     was. Returns the Report.
     """
     if isinstance(inputs, str | bytes | os.PathLike):
-        raise UsageError(f"inputs must be a list of files, not one file ('{printable(inputs)}')")
+        raise UsageError(f"inputs must be a list of files, not one file ('{printable(inputs)}')", code="wrong_inputs")
     inputs = list(inputs)
     settings = settings_from(given)
     paths = [item for item in inputs if not isinstance(item, Model | Call)]
@@ -110,7 +110,7 @@ class Merge(NamedTuple):
 
 def _written(wanted: Merge, out: str | os.PathLike[str] | None, settings: Settings) -> Report:
     if out is not None:
-        engine.target_path(out, settings.force or settings.dry_run)
+        engine.target_path(out, settings.overwrite or settings.dry_run)
     checkpoints = open_all(wanted.paths, settings, selective=True)
     try:
         recipe: dict[str, Any] = {
@@ -173,7 +173,7 @@ def plan_merge(
         notes += [f"{who(source, checkpoints)}: {text}" for text in told]
     decide = _Decisions(layout, checkpoints, tensors, ratios, settings)
     pieces, dropped, missing = decide.all(add_missing)
-    refuse_strangers(checkpoints, sum(piece.action == MERGED for piece in pieces), missing, settings.force)
+    refuse_strangers(checkpoints, sum(piece.action == MERGED for piece in pieces), missing, settings.overwrite)
     notes += [*decide.notes, *ratios.notes(), *remarks(checkpoints, detections, missing, fix_clip=settings.fix_clip)]
     weights = params.get("weights")
     if weights and abs(sum(weights) - 1) > 1e-6:
@@ -192,7 +192,10 @@ def _letters(given: str | Sequence[str], count: int) -> list[int]:
     found = set()
     for word in filter(None, (item.strip().upper() for item in words)):
         if word not in known:
-            raise UsageError(f"--use-ema: no input '{printable(word)}'; the inputs are {', '.join(known)}")
+            raise UsageError(
+                f"there is no input '{printable(word)}' for use_ema=; the inputs are {', '.join(known)}",
+                code="unknown_name",
+            )
         found.add(known.index(word))
     return sorted(found)
 
@@ -334,10 +337,18 @@ class _Decisions:
             raise InputRefused(
                 f"tensor '{printable(name)}' has {other.shape[1]} input channels in "
                 f"{printable(checkpoint.path)} and {info.shape[1]} in {printable(self.checkpoints[0].path)}; swap the "
-                "inputs: the model with more input channels must be A"
+                "inputs: the model with more input channels must be A",
+                code="shape",
+                tensor=name,
+                path=checkpoint.path,
+                details={"found": list(other.shape), "expected": list(info.shape)},
             )
         if without_unit_tail(info.shape) != without_unit_tail(other.shape):
             raise InputRefused(
                 f"tensor '{printable(name)}' has shape {list(other.shape)} in {printable(checkpoint.path)}, "
-                f"{list(info.shape)} expected as in {printable(self.checkpoints[0].path)}"
+                f"{list(info.shape)} expected as in {printable(self.checkpoints[0].path)}",
+                code="shape",
+                tensor=name,
+                path=checkpoint.path,
+                details={"found": list(other.shape), "expected": list(info.shape)},
             )

@@ -48,19 +48,21 @@ def refuse_conflicts(checkpoints: Sequence[Checkpoint], detections: Sequence[Det
             vae = any(detections[each].layout.model.startswith("vae-") for each in (first, source))
             raise InputRefused(
                 f"different families cannot be merged: {who(first, checkpoints)} and {who(source, checkpoints)}: "
-                f"{reason}" + ("; replace --component vae puts a VAE into a checkpoint" if vae else "")
+                f"{reason}" + ('; replace(component="vae") puts a VAE into a checkpoint' if vae else ""),
+                code="family",
+                path=checkpoints[source].path,
             )
 
 
 def refuse_strangers(
-    checkpoints: Sequence[Checkpoint], merged: int, missing: Sequence[tuple[int, str]], force: bool
+    checkpoints: Sequence[Checkpoint], merged: int, missing: Sequence[tuple[int, str]], overwrite: bool
 ) -> None:
-    """InputRefused when fewer than half of A's weights are in every input; ``force`` accepts all but none at all.
+    """InputRefused when fewer than half of A's weights are in every input; ``overwrite`` accepts all but none at all.
 
     ``missing`` are (source, name of A's tensor that it lacks).
     """
     wanted = merged + len({name for _, name in missing})
-    if merged and (force or 2 * merged >= wanted):
+    if merged and (overwrite or 2 * merged >= wanted):
         return
     lacking: dict[int, int] = {}
     for source, _ in missing:
@@ -72,7 +74,9 @@ def refuse_strangers(
     raise InputRefused(
         (f"only {counts}" if counts else f"no tensor of {who(0, checkpoints)} can be merged")
         + "; these models have little in common"
-        + (" (--force merges them anyway)" if merged else "")
+        + (" (overwrite=True merges them anyway)" if merged else ""),
+        code="unlike",
+        details={"expected": wanted, "missing": {checkpoints[source].path: count for source, count in lacking.items()}},
     )
 
 
@@ -222,7 +226,7 @@ def _position_ids(checkpoints: Sequence[Checkpoint], telling: Sequence[_Telling]
             f"position_ids: A has them, {where} has none; A's are copied"
             if ours
             else f"position_ids: {where} has them, A has none, so neither has the output (programs no longer need "
-            "them; --fix-clip adds them)"
+            "them; fix_clip=True adds them)"
         )
     return told
 

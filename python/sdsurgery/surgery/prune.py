@@ -81,12 +81,12 @@ def _rules(
     preset: str, drop: Sequence[str], keep_keys: Sequence[str] | None, drop_keys: Sequence[str] | None, strict: bool
 ) -> _Rules:
     if preset not in PRESETS:
-        raise UsageError(f"--preset cannot be '{printable(preset)}'{_known(preset, tuple(PRESETS))}")
+        raise UsageError(f"preset= cannot be '{printable(preset)}'{_known(preset, tuple(PRESETS))}", code="bad_value")
     for name in drop:
         if name not in DROPPABLE:
-            advice = "; extract --component takes other parts out of a file" if name == "unet" else ""
-            raise UsageError(f"--drop can't drop '{printable(name)}'{_known(name, DROPPABLE)}{advice}")
-    keep, away = _patterns("--keep-keys", keep_keys), _patterns("--drop-keys", drop_keys)
+            advice = "; extract(component=…) takes other parts out of a file" if name == "unet" else ""
+            raise UsageError(f"drop= can't drop '{printable(name)}'{_known(name, DROPPABLE)}{advice}", code="bad_value")
+    keep, away = _patterns("keep_keys=", keep_keys), _patterns("drop_keys=", drop_keys)
     return _Rules(preset, frozenset((*drop, *PRESETS[preset])), keep, away, strict)
 
 
@@ -102,7 +102,9 @@ def _patterns(option: str, given: str | Sequence[str] | None) -> tuple[re.Patter
         try:
             found.append(re.compile(text))
         except re.error as error:
-            raise UsageError(f"{option} '{printable(text)}' is not a valid regular expression: {error}") from None
+            raise UsageError(
+                f"{option} '{printable(text)}' is not a valid regular expression: {error}", code="bad_value"
+            ) from None
     return tuple(found)
 
 
@@ -135,13 +137,17 @@ def _pruned(
         pieces.append(single_piece(layout, settings, twins.get(name, info), name=name))
     checkpoint.require_usable(unreadable.__contains__)
     if not pieces:
-        raise InputRefused(f"{printable(checkpoint.path)}: nothing would be left of its {len(checkpoint)} tensors")
+        raise InputRefused(
+            f"{printable(checkpoint.path)}: nothing would be left of its {len(checkpoint)} tensors",
+            code="missing_tensors",
+            path=checkpoint.path,
+        )
     return pieces, dropped, _notes(unknown, spared)
 
 
 def _notes(unknown: list[str], spared: list[str]) -> list[str]:
     told = (
-        (unknown, "of unknown components were kept (--strict drops them)"),
+        (unknown, "of unknown components were kept (strict=True drops them)"),
         (spared, "asked to be dropped were kept, since programs recognise the family by them"),
     )
     notes = []
@@ -160,11 +166,11 @@ def _reason(name: str, layout: Layout, rules: _Rules, needed: set[str] | None) -
     if any(pattern.search(name) for pattern in rules.keep_keys):
         return None
     if any(pattern.search(name) for pattern in rules.drop_keys):
-        return "asked for by --drop-keys"
+        return "asked for by name"
     if component in rules.drop:
         return f"component {component}"
     if component == "other" and rules.strict and layout.parts:
-        return "unknown component (--strict)"
+        return "unknown component, and strict"
     if needed is not None and name not in needed:
         return "not needed for inference"
     return None
@@ -174,8 +180,10 @@ def _needed(checkpoint: Checkpoint, layout: Layout) -> set[str]:
     """The file's names that the family's loader fills; schedules and sigmas are computed by it and not read."""
     if not layout.parts:
         raise InputRefused(
-            f"{printable(checkpoint.path)}: --preset inference needs a known family, found {layout.name}; "
-            "use --drop and --drop-keys"
+            f'{printable(checkpoint.path)}: preset="inference" needs a known family, found {layout.name}; '
+            "use drop= and drop_keys=",
+            code="family",
+            path=checkpoint.path,
         )
     listed = {tensor.key for tensor in layout.tensors() if not _computed(tensor.key)}
     held = (*checkpoint.tensors, *checkpoint.unusable)

@@ -45,8 +45,8 @@ class Ratios:
         self.method, self.count, self.params, self.layout = method, count, params, layout
         self.lists = {n: v for n, v in params.items() if isinstance(method.params[n], PerInput) and v is not None}
         self.names = tuple(name for name in method.ratios if params[name] is not None)
-        self.blocks = {n: _weights(spec, layout) for n, spec in by_ratio(method, params, "--blocks", blocks).items()}
-        self.rules = {n: _rules(spec) for n, spec in by_ratio(method, params, "--rules", rules).items()}
+        self.blocks = {n: _weights(spec, layout) for n, spec in by_ratio(method, params, "blocks=", blocks).items()}
+        self.rules = {n: _rules(spec) for n, spec in by_ratio(method, params, "rules=", rules).items()}
         self._unused = {(name, index) for name, rules in self.rules.items() for index in range(len(rules.rules))}
         self.bodies: dict[frozenset[int], tuple[Body, tuple[int, ...]] | None] = {
             frozenset(): (body_of(method, count, params), tuple(range(count)))
@@ -136,16 +136,17 @@ def by_ratio(method: Method, params: Mapping[str, Any], option: str, given: Any)
         if lists and not ratios:
             raise UsageError(
                 f"{option} sets {' or '.join(method.ratios)}, one number for each block, and "
-                f"--{lists[0]} one for each input; give only one of them"
+                f"{lists[0]}= one for each input; give only one of them",
+                code="conflict",
             )
         ratio = _only(method, option) if asked is None else asked
         if ratio not in method.ratios:
             from ..suggest import did_you_mean
 
             hint = did_you_mean(ratio, method.ratios) or f"; it has {', '.join(method.ratios) or 'none'}"
-            raise UsageError(f"{option}: {method.name} has no ratio '{printable(ratio)}'{hint}")
+            raise UsageError(f"{method.name} has no ratio '{printable(ratio)}' for {option}{hint}", code="unknown_name")
         if ratio in found:
-            raise UsageError(f"{option} is given twice for {ratio}; put all of it into one")
+            raise UsageError(f"{option} is given twice for {ratio}; put all of it into one", code="conflict")
         found[ratio] = spec
     return found
 
@@ -155,9 +156,12 @@ def _only(method: Method, option: str) -> str:
     if len(ratios) == 1:
         return ratios[0]
     if not ratios:
-        raise UsageError(f"{option}: {method.name} has no ratio that could differ between tensors")
+        raise UsageError(
+            f"{method.name} has no ratio that could differ between tensors, as {option} asks", code="conflict"
+        )
     raise UsageError(
-        f"{option}: {method.name} has several ratios ({', '.join(ratios)}); say which: {option} {ratios[0]}:…"
+        f'{method.name} has several ratios ({", ".join(ratios)}); say which: {option}{{"{ratios[0]}": …}}',
+        code="conflict",
     )
 
 
@@ -187,7 +191,7 @@ def _weights(spec: BlockWeights, layout: Layout) -> dict[str, float]:
         return parse_blocks(",".join(f"{block}={_number(value)}" for block, value in spec.items()), layout)
     if isinstance(spec, Sequence):
         return parse_blocks(",".join(map(_number, spec)), layout)
-    raise UsageError(f"block weights: expected text, numbers or a mapping, not {type(spec).__name__}")
+    raise UsageError(f"block weights: expected text, numbers or a mapping, not {type(spec).__name__}", code="bad_value")
 
 
 def _number(value: Any) -> str:
@@ -205,27 +209,30 @@ def _rules(spec: RuleSet) -> Rules:
     try:
         path = os.fspath(spec)
     except TypeError:
-        raise UsageError(f"rules: expected a file or a mapping, not {type(spec).__name__}") from None
+        raise UsageError(f"rules: expected a file or a mapping, not {type(spec).__name__}", code="bad_value") from None
     try:
         return parse_rules(_text(path))
     except UsageError as error:
-        raise UsageError(f"{printable(path)}: {error}") from None
+        raise error.within(printable(path), path=os.fspath(path)) from None
 
 
 def _text(path: str) -> str:
     try:
         if not os.path.isfile(path):
             raise InputRefused(
-                f"rules file {printable(path)}: " + ("not a regular file" if os.path.exists(path) else "no such file")
+                f"rules file {printable(path)}: " + ("not a regular file" if os.path.exists(path) else "no such file"),
+                code="not_regular" if os.path.exists(path) else "not_found",
             )
         with open(path, "rb") as file:
             data = file.read(_LONGEST_RULES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputRefused(f"cannot read the rules file {printable(path)}: {reason}") from None
+        raise InputRefused(f"cannot read the rules file {printable(path)}: {reason}", code="io") from None
     if len(data) > _LONGEST_RULES:
-        raise InputRefused(f"rules file {printable(path)}: longer than {_LONGEST_RULES} bytes, so no list of rules")
+        raise InputRefused(
+            f"rules file {printable(path)}: longer than {_LONGEST_RULES} bytes, so no list of rules", code="damaged"
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InputRefused(f"rules file {printable(path)}: not UTF-8 text") from None
+        raise InputRefused(f"rules file {printable(path)}: not UTF-8 text", code="damaged") from None
