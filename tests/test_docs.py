@@ -1,7 +1,7 @@
 """The pages against the code: commands and options that exist, a map without gaps, tables that are up to date.
 
 ``python tests/test_docs.py`` writes docs/methods.md again, from what ``python -m sdsurgery methods --json`` says, and
-docs/errors.md from the errors.
+docs/errors.md and the table of settings in docs/verbs/README.md from the code.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from sdsurgery import commands
 from sdsurgery.cli import command_parser, parse
+from sdsurgery.methods import registered as methods
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")])
@@ -170,18 +171,39 @@ def test_every_command_in_the_pages_is_one_that_the_command_line_understands() -
 
 
 def test_every_option_that_the_pages_name_exists_with_its_words() -> None:
-    from sdsurgery.surgery.common import CHOICES
-
-    known = {option for parser in parsers() for action in parser._actions for option in action.option_strings}
+    known = {option for parser in parsers() for option in parser.option_strings()} | {"--help", "--version"}
+    known |= {f"--{name}" for method in methods().values() for name in method.params}
     verbs = [str(page.relative_to(ROOT)) for page in (ROOT / "docs" / "verbs").glob("*.md")]
     for name in ("README.md", "docs/semantics.md", "docs/numerics.md", *verbs):
         text = re.sub(r"^```.*?^```", "", read(name), flags=re.MULTILINE | re.DOTALL)
         named = {word for code in re.findall(r"`(--[^`]+)`", text) for word in re.findall(r"--[a-z][a-z-]*", code)}
         assert named <= known, name
-    shared = read("docs/verbs/README.md")
-    for option, words in CHOICES.items():
-        (named_words,) = re.findall(rf"`--{option.replace('_', '-')} ([a-z0-9_|]+\|[a-z0-9_|]+)`", shared)
-        assert set(named_words.split("|")) == set(words), option
+
+
+# ---- the table of settings
+
+
+def settings_rows() -> str:
+    """The rows of ``Settings`` for docs/verbs/README.md."""
+    from sdsurgery.settings import DEFAULTS, OPTIONS
+
+    lines = []
+    for name, option in OPTIONS.items():
+        flag = option.flag and f"`{option.flag}{' ' if option.metavar else ''}{option.metavar}`"
+        values = ", ".join(f"`{word}`" for word in option.words)
+        lines.append(f"| {flag} | `{name}={DEFAULTS[name]!r}` | {option.help}{': ' if values else ''}{values} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_settings(page: str) -> str:
+    start, end = "| option | in Python, with its default | |\n|---|---|---|\n", "\n<!-- end of the settings -->"
+    assert start in page and end in page
+    return page.partition(start)[0] + start + settings_rows() + end + page.partition(end)[2]
+
+
+def test_the_table_of_settings_is_that_of_the_code() -> None:
+    page = read("docs/verbs/README.md")
+    assert page == with_settings(page), "write it again with: python tests/test_docs.py"
 
 
 def test_every_command_has_a_page_of_its_own() -> None:
@@ -302,3 +324,5 @@ def test_examples_run(script: Path, tmp_path: Path) -> None:
 if __name__ == "__main__":
     (ROOT / "docs" / "methods.md").write_text(methods_page(), encoding="utf-8")
     (ROOT / "docs" / "errors.md").write_text(errors_page(), encoding="utf-8")
+    verbs = ROOT / "docs" / "verbs" / "README.md"
+    verbs.write_text(with_settings(verbs.read_text(encoding="utf-8")), encoding="utf-8")

@@ -24,6 +24,20 @@ from . import methods as _methods  # noqa: E402, F401
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .api import (
+        cast,
+        compare,
+        convert,
+        convert_all,
+        ema,
+        extract,
+        fix_clip,
+        inspect,
+        merge,
+        prune,
+        replace,
+        verify,
+    )
     from .checkpoint import Checkpoint, TensorInfo
     from .checkpoint import open_checkpoint as open
     from .errors import InputRefused, Interrupted, RunFailed, SdsError, UsageError, VerificationDiffers
@@ -32,17 +46,8 @@ if TYPE_CHECKING:
     from .methods.registry import Method
     from .recipe import Call, Model, model
     from .recipe import from_json as recipe_from_json
-    from .surgery.cast import cast
-    from .surgery.compare import Comparison, compare
-    from .surgery.components import extract, replace
-    from .surgery.convert import convert, convert_all
-    from .surgery.ema import ema
-    from .surgery.fix_clip import fix_clip
-    from .surgery.inspect import inspect
-    from .surgery.merge import merge
-    from .surgery.prune import prune
+    from .surgery.compare import Comparison
     from .surgery.report import Report
-    from .surgery.verify import verify
 
 _PLACES = {
     "Checkpoint": ("checkpoint", "Checkpoint"),
@@ -57,24 +62,24 @@ _PLACES = {
     "VerificationDiffers": ("errors", "VerificationDiffers"),
     "apply": ("interop", "apply"),
     "apply_many": ("interop", "apply_many"),
-    "cast": ("surgery.cast", "cast"),
-    "compare": ("surgery.compare", "compare"),
-    "convert": ("surgery.convert", "convert"),
-    "convert_all": ("surgery.convert", "convert_all"),
-    "ema": ("surgery.ema", "ema"),
-    "extract": ("surgery.components", "extract"),
-    "fix_clip": ("surgery.fix_clip", "fix_clip"),
-    "inspect": ("surgery.inspect", "inspect"),
+    "cast": ("api", "cast"),
+    "compare": ("api", "compare"),
+    "convert": ("api", "convert"),
+    "convert_all": ("api", "convert_all"),
+    "ema": ("api", "ema"),
+    "extract": ("api", "extract"),
+    "fix_clip": ("api", "fix_clip"),
+    "inspect": ("api", "inspect"),
     "Call": ("recipe", "Call"),
     "Model": ("recipe", "Model"),
-    "merge": ("surgery.merge", "merge"),
+    "merge": ("api", "merge"),
     "model": ("recipe", "model"),
     "recipe_from_json": ("recipe", "from_json"),
     "open": ("checkpoint", "open_checkpoint"),
-    "prune": ("surgery.prune", "prune"),
-    "replace": ("surgery.components", "replace"),
+    "prune": ("api", "prune"),
+    "replace": ("api", "replace"),
     "scan": ("formats.scan", "scan"),
-    "verify": ("surgery.verify", "verify"),
+    "verify": ("api", "verify"),
 }
 
 __all__ = [

@@ -128,62 +128,60 @@ def ignore_signals() -> None:
 
 # ---- arguments
 
-# argparse looks on the disk for a translation of every word that it uses; there is none. (It costs 3 ms.)
-argparse._ = str  # type: ignore[attr-defined]
-
-
-class _Formatter(argparse.HelpFormatter):
-    """argparse makes one for every option; left to itself it imports shutil for the terminal's width each time."""
-
-    def __init__(self, prog: str) -> None:
-        try:
-            width = int(os.environ.get("COLUMNS") or os.get_terminal_size(sys.__stdout__.fileno()).columns)  # type: ignore[union-attr]
-        except (AttributeError, OSError, ValueError):
-            width = 80
-        super().__init__(prog, width=max(width, 40) - 2)
-
-
-class _Overview(_Formatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the list of commands."""
-
 
 class _Parser(argparse.ArgumentParser):
     """argparse, with one line for a mistake (UsageError), "did you mean", and options between the files."""
 
-    code = "usage"
-
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"formatter_class": _Formatter, "epilog": EPILOG, "allow_abbrev": False, **options})
-        # argparse takes -0.5 for a number, but -1e-3 and -0.5,1.5 for options that it doesn't know.
-        self._negative_number_matcher = re.compile(r"-\.?\d|-(inf|nan)", re.IGNORECASE)
+        super().__init__(**{"epilog": EPILOG, "allow_abbrev": False, **options})
+        self._words: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)", code=self.code)
+        # Of a mistyped option argparse says that the right one is missing, or nothing.
+        self._refuse_unknown(word for word in self._words if word.startswith("--"))
+        raise UsageError(f"{message} (see {self.prog} --help)")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        # Else argparse renders the usage for every command line; only the help shows it.
-        if not any(word == "--help" or (word.startswith("-") and word[1:2] != "-" and "h" in word) for word in argv):
-            self.usage = argparse.SUPPRESS
-        options = list(takewhile("--".__ne__, argv))
-        self._refuse_unknown(word for word in options if word.startswith("--"))
+        self._words = list(takewhile("--".__ne__, argv))
         # argparse forgets that what follows a "--" are files when it reads options between files; "./-a" is one still.
-        files = [os.path.join(os.curdir, word) if word.startswith("-") else word for word in argv[len(options) + 1 :]]
-        args, unknown = self.parse_known_intermixed_args(options + files)
+        files = [
+            os.path.join(os.curdir, word) if word.startswith("-") else word for word in argv[len(self._words) + 1 :]
+        ]
+        args, unknown = self.parse_known_intermixed_args([*_with_numbers(self._words), *files])
         self._refuse_unknown(word for word in unknown if word.startswith("-") and word != "-")
         if unknown:
             self.error(f"one file too many: '{printable(unknown[0])}'")
         return args
 
-    def _refuse_unknown(self, options: Iterable[str]) -> None:
-        """Long ones before argparse looks: of a mistyped option it says that the right one is missing."""
-        known = self._option_string_actions
-        for word in options:
+    def option_strings(self) -> set[str]:
+        """The long options that it knows."""
+        return set(re.findall(r"--[a-z][a-z-]*", self.format_usage()))
+
+    def _refuse_unknown(self, words: Iterable[str]) -> None:
+        known: set[str] = set()
+        for word in words:
             name = word.partition("=")[0]
+            known = known or {"--help", *self.option_strings()}
             if name not in known:
                 raise UsageError(
-                    f"no option '{printable(word)}'{did_you_mean(name, known)} (see {self.prog} --help)",
+                    f"no option '{printable(word)}'{did_you_mean(name, sorted(known))} (see {self.prog} --help)",
                     code="unknown_name",
                 )
+
+
+def _with_numbers(words: Sequence[str]) -> list[str]:
+    """``--alpha -1e-3`` as ``--alpha=-1e-3``: argparse takes -0.5 for a number, but not -1e-3, -inf and -0.5,1.5."""
+    joined: list[str] = []
+    for word in words:
+        option = joined[-1] if joined else ""
+        if _NEGATIVE.match(word) and option.startswith("--") and "=" not in option:
+            joined[-1] = f"{option}={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+_NEGATIVE = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
 
 
 def parse(argv: Sequence[str]) -> tuple[commands.Command, argparse.Namespace]:
@@ -193,7 +191,7 @@ def parse(argv: Sequence[str]) -> tuple[commands.Command, argparse.Namespace]:
             prog="sdsurgery",
             usage="%(prog)s [-h] [--version] COMMAND …",
             description=_overview(),
-            formatter_class=_Overview,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         parser.add_argument("--version", action="version", version=f"sdsurgery {__version__}")
         parser.parse(argv)
@@ -204,16 +202,16 @@ def parse(argv: Sequence[str]) -> tuple[commands.Command, argparse.Namespace]:
             f"no command '{printable(name)}'{did_you_mean(name, commands.NAMES)} (see sdsurgery --help)",
             code="unknown_name",
         )
-    args = command_parser(name).parse(argv[1:])
+    args = command_parser(name, argv[1:]).parse(argv[1:])
     args.verb = name
     return commands.command(name), args
 
 
-def command_parser(name: str) -> _Parser:
-    """The parser of one command's arguments."""
+def command_parser(name: str, words: Sequence[str] = ()) -> _Parser:
+    """The parser of one command's arguments; ``words`` are those that it will parse."""
     command = commands.command(name)
     parser = _Parser(prog=f"sdsurgery {name}", description=command.HELP)
-    command.arguments(parser)
+    command.arguments(parser, list(takewhile("--".__ne__, words)))
     return parser
 
 

@@ -18,7 +18,7 @@ def run(*, quiet: bool = False) -> Report:
 
     Raises VerificationDiffers when the native engine and the NumPy reference do not give the same file.
     """
-    from .surgery.merge import merge
+    from .api import merge
     from .testing import write_checkpoint
 
     def tell(text: str) -> None:

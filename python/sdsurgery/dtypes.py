@@ -82,3 +82,14 @@ def named(name: str) -> DType:
 F64, F32, F16, BF16 = (BY_NAME[name] for name in ("F64", "F32", "F16", "BF16"))
 F8_E4M3, F8_E5M2 = BY_NAME["F8_E4M3"], BY_NAME["F8_E5M2"]
 I64, I32, U8 = BY_NAME["I64"], BY_NAME["I32"], BY_NAME["U8"]
+
+# What NumPy and torch call them.
+NUMPY = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "C64": "complex64", "BOOL": "bool",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
+}  # fmt: skip
+TORCH = {
+    **NUMPY, "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu",
+}  # fmt: skip

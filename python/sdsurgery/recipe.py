@@ -22,6 +22,9 @@ from .errors import UsageError, printable
 from .methods.registry import Method, Param, PerInput, get
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .settings import Keywords
     from .surgery.report import Report
 
 MOST_INPUTS = 64  # of one program
@@ -67,16 +70,20 @@ class Call:
                 found[name] = json.loads(text)
         return found
 
-    def save(self, out: str | os.PathLike[str], **settings: Any) -> Report:
+    def save(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        add_missing: bool = False,
+        use_ema: str | Sequence[str] = (),
+        **settings: Unpack[Keywords],
+    ) -> Report:
         """Merge into the file ``out``. ``settings`` are the keywords of ``sdsurgery.merge``; raises as it does."""
-        from .surgery.common import settings_from
+        from .settings import settings_of
         from .surgery.merge import merge_tree
 
-        own = {name: settings.pop(name) for name in ("add_missing", "use_ema") if name in settings}
-        found = settings_from(settings)
-        if settings:
-            raise TypeError(f"save() got an unexpected keyword argument {next(iter(settings))!r}")
-        return merge_tree(self, out=out, settings=found, **own)
+        found = settings_of("save", settings, ("add_missing", "use_ema"))
+        return merge_tree(self, out=out, settings=found, add_missing=add_missing, use_ema=use_ema)
 
 
 Recipe = Model | Call

@@ -342,8 +342,7 @@ def test_a_pager_that_quits_early_is_no_traceback(models: Path) -> None:
 CHANGING = """
 import os, sys, threading, time
 import dataclasses
-from sdsurgery import __main__, engine
-from sdsurgery.surgery import common
+from sdsurgery import __main__, backends, engine
 what, delay = os.environ["ACTION"], float(os.environ["DELAY"])
 def act():
     time.sleep(max(delay, 0))
@@ -355,8 +354,8 @@ def act():
             file.write(b"changed")
     else:
         os.truncate(victim, {"empty": 0, "half": size // 2, "a little": size - 100, "unaligned": size // 3 | 1}[what])
-options = common.Settings.options.fget
-common.Settings.options = property(lambda self: dataclasses.replace(options(self), tile_bytes=4096))
+options = backends.Options.of
+backends.Options.of = lambda settings: dataclasses.replace(options(settings), tile_bytes=4096)
 drive = engine._drive
 def changing(run, plan, progress):
     if delay < 0:

@@ -282,7 +282,7 @@ def _frozen() -> np.ndarray:
         ("weighted-sum", (A, A), {"dtype": "half"}, "known"),
         ("weighted-sum", (A, A), {"dtype": "bf16"}, "NumPy has no BF16"),
         ("weighted-sum", (A, A), {"overflow": "wrap"}, "known"),
-        ("weighted-sum", (A, A), {"compute": "fp16"}, "known"),
+        ("weighted-sum", (A, A), {"compute": "fp16"}, "did you mean"),
     ],
 )
 def test_mistakes_are_usage_errors_of_one_line(method: str, inputs: Any, options: Any, words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ..gpu.tensors import Batch
     from ..plan import Plan
     from ..program import Formula, Program
+    from ..settings import Settings
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,22 @@ class Options:
     gpu_memory: int = 0  # bytes of buffers on each GPU (and as many pinned on the host); 0: a default
     fallback: str = "none"  # the backend that starts over when a GPU fails
     refuse_damaged: bool = True  # False: ``damaged`` lists the checks that failed
+
+    @classmethod
+    def of(cls, settings: Settings) -> Options:
+        """What the settings of a verb say about it; ``SDS_CPU`` chooses the CPU target."""
+        return cls(
+            threads=settings.threads,
+            io=settings.io,
+            tile_bytes=settings.tile_bytes,
+            cpu=os.environ.get("SDS_CPU", ""),
+            overflow=settings.overflow,
+            on_nonfinite=settings.on_nonfinite,
+            wide=settings.compute == "fp64",
+            flush=settings.sync,
+            gpu_memory=settings.gpu_memory,
+            fallback=settings.fallback,
+        )
 
 
 class Reduced(NamedTuple):

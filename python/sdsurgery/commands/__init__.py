@@ -1,11 +1,13 @@
 """The commands of the command line, one file each, in the order in which ``--help`` lists them.
 
-A command's module has ``HELP`` (one line), ``arguments(parser)`` and ``run(args)``, which returns the exit code. It is
+A command's module has ``HELP`` (one line), ``arguments(parser, argv)`` and ``run(args)``, which returns the exit code.
+``argv`` are the command line's, for a command whose options depend on one of them (merge, on its method). It is
 imported when its command is used; importing it costs next to nothing (``--help`` imports all of them).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,7 +39,7 @@ class Command(Protocol):
 
     HELP: str
 
-    def arguments(self, parser: ArgumentParser) -> None: ...
+    def arguments(self, parser: ArgumentParser, argv: Sequence[str]) -> None: ...
     def run(self, args: Namespace) -> int: ...
 
 

@@ -11,28 +11,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from ..errors import Failure, RunFailed, UsageError, printable
+from ..settings import DEFAULTS, OPTIONS, WRITING
 from .spelling import in_shell
 
 _CLOSED = "cannot write to standard output: it is closed"
-_OPENING = ("allow_suspicious", "allow_inflate")
-_SETTINGS = (
-    "dtype",
-    "threads",
-    "backend",
-    "gpu_memory",
-    "fallback",
-    "overflow",
-    "on_nonfinite",
-    "compute",
-    "io",
-    "hash",
-    "sync",
-    "overwrite",
-    "fix_clip",
-    "fix_names",
-    "dry_run",
-    *_OPENING,
-)
 
 
 # ---- options
@@ -46,64 +28,31 @@ def plain(parser: argparse.ArgumentParser) -> None:
     noise.add_argument("-v", "--verbose", action="store_true", help="more about how it ran; every tensor in a dry run")
 
 
-def threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: all processors")
+def options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """The settings of these names, as ``Settings`` describes them; ``chosen`` collects them."""
+    for name in names:
+        option = OPTIONS[name]
+        if not option.metavar:
+            action = "store_false" if DEFAULTS[name] else "store_true"
+            parser.add_argument(option.flag, dest=name, action=action, help=option.help)
+            continue
+        kind = one_of(option.flag, option.words) if option.words else _KINDS.get(name, str)
+        text = f"{option.help} ({', '.join(option.words)})" if option.words else option.help
+        parser.add_argument(
+            option.flag, dest=name, type=kind, default=DEFAULTS[name], metavar=option.metavar, help=text
+        )
 
 
-def backend(parser: argparse.ArgumentParser) -> None:
-    """Options of the commands that compute: what with."""
-    from ..surgery.common import CHOICES
-
-    add = parser.add_argument
-    add("--backend", default="auto", metavar="NAME", help="auto, cpu, cuda, triton or reference")
-    add("--gpu-memory", type=size, default=0, metavar="SIZE", help="buffers on each GPU, like 512M (default 256M)")
-    known = CHOICES["fallback"]
-    help_text = "what goes on when the GPU cannot be used or fails: none or cpu"
-    add("--fallback", type=one_of("--fallback", known), default=known[0], metavar="WORD", help=help_text)
-
-
-def reading(parser: argparse.ArgumentParser) -> None:
-    """Options of the commands that read checkpoints; ``opening`` collects them."""
-    add = parser.add_argument
-    add("--allow-suspicious", action="store_true", help="read pickles that name dangerous functions (none is ever run)")
-    add("--allow-inflate", action="store_true", help="inflate compressed tensors into a temporary file (TMPDIR)")
-
-
-def opening(args: argparse.Namespace) -> dict[str, bool]:
-    """The arguments of ``open_checkpoint``."""
-    return {name: getattr(args, name) for name in _OPENING}
+def chosen(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """What ``options`` has found, as keywords of the verb."""
+    return {name: getattr(args, name) for name in names}
 
 
 def writing(parser: argparse.ArgumentParser) -> None:
-    """Options of the commands that write a checkpoint; ``settings`` collects them."""
-    from ..surgery.common import CHOICES
-
+    """Options of the commands that write a checkpoint."""
     plain(parser)
-    add = parser.add_argument
-    add("-o", "--out", metavar="OUT", help="the output file: .safetensors, or .ckpt / .pt for torch's form")
-    for option, help_text in (
-        ("dtype", "dtype of the output's weights (default keep: A's, tensor by tensor)"),
-        ("overflow", "a value too large for the dtype: default (Inf; fp8 saturates), inf, saturate, error"),
-        ("on_nonfinite", "NaN or Inf in an input: keep (carry through, count) or error"),
-        ("compute", "precision of the arithmetic: fp32 or fp64"),
-        ("io", "how inputs are read: auto, mmap or pread"),
-    ):
-        flag = "--" + option.replace("_", "-")
-        add(flag, type=one_of(flag, CHOICES[option]), default=CHOICES[option][0], metavar="WORD", help=help_text)
-    backend(parser)
-    threads(parser)
-    add("--fix-clip", action="store_true", help="write the text encoders' position_ids as int64 0…76")
-    add("--fix-names", action="store_true", help="read old and foreign tensor names as those of the family")
-    add("--dry-run", action="store_true", help="print the plan and write nothing")
-    add(
-        "--force",
-        dest="overwrite",
-        action="store_true",
-        help="replace an existing output; merge models with little in common",
-    )
-    add("--no-hash", dest="hash", action="store_false", help="don't compute SHA-256 of inputs and output")
-    add("--no-sync", dest="sync", action="store_false", help="don't wait for the disk before the rename")
-    reading(parser)
+    parser.add_argument("-o", "--out", metavar="OUT", help="the output: .safetensors, or .ckpt / .pt for torch's form")
+    options(parser, WRITING)
 
 
 def one_of(option: str, allowed: Iterable[str]) -> Callable[[str], str]:
@@ -144,6 +93,9 @@ def numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"'{printable(text)}' is no list of numbers like 0.5,0.3,0.2") from None
 
 
+_KINDS: dict[str, Callable[[str], Any]] = {"threads": int, "gpu_memory": size}
+
+
 # ---- writing commands
 
 
@@ -156,7 +108,7 @@ def written(args: argparse.Namespace, work: Callable[..., Any]) -> int:
     if args.json:
         require_stdout()
     with console.progress(args.verb, quiet=args.quiet) as progress:
-        report = work(out=args.out, progress=progress, **settings(args))
+        report = work(out=args.out, progress=progress, **chosen(args, WRITING))
     if args.json:
         try:
             print_json(report.to_dict())
@@ -167,11 +119,6 @@ def written(args: argparse.Namespace, work: Callable[..., Any]) -> int:
             raise RunFailed(f"{error}; the output is written", code=error.code) from None
     show(args, report)
     return 0
-
-
-def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings of ``writing`` that the verbs take as keywords."""
-    return {name: getattr(args, name) for name in _SETTINGS}
 
 
 def show(args: argparse.Namespace, report: Any) -> None:

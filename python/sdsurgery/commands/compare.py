@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import printable
-from .common import backend, opening, plain, print_json, print_lines, reading, threads
+from ..settings import COMPUTING, READING
+from .common import chosen, options, plain, print_json, print_lines
 from .spelling import in_shell
 
 if TYPE_CHECKING:
@@ -16,32 +17,28 @@ if TYPE_CHECKING:
 HELP = "how alike two checkpoints are, by component and block"
 
 _DIFFERS = 4
+_SETTINGS = ("fix_names", *COMPUTING, *READING)
 _HEAD: tuple[str, ...] = ("component", "block", "tensors", "equal", "cosine", "‖A−B‖/‖A‖", "max |A−B|")
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     plain(parser)
     add = parser.add_argument
     add("a", metavar="A", help="the file to which the distance is relative")
     add("b", metavar="B")
-    add("--fix-names", action="store_true", help="read old and foreign names as the family's own")
     add("--plot", metavar="FILE.png", help="draw a heat map, blocks × kinds of layer (needs matplotlib)")
     add("--force", dest="overwrite", action="store_true", help="replace an existing picture")
-    backend(parser)
-    threads(parser)
-    reading(parser)
+    options(parser, _SETTINGS)
 
 
 def run(args: argparse.Namespace) -> int:
     from .. import console, heatmap
-    from ..surgery.compare import compare
+    from ..api import compare
 
     if args.plot is not None:
         heatmap.check(args.plot, overwrite=args.overwrite)
     with console.progress("compare", quiet=args.quiet) as progress:
-        names = ("threads", "backend", "gpu_memory", "fallback", "fix_names")
-        options = {**{name: getattr(args, name) for name in names}, **opening(args)}
-        found = compare(args.a, args.b, progress=progress, **options)
+        found = compare(args.a, args.b, progress=progress, **chosen(args, _SETTINGS))
     if args.plot is not None:
         found.plot(args.plot, overwrite=args.overwrite)
     if args.json:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import UsageError, printable
-from .common import error_dict, print_json, settings, show, writing, written
+from ..settings import WRITING
+from .common import chosen, error_dict, print_json, show, writing, written
 from .spelling import in_shell
 
 HELP = "write checkpoints in another format: .ckpt to .safetensors and back"
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     writing(parser)
     parser.add_argument("inputs", nargs="+", metavar="FILE")
     parser.add_argument("--out-dir", metavar="FOLDER", help="convert all files into a folder, under their own names")
@@ -21,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..surgery.convert import convert
+    from ..api import convert
 
     if args.out_dir is not None:
         return _many(args)
@@ -32,12 +34,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _many(args: argparse.Namespace) -> int:
     from .. import console
-    from ..surgery.convert import convert_all
+    from ..api import convert_all
 
     if args.out is not None:
         raise UsageError("--out-dir names the files itself; it can't be combined with -o", code="conflict")
     with console.progress("convert", quiet=args.quiet) as progress:
-        done = convert_all(args.inputs, out_dir=args.out_dir, to=args.to, progress=progress, **settings(args))
+        done = convert_all(args.inputs, out_dir=args.out_dir, to=args.to, progress=progress, **chosen(args, WRITING))
     failed = [item.error for item in done if item.error is not None]
     error = failed[0].within(f"{len(failed)} of {len(done)} files were not converted, the first") if failed else None
     if args.json:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from .common import plain, print_json, print_lines
 
 HELP = "make three small SD 1.5 checkpoints, merge them, check the result"
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     plain(parser)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from .common import writing, written
 
 HELP = "put the EMA weights in the U-Net's place"
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     writing(parser)
     add = parser.add_argument
     add("input", metavar="FILE")
@@ -18,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..surgery.ema import ema
+    from ..api import ema
 
     options = {"keep_counters": args.keep_counters, "to_ema": args.to_ema}
     return written(args, lambda **settings: ema(args.input, **options, **settings))

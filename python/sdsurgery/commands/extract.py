@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from .common import writing, written
 
 HELP = "write one component to a file of its own"
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     writing(parser)
     add = parser.add_argument
     add("input", metavar="FILE")
@@ -18,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..surgery.components import extract
+    from ..api import extract
 
     strip = args.strip_prefix
     return written(args, lambda **settings: extract(args.input, args.component, strip_prefix=strip, **settings))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
-from .common import opening, plain, print_json, print_lines, reading
+from ..settings import READING
+from .common import chosen, options, plain, print_json, print_lines
 
 HELP = "what a file is: family, components, dtypes, EMA, metadata, recipe"
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     plain(parser)
     parser.add_argument("input", metavar="FILE")
-    reading(parser)
+    options(parser, READING)
 
 
 def run(args: argparse.Namespace) -> int:
     from .. import console
-    from ..surgery.inspect import inspect
+    from ..api import inspect
 
-    found = inspect(args.input, **opening(args))
+    found = inspect(args.input, **chosen(args, READING))
     return print_json(found.to_dict()) if args.json else print_lines(console.inspection_lines(found, args.verbose))

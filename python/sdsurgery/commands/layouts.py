@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from ..errors import UsageError
 from .common import plain, print_json, print_lines
@@ -10,7 +11,7 @@ from .common import plain, print_json, print_lines
 HELP = "the families of checkpoints that are recognised, their tensors and their merge blocks"
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     plain(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--keys", metavar="FAMILY", help="key, shape, dtype class, component and block of every tensor")

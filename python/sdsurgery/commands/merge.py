@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .common import numbers, words, writing, written
+
+if TYPE_CHECKING:
+    from ..methods.registry import Method
 
 HELP = "merge checkpoints into one"
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     writing(parser)
     parser.add_argument("inputs", nargs="+", metavar="FILE", help="A B [C …], in the method's order")
     parser.add_argument("--method", required=True, help="see `sdsurgery methods`")
@@ -22,36 +26,52 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "IN04=0.3,OUT05-OUT08=0.8,BASE=0.5, a preset, or a list of numbers")  # fmt: skip
     add("--rules", action="append", default=[], metavar="[RATIO:]FILE", help="ratios by regular expression over names: "
         "lines REGEX = NUMBER, the last that matches wins")  # fmt: skip
-    _method_options(parser)
+    _parameters(parser, _method_in(argv))
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..surgery.merge import merge
+    from ..api import merge
+    from ..methods.registry import get
 
-    params = {
-        name.removeprefix("param_"): value
-        for name, value in vars(args).items()
-        if name.startswith("param_") and value is not None
-    }
+    values = {name: getattr(args, f"param_{name}") for name in get(args.method).params}
+    params = {name: value for name, value in values.items() if value is not None}
     options = {name: getattr(args, name) for name in ("add_missing", "use_ema", "blocks", "rules")}
     return written(args, lambda **settings: merge(args.method, args.inputs, **options, **settings, **params))
 
 
-def _method_options(parser: argparse.ArgumentParser) -> None:
-    """One flag for every parameter of every registered method."""
+def _method_in(argv: Sequence[str]) -> Method | None:
+    """The method that the command line names; what else is in it depends on that. None when it names none."""
+    from ..methods.registry import get
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--method")
+    try:
+        name = parser.parse_known_args(argv)[0].method
+    except argparse.ArgumentError:  # --method without a name, which the command's own parser says
+        return None
+    return None if name is None else get(name)
+
+
+def _parameters(parser: argparse.ArgumentParser, method: Method | None) -> None:
+    """The flags of the method's parameters; without a method, a word about those of each."""
     from ..methods.registry import PerInput, registered
 
-    params: dict[str, list[tuple[str, Any]]] = {}
-    for method in registered("merge").values():
-        for name, param in method.params.items():
-            params.setdefault(name, []).append((method.name, param))
-    for name, uses in params.items():
-        text = "; ".join(
-            f"{method}: {param.help}" + ("" if param.default is None else f" (default {param.default:g})")
-            for method, param in uses
-        )
-        listed = isinstance(uses[0][1], PerInput)
-        parser.add_argument(
-            "--" + name.replace("_", "-"), dest=f"param_{name}", type=numbers if listed else float, metavar="NUMBERS"
-            if listed else "NUMBER", help=text.replace("%", "%%"),
-        )  # fmt: skip
+    if method is None:
+        rows = [f"{item.name}: {_flags(item)}" for item in registered("merge").values() if item.params]
+        parser.description = f"{HELP}. Parameters of the methods: {'; '.join(rows)}.".replace("%", "%%")
+        return
+    parser.prog += f" --method {method.name}"  # where --help shows its flags
+    group = parser.add_argument_group(f"parameters of {method.name}", method.summary.replace("%", "%%"))
+    for name, param in method.params.items():
+        kind, metavar = (numbers, "NUMBERS") if isinstance(param, PerInput) else (float, "NUMBER")
+        default = "" if param.default is None else f" (default {param.default:g})"
+        text = (param.help + default).replace("%", "%%")
+        group.add_argument(_flag(name), dest=f"param_{name}", type=kind, metavar=metavar, help=text)
+
+
+def _flags(method: Method) -> str:
+    return ", ".join(f"{_flag(name)} ({param.help})" for name, param in method.params.items())
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

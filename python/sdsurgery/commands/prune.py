@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from .common import words, writing, written
 
 HELP = "drop what isn't needed: training leftovers, EMA, components"
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     writing(parser)
     add = parser.add_argument
     add("input", metavar="FILE")
@@ -26,7 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..surgery.prune import prune
+    from ..api import prune
 
     options = {name: getattr(args, name) for name in ("preset", "drop", "keep_keys", "drop_keys", "strict")}
     return written(args, lambda **settings: prune(args.input, **options, **settings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from ..errors import UsageError
 from .common import writing, written
@@ -10,7 +11,7 @@ from .common import writing, written
 HELP = "put other files' components in: bake a VAE"
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     writing(parser)
     add = parser.add_argument
     add("input", metavar="FILE")
@@ -20,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..surgery.components import replace
+    from ..api import replace
 
     if len(args.component) != len(args.donors) or len(set(args.component)) != len(args.component):
         raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from ..errors import InputRefused, printable
 from .common import plain, print_json, print_lines
@@ -10,7 +11,7 @@ from .common import plain, print_json, print_lines
 HELP = "what pickles would have run, had torch.load loaded them; for files and folders"
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     plain(parser)
     parser.add_argument("inputs", nargs="+", metavar="PATH", help="files, or folders with everything below them")
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from functools import cache
 
-_FLAGS = {"out": "-o", "overwrite": "--force"}
-"""Options that the two call differently. The others differ in their hyphens only."""
+from ..settings import OPTIONS, WRITING
+
+_OWN = {"out", "out_dir", "component", "preset", "drop", "keep_keys", "drop_keys", "strict", "add_missing", "use_ema"}
+_OWN |= {"blocks", "rules", "to_ema", "keep_counters", "allow_missing", "strip_prefix"}
+"""Keywords of single verbs; a test says that these are all."""
 
 _VERB = r"\b(merge|cast|ema|prune|fix_clip|extract|replace|convert)\(([^()]*)\)"
 _VALUE = r"True|FILE|…|\"[\w-]+\"(?: or \"[\w-]+\")*|\{\"\w+\": …\}|(?![\w'\"(\[{.-])"
@@ -23,7 +26,7 @@ def in_shell(text: str) -> str:
 
 def _spelled(found: re.Match[str]) -> str:
     name, value = found[1], found[2]
-    flag = _FLAGS.get(name) or "--" + name.replace("_", "-")
+    flag = "-o" if name == "out" else OPTIONS[name].flag if name in OPTIONS else "--" + name.replace("_", "-")
     if value.startswith("{"):  # {"alpha": …}
         return f"{flag} {value[2:].partition(chr(34))[0]}:…"
     words = "" if value in ("True", "…") else value.replace('"', "")
@@ -32,11 +35,8 @@ def _spelled(found: re.Match[str]) -> str:
 
 @cache
 def _option() -> re.Pattern[str]:
-    from ..methods import registered
+    from ..methods.registry import registered
 
-    names = {"out", "out_dir", "overwrite", "component", "preset", "drop", "keep_keys", "drop_keys", "strict"}
-    names |= {"add_missing", "use_ema", "blocks", "rules", "to_ema", "keep_counters", "allow_missing", "strip_prefix"}
-    names |= {"dtype", "threads", "backend", "gpu_memory", "fallback", "overflow", "on_nonfinite", "compute", "io"}
-    names |= {"fix_clip", "fix_names", "dry_run", "allow_suspicious", "allow_inflate"}
+    names = _OWN | set(WRITING) - {"hash", "sync"}
     names |= {name for method in registered("merge").values() for name in method.params}
     return re.compile(rf"(?<![\w.-])({'|'.join(sorted(names, key=len, reverse=True))})=({_VALUE})")

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
-from .common import opening, plain, print_json, print_lines, reading, threads
+from ..settings import READING
+from .common import chosen, options, plain, print_json, print_lines
+
+_SETTINGS = ("threads", "hash", *READING)
 
 HELP = "check structure, non-finite values and hashes"
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     plain(parser)
     parser.add_argument("input", metavar="FILE")
-    threads(parser)
-    reading(parser)
-    parser.add_argument("--no-hash", dest="hash", action="store_false", help="skip the hashes")
+    options(parser, _SETTINGS)
 
 
 def run(args: argparse.Namespace) -> int:
     from .. import console
+    from ..api import verify
     from ..errors import VerificationDiffers
-    from ..surgery.verify import verify
 
     with console.progress("verify", quiet=args.quiet) as progress:
-        found = verify(args.input, threads=args.threads, hash=args.hash, progress=progress, **opening(args))
+        found = verify(args.input, progress=progress, **chosen(args, _SETTINGS))
     error = VerificationDiffers(f"{args.input}: {'; '.join(found.differs)}", path=args.input) if found.differs else None
     if args.json:
         print_json(found.to_dict(), error)

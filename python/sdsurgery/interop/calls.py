@@ -82,11 +82,11 @@ class _Request:
     ) -> None:
         from ..dtypes import BY_OPTION
         from ..methods.registry import get
-        from ..surgery.common import CHOICES
+        from ..settings import dtype_word, require_word
 
+        dtype = dtype_word(dtype)
         for option, value in (("overflow", overflow), ("compute", compute)):
-            if value not in CHOICES[option]:
-                raise UsageError(f"{option} cannot be {value!r}; known: {', '.join(CHOICES[option])}", code="bad_value")
+            require_word(option, value)
         if dtype is not None and dtype not in BY_OPTION:
             raise UsageError(f"dtype cannot be {dtype!r}; known: {', '.join(BY_OPTION)}", code="bad_value")
         chosen = get(method, ("merge", "cast"))

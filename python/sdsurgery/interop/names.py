@@ -5,18 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from ..dtypes import BY_NAME, DType
+from ..dtypes import BY_NAME, NUMPY, TORCH, DType
 from ..errors import UsageError
 
-NUMPY = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "C64": "complex64", "BOOL": "bool",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
-    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
-}  # fmt: skip
-TORCH = {
-    **NUMPY, "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu",
-}  # fmt: skip
+__all__ = ["NUMPY", "TORCH", "float_dtype", "torch_dtype"]
 
 
 @functools.cache

@@ -9,21 +9,18 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..layouts import detect
 from ..outline import Outline
-from .common import Settings, planned, single_input, single_metadata, single_piece
+from ..settings import Settings
+from .common import planned, single_input, single_metadata, single_piece
 from .report import Report
 
 
-def cast(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None, **given: Any) -> Report:
-    """Write a checkpoint's tensors in another dtype (``dtype="fp16"``); settings as in ``surgery.common.Settings``.
+def cast(path: str | os.PathLike[str], settings: Settings, *, out: str | os.PathLike[str] | None = None) -> Report:
+    """``sdsurgery.cast``."""
 
-    Integers, empty tensors, noise-schedule buffers, ``position_ids`` and marker tensors are copied exactly; EMA
-    weights are cast like the others. Raises as ``merge`` does.
-    """
-
-    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Outline:
+    def plan(checkpoint: Checkpoint, recipe: dict[str, Any], title: str) -> Outline:
         return plan_cast(checkpoint, settings, recipe=recipe, title=title)
 
-    return single_input("cast", path, out, given, parameters={}, plan_of=plan)
+    return single_input("cast", path, out, settings, parameters={}, plan_of=plan)
 
 
 def plan_cast(checkpoint: Checkpoint, settings: Settings, *, recipe: Mapping[str, Any], title: str) -> Outline:

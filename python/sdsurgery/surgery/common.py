@@ -1,21 +1,20 @@
-"""What all writing verbs share: their settings, and the way from an Outline to a file."""
+"""What all writing verbs share: the way from an Outline to a file."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import engine
 from ..backends import Options
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..dtypes import BY_OPTION, DType
 from ..errors import InputRefused, RunFailed, UsageError, printable
 from ..formats.writers import SAFETENSORS, is_named, writer_for
 from ..layouts.names import is_position_ids
 from ..outline import Outline, copied, rounded
-from ..suggest import did_you_mean
+from ..settings import Settings
 from .report import Report, describe
 
 if TYPE_CHECKING:
@@ -26,102 +25,6 @@ if TYPE_CHECKING:
 
 _WORTH_HASHING = 0.95
 """Share of the inputs that must be needed for their hashes to cost (almost) no further reading."""
-
-CHOICES = {
-    "dtype": ("keep", *BY_OPTION),
-    "overflow": ("default", "inf", "saturate", "error"),
-    "on_nonfinite": ("keep", "error"),
-    "compute": ("fp32", "fp64"),
-    "io": ("auto", "mmap", "pread"),
-    "fallback": ("none", "cpu"),
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options that all writing verbs take; the names are those of the command line.
-
-    ``dtype``: keep, fp32, fp16, bf16, fp8_e4m3, fp8_e5m2. ``overflow``: default (Inf; fp8 saturates), inf, saturate,
-    error. ``on_nonfinite``: keep, error. ``compute``: fp32, fp64. ``io``: auto, mmap, pread. ``threads`` 0: all.
-    ``hash``: store and compute SHA-256. ``sync``: flush to disk before the rename. ``overwrite``: replace a target.
-    ``fix_clip``: write int64 0…76 as position_ids where the family has them (see ``surgery.fix_clip``). ``fix_names``:
-    read old and foreign names as the family's own (see ``surgery.fix_names``). ``gpu_memory``: bytes of buffers on each
-    GPU, 0 for a default. ``fallback``: none, cpu: what goes on when the GPU cannot be used or fails.
-    ``allow_suspicious``, ``allow_inflate``: see ``open_checkpoint``.
-    """
-
-    dtype: str = "keep"
-    threads: int = 0
-    backend: str = "auto"
-    overflow: str = "default"
-    on_nonfinite: str = "keep"
-    compute: str = "fp32"
-    io: str = "auto"
-    tile_bytes: int = 0
-    gpu_memory: int = 0
-    fallback: str = "none"
-    hash: bool = True
-    sync: bool = True
-    overwrite: bool = False
-    fix_clip: bool = False
-    fix_names: bool = False
-    dry_run: bool = False
-    allow_suspicious: bool = False
-    allow_inflate: bool = False
-    progress: engine.Progress | None = None
-
-    def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                hint = did_you_mean(str(value), allowed) or f"; known: {', '.join(allowed)}"
-                raise UsageError(f"{name}= cannot be '{printable(value)}'{hint}", code="bad_value")
-        if not hasattr(self.threads, "__index__") or not 0 <= self.threads <= 1024:
-            raise UsageError(
-                f"threads= must be a whole number between 0 (all) and 1024, not {self.threads!r}", code="bad_value"
-            )
-
-    @property
-    def target_dtype(self) -> DType | None:
-        """The asked output dtype, None to keep each tensor's own."""
-        return BY_OPTION.get(self.dtype)
-
-    @property
-    def watched(self) -> bool:
-        """Whether a NaN must be noticed even in a tensor that is only copied."""
-        return self.on_nonfinite == "error"
-
-    @property
-    def recorded(self) -> dict[str, Any]:
-        """What a recipe says of these settings: all that changes the output's tensors."""
-        repairs = {name: True for name in ("fix_clip", "fix_names") if getattr(self, name)}
-        return {"dtype": self.dtype, "overflow": self.overflow, **repairs}
-
-    @property
-    def opening(self) -> dict[str, bool]:
-        """How inputs are opened: arguments of ``open_checkpoint``."""
-        return {"allow_suspicious": self.allow_suspicious, "allow_inflate": self.allow_inflate}
-
-    @property
-    def options(self) -> Options:
-        return Options(
-            threads=self.threads,
-            io=self.io,
-            tile_bytes=self.tile_bytes,
-            cpu=os.environ.get("SDS_CPU", ""),
-            overflow=self.overflow,
-            on_nonfinite=self.on_nonfinite,
-            wide=self.compute == "fp64",
-            flush=self.sync,
-            gpu_memory=self.gpu_memory,
-            fallback=self.fallback,
-        )
-
-
-def settings_from(given: dict[str, Any]) -> Settings:
-    """Take the settings out of keyword arguments (what is left belongs to the method)."""
-    names = [item.name for item in fields(Settings)]
-    return Settings(**{name: given.pop(name) for name in names if name in given})
 
 
 def open_input(path: str | os.PathLike[str], settings: Settings, *, selective: bool = False) -> Checkpoint:
@@ -191,20 +94,16 @@ def single_input(
     verb: str,
     path: str | os.PathLike[str],
     out: str | os.PathLike[str] | None,
-    given: dict[str, Any],
+    settings: Settings,
     *,
     parameters: Mapping[str, Any],
-    plan_of: Callable[[Checkpoint, Settings, dict[str, Any], str], Outline],
+    plan_of: Callable[[Checkpoint, dict[str, Any], str], Outline],
     selective: bool = False,
 ) -> Report:
-    """Run a verb of one input: settings taken from ``given``, target and file checked, then plan and run.
+    """Run a verb of one input: target and file checked, then plan and run.
 
-    ``plan_of(checkpoint, settings, recipe, title)`` makes the plan; ``selective`` as in ``open_input``. TypeError for a
-    keyword that is not a setting.
+    ``plan_of(checkpoint, recipe, title)`` makes the plan; ``selective`` as in ``open_input``.
     """
-    settings = settings_from(given)
-    if given:
-        raise TypeError(f"{verb}() got an unexpected keyword argument {next(iter(given))!r}")
     if out is not None:
         engine.target_path(out, settings.overwrite or settings.dry_run)
     with open_input(path, settings, selective=selective) as checkpoint:
@@ -213,7 +112,7 @@ def single_input(
             "parameters": {name: value for name, value in parameters.items() if value not in (None, False, [], ())},
             **settings.recorded,
         }
-        return run(plan_of(checkpoint, settings, recipe, title_of(out)), out, settings, recipe)
+        return run(plan_of(checkpoint, recipe, title_of(out)), out, settings, recipe)
 
 
 def single_metadata(
@@ -308,7 +207,7 @@ def _run(
     if out is not None and not is_named(out):
         report.notes.append(f"{printable(out)}: no suffix of a known format, so safetensors is written")
     if settings.dry_run:
-        report.how = engine.preview(plan, placed.sources(), settings.backend, settings.options)
+        report.how = engine.preview(plan, placed.sources(), settings.backend, Options.of(settings))
         folder = os.path.dirname(os.path.realpath(out)) if out else os.getcwd()
         if not os.path.isdir(folder):
             raise RunFailed(f"{printable(folder)}: there is no such folder to create the output in", code="not_found")
@@ -338,7 +237,7 @@ def _run(
         target,
         lambda hashes, body, sums: placed.structure(hashes or (None,) * len(files), body, sums),
         backend=settings.backend,
-        options=settings.options,
+        options=Options.of(settings),
         replace=settings.overwrite,
         sync=settings.sync,
         hash_files=files if hash_inputs else (),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from .. import engine
-from ..backends import Reduced
+from ..backends import Options, Reduced
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import BY_NAME, U8
 from ..errors import printable
@@ -18,7 +18,8 @@ from ..layouts.aliases import canonical
 from ..layouts.kinds import KINDS, kind
 from ..outline import COMPARED, Outline, Piece, operand, whole
 from ..plan import Reduction
-from .common import close_all, open_all, settings_from, without_unit_tail
+from ..settings import Settings
+from .common import close_all, open_all, without_unit_tail
 
 
 class Place(NamedTuple):
@@ -202,17 +203,8 @@ def _rows(sums: dict[tuple[str, ...], Likeness], *names: str) -> list[dict[str, 
     return [{**dict(zip(names, key, strict=True)), **likeness.to_dict()} for key, likeness in sums.items()]
 
 
-def compare(a: str | os.PathLike[str], b: str | os.PathLike[str], **given: Any) -> Comparison:
-    """Compare two checkpoints tensor by tensor, by name. ``[o, i, 1, 1]`` and ``[o, i]`` are the same shape.
-
-    Settings: ``threads``, ``io``, ``tile_bytes``, ``backend`` (cpu, cuda or reference), ``gpu_memory``, ``fallback``,
-    ``progress``, none of which changes a bit of the numbers, and ``fix_names`` (read old and foreign names as the
-    family's own). Raises InputRefused when a file is damaged or cannot be read, UsageError when the backend cannot be
-    used or has no reductions, TypeError for another keyword.
-    """
-    settings = settings_from(given)
-    if given:
-        raise TypeError(f"compare() got an unexpected keyword argument {next(iter(given))!r}")
+def compare(a: str | os.PathLike[str], b: str | os.PathLike[str], settings: Settings) -> Comparison:
+    """``sdsurgery.compare``."""
     opened = open_all([a, b], settings)
     try:
         ours, theirs = (detect(checkpoint.tensors) for checkpoint in opened)
@@ -225,7 +217,7 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str], **given: Any) 
         placed = _outline(opened, pairs).unwritten()
         plan = placed.plan
         with placed.names_in_errors():
-            outcome = engine.examine(plan, placed.sources(), settings.options, settings.progress, settings.backend)
+            outcome = engine.examine(plan, placed.sources(), Options.of(settings), settings.progress, settings.backend)
         reduced = placed.by_name(outcome.reduced)
         places = Places(layout, (*opened[0].tensors, *result.only_in_b))
         for pair in pairs:

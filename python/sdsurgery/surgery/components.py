@@ -13,13 +13,12 @@ from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, aliases, detect, names, text_encoders
 from ..outline import ADDED, COPIED, Dropped, Outline, Piece, Segment, operand, require_computable
 from ..program import identity
+from ..settings import Settings
 from .common import (
-    Settings,
     close_all,
     open_all,
     planned,
     run,
-    settings_from,
     single_input,
     single_metadata,
     single_piece,
@@ -33,15 +32,13 @@ COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", 
 Path = str | os.PathLike[str]
 
 
-def extract(path: Path, component: str, *, out: Path | None = None, strip_prefix: bool = False, **given: Any) -> Report:
-    """Write one component of a checkpoint (``unet``, ``vae``, ``text_encoder``, …) to a file of its own.
-
-    ``strip_prefix`` takes off what the family puts before the component's names (``first_stage_model.``). Settings as
-    in ``surgery.common.Settings``. UsageError for an unknown component, InputRefused when the file has none.
-    """
+def extract(
+    path: Path, component: str, settings: Settings, *, out: Path | None = None, strip_prefix: bool = False
+) -> Report:
+    """``sdsurgery.extract``."""
     _require_known(component)
 
-    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Outline:
+    def plan(checkpoint: Checkpoint, recipe: dict[str, Any], title: str) -> Outline:
         layout = detect(checkpoint.tensors).layout
         chosen = {}
         dropped = []
@@ -67,22 +64,13 @@ def extract(path: Path, component: str, *, out: Path | None = None, strip_prefix
         )  # fmt: skip
 
     options = {"component": component, "strip_prefix": strip_prefix}
-    return single_input("extract", path, out, given, parameters=options, plan_of=plan, selective=True)
+    return single_input("extract", path, out, settings, parameters=options, plan_of=plan, selective=True)
 
 
 def replace(
-    path: Path, donors: Mapping[str, Path], *, out: Path | None = None, allow_missing: bool = False, **given: Any
+    path: Path, donors: Mapping[str, Path], settings: Settings, *, out: Path | None = None, allow_missing: bool = False
 ) -> Report:
-    """Put other files' components into a checkpoint: ``replace("a", {"vae": "vae.safetensors"}, out="b")``.
-
-    A donor is a full checkpoint or a file of that component alone, in the original, old or diffusers names; its
-    tensors keep their own dtype unless ``dtype`` asks for another. ``[o,i,1,1]`` and ``[o,i]`` are the same matrix.
-    Tensors that the donor lacks or has too many are refused; ``allow_missing`` keeps the checkpoint's own, or leaves
-    the donor's out. Settings as in ``surgery.common.Settings``. UsageError for an unknown component or none at all.
-    """
-    settings = settings_from(given)
-    if given:
-        raise TypeError(f"replace() got an unexpected keyword argument {next(iter(given))!r}")
+    """``sdsurgery.replace``."""
     if not donors:
         raise UsageError("replace needs at least one component and its file", code="wrong_inputs")
     for component in donors:

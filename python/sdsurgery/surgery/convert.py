@@ -12,22 +12,18 @@ from ..errors import InputRefused, RunFailed, SdsError, UsageError, printable
 from ..formats.writers import WRITERS, writer_for
 from ..layouts import detect
 from ..outline import Outline
+from ..settings import Settings
 from ..suggest import did_you_mean
-from .common import Settings, planned, single_input, single_metadata, single_piece
+from .common import planned, single_input, single_metadata, single_piece
 from .report import Report
 
 FORMATS = tuple(writer.name for writer in WRITERS)
 
 
-def convert(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None, **given: Any) -> Report:
-    """Write a checkpoint in the format that the suffix of ``out`` asks for (``formats.writers``).
+def convert(path: str | os.PathLike[str], settings: Settings, *, out: str | os.PathLike[str] | None = None) -> Report:
+    """``sdsurgery.convert``."""
 
-    Names, dtypes and shapes stay (``dtype="fp16"`` casts on the way); views become contiguous. Tensors that share
-    their data are written once where the format can say so. Settings as in ``surgery.common.Settings``; raises as
-    ``cast`` does.
-    """
-
-    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Outline:
+    def plan(checkpoint: Checkpoint, recipe: dict[str, Any], title: str) -> Outline:
         layout = detect(checkpoint.tensors).layout
         pieces = [single_piece(layout, settings, info) for info in checkpoint.tensors.values()]
         notes = list(checkpoint.notes)
@@ -38,7 +34,7 @@ def convert(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None 
             layout=layout, notes=notes, keep_order=True,
         )  # fmt: skip
 
-    return single_input("convert", path, out, given, parameters={}, plan_of=plan)
+    return single_input("convert", path, out, settings, parameters={}, plan_of=plan)
 
 
 def _duplicated(checkpoint: Checkpoint) -> list[str]:
@@ -65,17 +61,13 @@ class Conversion:
 
 def convert_all(
     paths: Sequence[str | os.PathLike[str]],
+    settings: Settings,
     *,
     out_dir: str | os.PathLike[str],
     to: str = "safetensors",
     started: Callable[[Conversion], None] = lambda conversion: None,
-    **given: Any,
 ) -> list[Conversion]:
-    """Convert many files into a folder (made when it is missing), under their own names with the suffix of ``to``.
-
-    A file that cannot be converted does not stop the others: its error is in its place of the list. UsageError when two
-    files would get one name, or for an unknown format; Interrupted at once.
-    """
+    """``sdsurgery.convert_all``."""
     todo = [Conversion(os.fspath(path), _target(path, out_dir, to)) for path in paths]
     taken: dict[str, str] = {}
     for item in todo:
@@ -86,11 +78,11 @@ def convert_all(
                 code="conflict",
             )
         taken[place] = item.path
-    folder = _folder(out_dir, dry_run=bool(given.get("dry_run")))
+    folder = _folder(out_dir, dry_run=settings.dry_run)
     for item in todo:
         started(item)
         try:
-            item.report = convert(item.path, out=os.path.join(folder, os.path.basename(item.out)), **given)
+            item.report = convert(item.path, settings, out=os.path.join(folder, os.path.basename(item.out)))
             item.report.output = item.out
         except (InputRefused, RunFailed, UsageError) as error:
             item.error = error

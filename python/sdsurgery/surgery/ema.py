@@ -11,7 +11,8 @@ from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, aliases, detect, names
 from ..outline import ADDED, Dropped, Outline, Piece, whole
 from ..plan import Operand
-from .common import Settings, planned, single_input, single_metadata, single_piece
+from ..settings import Settings
+from .common import planned, single_input, single_metadata, single_piece
 from .report import Report
 
 # What LitEma (ldm/modules/ema.py of CompVis/stable-diffusion) begins with: decay 0.9999 (float32), no updates (int32).
@@ -20,25 +21,19 @@ _NEW_COUNTERS = bytes.fromhex("72f97f3f") + bytes(4)
 
 def ema(
     path: str | os.PathLike[str],
+    settings: Settings,
     *,
     out: str | os.PathLike[str] | None = None,
     keep_counters: bool = False,
     to_ema: bool = False,
-    **given: Any,
 ) -> Report:
-    """Replace every U-Net weight by its EMA twin and drop the EMA keys; everything else is kept.
-
-    A twin keeps its own dtype unless ``dtype`` asks for another. ``keep_counters`` keeps ``model_ema.decay`` and
-    ``model_ema.num_updates``. ``to_ema`` does the reverse: adds a twin of every U-Net weight, and new counters.
-    Settings as in ``surgery.common.Settings``. InputRefused when the file has no EMA or a partial one (with ``to_ema``:
-    when it has any), or when a twin's shape is not its weight's.
-    """
+    """``sdsurgery.ema``."""
     if keep_counters and to_ema:
         raise UsageError(
             "to_ema=True makes new counters; it can't be combined with keep_counters=True", code="conflict"
         )
 
-    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Outline:
+    def plan(checkpoint: Checkpoint, recipe: dict[str, Any], title: str) -> Outline:
         layout = detect(checkpoint.tensors).layout
         sources: list[Any] = [checkpoint]
         dropped: list[Dropped] = []
@@ -53,7 +48,7 @@ def ema(
         )  # fmt: skip
 
     options = {"keep_counters": keep_counters, "to_ema": to_ema}
-    return single_input("ema", path, out, given, parameters=options, plan_of=plan, selective=True)
+    return single_input("ema", path, out, settings, parameters=options, plan_of=plan, selective=True)
 
 
 def twins(checkpoint: Checkpoint, layout: Layout) -> dict[str, TensorInfo]:

@@ -10,7 +10,7 @@ import functools
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -20,7 +20,8 @@ from ..errors import InputRefused, printable
 from ..layouts import Layout, aliases, detect, names, places_of_position_ids
 from ..outline import ADDED, Dropped, Outline, Piece, whole
 from ..plan import Operand
-from .common import Settings, numbers_of, planned, single_input, single_metadata, single_piece
+from ..settings import Settings
+from .common import numbers_of, planned, single_input, single_metadata, single_piece
 from .report import Report
 
 TOKENS = 77
@@ -54,13 +55,11 @@ class _Stored(NamedTuple):
     values: Callable[[], list[float]] | None
 
 
-def fix_clip(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None, **given: Any) -> Report:
-    """Write int64 0…76 wherever the family has position_ids and drop misplaced ones; everything else is unchanged.
+def fix_clip(path: str | os.PathLike[str], settings: Settings, *, out: str | os.PathLike[str] | None = None) -> Report:
+    """``sdsurgery.fix_clip``."""
+    settings = replace(settings, fix_clip=True)
 
-    Settings as in ``surgery.common.Settings``. InputRefused when the family is not known.
-    """
-
-    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Outline:
+    def plan(checkpoint: Checkpoint, recipe: dict[str, Any], title: str) -> Outline:
         layout = detect(checkpoint.tensors).layout
         pieces = [single_piece(layout, settings, info) for info in checkpoint.tensors.values()]
         return planned(
@@ -68,7 +67,7 @@ def fix_clip(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None
             layout=layout, notes=checkpoint.notes, keep_order=True,
         )  # fmt: skip
 
-    return single_input("fix-clip", path, out, {**given, "fix_clip": True}, parameters={}, plan_of=plan)
+    return single_input("fix-clip", path, out, settings, parameters={}, plan_of=plan)
 
 
 def repaired(pieces: Sequence[Piece], sources: Sequence[Any], layout: Layout) -> Repair:

@@ -21,14 +21,13 @@ from ..outline import rounded as rounded_piece
 from ..plan import Operand
 from ..program import identity
 from ..recipe import Call, Composition, Model, call, compose
+from ..settings import Settings
 from .common import (
-    Settings,
     close_all,
     merged_metadata,
     open_all,
     planned,
     run,
-    settings_from,
     title_of,
     without_unit_tail,
 )
@@ -44,38 +43,25 @@ _INTEGERS = ("int", "bool")  # kinds of dtypes
 def merge(
     method: str,
     inputs: Iterable[str | os.PathLike[str] | Model | Call],
+    settings: Settings,
     *,
+    parameters: Mapping[str, Any],
     out: str | os.PathLike[str] | None = None,
     add_missing: bool = False,
     use_ema: str | Sequence[str] = (),
     blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
     rules: RuleSet | Mapping[str, RuleSet] | None = None,
-    **given: Any,
 ) -> Report:
-    """Merge checkpoint files into one.
-
-    ``method`` is a name from ``methods()``; its numbers (``alpha=0.7``, ``weights=[…]``) and the settings of
-    ``surgery.common.Settings`` are keyword arguments. ``inputs`` are A, B, C, … in the method's order:
-    files, or other recipes (``sdsurgery.weighted_sum(…)``), which are evaluated in the same pass; of those named in
-    ``use_ema`` (``"A,B"``) the U-Net's EMA weights are merged instead of the weights.
-
-    ``blocks`` gives merge blocks a ratio of their own: ``"GRAD_V,BASE=0.5"``, a list of numbers or ``{"IN04": 0.3}``;
-    ``rules`` gives one to names that a regular expression finds: a file, or ``{r"attn2": 0.3}``. A rule wins over a
-    block, a block over the parameter. A method with several ratios takes ``{"alpha": …}``. (See docs/verbs/merge.md.)
-
-    Raises UsageError, InputRefused (before the first output byte), RunFailed or Interrupted; the target is then as it
-    was. Returns the Report.
-    """
+    """``sdsurgery.merge``; ``parameters`` are the method's numbers."""
     if isinstance(inputs, str | bytes | os.PathLike):
         raise UsageError(f"inputs must be a list of files, not one file ('{printable(inputs)}')", code="wrong_inputs")
     inputs = list(inputs)
-    settings = settings_from(given)
     paths = [item for item in inputs if not isinstance(item, Model | Call)]
     if len(paths) < len(inputs):
-        tree = call(method, inputs, blocks=blocks, rules=rules, **given)
+        tree = call(method, inputs, blocks=blocks, rules=rules, **parameters)
         return merge_tree(tree, out=out, add_missing=add_missing, use_ema=use_ema, settings=settings)
     chosen = get(method)
-    params = chosen.bind(len(inputs), given)
+    params = chosen.bind(len(inputs), parameters)
     flat = Merge(chosen, tuple(paths), params, blocks, rules, add_missing, tuple(_letters(use_ema, len(inputs))))
     return _written(flat, out, settings)
 

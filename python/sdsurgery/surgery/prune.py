@@ -12,7 +12,8 @@ from ..checkpoint import Checkpoint
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Detection, Layout, aliases, detect, names
 from ..outline import Dropped, Outline, Piece
-from .common import Settings, planned, single_input, single_metadata, single_piece
+from ..settings import Settings
+from .common import planned, single_input, single_metadata, single_piece
 from .report import Report
 
 PRESETS = {"full": (), "no-ema": ("ema",), "ema-only": ("ema",), "inference": ("ema",)}
@@ -39,6 +40,7 @@ class _Rules:
 
 def prune(
     path: str | os.PathLike[str],
+    settings: Settings,
     *,
     out: str | os.PathLike[str] | None = None,
     preset: str = "full",
@@ -46,22 +48,11 @@ def prune(
     keep_keys: str | Sequence[str] | None = None,
     drop_keys: str | Sequence[str] | None = None,
     strict: bool = False,
-    **given: Any,
 ) -> Report:
-    """Write a checkpoint without some of its tensors.
-
-    ``preset``: full (everything but training leftovers), no-ema, ema-only (the EMA weights in the U-Net's place),
-    inference (what the family's loader needs and nothing else). ``drop``: components to drop as well.
-    ``keep_keys`` and ``drop_keys``: regular expressions, one or several, searched in the names; keeping wins. Keys of
-    no known component are kept and listed; ``strict`` drops them, and so does ``inference``. Training leftovers never
-    survive; markers and the tensors by which this and other programs recognise the family are never dropped.
-    Settings as in ``surgery.common.Settings``.
-    UsageError for an unknown preset or component or a bad expression; InputRefused for ``inference`` of an unknown
-    family, ``ema-only`` without a full EMA, and when nothing would be left.
-    """
+    """``sdsurgery.prune``."""
     rules = _rules(preset, drop, keep_keys, drop_keys, strict)
 
-    def plan(checkpoint: Checkpoint, settings: Settings, recipe: dict[str, Any], title: str) -> Outline:
+    def plan(checkpoint: Checkpoint, recipe: dict[str, Any], title: str) -> Outline:
         found = detect(checkpoint.tensors)
         layout = found.layout
         pieces, dropped, notes = _pruned(checkpoint, found, settings, rules)
@@ -74,7 +65,7 @@ def prune(
     options = {
         "preset": preset, "drop": list(drop), "keep_keys": keep_keys, "drop_keys": drop_keys, "strict": strict,
     }  # fmt: skip
-    return single_input("prune", path, out, given, parameters=options, plan_of=plan, selective=True)
+    return single_input("prune", path, out, settings, parameters=options, plan_of=plan, selective=True)
 
 
 def _rules(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .. import engine
+from ..backends import Options
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..dtypes import U8
 from ..errors import printable
@@ -14,7 +15,7 @@ from ..layouts import detect
 from ..outline import COPIED, Outline, Piece, operand, whole
 from ..plan import Check, Operand
 from ..program import identity
-from .common import settings_from
+from ..settings import Settings
 from .fix_clip import remarks
 
 
@@ -45,17 +46,12 @@ class Verification:
         return {**asdict(self), "ok": self.ok}
 
 
-def verify(path: str | os.PathLike[str], **given: Any) -> Verification:
-    """Check a file's structure, count its NaN and Inf, compute its hashes and compare them with the stored ones.
-
-    Settings: ``threads``, ``io``, ``hash``, ``progress``, ``allow_suspicious``, ``allow_inflate``. Raises InputRefused
-    when the structure is damaged.
-    """
-    settings = settings_from(given)
+def verify(path: str | os.PathLike[str], settings: Settings) -> Verification:
+    """``sdsurgery.verify``."""
     with open_checkpoint(path, **settings.opening) as checkpoint:
         layout = detect(checkpoint.tensors).layout
         placed = _outline(checkpoint).unwritten()
-        options = replace(settings.options, refuse_damaged=False)
+        options = replace(Options.of(settings), refuse_damaged=False)
         with placed.names_in_errors():
             outcome = engine.examine(placed.plan, placed.sources(), options, settings.progress)
         result = Verification(

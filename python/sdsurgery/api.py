@@ -1,0 +1,308 @@
+"""Every verb as a function. docs/api.md is about the package as a library.
+
+Each verb that writes a checkpoint takes ``out`` (a file, or None for a dry run), keywords of its own, and the settings
+of ``sdsurgery.Settings`` as keywords: ``dtype="fp16"``, ``overwrite=True``, ``threads=4``, ``progress=…``. It returns a
+``Report``. It raises UsageError or InputRefused before the first output byte, RunFailed or Interrupted afterwards; the
+target is then as it was. A keyword that doesn't exist is a TypeError, with close matches.
+"""
+
+from __future__ import annotations
+
+import inspect as _signatures
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import UsageError, printable
+from .settings import (
+    DEFAULTS,
+    OPTIONS,
+    Comparing,
+    Compute,
+    Dtype,
+    Examining,
+    Fallback,
+    Io,
+    Keywords,
+    OnNonfinite,
+    Overflow,
+    Progress,
+    Reading,
+    Settings,
+    dtype_word,
+    settings_of,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .recipe import Call, Model
+    from .surgery.compare import Comparison
+    from .surgery.convert import Conversion
+    from .surgery.inspect import Inspection
+    from .surgery.ratios import BlockWeights, RuleSet
+    from .surgery.report import Report
+    from .surgery.verify import Verification
+
+Path = str | os.PathLike[str]
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+
+def _spelled_out(keywords: Any) -> Callable[[Verb], Verb]:
+    """``help()`` and editors that ask at run time see every setting, not ``**settings``."""
+
+    def decorate(function: Verb) -> Verb:
+        found = _signatures.signature(function)
+        named = [item for item in found.parameters.values() if item.kind is not item.VAR_KEYWORD]
+        for name, kind in keywords.__annotations__.items():
+            text = getattr(kind, "__forward_arg__", kind)
+            only = _signatures.Parameter.KEYWORD_ONLY
+            named.append(_signatures.Parameter(name, only, default=DEFAULTS[name], annotation=text))
+        function.__signature__ = found.replace(parameters=named)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+def merge(
+    method: str,
+    inputs: Iterable[Path | Model | Call],
+    *,
+    out: Path | None = None,
+    add_missing: bool = False,
+    use_ema: str | Sequence[str] = (),
+    blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
+    rules: RuleSet | Mapping[str, RuleSet] | None = None,
+    dtype: Dtype = "keep",
+    overflow: Overflow = "default",
+    on_nonfinite: OnNonfinite = "keep",
+    compute: Compute = "fp32",
+    io: Io = "auto",
+    backend: str = "auto",
+    gpu_memory: int = 0,
+    fallback: Fallback = "none",
+    threads: int = 0,
+    fix_clip: bool = False,
+    fix_names: bool = False,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    hash: bool = True,
+    sync: bool = True,
+    allow_suspicious: bool = False,
+    allow_inflate: bool = False,
+    tile_bytes: int = 0,
+    progress: Progress | None = None,
+    **parameters: float | Sequence[float],
+) -> Report:
+    """Merge checkpoint files into one.
+
+    ``method`` is a name from ``methods()``; ``parameters`` are its numbers (``alpha=0.7``, ``weights=[…]``). ``inputs``
+    are A, B, C, … in the method's order: files, or other recipes (``sdsurgery.weighted_sum(…)``), which are evaluated
+    in the same pass; of those named in ``use_ema`` (``"A,B"``) the U-Net's EMA weights are merged instead of the
+    weights. ``add_missing`` adds tensors that only B (or C) has.
+
+    ``blocks`` gives merge blocks a ratio of their own: ``"GRAD_V,BASE=0.5"``, a list of numbers or ``{"IN04": 0.3}``;
+    ``rules`` gives one to names that a regular expression finds: a file, or ``{r"attn2": 0.3}``. A rule wins over a
+    block, a block over the parameter. A method with several ratios takes ``{"alpha": …}``. (See docs/verbs/merge.md.)
+    The other keywords are settings. UsageError for a parameter that the method lacks.
+    """
+    from .methods.registry import get
+    from .suggest import did_you_mean
+    from .surgery.merge import merge as merged
+
+    chosen = get(method)
+    for name in parameters:
+        if name not in chosen.params:
+            hint = did_you_mean(name, [*chosen.params, *OPTIONS, *_OWN])
+            raise UsageError(f"{chosen.name} has no parameter '{printable(name)}'{hint}", code="unknown_name")
+    settings = Settings(
+        dtype=dtype_word(dtype), overflow=overflow, on_nonfinite=on_nonfinite, compute=compute, io=io, backend=backend,
+        gpu_memory=gpu_memory, fallback=fallback, threads=threads, fix_clip=fix_clip, fix_names=fix_names,
+        dry_run=dry_run, overwrite=overwrite, hash=hash, sync=sync, allow_suspicious=allow_suspicious,
+        allow_inflate=allow_inflate, tile_bytes=tile_bytes, progress=progress,
+    )  # fmt: skip
+    return merged(
+        method, inputs, settings, parameters=parameters, out=out, add_missing=add_missing, use_ema=use_ema,
+        blocks=blocks, rules=rules,
+    )  # fmt: skip
+
+
+_OWN = ("out", "add_missing", "use_ema", "blocks", "rules")
+
+
+@_spelled_out(Keywords)
+def cast(path: Path, *, out: Path | None = None, **settings: Unpack[Keywords]) -> Report:
+    """Write a checkpoint's tensors in another dtype (``dtype="fp16"``, or ``torch.float16``).
+
+    Integers, empty tensors, noise-schedule buffers, ``position_ids`` and marker tensors are copied exactly; EMA
+    weights are cast like the others.
+    """
+    from .surgery.cast import cast as work
+
+    return work(path, settings_of("cast", settings, ("out",)), out=out)
+
+
+@_spelled_out(Keywords)
+def ema(
+    path: Path,
+    *,
+    out: Path | None = None,
+    keep_counters: bool = False,
+    to_ema: bool = False,
+    **settings: Unpack[Keywords],
+) -> Report:
+    """Replace every U-Net weight by its EMA twin and drop the EMA keys; everything else is kept.
+
+    A twin keeps its own dtype unless ``dtype`` asks for another. ``keep_counters`` keeps ``model_ema.decay`` and
+    ``model_ema.num_updates``. ``to_ema`` does the reverse: adds a twin of every U-Net weight, and new counters.
+    InputRefused when the file has no EMA or a partial one (with ``to_ema``: when it has any), or when a twin's shape is
+    not its weight's.
+    """
+    from .surgery.ema import ema as work
+
+    given = settings_of("ema", settings, ("out", "keep_counters", "to_ema"))
+    return work(path, given, out=out, keep_counters=keep_counters, to_ema=to_ema)
+
+
+@_spelled_out(Keywords)
+def prune(
+    path: Path,
+    *,
+    out: Path | None = None,
+    preset: str = "full",
+    drop: Sequence[str] = (),
+    keep_keys: str | Sequence[str] | None = None,
+    drop_keys: str | Sequence[str] | None = None,
+    strict: bool = False,
+    **settings: Unpack[Keywords],
+) -> Report:
+    """Write a checkpoint without some of its tensors.
+
+    ``preset``: full (everything but training leftovers), no-ema, ema-only (the EMA weights in the U-Net's place),
+    inference (what the family's loader needs and nothing else). ``drop``: components to drop as well.
+    ``keep_keys`` and ``drop_keys``: regular expressions, one or several, searched in the names; keeping wins. Keys of
+    no known component are kept and listed; ``strict`` drops them, and so does ``inference``. Training leftovers never
+    survive; markers and the tensors by which this and other programs recognise the family are never dropped.
+    UsageError for an unknown preset or component or a bad expression; InputRefused for ``inference`` of an unknown
+    family, ``ema-only`` without a full EMA, and when nothing would be left.
+    """
+    from .surgery.prune import prune as work
+
+    given = settings_of("prune", settings, ("out", "preset", "drop", "keep_keys", "drop_keys", "strict"))
+    return work(path, given, out=out, preset=preset, drop=drop, keep_keys=keep_keys, drop_keys=drop_keys, strict=strict)
+
+
+@_spelled_out(Keywords)
+def fix_clip(path: Path, *, out: Path | None = None, **settings: Unpack[Keywords]) -> Report:
+    """Write int64 0…76 wherever the family has position_ids and drop misplaced ones; everything else is unchanged.
+
+    InputRefused when the family is not known.
+    """
+    from .surgery.fix_clip import fix_clip as work
+
+    return work(path, settings_of("fix_clip", settings, ("out",)), out=out)
+
+
+@_spelled_out(Keywords)
+def extract(
+    path: Path, component: str, *, out: Path | None = None, strip_prefix: bool = False, **settings: Unpack[Keywords]
+) -> Report:
+    """Write one component of a checkpoint (``unet``, ``vae``, ``text_encoder``, …) to a file of its own.
+
+    ``strip_prefix`` takes off what the family puts before the component's names (``first_stage_model.``). UsageError
+    for an unknown component, InputRefused when the file has none.
+    """
+    from .surgery.components import extract as work
+
+    given = settings_of("extract", settings, ("out", "strip_prefix"))
+    return work(path, component, given, out=out, strip_prefix=strip_prefix)
+
+
+@_spelled_out(Keywords)
+def replace(
+    path: Path,
+    donors: Mapping[str, Path],
+    *,
+    out: Path | None = None,
+    allow_missing: bool = False,
+    **settings: Unpack[Keywords],
+) -> Report:
+    """Put other files' components into a checkpoint: ``replace("a", {"vae": "vae.safetensors"}, out="b")``.
+
+    A donor is a full checkpoint or a file of that component alone, in the original, old or diffusers names; its
+    tensors keep their own dtype unless ``dtype`` asks for another. ``[o,i,1,1]`` and ``[o,i]`` are the same matrix.
+    Tensors that the donor lacks or has too many are refused; ``allow_missing`` keeps the checkpoint's own, or leaves
+    the donor's out. UsageError for an unknown component or none at all.
+    """
+    from .surgery.components import replace as work
+
+    given = settings_of("replace", settings, ("out", "allow_missing"))
+    return work(path, donors, given, out=out, allow_missing=allow_missing)
+
+
+@_spelled_out(Keywords)
+def convert(path: Path, *, out: Path | None = None, **settings: Unpack[Keywords]) -> Report:
+    """Write a checkpoint in the format that the suffix of ``out`` asks for.
+
+    Names, dtypes and shapes stay (``dtype="fp16"`` casts on the way); views become contiguous. Tensors that share
+    their data are written once where the format can say so.
+    """
+    from .surgery.convert import convert as work
+
+    return work(path, settings_of("convert", settings, ("out",)), out=out)
+
+
+@_spelled_out(Keywords)
+def convert_all(
+    paths: Sequence[Path],
+    *,
+    out_dir: Path,
+    to: str = "safetensors",
+    started: Callable[[Conversion], None] = lambda conversion: None,
+    **settings: Unpack[Keywords],
+) -> list[Conversion]:
+    """Convert many files into a folder (made when it is missing), under their own names with the suffix of ``to``.
+
+    ``started`` is called with each before its work begins. A file that cannot be converted does not stop the others:
+    its error is in its place of the list. UsageError when two files would get one name, or for an unknown format;
+    Interrupted at once.
+    """
+    from .surgery.convert import convert_all as work
+
+    given = settings_of("convert_all", settings, ("out_dir", "to", "started"))
+    return work(paths, given, out_dir=out_dir, to=to, started=started)
+
+
+@_spelled_out(Reading)
+def inspect(path: Path, **opening: Unpack[Reading]) -> Inspection:
+    """Family, components, EMA, dtypes, metadata, recipe and faulty position_ids; no other tensor is read.
+
+    The keywords are those of ``open``.
+    """
+    from .surgery.inspect import inspect as work
+
+    return work(path, **settings_of("inspect", opening, (), Reading.__annotations__).opening)
+
+
+@_spelled_out(Comparing)
+def compare(a: Path, b: Path, **settings: Unpack[Comparing]) -> Comparison:
+    """Compare two checkpoints tensor by tensor, by name. ``[o, i, 1, 1]`` and ``[o, i]`` are the same shape.
+
+    ``fix_names`` reads old and foreign names as the family's own; ``backend`` is cpu, cuda or reference. No other
+    setting changes a bit of the numbers. InputRefused when a file is damaged or cannot be read, UsageError when the
+    backend cannot be used or has no reductions.
+    """
+    from .surgery.compare import compare as work
+
+    return work(a, b, settings_of("compare", settings, (), Comparing.__annotations__))
+
+
+@_spelled_out(Examining)
+def verify(path: Path, **settings: Unpack[Examining]) -> Verification:
+    """Check a file's structure, count its NaN and Inf, compute its hashes and compare them with the stored ones.
+
+    ``hash=False`` skips the hashes. What differs is in the result; InputRefused when the structure is damaged.
+    """
+    from .surgery.verify import verify as work
+
+    return work(path, settings_of("verify", settings, (), Examining.__annotations__))

@@ -1,0 +1,213 @@
+"""The settings that verbs share. ``Settings`` is the one table of them: its rows are the options of the command line,
+the keywords of the Python functions, and the table in docs/verbs/README.md.
+
+A new setting is a row of ``Settings`` and its type in ``Keywords``; a verb that reads it gets no other edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Protocol, TypedDict
+
+from .dtypes import BY_NAME, BY_OPTION, TORCH, DType
+from .errors import UsageError, printable
+from .suggest import did_you_mean
+
+Progress = Callable[[int, int], None]
+"""Called now and then, and at the end, with the bytes done and the bytes in all."""
+
+
+class TorchDtype(Protocol):
+    """``torch.float16`` and the like, wherever a dtype is asked for."""
+
+    @property
+    def itemsize(self) -> int: ...
+    @property
+    def is_floating_point(self) -> bool: ...
+
+
+Dtype = Literal["keep", "fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2"] | TorchDtype
+Overflow = Literal["default", "inf", "saturate", "error"]
+OnNonfinite = Literal["keep", "error"]
+Compute = Literal["fp32", "fp64"]
+Io = Literal["auto", "mmap", "pread"]
+Fallback = Literal["none", "cpu"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a setting is spelled on the command line (``flag``, empty where only Python has it) and explained.
+
+    ``words``: the values that it may have, the first is the default. ``metavar``: what its value is called, empty for
+    a switch.
+    """
+
+    help: str
+    flag: str = ""
+    words: tuple[str, ...] = ()
+    metavar: str = ""
+
+
+def _word(flag: str, words: Iterable[str], help: str) -> Any:
+    words = tuple(words)
+    return field(default=words[0], metadata={"option": Option(help, flag, words, "WORD")})
+
+
+def _row(default: Any, flag: str, help: str, metavar: str = "") -> Any:
+    return field(default=default, metadata={"option": Option(help, flag, metavar=metavar)})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a verb is asked for besides its inputs and its output. docs/verbs/README.md lists the fields.
+
+    UsageError for a value that a field cannot have.
+    """
+
+    dtype: str = _word("--dtype", ("keep", *BY_OPTION), "dtype of the output's weights; keep: A's, tensor by tensor")
+    overflow: str = _word(
+        "--overflow", ("default", "inf", "saturate", "error"),
+        "a value too large for the dtype becomes Inf (default; fp8 saturates), the largest value, or an error",
+    )  # fmt: skip
+    on_nonfinite: str = _word(
+        "--on-nonfinite", ("keep", "error"), "NaN or Inf in an input is carried through and counted, or an error"
+    )
+    compute: str = _word("--compute", ("fp32", "fp64"), "precision of the arithmetic")
+    io: str = _word("--io", ("auto", "mmap", "pread"), "how inputs are read: mapped, in pieces, or what is faster here")
+    backend: str = _row("auto", "--backend", "auto, cpu, cuda, triton or reference", "NAME")
+    gpu_memory: int = _row(0, "--gpu-memory", "buffers on each GPU, like 512M (default 256M)", "SIZE")
+    fallback: str = _word("--fallback", ("none", "cpu"), "what goes on when the GPU cannot be used or fails")
+    threads: int = _row(0, "--threads", "how many threads; 0: one for each processor", "N")
+    fix_clip: bool = _row(False, "--fix-clip", "write the text encoders' position_ids as int64 0…76")
+    fix_names: bool = _row(False, "--fix-names", "read old and foreign tensor names as those of the family")
+    dry_run: bool = _row(False, "--dry-run", "print the plan and write nothing")
+    overwrite: bool = _row(False, "--force", "replace an existing output; merge models with little in common")
+    hash: bool = _row(True, "--no-hash", "don't compute SHA-256 of inputs and output")
+    sync: bool = _row(True, "--no-sync", "don't wait for the disk before the rename")
+    allow_suspicious: bool = _row(
+        False, "--allow-suspicious", "read pickles that name dangerous functions (none is ever run)"
+    )
+    allow_inflate: bool = _row(False, "--allow-inflate", "inflate compressed tensors into a temporary file (in TMPDIR)")
+    tile_bytes: int = _row(0, "", "bytes that a thread works on at a time; 0: what suits the processor")
+    progress: Progress | None = _row(None, "", "called with the bytes done and the bytes in all")  # noqa: RUF009
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_word(self.dtype))
+        for name, option in OPTIONS.items():
+            if option.words:
+                require_word(name, getattr(self, name))
+        if not hasattr(self.threads, "__index__") or not 0 <= self.threads <= 1024:
+            raise UsageError(
+                f"threads= must be a whole number between 0 (all) and 1024, not {self.threads!r}", code="bad_value"
+            )
+
+    @property
+    def target_dtype(self) -> DType | None:
+        """The asked output dtype, None to keep each tensor's own."""
+        return BY_OPTION.get(self.dtype)
+
+    @property
+    def watched(self) -> bool:
+        """Whether a NaN must be noticed even in a tensor that is only copied."""
+        return self.on_nonfinite == "error"
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What a recipe says of these settings: all that changes the output's tensors."""
+        repairs = {name: True for name in ("fix_clip", "fix_names") if getattr(self, name)}
+        return {"dtype": self.dtype, "overflow": self.overflow, **repairs}
+
+    @property
+    def opening(self) -> dict[str, bool]:
+        """How inputs are opened: arguments of ``open_checkpoint``."""
+        return {name: getattr(self, name) for name in READING}
+
+
+OPTIONS: Mapping[str, Option] = {item.name: item.metadata["option"] for item in fields(Settings)}
+DEFAULTS: Mapping[str, Any] = {item.name: item.default for item in fields(Settings)}
+READING = ("allow_suspicious", "allow_inflate")
+"""Settings of all verbs that read checkpoints."""
+COMPUTING = ("backend", "gpu_memory", "fallback", "threads")
+"""Settings of all verbs that compute: what with."""
+WRITING = tuple(name for name, option in OPTIONS.items() if option.flag)
+"""Settings of all verbs that write a checkpoint, as the command line has them."""
+
+
+class Reading(TypedDict, total=False):
+    """Keywords of ``open`` and ``inspect``."""
+
+    allow_suspicious: bool
+    allow_inflate: bool
+
+
+class Examining(Reading, total=False):
+    """Keywords of ``verify``: those of ``open``, and how the file is read."""
+
+    threads: int
+    io: Io
+    hash: bool
+    progress: Progress | None
+
+
+class Comparing(Reading, total=False):
+    """Keywords of ``compare``."""
+
+    threads: int
+    io: Io
+    backend: str
+    gpu_memory: int
+    fallback: Fallback
+    fix_names: bool
+    tile_bytes: int
+    progress: Progress | None
+
+
+class Keywords(Reading, total=False):
+    """Keywords of all verbs that write a checkpoint: the fields of ``Settings``."""
+
+    dtype: Dtype
+    overflow: Overflow
+    on_nonfinite: OnNonfinite
+    compute: Compute
+    io: Io
+    backend: str
+    gpu_memory: int
+    fallback: Fallback
+    threads: int
+    fix_clip: bool
+    fix_names: bool
+    dry_run: bool
+    overwrite: bool
+    hash: bool
+    sync: bool
+    tile_bytes: int
+    progress: Progress | None
+
+
+def settings_of(
+    function: str, given: Mapping[str, Any], own: Iterable[str] = (), allowed: Iterable[str] = Keywords.__annotations__
+) -> Settings:
+    """Keywords as Settings. TypeError, with close matches, for one that ``function`` doesn't take; ``own`` are the
+    names of its other arguments."""
+    for name in given:
+        if name not in allowed:
+            hint = did_you_mean(name, [*allowed, *own])
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{hint}")
+    return Settings(**given)
+
+
+def require_word(name: str, value: object) -> None:
+    """UsageError, with close matches, unless the setting may have that value."""
+    allowed = OPTIONS[name].words
+    if value not in allowed:
+        hint = did_you_mean(str(value), allowed) or f"; known: {', '.join(allowed)}"
+        raise UsageError(f"{name}= cannot be '{printable(value)}'{hint}", code="bad_value")
+
+
+def dtype_word(value: Any) -> Any:
+    """``torch.float16`` as ``"fp16"``; everything else as it is."""
+    if isinstance(value, str) or value is None:
+        return value
+    names = {f"torch.{torch_name}": BY_NAME[name].option for name, torch_name in TORCH.items()}
+    return names.get(str(value)) or str(value)
