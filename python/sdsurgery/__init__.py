@@ -38,18 +38,35 @@ if TYPE_CHECKING:
         replace,
         verify,
     )
-    from .checkpoint import Checkpoint, TensorInfo
+    from .checkpoint import Checkpoint, TensorInfo, TensorSlice
     from .checkpoint import open_checkpoint as open
-    from .errors import InputRefused, Interrupted, RunFailed, SdsError, UsageError, VerificationDiffers
-    from .formats.scan import scan
-    from .interop import apply, apply_many
+    from .errors import DeviceFailed, InputRefused, Interrupted, RunFailed, SdsError, UsageError, VerificationDiffers
+    from .formats.scan import FileScan, ScanReport, scan
+    from .interop import apply, apply_many, save
     from .methods.registry import Method
     from .recipe import Call, Model, model
     from .recipe import from_json as recipe_from_json
-    from .surgery.compare import Comparison
+    from .settings import Settings
+    from .surgery.compare import Comparison, Likeness, Place, TensorComparison
+    from .surgery.convert import Conversion
+    from .surgery.inspect import Component, Inspection
     from .surgery.report import Report
+    from .surgery.verify import Verification
 
 _PLACES = {
+    "Component": ("surgery.inspect", "Component"),
+    "Conversion": ("surgery.convert", "Conversion"),
+    "DeviceFailed": ("errors", "DeviceFailed"),
+    "FileScan": ("formats.scan", "FileScan"),
+    "Inspection": ("surgery.inspect", "Inspection"),
+    "Likeness": ("surgery.compare", "Likeness"),
+    "Place": ("surgery.compare", "Place"),
+    "ScanReport": ("formats.scan", "ScanReport"),
+    "Settings": ("settings", "Settings"),
+    "TensorComparison": ("surgery.compare", "TensorComparison"),
+    "TensorSlice": ("checkpoint", "TensorSlice"),
+    "Verification": ("surgery.verify", "Verification"),
+    "save": ("interop", "save"),
     "Checkpoint": ("checkpoint", "Checkpoint"),
     "Comparison": ("surgery.compare", "Comparison"),
     "InputRefused": ("errors", "InputRefused"),
@@ -86,14 +103,26 @@ __all__ = [
     "Call",
     "Checkpoint",
     "Comparison",
+    "Component",
+    "Conversion",
+    "DeviceFailed",
+    "FileScan",
     "InputRefused",
+    "Inspection",
     "Interrupted",
+    "Likeness",
     "Model",
+    "Place",
     "Report",
     "RunFailed",
+    "ScanReport",
     "SdsError",
+    "Settings",
+    "TensorComparison",
     "TensorInfo",
+    "TensorSlice",
     "UsageError",
+    "Verification",
     "VerificationDiffers",
     "__version__",
     "apply",
@@ -113,6 +142,7 @@ __all__ = [
     "prune",
     "recipe_from_json",
     "replace",
+    "save",
     "scan",
     "verify",
 ]

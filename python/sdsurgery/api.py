@@ -11,8 +11,10 @@ from __future__ import annotations
 import inspect as _signatures
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import replace as _replaced
+from typing import TYPE_CHECKING, Any, TypeVar, Union
 
+from . import log
 from .errors import UsageError, printable
 from .settings import (
     DEFAULTS,
@@ -36,6 +38,7 @@ from .settings import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .checkpoint import Checkpoint
     from .recipe import Call, Model
     from .surgery.compare import Comparison
     from .surgery.convert import Conversion
@@ -45,6 +48,9 @@ if TYPE_CHECKING:
     from .surgery.verify import Verification
 
 Path = str | os.PathLike[str]
+Input = Union[Path, "Checkpoint"]
+"""A file, or one that is opened already (and stays open)."""
+Found = TypeVar("Found")
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
@@ -64,9 +70,22 @@ def _spelled_out(keywords: Any) -> Callable[[Verb], Verb]:
     return decorate
 
 
+def _run(verb: str, settings: Settings, work: Callable[[Settings], Found]) -> Found:
+    """The work, under a bar if it was asked for; the log says what it did."""
+    if settings.progress is True:
+        from .console import bar
+
+        with bar(verb) as update:
+            found = work(_replaced(settings, progress=update))
+    else:
+        found = work(settings)
+    log.report(found)
+    return found
+
+
 def merge(
     method: str,
-    inputs: Iterable[Path | Model | Call],
+    inputs: Iterable[Input | Model | Call],
     *,
     out: Path | None = None,
     add_missing: bool = False,
@@ -91,7 +110,7 @@ def merge(
     allow_suspicious: bool = False,
     allow_inflate: bool = False,
     tile_bytes: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **parameters: float | Sequence[float],
 ) -> Report:
     """Merge checkpoint files into one.
@@ -121,17 +140,17 @@ def merge(
         dry_run=dry_run, overwrite=overwrite, hash=hash, sync=sync, allow_suspicious=allow_suspicious,
         allow_inflate=allow_inflate, tile_bytes=tile_bytes, progress=progress,
     )  # fmt: skip
-    return merged(
-        method, inputs, settings, parameters=parameters, out=out, add_missing=add_missing, use_ema=use_ema,
+    return _run("merge", settings, lambda given: merged(
+        method, inputs, given, parameters=parameters, out=out, add_missing=add_missing, use_ema=use_ema,
         blocks=blocks, rules=rules,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 _OWN = ("out", "add_missing", "use_ema", "blocks", "rules")
 
 
 @_spelled_out(Keywords)
-def cast(path: Path, *, out: Path | None = None, **settings: Unpack[Keywords]) -> Report:
+def cast(path: Input, *, out: Path | None = None, **settings: Unpack[Keywords]) -> Report:
     """Write a checkpoint's tensors in another dtype (``dtype="fp16"``, or ``torch.float16``).
 
     Integers, empty tensors, noise-schedule buffers, ``position_ids`` and marker tensors are copied exactly; EMA
@@ -139,12 +158,12 @@ def cast(path: Path, *, out: Path | None = None, **settings: Unpack[Keywords]) -
     """
     from .surgery.cast import cast as work
 
-    return work(path, settings_of("cast", settings, ("out",)), out=out)
+    return _run("cast", settings_of("cast", settings, ("out",)), lambda given: work(path, given, out=out))
 
 
 @_spelled_out(Keywords)
 def ema(
-    path: Path,
+    path: Input,
     *,
     out: Path | None = None,
     keep_counters: bool = False,
@@ -160,13 +179,13 @@ def ema(
     """
     from .surgery.ema import ema as work
 
-    given = settings_of("ema", settings, ("out", "keep_counters", "to_ema"))
-    return work(path, given, out=out, keep_counters=keep_counters, to_ema=to_ema)
+    wanted = settings_of("ema", settings, ("out", "keep_counters", "to_ema"))
+    return _run("ema", wanted, lambda given: work(path, given, out=out, keep_counters=keep_counters, to_ema=to_ema))
 
 
 @_spelled_out(Keywords)
 def prune(
-    path: Path,
+    path: Input,
     *,
     out: Path | None = None,
     preset: str = "full",
@@ -188,24 +207,30 @@ def prune(
     """
     from .surgery.prune import prune as work
 
-    given = settings_of("prune", settings, ("out", "preset", "drop", "keep_keys", "drop_keys", "strict"))
-    return work(path, given, out=out, preset=preset, drop=drop, keep_keys=keep_keys, drop_keys=drop_keys, strict=strict)
+    wanted = settings_of("prune", settings, ("out", "preset", "drop", "keep_keys", "drop_keys", "strict"))
+    return _run(
+        "prune",
+        wanted,
+        lambda given: work(
+            path, given, out=out, preset=preset, drop=drop, keep_keys=keep_keys, drop_keys=drop_keys, strict=strict
+        ),
+    )
 
 
 @_spelled_out(Keywords)
-def fix_clip(path: Path, *, out: Path | None = None, **settings: Unpack[Keywords]) -> Report:
+def fix_clip(path: Input, *, out: Path | None = None, **settings: Unpack[Keywords]) -> Report:
     """Write int64 0…76 wherever the family has position_ids and drop misplaced ones; everything else is unchanged.
 
     InputRefused when the family is not known.
     """
     from .surgery.fix_clip import fix_clip as work
 
-    return work(path, settings_of("fix_clip", settings, ("out",)), out=out)
+    return _run("fix_clip", settings_of("fix_clip", settings, ("out",)), lambda given: work(path, given, out=out))
 
 
 @_spelled_out(Keywords)
 def extract(
-    path: Path, component: str, *, out: Path | None = None, strip_prefix: bool = False, **settings: Unpack[Keywords]
+    path: Input, component: str, *, out: Path | None = None, strip_prefix: bool = False, **settings: Unpack[Keywords]
 ) -> Report:
     """Write one component of a checkpoint (``unet``, ``vae``, ``text_encoder``, …) to a file of its own.
 
@@ -214,14 +239,14 @@ def extract(
     """
     from .surgery.components import extract as work
 
-    given = settings_of("extract", settings, ("out", "strip_prefix"))
-    return work(path, component, given, out=out, strip_prefix=strip_prefix)
+    wanted = settings_of("extract", settings, ("out", "strip_prefix"))
+    return _run("extract", wanted, lambda given: work(path, component, given, out=out, strip_prefix=strip_prefix))
 
 
 @_spelled_out(Keywords)
 def replace(
-    path: Path,
-    donors: Mapping[str, Path],
+    path: Input,
+    donors: Mapping[str, Input],
     *,
     out: Path | None = None,
     allow_missing: bool = False,
@@ -236,12 +261,12 @@ def replace(
     """
     from .surgery.components import replace as work
 
-    given = settings_of("replace", settings, ("out", "allow_missing"))
-    return work(path, donors, given, out=out, allow_missing=allow_missing)
+    wanted = settings_of("replace", settings, ("out", "allow_missing"))
+    return _run("replace", wanted, lambda given: work(path, donors, given, out=out, allow_missing=allow_missing))
 
 
 @_spelled_out(Keywords)
-def convert(path: Path, *, out: Path | None = None, **settings: Unpack[Keywords]) -> Report:
+def convert(path: Input, *, out: Path | None = None, **settings: Unpack[Keywords]) -> Report:
     """Write a checkpoint in the format that the suffix of ``out`` asks for.
 
     Names, dtypes and shapes stay (``dtype="fp16"`` casts on the way); views become contiguous. Tensors that share
@@ -249,7 +274,7 @@ def convert(path: Path, *, out: Path | None = None, **settings: Unpack[Keywords]
     """
     from .surgery.convert import convert as work
 
-    return work(path, settings_of("convert", settings, ("out",)), out=out)
+    return _run("convert", settings_of("convert", settings, ("out",)), lambda given: work(path, given, out=out))
 
 
 @_spelled_out(Keywords)
@@ -267,10 +292,11 @@ def convert_all(
     its error is in its place of the list. UsageError when two files would get one name, or for an unknown format;
     Interrupted at once.
     """
+    from .engine import expanded
     from .surgery.convert import convert_all as work
 
-    given = settings_of("convert_all", settings, ("out_dir", "to", "started"))
-    return work(paths, given, out_dir=out_dir, to=to, started=started)
+    wanted = settings_of("convert_all", settings, ("out_dir", "to", "started"))
+    return _run("convert", wanted, lambda given: work(paths, given, out_dir=expanded(out_dir), to=to, started=started))
 
 
 @_spelled_out(Reading)
@@ -285,7 +311,7 @@ def inspect(path: Path, **opening: Unpack[Reading]) -> Inspection:
 
 
 @_spelled_out(Comparing)
-def compare(a: Path, b: Path, **settings: Unpack[Comparing]) -> Comparison:
+def compare(a: Input, b: Input, **settings: Unpack[Comparing]) -> Comparison:
     """Compare two checkpoints tensor by tensor, by name. ``[o, i, 1, 1]`` and ``[o, i]`` are the same shape.
 
     ``fix_names`` reads old and foreign names as the family's own; ``backend`` is cpu, cuda or reference. No other
@@ -294,7 +320,8 @@ def compare(a: Path, b: Path, **settings: Unpack[Comparing]) -> Comparison:
     """
     from .surgery.compare import compare as work
 
-    return work(a, b, settings_of("compare", settings, (), Comparing.__annotations__))
+    wanted = settings_of("compare", settings, (), Comparing.__annotations__)
+    return _run("compare", wanted, lambda given: work(a, b, given))
 
 
 @_spelled_out(Examining)
@@ -305,4 +332,5 @@ def verify(path: Path, **settings: Unpack[Examining]) -> Verification:
     """
     from .surgery.verify import verify as work
 
-    return work(path, settings_of("verify", settings, (), Examining.__annotations__))
+    wanted = settings_of("verify", settings, (), Examining.__annotations__)
+    return _run("verify", wanted, lambda given: work(path, given))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .dtypes import DType
-from .errors import InputRefused, RunFailed, printable
+from .errors import InputRefused, RunFailed, UsageError, printable
+from .log import debug
 
 if TYPE_CHECKING:
     from ._native import Source
@@ -61,13 +63,38 @@ class Contents:
     data_path: str | None = None
 
 
+Framework = Literal["auto", "torch", "numpy"]
+
+
+class TensorSlice:
+    """A tensor of an opened file: ``get_slice("w")[:4, 1]`` touches no other pages than those of that part."""
+
+    def __init__(self, checkpoint: Checkpoint, info: TensorInfo) -> None:
+        self._checkpoint, self._info = checkpoint, info
+
+    def __repr__(self) -> str:
+        return f"<TensorSlice {self._info.name}: {self._info.dtype.name} {list(self._info.shape)}>"
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._checkpoint.get_tensor(self._info.name)[index]
+
+    def get_shape(self) -> list[int]:
+        """The whole tensor's shape."""
+        return list(self._info.shape)
+
+    def get_dtype(self) -> str:
+        """The dtype as safetensors spells it: F16, BF16, …"""
+        return self._info.dtype.name
+
+
 class Checkpoint:
     """An opened checkpoint; use it as a context manager.
 
     ``keys()``, ``info(name)`` and ``metadata()`` need only the header. ``numpy(name)`` and ``torch(name)`` give
     zero-copy views of the mapped file, read-only (NumPy) or copy-on-write (torch): the file itself never changes.
-    ``source`` is the file, ``data`` what the tensors' offsets are in: the same, or the inflated copy of a compressed
-    one.
+    ``checkpoint[name]``, ``items()``, ``get_tensor(name)`` and ``get_slice(name)`` are as in safetensors: such views,
+    of the ``framework`` that the file was opened for. ``source`` is the file, ``data`` what the tensors' offsets are
+    in: the same, or the inflated copy of a compressed one.
     """
 
     def __init__(self, path: str | os.PathLike[str], source: Source, contents: Contents, data: Source) -> None:
@@ -81,6 +108,11 @@ class Checkpoint:
         self.unusable = contents.unusable
         self.tensors: Mapping[str, TensorInfo] = {info.name: info for info in contents.tensors}
         self._metadata = contents.metadata
+        self.framework: Framework = "auto"
+        self._owned = True
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.path}: {self.format}, {len(self.tensors)} tensors>"
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -90,8 +122,15 @@ class Checkpoint:
 
     def close(self) -> None:
         """Close the file. Views handed out before stay valid: each keeps its mapping alive."""
-        self.source.close()
-        self.data.close()
+        if self._owned:
+            self.source.close()
+            self.data.close()
+
+    def borrowed(self) -> Checkpoint:
+        """The same opened file for a verb, which may rename tensors in its own table and doesn't close the file."""
+        other = copy(self)
+        other.tensors, other._owned = dict(self.tensors), False
+        return other
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -101,6 +140,26 @@ class Checkpoint:
 
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
+
+    def __getitem__(self, name: str) -> Any:
+        return self.get_tensor(name)
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """(name, tensor) in file order, one view at a time."""
+        return ((name, self.get_tensor(name)) for name in self.tensors)
+
+    def get_tensor(self, name: str) -> Any:
+        """A zero-copy view: a torch tensor where torch is installed, else a NumPy array, or as ``framework`` says.
+        Raises as ``info``, ``torch`` and ``numpy`` do."""
+        if self.framework == "auto":
+            from importlib.util import find_spec
+
+            self.framework = "numpy" if find_spec("torch") is None else "torch"
+        return self.torch(name) if self.framework == "torch" else self.numpy(name)
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """A tensor of which only the part that is indexed is read."""
+        return TensorSlice(self, self.info(name))
 
     def require_usable(self, needed: Callable[[str], bool] = lambda name: True) -> None:
         """InputRefused when a tensor that is ``needed`` is of a kind that cannot be used (quantised, sparse, …)."""
@@ -156,11 +215,16 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path: str | os.PathLike[str], *, allow_suspicious: bool = False, allow_inflate: bool = False
+    path: str | os.PathLike[str],
+    *,
+    allow_suspicious: bool = False,
+    allow_inflate: bool = False,
+    framework: Framework = "auto",
 ) -> Checkpoint:
     """Open a checkpoint of any registered format and read its header, nothing else.
 
     ``allow_suspicious`` reads the tensors of a file whose pickle names dangerous functions; nothing is run either way.
+    ``framework``: whether ``checkpoint[name]`` is a torch tensor or a NumPy array; auto is torch where it is installed.
     ``allow_inflate`` accepts compressed tensor data, which are inflated into a temporary file (in ``TMPDIR``).
     Raises InputRefused with one line when the file is missing, not a regular file, damaged or of an unknown format.
     The format is decided by content, not by the file's suffix.
@@ -168,6 +232,8 @@ def open_checkpoint(
     from . import formats
     from .engine import native_errors, open_source
 
+    if framework not in ("auto", "torch", "numpy"):
+        raise UsageError(f"framework= cannot be '{printable(framework)}'; known: auto, torch, numpy", code="bad_value")
     source = open_source(path)
     try:
         with native_errors(InputRefused):
@@ -185,7 +251,10 @@ def open_checkpoint(
                 if error.code == InputRefused.code:
                     error.code = "damaged"
                 raise error.within(printable(path), path=os.fspath(path)) from None
-            return Checkpoint(path, source, contents, _open_data(contents) or source)
+            opened = Checkpoint(path, source, contents, _open_data(contents) or source)
+            opened.framework = framework
+            debug("opened %r", opened)
+            return opened
     except BaseException:
         source.close()
         raise

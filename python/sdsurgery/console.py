@@ -53,6 +53,16 @@ def progress(verb: str, *, quiet: bool = False) -> Iterator[Progress | None]:
         display.close()
 
 
+@contextmanager
+def bar(verb: str) -> Iterator[Progress]:
+    """What ``progress=True`` shows: rich's bar, on a terminal or in a notebook."""
+    display = _Bar(verb)
+    try:
+        yield display.update
+    finally:
+        display.close()
+
+
 class _Lines:
     def __init__(self, verb: str) -> None:
         self.verb = verb

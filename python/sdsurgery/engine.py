@@ -37,10 +37,17 @@ Structure = Callable[[Sequence[str | None], str | None, Sequence[int]], list[tup
 
 def open_source(path: str | os.PathLike[str]) -> Source:
     """Open an input file (regular files only, never blocking). InputRefused with one line when that can't be."""
+    path = expanded(path)
     if not _is_name(os.fsdecode(path)):
         raise InputRefused(f"'{printable(os.fsdecode(path))}' is no name of a file", code="not_found")
     with native_errors(InputRefused):
         return _native.Source(os.fsencode(path))
+
+
+def expanded(path: str | os.PathLike[str]) -> str:
+    """``~/x`` as the file in the home folder that a shell would make of it."""
+    text = os.fsdecode(path)
+    return os.path.expanduser(text) if text.startswith(("~/", "~" + os.sep)) else text
 
 
 def _is_name(text: str) -> bool:
@@ -117,7 +124,7 @@ def target_path(out: str | os.PathLike[str], overwrite: bool) -> str:
 
     RunFailed for a relative path when the current folder has been removed.
     """
-    text = os.fsdecode(out)
+    text = expanded(out)
     if not _is_name(text):
         raise UsageError(f"'{printable(text)}' is no name of a file", code="bad_output")
     if text.endswith(("/", os.sep)):

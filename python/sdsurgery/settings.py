@@ -90,7 +90,7 @@ class Settings:
     )
     allow_inflate: bool = _row(False, "--allow-inflate", "inflate compressed tensors into a temporary file (in TMPDIR)")
     tile_bytes: int = _row(0, "", "bytes that a thread works on at a time; 0: what suits the processor")
-    progress: Progress | None = _row(None, "", "called with the bytes done and the bytes in all")  # noqa: RUF009
+    progress: Progress | bool | None = _row(None, "", "called with the bytes done and in all; True: a bar")  # noqa: RUF009
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", dtype_word(self.dtype))
@@ -101,6 +101,11 @@ class Settings:
             raise UsageError(
                 f"threads= must be a whole number between 0 (all) and 1024, not {self.threads!r}", code="bad_value"
             )
+
+    @property
+    def callback(self) -> Progress | None:
+        """What is called with the progress; a bar (``progress=True``) is made of it by ``api``."""
+        return None if isinstance(self.progress, bool) else self.progress
 
     @property
     def target_dtype(self) -> DType | None:
@@ -119,9 +124,9 @@ class Settings:
         return {"dtype": self.dtype, "overflow": self.overflow, **repairs}
 
     @property
-    def opening(self) -> dict[str, bool]:
+    def opening(self) -> Reading:
         """How inputs are opened: arguments of ``open_checkpoint``."""
-        return {name: getattr(self, name) for name in READING}
+        return {"allow_suspicious": self.allow_suspicious, "allow_inflate": self.allow_inflate}
 
 
 OPTIONS: Mapping[str, Option] = {item.name: item.metadata["option"] for item in fields(Settings)}
@@ -147,7 +152,7 @@ class Examining(Reading, total=False):
     threads: int
     io: Io
     hash: bool
-    progress: Progress | None
+    progress: Progress | bool | None
 
 
 class Comparing(Reading, total=False):
@@ -160,7 +165,7 @@ class Comparing(Reading, total=False):
     fallback: Fallback
     fix_names: bool
     tile_bytes: int
-    progress: Progress | None
+    progress: Progress | bool | None
 
 
 class Keywords(Reading, total=False):
@@ -182,7 +187,7 @@ class Keywords(Reading, total=False):
     hash: bool
     sync: bool
     tile_bytes: int
-    progress: Progress | None
+    progress: Progress | bool | None
 
 
 def settings_of(

@@ -38,7 +38,7 @@ class Bytes(Protocol):
     def read(self, offset: int, count: int) -> bytes: ...
 
 
-@dataclass
+@dataclass(repr=False)
 class FileScan:
     """What one file would do.
 
@@ -65,6 +65,9 @@ class FileScan:
         """Names that are neither dangerous nor of the kind that every checkpoint has."""
         return [label for label in self.globals if not known(label) and not dangerous(label)]
 
+    def __repr__(self) -> str:
+        return f"<FileScan of {self.path}: {'suspicious' if self.suspicious else 'nothing dangerous'}>"
+
     def as_json(self) -> dict[str, object]:
         """The report as plain values."""
         return {
@@ -80,7 +83,7 @@ class FileScan:
         }
 
 
-@dataclass
+@dataclass(repr=False)
 class ScanReport:
     """The scans of all files; ``skipped`` counts those in a folder that hold no pickle."""
 
@@ -91,6 +94,10 @@ class ScanReport:
     def suspicious(self) -> bool:
         """Whether any file is; the command line returns exit code 3 then."""
         return any(file.suspicious for file in self.files)
+
+    def __repr__(self) -> str:
+        bad = sum(file.suspicious for file in self.files)
+        return f"<ScanReport: {bad} of {len(self.files)} files suspicious, {self.skipped} skipped>"
 
     def as_json(self) -> dict[str, object]:
         """The report as plain values."""

@@ -4,6 +4,7 @@ With gpu/ and the GPU backends the only place that imports torch, and only when 
 """
 
 from .calls import apply, apply_many
+from .saving import save
 from .views import numpy_view, torch_view
 
-__all__ = ["apply", "apply_many", "numpy_view", "torch_view"]
+__all__ = ["apply", "apply_many", "numpy_view", "save", "torch_view"]

@@ -13,19 +13,21 @@ from .names import TORCH, torch_dtype
 
 if TYPE_CHECKING:
     from ..backends import PlainRows
+    from ..checkpoint import Checkpoint
     from ..methods.registry import Method
     from ..program import Formula
+    from ..settings import Compute, Dtype, Overflow
 
 
 def apply(
     method: str,
     *inputs: Any,
     out: Any = None,
-    dtype: str | None = None,
-    overflow: str = "default",
-    compute: str = "fp32",
+    dtype: Dtype | None = None,
+    overflow: Overflow = "default",
+    compute: Compute = "fp32",
     threads: int = 0,
-    **params: Any,
+    **params: float | Sequence[float],
 ) -> Any:
     """Evaluate a method on NumPy arrays or torch tensors, through the native kernels.
 
@@ -41,26 +43,28 @@ def apply(
 
 def apply_many(
     method: str,
-    *inputs: Mapping[str, Any],
+    *inputs: Mapping[str, Any] | Checkpoint | str | os.PathLike[str],
     out: MutableMapping[str, Any] | None = None,
-    dtype: str | None = None,
-    overflow: str = "default",
-    compute: str = "fp32",
+    dtype: Dtype | None = None,
+    overflow: Overflow = "default",
+    compute: Compute = "fp32",
     threads: int = 0,
-    **params: Any,
+    **params: float | Sequence[float],
 ) -> MutableMapping[str, Any]:
     """``apply`` for every name of the first of several dictionaries of arrays or tensors (state dicts), in as few
     kernel launches as possible where they are on a GPU.
 
-    Every input must have every name. ``out``: a dictionary with the tensors that receive the results, or that gets
+    An input may also be an opened checkpoint or a file, of which every tensor must be a float then. Every input must
+    have every name. ``out``: a dictionary with the tensors that receive the results, or that gets
     the new ones for names it lacks; else a new one. Returns it. Tied weights (one memory under two names) are
     evaluated once, in place too. Raises UsageError as ``apply`` does, naming the tensor.
     """
     request = _Request(method, len(inputs), params, dtype=dtype, overflow=overflow, compute=compute, threads=threads)
     results: MutableMapping[str, Any] = {} if out is None else out
-    names = list(inputs[0]) if inputs else []
+    tables = [_table(item) for item in inputs]
+    names = list(tables[0]) if tables else []
     columns = []
-    for number, item in enumerate(inputs):
+    for number, item in enumerate(tables):
         try:
             columns.append([item[name] for name in names])
         except KeyError:
@@ -74,11 +78,23 @@ def apply_many(
     return results
 
 
+def _table(item: Mapping[str, Any] | Checkpoint | str | os.PathLike[str]) -> Mapping[str, Any]:
+    """An input as a dictionary; a file's tensors are views, which hold its mapping."""
+    from ..checkpoint import Checkpoint, open_checkpoint
+
+    if isinstance(item, Checkpoint):
+        return dict(item.items())
+    if isinstance(item, str | os.PathLike):
+        with open_checkpoint(item) as opened:
+            return dict(opened.items())
+    return item
+
+
 class _Request:
     """A method with its parameters and the options of ``apply``, checked once for any number of tensors."""
 
     def __init__(
-        self, method: str, count: int, params: Any, *, dtype: str | None, overflow: str, compute: str, threads: int
+        self, method: str, count: int, params: Any, *, dtype: Any, overflow: str, compute: str, threads: int
     ) -> None:
         from ..dtypes import BY_OPTION
         from ..methods.registry import get

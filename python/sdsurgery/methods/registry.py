@@ -146,7 +146,8 @@ def registered(verb: str | None = None) -> dict[str, Method]:
 
 def get(name: str, verbs: Sequence[str] = ("merge",)) -> Method:
     """The method of that name; UsageError with close matches when there is none."""
-    found = registered().get(name)
+    known_names = registered()
+    found = known_names.get(name) or known_names.get(name.replace("_", "-"))  # weighted_sum, as Python writes it
     if found is None or found.verb not in verbs:
         from ..errors import printable
         from ..suggest import did_you_mean

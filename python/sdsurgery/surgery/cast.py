@@ -14,7 +14,9 @@ from .common import planned, single_input, single_metadata, single_piece
 from .report import Report
 
 
-def cast(path: str | os.PathLike[str], settings: Settings, *, out: str | os.PathLike[str] | None = None) -> Report:
+def cast(
+    path: str | os.PathLike[str] | Checkpoint, settings: Settings, *, out: str | os.PathLike[str] | None = None
+) -> Report:
     """``sdsurgery.cast``."""
 
     def plan(checkpoint: Checkpoint, recipe: dict[str, Any], title: str) -> Outline:

@@ -27,10 +27,10 @@ _WORTH_HASHING = 0.95
 """Share of the inputs that must be needed for their hashes to cost (almost) no further reading."""
 
 
-def open_input(path: str | os.PathLike[str], settings: Settings, *, selective: bool = False) -> Checkpoint:
+def open_input(path: str | os.PathLike[str] | Checkpoint, settings: Settings, *, selective: bool = False) -> Checkpoint:
     """Open an input, under the family's own names if that is asked for. InputRefused when it holds a tensor that cannot
     be used, unless the verb is ``selective``: then it asks ``Checkpoint.require_usable`` for those that it needs."""
-    checkpoint = open_checkpoint(path, **settings.opening)
+    checkpoint = path.borrowed() if isinstance(path, Checkpoint) else open_checkpoint(path, **settings.opening)
     try:
         if not selective:
             checkpoint.require_usable()
@@ -45,7 +45,7 @@ def open_input(path: str | os.PathLike[str], settings: Settings, *, selective: b
 
 
 def open_all(
-    paths: Sequence[str | os.PathLike[str]], settings: Settings, *, selective: bool = False
+    paths: Sequence[str | os.PathLike[str] | Checkpoint], settings: Settings, *, selective: bool = False
 ) -> list[Checkpoint]:
     """Open every input as ``open_input`` does; on an error the ones already open are closed."""
     opened: list[Checkpoint] = []
@@ -92,7 +92,7 @@ def parent(checkpoint: Checkpoint, *, sha256: str | None = None) -> Parent:
 
 def single_input(
     verb: str,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Checkpoint,
     out: str | os.PathLike[str] | None,
     settings: Settings,
     *,
@@ -242,7 +242,7 @@ def _run(
         sync=settings.sync,
         hash_files=files if hash_inputs else (),
         hash_body=placed.body_hashed,
-        progress=settings.progress,
+        progress=settings.callback,
     )
     report.nonfinite, report.overflow = placed.by_name(outcome.nonfinite), placed.by_name(outcome.overflow)
     report.how = outcome.how

@@ -134,7 +134,7 @@ class TensorComparison:
         return own | {"a_dtype": self.a_dtype, "b_dtype": self.b_dtype, **self.likeness.to_dict(), "equal": self.equal}
 
 
-@dataclass
+@dataclass(repr=False)
 class Comparison:
     """What ``compare`` found. ``equal``: the same names, shapes, dtypes and bits (metadata is not compared).
 
@@ -157,6 +157,11 @@ class Comparison:
     bytes_read: int = 0
     seconds: float = 0.0
     how: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        verdict = "equal" if self.equal else f"{self.total.equal} of {self.total.tensors} tensors equal"
+        odd = len(self.only_in_a) + len(self.only_in_b) + len(self.shape_differs)
+        return f"<Comparison of {self.a} and {self.b}: {verdict}, {odd} in one only or of two shapes>"
 
     @property
     def equal(self) -> bool:
@@ -203,13 +208,15 @@ def _rows(sums: dict[tuple[str, ...], Likeness], *names: str) -> list[dict[str, 
     return [{**dict(zip(names, key, strict=True)), **likeness.to_dict()} for key, likeness in sums.items()]
 
 
-def compare(a: str | os.PathLike[str], b: str | os.PathLike[str], settings: Settings) -> Comparison:
+def compare(
+    a: str | os.PathLike[str] | Checkpoint, b: str | os.PathLike[str] | Checkpoint, settings: Settings
+) -> Comparison:
     """``sdsurgery.compare``."""
     opened = open_all([a, b], settings)
     try:
         ours, theirs = (detect(checkpoint.tensors) for checkpoint in opened)
         layout = theirs.layout if ours.layout is UNKNOWN else ours.layout
-        result = Comparison(os.fspath(a), os.fspath(b), ours.layout.name, theirs.layout.name)
+        result = Comparison(opened[0].path, opened[1].path, ours.layout.name, theirs.layout.name)
         different = conflict(ours, theirs)
         if different:
             result.notes.append(f"different families, compared by name: {different}")
@@ -217,7 +224,7 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str], settings: Sett
         placed = _outline(opened, pairs).unwritten()
         plan = placed.plan
         with placed.names_in_errors():
-            outcome = engine.examine(plan, placed.sources(), Options.of(settings), settings.progress, settings.backend)
+            outcome = engine.examine(plan, placed.sources(), Options.of(settings), settings.callback, settings.backend)
         reduced = placed.by_name(outcome.reduced)
         places = Places(layout, (*opened[0].tensors, *result.only_in_b))
         for pair in pairs:

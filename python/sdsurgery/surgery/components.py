@@ -30,10 +30,11 @@ from .report import Report
 
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "depth")
 Path = str | os.PathLike[str]
+Input = Path | Checkpoint
 
 
 def extract(
-    path: Path, component: str, settings: Settings, *, out: Path | None = None, strip_prefix: bool = False
+    path: Input, component: str, settings: Settings, *, out: Path | None = None, strip_prefix: bool = False
 ) -> Report:
     """``sdsurgery.extract``."""
     _require_known(component)
@@ -68,7 +69,12 @@ def extract(
 
 
 def replace(
-    path: Path, donors: Mapping[str, Path], settings: Settings, *, out: Path | None = None, allow_missing: bool = False
+    path: Input,
+    donors: Mapping[str, Input],
+    settings: Settings,
+    *,
+    out: Path | None = None,
+    allow_missing: bool = False,
 ) -> Report:
     """``sdsurgery.replace``."""
     if not donors:
@@ -79,7 +85,7 @@ def replace(
         engine.target_path(out, settings.overwrite or settings.dry_run)
     opened = open_all((path, *donors.values()), settings, selective=True)
     try:
-        with_names = {name: os.path.basename(os.fspath(donor)) for name, donor in donors.items()}
+        with_names = {name: os.path.basename(donor.path) for name, donor in zip(donors, opened[1:], strict=True)}
         recipe: dict[str, Any] = {
             "method": "replace",
             "parameters": {"components": with_names, "allow_missing": allow_missing},

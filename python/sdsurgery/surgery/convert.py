@@ -20,7 +20,9 @@ from .report import Report
 FORMATS = tuple(writer.name for writer in WRITERS)
 
 
-def convert(path: str | os.PathLike[str], settings: Settings, *, out: str | os.PathLike[str] | None = None) -> Report:
+def convert(
+    path: str | os.PathLike[str] | Checkpoint, settings: Settings, *, out: str | os.PathLike[str] | None = None
+) -> Report:
     """``sdsurgery.convert``."""
 
     def plan(checkpoint: Checkpoint, recipe: dict[str, Any], title: str) -> Outline:
@@ -49,7 +51,7 @@ def _duplicated(checkpoint: Checkpoint) -> list[str]:
     return [f"{len(twice)} tensors that shared their data are written out each: '{printable(twice[0])}'{more}"]
 
 
-@dataclass
+@dataclass(repr=False)
 class Conversion:
     """What became of one of many files: its report, or the error that stopped it."""
 
@@ -57,6 +59,9 @@ class Conversion:
     out: str
     report: Report | None = None
     error: SdsError | None = None
+
+    def __repr__(self) -> str:
+        return f"<Conversion of {self.path}: {self.error.code if self.error else self.out}>"
 
 
 def convert_all(

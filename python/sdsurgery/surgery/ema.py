@@ -20,7 +20,7 @@ _NEW_COUNTERS = bytes.fromhex("72f97f3f") + bytes(4)
 
 
 def ema(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Checkpoint,
     settings: Settings,
     *,
     out: str | os.PathLike[str] | None = None,

@@ -55,7 +55,9 @@ class _Stored(NamedTuple):
     values: Callable[[], list[float]] | None
 
 
-def fix_clip(path: str | os.PathLike[str], settings: Settings, *, out: str | os.PathLike[str] | None = None) -> Report:
+def fix_clip(
+    path: str | os.PathLike[str] | Checkpoint, settings: Settings, *, out: str | os.PathLike[str] | None = None
+) -> Report:
     """``sdsurgery.fix_clip``."""
     settings = replace(settings, fix_clip=True)
 

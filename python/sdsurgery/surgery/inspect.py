@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import open_checkpoint
 from ..layouts import aliases, detect
 from .ema import state as ema_state
 from .fix_clip import remarks
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..settings import Reading
 
 
 @dataclass
@@ -22,7 +27,7 @@ class Component:
     dtypes: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(repr=False)
 class Inspection:
     """What ``inspect`` found. ``ema`` is full, partial, counters or none; ``recipe`` is the stored merge recipe."""
 
@@ -39,11 +44,14 @@ class Inspection:
     recipe: dict[str, Any] | None
     notes: list[str]
 
+    def __repr__(self) -> str:
+        return f"<Inspection of {self.path}: {self.format}, family {self.family}, {self.total.tensors} tensors>"
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def inspect(path: str | os.PathLike[str], **opening: bool) -> Inspection:
+def inspect(path: str | os.PathLike[str], **opening: Unpack[Reading]) -> Inspection:
     """Family, components, EMA, dtypes, metadata, recipe and faulty position_ids; no other tensor is read.
 
     ``opening``: as ``open_checkpoint`` takes them.

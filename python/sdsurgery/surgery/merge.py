@@ -42,7 +42,7 @@ _INTEGERS = ("int", "bool")  # kinds of dtypes
 
 def merge(
     method: str,
-    inputs: Iterable[str | os.PathLike[str] | Model | Call],
+    inputs: Iterable[str | os.PathLike[str] | Checkpoint | Model | Call],
     settings: Settings,
     *,
     parameters: Mapping[str, Any],
@@ -58,12 +58,17 @@ def merge(
     inputs = list(inputs)
     paths = [item for item in inputs if not isinstance(item, Model | Call)]
     if len(paths) < len(inputs):
-        tree = call(method, inputs, blocks=blocks, rules=rules, **parameters)
+        tree = call(method, [_named(item) for item in inputs], blocks=blocks, rules=rules, **parameters)
         return merge_tree(tree, out=out, add_missing=add_missing, use_ema=use_ema, settings=settings)
     chosen = get(method)
     params = chosen.bind(len(inputs), parameters)
     flat = Merge(chosen, tuple(paths), params, blocks, rules, add_missing, tuple(_letters(use_ema, len(inputs))))
     return _written(flat, out, settings)
+
+
+def _named(item: str | os.PathLike[str] | Checkpoint | Model | Call) -> str | os.PathLike[str] | Model | Call:
+    """An input as a recipe names it: an opened checkpoint by its path."""
+    return item.path if isinstance(item, Checkpoint) else item
 
 
 def merge_tree(
@@ -85,7 +90,7 @@ class Merge(NamedTuple):
     ``use_ema`` are the numbers of the inputs whose EMA weights are taken."""
 
     method: Method
-    paths: tuple[str | os.PathLike[str], ...]
+    paths: tuple[str | os.PathLike[str] | Checkpoint, ...]
     params: Mapping[str, Any]
     blocks: Any = None
     rules: Any = None

@@ -39,7 +39,7 @@ class _Rules:
 
 
 def prune(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Checkpoint,
     settings: Settings,
     *,
     out: str | os.PathLike[str] | None = None,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ..outline import PlacedOutline
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """What a verb did, or (``dry_run``) would do."""
 
@@ -37,6 +37,10 @@ class Report:
     body_sha256: str | None = None  # of the output's tensor data
     dry_run: bool = False
     tensors: list[dict[str, Any]] = field(default_factory=list)  # of a dry run: every tensor and what becomes of it
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {action}" for action, count in self.counts.items() if count)
+        return f"<Report of {self.verb}: {self.output or 'no output'}, {self.bytes_written} bytes, {counts}>"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

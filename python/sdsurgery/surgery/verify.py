@@ -19,7 +19,7 @@ from ..settings import Settings
 from .fix_clip import remarks
 
 
-@dataclass
+@dataclass(repr=False)
 class Verification:
     """What ``verify`` found. ``nonfinite`` counts NaN and Inf per tensor; ``differs`` lists stored hashes and CRC-32
     that do not match (then the command's exit code is 4). ``crc32`` counts the storages whose CRC-32 was checked, None
@@ -38,6 +38,10 @@ class Verification:
     differs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        verdict = "ok" if self.ok else f"{len(self.differs)} differ"
+        return f"<Verification of {self.path}: {verdict}, {self.tensors} tensors, {len(self.nonfinite)} not finite>"
+
     @property
     def ok(self) -> bool:
         return not self.differs
@@ -53,7 +57,7 @@ def verify(path: str | os.PathLike[str], settings: Settings) -> Verification:
         placed = _outline(checkpoint).unwritten()
         options = replace(Options.of(settings), refuse_damaged=False)
         with placed.names_in_errors():
-            outcome = engine.examine(placed.plan, placed.sources(), options, settings.progress)
+            outcome = engine.examine(placed.plan, placed.sources(), options, settings.callback)
         result = Verification(
             path=os.fspath(path),
             format=checkpoint.format,
