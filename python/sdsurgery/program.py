@@ -169,7 +169,9 @@ class Body(NamedTuple):
             from .errors import UsageError
 
             given = ", ".join(f"{name}={value}" for name, value in params.items())
-            raise UsageError(f"{self.method.name} has no value for {given}: {error.args[-1]}", code="bad_value") from None
+            raise UsageError(
+                f"{self.method.name} has no value for {given}: {error.args[-1]}", code="bad_value"
+            ) from None
         return Formula(program, tuple(numbers))
 
 

@@ -131,16 +131,11 @@ def test_a_method_s_flags_do_not_change_those_of_another(pair: tuple[Path, Path]
         """A + β·B"""
         return a + beta * b
 
-    try:
-        parsed = {}
-        for name in ("weighted-sum", "listed-alpha"):
-            argv = ["--method", name, "a", "b", "--alpha", "0.5"]
-            parsed[name] = command_parser("merge", argv).parse(argv).param_alpha
-        assert parsed == {"weighted-sum": 0.5, "listed-alpha": [0.5]}
-    finally:
-        from sdsurgery import methods
-
-        methods._METHODS.pop("listed-alpha")
+    parsed = {}
+    for name in ("weighted-sum", "listed-alpha"):
+        argv = ["--method", name, "a", "b", "--alpha", "0.5"]
+        parsed[name] = command_parser("merge", argv).parse(argv).param_alpha
+    assert parsed == {"weighted-sum": 0.5, "listed-alpha": [0.5]}
 
 
 def test_another_method_s_flag_is_refused_with_the_place_that_lists_the_right_ones(pair: tuple[Path, Path]) -> None:
