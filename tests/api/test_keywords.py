@@ -125,7 +125,7 @@ def test_every_setting_with_a_flag_is_an_option_of_every_writing_command() -> No
 # ---- flags of a method
 
 
-def test_a_method_s_flags_do_not_change_those_of_another(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_method_s_flags_do_not_change_those_of_another(registry: None) -> None:
     @method("listed-alpha", inputs="A B", alpha=PerInput("one for each", instead_of="beta"), beta=Param(0.5, "β"))
     def listed_alpha(a: float, b: float, alpha: object, beta: float) -> float:
         """A + β·B"""
