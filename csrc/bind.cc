@@ -2,12 +2,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstring>
+#include <memory>
 #include <map>
 
 #include "apply.h"
 #include "bind_program.h"
 #include "engine.h"
+#include "hasher.h"
 #include "scalars.h"
 
 namespace py = pybind11;
@@ -245,6 +248,7 @@ PYBIND11_MODULE(_native, m) {
                 self.read(view.buffer.buf, static_cast<size_t>(view.buffer.len), offset);
             },
             py::arg("offset"), py::arg("buffer"))
+        .def_property("watermark", &Sink::watermark, &Sink::set_watermark)
         .def("commit", &Sink::commit, py::arg("replace"), py::arg("sync"), py::call_guard<py::gil_scoped_release>())
         .def("abort", &Sink::abort);
 
@@ -268,7 +272,6 @@ PYBIND11_MODULE(_native, m) {
         .def("cancel", &Run::cancel)
         .def("finish", &Run::finish, py::call_guard<py::gil_scoped_release>())
         .def_property_readonly("bytes_done", &Run::bytes_done)
-        .def_property_readonly("watermark", &Run::watermark)
         .def("sums", &Run::sums)
         .def("damaged", &Run::damaged)
         .def_property_readonly("workers", &Run::workers)
@@ -305,6 +308,17 @@ PYBIND11_MODULE(_native, m) {
             return rows;
         });
 
+    py::class_<Hasher, std::shared_ptr<Hasher>>(m, "Hasher")
+        .def(py::init<std::vector<std::shared_ptr<Source>>, std::shared_ptr<Sink>, int64_t, bool, const std::string&>(),
+             py::arg("files"), py::arg("sink").none(true) = nullptr, py::arg("body_begin") = -1, py::arg("map") = true,
+             py::arg("target") = "")
+        .def("start", &Hasher::start)
+        .def("wait", &Hasher::wait, py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
+        .def("cancel", &Hasher::cancel, py::call_guard<py::gil_scoped_release>())
+        .def("finish", &Hasher::finish, py::call_guard<py::gil_scoped_release>())
+        .def_property_readonly("files", &Hasher::files)
+        .def_property_readonly("body", &Hasher::body);
+
     m.def("apply", &apply_at, py::arg("program"), py::arg("constants"), py::arg("operands"), py::arg("out"),
           py::arg("out_dtype"), py::arg("count"), py::arg("overflow") = 0, py::arg("threads") = 0,
           py::arg("target") = "");
@@ -325,6 +339,38 @@ PYBIND11_MODULE(_native, m) {
         },
         py::arg("data"), py::arg("crc") = 0);
     m.def("scalar", &scalar, py::arg("name"), py::arg("a"), py::arg("b") = 0.0);
+    // The SHA-256 of each buffer; all of them are hashed together, in pieces of `step` bytes (0: in one).
+    m.def(
+        "sha256",
+        [](const std::vector<py::object>& buffers, const std::string& target, size_t step) {
+            std::vector<std::unique_ptr<Bytes>> views;
+            for (const py::object& buffer : buffers) views.push_back(std::make_unique<Bytes>(buffer, false));
+            const HashTarget& chosen = hash_target_named(target);
+            std::vector<std::string> digests;
+            py::gil_scoped_release release;
+            std::vector<Sha256> streams(views.size());
+            bool left = true;
+            for (size_t at = 0; left; at += step) {
+                left = false;
+                std::vector<Sha256::Piece> pieces;
+                for (size_t i = 0; i < views.size(); ++i) {
+                    const size_t size = static_cast<size_t>(views[i]->buffer.len);
+                    if (at >= size) continue;
+                    const size_t bytes = step ? std::min(step, size - at) : size;
+                    pieces.push_back({&streams[i], static_cast<const uint8_t*>(views[i]->buffer.buf) + at, bytes});
+                    left |= at + bytes < size;
+                }
+                Sha256::update(chosen, pieces.data(), pieces.size());
+            }
+            for (const Sha256& stream : streams) digests.push_back(hex(stream.digest(chosen)));
+            return digests;
+        },
+        py::arg("buffers"), py::arg("target") = "", py::arg("step") = 0);
+    m.def("hash_targets", [] {
+        std::vector<std::pair<std::string, bool>> rows;
+        for (const HashTarget& target : hash_targets()) rows.emplace_back(target.name, target.runs_here());
+        return rows;
+    });
     m.def("free_bytes", &os::free_bytes, py::arg("folder"));
     m.def("usable_cpus", &os::usable_cpus);
     m.attr("compiler") = SDS_COMPILER;

@@ -29,6 +29,7 @@ inline bool has_avx512() {  // F, DQ, BW, VL
 }
 inline bool has_pclmul() { return detail::bit(1, 0, 2, 1) && detail::bit(1, 0, 2, 19); }
 inline bool has_vpclmul() { return has_avx2_f16c() && detail::bit(7, 0, 2, 10) && has_pclmul(); }
+inline bool has_sha() { return detail::bit(7, 0, 1, 29) && detail::bit(1, 0, 2, 9) && detail::bit(1, 0, 2, 19); }
 
 }  // namespace sds::cpu
 
@@ -52,8 +53,38 @@ inline bool has_pclmul() { return __builtin_cpu_supports("pclmul") && __builtin_
 inline bool has_vpclmul() {
     return has_pclmul() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("vpclmulqdq");
 }
+inline bool has_sha() {  // GCC has no name for it before version 14
+    unsigned a, b, c, d;
+    return __builtin_cpu_supports("ssse3") && __builtin_cpu_supports("sse4.1") &&
+           __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b >> 29 & 1);
+}
 
 }  // namespace sds::cpu
 
 #endif
+
+#elif defined(__aarch64__) || defined(_M_ARM64)
+
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(_WIN32)
+#include <windows.h>
+#endif
+
+namespace sds::cpu {
+
+inline bool has_sha() {
+#if defined(__APPLE__) || defined(__ARM_FEATURE_SHA2)
+    return true;
+#elif defined(__linux__)
+    return getauxval(AT_HWCAP) >> 6 & 1;  // HWCAP_SHA2
+#elif defined(_WIN32)
+    return IsProcessorFeaturePresent(PF_ARM_V8_CRYPTO_INSTRUCTIONS_AVAILABLE) != 0;
+#else
+    return false;
+#endif
+}
+
+}  // namespace sds::cpu
+
 #endif

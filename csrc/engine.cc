@@ -379,6 +379,7 @@ void Run::tile_done(uint64_t tile, uint64_t bytes) {
     if (!finished_[mark]) return;
     while (mark < tiles_ && finished_[mark]) ++mark;
     watermark_ = std::min(end_, (first_tile_ + mark) * options_.tile_bytes);
+    if (sink_) sink_->set_watermark(watermark_);
     changed_.notify_all();
 }
 

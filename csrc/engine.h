@@ -49,7 +49,6 @@ class Run {
     void finish();  // joins; throws the first error, `cancelled` after cancel()
 
     uint64_t bytes_done() const { return bytes_done_; }  // output bytes of finished tiles
-    uint64_t watermark() const { return watermark_; }    // output bytes before this offset are all written
     const std::vector<Tally>& tallies() const { return tallies_; }
     Reduction reduction(size_t job) const { return reductions_.total(job); }  // after finish()
     const std::vector<Job>& jobs() const { return jobs_; }

@@ -2,6 +2,7 @@
 // appears whole under its name at commit() or not at all.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -76,6 +77,10 @@ class Sink {
     uint64_t size() const { return size_; }
     void write(const void* from, size_t bytes, uint64_t offset);
     void read(void* to, size_t bytes, uint64_t offset) const;  // what was written, for hashing behind the writers
+    std::shared_ptr<Mapping> mapping() const { return std::make_shared<Mapping>(pending_.file, size_, false); }
+    // Whoever writes says how far: every byte before this offset (from where its work begins) is written.
+    void set_watermark(uint64_t offset) { watermark_ = offset; }
+    uint64_t watermark() const { return watermark_; }
     void start_flush(uint64_t offset, uint64_t bytes) noexcept;
     void commit(bool replace, bool sync);
     bool committed() const { return committed_; }
@@ -84,6 +89,7 @@ class Sink {
  private:
     os::Pending pending_;
     uint64_t size_;
+    std::atomic<uint64_t> watermark_{0};
     bool committed_ = false;
 };
 

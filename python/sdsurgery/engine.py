@@ -28,7 +28,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from ._native import Sink, Source
+    from ._native import Source
     from .plan import Check, Plan
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -192,6 +192,8 @@ def execute(
     Raises RunFailed when the disk is full or an input changes or cannot be read any more, InputRefused for a NaN or Inf
     that is not wanted, Interrupted on KeyboardInterrupt; in every case the target is as it was.
     """
+    from .hashing import Hashing
+
     options = options or Options(flush=sync)
     chosen, failed = _choose(backend, options)
     started = time.monotonic()
@@ -203,10 +205,12 @@ def execute(
             try:
                 with native_errors():
                     run = chosen.prepare(plan, sources, sink, options)
-                if hash_files or hash_body:
-                    hashes = _Hashes(plan, run, sink, hash_files, hash_body)
-                with native_errors():
+                    sink.watermark = 0
+                    if hash_files or hash_body:
+                        body = plan.data_start if hash_body else None
+                        hashes = Hashing(hash_files, sink, body, map=options.io in ("auto", "mmap"))
                     _drive(run, plan, progress)
+                    sink.watermark = plan.size
                 break
             except DeviceFailed as error:
                 # From the beginning, over what is written: every backend writes the same bytes.
@@ -218,7 +222,9 @@ def execute(
             outcome.how["fallback"] = failed
         with native_errors():
             if hashes is not None:
-                hashes.collect(outcome)
+                waiting = time.monotonic()
+                outcome.input_hashes, outcome.body_hash = hashes.result()
+                outcome.hash_seconds = time.monotonic() - waiting
             for offset, data in structure(outcome.input_hashes, outcome.body_hash, run.sums()):
                 sink.write(offset, data)
             sink.commit(replace, sync)
@@ -229,7 +235,7 @@ def execute(
         raise Interrupted(f"interrupted; {when}") from None
     finally:
         if hashes is not None:
-            hashes.cancel()
+            hashes.cancel()  # before the sink goes: the threads read from it
         sink.abort()  # does nothing after the commit
 
 
@@ -287,48 +293,6 @@ def _outcome(plan: Plan, run: RunHandle, chosen: backends.Backend, started: floa
     outcome.damaged = [plan.checks[index] for index in run.damaged()]
     outcome.seconds = time.monotonic() - started
     return outcome
-
-
-class _Hashes:
-    """SHA-256 of every input file and of the output's tensor data, in threads beside the run."""
-
-    def __init__(self, plan: Plan, run: RunHandle, sink: Sink, files: Sequence[Source], body: bool) -> None:
-        from .hashing import BodyHash, FileHash
-
-        # One thread a file, however often (and under whatever names) the file is an input.
-        self._files: dict[tuple[int, ...], FileHash] = {}
-        self._hashed = files
-        self._order: Sequence[tuple[int, ...]] = [item.identity for item in self._hashed]
-        for item, identity in zip(self._hashed, self._order, strict=True):
-            if identity not in self._files:
-                self._files[identity] = FileHash(item.path)
-
-        def read_into(offset: int, buffer: memoryview) -> int:
-            sink.read_into(offset, buffer)
-            return len(buffer)
-
-        self._body = None
-        if body:
-            self._body = BodyHash(read_into, plan.data_start, plan.size, lambda: run.watermark)
-
-    def collect(self, outcome: Outcome) -> None:
-        started = time.monotonic()
-        outcome.body_hash = self._body.result() if self._body else None
-        if self._hashed:
-            outcome.input_hashes = tuple(self._files[identity].result() for identity in self._order)
-        for item, identity in zip(self._hashed, self._order, strict=True):
-            # Hashing opens the file by name; another file may have taken the name since the run opened it.
-            now = os.stat(item.path)
-            if (now.st_dev, now.st_ino) != identity[:2] and os.name == "posix":
-                raise RunFailed(
-                    f"{printable(item.path)}: the file was replaced while it was being read", code="changed"
-                )
-        outcome.hash_seconds = time.monotonic() - started
-
-    def cancel(self) -> None:
-        for thread in (self._body, *self._files.values()):
-            if thread is not None:
-                thread.cancel()
 
 
 def free_bytes(folder: str) -> int:

@@ -9,7 +9,8 @@ AutoV3                the body's, first 12 digits
 ====================  ===========================================================================================
 
 Hashes of input files are remembered between runs in one small file in the user's cache folder (``SDS_CACHE``
-overrides the folder). Nothing that goes wrong with that file is ever an error: it only costs hashing again.
+overrides the folder), and those that a web UI remembers are taken too. Nothing that goes wrong with such a file is
+ever an error: it only costs hashing again.
 """
 
 from __future__ import annotations
@@ -18,26 +19,27 @@ import contextlib
 import json
 import os
 import re
-import stat
 import sys
+import threading
 import time
-from _thread import allocate_lock
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .errors import Interrupted, RunFailed, printable
+from . import _native
+from .errors import RunFailed, printable
 
 if TYPE_CHECKING:
-    from ._native import Source
+    from ._native import Sink, Source
 
-_BLOCK = 1 << 20
+Identity = tuple[int, int, int, int]  # of an opened file: device, inode, size, mtime
+
 _LEGACY_OFFSET, _LEGACY_BYTES = 0x100000, 0x10000
-_POLL_SECONDS = 0.005
 
 _CACHE_FILE = "hashes.json"
 _CACHE_ENTRIES = 1000
 _CACHE_MAX_BYTES = 8 << 20
+_WEBUI_MAX_BYTES = 64 << 20  # it holds the metadata of every model too
+_WEBUI_DEPTH = 16  # folders between a file and models/
 _FRESH_NS = 2_000_000_000  # coarsest time stamp in use (FAT): a younger file may still change under the same stamp
 _SHA256 = r"[0-9a-f]{64}"
 
@@ -46,17 +48,7 @@ def legacy_hash(source: Source) -> str:
     """AutoV1, A1111's ``model_hash``: 8 hexadecimal digits. Many files share one, and it changes with the header."""
     nbytes = max(0, min(_LEGACY_BYTES, source.size - _LEGACY_OFFSET))
     part = source.read(_LEGACY_OFFSET, nbytes) if nbytes else b""
-    return _small_sha256()(part).hexdigest()[:8]
-
-
-def _small_sha256() -> Any:
-    """hashlib's own fallback: for 64 KiB it is not worth loading OpenSSL, which takes as long as reading a header."""
-    for module in ("_sha2", "_sha256", "hashlib"):  # Python 3.12 and later, earlier ones, any
-        try:
-            return import_module(module).sha256
-        except ImportError:
-            continue
-    raise AssertionError("hashlib is always there")
+    return _native.sha256([part])[0][:8]
 
 
 def autov2(sha256: str) -> str:
@@ -69,129 +61,93 @@ def autov3(body_sha256: str) -> str:
     return body_sha256[:12]
 
 
-def _sha256() -> Any:
-    import hashlib
+class Hashing:
+    """SHA-256 of input files and of the output's tensor data, by native threads beside a run (``csrc/hasher.h``).
 
-    return hashlib.sha256()
-
-
-class _Background:
-    """A SHA-256 computed by a thread of its own. hashlib releases the GIL, so it runs beside everything else."""
-
-    def __init__(self, what: str) -> None:
-        import threading
-
-        self._what = what
-        self._cancelled = threading.Event()
-        self._value = ""
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._main, name="sdsurgery-hash", daemon=True)
-        self._thread.start()
-
-    def _compute(self) -> str:
-        raise NotImplementedError
-
-    def _main(self) -> None:
-        try:
-            self._value = self._compute()
-        except BaseException as error:  # handed to whoever asks for the result
-            self._error = error
-
-    @property
-    def done(self) -> bool:
-        """Whether ``result`` returns (or raises) at once."""
-        return not self._thread.is_alive()
-
-    def cancel(self) -> None:
-        """Stop, and return when the thread has: whatever it reads from may be closed then."""
-        self._cancelled.set()
-        self._thread.join()
-
-    def result(self) -> str:
-        """64 hexadecimal digits; waits for them.
-
-        Raises RunFailed when the bytes could not be read, Interrupted when it was cancelled.
-        """
-        while self._thread.is_alive():
-            self._thread.join(0.2)  # a join without a limit would swallow Ctrl-C on Windows
-        if isinstance(self._error, OSError):
-            raise RunFailed(f"{self._what} could not be read for its hash: {self._error.strerror}", code="io") from None
-        if self._error is not None:
-            raise self._error
-        return self._value
-
-    def _check_cancelled(self) -> None:
-        if self._cancelled.is_set():
-            raise Interrupted("hashing was cancelled")
-
-
-class FileHash(_Background):
-    """SHA-256 of a whole input file, begun at once in the background; taken from the cache where that is safe."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = os.path.realpath(path)
-        super().__init__(printable(os.fspath(path)))
-
-    def _compute(self) -> str:
-        # Not blocking: the path may have become a FIFO since the engine opened it.
-        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-        with open(self._path, "rb", buffering=0, opener=lambda path, _: os.open(path, flags)) as file:
-            before = os.fstat(file.fileno())
-            if not stat.S_ISREG(before.st_mode):
-                raise RunFailed(f"{self._what} is no longer a regular file", code="changed")
-            known = _recall(self._path, before)
-            if known:
-                return known
-            settled = time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > _FRESH_NS
-            digest = self._digest(file.readinto)  # type: ignore[attr-defined]
-            if _stamp(os.fstat(file.fileno())) != _stamp(before):
-                raise RunFailed(f"{self._what} changed while it was being hashed", code="changed")
-        if settled:
-            _remember(self._path, before, digest)
-        return digest
-
-    def _digest(self, readinto: Callable[[memoryview], int]) -> str:
-        digest, block = _sha256(), memoryview(bytearray(_BLOCK))
-        while count := readinto(block):
-            digest.update(block[:count])
-            self._check_cancelled()
-        return digest.hexdigest()
-
-
-class BodyHash(_Background):
-    """SHA-256 of the bytes ``start`` to ``size`` of a file that is still being written, a little behind the writers.
-
-    ``watermark()`` says how many bytes from the file's start are known to be written, all of them; it may only grow.
-    ``read_into(offset, view)`` reads into ``view`` and returns how many bytes it got. Both are called from the thread,
-    until ``result`` or ``cancel`` has returned.
+    Hashes that are remembered are taken from there. The threads belong to this object: ``cancel`` ends them, and so
+    does its end, so none is left when the interpreter exits.
     """
 
     def __init__(
-        self, read_into: Callable[[int, memoryview], int], start: int, size: int, watermark: Callable[[], int]
+        self, files: Sequence[Source], sink: Sink | None = None, body_begin: int | None = None, map: bool = True
     ) -> None:
-        self._read_into, self._start, self._size, self._watermark = read_into, start, size, watermark
-        super().__init__("the output")
-
-    def _compute(self) -> str:
-        digest, block = _sha256(), memoryview(bytearray(_BLOCK))
-        position = self._start
-        while position < self._size:
-            self._check_cancelled()
-            ready = min(self._size, self._watermark())
-            if ready - position < min(_BLOCK, self._size - position):
-                self._cancelled.wait(_POLL_SECONDS)
+        self._order = [source.identity for source in files]
+        self._known: dict[Identity, str] = {}
+        self._hashed: dict[Identity, _File] = {}  # each file once, however often and under whatever names it is given
+        for source, identity in zip(files, self._order, strict=True):
+            if identity in self._known or identity in self._hashed:
                 continue
-            count = self._read_into(position, block[: min(_BLOCK, ready - position)])
-            if count <= 0:
-                raise RunFailed(f"the output ends at byte {position}, expected {self._size}: could not hash it")
-            digest.update(block[:count])
-            position += count
-        return digest.hexdigest()
+            file = _File(source)
+            known = file.recall()
+            if known is None:
+                self._hashed[identity] = file
+            else:
+                self._known[identity] = known
+        self._native = _native.Hasher(
+            [file.source for file in self._hashed.values()], sink, -1 if body_begin is None else body_begin, map
+        )
+        self._native.start()
+
+    def result(self) -> tuple[tuple[str, ...], str | None]:
+        """64 hexadecimal digits for every file, and for the output's tensor data; waits for them.
+
+        Raises RunFailed when a file changed, and the native engine's errors when bytes could not be read.
+        """
+        while not self._native.wait(0.1):  # not in one call: Ctrl-C is to be noticed
+            pass
+        self._native.finish()
+        for file, digest in zip(self._hashed.values(), self._native.files, strict=True):
+            file.remember(digest)
+            self._known[file.source.identity] = digest
+        return tuple(self._known[identity] for identity in self._order), self._native.body or None
+
+    def cancel(self) -> None:
+        """Stop, and return when the threads have ended: what they read from may be closed then."""
+        self._native.cancel()
+
+
+class _File:
+    """What is known of one input beside its bytes: whether its hash may be recalled, and remembered."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._path = os.path.realpath(source.path)
+        self._before = self._status()
+        # Read before the bytes are: a file whose stamp is this young may change once more without changing it.
+        self._settled = (
+            self._before is not None
+            and time.time_ns() - max(self._before.st_mtime_ns, self._before.st_ctime_ns) > _FRESH_NS
+        )
+
+    def _status(self) -> os.stat_result | None:
+        """Of the opened file; None when its name is gone or has been given to another."""
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return None
+        device, inode, size, mtime = self.source.identity
+        if (status.st_size, status.st_mtime_ns) != (size, mtime):
+            return None
+        return status if os.name != "posix" or (status.st_dev, status.st_ino) == (device, inode) else None
+
+    def recall(self) -> str | None:
+        if self._before is None:
+            return None
+        return _recall(self._path, self._before) or _recall_webui(self._path, self._before)
+
+    def remember(self, digest: str) -> None:
+        after = self._status()
+        if self._before is None or after is None:
+            return
+        if _stamp(after) != _stamp(self._before):
+            raise RunFailed(f"{printable(self.source.path)} changed while it was being hashed", code="changed")
+        if self._settled:
+            _remember(self._path, self._before, digest)
 
 
 # ---------------------------------------------------------------- the cache
 
-_lock = allocate_lock()  # two inputs' hashes may be ready at the same moment; each is to be remembered
+_lock = threading.Lock()  # runs in several threads of one process share the cache and its temporary name
 
 
 def cache_folder() -> str | None:
@@ -220,6 +176,39 @@ def _recall(path: str, status: os.stat_result) -> str | None:
     return entry[1] if entry and entry[0] == _stamp(status) else None
 
 
+def _recall_webui(path: str, status: os.stat_result) -> str | None:
+    """The hash that AUTOMATIC1111's web UI (or Forge, which keeps the same file) remembers of a file in its folders.
+
+    ``cache.json`` beside ``models/`` has a section ``hashes``: "checkpoint/NAME" → ``mtime`` (os.path.getmtime) and
+    ``sha256``, where NAME is the path below the folder of the checkpoints (``modules/hashes.py``, ``sd_models.py``).
+    """
+    folder, parts = os.path.dirname(path), [os.path.basename(path)]
+    while os.path.basename(folder).lower() != "models":
+        parts.insert(0, os.path.basename(folder))
+        if folder == os.path.dirname(folder) or len(parts) > _WEBUI_DEPTH:
+            return None
+        folder = os.path.dirname(folder)
+    kept = os.path.join(os.path.dirname(folder), "cache.json")
+    try:
+        if not os.path.isfile(kept) or os.path.getsize(kept) > _WEBUI_MAX_BYTES:
+            return None
+        with open(kept, encoding="utf-8") as file:
+            hashes = json.load(file)["hashes"]
+        for separator in ("/", "\\"):  # NAME keeps the separators of the system that wrote it
+            entry = hashes.get("checkpoint/" + separator.join(parts[1:]))
+            if entry and _same_time(entry["mtime"], status) and entry.get("size", status.st_size) == status.st_size:
+                digest = entry["sha256"]
+                if isinstance(digest, str) and re.fullmatch(_SHA256, digest):
+                    return digest
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    return None
+
+
+def _same_time(mtime: object, status: os.stat_result) -> bool:
+    return isinstance(mtime, (int, float)) and float(mtime) == status.st_mtime
+
+
 def _entries(folder: str | None) -> dict[str, Any]:
     """The valid entries of the cache, oldest first: real path → [stamp, SHA-256]."""
     if folder is None:
@@ -245,7 +234,7 @@ def _remember(path: str, status: os.stat_result, digest: str) -> None:
     folder = cache_folder()
     if folder is None:
         return
-    # Another process may write at the same time: each replaces the whole file, and the worst is a forgotten entry.
+    # Another run may write at the same time: each replaces the whole file, and the worst is a forgotten entry.
     with _lock:
         entries = _entries(folder)
         entries.pop(path, None)
@@ -259,6 +248,8 @@ def _remember(path: str, status: os.stat_result, digest: str) -> None:
             with open(temporary, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
                 json.dump({"entries": entries}, file)
             os.replace(temporary, target)
-        except (OSError, ValueError):
+        except BaseException as error:  # Ctrl-C too must not leave the temporary file
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+            if not isinstance(error, (OSError, ValueError)):
+                raise

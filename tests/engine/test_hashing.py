@@ -9,15 +9,15 @@ import random
 import stat
 import subprocess
 import sys
-import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 from pickle_builder import Memory
-from sdsurgery import hashing
-from sdsurgery.errors import Interrupted, RunFailed
-from sdsurgery.hashing import BodyHash, FileHash, autov2, autov3, cache_folder, legacy_hash
+from sdsurgery import _native, hashing
+from sdsurgery.errors import RunFailed
+from sdsurgery.hashing import Hashing, autov2, autov3, cache_folder, legacy_hash
 
 POSIX_ONLY = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 
@@ -45,16 +45,26 @@ def make(path: Path, size: int = 3_000_001, seed: int = 0) -> bytes:
     return data
 
 
+def source(path: str | os.PathLike[str]) -> _native.Source:
+    return _native.Source(os.fsencode(path))
+
+
+def file_hash(path: str | os.PathLike[str]) -> str:
+    (digest,), body = Hashing([source(path)]).result()
+    assert body is None
+    return digest
+
+
 def count_hashing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files whose bytes are hashed from now on, as opposed to recalled."""
     hashed: list[str] = []
-    original = FileHash._digest
+    original = hashing._File.remember
 
-    def spy(self: FileHash, readinto):
+    def spy(self: hashing._File, digest: str) -> None:
         hashed.append(os.path.basename(self._path))
-        return original(self, readinto)
+        original(self, digest)
 
-    monkeypatch.setattr(FileHash, "_digest", spy)
+    monkeypatch.setattr(hashing._File, "remember", spy)
     return hashed
 
 
@@ -79,9 +89,7 @@ def test_short_forms() -> None:
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3_500_000])
 def test_file_hash_is_the_sha256_of_the_whole_file(tmp_path: Path, size: int) -> None:
     data = make(tmp_path / "a", size)
-    job = FileHash(tmp_path / "a")
-    assert job.result() == sha256(data) == job.result()
-    assert job.done
+    assert file_hash(tmp_path / "a") == sha256(data)
 
 
 def test_a_second_run_recalls_the_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +97,7 @@ def test_a_second_run_recalls_the_hash(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "link").symlink_to(tmp_path / "a")
     hashed = count_hashing(monkeypatch)
     for path in (tmp_path / "a", str(tmp_path / "a"), tmp_path / "link"):
-        assert FileHash(path).result() == sha256(data)
+        assert file_hash(path) == sha256(data)
     assert hashed == ["a"]
 
 
@@ -98,19 +106,19 @@ def test_a_changed_file_is_hashed_again(tmp_path: Path, monkeypatch: pytest.Monk
     hashed = count_hashing(monkeypatch)
     for seed in range(3):
         data = make(path, 1000 + seed, seed)
-        assert FileHash(path).result() == sha256(data)
+        assert file_hash(path) == sha256(data)
     assert len(hashed) == 3
 
 
 def test_a_file_replaced_by_one_of_the_same_size_and_mtime_is_hashed_again(tmp_path: Path) -> None:
     make(tmp_path / "a", 1000, 1)
     os.utime(tmp_path / "a", ns=(10**18, 10**18))
-    FileHash(tmp_path / "a").result()
+    file_hash(tmp_path / "a")
     time.sleep(0.02)
     data = make(tmp_path / "b", 1000, 2)
     os.utime(tmp_path / "b", ns=(10**18, 10**18))
     os.replace(tmp_path / "b", tmp_path / "a")
-    assert FileHash(tmp_path / "a").result() == sha256(data)
+    assert file_hash(tmp_path / "a") == sha256(data)
 
 
 def test_a_file_written_just_now_is_not_remembered(
@@ -118,60 +126,58 @@ def test_a_file_written_just_now_is_not_remembered(
 ) -> None:
     monkeypatch.setattr(hashing, "_FRESH_NS", 3600 * 10**9)
     data = make(tmp_path / "a")
-    assert FileHash(tmp_path / "a").result() == sha256(data)
+    assert file_hash(tmp_path / "a") == sha256(data)
     assert not cache.exists()
 
 
+@pytest.mark.parametrize("how", ["grow", "touch", "other time only"])
 def test_a_file_that_changes_while_it_is_hashed_is_an_error_and_not_remembered(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: Path, how: str
 ) -> None:
     path = tmp_path / "a"
     make(path)
-    original = FileHash._digest
-
-    def grow(self: FileHash, readinto):
+    job = Hashing([source(path)])
+    times = os.stat(path).st_atime_ns, os.stat(path).st_mtime_ns
+    time.sleep(0.02)
+    if how == "grow":
         with path.open("ab") as file:
             file.write(b"!")
-        return original(self, readinto)
-
-    monkeypatch.setattr(FileHash, "_digest", grow)
-    with pytest.raises(RunFailed, match="changed while it was being hashed"):
-        FileHash(path).result()
+    if how == "other time only":  # only the change time, which nobody can set, differs
+        os.utime(path, ns=times)
+    else:
+        os.utime(path)
+    with pytest.raises((RunFailed, _native.Error), match="changed while it was being"):
+        job.result()
     assert not cache.exists()
 
 
-def test_errors_of_the_thread_surface_in_result(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match=r"missing.*could not be read.*No such file"):
-        FileHash(tmp_path / "missing").result()
-    with pytest.raises(RunFailed, match=r"could not be read|regular file"):
-        FileHash(tmp_path).result()
+def test_a_file_whose_name_goes_to_another_is_hashed_as_it_was_opened_and_not_remembered(
+    tmp_path: Path, cache: Path
+) -> None:
+    data = make(tmp_path / "a")
+    opened = source(tmp_path / "a")
+    make(tmp_path / "b", seed=1)
+    os.replace(tmp_path / "b", tmp_path / "a")
+    assert Hashing([opened]).result() == ((sha256(data),), None)
+    assert not cache.exists()
 
 
-@POSIX_ONLY
-def test_a_fifo_does_not_block(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(RunFailed, match="no longer a regular file"):
-        FileHash(tmp_path / "fifo").result()
-
-
-def test_cancelling_stops_the_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_shrinks_is_an_error(tmp_path: Path) -> None:
     make(tmp_path / "a")
-    started = threading.Event()
+    opened = source(tmp_path / "a")
+    os.truncate(tmp_path / "a", 1_000_000)
+    with pytest.raises(_native.Error) as caught:
+        Hashing([opened]).result()
+    assert caught.value.code in ("changed", "truncated")
 
-    def endless(self: FileHash, readinto):
-        while True:
-            started.set()
-            self._check_cancelled()
-            time.sleep(0.001)
 
-    monkeypatch.setattr(FileHash, "_digest", endless)
-    job = FileHash(tmp_path / "a")
-    assert started.wait(10)
-    assert not job.done
-    job.cancel()
-    assert job.done
-    with pytest.raises(Interrupted):
-        job.result()
+def test_a_file_that_is_given_several_times_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = make(tmp_path / "a"), make(tmp_path / "b", seed=1)
+    os.link(tmp_path / "a", tmp_path / "also a")
+    hashed = count_hashing(monkeypatch)
+    files = [source(tmp_path / name) for name in ("a", "b", "also a", "a")]
+    assert Hashing(files).result()[0] == (sha256(a), sha256(b), sha256(a), sha256(a))
+    assert hashed == ["a", "b"]
 
 
 # ---------------------------------------------------------------- the cache file
@@ -180,8 +186,7 @@ def test_cancelling_stops_the_thread(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_many_hashes_at_once_are_all_remembered(tmp_path: Path, cache: Path) -> None:
     for number in range(8):
         make(tmp_path / f"{number}", 1000, number)
-    for job in [FileHash(tmp_path / f"{number}") for number in range(8)]:
-        job.result()
+    Hashing([source(tmp_path / f"{number}") for number in range(8)]).result()
     assert {os.path.basename(path) for path in entries(cache)} == {f"{number}" for number in range(8)}
     assert os.listdir(cache) == ["hashes.json"]
 
@@ -190,7 +195,7 @@ def test_the_cache_keeps_the_newest_thousand(tmp_path: Path, cache: Path, monkey
     monkeypatch.setattr(hashing, "_CACHE_ENTRIES", 3)
     for name in ("a", "b", "c", "a", "d", "e"):
         make(tmp_path / name, 100, random.randrange(10**9))
-        FileHash(tmp_path / name).result()
+        file_hash(tmp_path / name)
     assert [os.path.basename(path) for path in entries(cache)] == ["a", "d", "e"]
 
 
@@ -213,16 +218,16 @@ def test_a_damaged_cache_is_ignored_and_replaced(tmp_path: Path, cache: Path, co
     data = make(tmp_path / "a")
     cache.mkdir()
     (cache / "hashes.json").write_bytes(content.replace(b"PATH", os.fsencode(tmp_path / "a")))
-    assert FileHash(tmp_path / "a").result() == sha256(data)
+    assert file_hash(tmp_path / "a") == sha256(data)
     assert entries(cache)[str(tmp_path / "a")][1] == sha256(data)
 
 
 def test_a_huge_cache_file_is_not_read(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make(tmp_path / "a")
-    FileHash(tmp_path / "a").result()
+    file_hash(tmp_path / "a")
     monkeypatch.setattr(hashing, "_CACHE_MAX_BYTES", 10)
     hashed = count_hashing(monkeypatch)
-    assert FileHash(tmp_path / "a").result() == sha256(data)
+    assert file_hash(tmp_path / "a") == sha256(data)
     assert hashed == ["a"]
 
 
@@ -232,14 +237,14 @@ def test_an_unusable_cache_folder_is_no_error(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "taken" / "hashes.json").mkdir(parents=True)
     for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "taken", Path("/proc/nowhere")):
         monkeypatch.setenv("SDS_CACHE", str(folder))
-        assert FileHash(tmp_path / "a").result() == sha256(data)
+        assert file_hash(tmp_path / "a") == sha256(data)
     assert os.listdir(tmp_path / "taken") == ["hashes.json"]
 
 
 @POSIX_ONLY
 def test_the_cache_is_private(tmp_path: Path, cache: Path) -> None:
     make(tmp_path / "a")
-    FileHash(tmp_path / "a").result()
+    file_hash(tmp_path / "a")
     assert stat.S_IMODE((cache / "hashes.json").stat().st_mode) == 0o600
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
 
@@ -252,14 +257,15 @@ def test_a_path_that_is_not_utf8_is_remembered(tmp_path: Path, monkeypatch: pyte
     except OSError:
         pytest.skip("the file system wants UTF-8")
     hashed = count_hashing(monkeypatch)
-    assert FileHash(path).result() == FileHash(path).result() == sha256(data)
+    assert file_hash(path) == file_hash(path) == sha256(data)
     assert len(hashed) == 1
 
 
 def test_processes_that_write_at_the_same_time_leave_a_sound_cache(tmp_path: Path, cache: Path) -> None:
     script = (
         "import sys\nfrom sdsurgery import hashing\nhashing._FRESH_NS = -10**18\n"
-        "for path in sys.argv[1:]:\n    print(hashing.FileHash(path).result())\n"
+        "for path in sys.argv[1:]:\n"
+        "    print(hashing.Hashing([hashing._native.Source(path.encode())]).result()[0][0])\n"
     )
     paths = [tmp_path / f"{number}" for number in range(30)]
     expected = [sha256(make(path, 50, number)) for number, path in enumerate(paths)]
@@ -302,76 +308,121 @@ def test_the_cache_lies_where_the_platform_keeps_caches(
     assert cache_folder() == expected
 
 
+# ---------------------------------------------------------------- what a web UI remembers
+
+
+def webui(root: Path, name: str, entry: object, data: bytes) -> Path:
+    """A checkpoint in the folders of a web UI, whose cache.json holds ``entry`` for it."""
+    path = root / "models" / "Stable-diffusion" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    if isinstance(entry, dict) and entry.get("mtime") == "the file's":
+        entry = {**entry, "mtime": os.path.getmtime(path)}
+    (root / "cache.json").write_text(json.dumps({"hashes": {f"checkpoint/{name}": entry}}))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "sub/folder/a.safetensors", "sub\\a.safetensors"])
+def test_a_hash_that_the_web_ui_remembers_is_taken(tmp_path: Path, name: str) -> None:
+    path = webui(tmp_path, name, {"mtime": "the file's", "sha256": "5" * 64}, b"data")
+    assert file_hash(path) == "5" * 64
+
+
+def test_a_web_ui_under_windows_separates_folders_by_its_own_sign(tmp_path: Path) -> None:
+    path = webui(tmp_path, "sub/a.safetensors", None, b"data")
+    entry = {"mtime": os.path.getmtime(path), "sha256": "5" * 64}
+    (tmp_path / "cache.json").write_text(json.dumps({"hashes": {"checkpoint/sub\\a.safetensors": entry}}))
+    assert file_hash(path) == "5" * 64
+
+
+STALE = [
+    {"mtime": 1.5, "sha256": "5" * 64},
+    {"mtime": "the file's", "size": 5, "sha256": "5" * 64},
+    {"mtime": "the file's", "sha256": "5" * 63},
+    {"mtime": "the file's", "sha256": None},
+    {"mtime": "the file's"},
+    {"sha256": "5" * 64},
+    ["5" * 64],
+    None,
+]
+
+
+@pytest.mark.parametrize("entry", STALE)
+def test_a_web_ui_hash_that_does_not_fit_is_ignored(tmp_path: Path, entry: object) -> None:
+    assert file_hash(webui(tmp_path, "a.safetensors", entry, b"data")) == sha256(b"data")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"hashes": 1}', b"[" * 100_000])
+def test_a_damaged_web_ui_cache_is_ignored(tmp_path: Path, content: bytes) -> None:
+    path = webui(tmp_path, "a.safetensors", None, b"data")
+    (tmp_path / "cache.json").write_bytes(content)
+    assert file_hash(path) == sha256(b"data")
+
+
 # ---------------------------------------------------------------- the body of a growing output
 
 
-class Growing:
-    """An output whose first ``written`` bytes are there; reading beyond them is the mistake that tests look for."""
-
-    def __init__(self, data: bytes, written: int = 0, most: int = 1 << 30) -> None:
-        self.data, self.written, self.most = data, written, most
-        self.reads = 0
-
-    def read_into(self, offset: int, view: memoryview) -> int:
-        assert offset + len(view) <= self.written, "read beyond the watermark"
-        self.reads += 1
-        count = min(len(view), self.most)
-        view[:count] = self.data[offset : offset + count]
-        return count
-
-    def watermark(self) -> int:
-        return self.written
-
-    def hash(self, start: int) -> BodyHash:
-        return BodyHash(self.read_into, start, len(self.data), self.watermark)
+def sink_of(path: Path, data: bytes) -> _native.Sink:
+    """An output that will be ``data``, nothing of which is written yet."""
+    return _native.Sink(os.fsencode(path), len(data))
 
 
-@pytest.mark.parametrize("size", [100, (1 << 20) + 100, 3_333_333])
-@pytest.mark.parametrize("most", [777_777, 1 << 30])
-def test_body_hash_is_of_everything_behind_the_start(size: int, most: int) -> None:
+@pytest.mark.parametrize("size", [101, (1 << 20) + 100, 3_333_333])
+def test_the_body_hash_is_of_everything_behind_the_start(tmp_path: Path, size: int) -> None:
     data = random.Random(size).randbytes(size)
-    assert Growing(data, size, most).hash(100).result() == sha256(data[100:])
+    sink = sink_of(tmp_path / "out", data)
+    sink.write(0, data)
+    sink.watermark = size
+    assert Hashing([], sink, 100).result() == ((), sha256(data[100:]))
+    sink.abort()
 
 
-def test_body_hash_never_reads_beyond_the_watermark() -> None:
+def test_an_empty_body_has_a_hash_too(tmp_path: Path) -> None:
+    sink = sink_of(tmp_path / "out", bytes(8))
+    assert Hashing([], sink, 8).result() == ((), sha256(b""))
+
+
+@pytest.mark.parametrize("inputs", range(5))
+def test_the_body_is_hashed_up_to_the_watermark_only(tmp_path: Path, inputs: int) -> None:
+    """Bytes beyond it are wrong until just before it moves."""
     data = random.Random(1).randbytes(5_000_000)
-    output = Growing(data)
-    job = output.hash(64)
-    rng = random.Random(2)
-    while output.written < len(data):
-        output.written = min(len(data), output.written + rng.randrange(700_000))
+    files = [make(tmp_path / str(number), 1_234_567 * number, number) for number in range(inputs)]
+    sink = sink_of(tmp_path / "out", data)
+    job = Hashing([source(tmp_path / str(number)) for number in range(inputs)], sink, 64)
+    rng, written = random.Random(2), 0
+    while written < len(data):
+        end = min(len(data), written + rng.randrange(700_000))
+        sink.write(written, data[written:end])
+        written = sink.watermark = end
         time.sleep(0.002)
-    assert job.result() == sha256(data[64:])
+    assert job.result() == (tuple(map(sha256, files)), sha256(data[64:]))
 
 
-def test_body_hash_runs_along_and_does_not_wait_for_the_end() -> None:
-    output = Growing(bytes(4 << 20), 3 << 20)
-    job = output.hash(0)
-    deadline = time.monotonic() + 10
-    while output.reads < 3 and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert output.reads == 3
-    assert not job.done
-    output.written = 4 << 20
-    assert job.result() == sha256(bytes(4 << 20))
-
-
-def test_body_hash_stops_when_cancelled_before_the_output_is_whole() -> None:
-    output = Growing(bytes(4 << 20), 1 << 20)
-    job = output.hash(0)
+def test_hashing_ends_when_cancelled_before_the_output_is_whole(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    sink = sink_of(tmp_path / "out", bytes(4 << 20))
+    sink.watermark = 1 << 20
+    job = Hashing([source(tmp_path / "a")], sink, 0)
     job.cancel()
-    assert job.done
-    with pytest.raises(Interrupted):
+    with pytest.raises(_native.Error, match="cancelled"):
         job.result()
 
 
-def test_body_hash_surfaces_what_goes_wrong_in_its_thread() -> None:
-    def broken(offset: int, view: memoryview) -> int:
-        raise OSError(5, "Input/output error")
+def test_threads_end_with_their_object(tmp_path: Path) -> None:
+    sink = sink_of(tmp_path / "out", bytes(4 << 20))
+    job = Hashing([], sink, 0)
+    weak = weakref.ref(job._native)
+    del job
+    assert weak() is None
 
-    with pytest.raises(RunFailed, match="the output could not be read for its hash: Input/output error"):
-        BodyHash(broken, 0, 10, lambda: 10).result()
-    with pytest.raises(RunFailed, match="ends at byte 3, expected 10"):
-        BodyHash(lambda offset, view: 0, 3, 10, lambda: 10).result()
-    with pytest.raises(ZeroDivisionError):
-        BodyHash(lambda offset, view: 1 // 0, 0, 10, lambda: 10).result()
+
+def test_an_interpreter_that_exits_in_the_middle_exits_quietly(tmp_path: Path) -> None:
+    script = (
+        "import os, sys\nfrom sdsurgery import _native\nfrom sdsurgery.hashing import Hashing\n"
+        "job = Hashing([], _native.Sink(os.fsencode(sys.argv[1]), 1 << 20), 0)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", script, str(tmp_path / "out")]
+    ran = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    assert os.listdir(tmp_path) == []

@@ -72,7 +72,7 @@ class Reduced(NamedTuple):
 
 
 class RunHandle(Protocol):
-    """A run in progress (the native Run is one)."""
+    """A run in progress (the native Run is one). It keeps ``Sink.watermark`` up to date."""
 
     def start(self) -> None: ...
     def wait(self, seconds: float) -> bool: ...
@@ -84,8 +84,6 @@ class RunHandle(Protocol):
     def damaged(self) -> Sequence[int]: ...  # which of Plan.checks failed, when that is not an error
     @property
     def bytes_done(self) -> int: ...
-    @property
-    def watermark(self) -> int: ...
 
 
 class PlainRows(Protocol):

@@ -239,7 +239,6 @@ class ReferenceRun:
         self.plan, self.sources, self.sink, self.options = plan, sources, sink, options
         self._damaged: list[int] = []
         self.bytes_done = 0
-        self.watermark = plan.data_start
         self._tallies: dict[int, list[int]] = {}
         self._reduced: dict[int, Reduced] = {}
         self._work = self._chunks()
@@ -286,7 +285,8 @@ class ReferenceRun:
                 if self.sink is not None:
                     self.sink.write(at, data)
                 self.bytes_done += len(data)
-                self.watermark = at + len(data)
+                if self.sink is not None:
+                    self.sink.watermark = at + len(data)
                 yield True
 
     def _chunk(self, index: int, job: Job, first: int, count: int) -> bytes:

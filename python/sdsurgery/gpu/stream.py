@@ -93,7 +93,6 @@ class StreamRun:
         self.plan, self.sources, self.sink, self.options = plan, sources, sink, options
         self.devices = list(devices)
         self.bytes_done = 0
-        self.watermark = plan.data_start
         self.workers = options.threads or _workers()
         self.memory = options.gpu_memory or MEMORY
         self._reduces = any(isinstance(program, Reduction) for program in plan.programs)  # then all do
@@ -308,7 +307,9 @@ class StreamRun:
             self.bytes_done += tile.end - tile.start
             self._finished[number] = tile.end
             while self._next in self._finished:
-                self.watermark = self._finished.pop(self._next)
+                end = self._finished.pop(self._next)
+                if self.sink is not None:
+                    self.sink.watermark = end
                 self._next += 1
 
 

@@ -1,0 +1,63 @@
+// SHA-256 of input files and of an output that is being written, by threads beside a run.
+//
+// Each stream is read in order through the page cache: an input from its first byte to its last, the output's tensor
+// data behind the Sink's watermark. A thread takes as many streams as fall to its share and hashes a stretch of each
+// together (hash.h); while the run's workers still need the processors, only half of them are used here.
+//
+// No thread outlives the Hasher, and none needs Python.
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "file.h"
+#include "hash.h"
+
+namespace sds {
+
+class Hasher {
+ public:
+    // `sink` may be empty: nothing is being written. Otherwise its bytes from `body_begin` on are hashed too, unless
+    // `body_begin` is negative. `map`: files may be read through mappings, which needs a handler of SIGBUS. `target` is
+    // one of hash_targets(), empty for the best.
+    Hasher(std::vector<std::shared_ptr<Source>> files, std::shared_ptr<Sink> sink, int64_t body_begin, bool map,
+           const std::string& target);
+    ~Hasher();
+    Hasher(const Hasher&) = delete;
+
+    void start();
+    bool wait(double seconds);  // true once every thread has ended
+    void cancel() noexcept;     // and join
+    void finish();              // joins; throws the first error, `cancelled` after cancel()
+
+    const std::vector<std::string>& files() const { return digests_; }  // of each file, in hexadecimal, after finish()
+    const std::string& body() const { return body_digest_; }            // empty where it was not asked for
+
+ private:
+    struct Stream;
+    void work(unsigned number);
+    std::vector<Stream*> take(unsigned number, bool& over);
+    void advance(const std::vector<Stream*>& streams, std::vector<std::vector<uint8_t>>& buffers);
+    void fail(const Error& error);
+
+    std::shared_ptr<Sink> sink_;
+    const HashTarget& target_;
+    std::vector<std::unique_ptr<Stream>> streams_;  // the files, then the body
+    std::mutex mutex_;
+    std::condition_variable freed_;    // a stream can be taken again
+    std::condition_variable stopped_;  // no notice but of an early end: for threads that wait until all is written
+    std::condition_variable ended_;
+    unsigned threads_wanted_ = 1, threads_while_writing_ = 1;
+    unsigned running_ = 0, busy_ = 0;
+    bool stop_ = false, cancelled_ = false;
+    std::unique_ptr<Error> error_;
+    std::vector<std::thread> threads_;
+    std::vector<std::string> digests_;
+    std::string body_digest_;
+};
+
+}  // namespace sds
