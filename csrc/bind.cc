@@ -316,6 +316,7 @@ PYBIND11_MODULE(_native, m) {
         .def("wait", &Hasher::wait, py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
         .def("cancel", &Hasher::cancel, py::call_guard<py::gil_scoped_release>())
         .def("finish", &Hasher::finish, py::call_guard<py::gil_scoped_release>())
+        .def_property_readonly("processors", &Hasher::processors)
         .def_property_readonly("files", &Hasher::files)
         .def_property_readonly("body", &Hasher::body);
 

@@ -7,6 +7,7 @@
 // No thread outlives the Hasher, and none needs Python.
 #pragma once
 
+#include <algorithm>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -34,6 +35,7 @@ class Hasher {
     void cancel() noexcept;     // and join
     void finish();              // joins; throws the first error, `cancelled` after cancel()
 
+    unsigned processors() const { return std::min(threads_wanted_, threads_while_writing_); }  // that it keeps busy
     const std::vector<std::string>& files() const { return digests_; }  // of each file, in hexadecimal, after finish()
     const std::string& body() const { return body_digest_; }            // empty where it was not asked for
 

@@ -190,7 +190,9 @@ def settings_rows() -> str:
     lines = []
     for name, option in OPTIONS.items():
         flag = option.flag and f"`{option.flag}{' ' if option.metavar else ''}{option.metavar}`"
+        flag += option.off and f", `{option.off}`"
         values = ", ".join(f"`{word}`" for word in option.words)
+        values += option.off and f"; `{option.off}`: {option.off_help}"
         lines.append(f"| {flag} | `{name}={DEFAULTS[name]!r}` | {option.help}{': ' if values else ''}{values} |")
     return "\n".join(lines) + "\n"
 

@@ -161,12 +161,23 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
         speed = human_bytes(report.bytes_written / max(report.seconds, 1e-9))
         waited = f", {report.hash_seconds:.2f} s of it for hashes" if report.hash_seconds else ""
         lines.append(f"{report.seconds:.2f} s ({speed}/s written{waited})")
+        lines += _output_hashes(report)
     lines += [in_shell(note if note.startswith("warning: ") else f"note: {note}") for note in report.notes]
     if verbose:
         lines += _verbose(report)
     if "fallback" in report.how:
         reason = in_shell(printable(report.how["fallback"], 400))
         lines.append(f"note: done by the backend {report.how['backend']}, because: {reason}")
+    return lines
+
+
+def _output_hashes(report: Report) -> list[str]:
+    """What model sites and web UIs know the output by."""
+    lines = []
+    if report.output_sha256:
+        lines.append(f"SHA-256 {report.output_sha256} (AutoV2 {report.output_sha256[:10]})")
+    if report.body_sha256:
+        lines.append(f"AutoV3 {report.body_sha256[:12]}")
     return lines
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
 from typing import TYPE_CHECKING, Any
 
 from . import _native, backends
@@ -204,11 +205,15 @@ def execute(
         while True:
             try:
                 with native_errors():
-                    run = chosen.prepare(plan, sources, sink, options)
                     sink.watermark = 0
+                    busy = 0
                     if hash_files or hash_body:
                         body = plan.data_start if hash_body else None
                         hashes = Hashing(hash_files, sink, body, map=options.io in ("auto", "mmap"))
+                        busy = hashes.processors
+                    run = chosen.prepare(plan, sources, sink, replace_fields(options, busy=busy))
+                    if hashes is not None:
+                        hashes.start()
                     _drive(run, plan, progress)
                     sink.watermark = plan.size
                 break

@@ -65,7 +65,7 @@ class Hashing:
     """SHA-256 of input files and of the output's tensor data, by native threads beside a run (``csrc/hasher.h``).
 
     Hashes that are remembered are taken from there. The threads belong to this object: ``cancel`` ends them, and so
-    does its end, so none is left when the interpreter exits.
+    does its end, so none is left when the interpreter exits. ``map`` as ``Options.io`` allows it.
     """
 
     def __init__(
@@ -86,6 +86,9 @@ class Hashing:
         self._native = _native.Hasher(
             [file.source for file in self._hashed.values()], sink, -1 if body_begin is None else body_begin, map
         )
+        self.processors = self._native.processors  # that the threads keep busy while the output is being written
+
+    def start(self) -> None:
         self._native.start()
 
     def result(self) -> tuple[tuple[str, ...], str | None]:
@@ -104,6 +107,16 @@ class Hashing:
     def cancel(self) -> None:
         """Stop, and return when the threads have ended: what they read from may be closed then."""
         self._native.cancel()
+
+
+def file_sha256(source: Source) -> str:
+    """SHA-256 of a whole file; waits for it."""
+    job = Hashing([source])
+    try:
+        job.start()
+        return job.result()[0][0]
+    finally:
+        job.cancel()
 
 
 class _File:

@@ -33,6 +33,7 @@ OnNonfinite = Literal["keep", "error"]
 Compute = Literal["fp32", "fp64"]
 Io = Literal["auto", "mmap", "pread"]
 Fallback = Literal["none", "cpu"]
+Hash = bool | Literal["full"]
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,15 @@ class Option:
     """How a setting is spelled on the command line (``flag``, empty where only Python has it) and explained.
 
     ``words``: the values that it may have, the first is the default. ``metavar``: what its value is called, empty for
-    a switch.
+    a switch. ``off``: a second flag, which sets it to False; it may then be True too, which is the default.
     """
 
     help: str
     flag: str = ""
     words: tuple[str, ...] = ()
     metavar: str = ""
+    off: str = ""
+    off_help: str = ""
 
 
 def _word(flag: str, words: Iterable[str], help: str) -> Any:
@@ -83,7 +86,10 @@ class Settings:
     fix_names: bool = _row(False, "--fix-names", "read old and foreign tensor names as those of the family")
     dry_run: bool = _row(False, "--dry-run", "print the plan and write nothing")
     overwrite: bool = _row(False, "--force", "replace an existing output; merge models with little in common")
-    hash: bool = _row(True, "--no-hash", "don't compute SHA-256 of inputs and output")
+    hash: bool | str = field(default=True, metadata={"option": Option(
+        "also the SHA-256 (and AutoV2) of the whole output, which is read again for it", "--hash", ("full",), "WORD",
+        "--no-hash", "don't compute SHA-256 of inputs and output",
+    )})  # fmt: skip
     sync: bool = _row(True, "--no-sync", "don't wait for the disk before the rename")
     allow_suspicious: bool = _row(
         False, "--allow-suspicious", "read pickles that name dangerous functions (none is ever run)"
@@ -95,8 +101,9 @@ class Settings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", dtype_word(self.dtype))
         for name, option in OPTIONS.items():
-            if option.words:
-                require_word(name, getattr(self, name))
+            value = getattr(self, name)
+            if option.words and not (option.off and isinstance(value, bool)):
+                require_word(name, value)
         if not hasattr(self.threads, "__index__") or not 0 <= self.threads <= 1024:
             raise UsageError(
                 f"threads= must be a whole number between 0 (all) and 1024, not {self.threads!r}", code="bad_value"
@@ -184,7 +191,7 @@ class Keywords(Reading, total=False):
     fix_names: bool
     dry_run: bool
     overwrite: bool
-    hash: bool
+    hash: Hash
     sync: bool
     tile_bytes: int
     progress: Progress | bool | None

@@ -87,9 +87,10 @@ def test_the_types_of_the_keywords_are_of_the_fields_of_settings() -> None:
         assert set(part.__annotations__) <= set(settings.OPTIONS)
     for name, option in settings.OPTIONS.items():
         words = getattr(getattr(settings, name.title().replace("_", ""), None), "__args__", None)
-        if option.words and name != "dtype":
+        if option.words and name not in ("dtype", "hash"):
             assert words == option.words, name
     assert set(settings.Dtype.__args__[0].__args__) == set(settings.OPTIONS["dtype"].words)
+    assert settings.Hash.__args__[1].__args__ == settings.OPTIONS["hash"].words
 
 
 def test_merge_spells_out_every_setting_with_its_default() -> None:
@@ -116,7 +117,7 @@ def test_messages_can_spell_every_option_of_the_writing_verbs() -> None:
 
 
 def test_every_setting_with_a_flag_is_an_option_of_every_writing_command() -> None:
-    flags = {option.flag for option in settings.OPTIONS.values() if option.flag}
+    flags = {flag for option in settings.OPTIONS.values() for flag in (option.flag, option.off) if flag}
     for name in ("merge", "cast", "ema", "prune", "fix-clip", "extract", "replace", "convert"):
         assert name in commands.NAMES
         assert flags <= command_parser(name).option_strings(), name

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import interrupts
 import pytest
 from cli_support import Result, done, environment, listing, plain, refused, sds
 from sdsurgery.testing import write_checkpoint
@@ -451,6 +452,14 @@ def test_an_input_that_changes_while_it_is_read_is_one_line(
         assert now == b"old"
         noticed += 1
     assert noticed, "no change was in time for this test to mean anything"
+
+
+@pytest.mark.parametrize("middle", [False, True], ids=["tiny", "middle"])
+def test_a_script_that_is_interrupted_anywhere_ends_cleanly(tmp_path: Path, middle: bool) -> None:
+    """More of it: python tests/helpers/interrupts.py --count 500"""
+    interrupts.make_inputs(tmp_path, middle=middle)
+    ends = interrupts.many(tmp_path, 25)
+    assert ends["interrupted"] > 5, ends
 
 
 @pytest.mark.parametrize("io", ["pread", "mmap"])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,14 @@ def source(path: str | os.PathLike[str]) -> _native.Source:
     return _native.Source(os.fsencode(path))
 
 
+def hashing_of(files: Sequence[_native.Source], *where: object) -> Hashing:
+    job = Hashing(files, *where)  # type: ignore[arg-type]
+    job.start()
+    return job
+
+
 def file_hash(path: str | os.PathLike[str]) -> str:
-    (digest,), body = Hashing([source(path)]).result()
+    (digest,), body = hashing_of([source(path)]).result()
     assert body is None
     return digest
 
@@ -136,7 +143,7 @@ def test_a_file_that_changes_while_it_is_hashed_is_an_error_and_not_remembered(
 ) -> None:
     path = tmp_path / "a"
     make(path)
-    job = Hashing([source(path)])
+    job = hashing_of([source(path)])
     times = os.stat(path).st_atime_ns, os.stat(path).st_mtime_ns
     time.sleep(0.02)
     if how == "grow":
@@ -158,7 +165,7 @@ def test_a_file_whose_name_goes_to_another_is_hashed_as_it_was_opened_and_not_re
     opened = source(tmp_path / "a")
     make(tmp_path / "b", seed=1)
     os.replace(tmp_path / "b", tmp_path / "a")
-    assert Hashing([opened]).result() == ((sha256(data),), None)
+    assert hashing_of([opened]).result() == ((sha256(data),), None)
     assert not cache.exists()
 
 
@@ -167,7 +174,7 @@ def test_a_file_that_shrinks_is_an_error(tmp_path: Path) -> None:
     opened = source(tmp_path / "a")
     os.truncate(tmp_path / "a", 1_000_000)
     with pytest.raises(_native.Error) as caught:
-        Hashing([opened]).result()
+        hashing_of([opened]).result()
     assert caught.value.code in ("changed", "truncated")
 
 
@@ -176,7 +183,7 @@ def test_a_file_that_is_given_several_times_is_hashed_once(tmp_path: Path, monke
     os.link(tmp_path / "a", tmp_path / "also a")
     hashed = count_hashing(monkeypatch)
     files = [source(tmp_path / name) for name in ("a", "b", "also a", "a")]
-    assert Hashing(files).result()[0] == (sha256(a), sha256(b), sha256(a), sha256(a))
+    assert hashing_of(files).result()[0] == (sha256(a), sha256(b), sha256(a), sha256(a))
     assert hashed == ["a", "b"]
 
 
@@ -186,7 +193,7 @@ def test_a_file_that_is_given_several_times_is_hashed_once(tmp_path: Path, monke
 def test_many_hashes_at_once_are_all_remembered(tmp_path: Path, cache: Path) -> None:
     for number in range(8):
         make(tmp_path / f"{number}", 1000, number)
-    Hashing([source(tmp_path / f"{number}") for number in range(8)]).result()
+    hashing_of([source(tmp_path / f"{number}") for number in range(8)]).result()
     assert {os.path.basename(path) for path in entries(cache)} == {f"{number}" for number in range(8)}
     assert os.listdir(cache) == ["hashes.json"]
 
@@ -265,7 +272,8 @@ def test_processes_that_write_at_the_same_time_leave_a_sound_cache(tmp_path: Pat
     script = (
         "import sys\nfrom sdsurgery import hashing\nhashing._FRESH_NS = -10**18\n"
         "for path in sys.argv[1:]:\n"
-        "    print(hashing.Hashing([hashing._native.Source(path.encode())]).result()[0][0])\n"
+        "    job = hashing.Hashing([hashing._native.Source(path.encode())])\n"
+        "    job.start()\n    print(job.result()[0][0])\n"
     )
     paths = [tmp_path / f"{number}" for number in range(30)]
     expected = [sha256(make(path, 50, number)) for number, path in enumerate(paths)]
@@ -373,13 +381,13 @@ def test_the_body_hash_is_of_everything_behind_the_start(tmp_path: Path, size: i
     sink = sink_of(tmp_path / "out", data)
     sink.write(0, data)
     sink.watermark = size
-    assert Hashing([], sink, 100).result() == ((), sha256(data[100:]))
+    assert hashing_of([], sink, 100).result() == ((), sha256(data[100:]))
     sink.abort()
 
 
 def test_an_empty_body_has_a_hash_too(tmp_path: Path) -> None:
     sink = sink_of(tmp_path / "out", bytes(8))
-    assert Hashing([], sink, 8).result() == ((), sha256(b""))
+    assert hashing_of([], sink, 8).result() == ((), sha256(b""))
 
 
 @pytest.mark.parametrize("inputs", range(5))
@@ -388,7 +396,7 @@ def test_the_body_is_hashed_up_to_the_watermark_only(tmp_path: Path, inputs: int
     data = random.Random(1).randbytes(5_000_000)
     files = [make(tmp_path / str(number), 1_234_567 * number, number) for number in range(inputs)]
     sink = sink_of(tmp_path / "out", data)
-    job = Hashing([source(tmp_path / str(number)) for number in range(inputs)], sink, 64)
+    job = hashing_of([source(tmp_path / str(number)) for number in range(inputs)], sink, 64)
     rng, written = random.Random(2), 0
     while written < len(data):
         end = min(len(data), written + rng.randrange(700_000))
@@ -402,7 +410,7 @@ def test_hashing_ends_when_cancelled_before_the_output_is_whole(tmp_path: Path) 
     make(tmp_path / "a")
     sink = sink_of(tmp_path / "out", bytes(4 << 20))
     sink.watermark = 1 << 20
-    job = Hashing([source(tmp_path / "a")], sink, 0)
+    job = hashing_of([source(tmp_path / "a")], sink, 0)
     job.cancel()
     with pytest.raises(_native.Error, match="cancelled"):
         job.result()
@@ -410,7 +418,7 @@ def test_hashing_ends_when_cancelled_before_the_output_is_whole(tmp_path: Path) 
 
 def test_threads_end_with_their_object(tmp_path: Path) -> None:
     sink = sink_of(tmp_path / "out", bytes(4 << 20))
-    job = Hashing([], sink, 0)
+    job = hashing_of([], sink, 0)
     weak = weakref.ref(job._native)
     del job
     assert weak() is None
@@ -419,7 +427,7 @@ def test_threads_end_with_their_object(tmp_path: Path) -> None:
 def test_an_interpreter_that_exits_in_the_middle_exits_quietly(tmp_path: Path) -> None:
     script = (
         "import os, sys\nfrom sdsurgery import _native\nfrom sdsurgery.hashing import Hashing\n"
-        "job = Hashing([], _native.Sink(os.fsencode(sys.argv[1]), 1 << 20), 0)\n"
+        "job = Hashing([], _native.Sink(os.fsencode(sys.argv[1]), 1 << 20), 0)\njob.start()\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", script, str(tmp_path / "out")]

@@ -24,7 +24,7 @@ class Options:
     """How to run, as opposed to what: none of these changes a byte of the output, except the two policies that are
     part of the recipe (``overflow`` and ``wide``)."""
 
-    threads: int = 0
+    threads: int = 0  # 0: one for every processor that isn't ``busy``
     io: str = "auto"
     tile_bytes: int = 0
     cpu: str = ""
@@ -34,6 +34,7 @@ class Options:
     flush: bool = True
     gpu_memory: int = 0  # bytes of buffers on each GPU (and as many pinned on the host); 0: a default
     fallback: str = "none"  # the backend that starts over when a GPU fails
+    busy: int = 0  # processors that hash meanwhile: a worker on one of those would only hold the hashing up
     refuse_damaged: bool = True  # False: ``damaged`` lists the checks that failed
 
     @classmethod

@@ -49,7 +49,7 @@ def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: O
         checks=[(c.source, c.offset, c.nbytes, c.crc32, c.parts) for c in plan.checks],
         sums=plan.sums,
         sink=sink,
-        threads=options.threads,
+        threads=options.threads or (options.busy and max(1, _native.usable_cpus() - options.busy)),
         tile_bytes=options.tile_bytes,
         io=IO_MODES.index(options.io),
         overflow=OVERFLOW[options.overflow],

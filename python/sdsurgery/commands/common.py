@@ -41,6 +41,8 @@ def options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
         parser.add_argument(
             option.flag, dest=name, type=kind, default=DEFAULTS[name], metavar=option.metavar, help=text
         )
+        if option.off:
+            parser.add_argument(option.off, dest=name, action="store_false", help=option.off_help)
 
 
 def chosen(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:

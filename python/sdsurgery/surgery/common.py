@@ -171,7 +171,7 @@ def planned(
     if settings.hash and not hash_inputs:
         notes.append("the input's SHA-256 was left out: the dropped tensors would have to be read for it")
     return Outline(
-        verb, tuple(sources), tuple(pieces), metadata, hashed=settings.hash, hash_inputs=hash_inputs,
+        verb, tuple(sources), tuple(pieces), metadata, hashed=bool(settings.hash), hash_inputs=hash_inputs,
         notes=tuple(notes), dropped=tuple(dropped), family=layout.name, **facts,
     )  # fmt: skip
 
@@ -249,6 +249,11 @@ def _run(
     report.seconds, report.hash_seconds = outcome.seconds, outcome.hash_seconds
     report.sha256 = list(outcome.input_hashes) if hash_inputs else [None] * len(files)
     report.body_sha256 = outcome.body_hash
+    if settings.hash == "full":
+        from ..hashing import file_sha256
+
+        with engine.native_errors():
+            report.output_sha256 = file_sha256(engine.open_source(target))
     return report
 
 

@@ -35,6 +35,7 @@ class Report:
     hash_seconds: float | None = None
     sha256: list[str | None] = field(default_factory=list)  # of the inputs
     body_sha256: str | None = None  # of the output's tensor data
+    output_sha256: str | None = None  # of the whole output, with hash="full"
     dry_run: bool = False
     tensors: list[dict[str, Any]] = field(default_factory=list)  # of a dry run: every tensor and what becomes of it
 
