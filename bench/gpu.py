@@ -86,11 +86,24 @@ def foreach(name: str, given: Sequence[Sequence[Any]]) -> Work | None:
     return None
 
 
+def evaluate(name: str, given: Sequence[Any], out: Any) -> None:
+    """Our call: a method's, or a cast's, which is none."""
+    import sdsurgery
+    from sdsurgery.gpu import tensors
+    from sdsurgery.interop.names import torch_dtype
+    from sdsurgery.program import identity
+
+    if name == "cast":
+        dtypes = (torch_dtype(given[0]),)
+        tensors.evaluate(identity(), [(out, given)], dtypes, torch_dtype(out), overflow="default", wide=False)
+    else:
+        sdsurgery.apply(name, *given, out=out)
+
+
 def contenders(
     name: str, method: Any, operands: Sequence[Sequence[Any]], names: Sequence[str], size: int
 ) -> dict[str, list[Work]]:
     """For each its works, one for every set of operands (the output, then the inputs)."""
-    import sdsurgery
     import torch
 
     params = method.bind(len(method.inputs), {})
@@ -98,8 +111,7 @@ def contenders(
     works: dict[str, list[Work]] = {}
     for backend in names:
         works[backend] = [
-            ours(backend, lambda out=out, given=given: sdsurgery.apply(name, *given, out=out))
-            for out, *given in operands
+            ours(backend, lambda out=out, given=given: evaluate(name, given, out)) for out, *given in operands
         ]
     works["torch"] = [lambda given=given: eager(method, params, given, kind) for _, *given in operands]
     if size >= LARGE:  # it compiles once for every size
@@ -134,12 +146,12 @@ def kernels(copies: Copies, names: Sequence[str], sizes: Sequence[int]) -> tuple
     that the host needs for a call."""
     import sdsurgery
     import torch
+    from sdsurgery.methods import Method
 
+    cast = Method("cast", ("A",), {}, lambda a: a)
     shares: dict[str, Any] = {}
     hosts: dict[str, Any] = {}
-    for name, method in sdsurgery.methods().items():
-        if name == "copy":
-            continue
+    for name, method in {**sdsurgery.methods(), "cast": cast}.items():
         for of, into in KINDS:
             kinds = [getattr(torch, into), *[getattr(torch, of)] * len(method.inputs)]
             label = of if of == into else f"{of} to {into}"

@@ -19,16 +19,16 @@ from typing import Any
 
 from sdsurgery.dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.methods import Method, PerInput, registered
-from sdsurgery.program import Formula, trace
+from sdsurgery.program import Formula, identity, trace
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 DTYPES = (F64, F32, F16, BF16, F8_E4M3, F8_E5M2)
 
 
 def formulas() -> dict[str, Formula]:
-    """One formula for every registered method and number of inputs; methods that trace to the same one share it."""
-    found: dict[str, Formula] = {}
-    programs = set()
+    """A cast, and one formula for every method and number of inputs; methods that trace to the same one share it."""
+    found = {"cast": identity()}
+    programs = {identity().program}
     for name, method in registered().items():
         for label, count, params in _bindings(name, method):
             formula = trace(method, count, params)

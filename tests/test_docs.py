@@ -56,8 +56,8 @@ def methods_page() -> str:
         "Written by `python tests/test_docs.py` from the registry (`python -m sdsurgery methods`); the formulas are",
         "the bodies of the functions in `python/sdsurgery/methods/`. Their evaluation: [numerics.md](numerics.md).",
         "",
-        "| method | command | inputs | formula | parameters |",
-        "|---|---|---|---|---|",
+        "| method | inputs | formula | parameters |",
+        "|---|---|---|---|",
     ]
     for row in registered():
         inputs = " ".join(row["inputs"]) + (" …" if row["any_number_of_inputs"] else "")
@@ -65,7 +65,7 @@ def methods_page() -> str:
         for name, param in row["parameters"].items():
             default = "" if param["default"] is None else f" (default {param['default']:g})"
             parameters.append(f"`--{name.replace('_', '-')}` {param['help']}{default}")
-        cells = (f"`{row['name']}`", row["verb"], inputs, row["formula"], "; ".join(parameters) or "none")
+        cells = (f"`{row['name']}`", inputs, row["formula"], "; ".join(parameters) or "none")
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

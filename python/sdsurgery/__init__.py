@@ -148,11 +148,11 @@ __all__ = [
 ]
 
 
-def methods(verb: str | None = None) -> dict[str, Method]:
-    """All methods by name, or those of one command ("merge")."""
+def methods() -> dict[str, Method]:
+    """All methods by name: what ``merge`` and ``apply`` take."""
     from .methods.registry import registered
 
-    return registered(verb)
+    return registered()
 
 
 def __getattr__(name: str) -> Any:
@@ -170,7 +170,7 @@ def _method(name: str) -> Any:
     """``weighted_sum`` and the like: a recipe of the method, for files or other recipes and its numbers."""
     from .methods.registry import registered
 
-    method = registered("merge").get(name.replace("_", "-"))
+    method = registered().get(name.replace("_", "-"))
     if method is None:
         return None
     from .recipe import call

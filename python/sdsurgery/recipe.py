@@ -238,7 +238,7 @@ def _as_method(part: _Part, params: Mapping[str, Any]) -> tuple[Method, tuple[in
         return part.value(dict(zip(taken, inputs, strict=True)), {**params, **numbers})
 
     names = tuple(letter(number) for number in taken)
-    return Method(part.method.name, names, part.parameters(), body, "merge"), taken
+    return Method(part.method.name, names, part.parameters(), body), taken
 
 
 def _by_ratio(

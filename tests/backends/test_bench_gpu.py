@@ -148,7 +148,7 @@ def test_everything_is_measured_and_written(
     assert {"cuda", "torch", "torch.compile", "torch._foreach"} == set(
         found["ratios"]["kernels"]["add-diff"]["float32"]["4096"]
     )
-    assert set(found["ratios"]["kernels"]) == {"weighted-sum", "add-diff", "identity"}
+    assert set(found["ratios"]["kernels"]) == {"weighted-sum", "add-diff", "cast"}
     assert all(len(kinds) == 7 for kinds in found["ratios"]["kernels"].values())
     assert set(found["ratios"]["unet"]["on the GPU"]) == {"cuda", "torch", "torch._foreach"}
     assert found["gpu"] == "Some GPU" and found["machine"]["cores"] and found["versions"]["torch"]

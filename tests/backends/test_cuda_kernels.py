@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_tools import fake_module
-from numeric_tools import CASES, CODE, FLOATS, OPERATIONS, SORTS, Case, Result, every, expected, label
+from numeric_tools import CASES, CAST, CODE, FLOATS, OPERATIONS, SORTS, Case, Result, every, expected, label
 from sdsurgery.backends.cpu import OVERFLOW
 from sdsurgery.dtypes import BF16, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.program import OPERATIONS as CODES
@@ -126,7 +126,7 @@ def test_long_programs_run_or_are_refused_with_a_reason(cuda: ModuleType) -> Non
 
     rng = np.random.default_rng(4)
     for turns, runs in ((2, True), (20, True), (40, False)):
-        formula = trace(Method("long", ("a", "b"), {}, body, "merge"), 2, {"turns": turns})
+        formula = trace(Method("long", ("a", "b"), {}, body), 2, {"turns": turns})
         if runs:
             row = [(SORTS["wild"](kind, 700, rng), kind) for kind in (F16, F32)]
             for out in FLOATS:
@@ -140,7 +140,7 @@ def test_long_programs_run_or_are_refused_with_a_reason(cuda: ModuleType) -> Non
 
 
 def test_tensors_whose_memory_was_given_back_are_refused(cuda: ModuleType) -> None:
-    native = program(cuda, CASES["identity"].formula(), False)
+    native = program(cuda, CAST.formula(), False)
     for out, source in ((64, 0), (0, 64)):
         with pytest.raises(cuda.Error, match="no memory"):
             cuda.evaluate(0, 0, native, (), [F32.native], F32.native, 0, 0, array("Q", [out, 1, source]))
@@ -148,7 +148,7 @@ def test_tensors_whose_memory_was_given_back_are_refused(cuda: ModuleType) -> No
 
 
 def test_misaligned_elements_are_refused(cuda: ModuleType) -> None:
-    native = program(cuda, CASES["identity"].formula(), False)
+    native = program(cuda, CAST.formula(), False)
     with pytest.raises(cuda.Error, match="alignment"):
         cuda.evaluate(0, 0, native, (), [F32.native], F32.native, 0, 0, array("Q", [64, 1, 66]))
     assert (F64.native, BF16.native, F8_E5M2.native) == (0, 3, 5)

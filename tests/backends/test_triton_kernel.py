@@ -69,7 +69,7 @@ def test_every_operation_at_every_size(size: int) -> None:
     def body(a: Any, b: Any) -> Any:
         return -(abs(a - b * 3.0) / (a + 0.5)) * 2.0 - a / b
 
-    formula = trace(Method("all", ("a", "b"), {}, body, "merge"), 2, {})
+    formula = trace(Method("all", ("a", "b"), {}, body), 2, {})
     rng = np.random.default_rng(size)
     for kinds, wide in (((F32, F16), False), ((F64, F32), False), ((F8_E5M2, BF16), True)):
         row = [(SORTS["wild"](kind, 1025, rng)[:size], kind) for kind in kinds]

@@ -130,7 +130,7 @@ def test_methods_lists_every_registered_method() -> None:
 
 def test_every_methods_parameters_are_flags_of_merge() -> None:
     text = done(sds("merge", "--help")).out
-    for method in sdsurgery.methods("merge").values():
+    for method in sdsurgery.methods().values():
         for name in method.params:
             assert "--" + name.replace("_", "-") in text
 

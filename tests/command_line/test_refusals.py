@@ -220,6 +220,7 @@ def test_files_with_little_in_common_need_force(tmp_path: Path) -> None:
         ("weighted-sum", 2, "--weights 0.5;0.5", ("0.5;0.5", "0.5,0.3,0.2")),
         ("weighted-sum", 2, "--weights 0.5,", ("--weights",)),
         ("copy", 1, "", ("copy", "unknown method")),
+        ("identity", 1, "", ("identity", "unknown method")),
         ("weighted-sum", 2, "--dtype int8", ("int8", "fp16")),
         ("weighted-sum", 2, "--threads 100000", ("--threads",)),
     ],

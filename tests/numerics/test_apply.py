@@ -12,7 +12,7 @@ from numeric_tools import CODE, FLOATS, TARGETS, Case, cases, expected, plain, w
 from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.errors import RunFailed, UsageError
 
-CASES = {case.label: case for case in cases() if case.method.verb == "merge"}
+CASES = {case.label: case for case in cases()}
 NUMPY = {F64: np.float64, F32: np.float32, F16: np.float16}
 TORCH = {
     F64: torch.float64, F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16,

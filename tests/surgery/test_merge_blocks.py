@@ -205,7 +205,7 @@ def _two_ratios(monkeypatch: pytest.MonkeyPatch) -> str:
 
     registry.registered()
     params = {"alpha": Param(0.5, "of B"), "beta": Param(0.25, "of C")}
-    monkeypatch.setitem(registry._METHODS, "two-ratios", Method("two-ratios", ("A", "B", "C"), params, body, "merge"))
+    monkeypatch.setitem(registry._METHODS, "two-ratios", Method("two-ratios", ("A", "B", "C"), params, body))
     return "two-ratios"
 
 

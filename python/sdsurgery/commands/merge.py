@@ -57,7 +57,7 @@ def _parameters(parser: argparse.ArgumentParser, method: Method | None) -> None:
     from ..methods.registry import PerInput, registered
 
     if method is None:
-        rows = [f"{item.name}: {_flags(item)}" for item in registered("merge").values() if item.params]
+        rows = [f"{item.name}: {_flags(item)}" for item in registered().values() if item.params]
         parser.description = f"{HELP}. Parameters of the methods: {'; '.join(rows)}.".replace("%", "%%")
         return
     parser.prog += f" --method {method.name}"  # where --help shows its flags

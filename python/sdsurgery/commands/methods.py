@@ -23,7 +23,6 @@ def run(args: argparse.Namespace) -> int:
             "name": method.name,
             "inputs": list(method.inputs),
             "any_number_of_inputs": method.variadic,
-            "verb": method.verb,
             "formula": method.summary,
             "parameters": {name: {"default": p.default, "help": p.help} for name, p in method.params.items()},
         }

@@ -38,5 +38,5 @@ def _option() -> re.Pattern[str]:
     from ..methods.registry import registered
 
     names = _OWN | set(WRITING) - {"hash", "sync"}
-    names |= {name for method in registered("merge").values() for name in method.params}
+    names |= {name for method in registered().values() for name in method.params}
     return re.compile(rf"(?<![\w.-])({'|'.join(sorted(names, key=len, reverse=True))})=({_VALUE})")

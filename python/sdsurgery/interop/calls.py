@@ -105,7 +105,7 @@ class _Request:
             require_word(option, value)
         if dtype is not None and dtype not in BY_OPTION:
             raise UsageError(f"dtype cannot be {dtype!r}; known: {', '.join(BY_OPTION)}", code="bad_value")
-        chosen = get(method, ("merge", "cast"))
+        chosen = get(method)
         self.formula = _formula(chosen, count, chosen.bind(count, params))
         self.dtype = BY_OPTION[dtype] if dtype else None
         self.overflow, self.wide, self.threads = overflow, compute == "fp64", threads

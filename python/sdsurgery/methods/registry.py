@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -34,13 +34,12 @@ class PerInput:
 
 @dataclass(frozen=True)
 class Method:
-    """One registered method. ``inputs`` are the inputs' names in order; ``verb`` is the command it belongs to."""
+    """One method of ``merge`` and ``apply``. ``inputs`` are the inputs' names in order."""
 
     name: str
     inputs: tuple[str, ...]
     params: Mapping[str, Param | PerInput]
     body: Callable[..., Any]
-    verb: str
 
     @property
     def summary(self) -> str:
@@ -117,15 +116,13 @@ def _numbers(method: str, name: str, value: Any) -> tuple[float, ...]:
 _METHODS: dict[str, Method] = {}
 
 
-def method(
-    name: str, *, inputs: str, verb: str = "merge", **params: Param | PerInput
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def method(name: str, *, inputs: str, **params: Param | PerInput) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as the method ``name``. ``inputs`` are the positional arguments' names, blank-separated."""
 
     def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
         if name in _METHODS:
             raise ValueError(f"the method {name} is registered twice")
-        _METHODS[name] = Method(name, tuple(inputs.split()), params, body, verb)
+        _METHODS[name] = Method(name, tuple(inputs.split()), params, body)
         return body
 
     return decorate
@@ -138,21 +135,20 @@ def _import_modules() -> None:
         import_module(f"{__package__}.{name}")
 
 
-def registered(verb: str | None = None) -> dict[str, Method]:
-    """All methods by name, or those of one verb."""
+def registered() -> dict[str, Method]:
+    """All methods by name."""
     _import_modules()
-    return {name: item for name, item in _METHODS.items() if verb in (None, item.verb)}
+    return dict(_METHODS)
 
 
-def get(name: str, verbs: Sequence[str] = ("merge",)) -> Method:
+def get(name: str) -> Method:
     """The method of that name; UsageError with close matches when there is none."""
     known_names = registered()
     found = known_names.get(name) or known_names.get(name.replace("_", "-"))  # weighted_sum, as Python writes it
-    if found is None or found.verb not in verbs:
+    if found is None:
         from ..errors import printable
         from ..suggest import did_you_mean
 
-        known = [item.name for item in registered().values() if item.verb in verbs]
-        hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
+        hint = did_you_mean(name, known_names) or f"; known: {', '.join(known_names)}"
         raise UsageError(f"unknown method '{printable(name)}'{hint}", code="unknown_name")
     return found
