@@ -146,7 +146,9 @@ std::pair<uint64_t, uint64_t> apply_at(const Program& program, std::vector<doubl
 
 }  // namespace
 
-PYBIND11_MODULE(_native, m) {
+// Without a GIL too: its objects may be used by any number of threads at once (file.h, engine.h and hasher.h lock what
+// changes; a Program, a Mapping and the tables of targets never do).
+PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
     m.doc() = "Native engine of sdsurgery: sources, sinks, programs and runs. Knows no tensor names.";
 
     static py::handle error_type = PyErr_NewException("sdsurgery._native.Error", PyExc_RuntimeError, nullptr);
@@ -250,7 +252,7 @@ PYBIND11_MODULE(_native, m) {
             py::arg("offset"), py::arg("buffer"))
         .def_property("watermark", &Sink::watermark, &Sink::set_watermark)
         .def("commit", &Sink::commit, py::arg("replace"), py::arg("sync"), py::call_guard<py::gil_scoped_release>())
-        .def("abort", &Sink::abort);
+        .def("abort", &Sink::abort, py::call_guard<py::gil_scoped_release>());
 
     py::class_<Program, std::shared_ptr<Program>>(m, "Program")
         .def(py::init(&make_program), py::arg("inputs"), py::arg("constants"), py::arg("steps"), py::arg("result"),
@@ -267,7 +269,7 @@ PYBIND11_MODULE(_native, m) {
              py::arg("threads") = 0, py::arg("tile_bytes") = 0, py::arg("io") = 0, py::arg("overflow") = 0,
              py::arg("refuse_overflow") = false, py::arg("refuse_nonfinite") = false, py::arg("refuse_damaged") = true,
              py::arg("start_flushing") = false, py::arg("target") = "")
-        .def("start", &Run::start)
+        .def("start", &Run::start, py::call_guard<py::gil_scoped_release>())
         .def("wait", &Run::wait, py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
         .def("cancel", &Run::cancel)
         .def("finish", &Run::finish, py::call_guard<py::gil_scoped_release>())
@@ -301,9 +303,10 @@ PYBIND11_MODULE(_native, m) {
         // Only the jobs that met something: (job, nonfinite, overflow).
         .def("tallies", [](const Run& self) {
             std::vector<std::tuple<size_t, uint64_t, uint64_t>> rows;
-            for (size_t i = 0; i < self.tallies().size(); ++i) {
-                const Tally& tally = self.tallies()[i];
-                if (tally.nonfinite || tally.overflow) rows.emplace_back(i, tally.nonfinite, tally.overflow);
+            const std::vector<Tally> tallies = self.tallies();
+            for (size_t i = 0; i < tallies.size(); ++i) {
+                if (tallies[i].nonfinite || tallies[i].overflow)
+                    rows.emplace_back(i, tallies[i].nonfinite, tallies[i].overflow);
             }
             return rows;
         });
@@ -312,7 +315,7 @@ PYBIND11_MODULE(_native, m) {
         .def(py::init<std::vector<std::shared_ptr<Source>>, std::shared_ptr<Sink>, int64_t, bool, const std::string&>(),
              py::arg("files"), py::arg("sink").none(true) = nullptr, py::arg("body_begin") = -1, py::arg("map") = true,
              py::arg("target") = "")
-        .def("start", &Hasher::start)
+        .def("start", &Hasher::start, py::call_guard<py::gil_scoped_release>())
         .def("wait", &Hasher::wait, py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
         .def("cancel", &Hasher::cancel, py::call_guard<py::gil_scoped_release>())
         .def("finish", &Hasher::finish, py::call_guard<py::gil_scoped_release>())

@@ -119,7 +119,7 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
     for (const auto& source : sources_) {
         Io io = source->resolve(options_.io);
         std::shared_ptr<Mapping> mapping;
-        if (io == Io::direct && source->direct() == os::kNone) io = Io::pread;
+        if (io == Io::direct && !source->can_read_past_cache()) io = Io::pread;
         if (io == Io::mmap) {
             try {
                 mapping = source->mapping();
@@ -145,16 +145,40 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
 
 Run::~Run() {
     cancel();
+    join();
+}
+
+void Run::join() {
+    std::lock_guard<std::mutex> joining(threads_mutex_);
     for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
     if (flusher_.joinable()) flusher_.join();
 }
 
+unsigned Run::workers() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return worker_count_;
+}
+
+std::vector<Tally> Run::tallies() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return tallies_;
+}
+
+Reduction Run::reduction(size_t job) const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return reductions_.total(job);
+}
+
 uint64_t Run::buffer_bytes() const {
-    return worker_count_ * (options_.tile_bytes + kPage + most_operands_ * (chunk_bytes_ + 3 * kPage));
+    return workers() * (options_.tile_bytes + kPage + most_operands_ * (chunk_bytes_ + 3 * kPage));
 }
 
 void Run::start() {
+    std::lock_guard<std::mutex> starting(threads_mutex_);
     std::lock_guard<std::mutex> lock(mutex_);
+    if (started_) throw Error(Code::invalid, "a run starts once");
+    started_ = true;
     try {
         while (running_ < worker_count_) {
             threads_.emplace_back([this] { work(); });
@@ -180,11 +204,12 @@ void Run::cancel() noexcept {
 }
 
 void Run::finish() {
-    for (std::thread& thread : threads_) thread.join();
-    threads_.clear();
-    if (flusher_.joinable()) flusher_.join();
-    if (error_) throw *error_;
-    if (cancelled_) throw Error(Code::cancelled, "cancelled");
+    join();
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (error_) throw *error_;
+        if (cancelled_) throw Error(Code::cancelled, "cancelled");
+    }
     for (const auto& source : sources_) source->check_unchanged();
 }
 
@@ -304,8 +329,7 @@ const uint8_t* Run::fetch(const JobOperand& operand, uint64_t first, uint64_t by
     const uint64_t within = offset % kPage;
     if (io_[operand.source] == Io::direct) {
         const uint64_t whole = (within + bytes + kPage - 1) / kPage * kPage;
-        if (os::read_past_cache(source.direct(), buffer, whole, offset - within) >= within + bytes)
-            return buffer + within;
+        if (source.read_past_cache(buffer, whole, offset - within) >= within + bytes) return buffer + within;
         // Not possible here, or the file shrank: the ordinary read decides.
     }
     source.read(buffer + within, bytes, offset);

@@ -33,6 +33,7 @@ struct RunOptions {
     std::string target;           // CPU target, empty for the fastest
 };
 
+// Any thread may call anything at any time.
 class Run {
  public:
     // `sink` may be empty: then everything is read and evaluated, and nothing is kept (verification). `sums`: ranges
@@ -49,18 +50,19 @@ class Run {
     void finish();  // joins; throws the first error, `cancelled` after cancel()
 
     uint64_t bytes_done() const { return bytes_done_; }  // output bytes of finished tiles
-    const std::vector<Tally>& tallies() const { return tallies_; }
-    Reduction reduction(size_t job) const { return reductions_.total(job); }  // after finish()
+    std::vector<Tally> tallies() const;                  // of each job, so far
+    Reduction reduction(size_t job) const;               // after finish()
     const std::vector<Job>& jobs() const { return jobs_; }
     std::vector<uint32_t> sums() const { return checksums_.sums(); }      // of each summed range, once finished
     std::vector<size_t> damaged() const { return checksums_.damaged(); }  // checks that failed, when that is no error
     std::vector<Io> io() const { return io_; }
-    unsigned workers() const { return worker_count_; }
+    unsigned workers() const;
     const char* target() const { return target_.name; }
     uint64_t buffer_bytes() const;  // what all workers' buffers can come to
 
  private:
     struct Buffers;
+    void join();
     void work();
     void do_tile(uint64_t tile, Buffers& buffers);
     void do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* out, Buffers& buffers);
@@ -87,23 +89,23 @@ class Run {
     size_t most_operands_ = 0;
     uint64_t chunk_bytes_ = 0;  // of one operand, read at a time
     uint64_t begin_ = 0, end_ = 0, first_tile_ = 0, tiles_ = 0;
-    unsigned worker_count_ = 1;
 
     std::atomic<uint64_t> next_tile_{0}, bytes_done_{0}, watermark_{0};
     std::atomic<uint64_t> mapped_bytes_{0};  // read through mappings since they were last released
     std::atomic<bool> stop_{false};
-    std::mutex mutex_;
+    std::mutex threads_mutex_;  // over the threads: held by whoever starts or joins them, and taken before mutex_
+    std::vector<std::thread> threads_;
+    std::thread flusher_;
+    mutable std::mutex mutex_;  // over what follows
     // Two, so that whoever waits for the end is not woken by every tile: that cost a tenth of a merge on two cores.
     std::condition_variable changed_;  // the watermark has moved: for the thread that flushes
     std::condition_variable ended_;    // a worker has ended
     std::vector<bool> finished_;
     std::vector<Tally> tallies_;
     Reductions reductions_;
-    unsigned running_ = 0;
-    bool cancelled_ = false;
+    unsigned worker_count_ = 1, running_ = 0;
+    bool started_ = false, cancelled_ = false;
     std::unique_ptr<Error> error_;
-    std::vector<std::thread> threads_;
-    std::thread flusher_;
 };
 
 }  // namespace sds

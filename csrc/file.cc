@@ -9,28 +9,30 @@ Mapping::Mapping(os::Handle file, uint64_t size, bool copy_on_write)
 
 Mapping::~Mapping() { os::unmap(data_, size_); }
 
-Source::Source(const std::string& path) : path_(path), file_(os::open_read(path)) {
-    try {
-        stat_ = os::stat(file_);
-    } catch (...) {
-        os::close(file_);
-        throw;
-    }
+Source::Source(const std::string& path)
+    : path_(path), in_memory_(false), file_(std::make_shared<OpenFile>(os::open_read(path))) {
+    stat_ = os::stat(file_->handle);
 }
 
-Source::Source(std::vector<uint8_t> bytes) : path_("(memory)"), bytes_(std::move(bytes)) { stat_.size = bytes_.size(); }
-
-Source::~Source() { close(); }
+Source::Source(std::vector<uint8_t> bytes) : path_("(memory)"), bytes_(std::move(bytes)), in_memory_(true) {
+    stat_.size = bytes_.size();
+}
 
 void Source::close() noexcept {
-    os::close(file_);
-    os::close(direct_);
-    file_ = direct_ = os::kNone;
+    std::lock_guard<std::mutex> lock(mutex_);
+    file_.reset();
+    direct_.reset();
     closed_ = true;
 }
 
-void Source::read(void* to, size_t bytes, uint64_t offset) const {
+std::shared_ptr<const OpenFile> Source::opened() const {
+    std::lock_guard<std::mutex> lock(mutex_);
     if (closed_) throw Error(Code::invalid, path_ + ": the checkpoint is closed");
+    return file_;
+}
+
+void Source::read(void* to, size_t bytes, uint64_t offset) const {
+    const auto file = opened();
     if (in_memory()) {
         if (offset > bytes_.size() || bytes > bytes_.size() - offset) {
             throw Error(Code::truncated, path_ + ": a read past the end");
@@ -40,7 +42,7 @@ void Source::read(void* to, size_t bytes, uint64_t offset) const {
     }
     size_t got = 0;
     try {
-        got = os::read_at(file_, to, bytes, offset);
+        got = os::read_at(file->handle, to, bytes, offset);
     } catch (const Error& error) {
         throw Error(error.code, path_ + ": " + error.what());
     }
@@ -84,9 +86,9 @@ const uint8_t* Source::gather(const View& view, uint64_t offset, uint64_t first,
 std::shared_ptr<Mapping> Source::mapping(bool copy_on_write) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (closed_ || in_memory()) throw Error(Code::invalid, path_ + ": cannot be mapped (closed)");
-    if (copy_on_write) return std::make_shared<Mapping>(file_, stat_.size, true);
+    if (copy_on_write) return std::make_shared<Mapping>(file_->handle, stat_.size, true);
     auto shared = mapping_.lock();
-    if (!shared) mapping_ = shared = std::make_shared<Mapping>(file_, stat_.size, false);
+    if (!shared) mapping_ = shared = std::make_shared<Mapping>(file_->handle, stat_.size, false);
     return shared;
 }
 
@@ -97,29 +99,35 @@ Io Source::resolve(Io wanted) const {
     // A cached file is read where it lies. One that isn't is read past the cache: that is two to three times as fast
     // on a cold disk, and leaves the cache to whoever else is using it. A fault that has to wait for the disk brings
     // in less than a read does.
-    const double cached = os::cached_share(file_, stat_.size);
+    const double cached = os::cached_share(opened()->handle, stat_.size);
     if (cached < 0.5) return Io::direct;
     return cached > 0.98 && os::maps_cheaply() && os::can_guard() ? Io::mmap : Io::pread;
 }
 
-os::Handle Source::direct() {
+std::shared_ptr<const OpenFile> Source::direct() {
     std::lock_guard<std::mutex> lock(mutex_);
-    if (!direct_tried_) {
+    if (!direct_tried_ && file_) {
         direct_tried_ = true;
-        direct_ = os::open_past_cache(file_);
+        const os::Handle handle = os::open_past_cache(file_->handle);
+        if (handle != os::kNone) direct_ = std::make_shared<OpenFile>(handle);
     }
     return direct_;
 }
 
+size_t Source::read_past_cache(void* to, size_t bytes, uint64_t offset) {
+    const auto file = direct();
+    return file ? os::read_past_cache(file->handle, to, bytes, offset) : 0;
+}
+
 void Source::check_unchanged() const {
     if (in_memory()) return;
-    const os::Stat now = os::stat(file_);
+    const os::Stat now = os::stat(opened()->handle);
     if (now.size != stat_.size || now.mtime_ns != stat_.mtime_ns) {
         throw Error(Code::changed, path_ + ": the file changed while it was being read");
     }
 }
 
-Sink::Sink(const std::string& target, uint64_t size) : pending_(os::create_beside(target)), size_(size) {
+Sink::Sink(const std::string& target, uint64_t size) : size_(size), pending_(os::create_beside(target)) {
     try {
         os::reserve(pending_, size);
     } catch (...) {
@@ -130,25 +138,47 @@ Sink::Sink(const std::string& target, uint64_t size) : pending_(os::create_besid
 
 Sink::~Sink() { abort(); }
 
-void Sink::write(const void* from, size_t bytes, uint64_t offset) {
+os::Handle Sink::open_file() const {
     if (pending_.file == os::kNone) throw Error(Code::invalid, "the output is closed");
+    return pending_.file;
+}
+
+void Sink::write(const void* from, size_t bytes, uint64_t offset) {
     if (offset > size_ || bytes > size_ - offset) throw Error(Code::invalid, "a write past the end of the output");
-    os::write_at(pending_.file, from, bytes, offset);
+    std::shared_lock<std::shared_mutex> lock(mutex_);
+    os::write_at(open_file(), from, bytes, offset);
 }
 
 void Sink::read(void* to, size_t bytes, uint64_t offset) const {
-    if (pending_.file == os::kNone) throw Error(Code::invalid, "the output is closed");
-    if (os::read_at(pending_.file, to, bytes, offset) != bytes) throw Error(Code::io, "the output lost bytes");
+    std::shared_lock<std::shared_mutex> lock(mutex_);
+    if (os::read_at(open_file(), to, bytes, offset) != bytes) throw Error(Code::io, "the output lost bytes");
 }
 
-void Sink::start_flush(uint64_t offset, uint64_t bytes) noexcept { os::start_flush(pending_.file, offset, bytes); }
+std::shared_ptr<Mapping> Sink::mapping() const {
+    std::shared_lock<std::shared_mutex> lock(mutex_);
+    return std::make_shared<Mapping>(open_file(), size_, false);
+}
+
+void Sink::start_flush(uint64_t offset, uint64_t bytes) noexcept {
+    std::shared_lock<std::shared_mutex> lock(mutex_);
+    os::start_flush(pending_.file, offset, bytes);
+}
 
 void Sink::commit(bool replace, bool sync) {
-    if (pending_.file == os::kNone) throw Error(Code::invalid, "the output is closed");
+    std::unique_lock<std::shared_mutex> lock(mutex_);
+    open_file();
     os::publish(pending_, replace, sync);
     committed_ = true;
 }
 
-void Sink::abort() noexcept { os::discard(pending_); }
+bool Sink::committed() const {
+    std::shared_lock<std::shared_mutex> lock(mutex_);
+    return committed_;
+}
+
+void Sink::abort() noexcept {
+    std::unique_lock<std::shared_mutex> lock(mutex_);
+    os::discard(pending_);
+}
 
 }  // namespace sds

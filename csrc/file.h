@@ -5,6 +5,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
 #include <string>
 #include <vector>
 
@@ -31,17 +32,27 @@ class Mapping {
     bool copy_on_write_;
 };
 
+// Closed with its last user. Whoever reads holds it: close() on another thread must not let a read meet a handle that
+// the system has given to another file by then.
+class OpenFile {
+ public:
+    explicit OpenFile(os::Handle opened) : handle(opened) {}
+    ~OpenFile() { os::close(handle); }
+    OpenFile(const OpenFile&) = delete;
+    const os::Handle handle;
+};
+
+// Any thread may call anything at any time; what is called after close() throws `invalid`.
 class Source {
  public:
     explicit Source(const std::string& path);     // a file
     explicit Source(std::vector<uint8_t> bytes);  // memory, for data that a Plan itself carries
-    ~Source();
     Source(const Source&) = delete;
 
     const std::string& path() const { return path_; }
     uint64_t size() const { return stat_.size; }
     const os::Stat& identity() const { return stat_; }
-    bool in_memory() const { return file_ == os::kNone && !closed_; }
+    bool in_memory() const { return in_memory_; }
     const uint8_t* memory() const { return bytes_.data(); }
 
     void read(void* to, size_t bytes, uint64_t offset) const;  // all of them, or truncated
@@ -51,23 +62,26 @@ class Source {
     const uint8_t* gather(const View& view, uint64_t offset, uint64_t first, uint64_t bytes, uint8_t* buffer);
     std::shared_ptr<Mapping> mapping(bool copy_on_write = false);
     Io resolve(Io wanted) const;  // what `automatic` means for this file now
-    os::Handle direct();          // handle for reads past the page cache, kNone where there is none
-    os::Handle handle() const { return file_; }
+    bool can_read_past_cache() { return direct() != nullptr; }
+    size_t read_past_cache(void* to, size_t bytes, uint64_t offset);  // page-aligned; 0 when it can't
     void check_unchanged() const;  // throws changed when size or time differ from those at opening
     void close() noexcept;
 
  private:
-    std::string path_;
-    std::vector<uint8_t> bytes_;
-    os::Handle file_ = os::kNone;
-    os::Handle direct_ = os::kNone;
-    bool direct_tried_ = false;
-    bool closed_ = false;
+    std::shared_ptr<const OpenFile> opened() const;  // throws once closed
+    std::shared_ptr<const OpenFile> direct();        // for reads past the page cache; empty where there are none
+
+    const std::string path_;
+    const std::vector<uint8_t> bytes_;
+    const bool in_memory_;
     os::Stat stat_;
+    mutable std::mutex mutex_;  // over what follows
+    std::shared_ptr<const OpenFile> file_, direct_;
+    bool direct_tried_ = false, closed_ = false;
     std::weak_ptr<Mapping> mapping_;
-    std::mutex mutex_;
 };
 
+// Any thread may call anything at any time; what comes after commit() or abort() throws `invalid`.
 class Sink {
  public:
     Sink(const std::string& target, uint64_t size);  // reserves the space
@@ -77,19 +91,23 @@ class Sink {
     uint64_t size() const { return size_; }
     void write(const void* from, size_t bytes, uint64_t offset);
     void read(void* to, size_t bytes, uint64_t offset) const;  // what was written, for hashing behind the writers
-    std::shared_ptr<Mapping> mapping() const { return std::make_shared<Mapping>(pending_.file, size_, false); }
+    std::shared_ptr<Mapping> mapping() const;
     // Whoever writes says how far: every byte before this offset (from where its work begins) is written.
     void set_watermark(uint64_t offset) { watermark_ = offset; }
     uint64_t watermark() const { return watermark_; }
     void start_flush(uint64_t offset, uint64_t bytes) noexcept;
     void commit(bool replace, bool sync);
-    bool committed() const { return committed_; }
+    bool committed() const;
     void abort() noexcept;
 
  private:
-    os::Pending pending_;
-    uint64_t size_;
+    os::Handle open_file() const;  // under the lock; throws once committed or aborted
+
+    const uint64_t size_;
     std::atomic<uint64_t> watermark_{0};
+    mutable std::shared_mutex
+        mutex_;  // over what follows: shared by those who use the file, commit() and abort() alone
+    os::Pending pending_;
     bool committed_ = false;
 };
 

@@ -58,7 +58,10 @@ Hasher::Hasher(std::vector<std::shared_ptr<Source>> files, std::shared_ptr<Sink>
 Hasher::~Hasher() { cancel(); }
 
 void Hasher::start() {
+    std::lock_guard<std::mutex> starting(threads_mutex_);
     std::lock_guard<std::mutex> lock(mutex_);
+    if (started_) throw Error(Code::invalid, "a hasher starts once");
+    started_ = true;
     try {
         while (running_ < threads_wanted_) {
             const unsigned number = running_;
@@ -83,13 +86,33 @@ void Hasher::cancel() noexcept {
         freed_.notify_all();
         stopped_.notify_all();
     }
+    join();
+}
+
+void Hasher::join() {
+    std::lock_guard<std::mutex> joining(threads_mutex_);
     for (std::thread& thread : threads_) thread.join();
     threads_.clear();
 }
 
+unsigned Hasher::processors() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return std::min(threads_wanted_, threads_while_writing_);
+}
+
+std::vector<std::string> Hasher::files() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return digests_;
+}
+
+std::string Hasher::body() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return body_digest_;
+}
+
 void Hasher::finish() {
-    for (std::thread& thread : threads_) thread.join();
-    threads_.clear();
+    join();
+    std::lock_guard<std::mutex> lock(mutex_);
     if (error_) throw *error_;
     if (cancelled_) throw Error(Code::cancelled, "cancelled");
     for (size_t i = 0; i < streams_.size(); ++i) {

@@ -20,6 +20,7 @@
 
 namespace sds {
 
+// Any thread may call anything at any time.
 class Hasher {
  public:
     // `sink` may be empty: nothing is being written. Otherwise its bytes from `body_begin` on are hashed too, unless
@@ -35,12 +36,13 @@ class Hasher {
     void cancel() noexcept;     // and join
     void finish();              // joins; throws the first error, `cancelled` after cancel()
 
-    unsigned processors() const { return std::min(threads_wanted_, threads_while_writing_); }  // that it keeps busy
-    const std::vector<std::string>& files() const { return digests_; }  // of each file, in hexadecimal, after finish()
-    const std::string& body() const { return body_digest_; }            // empty where it was not asked for
+    unsigned processors() const;             // that it keeps busy
+    std::vector<std::string> files() const;  // of each file, in hexadecimal, after finish()
+    std::string body() const;                // empty where it was not asked for
 
  private:
     struct Stream;
+    void join();
     void work(unsigned number);
     std::vector<Stream*> take(unsigned number, bool& over);
     void advance(const std::vector<Stream*>& streams, std::vector<std::vector<uint8_t>>& buffers);
@@ -49,15 +51,16 @@ class Hasher {
     std::shared_ptr<Sink> sink_;
     const HashTarget& target_;
     std::vector<std::unique_ptr<Stream>> streams_;  // the files, then the body
-    std::mutex mutex_;
+    std::mutex threads_mutex_;  // over the threads: held by whoever starts or joins them, and taken before mutex_
+    std::vector<std::thread> threads_;
+    mutable std::mutex mutex_;         // over what follows
     std::condition_variable freed_;    // a stream can be taken again
     std::condition_variable stopped_;  // no notice but of an early end: for threads that wait until all is written
     std::condition_variable ended_;
     unsigned threads_wanted_ = 1, threads_while_writing_ = 1;
     unsigned running_ = 0, busy_ = 0;
-    bool stop_ = false, cancelled_ = false;
+    bool started_ = false, stop_ = false, cancelled_ = false;
     std::unique_ptr<Error> error_;
-    std::vector<std::thread> threads_;
     std::vector<std::string> digests_;
     std::string body_digest_;
 };
