@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "elementwise.h"
+#include "targets.h"
 
 namespace sds {
 

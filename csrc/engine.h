@@ -17,9 +17,9 @@
 #include <vector>
 
 #include "checksums.h"
-#include "elementwise.h"
 #include "file.h"
 #include "jobs.h"
+#include "targets.h"
 
 namespace sds {
 

@@ -6,8 +6,8 @@
 #include <utility>
 #include <vector>
 
-#include "elementwise.h"
 #include "file.h"
+#include "targets.h"
 #include "view.h"
 
 namespace sds {

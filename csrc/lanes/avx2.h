@@ -1,4 +1,4 @@
-// Eight floats at a time: AVX2 with F16C. Included inside a namespace and a target region by elementwise.cc.
+// Eight floats at a time: AVX2 with F16C. Included inside a namespace and a target region by targets.cc.
 
 struct Lanes {
     static constexpr int width = 8;

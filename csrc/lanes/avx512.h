@@ -1,4 +1,4 @@
-// Sixteen floats at a time: AVX-512 (F, BW, VL, DQ). Included inside a namespace and a target region by elementwise.cc.
+// Sixteen floats at a time: AVX-512 (F, BW, VL, DQ). Included inside a namespace and a target region by targets.cc.
 
 struct Lanes {
     static constexpr int width = 16;

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from .checkpoint import open_checkpoint as open
     from .errors import DeviceFailed, InputRefused, Interrupted, RunFailed, SdsError, UsageError, VerificationDiffers
     from .formats.scan import FileScan, ScanReport, scan
-    from .interop import apply, apply_many, save
+    from .interop.calls import apply, apply_many
+    from .interop.saving import save
     from .methods.registry import Method
     from .recipe import Call, Model, model
     from .recipe import from_json as recipe_from_json
@@ -66,7 +67,7 @@ _PLACES = {
     "TensorComparison": ("surgery.compare", "TensorComparison"),
     "TensorSlice": ("checkpoint", "TensorSlice"),
     "Verification": ("surgery.verify", "Verification"),
-    "save": ("interop", "save"),
+    "save": ("interop.saving", "save"),
     "Checkpoint": ("checkpoint", "Checkpoint"),
     "Comparison": ("surgery.compare", "Comparison"),
     "InputRefused": ("errors", "InputRefused"),
@@ -77,8 +78,8 @@ _PLACES = {
     "TensorInfo": ("checkpoint", "TensorInfo"),
     "UsageError": ("errors", "UsageError"),
     "VerificationDiffers": ("errors", "VerificationDiffers"),
-    "apply": ("interop", "apply"),
-    "apply_many": ("interop", "apply_many"),
+    "apply": ("interop.calls", "apply"),
+    "apply_many": ("interop.calls", "apply_many"),
     "cast": ("api", "cast"),
     "compare": ("api", "compare"),
     "convert": ("api", "convert"),

@@ -11,11 +11,10 @@ from __future__ import annotations
 import inspect as _signatures
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace as _replaced
 from typing import TYPE_CHECKING, Any, TypeVar, Union
 
-from . import log
 from .errors import UsageError, printable
+from .progress import followed
 from .settings import (
     DEFAULTS,
     OPTIONS,
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
 Path = str | os.PathLike[str]
 Input = Union[Path, "Checkpoint"]
 """A file, or one that is opened already (and stays open)."""
-Found = TypeVar("Found")
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
@@ -69,19 +67,6 @@ def _spelled_out(keywords: Any) -> Callable[[Verb], Verb]:
         return function
 
     return decorate
-
-
-def _run(verb: str, settings: Settings, work: Callable[[Settings], Found]) -> Found:
-    """The work, under a bar if it was asked for; the log says what it did."""
-    if settings.progress is True:
-        from .console import bar
-
-        with bar(verb) as update:
-            found = work(_replaced(settings, progress=update))
-    else:
-        found = work(settings)
-    log.report(found)
-    return found
 
 
 def merge(
@@ -126,9 +111,12 @@ def merge(
     block, a block over the parameter. A method with several ratios takes ``{"alpha": …}``. (See docs/verbs/merge.md.)
     The other keywords are settings. UsageError for a parameter that the method lacks.
     """
+    from .checkpoint import Checkpoint
     from .methods.registry import get
+    from .recipe import Call, Model, call, compose
     from .suggest import did_you_mean
-    from .surgery.merge import merge as merged
+    from .surgery.merge import merge as merge_files
+    from .surgery.merge import merge_tree
 
     chosen = get(method)
     for name in parameters:
@@ -141,9 +129,17 @@ def merge(
         dry_run=dry_run, overwrite=overwrite, hash=hash, sync=sync, allow_suspicious=allow_suspicious,
         allow_inflate=allow_inflate, tile_bytes=tile_bytes, progress=progress,
     )  # fmt: skip
-    return _run("merge", settings, lambda given: merged(
-        method, inputs, given, parameters=parameters, out=out, add_missing=add_missing, use_ema=use_ema,
-        blocks=blocks, rules=rules,
+    if isinstance(inputs, str | bytes | os.PathLike):
+        raise UsageError(f"inputs must be a list of files, not one file ('{printable(inputs)}')", code="wrong_inputs")
+    inputs = list(inputs)
+    files = [item for item in inputs if not isinstance(item, Model | Call)]
+    others: dict[str, Any] = {"out": out, "add_missing": add_missing, "use_ema": use_ema}
+    if len(files) < len(inputs):
+        nodes = [item.path if isinstance(item, Checkpoint) else item for item in inputs]
+        tree = compose(call(method, nodes, blocks=blocks, rules=rules, **parameters))
+        return followed("merge", settings, lambda given: merge_tree(tree, given, **others))
+    return followed("merge", settings, lambda given: merge_files(
+        method, files, given, parameters=parameters, blocks=blocks, rules=rules, **others,
     ))  # fmt: skip
 
 
@@ -159,7 +155,7 @@ def cast(path: Input, *, out: Path | None = None, **settings: Unpack[Keywords]) 
     """
     from .surgery.cast import cast as work
 
-    return _run("cast", settings_of("cast", settings, ("out",)), lambda given: work(path, given, out=out))
+    return followed("cast", settings_of("cast", settings, ("out",)), lambda given: work(path, given, out=out))
 
 
 @_spelled_out(Keywords)
@@ -181,7 +177,7 @@ def ema(
     from .surgery.ema import ema as work
 
     wanted = settings_of("ema", settings, ("out", "keep_counters", "to_ema"))
-    return _run("ema", wanted, lambda given: work(path, given, out=out, keep_counters=keep_counters, to_ema=to_ema))
+    return followed("ema", wanted, lambda given: work(path, given, out=out, keep_counters=keep_counters, to_ema=to_ema))
 
 
 @_spelled_out(Keywords)
@@ -209,7 +205,7 @@ def prune(
     from .surgery.prune import prune as work
 
     wanted = settings_of("prune", settings, ("out", "preset", "drop", "keep_keys", "drop_keys", "strict"))
-    return _run(
+    return followed(
         "prune",
         wanted,
         lambda given: work(
@@ -226,7 +222,7 @@ def fix_clip(path: Input, *, out: Path | None = None, **settings: Unpack[Keyword
     """
     from .surgery.fix_clip import fix_clip as work
 
-    return _run("fix_clip", settings_of("fix_clip", settings, ("out",)), lambda given: work(path, given, out=out))
+    return followed("fix_clip", settings_of("fix_clip", settings, ("out",)), lambda given: work(path, given, out=out))
 
 
 @_spelled_out(Keywords)
@@ -241,7 +237,7 @@ def extract(
     from .surgery.components import extract as work
 
     wanted = settings_of("extract", settings, ("out", "strip_prefix"))
-    return _run("extract", wanted, lambda given: work(path, component, given, out=out, strip_prefix=strip_prefix))
+    return followed("extract", wanted, lambda given: work(path, component, given, out=out, strip_prefix=strip_prefix))
 
 
 @_spelled_out(Keywords)
@@ -263,7 +259,7 @@ def replace(
     from .surgery.components import replace as work
 
     wanted = settings_of("replace", settings, ("out", "allow_missing"))
-    return _run("replace", wanted, lambda given: work(path, donors, given, out=out, allow_missing=allow_missing))
+    return followed("replace", wanted, lambda given: work(path, donors, given, out=out, allow_missing=allow_missing))
 
 
 @_spelled_out(Keywords)
@@ -275,7 +271,7 @@ def convert(path: Input, *, out: Path | None = None, **settings: Unpack[Keywords
     """
     from .surgery.convert import convert as work
 
-    return _run("convert", settings_of("convert", settings, ("out",)), lambda given: work(path, given, out=out))
+    return followed("convert", settings_of("convert", settings, ("out",)), lambda given: work(path, given, out=out))
 
 
 @_spelled_out(Keywords)
@@ -297,7 +293,9 @@ def convert_all(
     from .surgery.convert import convert_all as work
 
     wanted = settings_of("convert_all", settings, ("out_dir", "to", "started"))
-    return _run("convert", wanted, lambda given: work(paths, given, out_dir=expanded(out_dir), to=to, started=started))
+    return followed(
+        "convert", wanted, lambda given: work(paths, given, out_dir=expanded(out_dir), to=to, started=started)
+    )
 
 
 @_spelled_out(Reading)
@@ -322,7 +320,7 @@ def compare(a: Input, b: Input, **settings: Unpack[Comparing]) -> Comparison:
     from .surgery.compare import compare as work
 
     wanted = settings_of("compare", settings, (), Comparing.__annotations__)
-    return _run("compare", wanted, lambda given: work(a, b, given))
+    return followed("compare", wanted, lambda given: work(a, b, given))
 
 
 @_spelled_out(Examining)
@@ -334,4 +332,4 @@ def verify(path: Path, **settings: Unpack[Examining]) -> Verification:
     from .surgery.verify import verify as work
 
     wanted = settings_of("verify", settings, (), Examining.__annotations__)
-    return _run("verify", wanted, lambda given: work(path, given))
+    return followed("verify", wanted, lambda given: work(path, given))

@@ -65,6 +65,10 @@ class Contents:
 
 Framework = Literal["auto", "torch", "numpy"]
 
+_CODES = {"I64": "q", "U64": "Q", "I32": "i", "U32": "I", "I16": "h", "U16": "H", "I8": "b", "U8": "B"}
+_CODES |= {"F64": "d", "F32": "f", "F16": "e"}
+"""``struct``'s letters."""
+
 
 class TensorSlice:
     """A tensor of an opened file: ``get_slice("w")[:4, 1]`` touches no other pages than those of that part."""
@@ -201,15 +205,30 @@ class Checkpoint:
         span = self.data.read(info.offset, (max(places, default=-1) + 1) * size)
         return b"".join(span[place * size : (place + 1) * size] for place in places)
 
+    def numbers(self, info: TensorInfo) -> list[float]:
+        """The numbers of a small tensor; none when its dtype has no plain number (FP8, complex, …)."""
+        import struct
+
+        from .engine import native_errors
+
+        code = "f" if info.dtype.name == "BF16" else _CODES.get(info.dtype.name)
+        if code is None:
+            return []
+        with native_errors(InputRefused):
+            data = self.read(info)
+        if info.dtype.name == "BF16":  # the upper half of a float32
+            data = b"".join(b"\0\0" + data[at : at + 2] for at in range(0, len(data), 2))
+        return list(struct.unpack(f"<{info.elements}{code}", data))
+
     def numpy(self, name: str) -> Any:
         """Zero-copy, read-only NumPy view of a tensor. TypeError for a dtype that NumPy lacks (BF16, FP8, …)."""
-        from .interop import numpy_view
+        from .interop.views import numpy_view
 
         return numpy_view(self, name)
 
     def torch(self, name: str) -> Any:
         """Zero-copy torch tensor over a copy-on-write mapping (writing to it never reaches the file)."""
-        from .interop import torch_view
+        from .interop.views import torch_view
 
         return torch_view(self, name)
 

@@ -6,8 +6,8 @@ import os
 import tempfile
 from typing import TYPE_CHECKING
 
-from .console import say
 from .errors import VerificationDiffers
+from .progress import say
 
 if TYPE_CHECKING:
     from .surgery.report import Report

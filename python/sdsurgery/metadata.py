@@ -23,9 +23,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isinf
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import UsageError
 
@@ -56,6 +56,16 @@ class Parent:
     sha256: str | None
 
 
+class Kind(NamedTuple):
+    """What an output is: ModelSpec's id (None: no ModelSpec), the code whose tensor names it has, the usual resolution,
+    and ``inpainting`` or ``edit`` for a model that is made for that."""
+
+    architecture: str | None = None
+    implementation: str = ""
+    resolution: str = ""
+    task: str = ""
+
+
 @dataclass(frozen=True)
 class Metadata:
     """An output's metadata as a value: all but the hashes, which are known only at the end of a run.
@@ -68,8 +78,7 @@ class Metadata:
     parents: tuple[Parent, ...] = ()
     recipe: Mapping[str, Any] | None = None
     title: str = ""
-    architecture: str | None = None
-    family: str = ""
+    kind: Kind = field(default_factory=Kind)
     version: str = ""
 
     def texts(self, hashes: Sequence[str | None], body: str | None) -> dict[str, str]:
@@ -78,8 +87,7 @@ class Metadata:
             return dict(self.source or {})
         parents = [replace(item, sha256=digest) for item, digest in zip(self.parents, hashes, strict=True)]
         facts: dict[str, Any] = {
-            "parents": parents, "title": self.title, "architecture": self.architecture, "family": self.family,
-            "version": self.version, "body_sha256": body,
+            "parents": parents, "title": self.title, "kind": self.kind, "version": self.version, "body_sha256": body,
         }  # fmt: skip
         if self.source is None:
             return merge_metadata(recipe=self.recipe or {}, **facts)
@@ -96,22 +104,19 @@ def merge_metadata(
     recipe: Mapping[str, object],
     parents: Sequence[Parent],
     title: str,
-    architecture: str | None,
+    kind: Kind,
     body_sha256: str | None,
     version: str,
-    family: str = "",
 ) -> dict[str, str]:
     """Metadata of a file made from several.
 
-    ``recipe`` is what the verb did, in JSON types: method, parameters, dtype. ``architecture`` is ModelSpec's id; None
-    when the layout does not tell, then what all parents agree on is taken. ``family`` is the layout's name. The
-    parents' training facts (``ss_*``), graphs (``prompt``, ``workflow``), descriptions and thumbnails are not the
-    child's and are left out.
+    ``recipe`` is what the verb did, in JSON types: method, parameters, dtype. The parents' training facts (``ss_*``),
+    graphs (``prompt``, ``workflow``), descriptions and thumbnails are not the child's and are left out.
     Raises UsageError when a parameter of ``recipe`` is not a finite number.
     """
-    metadata = {"format": "pt", **_ancestry(recipe, parents, title, (architecture or "", family), version)}
+    metadata = {"format": "pt", **_ancestry(recipe, parents, title, kind, version)}
     agreed = _agreed(parents)
-    metadata.update(_modelspec(agreed, title, architecture or agreed.get("modelspec.architecture"), family))
+    metadata.update(_modelspec(agreed, title, kind))
     for key in ("modelspec.prediction_type", "modelspec.license"):
         if key in agreed:
             metadata[key] = agreed[key]
@@ -125,10 +130,9 @@ def single_input_metadata(
     recipe: Mapping[str, object] | None,
     parents: Sequence[Parent],
     title: str,
-    architecture: str | None,
+    kind: Kind,
     body_sha256: str | None,
     version: str,
-    family: str = "",
 ) -> dict[str, str]:
     """Metadata of a file made from one: the input's own (``source``), less what is no longer true of the output.
 
@@ -143,9 +147,14 @@ def single_input_metadata(
         if recipe.get("dtype") not in (None, "keep"):
             for key in _DTYPES:
                 metadata.pop(key, None)
-        metadata.update(_ancestry(recipe, parents, title, (architecture or "", family), version))
-    defaults = _modelspec(kept, title, architecture or kept.get("modelspec.architecture"), family)
+        metadata.update(_ancestry(recipe, parents, title, kind, version))
+    defaults = _modelspec(kept, title, kind)
     return {**defaults, **metadata, "format": "pt", **_body_hash(body_sha256)}
+
+
+def stated_architecture(parents: Sequence[Parent]) -> str | None:
+    """The ModelSpec id that all parents' files state; None where they state none or different ones."""
+    return _agreed(parents).get("modelspec.architecture")
 
 
 def recipe_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
@@ -158,12 +167,12 @@ def recipe_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def _ancestry(
-    recipe: Mapping[str, object], parents: Sequence[Parent], title: str, kinds: Sequence[str], version: str
+    recipe: Mapping[str, object], parents: Sequence[Parent], title: str, kind: Kind, version: str
 ) -> dict[str, str]:
     notes: list[str] = []
     models = _models(parents, notes)
     ours: dict[str, object] = {"type": "sdsurgery", "version": version, **recipe}
-    ours.update(_a1111_keys(recipe, parents, title, kinds))
+    ours.update(_a1111_keys(recipe, parents, title, kind))
     ours["models"] = [
         {"name": _name(parent), "sha256": parent.sha256, "legacy_hash": parent.legacy_hash} for parent in parents
     ]
@@ -173,13 +182,8 @@ def _ancestry(
     return {RECIPE: _dump(ours), MODELS: _dump(models)}
 
 
-def _a1111_keys(
-    recipe: Mapping[str, object], parents: Sequence[Parent], title: str, kinds: Sequence[str]
-) -> dict[str, object]:
-    """What A1111's own recipes hold: the first three inputs' SHA-256 or None, and its form's fields in its words.
-
-    ``kinds``: ModelSpec's and our own name of the model's kind.
-    """
+def _a1111_keys(recipe: Mapping[str, object], parents: Sequence[Parent], title: str, kind: Kind) -> dict[str, object]:
+    """What A1111's own recipes hold: the first three inputs' SHA-256 or None, and its form's fields in its words."""
     method, parameters = str(recipe.get("method", "")), recipe.get("parameters")
     hashes = [*(parent.sha256 for parent in parents[:3]), None, None, None]
     numbers = parameters if isinstance(parameters, Mapping) else {}
@@ -193,8 +197,8 @@ def _a1111_keys(
         "config_source": 3,  # "Don't": no .yaml is copied
         "bake_in_vae": "None",
         "discard_weights": "",
-        "is_inpainting": any("-inpainting" in kind for kind in kinds),
-        "is_instruct_pix2pix": any("-edit" in kind or "-pix2pix" in kind for kind in kinds),
+        "is_inpainting": kind.task == "inpainting",
+        "is_instruct_pix2pix": kind.task == "edit",
     }
 
 
@@ -320,22 +324,18 @@ def _agreed(parents: Sequence[Parent]) -> dict[str, str]:
     }
 
 
-def _modelspec(known: Mapping[str, str], title: str, architecture: str | None, family: str) -> dict[str, str]:
+def _modelspec(known: Mapping[str, str], title: str, kind: Kind) -> dict[str, str]:
     """ModelSpec's required keys; none when the architecture is unknown, since a spec without one is not valid."""
-    if not architecture:
+    if not kind.architecture:
         return {}
-    from .layouts import implementation_of, release
-
     keys = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": architecture,
-        "modelspec.implementation": implementation_of(family),
+        "modelspec.architecture": kind.architecture,
+        "modelspec.implementation": kind.implementation,
         "modelspec.title": _clean(title),
     }
-    published = release(architecture)
-    usual = published.resolution if published else ""
     stated = known.get("modelspec.resolution", "")
-    resolution = stated if re.fullmatch(_RESOLUTION, stated) else usual
+    resolution = stated if re.fullmatch(_RESOLUTION, stated) else kind.resolution
     return keys | ({"modelspec.resolution": resolution} if resolution else {})
 
 

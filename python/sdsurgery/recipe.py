@@ -79,11 +79,15 @@ class Call:
         **settings: Unpack[Keywords],
     ) -> Report:
         """Merge into the file ``out``. ``settings`` are the keywords of ``sdsurgery.merge``; raises as it does."""
+        from .progress import followed
         from .settings import settings_of
         from .surgery.merge import merge_tree
 
-        found = settings_of("save", settings, ("add_missing", "use_ema"))
-        return merge_tree(self, out=out, settings=found, add_missing=add_missing, use_ema=use_ema)
+        return followed(
+            "merge",
+            settings_of("save", settings, ("add_missing", "use_ema")),
+            lambda given: merge_tree(compose(self), given, out=out, add_missing=add_missing, use_ema=use_ema),
+        )
 
 
 Recipe = Model | Call

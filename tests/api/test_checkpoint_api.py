@@ -216,10 +216,10 @@ def test_nothing_is_printed_and_the_command_line_imports_no_logging(pair: tuple[
 
 
 def test_progress_true_shows_a_bar(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdsurgery import console
+    from sdsurgery import progress
 
     shown: list[tuple[int, int]] = []
-    monkeypatch.setattr(console._Bar, "update", lambda self, done, total: shown.append((done, total)))
+    monkeypatch.setattr(progress._Bar, "update", lambda self, done, total: shown.append((done, total)))
     sdsurgery.merge("weighted-sum", list(pair), out=tmp_path / "o.safetensors", progress=True)
     assert shown and shown[-1][0] == shown[-1][1]
     assert floats(read_raw(tmp_path / "o.safetensors")[0]["w"]) == [2.0, 3.0, 4.0]

@@ -93,8 +93,8 @@ def test_it_is_recognised_listed_inspected_and_merged_by_blocks(
 
 def test_its_facts_reach_the_metadata_and_its_encoder_is_known(family: Layout) -> None:
     written = merge_metadata(
-        recipe={"method": "weighted-sum"}, parents=[], title="t", architecture="dream-1", body_sha256=None,
-        version="1", family="dream",
+        recipe={"method": "weighted-sum"}, parents=[], title="t", kind=layouts.kind_of(family), body_sha256=None,
+        version="1",
     )  # fmt: skip
     assert written["modelspec.implementation"] == "dreams"
     assert written["modelspec.resolution"] == "1024x1024"

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numeric_tools import TARGETS, expected, native, plain, wild
-from sdsurgery import interop
 from sdsurgery.backends import cpu, reference
 from sdsurgery.dtypes import BF16, F16, F32, F64, DType
 from sdsurgery.errors import UsageError
 from sdsurgery.functions import maximum, minimum, sqrt, where
+from sdsurgery.interop import calls
 from sdsurgery.methods import Method, Param, get, method, registered
 from sdsurgery.program import CONSTANT, INPUT, TEMP, Formula, body_of, trace
 
@@ -266,10 +266,10 @@ def test_a_formula_that_needs_too_much_is_refused_by_the_engine_with_one_line() 
 
 def test_64_inputs_run_and_65_are_refused_with_one_line() -> None:
     arrays = [np.full(3, n, np.float32) for n in range(65)]
-    result = interop.apply("weighted-sum", *arrays[:64], weights=[1.0] * 64)
+    result = calls.apply("weighted-sum", *arrays[:64], weights=[1.0] * 64)
     assert result.tolist() == [sum(range(64))] * 3
     with pytest.raises(UsageError, match="at most 64 inputs") as caught:
-        interop.apply("weighted-sum", *arrays, weights=[1.0] * 65)
+        calls.apply("weighted-sum", *arrays, weights=[1.0] * 65)
     assert "\n" not in str(caught.value)
 
 
@@ -318,7 +318,7 @@ def test_one_function_adds_a_method_that_runs_natively_as_its_body(kind: type) -
     arrays = list(rng.normal(size=(3, 1000)).astype(kind))
     for params in ({}, {"strength": 0.7}, {"strength": -0.1, "floor": 1e-3}):
         bound = get("test-blend").bind(3, params)
-        result = interop.apply("test-blend", *arrays, **params)
+        result = calls.apply("test-blend", *arrays, **params)
         assert np.array_equal(result, blend(*arrays, **bound))
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 
 import pytest
+from sdsurgery import layouts
 from sdsurgery.errors import UsageError
 from sdsurgery.formats.safetensors import layout
+from sdsurgery.layouts import Layout
 from sdsurgery.metadata import (
     MAX_ANCESTRY,
+    Kind,
     Parent,
     merge_metadata,
     placeholder_hashes,
     recipe_of,
     single_input_metadata,
+    stated_architecture,
 )
 
 SUM = {"method": "weighted-sum", "parameters": {"alpha": 0.3}, "dtype": "fp16"}
@@ -30,19 +35,26 @@ def parent(number: int = 1, name: str | None = None, **metadata: str) -> Parent:
     return Parent(name or f"model {number}", metadata, f"{number:08x}", digest(number))
 
 
-def merged(*parents: Parent, recipe=SUM, architecture="stable-diffusion-v1", body=BODY, title="out") -> dict[str, str]:
+def kind(architecture: str | None, parents: Sequence[Parent], task: str = "") -> Kind:
+    """That of a family with this id, or of an unknown one."""
+    return layouts.kind_of(Layout("f", "F", architecture, task=task), stated_architecture(parents))
+
+
+def merged(*parents: Parent, recipe=SUM, architecture="stable-diffusion-v1", body=BODY, title="out", task="") -> dict:
     return merge_metadata(
-        recipe=recipe, parents=parents, title=title, architecture=architecture, body_sha256=body, version="1.2.3"
-    )
+        recipe=recipe, parents=parents, title=title, kind=kind(architecture, parents, task), body_sha256=body,
+        version="1.2.3",
+    )  # fmt: skip
 
 
 def single(source: dict, recipe=CAST, architecture="stable-diffusion-v1", body=BODY, title="out") -> dict[str, str]:
+    parents = [Parent("in", source, "0000000a", digest(10))]
     return single_input_metadata(
         source=source,
         recipe=recipe,
-        parents=[Parent("in", source, "0000000a", digest(10))],
+        parents=parents,
         title=title,
-        architecture=architecture,
+        kind=kind(architecture, parents),
         body_sha256=body,
         version="1.2.3",
     )
@@ -196,8 +208,8 @@ def test_an_unknown_architecture_is_what_all_parents_say_or_nothing() -> None:
 
 
 def test_inpainting_and_pix2pix_are_said_as_a1111_says_them() -> None:
-    assert recipe_in(merged(parent(), architecture="stable-diffusion-v1-inpainting"))["is_inpainting"] is True
-    assert recipe_in(merged(parent(), architecture="stable-diffusion-xl-v1-edit"))["is_instruct_pix2pix"] is True
+    assert recipe_in(merged(parent(), task="inpainting"))["is_inpainting"] is True
+    assert recipe_in(merged(parent(), task="edit"))["is_instruct_pix2pix"] is True
 
 
 def test_the_family_tells_what_modelspec_has_no_name_for(tmp_path) -> None:

@@ -103,13 +103,13 @@ _KINDS: dict[str, Callable[[str], Any]] = {"threads": int, "gpu_memory": size}
 
 def written(args: argparse.Namespace, work: Callable[..., Any]) -> int:
     """Run a writing verb under a progress display and report: ``work(out=…, …)`` gets the shared settings."""
-    from .. import console
+    from ..progress import display
 
     if args.out is None and not args.dry_run:
         raise UsageError("no output given (out=FILE, or dry_run=True)", code="no_output")
     if args.json:
         require_stdout()
-    with console.progress(args.verb, quiet=args.quiet) as progress:
+    with display(args.verb, quiet=args.quiet) as progress:
         report = work(out=args.out, progress=progress, **chosen(args, WRITING))
     if args.json:
         try:
@@ -125,14 +125,15 @@ def written(args: argparse.Namespace, work: Callable[..., Any]) -> int:
 
 def show(args: argparse.Namespace, report: Any) -> None:
     """A report for people, unless ``--quiet`` or ``--json`` leaves no place for it."""
-    from .. import console
+    from ..console import report_lines
+    from ..progress import say
 
     if not args.quiet and not (args.json and args.dry_run):
-        lines = console.report_lines(report, verbose=args.verbose)
+        lines = report_lines(report, verbose=args.verbose)
         if args.dry_run:
             print_lines(lines)
         else:
-            console.say(lines)
+            say(lines)
 
 
 # ---- standard output

@@ -32,12 +32,13 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from .. import console, heatmap
+    from .. import heatmap
     from ..api import compare
+    from ..progress import display
 
     if args.plot is not None:
         heatmap.check(args.plot, overwrite=args.overwrite)
-    with console.progress("compare", quiet=args.quiet) as progress:
+    with display("compare", quiet=args.quiet) as progress:
         found = compare(args.a, args.b, progress=progress, **chosen(args, _SETTINGS))
     if args.plot is not None:
         found.plot(args.plot, overwrite=args.overwrite)

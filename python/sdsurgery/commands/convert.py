@@ -33,12 +33,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _many(args: argparse.Namespace) -> int:
-    from .. import console
     from ..api import convert_all
+    from ..progress import display
 
     if args.out is not None:
         raise UsageError("--out-dir names the files itself; it can't be combined with -o", code="conflict")
-    with console.progress("convert", quiet=args.quiet) as progress:
+    with display("convert", quiet=args.quiet) as progress:
         done = convert_all(args.inputs, out_dir=args.out_dir, to=args.to, progress=progress, **chosen(args, WRITING))
     failed = [item.error for item in done if item.error is not None]
     error = failed[0].within(f"{len(failed)} of {len(done)} files were not converted, the first") if failed else None

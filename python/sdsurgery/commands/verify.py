@@ -24,8 +24,9 @@ def run(args: argparse.Namespace) -> int:
     from .. import console
     from ..api import verify
     from ..errors import VerificationDiffers
+    from ..progress import display
 
-    with console.progress("verify", quiet=args.quiet) as progress:
+    with display("verify", quiet=args.quiet) as progress:
         found = verify(args.input, progress=progress, hash=args.hash, **chosen(args, _SETTINGS))
     error = VerificationDiffers(f"{args.input}: {'; '.join(found.differs)}", path=args.input) if found.differs else None
     if args.json:

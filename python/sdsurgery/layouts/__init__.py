@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError, printable
 from .base import REGISTRY, Encoder, Layout, LayoutTensor, Release, Traits
 from .detect import Detection, conflict, detect, known_encoders, size_text, text_encoders
 from .unknown import UNKNOWN
+
+if TYPE_CHECKING:
+    from ..metadata import Kind
 
 FAMILIES = ("dit", "sdxl", "sd2", "sd1", "vae", "diffusers", "adapters")
 """Family files in the order of recognition: of two layouts that fit a file, the one registered first wins."""
@@ -31,8 +35,8 @@ __all__ = [
     "conflict",
     "detect",
     "get",
-    "implementation_of",
     "keys_table",
+    "kind_of",
     "known_encoders",
     "places_of_position_ids",
     "release",
@@ -57,15 +61,19 @@ def get(name: str) -> Layout:
     raise UsageError(f"unknown layout '{printable(name)}'{hint}", code="unknown_name")
 
 
-def implementation_of(name: str) -> str:
-    """ModelSpec's name of the code whose tensor names the family of that name has; ``sgm`` for an unknown family."""
-    return next((layout.implementation for layout in REGISTRY if layout.name == name), UNKNOWN.implementation)
-
-
 def release(architecture: str) -> Release | None:
     """What the families know of a ModelSpec id: the release with the longest beginning of it, None without any."""
     fitting = (item for layout in REGISTRY for item in layout.releases if architecture.startswith(item.architecture))
     return max(fitting, key=lambda item: len(item.architecture), default=None)
+
+
+def kind_of(layout: Layout, stated: str | None = None) -> Kind:
+    """What an output's metadata say of its family. ``stated``: the ModelSpec id where the family has none."""
+    from ..metadata import Kind  # with json, which recognition does without
+
+    architecture = layout.architecture or stated
+    published = release(architecture) if architecture else None
+    return Kind(architecture, layout.implementation, published.resolution if published else "", layout.task)
 
 
 def places_of_position_ids() -> frozenset[str]:

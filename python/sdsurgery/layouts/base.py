@@ -140,6 +140,7 @@ class Layout:
     prediction_sign: PredictionSign | None = None  # asked before the usual prediction
     releases: tuple[Release, ...] = ()
     implementation: str = "sgm"  # ModelSpec's name of the code whose tensor names these are
+    task: str = ""  # "inpainting" or "edit", for a model that is made for that
     blocks: tuple[str, ...] = field(init=False)
     _known_blocks: frozenset[str | None] = field(init=False, repr=False)
 

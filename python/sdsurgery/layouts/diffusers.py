@@ -170,6 +170,7 @@ def _layout(source: Layout, sniff: Callable[[Layout, Probe], Match | None]) -> L
             sniff=sniff,
             prediction=source.prediction,
             implementation="diffusers",
+            task=source.task,
         )
     )
 

@@ -21,7 +21,7 @@ _ENCODERS = (
 )
 
 
-def _layout(name: str, title: str, architecture: str, channels: int = 4) -> Layout:
+def _layout(name: str, title: str, architecture: str, channels: int = 4, task: str = "") -> Layout:
     unet = _UNET._replace(in_channels=channels)
     modules = (
         parts.schedule(),
@@ -40,10 +40,13 @@ def _layout(name: str, title: str, architecture: str, channels: int = 4) -> Layo
             encoders=_ENCODERS,
             prediction=EPSILON,
             releases=(Release("stable-diffusion-v1", "512x512"),),
+            task=task,
         )
     )
 
 
 SD1 = _layout("sd1", "Stable Diffusion 1.x", "stable-diffusion-v1")
-INPAINTING = _layout("sd1-inpainting", "Stable Diffusion 1.x inpainting", "stable-diffusion-v1-inpainting", channels=9)
-PIX2PIX = _layout("sd1-pix2pix", "InstructPix2Pix (Stable Diffusion 1.x)", "stable-diffusion-v1", channels=8)
+INPAINTING = _layout(
+    "sd1-inpainting", "Stable Diffusion 1.x inpainting", "stable-diffusion-v1-inpainting", 9, "inpainting"
+)
+PIX2PIX = _layout("sd1-pix2pix", "InstructPix2Pix (Stable Diffusion 1.x)", "stable-diffusion-v1", 8, "edit")

@@ -44,8 +44,9 @@ _SIGN = PredictionSign("output_blocks.11.1.transformer_blocks.0.norm1.bias", spr
 
 
 def _layout(
-    name: str, title: str, architecture: str | None, unet: UNet, *, extra: tuple[Part, ...] = (), levels: int = 4
-) -> Layout:
+    name: str, title: str, architecture: str | None, unet: UNet, *, extra: tuple[Part, ...] = (), levels: int = 4,
+    task: str = "",
+) -> Layout:  # fmt: skip
     modules = (parts.schedule(), parts.unet(unet), parts.autoencoder(levels=levels), _TEXT, *extra)
     own = name in ("sd2", "sd2-x4-upscaler")
     return register(
@@ -62,6 +63,7 @@ def _layout(
             prediction=V_PREDICTION if name in ("sd2-x4-upscaler", "sd2-unclip-h") else EPSILON,
             prediction_sign=_SIGN if name == "sd2" else None,
             releases=_RELEASES,
+            task=task,
         )
     )
 
@@ -96,8 +98,9 @@ UNCLIP_L = register(  # recognised only: the names of its OpenAI image encoder a
 )
 SD2 = _layout("sd2", "Stable Diffusion 2.x", _V2 + "512", _UNET)
 INPAINTING = _layout(
-    "sd2-inpainting", "Stable Diffusion 2 inpainting", _V2 + "inpainting", _UNET._replace(in_channels=9)
-)
+    "sd2-inpainting", "Stable Diffusion 2 inpainting", _V2 + "inpainting", _UNET._replace(in_channels=9),
+    task="inpainting",
+)  # fmt: skip
 DEPTH = _layout(
     "sd2-depth",
     "Stable Diffusion 2 depth",

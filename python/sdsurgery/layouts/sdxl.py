@@ -38,7 +38,7 @@ def _is_distilled(layout: Layout, probe: Probe) -> Match | None:
     return probe.match(key)
 
 
-def _base(name: str, title: str, architecture: str, channels: int = 4) -> Layout:
+def _base(name: str, title: str, architecture: str, channels: int = 4, task: str = "") -> Layout:
     unet = _BASE._replace(in_channels=channels)
     modules = (
         parts.unet(unet),
@@ -62,13 +62,16 @@ def _base(name: str, title: str, architecture: str, channels: int = 4) -> Layout
             encoders=_ENCODERS,
             prediction=EPSILON,
             releases=_RELEASES,
+            task=task,
         )
     )
 
 
 BASE = _base("sdxl-base", "Stable Diffusion XL", "stable-diffusion-xl-v1-base")
-INPAINTING = _base("sdxl-inpainting", "Stable Diffusion XL inpainting", "stable-diffusion-xl-v1-inpainting", channels=9)
-EDIT = _base("sdxl-edit", "Stable Diffusion XL edit", "stable-diffusion-xl-v1-edit", channels=8)
+INPAINTING = _base(
+    "sdxl-inpainting", "Stable Diffusion XL inpainting", "stable-diffusion-xl-v1-inpainting", 9, "inpainting"
+)
+EDIT = _base("sdxl-edit", "Stable Diffusion XL edit", "stable-diffusion-xl-v1-edit", 8, "edit")
 
 REFINER = register(
     Layout(

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from .. import engine
 from ..backends import Options
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..errors import InputRefused, RunFailed, UsageError, printable
+from ..errors import RunFailed, UsageError, printable
 from ..formats.writers import SAFETENSORS, is_named, writer_for
+from ..layouts import kind_of
 from ..layouts.names import is_position_ids
+from ..metadata import Metadata, Parent, stated_architecture
 from ..outline import Outline, copied, rounded
 from ..settings import Settings
 from .report import Report, describe
@@ -20,7 +22,6 @@ from .report import Report, describe
 if TYPE_CHECKING:
     from ..checkpoint import TensorInfo
     from ..layouts import Layout
-    from ..metadata import Metadata, Parent
     from ..outline import Dropped, Piece, PlacedOutline
 
 _WORTH_HASHING = 0.95
@@ -58,24 +59,6 @@ def open_all(
     return opened
 
 
-_CODES = {"I64": "q", "U64": "Q", "I32": "i", "U32": "I", "I16": "h", "U16": "H", "I8": "b", "U8": "B"}
-_CODES |= {"F64": "d", "F32": "f", "F16": "e"}
-
-
-def numbers_of(checkpoint: Checkpoint, info: TensorInfo) -> list[float]:
-    """The numbers of a small tensor; none when its dtype has no plain number (FP8, complex, …)."""
-    import struct
-
-    code = "f" if info.dtype.name == "BF16" else _CODES.get(info.dtype.name)
-    if code is None:
-        return []
-    with engine.native_errors(InputRefused):
-        data = checkpoint.read(info)
-    if info.dtype.name == "BF16":  # the upper half of a float32
-        data = b"".join(b"\0\0" + data[at : at + 2] for at in range(0, len(data), 2))
-    return list(struct.unpack(f"<{info.elements}{code}", data))
-
-
 def close_all(checkpoints: Sequence[Checkpoint]) -> None:
     for checkpoint in checkpoints:
         checkpoint.close()
@@ -84,7 +67,6 @@ def close_all(checkpoints: Sequence[Checkpoint]) -> None:
 def parent(checkpoint: Checkpoint, *, sha256: str | None = None) -> Parent:
     """What the output's metadata says about an input. Names are base names: a merge gives the same bytes everywhere."""
     from ..hashing import legacy_hash
-    from ..metadata import Parent
 
     name = os.path.splitext(os.path.basename(checkpoint.path))[0]
     return Parent(name, checkpoint.metadata(), legacy_hash(checkpoint.source), sha256)
@@ -122,7 +104,9 @@ def single_metadata(
 
     ``donors`` are further inputs, in the plan's order: the recipe names them, and nothing else is taken from them.
     """
-    return replace(merged_metadata((checkpoint, *donors), layout, recipe, title), source=checkpoint.metadata())
+    found = merged_metadata((checkpoint, *donors), layout, recipe, title)
+    stated = stated_architecture(found.parents[:1])
+    return replace(found, source=checkpoint.metadata(), kind=kind_of(layout, stated))
 
 
 def merged_metadata(
@@ -130,10 +114,10 @@ def merged_metadata(
 ) -> Metadata:
     """Metadata of a file made from several."""
     from .. import __version__
-    from ..metadata import Metadata
 
     parents = tuple(parent(checkpoint) for checkpoint in checkpoints)
-    return Metadata(None, parents, recipe, title, layout.architecture, layout.name, __version__)
+    kind = kind_of(layout, stated_architecture(parents))
+    return Metadata(None, parents, recipe, title, kind, __version__)
 
 
 def single_piece(
@@ -159,12 +143,12 @@ def planned(
     """
     notes = list(notes)
     if settings.fix_clip:
-        from .fix_clip import repaired
+        from .position_ids import repaired
 
         pieces, sources, misplaced, repairs = repaired(pieces, sources, layout)
         dropped, notes = [*dropped, *misplaced], notes + repairs
     elif ids := [piece for piece in pieces if is_position_ids(piece.name)]:
-        from .fix_clip import warnings
+        from .position_ids import warnings
 
         notes += warnings(ids, sources)
     hash_inputs = not frugal or _needed_share(pieces, sources) >= _WORTH_HASHING
@@ -255,8 +239,3 @@ def _run(
         with engine.native_errors():
             report.output_sha256 = file_sha256(engine.open_source(target))
     return report
-
-
-def without_unit_tail(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """``shape`` with [o, i, 1, 1] as [o, i]: a 1×1 convolution and a linear layer hold the same matrix."""
-    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape

@@ -19,7 +19,8 @@ from ..layouts.kinds import KINDS, kind
 from ..outline import COMPARED, Outline, Piece, operand, whole
 from ..plan import Reduction
 from ..settings import Settings
-from .common import close_all, open_all, without_unit_tail
+from .common import close_all, open_all
+from .matching import without_unit_tail
 
 
 class Place(NamedTuple):

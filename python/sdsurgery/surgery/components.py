@@ -23,9 +23,8 @@ from .common import (
     single_metadata,
     single_piece,
     title_of,
-    without_unit_tail,
 )
-from .matching import transposed
+from .matching import transposed, without_unit_tail
 from .report import Report
 
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "depth")

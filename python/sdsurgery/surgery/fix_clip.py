@@ -1,58 +1,17 @@
-"""fix-clip: the text encoders' ``position_ids`` as they must be, int64 0…76; and what is wrong with a file's.
-
-``repaired`` is what ``--fix-clip`` does in every verb that writes: it goes over the finished pieces, so it makes no
-difference whether they come from a merge, a cast or a swapped component.
-"""
+"""fix-clip: nothing but right ``position_ids`` (``position_ids.py``); every other byte stays."""
 
 from __future__ import annotations
 
-import functools
 import os
-import struct
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import prod
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
-from ..checkpoint import Checkpoint, TensorInfo
-from ..dtypes import I64, DType
-from ..errors import InputRefused, printable
-from ..layouts import Layout, aliases, detect, names, places_of_position_ids
-from ..outline import ADDED, Dropped, Outline, Piece, whole
-from ..plan import Operand
+from ..checkpoint import Checkpoint
+from ..layouts import detect
+from ..outline import Outline
 from ..settings import Settings
-from .common import numbers_of, planned, single_input, single_metadata, single_piece
+from .common import planned, single_input, single_metadata, single_piece
 from .report import Report
-
-TOKENS = 77
-RIGHT = struct.pack(f"<{TOKENS}q", *range(TOKENS))
-_SIBLING = "token_embedding.weight"  # every encoder with position_ids has it beside them
-
-
-@dataclass(frozen=True)
-class Finding:
-    """State of one position_ids tensor: ``missing``, ``misplaced``, ``wrong`` (values, dtype or shape) or ``right``."""
-
-    name: str
-    state: str
-    text: str = ""
-
-
-class Repair(NamedTuple):
-    """Pieces and sources with right position_ids, what had no place, and what is worth telling."""
-
-    pieces: list[Piece]
-    sources: list[Any]
-    dropped: list[Dropped]
-    notes: list[str]
-
-
-class _Stored(NamedTuple):
-    """A tensor and what gives its values; None for one that is still to be computed."""
-
-    dtype: DType
-    shape: tuple[int, ...]
-    values: Callable[[], list[float]] | None
 
 
 def fix_clip(
@@ -70,153 +29,3 @@ def fix_clip(
         )  # fmt: skip
 
     return single_input("fix-clip", path, out, settings, parameters={}, plan_of=plan)
-
-
-def repaired(pieces: Sequence[Piece], sources: Sequence[Any], layout: Layout) -> Repair:
-    """The pieces of a plan with int64 0…76 wherever the family has position_ids, and no misplaced ones.
-
-    InputRefused when neither the family nor a text encoder in a known place shows where they belong.
-    """
-    held = {piece.name: _of_piece(piece, sources) for piece in pieces}
-    if not layout.parts and not _places(held, layout):
-        path = next((printable(source.path) for source in sources if not isinstance(source, bytes)), "the output")
-        raise InputRefused(
-            f"{path}: family {layout.name}; a Stable Diffusion checkpoint or text encoder of a known family is "
-            "expected, as where position_ids belong depends on it",
-            code="family",
-        )
-    state = {item.name: item for item in _findings(held, layout)}
-    literal = len(sources)
-    fixed, dropped = [], []
-    for piece in pieces:
-        item = state.get(piece.name)
-        if item is None or item.state == "right":
-            fixed.append(piece)
-        elif item.state == "misplaced":
-            dropped += [Dropped(at, piece.name, "misplaced position_ids") for at in _origin(piece, sources)]
-        else:
-            fixed.append(_literal(piece.name, literal))
-    fixed += [_literal(item.name, literal) for item in state.values() if item.state == "missing"]
-    notes = [f"'{printable(item.name)}': {item.text}; written as int64 0…76" for item in state.values()
-             if item.state in ("missing", "wrong")]  # fmt: skip
-    told = bool(notes or dropped)
-    return Repair(
-        fixed,
-        [*sources, RIGHT],
-        dropped,
-        notes if told else ["all position_ids were right; nothing had to be repaired"],
-    )
-
-
-def warnings(pieces: Sequence[Piece], sources: Sequence[Any]) -> list[str]:
-    """What is wrong with the position_ids that these pieces of a plan copy, one line each. Reads 77 values each."""
-    told = []
-    for piece in pieces:
-        text = _difference(_of_piece(piece, sources))
-        if text:
-            told.append(
-                f"position_ids '{printable(piece.name)}' are copied unchanged: {text} (fix_clip=True repairs them)"
-            )
-    return told
-
-
-def findings(checkpoint: Checkpoint, layout: Layout) -> list[Finding]:
-    """Every position_ids that the family has or the file holds, and what is wrong with it. Reads 77 values each."""
-    held = {
-        name: _Stored(info.dtype, info.shape, functools.partial(numbers_of, checkpoint, info))
-        for name, info in checkpoint.tensors.items()
-    }
-    return _findings(held, layout)
-
-
-def remarks(checkpoint: Checkpoint, layout: Layout) -> list[str]:
-    """What is wrong with a file's position_ids, one line each, for ``inspect`` and ``verify``."""
-    wrong = [item for item in findings(checkpoint, layout) if item.state != "right"]
-    return [f"position_ids '{printable(item.name)}': {item.text} (fix-clip repairs it)" for item in wrong]
-
-
-def _findings(held: Mapping[str, _Stored], layout: Layout) -> list[Finding]:
-    places = _places(held, layout)
-    found = [Finding(name, "missing", "missing") for name in sorted(places) if name not in held]
-    for name, stored in held.items():
-        if not names.is_position_ids(name):
-            continue
-        if name in places:
-            text = _difference(stored)
-            found.append(Finding(name, "wrong" if text else "right", text))
-        elif layout.parts:
-            found.append(Finding(name, "misplaced", "has no place in this family"))
-    return found
-
-
-def _places(held: Mapping[str, _Stored], layout: Layout) -> set[str]:
-    """Where position_ids belong, in the file's own spelling: old ones lack ``text_model.``, extracted ones a prefix.
-
-    A text encoder without a prefix has no known family, and what diffusers writes today has none: there they belong
-    where they are, if they are as many as CLIP's.
-    """
-    # A text encoder alone belongs to no known family; its place can still be one that some family gives an encoder.
-    ids = frozenset(layout.position_ids()) if layout.parts else places_of_position_ids()
-    siblings = tuple(_beside(key, "position_ids", _SIBLING) for key in ids)
-    places = set()
-    for name in held:
-        if names.is_position_ids(name):
-            beside = _beside(name, "position_ids", _SIBLING) in held and prod(held[name].shape) == TOKENS
-            alone = beside and not layout.parts and any(key.endswith("." + name) for key in ids)
-            if alone or aliases.canonical(name, layout) in ids:
-                places.add(name)
-        elif name.endswith(_SIBLING):
-            bare = layout.parts and any(sibling.endswith("." + name) for sibling in siblings)
-            if bare or aliases.canonical(name, layout) in siblings:
-                places.add(_beside(name, _SIBLING, "position_ids"))
-    return places
-
-
-def _beside(name: str, old: str, new: str) -> str:
-    return name[: -len(old)] + new
-
-
-def _difference(stored: _Stored) -> str:
-    if prod(stored.shape) != TOKENS:
-        return f"shape {list(stored.shape)}, [1, {TOKENS}] expected"
-    texts = [] if stored.dtype is I64 else [f"{stored.dtype.name}, I64 expected"]
-    if stored.shape not in ((1, TOKENS), (TOKENS,)):
-        texts.append(f"shape {list(stored.shape)}, [1, {TOKENS}] expected")
-    differ = [f"{value:g} at {place}" for place, value in enumerate(_values(stored)) if value != place]
-    if differ:
-        more = f", … ({len(differ)} in all)" if len(differ) > 8 else ""
-        texts.append("values that differ: " + ", ".join(differ[:8]) + more)
-    return "; ".join(texts)
-
-
-def _values(stored: _Stored) -> list[float]:
-    return [] if stored.values is None else stored.values()
-
-
-def _of_piece(piece: Piece, sources: Sequence[Any]) -> _Stored:
-    """What the piece will hold; its values can be read only where it copies one tensor of a file."""
-    segments = piece.segments
-    if len(segments) == 1 and segments[0].formula is None and len(segments[0].operands) == 1:
-        operand = segments[0].operands[0]
-        source = sources[operand.source]
-        if not isinstance(source, bytes):
-            info = _whole_of(operand, piece.name, piece.shape)
-            return _Stored(piece.dtype, piece.shape, functools.partial(numbers_of, source, info))
-    return _Stored(piece.dtype, piece.shape, None)
-
-
-def _whole_of(operand: Operand, name: str, shape: tuple[int, ...]) -> TensorInfo:
-    """The input tensor that the operand is the whole of."""
-    info = TensorInfo(name, operand.dtype, shape, operand.offset, 0)
-    info = info._replace(nbytes=operand.dtype.nbytes(info.elements) or 0)
-    return info if operand.view is None else info._replace(shape=operand.view.shape, strides=operand.view.strides)
-
-
-def _origin(piece: Piece, sources: Sequence[Any]) -> set[int]:
-    """The input that holds a piece's tensor under the piece's own name."""
-    used = {operand.source for segment in piece.segments for operand in segment.operands}
-    return {at for at in used if not isinstance(sources[at], bytes) and piece.name in sources[at].tensors}
-
-
-def _literal(name: str, source: int) -> Piece:
-    return Piece(name, I64, (1, TOKENS), ADDED, whole(None, TOKENS, (Operand(source, I64, 0),)), "int64 0…76")

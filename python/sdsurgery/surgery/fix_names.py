@@ -10,8 +10,7 @@ from __future__ import annotations
 from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, printable
 from ..layouts import Layout, aliases, detect
-from .common import without_unit_tail
-from .matching import transposed
+from .matching import transposed, without_unit_tail
 
 
 def modernise(checkpoint: Checkpoint) -> None:

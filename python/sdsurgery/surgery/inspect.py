@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint import open_checkpoint
 from ..layouts import aliases, detect
 from .ema import state as ema_state
-from .fix_clip import remarks
+from .position_ids import remarks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

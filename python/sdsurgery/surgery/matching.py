@@ -79,3 +79,8 @@ def require_usable(
     checkpoint.require_usable(
         lambda name: not layout.is_ema(name) and (everything or aliases.canonical(name, model) in averaged)
     )
+
+
+def without_unit_tail(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """``shape`` with [o, i, 1, 1] as [o, i]: a 1×1 convolution and a linear layer hold the same matrix."""
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape

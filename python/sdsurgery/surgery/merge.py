@@ -7,8 +7,8 @@ is the table of what becomes of a tensor that is missing, of another shape, or n
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import engine
 from ..checkpoint import Checkpoint, TensorInfo
@@ -20,29 +20,23 @@ from ..outline import ADDED, KEPT, MERGED, Dropped, Outline, Piece, Segment, cop
 from ..outline import rounded as rounded_piece
 from ..plan import Operand
 from ..program import identity
-from ..recipe import Call, Composition, Model, call, compose
 from ..settings import Settings
-from .common import (
-    close_all,
-    merged_metadata,
-    open_all,
-    planned,
-    run,
-    title_of,
-    without_unit_tail,
-)
-from .matching import in_names_of, require_usable
+from .common import close_all, merged_metadata, open_all, planned, run, title_of
+from .matching import in_names_of, require_usable, without_unit_tail
 from .preflight import letter, refuse_conflicts, refuse_strangers, remarks, who
 from .ratios import BlockWeights, Ratios, RuleSet
 from .report import Report
 from .variants import is_swapped, is_variant, is_widened, merged_channels, takes_differences
+
+if TYPE_CHECKING:
+    from ..recipe import Composition  # a recipe is saved by this module, which knows a finished one's value alone
 
 _INTEGERS = ("int", "bool")  # kinds of dtypes
 
 
 def merge(
     method: str,
-    inputs: Iterable[str | os.PathLike[str] | Checkpoint | Model | Call],
+    inputs: Sequence[str | os.PathLike[str] | Checkpoint],
     settings: Settings,
     *,
     parameters: Mapping[str, Any],
@@ -52,32 +46,19 @@ def merge(
     blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
     rules: RuleSet | Mapping[str, RuleSet] | None = None,
 ) -> Report:
-    """``sdsurgery.merge``; ``parameters`` are the method's numbers."""
-    if isinstance(inputs, str | bytes | os.PathLike):
-        raise UsageError(f"inputs must be a list of files, not one file ('{printable(inputs)}')", code="wrong_inputs")
-    inputs = list(inputs)
-    paths = [item for item in inputs if not isinstance(item, Model | Call)]
-    if len(paths) < len(inputs):
-        tree = call(method, [_named(item) for item in inputs], blocks=blocks, rules=rules, **parameters)
-        return merge_tree(tree, out=out, add_missing=add_missing, use_ema=use_ema, settings=settings)
+    """``sdsurgery.merge`` of files; ``parameters`` are the method's numbers."""
     chosen = get(method)
     params = chosen.bind(len(inputs), parameters)
-    flat = Merge(chosen, tuple(paths), params, blocks, rules, add_missing, tuple(_letters(use_ema, len(inputs))))
+    flat = Merge(chosen, tuple(inputs), params, blocks, rules, add_missing, tuple(_letters(use_ema, len(inputs))))
     return _written(flat, out, settings)
 
 
-def _named(item: str | os.PathLike[str] | Checkpoint | Model | Call) -> str | os.PathLike[str] | Model | Call:
-    """An input as a recipe names it: an opened checkpoint by its path."""
-    return item.path if isinstance(item, Checkpoint) else item
-
-
 def merge_tree(
-    root: Call, *, out: str | os.PathLike[str] | None, settings: Settings, add_missing: bool = False,
+    tree: Composition, settings: Settings, *, out: str | os.PathLike[str] | None, add_missing: bool = False,
     use_ema: str | Sequence[str] = (),
 ) -> Report:  # fmt: skip
     """Evaluate a tree of method calls in one pass: every file is read once, every tensor rounded once. Raises as
     ``merge`` does; ``use_ema`` names the tree's files by letters, in the order in which they first stand in it."""
-    tree = compose(root)
     count = len(tree.leaves)
     averaged = {k for k, leaf in enumerate(tree.leaves) if leaf.use_ema}.union(_letters(use_ema, count))
     paths = tuple(leaf.path for leaf in tree.leaves)

@@ -12,7 +12,6 @@ from ..checkpoint import Checkpoint
 from ..errors import InputRefused, printable
 from ..layouts import UNKNOWN, Detection, Layout, conflict, known_encoders, names, release, text_encoders
 from ..layouts.base import EPSILON, V_PREDICTION, PredictionSign
-from .common import numbers_of
 
 _STATED = {
     "epsilon": EPSILON,
@@ -162,7 +161,7 @@ def _spread(checkpoint: Checkpoint, sign: PredictionSign) -> float | None:
     info = next((info for name, info in checkpoint.tensors.items() if name.endswith(sign.key)), None)
     if info is None or info.strides is not None or info.elements > 320:
         return None
-    found = numbers_of(checkpoint, info)
+    found = checkpoint.numbers(info)
     if not found:
         return None
     mean = sum(found) / len(found)

@@ -16,7 +16,7 @@ from ..outline import COPIED, Outline, Piece, operand, whole
 from ..plan import Check, Operand
 from ..program import identity
 from ..settings import Settings
-from .fix_clip import remarks
+from .position_ids import remarks
 
 
 @dataclass(repr=False)

@@ -1,4 +1,4 @@
-// Evaluates a Program over elements in memory, on the CPU target chosen at run time.
+// The CPU targets of this build. Each evaluates a Program over elements in memory; one is chosen at run time.
 #pragma once
 
 #include <cstddef>

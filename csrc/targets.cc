@@ -1,6 +1,6 @@
-// One table of CPU targets behind elementwise.h. Each target is the same loop, compiled in a region with that
+// Each target is the same loop, compiled in a region with that
 // target's instructions; nothing outside a region may use them, so the binary runs on any machine of its family.
-#include "elementwise.h"
+#include "targets.h"
 
 #include <cmath>
 #include <cstring>

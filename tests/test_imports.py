@@ -1,0 +1,117 @@
+"""Imports go one way: no circle, and nothing imports what stands before it in the row (CONTRIBUTING.md)."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "python" / "sdsurgery"
+
+ROWS = {
+    "command line": "__main__ cli commands console demo info",
+    "library": "api interop.calls interop.saving",
+    "recipe": "recipe",
+    "surgery": "surgery heatmap testing",
+    "inputs": "checkpoint formats layouts interop",
+    "outline": "outline metadata",
+    "engine": "engine hashing",
+    "backends": "backends gpu",
+    "plan": "plan program functions methods scalars",
+    "ground floor": "discovery dtypes errors log progress settings suggest",
+}
+"""A module imports its own row and those below. The Plan goes from the outline to the backends: engine and backends
+read it, and it knows none of them. Only a registry imports what it finds by name, so that is not in the text."""
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    del found[""]  # the public names, each imported on first use
+    return found
+
+
+MODULES = modules()
+
+
+def imported(name: str) -> set[str]:
+    """The modules that ``name`` imports, at once or within a function; importing ``a.b`` imports ``a`` too."""
+    path = MODULES[name]
+    package = name.split(".") if path.stem == "__init__" else name.split(".")[:-1]
+    found = set()
+    for node in nodes(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("sdsurgery")):
+            parts = (node.module or "").split(".") if node.module else []
+            base = [*package[: len(package) - node.level + 1], *parts] if node.level else parts[1:]
+            found |= {target for alias in node.names if (target := known(".".join([*base, alias.name])))}
+        elif isinstance(node, ast.Import):
+            found |= {target for alias in node.names if (target := known(alias.name.removeprefix("sdsurgery.")))}
+    parents = {parent for target in found if (parent := target.rpartition(".")[0]) and not within(name, parent)}
+    return (found | parents) - {name}
+
+
+def nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those that only type checkers see."""
+    yield node
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        children: list[ast.AST] = [*node.orelse]
+    else:
+        children = [*ast.iter_child_nodes(node)]
+    for child in children:
+        yield from nodes(child)
+
+
+def known(name: str) -> str:
+    """The module that an imported name is, or lies in."""
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def within(name: str, package: str) -> bool:
+    return f"{name}.".startswith(f"{package}.")
+
+
+IMPORTS = {name: imported(name) for name in MODULES}
+
+
+def row(name: str) -> int:
+    """The row of the longest entry that the module lies in."""
+    entries = {entry: number for number, words in enumerate(ROWS.values()) for entry in words.split()}
+    around = [entry for entry in entries if within(name, entry)]
+    assert around, f"{name} is in no row"
+    return entries[max(around, key=len)]
+
+
+def test_there_is_no_circle() -> None:
+    left = dict(IMPORTS)
+    while leaves := [name for name, needed in left.items() if not needed & left.keys()]:
+        for name in leaves:
+            del left[name]
+    # What only imports a circle is no part of it.
+    while tops := [name for name in left if not any(name in needed for needed in left.values())]:
+        for name in tops:
+            del left[name]
+    assert {name: sorted(needed & left.keys()) for name, needed in left.items()} == {}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_module_imports_nothing_that_stands_before_it(name: str) -> None:
+    assert [target for target in IMPORTS[name] if row(target) < row(name)] == []
+
+
+def test_every_entry_of_the_table_is_a_module() -> None:
+    entries = [entry for words in ROWS.values() for entry in words.split()]
+    assert [entry for entry in entries if entry not in MODULES] == []
+    assert len(entries) == len(set(entries))
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    assert "recipe" in IMPORTS["api"]  # in a function
+    assert "surgery.merge" in IMPORTS["recipe"]
+    assert "recipe" not in IMPORTS["surgery.merge"]  # for type checkers
+    assert {"formats", "formats.strangers"} <= IMPORTS["checkpoint"]
