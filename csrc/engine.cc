@@ -130,7 +130,15 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
         }
         io_.push_back(io);
         mappings_.push_back(std::move(mapping));
+        taps_.push_back(io == Io::direct ? source->tap() : nullptr);
         cold |= io_.back() == Io::direct;
+    }
+    for (const Job& job : jobs_) {
+        for (size_t k = 0; k < job.operands.size(); ++k) {
+            const JobOperand& operand = job.operands[k];
+            if (taps_[operand.source] && !operand.view)
+                taps_[operand.source]->expect(operand.offset, operand.offset + job.count * job.operand_bytes(k));
+        }
     }
     worker_count_ = options_.threads ? options_.threads : std::min(os::usable_cpus(), 32u);
     if (cold) {
@@ -327,12 +335,12 @@ const uint8_t* Run::fetch(const JobOperand& operand, uint64_t first, uint64_t by
     }
     // At the offset's own place within a page: the kernel copies between equally aligned pages twice as fast.
     const uint64_t within = offset % kPage;
-    if (io_[operand.source] == Io::direct) {
-        const uint64_t whole = (within + bytes + kPage - 1) / kPage * kPage;
-        if (source.read_past_cache(buffer, whole, offset - within) >= within + bytes) return buffer + within;
-        // Not possible here, or the file shrank: the ordinary read decides.
-    }
-    source.read(buffer + within, bytes, offset);
+    const uint64_t whole = (within + bytes + kPage - 1) / kPage * kPage;
+    const bool direct =
+        io_[operand.source] == Io::direct && source.read_past_cache(buffer, whole, offset - within) >= within + bytes;
+    // Where that isn't possible, or the file shrank, the ordinary read decides.
+    if (!direct) source.read(buffer + within, bytes, offset);
+    if (Tap* const tap = taps_[operand.source].get()) tap->offer(buffer + within, bytes, offset);
     return buffer + within;
 }
 

@@ -81,7 +81,8 @@ class Run {
     std::shared_ptr<Sink> sink_;
     std::vector<Job> jobs_;
     Checksums checksums_;
-    std::vector<Io> io_;                              // of each source, no longer `automatic`
+    std::vector<Io> io_;                      // of each source, no longer `automatic`
+    std::vector<std::shared_ptr<Tap>> taps_;  // of those that are being hashed, where they are read past the cache
     std::vector<std::shared_ptr<Mapping>> mappings_;  // of the sources that are read through one
     std::vector<std::shared_ptr<Mapping>> windows_;   // of those with strided operands, held while the run lives
     RunOptions options_;

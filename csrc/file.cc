@@ -119,6 +119,16 @@ size_t Source::read_past_cache(void* to, size_t bytes, uint64_t offset) {
     return file ? os::read_past_cache(file->handle, to, bytes, offset) : 0;
 }
 
+void Source::set_tap(std::shared_ptr<Tap> tap) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    tap_ = std::move(tap);
+}
+
+std::shared_ptr<Tap> Source::tap() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return tap_;
+}
+
 void Source::check_unchanged() const {
     if (in_memory()) return;
     const os::Stat now = os::stat(opened()->handle);

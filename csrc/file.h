@@ -11,6 +11,7 @@
 
 #include "error.h"
 #include "os.h"
+#include "tap.h"
 #include "view.h"
 
 namespace sds {
@@ -64,6 +65,9 @@ class Source {
     Io resolve(Io wanted) const;  // what `automatic` means for this file now
     bool can_read_past_cache() { return direct() != nullptr; }
     size_t read_past_cache(void* to, size_t bytes, uint64_t offset);  // page-aligned; 0 when it can't
+    // Set while the file is being hashed: where a run puts what it reads past the page cache.
+    void set_tap(std::shared_ptr<Tap> tap);
+    std::shared_ptr<Tap> tap() const;
     void check_unchanged() const;  // throws changed when size or time differ from those at opening
     void close() noexcept;
 
@@ -79,6 +83,7 @@ class Source {
     std::shared_ptr<const OpenFile> file_, direct_;
     bool direct_tried_ = false, closed_ = false;
     std::weak_ptr<Mapping> mapping_;
+    std::shared_ptr<Tap> tap_;
 };
 
 // Any thread may call anything at any time; what comes after commit() or abort() throws `invalid`.

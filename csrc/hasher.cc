@@ -9,9 +9,10 @@ namespace sds {
 
 namespace {
 
-constexpr uint64_t kStretch = 256 << 10;               // of one stream at a time: those of three fit into the L2 cache
-constexpr uint64_t kReleased = 16 << 20;               // of a mapping, given back together
-constexpr auto kPause = std::chrono::milliseconds(1);  // until the watermark is looked at again
+constexpr uint64_t kStretch = 256 << 10;  // of one stream at a time: those of three fit into the L2 cache
+constexpr uint64_t kTaps = 24 << 20, kTapLeast = 4 << 20;  // their windows: all together; each, however many
+constexpr uint64_t kReleased = 16 << 20;                   // of a mapping, given back together
+constexpr auto kPause = std::chrono::milliseconds(1);      // until the watermark is looked at again
 
 }  // namespace
 
@@ -19,6 +20,8 @@ struct Hasher::Stream {
     std::shared_ptr<Source> source;  // empty: the sink's
     uint64_t position = 0, end = 0;
     std::shared_ptr<Mapping> mapping;  // empty where reading is better
+    std::shared_ptr<Tap> tap;          // of a file that the run reads past the page cache
+    const uint8_t* tapped = nullptr;   // the next stretch, where the tap has it
     uint64_t released = 0;             // of the mapping
     uint64_t ready = 0;                // how many bytes the next stretch has
     bool taken = false;
@@ -29,13 +32,18 @@ Hasher::Hasher(std::vector<std::shared_ptr<Source>> files, std::shared_ptr<Sink>
                const std::string& target)
     : sink_(std::move(sink)), target_(hash_target_named(target)) {
     map = map && os::maps_cheaply() && os::can_guard();
+    bool tapped = false;
     for (std::shared_ptr<Source>& file : files) {
         auto stream = std::make_unique<Stream>();
         stream->end = file->size();
+        const Io io = file->resolve(Io::automatic);
         try {
-            if (map && file->resolve(Io::automatic) == Io::mmap) stream->mapping = file->mapping();
+            if (map && io == Io::mmap) stream->mapping = file->mapping();
         } catch (const Error&) {  // file systems that can't map files
         }
+        if (sink_ && io == Io::direct && file->can_read_past_cache())
+            file->set_tap(stream->tap = std::make_shared<Tap>(file->size(), std::max(kTaps / files.size(), kTapLeast)));
+        tapped |= stream->tap != nullptr;
         stream->source = std::move(file);
         streams_.push_back(std::move(stream));
     }
@@ -52,10 +60,16 @@ Hasher::Hasher(std::vector<std::shared_ptr<Source>> files, std::shared_ptr<Sink>
     }
     const unsigned streams = static_cast<unsigned>(streams_.size()), processors = os::usable_cpus();
     threads_wanted_ = std::min(streams, processors);
-    threads_while_writing_ = std::max(1u, processors / 2);
+    // From a cold disk the workers wait more than they work.
+    threads_while_writing_ = tapped ? threads_wanted_ : std::max(1u, processors / 2);
 }
 
-Hasher::~Hasher() { cancel(); }
+Hasher::~Hasher() {
+    cancel();
+    for (const auto& stream : streams_) {
+        if (stream->tap && stream->source->tap() == stream->tap) stream->source->set_tap(nullptr);
+    }
+}
 
 void Hasher::start() {
     std::lock_guard<std::mutex> starting(threads_mutex_);
@@ -67,6 +81,9 @@ void Hasher::start() {
             const unsigned number = running_;
             threads_.emplace_back([this, number] { work(number); });
             ++running_;
+        }
+        for (const auto& stream : streams_) {
+            if (stream->tap) stream->tap->open();
         }
     } catch (const std::system_error&) {  // no more threads are to be had
         if (running_ == 0) throw Error(Code::io, "the system gives no thread to hash with");
@@ -85,8 +102,16 @@ void Hasher::cancel() noexcept {
         cancelled_ = stop_ = true;
         freed_.notify_all();
         stopped_.notify_all();
+        close_taps();
     }
     join();
+}
+
+// No worker must wait for a thread that has ended.
+void Hasher::close_taps() {
+    for (const auto& stream : streams_) {
+        if (stream->tap) stream->tap->close();
+    }
 }
 
 void Hasher::join() {
@@ -127,6 +152,7 @@ void Hasher::fail(const Error& error) {
     stop_ = true;
     freed_.notify_all();
     stopped_.notify_all();
+    close_taps();
 }
 
 void Hasher::work(unsigned number) {
@@ -159,16 +185,22 @@ std::vector<Hasher::Stream*> Hasher::take(unsigned number, bool& over) {
     std::vector<Stream*> ready;
     bool left = false;
     const uint64_t watermark = sink_ ? sink_->watermark() : 0;
+    const bool writing = sink_ && watermark < sink_->size();
     for (const auto& stream : streams_) {
         left |= stream->taken || stream->position < stream->end;
         if (stream->taken || stream->position == stream->end) continue;
         stream->ready = std::min(kStretch, stream->end - stream->position);
         if (!stream->source && watermark < stream->position + stream->ready) continue;
+        if (stream->tap) {
+            const Tap::Next next = stream->tap->next(stream->ready, writing);
+            if (next.bytes == 0) continue;
+            stream->ready = next.bytes;
+            stream->tapped = next.data;
+        }
         ready.push_back(stream.get());
     }
     over = stop_ || !left;
     if (over) return {};
-    const bool writing = sink_ && watermark < sink_->size();
     const unsigned allowed = writing ? std::min(threads_wanted_, threads_while_writing_) : threads_wanted_;
     if (number >= allowed) {
         stopped_.wait_for(lock, kPause);
@@ -209,7 +241,10 @@ void Hasher::advance(const std::vector<Stream*>& streams, std::vector<std::vecto
         const uint8_t* data;
         if (stream.mapping) {
             data = stream.mapping->data() + stream.position;
+            os::fault_in(data, stream.ready);
             mapped = true;
+        } else if (stream.tapped) {
+            data = stream.tapped;
         } else {
             buffers[i].resize(kStretch);
             if (stream.source) {
@@ -231,6 +266,7 @@ void Hasher::advance(const std::vector<Stream*>& streams, std::vector<std::vecto
     }
     for (Stream* stream : streams) {
         stream->position += stream->ready;
+        if (stream->tap) stream->tap->advance(stream->ready);
         if (stream->mapping && (stream->position - stream->released >= kReleased || stream->position == stream->end)) {
             os::release_pages(stream->mapping->data() + stream->released, stream->position - stream->released);
             stream->released = stream->position;

@@ -1,8 +1,10 @@
 // SHA-256 of input files and of an output that is being written, by threads beside a run.
 //
-// Each stream is read in order through the page cache: an input from its first byte to its last, the output's tensor
-// data behind the Sink's watermark. A thread takes as many streams as fall to its share and hashes a stretch of each
-// together (hash.h); while the run's workers still need the processors, only half of them are used here.
+// The bytes of each stream are taken in order: an input's from its first to its last, the output's tensor data behind
+// the Sink's watermark. Nothing is read from a disk twice: what the page cache holds is hashed there, and of what isn't
+// cached a tap (tap.h) passes on what the run reads. A thread takes as many streams as fall to its share and hashes a
+// stretch of each together (hash.h); while the run's workers still need the processors, only half of them are used
+// here.
 //
 // No thread outlives the Hasher, and none needs Python.
 #pragma once
@@ -47,6 +49,7 @@ class Hasher {
     std::vector<Stream*> take(unsigned number, bool& over);
     void advance(const std::vector<Stream*>& streams, std::vector<std::vector<uint8_t>>& buffers);
     void fail(const Error& error);
+    void close_taps();
 
     std::shared_ptr<Sink> sink_;
     const HashTarget& target_;

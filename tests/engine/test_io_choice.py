@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import sdsurgery
+from page_cache import forget
 from sdsurgery.testing import write_checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells what is cached")
@@ -22,19 +21,6 @@ def _read_by(path: Path, out: Path) -> list[str]:
     ways = report.how["io"]
     assert isinstance(ways, list)
     return ways
-
-
-def _forget(path: Path, begin: int = 0) -> None:
-    """Put a file's pages from ``begin`` on out of the page cache; skips the test where they stay."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), begin, 0, os.POSIX_FADV_DONTNEED)
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
-            pages = (ctypes.c_ubyte * -(-len(mapping) // mmap.PAGESIZE))()
-            address = np.frombuffer(mapping, np.uint8).ctypes.data
-            assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(mapping)), pages) == 0
-    if pages[-1] & 1:
-        pytest.skip("the file system keeps its files in memory")
 
 
 @pytest.fixture
@@ -50,11 +36,11 @@ def test_a_cached_file_is_mapped(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_cached_is_read_past_the_cache(model: Path, tmp_path: Path) -> None:
-    _forget(model)
+    forget(model)
     assert _read_by(model, tmp_path / "out.safetensors") == ["direct"]
 
 
 def test_a_file_that_is_cached_in_part_is_read_through_the_cache(model: Path, tmp_path: Path) -> None:
     model.read_bytes()
-    _forget(model, int(model.stat().st_size * 0.75) // mmap.PAGESIZE * mmap.PAGESIZE)
+    forget(model, int(model.stat().st_size * 0.75) // mmap.PAGESIZE * mmap.PAGESIZE)
     assert _read_by(model, tmp_path / "out.safetensors") == ["pread"]
