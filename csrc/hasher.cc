@@ -241,7 +241,6 @@ void Hasher::advance(const std::vector<Stream*>& streams, std::vector<std::vecto
         const uint8_t* data;
         if (stream.mapping) {
             data = stream.mapping->data() + stream.position;
-            os::fault_in(data, stream.ready);
             mapped = true;
         } else if (stream.tapped) {
             data = stream.tapped;

@@ -29,7 +29,6 @@ void close(Handle file) noexcept;
 // Mapping. Copy-on-write mappings are writable in memory and never reach the file.
 const uint8_t* map(Handle file, uint64_t size, bool copy_on_write);
 void unmap(const uint8_t* at, uint64_t size) noexcept;
-void fault_in(const uint8_t* at, uint64_t bytes) noexcept;       // in one call what reading would do page by page
 void release_pages(const uint8_t* at, uint64_t bytes) noexcept;  // give back resident pages, keep the mapping
 bool maps_cheaply();  // whether a cached file is read faster through its mapping than by copying from the cache
 bool can_guard();     // makes ready for guarded(); false where that can't catch a fault

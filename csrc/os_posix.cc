@@ -218,15 +218,6 @@ void unmap(const uint8_t* at, uint64_t size) noexcept {
     if (at != nullptr) munmap(const_cast<uint8_t*>(at), size);
 }
 
-void fault_in(const uint8_t* at, uint64_t bytes) noexcept {
-#ifdef MADV_POPULATE_READ
-    const uintptr_t page = page_size(), begin = reinterpret_cast<uintptr_t>(at) / page * page;
-    madvise(reinterpret_cast<void*>(begin), reinterpret_cast<uintptr_t>(at) + bytes - begin, MADV_POPULATE_READ);
-#else
-    (void)at, (void)bytes;
-#endif
-}
-
 void release_pages(const uint8_t* at, uint64_t bytes) noexcept {
     const uintptr_t page = page_size();
     const uintptr_t begin = (reinterpret_cast<uintptr_t>(at) + page - 1) / page * page;

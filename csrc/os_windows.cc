@@ -126,8 +126,6 @@ void unmap(const uint8_t* view, uint64_t) noexcept {
     if (view != nullptr) UnmapViewOfFile(view);
 }
 
-void fault_in(const uint8_t*, uint64_t) noexcept {}
-
 void release_pages(const uint8_t*, uint64_t) noexcept {}
 bool maps_cheaply() { return false; }
 
