@@ -11,10 +11,50 @@
 
 namespace sds {
 
+namespace {
+
+// What one thread does: the tensor is read for each stage and for the result.
+Tally apply_stages(const Program& program, const Numbers& numbers, const std::vector<Operand>& operands, uint8_t* out,
+                   DType out_dtype, Extents extents, Overflow policy, const Target& target) {
+    constexpr uint64_t kStretch = 64 * kReduceBlock;
+    const os::IeeeMode ieee;
+    Scratch scratch;
+    Tally tally;
+    std::vector<DType> dtypes;
+    for (const Operand& operand : operands) dtypes.push_back(operand.dtype);
+    Stages stages(program, numbers, extents, dtypes, target);
+    Operand here[Program::kMaxInputs];
+    const auto stretch = [&](uint64_t first) {
+        for (size_t k = 0; k < operands.size(); ++k)
+            here[k] = {operands[k].data + first * size_of(operands[k].dtype), operands[k].dtype};
+        return std::min(kStretch, extents.count - first);
+    };
+    for (size_t stage = 0; stage < stages.size(); ++stage) {
+        stages.begin(stage);
+        for (uint64_t first = 0; stages.reads() && first < extents.count; first += kStretch)
+            stages.add(here, stretch(first), scratch);
+        stages.end();
+    }
+    const Elementwise& last = stages.last();
+    std::vector<uint8_t> buffer(kStretch * size_of(out_dtype));  // the result may replace an input
+    for (uint64_t first = 0; first < extents.count; first += kStretch) {
+        const uint64_t n = stretch(first);
+        stages.broadcast(last, first, n, here);
+        target.evaluate(*last.program, *last.numbers, here, buffer.data(), out_dtype, n, policy, tally, scratch);
+        std::memcpy(out + first * size_of(out_dtype), buffer.data(), n * size_of(out_dtype));
+    }
+    return tally;
+}
+
+}  // namespace
+
 Tally apply(const Program& program, const Numbers& numbers, const std::vector<Operand>& operands, uint8_t* out,
-            DType out_dtype, uint64_t count, Overflow policy, unsigned threads, const std::string& target_name) {
+            DType out_dtype, Extents extents, Overflow policy, unsigned threads, const std::string& target_name) {
     const Target& target = target_named(target_name);
     if (operands.size() != static_cast<size_t>(program.inputs)) throw Error(Code::invalid, "wrong operand count");
+    if (!program.stages.empty())
+        return apply_stages(program, numbers, operands, out, out_dtype, extents, policy, target);
+    const uint64_t count = extents.count;
     // The careful path reads the inputs a second time, so a result that replaces its input waits in a buffer.
     bool in_place = false;
     for (const Operand& operand : operands) {

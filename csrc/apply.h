@@ -4,13 +4,14 @@
 #include <string>
 #include <vector>
 
+#include "stages.h"
 #include "targets.h"
 
 namespace sds {
 
-// `count` elements from each operand to `out`, which may be one of the operands. `threads` 0: as many as there are
-// CPUs.
+// A tensor's elements from each operand to `out`, which may be one of the operands. `threads` 0: as many as there are
+// CPUs (one, for a program that has stages).
 Tally apply(const Program& program, const Numbers& numbers, const std::vector<Operand>& operands, uint8_t* out,
-            DType out_dtype, uint64_t count, Overflow policy, unsigned threads, const std::string& target);
+            DType out_dtype, Extents extents, Overflow policy, unsigned threads, const std::string& target);
 
 }  // namespace sds

@@ -72,7 +72,8 @@ JobOperand make_operand(const py::handle& item) {
     return operand;
 }
 
-// A Job is (kind, index, out dtype, out offset, count, (operand, …), (constant, …)); numbers_of_jobs() takes the last.
+// A Job is (kind, index, out dtype, out offset, count, (operand, …), (constant, …), (first axis, last axis));
+// numbers_of_jobs() takes the constants.
 Job make_job(const py::handle& item) {
     const py::tuple row = py::cast<py::tuple>(item);
     Job job{static_cast<Job::Kind>(row[0].cast<int>()),
@@ -83,6 +84,7 @@ Job make_job(const py::handle& item) {
             {}};
     if (job.kind < Job::copy || job.kind > Job::reduce) throw Error(Code::invalid, "unknown kind of job");
     for (const py::handle& operand : py::cast<py::tuple>(row[5])) job.operands.push_back(make_operand(operand));
+    std::tie(job.first_axis, job.last_axis) = row[7].cast<std::pair<uint64_t, uint64_t>>();
     return job;
 }
 
@@ -132,15 +134,15 @@ std::shared_ptr<Run> make_run(std::vector<std::shared_ptr<Source>> sources,
 std::pair<uint64_t, uint64_t> apply_at(const Program& program, std::vector<double> constants,
                                        const std::vector<std::pair<uintptr_t, int>>& operands, uintptr_t out,
                                        int out_dtype, uint64_t count, int overflow, unsigned threads,
-                                       const std::string& target) {
+                                       const std::string& target, std::pair<uint64_t, uint64_t> axes) {
     std::vector<Operand> native;
     for (const auto& [address, dtype] : operands)
         native.push_back({reinterpret_cast<const uint8_t*>(address), dtype_from(dtype)});
     const DType to = dtype_from(out_dtype);
     const Numbers numbers(program, std::move(constants));
     py::gil_scoped_release release;
-    const Tally tally = apply(program, numbers, native, reinterpret_cast<uint8_t*>(out), to, count,
-                              static_cast<Overflow>(overflow), threads, target);
+    const Tally tally = apply(program, numbers, native, reinterpret_cast<uint8_t*>(out), to,
+                              {count, axes.first, axes.second}, static_cast<Overflow>(overflow), threads, target);
     return {tally.nonfinite, tally.overflow};
 }
 
@@ -256,7 +258,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
 
     py::class_<Program, std::shared_ptr<Program>>(m, "Program")
         .def(py::init(&make_program), py::arg("inputs"), py::arg("constants"), py::arg("steps"), py::arg("result"),
-             py::arg("wide"))
+             py::arg("wide"), py::arg("stages") = py::tuple())
         .def_property_readonly("fused", [](const Program& self) { return self.fused >= 0; })
         .def_readonly("id", &Program::id)
         .def_readonly("constants", &Program::constants)
@@ -325,7 +327,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
 
     m.def("apply", &apply_at, py::arg("program"), py::arg("constants"), py::arg("operands"), py::arg("out"),
           py::arg("out_dtype"), py::arg("count"), py::arg("overflow") = 0, py::arg("threads") = 0,
-          py::arg("target") = "");
+          py::arg("target") = "", py::arg("axes") = std::make_pair(0, 0));
     m.def("cpu_targets", [] {
         std::vector<std::pair<std::string, bool>> rows;
         for (const Target& target : targets()) rows.emplace_back(target.name, target.runs_here());

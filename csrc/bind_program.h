@@ -17,14 +17,13 @@ inline DType dtype_from(int code) {
 
 inline Ref ref_from(const pybind11::handle& pair) {
     const auto [kind, index] = pair.cast<std::pair<int, int>>();
-    if (kind < 0 || kind > 2) throw Error(Code::invalid, "unknown kind of reference");
+    if (kind < 0 || kind > 3) throw Error(Code::invalid, "unknown kind of reference");
     return {static_cast<Ref::Kind>(kind), index};
 }
 
-inline std::shared_ptr<Program> make_program(int inputs, int constants, const pybind11::sequence& steps,
-                                             const pybind11::handle& result, bool wide) {
+inline std::vector<Step> steps_from(const pybind11::handle& steps) {
     std::vector<Step> native;
-    for (const pybind11::handle& item : steps) {
+    for (const pybind11::handle& item : pybind11::cast<pybind11::sequence>(steps)) {
         const pybind11::tuple step = pybind11::cast<pybind11::tuple>(item);
         const pybind11::tuple args = pybind11::cast<pybind11::tuple>(step[1]);
         Step made{static_cast<Op>(step[0].cast<int>()), {}, {}, {}, step[2].cast<int>()};
@@ -34,7 +33,44 @@ inline std::shared_ptr<Program> make_program(int inputs, int constants, const py
         for (size_t k = 0; k < args.size(); ++k) *refs[k] = ref_from(args[k]);
         native.push_back(made);
     }
-    return std::make_shared<Program>(inputs, constants, std::move(native), ref_from(result), wide);
+    return native;
+}
+
+// ((operation, arguments, temp), …), ((reduction, along, arguments), …), ((function, arguments), …).
+inline Stage stage_from(const pybind11::handle& item) {
+    const pybind11::tuple parts = pybind11::cast<pybind11::tuple>(item);
+    Stage stage{steps_from(parts[0]), {}, {}};
+    for (const pybind11::handle& part : pybind11::cast<pybind11::sequence>(parts[1])) {
+        const pybind11::tuple row = pybind11::cast<pybind11::tuple>(part);
+        const pybind11::tuple args = pybind11::cast<pybind11::tuple>(row[2]);
+        const int kind = row[0].cast<int>(), along = row[1].cast<int>();
+        if (kind < 0 || kind >= Reduce::kCount || along < 0 || along > 2 ||
+            static_cast<int>(args.size()) != arity(static_cast<Reduce::Kind>(kind)))
+            throw Error(Code::invalid, "unknown reduction");
+        Reduce made{static_cast<Reduce::Kind>(kind), static_cast<Along>(along), {}, {}};
+        if (args.size() > 0) made.a = ref_from(args[0]);
+        if (args.size() > 1) made.b = ref_from(args[1]);
+        stage.reductions.push_back(made);
+    }
+    for (const pybind11::handle& part : pybind11::cast<pybind11::sequence>(parts[2])) {
+        const pybind11::tuple row = pybind11::cast<pybind11::tuple>(part);
+        const pybind11::tuple args = pybind11::cast<pybind11::tuple>(row[1]);
+        ScalarStep made{row[0].cast<int>(), {}};
+        if (made.op < 0 || made.op >= static_cast<int>(ScalarFunction::kEnd) ||
+            static_cast<int>(args.size()) != scalar_arity(made.op))
+            throw Error(Code::invalid, "unknown function of scalars");
+        for (size_t k = 0; k < args.size(); ++k) made.args[k] = ref_from(args[k]);
+        stage.scalars.push_back(made);
+    }
+    return stage;
+}
+
+inline std::shared_ptr<Program> make_program(int inputs, int constants, const pybind11::sequence& steps,
+                                             const pybind11::handle& result, bool wide,
+                                             const pybind11::sequence& stages) {
+    std::vector<Stage> native;
+    for (const pybind11::handle& item : stages) native.push_back(stage_from(item));
+    return std::make_shared<Program>(inputs, constants, steps_from(steps), ref_from(result), wide, std::move(native));
 }
 
 }  // namespace sds

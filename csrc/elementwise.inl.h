@@ -266,23 +266,28 @@ void store_strip(const T* results, const T* inputs, int input_count, uint8_t* ou
     }
 }
 
+// A program's steps over one strip after the other.
 template <class T>
-void strips(const Program& program, const T* constants, const Operand* operands, uint8_t* out, DType out_dtype,
-            size_t count, Overflow policy, Tally& tally, Scratch& scratch) {
-    const size_t constant_count = static_cast<size_t>(program.constants);
-    const size_t need =
-        kStrip * (static_cast<size_t>(program.inputs) + constant_count + static_cast<size_t>(program.temps));
-    if (scratch.memory.size() < need) scratch.memory.resize(need);
-    T* inputs = reinterpret_cast<T*>(scratch.memory.data());
-    T* fixed = inputs + kStrip * static_cast<size_t>(program.inputs);
-    T* temps = fixed + kStrip * constant_count;
-    for (size_t k = 0; k < constant_count; ++k) {
-        for (size_t i = 0; i < kStrip; ++i) fixed[k * kStrip + i] = constants[k];
+struct Strips {
+    Strips(const Program& program, const T* constants, Scratch& scratch) : program(program) {
+        const size_t constant_count = static_cast<size_t>(program.constants);
+        const size_t need =
+            kStrip * (static_cast<size_t>(program.inputs) + constant_count + static_cast<size_t>(program.temps));
+        if (scratch.memory.size() < need) scratch.memory.resize(need);
+        inputs = reinterpret_cast<T*>(scratch.memory.data());
+        fixed = inputs + kStrip * static_cast<size_t>(program.inputs);
+        temps = fixed + kStrip * constant_count;
+        for (size_t k = 0; k < constant_count; ++k) {
+            for (size_t i = 0; i < kStrip; ++i) fixed[k * kStrip + i] = constants[k];
+        }
     }
-    const T* const bases[3] = {inputs, fixed, temps};
-    const auto at = [&bases](Ref ref) { return bases[ref.kind] + kStrip * static_cast<size_t>(ref.index); };
-    for (size_t first = 0; first < count; first += kStrip) {
-        const size_t n = count - first < kStrip ? count - first : kStrip;
+
+    const T* at(Ref ref) const {
+        const T* const bases[] = {inputs, fixed, temps};
+        return bases[ref.kind] + kStrip * static_cast<size_t>(ref.index);
+    }
+
+    void run(const Operand* operands, size_t first, size_t n) {
         for (int k = 0; k < program.inputs; ++k) {
             const DType dtype = operands[k].dtype;
             widen(dtype, operands[k].data + first * size_of(dtype), inputs + static_cast<size_t>(k) * kStrip, n);
@@ -290,15 +295,28 @@ void strips(const Program& program, const T* constants, const Operand* operands,
         for (const Step& step : program.steps) {
             step_strip(step.op, at(step.a), at(step.b), at(step.c), temps + static_cast<size_t>(step.to) * kStrip, n);
         }
-        const T* results = at(program.result);
+    }
+
+    const Program& program;
+    T *inputs, *fixed, *temps;
+};
+
+template <class T>
+void strips(const Program& program, const T* constants, const Operand* operands, uint8_t* out, DType out_dtype,
+            size_t count, Overflow policy, Tally& tally, Scratch& scratch) {
+    Strips<T> work(program, constants, scratch);
+    const T* const results = work.at(program.result);
+    for (size_t first = 0; first < count; first += kStrip) {
+        const size_t n = count - first < kStrip ? count - first : kStrip;
+        work.run(operands, first, n);
         uint8_t* to = out + first * size_of(out_dtype);
         switch (out_dtype) {
-            case DType::f64: store_strip<F64>(results, inputs, program.inputs, to, n, policy, tally); break;
-            case DType::f32: store_strip<F32>(results, inputs, program.inputs, to, n, policy, tally); break;
-            case DType::f16: store_strip<F16>(results, inputs, program.inputs, to, n, policy, tally); break;
-            case DType::bf16: store_strip<BF16>(results, inputs, program.inputs, to, n, policy, tally); break;
-            case DType::e4m3: store_strip<E4M3>(results, inputs, program.inputs, to, n, policy, tally); break;
-            case DType::e5m2: store_strip<E5M2>(results, inputs, program.inputs, to, n, policy, tally); break;
+            case DType::f64: store_strip<F64>(results, work.inputs, program.own, to, n, policy, tally); break;
+            case DType::f32: store_strip<F32>(results, work.inputs, program.own, to, n, policy, tally); break;
+            case DType::f16: store_strip<F16>(results, work.inputs, program.own, to, n, policy, tally); break;
+            case DType::bf16: store_strip<BF16>(results, work.inputs, program.own, to, n, policy, tally); break;
+            case DType::e4m3: store_strip<E4M3>(results, work.inputs, program.own, to, n, policy, tally); break;
+            case DType::e5m2: store_strip<E5M2>(results, work.inputs, program.own, to, n, policy, tally); break;
         }
     }
 }

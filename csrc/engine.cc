@@ -42,17 +42,20 @@ struct Evaluation {
     const Target& target;
     const Job& job;
     const Program* program;
+    const Numbers* numbers;
     uint8_t* out;
     uint64_t count;
     Overflow policy;
     Scratch& scratch;
     Reduction& reduction;
+    Stages* stages;  // of a job that has them: without `out` they get the chunk
     Operand operands[Program::kMaxInputs] = {};
     Tally tally = {};
     uint32_t crcs[Program::kMaxInputs] = {};  // of the operands' bytes, where they are checked
 
     static void run(void* context) {
         Evaluation& self = *static_cast<Evaluation*>(context);
+        if (self.stages && !self.out) return self.stages->add(self.operands, self.count, self.scratch);
         for (size_t k = 0; k < self.job.operands.size(); ++k) {
             if (self.job.operands[k].check < 0) continue;
             self.crcs[k] = crc32(0, self.operands[k].data, self.count * self.job.operand_bytes(k));
@@ -63,8 +66,8 @@ struct Evaluation {
             self.target.reduce(self.job.operands[0].element, self.operands[0].data, self.job.operands[1].element,
                                self.operands[1].data, self.count, self.reduction);
         } else {
-            self.target.evaluate(*self.program, *self.job.numbers, self.operands, self.out, self.job.out_dtype,
-                                 self.count, self.policy, self.tally, self.scratch);
+            self.target.evaluate(*self.program, *self.numbers, self.operands, self.out, self.job.out_dtype, self.count,
+                                 self.policy, self.tally, self.scratch);
         }
     }
 };
@@ -105,14 +108,10 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
     }
     if (options_.tile_bytes == 0) options_.tile_bytes = kTile;
     options_.tile_bytes = (options_.tile_bytes + kPage - 1) / kPage * kPage;
-    if (!jobs_.empty()) {
-        begin_ = jobs_.front().out_offset;
-        end_ = jobs_.back().out_end();
-        first_tile_ = begin_ / options_.tile_bytes;
-        tiles_ = end_ > begin_ ? (end_ + options_.tile_bytes - 1) / options_.tile_bytes - first_tile_ : 0;
-    }
+    if (!jobs_.empty()) begin_ = jobs_.front().out_offset;
+    add_tiles();
     watermark_ = begin_;
-    finished_.resize(tiles_);
+    finished_.resize(tiles_.size());
     tallies_.resize(jobs_.size());
     chunk_bytes_ = kChunk;
     bool cold = false;
@@ -148,7 +147,30 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
         chunk_bytes_ =
             std::max(kChunk, std::min(kColdChunk, left / std::max<size_t>(1, most_operands_) / kPage * kPage));
     }
-    worker_count_ = static_cast<unsigned>(std::max<uint64_t>(1, std::min<uint64_t>(worker_count_, tiles_)));
+    worker_count_ = static_cast<unsigned>(std::max<uint64_t>(1, std::min<uint64_t>(worker_count_, tiles_.size())));
+}
+
+// Ends at multiples of the tile size, and around every job that has stages.
+void Run::add_tiles() {
+    uint64_t at = begin_;
+    for (size_t i = 0; i < jobs_.size();) {
+        const Job& job = jobs_[i];
+        size_t next = i + 1;
+        if (has_stages(job)) {
+            if (job.out_end() > at) tiles_.push_back({at, job.out_end(), i});
+            at = std::max(at, job.out_end());
+        } else {
+            while (next < jobs_.size() && !has_stages(jobs_[next])) ++next;
+            const uint64_t end = jobs_[next - 1].out_end();
+            while (at < end) {
+                const uint64_t to = std::min(end, (at / options_.tile_bytes + 1) * options_.tile_bytes);
+                while (i + 1 < next && jobs_[i].out_end() <= at) ++i;
+                tiles_.push_back({at, to, i});
+                at = to;
+            }
+        }
+        i = next;
+    }
 }
 
 Run::~Run() {
@@ -234,9 +256,16 @@ void Run::work() {
     try {
         Buffers buffers(options_.tile_bytes, chunk_bytes_, most_operands_);
         while (!stop_) {
-            const uint64_t tile = next_tile_++;
-            if (tile >= tiles_) break;
-            do_tile(tile, buffers);
+            const uint64_t number = next_tile_++;
+            if (number >= tiles_.size()) break;
+            const Tile& tile = tiles_[number];
+            if (has_stages(jobs_[tile.job])) {
+                do_stages(tile, buffers);
+            } else {
+                do_tile(tile, buffers);
+                bytes_done_ += tile.end - tile.begin;
+            }
+            tile_done(number);
         }
     } catch (const Error& error) {
         fail(error);
@@ -250,15 +279,12 @@ void Run::work() {
 }
 
 // Everything that the tile's bytes of the output come from, and one write.
-void Run::do_tile(uint64_t tile, Buffers& buffers) {
-    const uint64_t base = (first_tile_ + tile) * options_.tile_bytes;
-    const uint64_t low = std::max(base, begin_), high = std::min(base + options_.tile_bytes, end_);
-    auto job = std::upper_bound(jobs_.begin(), jobs_.end(), low,
-                                [](uint64_t at, const Job& candidate) { return at < candidate.out_end(); });
+void Run::do_tile(const Tile& tile, Buffers& buffers) {
+    const uint64_t low = tile.begin, high = tile.end, base = low - low % kPage;
     uint64_t reached = low;
-    for (; job != jobs_.end() && job->out_offset < high; ++job) {
+    for (size_t job_index = tile.job; job_index < jobs_.size() && jobs_[job_index].out_offset < high; ++job_index) {
+        const Job* const job = &jobs_[job_index];
         if (job->count == 0) continue;
-        const size_t job_index = static_cast<size_t>(job - jobs_.begin());
         const uint64_t from = std::max(job->out_offset, low), to = std::min(job->out_end(), high);
         if (job->kind == Job::reduce) {
             do_chunks(job_index, from - job->out_offset, to - job->out_offset, buffers);
@@ -275,11 +301,40 @@ void Run::do_tile(uint64_t tile, Buffers& buffers) {
     }
     if (sink_ && high > reached) std::memset(buffers.out.data() + (reached - base), 0, high - reached);
     if (sink_) sink_->write(buffers.out.data() + (low - base), high - low, low);
-    tile_done(tile, high - low);
+}
+
+// A job that has stages: what they need of the whole tensor, then its bytes of the output (and the padding before).
+void Run::do_stages(const Tile& tile, Buffers& buffers) {
+    const Job& job = jobs_[tile.job];
+    std::vector<DType> dtypes;
+    for (const JobOperand& operand : job.operands) dtypes.push_back(operand.dtype());
+    Stages stages(*programs_[job.index], *job.numbers, job.extents(), dtypes, target_);
+    for (size_t stage = 0; stage < stages.size(); ++stage) {
+        stages.begin(stage);
+        if (stages.reads()) do_stretch(tile.job, 0, job.count, nullptr, buffers, &stages);
+        if (stop_) return;
+        stages.end();
+    }
+    const uint64_t unit = job.element_bytes();
+    for (uint64_t at = tile.begin; at < tile.end && !stop_;) {
+        const uint64_t to = std::min(tile.end, (at / options_.tile_bytes + 1) * options_.tile_bytes);
+        const uint64_t from = std::min(to, std::max(at, job.out_offset));
+        uint8_t* const base = buffers.out.data() + at % kPage;
+        std::memset(base, 0, from - at);
+        if (to > from) {
+            uint8_t* const out = base + (from - at);
+            do_stretch(tile.job, (from - job.out_offset) / unit, (to - from) / unit, out, buffers, &stages);
+            if (job.sum >= 0) checksums_.written(job.sum, crc32(0, out, to - from), to - from, to);
+        }
+        if (sink_) sink_->write(base, to - at, at);
+        bytes_done_ += to - at;
+        at = to;
+    }
 }
 
 // `count` elements of one job from element `first` on, to `out`, in chunks that stay in the cache.
-void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* out, Buffers& buffers) {
+// With `stages` they are evaluated as their last says, or without `out` given to the stage that has begun.
+void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* out, Buffers& buffers, Stages* stages) {
     const Job& job = jobs_[job_index];
     if (job.kind == Job::fill) {
         target_.fill(fills_[job.index], first, out, job.out_dtype, count);
@@ -292,12 +347,19 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* 
         mapped |= io_[job.operands[k].source] == Io::mmap;
     }
     uint64_t most = chunk_bytes_ / widest;
-    if (job.kind == Job::reduce) most -= most % kReduceBlock;
-    const Program* const program = job.kind == Job::evaluate ? programs_[job.index].get() : nullptr;
+    if (!out) most -= most % kReduceBlock;
+    const Program* program = job.kind == Job::evaluate ? programs_[job.index].get() : nullptr;
+    const Numbers* numbers = job.numbers.get();
+    if (stages && out) {
+        program = stages->last().program.get();
+        numbers = stages->last().numbers.get();
+    }
     for (uint64_t done = 0, now; done < count; done += now) {
+        if (stages && stop_) return;
         now = std::min(most, count - done);
         uint8_t* const to = out ? out + done * job.element_bytes() : nullptr;
-        Evaluation work{target_, job, program, to, now, options_.overflow, buffers.scratch, buffers.reduction};
+        Evaluation work{target_,           job,   program, numbers, to, now, options_.overflow, buffers.scratch,
+                        buffers.reduction, stages};
         try {
             for (size_t k = 0; k < job.operands.size(); ++k) {
                 const JobOperand& operand = job.operands[k];
@@ -306,25 +368,29 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* 
                     sources_[operand.source]->read(to, now * unit, operand.offset + at);
                     work.operands[k] = {to, operand.dtype()};
                 } else {
-                    work.operands[k] = {fetch(operand, at, now * unit, buffers.in[k].data()), operand.dtype()};
+                    work.operands[k] = {fetch(operand, at, now * unit, buffers.in[k].data(), stages), operand.dtype()};
                 }
             }
         } catch (const Error& error) {
             throw Error(error.code, error.what(), static_cast<int64_t>(job_index));
         }
+        if (stages && out) stages->broadcast(stages->last(), first + done, now, work.operands);
         if (!mapped) {
             Evaluation::run(&work);
         } else if (!os::guarded(Evaluation::run, &work)) {
             for (const JobOperand& operand : job.operands) sources_[operand.source]->check_unchanged();
             throw Error(Code::truncated, "an input cannot be read any more", static_cast<int64_t>(job_index));
         }
+        if (stages) release_mapped();
+        if (stages && !out) continue;
         add_checksums(job_index, first + done, now, work.crcs);
         if (work.tally.nonfinite || work.tally.overflow) add_tally(job_index, work.tally);
     }
 }
 
-// Where `bytes` of an operand from its byte `first` on can be read: in the mapping, or in `buffer` after a read.
-const uint8_t* Run::fetch(const JobOperand& operand, uint64_t first, uint64_t bytes, uint8_t* buffer) {
+// Where `bytes` of an operand from its byte `first` on can be read: in the mapping, or in `buffer` after a read. What
+// will be read again (`keep`) is not read past the page cache.
+const uint8_t* Run::fetch(const JobOperand& operand, uint64_t first, uint64_t bytes, uint8_t* buffer, bool keep) {
     Source& source = *sources_[operand.source];
     if (operand.view) return source.gather(*operand.view, operand.offset, first, bytes, buffer);
     const uint64_t offset = operand.offset + first;
@@ -337,10 +403,10 @@ const uint8_t* Run::fetch(const JobOperand& operand, uint64_t first, uint64_t by
     const uint64_t within = offset % kPage;
     const uint64_t whole = (within + bytes + kPage - 1) / kPage * kPage;
     const bool direct =
-        io_[operand.source] == Io::direct && source.read_past_cache(buffer, whole, offset - within) >= within + bytes;
+        io_[operand.source] == Io::direct && !keep && source.read_past_cache(buffer, whole, offset - within) >= within + bytes;
     // Where that isn't possible, or the file shrank, the ordinary read decides.
     if (!direct) source.read(buffer + within, bytes, offset);
-    if (Tap* const tap = taps_[operand.source].get()) tap->offer(buffer + within, bytes, offset);
+    if (Tap* const tap = keep ? nullptr : taps_[operand.source].get()) tap->offer(buffer + within, bytes, offset);
     return buffer + within;
 }
 
@@ -395,8 +461,7 @@ void Run::add_tally(size_t job_index, const Tally& tally) {
     tallies_[job_index].overflow += tally.overflow;
 }
 
-void Run::tile_done(uint64_t tile, uint64_t bytes) {
-    bytes_done_ += bytes;
+void Run::release_mapped() {
     // Whole mappings, now and then: a fault maps the pages around it too (all of a large page), so a piece that is
     // released by itself comes back with its neighbour. What another worker still needs is mapped again at no great
     // cost.
@@ -405,12 +470,15 @@ void Run::tile_done(uint64_t tile, uint64_t bytes) {
             if (mapping) os::release_pages(mapping->data(), mapping->size());
         }
     }
+}
+
+void Run::tile_done(size_t tile) {
+    release_mapped();
     std::lock_guard<std::mutex> lock(mutex_);
     finished_[tile] = true;
-    uint64_t mark = watermark_ == begin_ ? 0 : (watermark_ / options_.tile_bytes) - first_tile_;
-    if (!finished_[mark]) return;
-    while (mark < tiles_ && finished_[mark]) ++mark;
-    watermark_ = std::min(end_, (first_tile_ + mark) * options_.tile_bytes);
+    if (!finished_[mark_]) return;
+    while (mark_ < tiles_.size() && finished_[mark_]) ++mark_;
+    watermark_ = tiles_[mark_ - 1].end;
     if (sink_) sink_->set_watermark(watermark_);
     changed_.notify_all();
 }

@@ -4,7 +4,8 @@
 // A tile is a page-aligned stretch of the output file (it may hold many small tensors, or a part of a large one).
 // Workers take tiles from a counter in order: read the operands' bytes, evaluate, write the tile with one call. So
 // neither the number of threads nor the tile size can change a byte of the result, and memory is a few buffers a
-// worker whatever the size of the files.
+// worker whatever the size of the files. A job whose program has stages is a tile of its own: one worker reads the
+// tensor once for each stage and a last time to write, the later times from the page cache.
 #pragma once
 
 #include <atomic>
@@ -63,15 +64,24 @@ class Run {
  private:
     struct Buffers;
     void join();
+    struct Tile {
+        uint64_t begin, end;  // output bytes
+        size_t job;           // the first in it
+    };
+    void add_tiles();
+    bool has_stages(const Job& job) const { return job.kind == Job::evaluate && !programs_[job.index]->stages.empty(); }
     void work();
-    void do_tile(uint64_t tile, Buffers& buffers);
-    void do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* out, Buffers& buffers);
-    const uint8_t* fetch(const JobOperand& operand, uint64_t first, uint64_t bytes, uint8_t* buffer);
+    void do_tile(const Tile& tile, Buffers& buffers);
+    void do_stages(const Tile& tile, Buffers& buffers);
+    void do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* out, Buffers& buffers,
+                    Stages* stages = nullptr);
+    const uint8_t* fetch(const JobOperand& operand, uint64_t first, uint64_t bytes, uint8_t* buffer, bool keep);
     bool is_read(const JobOperand& operand) const;
     void do_chunks(size_t job_index, uint64_t low, uint64_t high, Buffers& buffers);
     void add_checksums(size_t job_index, uint64_t first, uint64_t count, const uint32_t* crcs);
     void add_tally(size_t job_index, const Tally& tally);
-    void tile_done(uint64_t tile, uint64_t bytes);
+    void release_mapped();
+    void tile_done(size_t tile);
     void flush_behind();
     void fail(const Error& error);
 
@@ -89,7 +99,8 @@ class Run {
     const Target& target_;
     size_t most_operands_ = 0;
     uint64_t chunk_bytes_ = 0;  // of one operand, read at a time
-    uint64_t begin_ = 0, end_ = 0, first_tile_ = 0, tiles_ = 0;
+    uint64_t begin_ = 0;
+    std::vector<Tile> tiles_;
 
     std::atomic<uint64_t> next_tile_{0}, bytes_done_{0}, watermark_{0};
     std::atomic<uint64_t> mapped_bytes_{0};  // read through mappings since they were last released
@@ -101,7 +112,8 @@ class Run {
     // Two, so that whoever waits for the end is not woken by every tile: that cost a tenth of a merge on two cores.
     std::condition_variable changed_;  // the watermark has moved: for the thread that flushes
     std::condition_variable ended_;    // a worker has ended
-    std::vector<bool> finished_;
+    std::vector<bool> finished_;  // tiles
+    size_t mark_ = 0;             // the first that is not
     std::vector<Tally> tallies_;
     Reductions reductions_;
     unsigned worker_count_ = 1, running_ = 0;

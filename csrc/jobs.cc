@@ -46,6 +46,9 @@ std::vector<Job> admitted(std::vector<Job> jobs, const std::vector<std::shared_p
             if (job.operands.size() != static_cast<size_t>(programs[job.index]->inputs)) refuse("wrong operand count");
             if (!job.numbers || job.numbers->wide.size() != static_cast<size_t>(programs[job.index]->constants))
                 refuse("a job brings another number of constants than its program has");
+            const auto divides = [&job](uint64_t axis) { return axis != 0 && job.count % axis == 0; };
+            if (!programs[job.index]->stages.empty() && !(divides(job.first_axis) && divides(job.last_axis)))
+                refuse("a job of several stages needs the tensor's axes");
         }
         if (job.kind == Job::fill && job.index >= fills.size()) refuse("a job names no fill rule");
         if (job.kind != Job::copy && job.kind != Job::reduce && job.out_offset % job.element_bytes() != 0)

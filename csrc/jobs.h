@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "file.h"
+#include "stages.h"
 #include "targets.h"
 #include "view.h"
 
@@ -33,6 +34,9 @@ struct Job {
     std::vector<JobOperand> operands;
     std::shared_ptr<const Numbers> numbers = nullptr;  // of an evaluation
     int32_t sum = -1;                                  // the summed range that it lies in
+    uint64_t first_axis = 0, last_axis = 0;            // their lengths, where the program has stages
+
+    Extents extents() const { return {count, first_axis, last_axis}; }
 
     uint64_t element_bytes() const { return kind == reduce ? operand_bytes(0) : kind == copy ? 1 : size_of(out_dtype); }
     uint64_t operand_bytes(size_t k) const { return kind == copy ? 1 : size_of(operands[k].element); }

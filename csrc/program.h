@@ -1,6 +1,6 @@
 // The shape of a formula: what a method's Python body becomes when it is traced. Each step is one rounded operation;
 // steps are evaluated in order, strip by strip, in buffers that stay in the first-level cache. A program has no numbers
-// of its own: each job brings its constants.
+// of its own: each job brings its constants. What a body reduces is found by stages, before the steps: stages.h.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +38,7 @@ enum class Op : int {
 SDS_HD inline int arity(Op op) { return op < Op::neg ? 2 : op < Op::where ? 1 : 3; }
 
 struct Ref {
-    enum Kind : int { input = 0, constant = 1, temp = 2 } kind = input;
+    enum Kind : int { input = 0, constant = 1, temp = 2, value = 3 } kind = input;  // value: of the stages
     int index = 0;
 };
 
@@ -46,6 +46,35 @@ struct Step {
     Op op;
     Ref a, b, c;  // as many as the operation has
     int to;       // temp that receives the result
+};
+
+// What a reduction runs along: the whole tensor, its first axis (one value for each column), its last (for each row).
+enum class Along : int { all = 0, first = 1, last = 2 };
+
+struct Reduce {
+    enum Kind : int { sum = 0, dot, minimum, maximum, count, kCount } kind;
+    Along along;
+    Ref a, b;  // as many as the kind has
+};
+inline int arity(Reduce::Kind kind) { return kind == Reduce::count ? 0 : kind == Reduce::dot ? 2 : 1; }
+
+// An operation on values, in float64: those of Op, and behind them these (scalars.h).
+enum class ScalarFunction : int { sin = static_cast<int>(Op::kCount), cos, acos, exp, log, pow, kEnd };
+struct ScalarStep {
+    int op;
+    Ref args[3];  // constants and values
+};
+inline int scalar_arity(int op) {
+    if (op < static_cast<int>(Op::kCount)) return arity(static_cast<Op>(op));
+    return op == static_cast<int>(ScalarFunction::pow) ? 2 : 1;
+}
+
+// What must be known of whole tensors before the next stage begins. Values are numbered through all stages: of each its
+// reductions, then its scalars.
+struct Stage {
+    std::vector<Step> steps;
+    std::vector<Reduce> reductions;
+    std::vector<ScalarStep> scalars;
 };
 
 // What identifies an expression: the same for two programs whose results are made by the same operations from the same
@@ -87,11 +116,20 @@ uint64_t id_of() {
 
 class Program {
  public:
-    static constexpr int kMaxInputs = 64, kMaxTemps = 64, kMaxConstants = 256;
+    static constexpr int kMaxInputs = 64, kMaxTemps = 64, kMaxConstants = 256, kMaxValues = 4096;
 
-    Program(int inputs, int constants, std::vector<Step> steps, Ref result, bool wide)
-        : inputs(inputs), constants(constants), steps(std::move(steps)), result(result), wide(wide) {
+    // `own`: how many of the inputs are elements of tensors, when values of rows or columns come behind them.
+    Program(int inputs, int constants, std::vector<Step> steps, Ref result, bool wide, std::vector<Stage> stages = {},
+            int own = -1)
+        : inputs(inputs),
+          constants(constants),
+          steps(std::move(steps)),
+          result(result),
+          wide(wide),
+          stages(std::move(stages)),
+          own(own < 0 ? inputs : own) {
         validate();
+        if (!this->stages.empty()) return;  // stages.h makes the program that is evaluated
         id = shape();
         Finder finder{*this};
         formulas::for_each(finder);
@@ -103,6 +141,8 @@ class Program {
     const std::vector<Step> steps;
     const Ref result;
     const bool wide;  // evaluate in float64 even when every input is narrower
+    const std::vector<Stage> stages;
+    const int own;  // inputs that count as such: a NaN in them is no overflow
     int temps = 0;
     uint64_t id = 0;  // of its shape
     int fused = -1;   // index in formulas::for_each, -1 when only the steps can evaluate it
@@ -133,26 +173,54 @@ class Program {
         return at(result).id;
     }
 
-    void check(Ref ref, int known_temps) const {
-        const int limit = ref.kind == Ref::input ? inputs : ref.kind == Ref::constant ? constants : known_temps;
-        if (ref.index < 0 || ref.index >= limit) throw Error(Code::invalid, "a program refers to what it lacks");
+    void check(Ref ref, int known_temps, int known_values) const {
+        const int limits[] = {inputs, constants, known_temps, known_values};
+        if (ref.index < 0 || ref.index >= limits[ref.kind])
+            throw Error(Code::invalid, "a program refers to what it lacks");
+    }
+
+    int checked(const std::vector<Step>& some, int known_values) const {  // how many temps they need
+        int known = 0;
+        for (const Step& step : some) {
+            if (step.op < Op::add || step.op >= Op::kCount) throw Error(Code::invalid, "unknown operation");
+            check(step.a, known, known_values);
+            if (arity(step.op) > 1) check(step.b, known, known_values);
+            if (arity(step.op) > 2) check(step.c, known, known_values);
+            if (step.to < 0 || step.to > known || step.to >= kMaxTemps)
+                throw Error(Code::invalid, "a program needs too many intermediate results");
+            if (step.to == known) ++known;
+        }
+        return known;
     }
 
     void validate() {
         if (inputs < 0 || inputs > kMaxInputs) throw Error(Code::invalid, "a program takes at most 64 inputs");
         if (constants < 0 || constants > kMaxConstants)
             throw Error(Code::invalid, "a program has at most 256 constants");
-        for (const Step& step : steps) {
-            if (step.op < Op::add || step.op >= Op::kCount) throw Error(Code::invalid, "unknown operation");
-            check(step.a, temps);
-            if (arity(step.op) > 1) check(step.b, temps);
-            if (arity(step.op) > 2) check(step.c, temps);
-            if (step.to < 0 || step.to > temps || step.to >= kMaxTemps) {
-                throw Error(Code::invalid, "a program needs too many intermediate results");
+        int values = 0;
+        for (const Stage& stage : stages) {
+            const int known = checked(stage.steps, values);
+            for (const Reduce& reduce : stage.reductions) {
+                if (reduce.kind < Reduce::sum || reduce.kind >= Reduce::kCount)
+                    throw Error(Code::invalid, "unknown reduction");
+                if (arity(reduce.kind) > 0) check(reduce.a, known, values);
+                if (arity(reduce.kind) > 1) check(reduce.b, known, values);
             }
-            if (step.to == temps) ++temps;
+            values += static_cast<int>(stage.reductions.size());
+            for (const ScalarStep& step : stage.scalars) {
+                if (step.op < 0 || step.op >= static_cast<int>(ScalarFunction::kEnd))
+                    throw Error(Code::invalid, "unknown function of scalars");
+                for (int k = 0; k < scalar_arity(step.op); ++k) {
+                    if (step.args[k].kind != Ref::constant && step.args[k].kind != Ref::value)
+                        throw Error(Code::invalid, "a function of scalars takes scalars");
+                    check(step.args[k], 0, values);
+                }
+                ++values;
+            }
         }
-        check(result, temps);
+        if (values > kMaxValues) throw Error(Code::invalid, "a program has too many reduced values");
+        temps = checked(steps, values);
+        check(result, temps, values);
     }
 };
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "cpu.h"
+#include "stages.h"
 
 #ifdef SDS_X86
 #include <immintrin.h>
@@ -21,6 +22,7 @@ namespace scalar {
 #include "lanes/scalar.h"
 #include "elementwise.inl.h"
 #include "reduce.inl.h"
+#include "stages.inl.h"
 inline bool runs_here() { return true; }
 }  // namespace scalar
 
@@ -36,6 +38,7 @@ namespace avx2 {
 #include "lanes/avx2.h"
 #include "elementwise.inl.h"
 #include "reduce.inl.h"
+#include "stages.inl.h"
 }  // namespace avx2
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -49,6 +52,7 @@ namespace avx512 {
 #include "lanes/avx512.h"
 #include "elementwise.inl.h"
 #include "reduce.inl.h"
+#include "stages.inl.h"
 }  // namespace avx512
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -62,6 +66,7 @@ namespace neon {
 #include "lanes/neon.h"
 #include "elementwise.inl.h"
 #include "reduce.inl.h"
+#include "stages.inl.h"
 inline bool runs_here() { return true; }  // every AArch64 has it
 }  // namespace neon
 #endif
@@ -69,13 +74,13 @@ inline bool runs_here() { return true; }  // every AArch64 has it
 const std::vector<Target>& targets() {
     static const std::vector<Target> all = {
 #ifdef SDS_X86
-        {"avx512", cpu::has_avx512, avx512::evaluate, avx512::fill, avx512::reduce},
-        {"avx2", cpu::has_avx2_f16c, avx2::evaluate, avx2::fill, avx2::reduce},
+        {"avx512", cpu::has_avx512, avx512::evaluate, avx512::fill, avx512::reduce, avx512::accumulate},
+        {"avx2", cpu::has_avx2_f16c, avx2::evaluate, avx2::fill, avx2::reduce, avx2::accumulate},
 #endif
 #ifdef SDS_ARM
-        {"neon", neon::runs_here, neon::evaluate, neon::fill, neon::reduce},
+        {"neon", neon::runs_here, neon::evaluate, neon::fill, neon::reduce, neon::accumulate},
 #endif
-        {"scalar", scalar::runs_here, scalar::evaluate, scalar::fill, scalar::reduce},
+        {"scalar", scalar::runs_here, scalar::evaluate, scalar::fill, scalar::reduce, scalar::accumulate},
     };
     return all;
 }

@@ -33,6 +33,8 @@ struct Fill {
     double mean, deviation;
 };
 
+class Accumulator;
+
 struct Target {
     const char* name;
     bool (*runs_here)();
@@ -41,6 +43,9 @@ struct Target {
     void (*fill)(const Fill& rule, uint64_t first, uint8_t* out, DType dtype, size_t count);
     // Whole blocks of a chunk, added to what `into` has of it already (reduce.h).
     void (*reduce)(Element a, const uint8_t* a_data, Element b, const uint8_t* b_data, size_t count, Reduction& into);
+    // Elements of a stage's reductions, added to what the accumulators have already (stages.h).
+    void (*accumulate)(const Program& program, const Numbers& numbers, const Operand* operands, size_t count,
+                       const Reduce* reductions, Accumulator* into, size_t reduction_count, Scratch& scratch);
 };
 
 const std::vector<Target>& targets();                 // all that were built, the fastest first

@@ -10,6 +10,7 @@ struct Lanes {
 inline Lanes operator+(Lanes a, Lanes b) { return {a.v + b.v}; }
 inline Lanes operator-(Lanes a, Lanes b) { return {a.v - b.v}; }
 inline Lanes operator*(Lanes a, Lanes b) { return {a.v * b.v}; }
+inline Lanes operator/(Lanes a, Lanes b) { return {a.v / b.v}; }
 
 // The largest magnitude seen, as bits: at or above 0x7f800000 once an Inf or a NaN has passed.
 struct Peak {

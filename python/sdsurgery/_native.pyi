@@ -1,6 +1,7 @@
 """Types of the native module (csrc/bind.cc)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 class Error(RuntimeError):
     code: str
@@ -53,6 +54,7 @@ class Program:
         steps: Sequence[tuple[int, tuple[tuple[int, int], ...], int]],
         result: tuple[int, int],
         wide: bool,
+        stages: Sequence[tuple[Any, ...]] = (),
     ) -> None: ...
     @property
     def fused(self) -> bool: ...
@@ -133,6 +135,7 @@ def apply(
     overflow: int = 0,
     threads: int = 0,
     target: str = "",
+    axes: tuple[int, int] = (0, 0),
 ) -> tuple[int, int]: ...
 def crc32(data: bytes | bytearray | memoryview, crc: int = 0) -> int: ...
 def sha256(buffers: Sequence[bytes | bytearray | memoryview], target: str = "", step: int = 0) -> list[str]: ...

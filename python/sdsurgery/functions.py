@@ -1,20 +1,32 @@
 """What a method's body may use besides + − × ÷ and comparisons: the same function on symbols, NumPy arrays, torch
 tensors and plain numbers.
 
-The definitions are those of the engine (``csrc/program.h``), spelled out where NumPy and torch differ or leave
-something open: which zero a minimum gives, what becomes of a NaN.
+The definitions are those of the engine (``csrc/program.h``, ``csrc/stages.h``), spelled out where NumPy and torch
+differ or leave something open: which zero a minimum gives, what becomes of a NaN, the order of a sum.
+
+A reduction gives one float64 number for the whole tensor, or (``axis=-1``, ``axis=0``) one for each row along the last
+axis or for each column along the first. What it gives is used like a number: in expressions, which are evaluated in
+float64, and beside tensors, where it is rounded once to their arithmetic.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-from .program import Scalar, Symbol
+from .program import ALL, FIRST, LAST, Scalar, Symbol, Value
+
+# ---- elementwise
 
 
-def minimum(a: Any, b: Any) -> Any:
-    """The smaller of each two elements: ``a`` where a < b or a is NaN, else ``b`` (so a NaN in either is carried)."""
+def minimum(a: Any, b: Any = None, axis: int | None = None) -> Any:
+    """The smaller of each two elements: ``a`` where a < b or a is NaN, else ``b`` (so a NaN in either is carried).
+
+    Of one argument the smallest element, NaN when one is NaN; +0 when it is a zero.
+    """
+    if b is None:
+        return _reduced("minimum", axis, a)
     return _binary(
         "minimum", a, b,
         lambda x, y: where((x < y) | _library(x).isnan(x), x, y),
@@ -22,8 +34,13 @@ def minimum(a: Any, b: Any) -> Any:
     )  # fmt: skip
 
 
-def maximum(a: Any, b: Any) -> Any:
-    """The larger of each two elements: ``a`` where a > b or a is NaN, else ``b`` (so a NaN in either is carried)."""
+def maximum(a: Any, b: Any = None, axis: int | None = None) -> Any:
+    """The larger of each two elements: ``a`` where a > b or a is NaN, else ``b`` (so a NaN in either is carried).
+
+    Of one argument the largest element, NaN when one is NaN; +0 when it is a zero.
+    """
+    if b is None:
+        return _reduced("maximum", axis, a)
     return _binary(
         "maximum", a, b,
         lambda x, y: where((x > y) | _library(x).isnan(x), x, y),
@@ -37,41 +54,155 @@ def clip(x: Any, low: Any, high: Any) -> Any:
 
 
 def sqrt(x: Any) -> Any:
-    """The square root, correctly rounded; NaN for a negative number."""
+    """The square root, correctly rounded; NaN for a negative number (refused in an expression of parameters alone)."""
     if isinstance(x, Symbol):
         return x.tracer.apply("sqrt", x)
+    if isinstance(x, Value):
+        return x.tracer.scalar("sqrt", x)
     if isinstance(x, Scalar):
         return Scalar(math.sqrt, x)
     if isinstance(x, int | float):
         return math.sqrt(x)
-    return _library(x).sqrt(x)
+    return _scalar("sqrt", x) if _is_numbers(x) else _library(x).sqrt(x)
 
 
 def sign(x: Any) -> Any:
     """−1, 0 or 1; a NaN is carried, and both zeros give +0."""
     if isinstance(x, Symbol):
         return x.tracer.apply("sign", x)
+    if isinstance(x, Value):
+        return x.tracer.scalar("sign", x)
     if isinstance(x, Scalar):
         return Scalar(_sign, x)
     if isinstance(x, int | float):
         return _sign(x)
+    if _is_numbers(x):
+        return where(x > 0, x * 0 + 1, where(x < 0, x * 0 - 1, where(x == 0, x * 0, x)))
     one = _library(x).ones_like(x)
     return where(x > 0, one, where(x < 0, -one, where(x == 0, one * 0, x)))
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:
     """``a`` where the condition is not 0 (a NaN is not), else ``b``. Both are evaluated."""
-    for item in (condition, a, b):
+    items = (condition, a, b)
+    for item in items:
         if isinstance(item, Symbol):
             return item.tracer.apply("where", condition, a, b)
-    if any(isinstance(item, Scalar) for item in (condition, a, b)):
+    for item in items:
+        if isinstance(item, Value):
+            return item.tracer.scalar("where", condition, a, b)
+    if any(isinstance(item, Scalar) for item in items):
         return Scalar(lambda truth, x, y: x if truth else y, condition, a, b)
-    if all(isinstance(item, int | float) for item in (condition, a, b)):
+    if all(isinstance(item, int | float) for item in items):
         return a if condition else b
-    array = next(item for item in (condition, a, b) if hasattr(item, "dtype"))
+    if all(isinstance(item, int | float) or _is_numbers(item) for item in items):
+        from .reductions import each
+
+        return each(lambda truth, x, y: x if truth != 0 else y, condition, a, b)
+    array = next(item for item in items if hasattr(item, "dtype"))
     library = _library(array)
-    truth = condition if str(getattr(condition, "dtype", "")).endswith("bool") else condition != 0
+    condition, a, b = (item.beside(array) if _is_numbers(item) else item for item in items)
+    if isinstance(condition, int | float):
+        condition = library.full_like(array, condition)
+    truth = condition if str(condition.dtype).endswith("bool") else condition != 0
     return library.where(truth, a, b)
+
+
+# ---- reductions
+
+
+def sum(x: Any, axis: int | None = None) -> Any:
+    """Σ x, in float64 and in the order that docs/numerics.md gives."""
+    return _reduced("sum", axis, x)
+
+
+def dot(a: Any, b: Any, axis: int | None = None) -> Any:
+    """Σ a·b, every product and sum in float64, in the order that docs/numerics.md gives."""
+    return _reduced("dot", axis, a, b)
+
+
+def norm(x: Any, axis: int | None = None) -> Any:
+    """The Euclidean norm, √Σ x²."""
+    return sqrt(_reduced("dot", axis, x, x))
+
+
+def mean(x: Any, axis: int | None = None) -> Any:
+    """Σ x / n, of n elements; NaN of none."""
+    return _reduced("sum", axis, x) / _reduced("count", axis, x)
+
+
+# ---- of what reductions give, and of parameters
+
+
+def sin(x: Any) -> Any:
+    """The sine of x radians; NaN for an infinite x."""
+    return _scalar("sin", x)
+
+
+def cos(x: Any) -> Any:
+    """The cosine of x radians; NaN for an infinite x."""
+    return _scalar("cos", x)
+
+
+def acos(x: Any) -> Any:
+    """The angle from 0 to π whose cosine is x; NaN for |x| > 1."""
+    return _scalar("acos", x)
+
+
+def exp(x: Any) -> Any:
+    """e to the power x."""
+    return _scalar("exp", x)
+
+
+def log(x: Any) -> Any:
+    """The natural logarithm; −Inf of a zero, NaN below."""
+    return _scalar("log", x)
+
+
+def pow(x: Any, y: Any) -> Any:
+    """x to the power y; NaN for x < 0 unless y is an integer."""
+    return _scalar("pow", x, y)
+
+
+# ---- how
+
+
+def _along(axis: int | None) -> int:
+    if axis not in (None, 0, -1):
+        raise TypeError(f"a reduction runs over a tensor, or along axis 0 or -1, not {axis!r}")
+    return ALL if axis is None else FIRST if axis == 0 else LAST
+
+
+def _reduced(op: str, axis: int | None, *args: Any) -> Any:
+    along = _along(axis)
+    for item in args:
+        if isinstance(item, Symbol):
+            symbols = () if op == "count" else tuple(item.tracer.lift(arg) for arg in args)
+            return item.tracer.reduce(op, along, *symbols)
+    if any(isinstance(item, Value | Scalar | int | float) for item in args):
+        raise TypeError(f"a method's body reduces what is one number already, by {op}")
+    from .reductions import reduced
+
+    return reduced(op, along, *args)
+
+
+def _scalar(op: str, *args: Any) -> Any:
+    for item in args:
+        if isinstance(item, Symbol):
+            raise TypeError(f"a method's body uses {op} of a tensor; it can be used of numbers and reduced values only")
+    for item in args:
+        if isinstance(item, Value):
+            return item.tracer.scalar(op, *args)
+    from . import scalars
+
+    function: Callable[..., Any] = getattr(scalars, op)
+    if any(isinstance(item, Scalar) for item in args):
+        return Scalar(function, *args)
+    if all(isinstance(item, int | float) for item in args):
+        return function(*args)
+    from .reductions import each
+
+    return each(function, *args)
 
 
 def _sign(x: float) -> float:
@@ -82,20 +213,34 @@ def _binary(op: str, a: Any, b: Any, on_arrays: Any, on_numbers: Any) -> Any:
     for item in (a, b):
         if isinstance(item, Symbol):
             return item.tracer.apply(op, a, b)
+    for item in (a, b):
+        if isinstance(item, Value):
+            return item.tracer.scalar(op, a, b)
     if isinstance(a, Scalar) or isinstance(b, Scalar):
         return Scalar(on_numbers, a, b)
     if isinstance(a, int | float) and isinstance(b, int | float):
         return on_numbers(a, b)
+    if all(isinstance(item, int | float) or _is_numbers(item) for item in (a, b)):
+        from .reductions import each
+
+        return each(on_numbers, a, b)
     return on_arrays(*_as_arrays(a, b))
 
 
 def _as_arrays(a: Any, b: Any) -> tuple[Any, Any]:
     """Both as arrays of one kind: a number takes the other's dtype."""
+    if _is_numbers(a) or _is_numbers(b):
+        return (a.beside(b), b) if _is_numbers(a) else (a, b.beside(a))
     if isinstance(a, int | float):
         return _library(b).full_like(b, a), b
     if isinstance(b, int | float):
         return a, _library(a).full_like(a, b)
     return a, b
+
+
+def _is_numbers(item: Any) -> bool:
+    """Whether it is what a reduction of arrays gives."""
+    return type(item).__name__ == "Numbers" and hasattr(item, "beside")
 
 
 def _library(array: Any) -> Any:

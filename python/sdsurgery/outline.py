@@ -7,6 +7,7 @@ Merge, cast, EMA extraction, pruning and component swaps differ only in their pi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -293,5 +294,19 @@ def _jobs(
                 last = program
                 number = None if program is None else programs.setdefault(program, len(programs))
             at = offset + (piece.dtype.nbytes(segment.first) or 0)
-            jobs.append(Job(number, piece.dtype, at, segment.count, segment.operands, index, numbers))
+            axes = (0, 0)
+            if program is not None and isinstance(program, Program) and program.stages:
+                axes = _axes(piece, segment)
+            jobs.append(Job(number, piece.dtype, at, segment.count, segment.operands, index, numbers, axes))
     return tuple(jobs), tuple(programs)
+
+
+def _axes(piece: Piece, segment: Segment) -> tuple[int, int]:
+    """The first and last axis of a tensor whose formula reduces it. InputRefused for a part of a tensor."""
+    if segment.first or segment.count != math.prod(piece.shape):
+        raise InputRefused(
+            "this method needs the whole tensor, and only some of its channels are merged here",
+            code="unusable_tensor",
+            tensor=piece.name,
+        ).of_tensor(piece.name)
+    return (piece.shape[0], piece.shape[-1]) if piece.shape else (1, 1)

@@ -55,7 +55,8 @@ class Reduction:
 class Job(NamedTuple):
     """One byte range of the output. ``program`` indexes ``Plan.programs`` (or is None for a copy of bytes) and
     ``numbers`` are its constants; ``count`` is in elements of ``dtype``, ``offset`` in bytes of the output; ``tensor``
-    is the number of its tensor."""
+    is the number of its tensor. ``axes`` are the lengths of the tensor's first and last axis, for a program that has
+    stages: such a job makes a whole tensor."""
 
     program: int | None
     dtype: DType
@@ -64,6 +65,7 @@ class Job(NamedTuple):
     operands: tuple[Operand, ...]
     tensor: int
     numbers: tuple[float, ...] = ()
+    axes: tuple[int, int] = (0, 0)
 
     @property
     def nbytes(self) -> int:

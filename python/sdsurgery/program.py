@@ -4,13 +4,16 @@ Tracing calls the body with symbols in the place of tensors and of parameters. W
 program; an expression of parameters alone becomes a constant, which is evaluated in float64 for each set of numbers. So
 a Program is only the shape of a formula, and is traced once; its numbers belong to the jobs. The order of the steps is
 the order of evaluation.
+
+A reduction (a sum over the tensor, say) cuts the body into stages: what it reduces must be known for the whole tensor
+before anything that uses the result begins. An expression of reduced values is evaluated in float64 between the stages.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,29 +23,51 @@ if TYPE_CHECKING:
 # Names and codes of the operations; csrc/program.h has the same list.
 _NAMES = "add sub mul div minimum maximum lt le gt ge eq ne neg abs sqrt sign where"
 OPERATIONS = {name: code for code, name in enumerate(_NAMES.split())}
-INPUT, CONSTANT, TEMP = 0, 1, 2
+# What an expression of reduced values may use besides; csrc/program.h has the same list.
+_FUNCTIONS = ("sin", "cos", "acos", "exp", "log", "pow")
+SCALAR_FUNCTIONS = {name: len(OPERATIONS) + code for code, name in enumerate(_FUNCTIONS)}
+REDUCTIONS = {"sum": 0, "dot": 1, "minimum": 2, "maximum": 3, "count": 4}
+INPUT, CONSTANT, TEMP, VALUE = 0, 1, 2, 3
+ALL, FIRST, LAST = 0, 1, 2  # what a reduction runs along: the whole tensor, its first axis, its last
 
 Ref = tuple[int, int]
 Step = tuple[str, tuple[Ref, ...], int]
+Reduced = tuple[str, int, tuple[Ref, ...]]
+"""A reduction of a stage: its name, what it runs along, the expressions that it reduces."""
 
 MAY_USE = (
-    "a method's body may use + - * /, comparisons, abs, and minimum, maximum, clip, sqrt, sign and where of "
-    "sdsurgery.functions"
+    "a method's body may use + - * /, comparisons, abs, and the functions of sdsurgery.functions: minimum, maximum, "
+    "clip, sqrt, sign and where of tensors; sum, dot, norm, mean, minimum and maximum over a tensor; sin, cos, acos, "
+    "exp, log and pow of what these give"
 )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What must be known of whole tensors before the next stage begins.
+
+    ``steps`` are elementwise, as a Program's. Each of ``reductions`` gives a value, and after them each of ``scalars``
+    (operation, arguments: constants and values), evaluated in float64. Values are numbered through all stages.
+    """
+
+    steps: tuple[Step, ...]
+    reductions: tuple[Reduced, ...]
+    scalars: tuple[tuple[str, tuple[Ref, ...]], ...]
 
 
 @dataclass(frozen=True)
 class Program:
     """The shape of a formula. ``constants`` is how many numbers a job brings.
 
-    ``steps`` are (operation, arguments, temp): an argument refers to an input, a constant or an earlier temp as
-    (kind, index).
+    ``steps`` are (operation, arguments, temp): an argument refers to an input, a constant, an earlier temp or a value
+    of the stages, as (kind, index). They are the last stage, the one that writes.
     """
 
     inputs: int
     constants: int
     steps: tuple[Step, ...]
     result: Ref
+    stages: tuple[Stage, ...] = ()
 
 
 class Formula(NamedTuple):
@@ -96,6 +121,44 @@ setattr(Scalar, "__neg__", _scalar_operator(operator.neg))  # noqa: B010
 setattr(Scalar, "__abs__", _scalar_operator(abs))  # noqa: B010
 
 
+class Value:
+    """Stands for what a reduction gives, or an expression of such values, while a body is traced.
+
+    ``along`` is ALL for one number, FIRST for one of each column, LAST for one of each row; ``op`` is a scalar
+    operation of ``args`` (values and constants), or a reduction of Symbols.
+    """
+
+    __slots__ = ("along", "args", "op", "tracer")
+
+    def __init__(self, tracer: Tracer, op: str, along: int, args: tuple[Any, ...]) -> None:
+        self.tracer, self.op, self.along, self.args = tracer, op, along, args
+
+    def __bool__(self) -> bool:
+        raise TypeError(f"a method's body cannot branch on what it reduces (use where); {MAY_USE}")
+
+    def __float__(self) -> float:
+        raise TypeError(f"a method's body cannot use what it reduces as a Python number; {MAY_USE}")
+
+    __int__ = __index__ = __float__
+    __hash__ = object.__hash__
+
+
+def _value_operator(op: str, reflected: bool = False) -> Callable[..., Any]:
+    def apply(self: Value, *others: Any) -> Any:
+        if any(isinstance(other, Symbol) for other in others):
+            return NotImplemented  # the Symbol takes it from the other side
+        return self.tracer.scalar(op, *reversed((self, *others)) if reflected else (self, *others))
+
+    return apply
+
+
+for _name, _op in {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "pow": "pow"}.items():
+    setattr(Value, f"__{_name}__", _value_operator(_op))
+    setattr(Value, f"__r{_name}__", _value_operator(_op, reflected=True))
+for _name in ("lt", "le", "gt", "ge", "eq", "ne", "neg", "abs"):
+    setattr(Value, f"__{_name}__", _value_operator(_name))
+
+
 class Symbol:
     """Stands for a tensor while a body is traced."""
 
@@ -130,21 +193,47 @@ for _name in ("lt", "le", "gt", "ge", "eq", "ne", "neg", "abs"):
 
 
 class Tracer:
-    """Collects the constants of one body, and makes its symbols."""
+    """Collects the constants of one body, and makes its symbols and values. What is written twice is made once."""
 
     def __init__(self) -> None:
         self.constants: list[Scalar | float] = []
+        self._made: dict[Any, Any] = {}
 
     def apply(self, op: str, *args: Any) -> Symbol:
-        return Symbol(self, op, tuple(self.lift(arg) for arg in args))
+        """An elementwise operation. TypeError for what is neither a tensor, a value nor a number."""
+        lifted = tuple(self.lift(arg) for arg in args)
+        return self._once((op, *map(id, lifted)), lambda: Symbol(self, op, lifted))
 
-    def lift(self, value: Any) -> Symbol:
-        if isinstance(value, Symbol):
-            return value
-        if isinstance(value, bool) or not isinstance(value, int | float | Scalar):
-            raise TypeError(f"a method's body combines tensors with numbers, not with {type(value).__name__}")
-        self.constants.append(value if isinstance(value, Scalar) else float(value))
-        return Symbol(self, "constant", (len(self.constants) - 1,))
+    def lift(self, item: Any) -> Symbol:
+        if isinstance(item, Symbol):
+            return item
+        if isinstance(item, Value):
+            return self._once(("value", id(item)), lambda: Symbol(self, "value", (item,)))
+        return Symbol(self, "constant", (self._constant(item),))
+
+    def reduce(self, op: str, along: int, *args: Symbol) -> Value:
+        """A reduction of elementwise expressions."""
+        return self._once((op, along, *map(id, args)), lambda: Value(self, op, along, args))
+
+    def scalar(self, op: str, *args: Any) -> Value:
+        """An operation on values, in float64."""
+        lifted = tuple(arg if isinstance(arg, Value) else self._constant(arg) for arg in args)
+        along = {arg.along for arg in args if isinstance(arg, Value)} - {ALL}
+        if len(along) > 1:
+            raise TypeError("a method's body combines a value of each row with one of each column")
+        kind = along.pop() if along else ALL
+        return self._once((op, *map(id, lifted)), lambda: Value(self, op, kind, lifted))
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _constant(self, item: Any) -> int:
+        if isinstance(item, bool) or not isinstance(item, int | float | Scalar):
+            raise TypeError(f"a method's body combines tensors with numbers, not with {type(item).__name__}")
+        self.constants.append(item if isinstance(item, Scalar) else float(item))
+        return len(self.constants) - 1
 
 
 class Body(NamedTuple):
@@ -211,17 +300,84 @@ def _traced(method: Method, count: int, params: Mapping[str, Any]) -> tuple[Prog
 
 
 def linearised(result: Symbol, inputs: int, constants: int) -> Program:
-    """Order the graph depth first, number the temps, and use a temp again once its value is used up."""
+    """The graph in stages: each value in the first stage in which all that it depends on is known."""
+    found = _values_below((result,))
+    if not found:
+        steps, (last,) = _ordered((result,), {})
+        return Program(inputs, constants, steps, last)
+    level: dict[int, int] = {}
+    for value in found:
+        below = max((level[id(item)] for item in _values_of(value)), default=-1)
+        level[id(value)] = below + 1 if _reduces(value) else below
+    numbers: dict[int, int] = {}
+    stages = []
+    for number in range(max(level.values()) + 1):
+        here = [value for value in found if level[id(value)] == number]
+        reduced = [value for value in here if _reduces(value)]
+        steps, refs = _ordered([arg for value in reduced for arg in value.args], numbers)
+        given = iter(refs)
+        reductions = tuple((value.op, value.along, tuple(next(given) for _ in value.args)) for value in reduced)
+        scalars = []
+        for value in reduced:
+            numbers[id(value)] = len(numbers)
+        for value in here:
+            if not _reduces(value):
+                args = tuple(
+                    (VALUE, numbers[id(arg)]) if isinstance(arg, Value) else (CONSTANT, arg) for arg in value.args
+                )
+                scalars.append((value.op, args))
+                numbers[id(value)] = len(numbers)
+        stages.append(Stage(steps, reductions, tuple(scalars)))
+    steps, (last,) = _ordered((result,), numbers)
+    return Program(inputs, constants, steps, last, tuple(stages))
+
+
+def _reduces(value: Value) -> bool:
+    return value.op == "count" or any(isinstance(arg, Symbol) for arg in value.args)
+
+
+def _values_of(item: Symbol | Value) -> list[Value]:
+    """The values that an expression is made of directly, or by way of elementwise operations."""
+    found, stack = [], list(reversed(item.args))
+    seen: set[int] = set()
+    while stack:
+        part = stack.pop()
+        if isinstance(part, Value):
+            found.append(part)
+        elif isinstance(part, Symbol) and id(part) not in seen:
+            seen.add(id(part))
+            stack.extend(reversed(part.args))
+    return found
+
+
+def _values_below(results: Sequence[Symbol]) -> list[Value]:
+    """All values that the results depend on, each after those that it depends on itself."""
+    order: dict[int, Value] = {}
+    stack: list[tuple[Symbol | Value, bool]] = [(result, False) for result in reversed(results)]
+    while stack:
+        item, ready = stack.pop()
+        if ready:
+            if isinstance(item, Value):
+                order.setdefault(id(item), item)
+        elif id(item) not in order:
+            stack.append((item, True))
+            stack.extend((part, False) for part in reversed(_values_of(item)))
+    return list(order.values())
+
+
+def _ordered(results: Sequence[Symbol], values: Mapping[int, int]) -> tuple[tuple[Step, ...], tuple[Ref, ...]]:
+    """Steps that make the results, and where these are: the graph depth first, temps numbered, and a temp used again
+    once its value is used up. ``values`` are the numbers of the values that are known."""
     order: list[Symbol] = []
     uses: dict[int, int] = {}
-    stack = [(result, False)]
+    stack = [(result, False) for result in reversed(results)]
     while stack:
         symbol, ready = stack.pop()
         if ready:
             order.append(symbol)
             continue
         uses[id(symbol)] = uses.get(id(symbol), 0) + 1
-        if uses[id(symbol)] > 1 or symbol.op in ("input", "constant"):
+        if uses[id(symbol)] > 1 or symbol.op in _LEAVES:
             continue
         stack.append((symbol, True))
         stack.extend((arg, False) for arg in reversed(symbol.args))
@@ -232,10 +388,10 @@ def linearised(result: Symbol, inputs: int, constants: int) -> Program:
     steps = []
 
     def ref(symbol: Symbol) -> Ref:
-        if symbol.op == "input":
-            return (INPUT, symbol.args[0])
-        if symbol.op == "constant":
-            return (CONSTANT, symbol.args[0])
+        if symbol.op == "value":
+            return (VALUE, values[id(symbol.args[0])])
+        if symbol.op in _LEAVES:
+            return (INPUT if symbol.op == "input" else CONSTANT, symbol.args[0])
         return refs[id(symbol)]
 
     for symbol in order:
@@ -248,9 +404,12 @@ def linearised(result: Symbol, inputs: int, constants: int) -> Program:
         steps.append((symbol.op, args, to))
         for arg in symbol.args:
             uses[id(arg)] -= 1
-            if uses[id(arg)] == 0 and arg.op not in ("input", "constant"):
+            if uses[id(arg)] == 0 and arg.op not in _LEAVES:
                 free.append(refs[id(arg)][1])
-    return Program(inputs, constants, tuple(steps), ref(result))
+    return tuple(steps), tuple(ref(result) for result in results)
+
+
+_LEAVES = ("input", "constant", "value")
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _native
 from ..dtypes import DType
 from ..plan import Fill, Job, Operand, Plan, Reduction
-from ..program import OPERATIONS, Program
+from ..program import OPERATIONS, REDUCTIONS, SCALAR_FUNCTIONS, Program, Stage, Step
 from . import Backend, Options
 
 if TYPE_CHECKING:
@@ -24,8 +24,20 @@ _COPY, _EVALUATE, _FILL, _REDUCE = 0, 1, 2, 3
 @functools.lru_cache(maxsize=256)
 def native_program(program: Program, wide: bool) -> native.Program:
     """A traced program as the native engine takes it."""
-    steps = [(OPERATIONS[op], args, to) for op, args, to in program.steps]
-    return _native.Program(program.inputs, program.constants, steps, program.result, wide)
+    stages = [_native_stage(stage) for stage in program.stages]
+    return _native.Program(
+        program.inputs, program.constants, _native_steps(program.steps), program.result, wide, stages
+    )
+
+
+def _native_steps(steps: Sequence[Step]) -> list[tuple[Any, ...]]:
+    return [(OPERATIONS[op], args, to) for op, args, to in steps]
+
+
+def _native_stage(stage: Stage) -> tuple[Any, ...]:
+    codes = OPERATIONS | SCALAR_FUNCTIONS
+    reductions = [(REDUCTIONS[op], along, args) for op, along, args in stage.reductions]
+    return _native_steps(stage.steps), reductions, [(codes[op], args) for op, args in stage.scalars]
 
 
 def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options) -> Run:
@@ -62,12 +74,13 @@ def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: O
 
 
 def _native_job(job: Job, place: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
-    number, dtype, offset, count, operands, _, numbers = job
+    number, dtype, offset, count, operands, _, numbers, axes = job
     if number is None:
-        return (_COPY, 0, 0, offset, job.nbytes, tuple([_native_operand(0, operand) for operand in operands]), ())
+        parts = tuple([_native_operand(0, operand) for operand in operands])
+        return (_COPY, 0, 0, offset, job.nbytes, parts, (), axes)
     kind, index = place[number]
     parts = tuple([_native_operand(code_of(operand.dtype), operand) for operand in operands])
-    return (kind, index, 0 if kind == _REDUCE else code_of(dtype), offset, count, parts, numbers)
+    return (kind, index, 0 if kind == _REDUCE else code_of(dtype), offset, count, parts, numbers, axes)
 
 
 def _native_operand(code: int, operand: Operand) -> tuple[Any, ...]:

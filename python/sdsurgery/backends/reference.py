@@ -9,20 +9,34 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .. import scalars
 from ..dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from ..errors import Interrupted, RunFailed
 from ..plan import Fill, Job, Operand, Plan, Reduction
-from ..program import CONSTANT, INPUT, Formula
+from ..program import (
+    ALL,
+    CONSTANT,
+    FIRST,
+    INPUT,
+    LAST,
+    SCALAR_FUNCTIONS,
+    TEMP,
+    VALUE,
+    Formula,
+    Program,
+    Ref,
+    Step,
+)
+from ..reductions import CHUNK, ordered_sum, reduced_rows
 from . import Backend, Options, Reduced, damaged_of, refuse_values, sums_of
 
 if TYPE_CHECKING:
     from .._native import Sink, Source
 
-_CHUNK = 1 << 18  # elements at a time; also the chunk of a reduction
 
 _STORAGE = {F64: np.float64, F32: np.float32, F16: np.float16, BF16: np.uint16, F8_E4M3: np.uint8, F8_E5M2: np.uint8}
 _STORAGE |= {BY_NAME[f"I{bits}"]: np.dtype(f"i{bits // 8}").type for bits in (8, 16, 32, 64)}
@@ -153,54 +167,101 @@ _OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
 }  # fmt: skip
 
 
-def run_steps(formula: Formula, inputs: Sequence[np.ndarray]) -> np.ndarray:
-    """The formula's steps on arrays of one float type; constants meet them as that type."""
-    temps: dict[int, np.ndarray] = {}
-    kind = inputs[0].dtype.type
+class Value(NamedTuple):
+    """What a stage found: one number, or one of each row (LAST) or column (FIRST)."""
+
+    numbers: np.ndarray  # float64, flat
+    along: int
+
+    def beside(self, axes: tuple[int, int], elements: int, first: int, count: int) -> np.ndarray:
+        """The numbers that ``count`` elements of a tensor of so many, from element ``first`` on, meet."""
+        if self.along == ALL:
+            return self.numbers[0]
+        at = np.arange(first, first + count)
+        return self.numbers[at // axes[1] if self.along == LAST else at % (elements // axes[0])]
+
+
+def run_steps(formula: Formula, inputs: Sequence[np.ndarray], values: Sequence[np.ndarray] = ()) -> np.ndarray:
+    """The formula's last steps on arrays of one float type; constants and the stages' values meet them as that type."""
     program, numbers = formula
-
-    def value(ref: tuple[int, int]) -> Any:
-        if ref[0] == INPUT:
-            return inputs[ref[1]]
-        return kind(numbers[ref[1]]) if ref[0] == CONSTANT else temps[ref[1]]
-
     with np.errstate(all="ignore"):
-        for op, args, to in program.steps:
-            temps[to] = np.asarray(_OPERATIONS[op](*(value(ref) for ref in args))).astype(kind, copy=False)
-        result = value(program.result)
+        result = _looked_up(program.steps, numbers, inputs, values)(program.result)
         return result if np.ndim(result) else np.full_like(inputs[0], result)  # of constants alone
 
 
+def _looked_up(
+    steps: Sequence[Step], numbers: Sequence[float], inputs: Sequence[np.ndarray], values: Sequence[np.ndarray]
+) -> Callable[[Ref], Any]:
+    """Evaluates the steps; the result says what a reference refers to then."""
+    temps: dict[int, np.ndarray] = {}
+    kind = inputs[0].dtype.type
+
+    def look_up(ref: Ref) -> Any:
+        place, index = ref
+        if place in (INPUT, TEMP):
+            return inputs[index] if place == INPUT else temps[index]
+        return kind(numbers[index]) if place == CONSTANT else np.asarray(values[index]).astype(kind)
+
+    for op, args, to in steps:
+        temps[to] = np.asarray(_OPERATIONS[op](*(look_up(ref) for ref in args))).astype(kind, copy=False)
+    return look_up
+
+
+def stage_values(formula: Formula, inputs: Sequence[np.ndarray], axes: tuple[int, int]) -> list[Value]:
+    """What the stages find in a whole tensor: ``inputs`` are its elements, widened and flat."""
+    program, numbers = formula
+    values: list[Value] = []
+    count = inputs[0].size
+    for stage in program.stages:
+        with np.errstate(all="ignore"):
+            beside = [value.beside(axes, count, 0, count) for value in values]
+            look_up = _looked_up(stage.steps, numbers, inputs, beside)
+            for op, along, refs in stage.reductions:
+                operands = [np.broadcast_to(look_up(ref), (count,)).astype(np.float64) for ref in refs or ((INPUT, 0),)]
+                lines = [_lines(operand, along, axes) for operand in operands]
+                values.append(Value(reduced_rows(op, *lines), along))
+            for op, refs in stage.scalars:
+                values.append(_scalar(op, [values[i] if kind == VALUE else numbers[i] for kind, i in refs]))
+    return values
+
+
+def _lines(x: np.ndarray, along: int, axes: tuple[int, int]) -> np.ndarray:
+    if along == ALL:
+        return x.reshape(1, -1)
+    return x.reshape(axes[0], -1).T if along == FIRST else x.reshape(-1, axes[1])
+
+
+def _scalar(op: str, args: Sequence[Value | float]) -> Value:
+    arrays = np.broadcast_arrays(*(arg.numbers if isinstance(arg, Value) else np.array([arg]) for arg in args))
+    along = max(arg.along for arg in args if isinstance(arg, Value))
+    if op in SCALAR_FUNCTIONS or op == "sqrt":
+        function = getattr(scalars, op)
+        each = zip(*(array.tolist() for array in arrays), strict=True)
+        return Value(np.array([function(*numbers) for numbers in each]), along)
+    return Value(np.asarray(_OPERATIONS[op](*arrays)).astype(np.float64), along)
+
+
 def evaluate(
-    formula: Formula, inputs: Sequence[tuple[np.ndarray, DType]], dtype: DType, overflow: str, wide: bool
+    formula: Formula,
+    inputs: Sequence[tuple[np.ndarray, DType]],
+    dtype: DType,
+    overflow: str,
+    wide: bool,
+    *,
+    values: Sequence[np.ndarray] = (),
 ) -> tuple[np.ndarray, int, int]:
-    """Stored inputs to stored output: (values, elements with a non-finite input, overflows)."""
+    """Stored inputs to stored output: (values, elements with a non-finite input, overflows). ``values`` are those of
+    the formula's stages, for these elements."""
     wide = wide or any(kind is F64 for _, kind in inputs)
-    values = [widen(stored, kind, wide) for stored, kind in inputs]
-    finite = np.isfinite(values[0])
-    for value in values[1:]:
-        finite &= np.isfinite(value)
-    out, overflows = store(run_steps(formula, values), finite, dtype, overflow)
+    widened = [widen(stored, kind, wide) for stored, kind in inputs]
+    finite = np.isfinite(widened[0])
+    for each in widened[1:]:
+        finite &= np.isfinite(each)
+    out, overflows = store(run_steps(formula, widened, values), finite, dtype, overflow)
     return out, int((~finite).sum()), overflows
 
 
 # ---- reductions, in the order that csrc/reduce.h promises
-
-_LANES, _BLOCK = 8, 1024
-
-
-def _sum(terms: np.ndarray) -> float:
-    """One chunk's sum: eight lanes in a block, a tree over the lanes, block after block. ``terms`` is whole blocks."""
-    steps = terms.reshape(-1, _BLOCK // _LANES, _LANES)
-    lanes = np.zeros((len(steps), _LANES))
-    for step in range(steps.shape[1]):
-        lanes += steps[:, step]
-    lanes = lanes[:, :4] + lanes[:, 4:]
-    lanes = lanes[:, :2] + lanes[:, 2:]
-    total = np.float64(0)
-    for block in lanes[:, 0] + lanes[:, 1]:
-        total += block
-    return total
 
 
 def reduce_chunk(a: np.ndarray, a_dtype: DType, b: np.ndarray, b_dtype: DType) -> Reduced:
@@ -214,10 +275,9 @@ def reduce_chunk(a: np.ndarray, a_dtype: DType, b: np.ndarray, b_dtype: DType) -
             equal = x == y
         a_finite, b_finite = np.isfinite(x), np.isfinite(y)
         both = a_finite & b_finite
-        padding = (0, -x.size % _BLOCK)
-        x, y = (np.pad(np.where(both, values, 0.0), padding) for values in (x, y))
+        x, y = (np.where(both, values, 0.0) for values in (x, y))
         difference = x - y
-        sums = [_sum(terms) for terms in (x * y, x * x, y * y, difference * difference)]
+        sums = ordered_sum(np.stack((x * y, x * x, y * y, difference * difference)))
         peaks = [float(np.abs(values).max(initial=0.0)) for values in (x, y, difference)]
         counts = [int(kind.sum()) for kind in (~a_finite, ~b_finite, equal)]
     return Reduced._make([*map(float, sums), *peaks, *counts])
@@ -241,6 +301,7 @@ class ReferenceRun:
         self.bytes_done = 0
         self._tallies: dict[int, list[int]] = {}
         self._reduced: dict[int, Reduced] = {}
+        self._values: tuple[int, list[Value]] = (-1, [])  # a job, and what its stages found
         self._work = self._chunks()
         self._cancelled = False
 
@@ -279,8 +340,8 @@ class ReferenceRun:
         for index, job in enumerate(self.plan.jobs):
             by_bytes = job.program is None and job.operands[0].view is None
             count = job.nbytes if by_bytes else job.count
-            for first in range(0, count, _CHUNK):
-                data = self._chunk(index, job, first, min(_CHUNK, count - first))
+            for first in range(0, count, CHUNK):
+                data = self._chunk(index, job, first, min(CHUNK, count - first))
                 at = job.offset + first * (1 if by_bytes else job.dtype.itemsize)
                 if self.sink is not None:
                     self.sink.write(at, data)
@@ -297,23 +358,37 @@ class ReferenceRun:
         program = self.plan.programs[job.program]
         if isinstance(program, Fill):
             raise RunFailed("the reference backend generates no data")
-        inputs = []
-        for operand in job.operands:
-            raw = self._elements(operand, first, count)
-            inputs.append((np.frombuffer(raw, _STORAGE[operand.dtype]), operand.dtype))
+        inputs = self._inputs(job, first, count)
         if isinstance(program, Reduction):
             found = reduce_chunk(*inputs[0], *inputs[1])
             self._reduced[index] = combine(self._reduced.get(index, Reduced()), found)
             return bytes(count * job.dtype.itemsize)
         out, nonfinite, overflow = evaluate(
-            Formula(program, job.numbers), inputs, job.dtype, self.options.overflow, self.options.wide
-        )
+            Formula(program, job.numbers), inputs, job.dtype, self.options.overflow, self.options.wide,
+            values=self._beside(index, job, program, first, count),
+        )  # fmt: skip
         if nonfinite or overflow:
             counts = self._tallies.setdefault(index, [0, 0])
             counts[0] += nonfinite
             counts[1] += overflow
             refuse_values(index, nonfinite, overflow, self.options)
         return out.tobytes()
+
+    def _inputs(self, job: Job, first: int, count: int) -> list[tuple[np.ndarray, DType]]:
+        return [
+            (np.frombuffer(self._elements(operand, first, count), _STORAGE[operand.dtype]), operand.dtype)
+            for operand in job.operands
+        ]
+
+    def _beside(self, index: int, job: Job, program: Program, first: int, count: int) -> list[np.ndarray]:
+        """What the job's stages found, for some of its elements."""
+        if not program.stages:
+            return []
+        if self._values[0] != index:
+            wide = self.options.wide or any(operand.dtype is F64 for operand in job.operands)
+            inputs = [widen(stored, dtype, wide) for stored, dtype in self._inputs(job, 0, job.count)]
+            self._values = (index, stage_values(Formula(program, job.numbers), inputs, job.axes))
+        return [value.beside(job.axes, job.count, first, count) for value in self._values[1]]
 
     def _elements(self, operand: Operand, first: int, count: int) -> bytes:
         """``count`` elements of an operand from element ``first`` on, row by row."""

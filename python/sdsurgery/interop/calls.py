@@ -159,6 +159,7 @@ class _Request:
                 overflow=OVERFLOW[self.overflow],
                 threads=self.threads,
                 target=os.environ.get("SDS_CPU", ""),
+                axes=(result.shape[0], result.shape[-1]) if result.shape else (1, 1),
             )
         if self.overflow == "error" and overflows:
             from ..errors import RunFailed

@@ -1,0 +1,322 @@
+#include "stages.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "scalars.h"
+
+namespace sds {
+
+namespace {
+
+double canonical(double x) { return x == x ? x : bits_as<double>(F64::nan); }
+
+double sum_of_lanes(const double* l, size_t columns) {
+    const auto at = [l, columns](size_t lane) { return l[lane * columns]; };
+    return ((at(0) + at(4)) + (at(2) + at(6))) + ((at(1) + at(5)) + (at(3) + at(7)));
+}
+
+double apply(int op, double a, double b, double c) {
+    if (op >= static_cast<int>(Op::kCount)) {
+        switch (static_cast<ScalarFunction>(op)) {
+            case ScalarFunction::sin: return scalars::sin(a);
+            case ScalarFunction::cos: return scalars::cos(a);
+            case ScalarFunction::acos: return scalars::acos(a);
+            case ScalarFunction::exp: return scalars::exp(a);
+            case ScalarFunction::log: return scalars::log(a);
+            default: return scalars::pow(a, b);
+        }
+    }
+    switch (static_cast<Op>(op)) {
+        case Op::add: return a + b;
+        case Op::sub: return a - b;
+        case Op::mul: return a * b;
+        case Op::div: return a / b;
+        case Op::minimum: return a < b || a != a ? a : b;
+        case Op::maximum: return a > b || a != a ? a : b;
+        case Op::lt: return a < b;
+        case Op::le: return a <= b;
+        case Op::gt: return a > b;
+        case Op::ge: return a >= b;
+        case Op::eq: return a == b;
+        case Op::ne: return a != b;
+        case Op::neg: return -a;
+        case Op::abs: return std::fabs(a);
+        case Op::sqrt: return scalars::sqrt(a);
+        case Op::sign: return a > 0 ? 1 : a < 0 ? -1 : a == 0 ? 0 : a;
+        default: return a != 0 ? b : c;
+    }
+}
+
+}  // namespace
+
+// ---- one reduction
+
+Accumulator::Accumulator(const Reduce& reduce, Extents extents)
+    : kind(reduce.kind),
+      along(reduce.along),
+      line(along == Along::all     ? extents.count
+           : along == Along::first ? extents.first
+                                   : extents.last),
+      columns(along == Along::first ? extents.count / extents.first : 1) {
+    const uint64_t lines = extents.count == 0 ? 1 : extents.count / line;
+    if (kind == Reduce::count) {
+        values.assign(lines, static_cast<double>(line));
+        return;
+    }
+    if (!is_extreme()) {
+        lanes.resize(kReduceLanes * columns);
+        chunk.resize(columns);
+    }
+    total.resize(columns);
+    values.reserve(lines);
+    begin_line();
+    if (extents.count == 0) values = total;
+}
+
+void Accumulator::begin_line() {
+    const double infinity = std::numeric_limits<double>::infinity();
+    std::fill(total.begin(), total.end(), kind == Reduce::minimum ? infinity : is_extreme() ? -infinity : 0);
+    position = 0;
+}
+
+void Accumulator::advance(uint64_t elements) {
+    position += elements;
+    if (columns > 1 && position % columns != 0) return;  // within a row
+    const uint64_t in_line = position / columns;
+    if (!is_extreme() && (in_line % kReduceBlock == 0 || in_line == line)) fold();
+    end_block(in_line);
+}
+
+void Accumulator::add_block(double sum, uint64_t elements) {
+    chunk[0] += sum;
+    position += elements;
+    end_block(position);
+}
+
+void Accumulator::fold() {
+    for (size_t c = 0; c < columns; ++c) chunk[c] += sum_of_lanes(lanes.data() + c, columns);
+    std::fill(lanes.begin(), lanes.end(), 0);
+}
+
+void Accumulator::end_block(uint64_t in_line) {
+    if (!is_extreme() && (in_line % kReduceChunk == 0 || in_line == line)) {
+        for (size_t c = 0; c < columns; ++c) total[c] += chunk[c];
+        std::fill(chunk.begin(), chunk.end(), 0);
+    }
+    if (in_line != line) return;
+    for (double sum : total) values.push_back(canonical(is_extreme() ? sum + 0.0 : sum));
+    begin_line();
+}
+
+// ---- the stages
+
+Stages::Stages(const Program& program, const Numbers& numbers, Extents extents, const std::vector<DType>& dtypes,
+               const Target& target)
+    : program_(program), numbers_(numbers), extents_(extents), target_(target), wide_(program.wide) {
+    for (DType dtype : dtypes) wide_ |= dtype == DType::f64;
+    if (extents.count != 0 && (extents.first == 0 || extents.last == 0 || extents.count % extents.first != 0 ||
+                               extents.count % extents.last != 0))
+        throw Error(Code::invalid, "these are no axes of the tensor");
+}
+
+void Stages::begin(size_t stage) {
+    stage_ = stage;
+    done_ = 0;
+    const Stage& shape = program_.stages[stage];
+    std::vector<Ref> wanted, found;
+    for (const Reduce& reduce : shape.reductions) {
+        if (arity(reduce.kind) > 0) wanted.push_back(reduce.a);
+        if (arity(reduce.kind) > 1) wanted.push_back(reduce.b);
+    }
+    steps_ = filled(shape.steps, wanted, found);
+    accumulators_.clear();
+    size_t next = 0;
+    for (Reduce reduce : shape.reductions) {
+        if (arity(reduce.kind) > 0) reduce.a = found[next++];
+        if (arity(reduce.kind) > 1) reduce.b = found[next++];
+        steps_.reductions.push_back(reduce);
+        accumulators_.emplace_back(reduce, extents_);
+    }
+}
+
+bool Stages::reads() const {
+    return std::any_of(steps_.reductions.begin(), steps_.reductions.end(),
+                       [](const Reduce& reduce) { return reduce.kind != Reduce::count; });
+}
+
+void Stages::add(const Operand* operands, uint64_t count, Scratch& scratch) {
+    Operand all[Program::kMaxInputs];
+    std::copy(operands, operands + program_.inputs, all);
+    broadcast(steps_, done_, count, all);
+    target_.accumulate(*steps_.program, *steps_.numbers, all, count, steps_.reductions.data(), accumulators_.data(),
+                       accumulators_.size(), scratch);
+    done_ += count;
+}
+
+void Stages::end() {
+    for (size_t i = 0; i < accumulators_.size(); ++i)
+        values_.push_back({std::move(accumulators_[i].values), steps_.reductions[i].along});
+    for (const ScalarStep& step : program_.stages[stage_].scalars) values_.push_back(evaluated(step));
+}
+
+Stages::Value Stages::evaluated(const ScalarStep& step) const {
+    const std::vector<double>* parts[3] = {};
+    std::vector<double> constants[3];
+    Value made;
+    size_t count = 1;
+    const int n = scalar_arity(step.op);
+    for (int k = 0; k < n; ++k) {
+        const Ref ref = step.args[k];
+        if (ref.kind == Ref::constant) {
+            constants[k] = {numbers_.wide[static_cast<size_t>(ref.index)]};
+            parts[k] = &constants[k];
+            continue;
+        }
+        const Value& value = values_[static_cast<size_t>(ref.index)];
+        parts[k] = &value.numbers;
+        if (value.along == Along::all) continue;
+        if (made.along != Along::all && made.along != value.along)
+            throw Error(Code::invalid, "a value of each row meets one of each column");
+        made.along = value.along;
+        count = value.numbers.size();
+    }
+    const auto at = [&](int k, size_t i) { return k >= n ? 0 : (*parts[k])[parts[k]->size() == 1 ? 0 : i]; };
+    for (size_t i = 0; i < count; ++i) made.numbers.push_back(apply(step.op, at(0, i), at(1, i), at(2, i)));
+    return made;
+}
+
+const Elementwise& Stages::last() {
+    if (!last_.program) {
+        std::vector<Ref> found;
+        last_ = filled(program_.steps, {program_.result}, found);
+    }
+    return last_;
+}
+
+// The steps that `wanted` needs, with values as constants (those of rows and columns as inputs) and every `where` that
+// hangs on one number decided; `found` is where the wanted results are. Constants are numbered in the order of their
+// use, so that a formula of formulas.h is recognised.
+Elementwise Stages::filled(const std::vector<Step>& steps, const std::vector<Ref>& wanted,
+                           std::vector<Ref>& found) const {
+    // A temp is used for several results, one after the other: `made` has the step that made each, by its number.
+    struct Made {
+        Op op;
+        Ref args[3];  // Ref::temp: the number of a step
+    };
+    std::vector<Made> made;
+    std::vector<Ref> stands_for;  // of each step: itself, or what a decided `where` gives
+    std::vector<int> holder(Program::kMaxTemps, -1);
+    const auto resolved = [&](Ref ref) {
+        return ref.kind == Ref::temp ? stands_for[static_cast<size_t>(holder[static_cast<size_t>(ref.index)])] : ref;
+    };
+    const auto number = [&](Ref ref, double& value) {  // whether it is one number
+        if (ref.kind == Ref::constant) value = numbers_.wide[static_cast<size_t>(ref.index)];
+        if (ref.kind == Ref::value) value = values_[static_cast<size_t>(ref.index)].numbers[0];
+        return ref.kind == Ref::constant ||
+               (ref.kind == Ref::value && values_[static_cast<size_t>(ref.index)].along == Along::all);
+    };
+    for (const Step& step : steps) {
+        const Ref given[] = {step.a, step.b, step.c};
+        Made next{step.op, {}};
+        for (int k = 0; k < arity(step.op); ++k) next.args[k] = resolved(given[k]);
+        const int at = static_cast<int>(made.size());
+        double truth = 0;
+        const bool decided = step.op == Op::where && number(next.args[0], truth);
+        stands_for.push_back(decided ? next.args[truth != 0 ? 1 : 2] : Ref{Ref::temp, at});
+        made.push_back(next);
+        holder[static_cast<size_t>(step.to)] = at;
+    }
+    for (Ref ref : wanted) found.push_back(resolved(ref));
+
+    // The last use of each step that is needed.
+    const int end = static_cast<int>(made.size());
+    std::vector<int> last_use(made.size(), -1);
+    const auto use = [&](Ref ref, int by) {
+        if (ref.kind == Ref::temp)
+            last_use[static_cast<size_t>(ref.index)] = std::max(last_use[static_cast<size_t>(ref.index)], by);
+    };
+    for (Ref ref : found) use(ref, end);
+    for (int i = end - 1; i >= 0; --i) {
+        if (last_use[static_cast<size_t>(i)] < 0) continue;
+        for (int k = 0; k < arity(made[static_cast<size_t>(i)].op); ++k) use(made[static_cast<size_t>(i)].args[k], i);
+    }
+
+    Elementwise out;
+    std::vector<Step> kept;
+    std::vector<double> constants;
+    std::vector<std::pair<Ref, Ref>> known;  // constants and values: their new places
+    std::vector<int> place(made.size(), -1), unused;
+    int temps = 0;
+    const auto renumbered = [&](Ref ref) -> Ref {
+        if (ref.kind == Ref::input) return ref;
+        if (ref.kind == Ref::temp) return {Ref::temp, place[static_cast<size_t>(ref.index)]};
+        for (const auto& [before, now] : known) {
+            if (before.kind == ref.kind && before.index == ref.index) return now;
+        }
+        Ref now;
+        double value;
+        if (number(ref, value)) {
+            now = {Ref::constant, static_cast<int>(constants.size())};
+            constants.push_back(value);
+        } else {
+            now = {Ref::input, program_.inputs + static_cast<int>(out.broadcasts.size())};
+            out.broadcasts.push_back(ref.index);
+        }
+        known.emplace_back(ref, now);
+        return now;
+    };
+    for (int i = 0; i < end; ++i) {
+        if (last_use[static_cast<size_t>(i)] < 0) continue;
+        const Made& step = made[static_cast<size_t>(i)];
+        Ref args[3];
+        for (int k = 0; k < arity(step.op); ++k) args[k] = renumbered(step.args[k]);
+        int& to = place[static_cast<size_t>(i)];
+        if (unused.empty()) {
+            to = temps++;
+        } else {
+            to = unused.back();
+            unused.pop_back();
+        }
+        kept.push_back({step.op, args[0], args[1], args[2], to});
+        for (int k = 0; k < arity(step.op); ++k) {
+            const Ref ref = step.args[k];
+            if (ref.kind != Ref::temp || last_use[static_cast<size_t>(ref.index)] != i) continue;
+            last_use[static_cast<size_t>(ref.index)] = end;  // once, though it may be several arguments
+            unused.push_back(place[static_cast<size_t>(ref.index)]);
+        }
+    }
+    for (Ref& ref : found) ref = renumbered(ref);
+    const Ref result = found.empty() ? Ref{} : found[0];
+    out.program = std::make_shared<Program>(program_.inputs + static_cast<int>(out.broadcasts.size()),
+                                            static_cast<int>(constants.size()), std::move(kept), result, wide_,
+                                            std::vector<Stage>(), program_.inputs);
+    out.numbers = std::make_shared<Numbers>(*out.program, std::move(constants));
+    return out;
+}
+
+void Stages::broadcast(const Elementwise& steps, uint64_t first, uint64_t count, Operand* operands) {
+    const size_t size = wide_ ? sizeof(double) : sizeof(float);
+    rows_.resize(std::max(rows_.size(), steps.broadcasts.size()));
+    for (size_t k = 0; k < steps.broadcasts.size(); ++k) {
+        const Value& value = values_[static_cast<size_t>(steps.broadcasts[k])];
+        std::vector<uint8_t>& row = rows_[k];
+        if (row.size() < count * size) row.resize(count * size);
+        const uint64_t columns = extents_.count / extents_.first;
+        for (uint64_t i = 0; i < count; ++i) {
+            const uint64_t at = first + i;
+            const double number = value.numbers[value.along == Along::last ? at / extents_.last : at % columns];
+            if (wide_) {
+                std::memcpy(row.data() + i * size, &number, size);
+            } else {
+                const float narrow = static_cast<float>(number);
+                std::memcpy(row.data() + i * size, &narrow, size);
+            }
+        }
+        operands[program_.inputs + static_cast<int>(k)] = {row.data(), wide_ ? DType::f64 : DType::f32};
+    }
+}
+
+}  // namespace sds

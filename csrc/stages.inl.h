@@ -1,0 +1,159 @@
+// The loop of stages.h: a stage's steps, strip by strip, and their results into accumulators. Included once per CPU
+// target, inside that target's namespace and region, after elementwise.inl.h and reduce.inl.h.
+
+// Terms of one line, the first of which is element `at` of a block, into eight lanes.
+template <class T>
+inline void add_terms(const T* x, const T* y, size_t n, size_t at, double* lanes) {
+    size_t i = 0;
+    const auto term = [x, y](size_t k) {
+        return y ? static_cast<double>(x[k]) * static_cast<double>(y[k]) : static_cast<double>(x[k]);
+    };
+    for (; i < n && (at + i) % kReduceLanes != 0; ++i) lanes[(at + i) % kReduceLanes] += term(i);
+    double l[kReduceLanes];
+    memcpy(l, lanes, sizeof l);
+    for (; i + kReduceLanes <= n; i += kReduceLanes) {
+        for (size_t j = 0; j < kReduceLanes; ++j) l[j] += term(i + j);
+    }
+    memcpy(lanes, l, sizeof l);
+    for (; i < n; ++i) lanes[(at + i) % kReduceLanes] += term(i);
+}
+
+// A NaN stays, once it is found: no comparison with it is true.
+template <class T>
+inline void find_extreme(Reduce::Kind kind, const T* x, size_t n, double* found) {
+    double top = *found;
+    if (kind == Reduce::minimum) {
+        for (size_t i = 0; i < n; ++i) top = x[i] < top || x[i] != x[i] ? static_cast<double>(x[i]) : top;
+    } else {
+        for (size_t i = 0; i < n; ++i) top = x[i] > top || x[i] != x[i] ? static_cast<double>(x[i]) : top;
+    }
+    *found = top;
+}
+
+template <class T>
+void accumulate_line(Accumulator& into, const T* x, const T* y, size_t n) {
+    while (n > 0) {
+        const size_t at = into.position % kReduceBlock;
+        size_t now = static_cast<size_t>(into.line - into.position);
+        now = now < kReduceBlock - at ? now : kReduceBlock - at;
+        now = now < n ? now : n;
+        if (into.is_extreme()) {
+            find_extreme(into.kind, x, now, into.total.data());
+        } else {
+            add_terms(x, y, now, at, into.lanes.data());
+        }
+        into.advance(now);
+        x += now;
+        y = y ? y + now : y;
+        n -= now;
+    }
+}
+
+// Rows of a tensor, one after the other: a lane of every column at a time.
+template <class T>
+void accumulate_columns(Accumulator& into, const T* x, const T* y, size_t n) {
+    while (n > 0) {
+        const size_t row = static_cast<size_t>(into.position / into.columns), at = into.position % into.columns;
+        size_t now = static_cast<size_t>(into.columns - at);
+        now = now < n ? now : n;
+        if (into.is_extreme()) {
+            for (size_t i = 0; i < now; ++i) find_extreme(into.kind, x + i, 1, into.total.data() + at + i);
+        } else {
+            double* const lane = into.lanes.data() + row % kReduceLanes * into.columns + at;
+            if (y) {
+                for (size_t i = 0; i < now; ++i) lane[i] += static_cast<double>(x[i]) * static_cast<double>(y[i]);
+            } else {
+                for (size_t i = 0; i < now; ++i) lane[i] += static_cast<double>(x[i]);
+            }
+        }
+        into.advance(now);
+        x += now;
+        y = y ? y + now : y;
+        n -= now;
+    }
+}
+
+template <class T>
+void accumulate_strips(const Program& program, const T* constants, const Operand* operands, size_t count,
+                       const Reduce* reductions, Accumulator* into, size_t reduction_count, Scratch& scratch) {
+    Strips<T> work(program, constants, scratch);
+    for (size_t first = 0; first < count; first += kStrip) {
+        const size_t n = count - first < kStrip ? count - first : kStrip;
+        work.run(operands, first, n);
+        for (size_t k = 0; k < reduction_count; ++k) {
+            if (reductions[k].kind == Reduce::count) continue;
+            const T* const x = work.at(reductions[k].a);
+            const T* const y = reductions[k].kind == Reduce::dot ? work.at(reductions[k].b) : nullptr;
+            if (into[k].along == Along::first) {
+                accumulate_columns(into[k], x, y, n);
+            } else {
+                accumulate_line(into[k], x, y, n);
+            }
+        }
+    }
+}
+
+// ---- dot products of at most two inputs of one dtype: what slerp and its like ask for, straight from the stored bytes
+
+template <class Stored>
+void add_dots(const uint8_t* a, const uint8_t* b, size_t count, int first_input, const Reduce* reductions,
+              Accumulator* into, size_t reduction_count) {
+    constexpr size_t size = sizeof(typename Stored::Code);
+    for (size_t first = 0; first < count; first += kReduceBlock) {
+        const size_t n = count - first < kReduceBlock ? count - first : kReduceBlock;
+        Reduction found;
+        add_block<Stored, Dots>(a + first * size, b + first * size, n, found);
+        for (size_t k = 0; k < reduction_count; ++k) {
+            const Reduce& reduce = reductions[k];
+            if (reduce.kind == Reduce::count) continue;
+            const bool same = reduce.a.index == reduce.b.index;
+            into[k].add_block(!same                           ? found.sums.dot
+                              : reduce.a.index == first_input ? found.sums.aa
+                                                              : found.sums.bb,
+                              n);
+        }
+    }
+}
+
+inline bool accumulate_dots(const Program& program, const Operand* operands, size_t count, const Reduce* reductions,
+                            Accumulator* into, size_t reduction_count) {
+    int inputs[2] = {-1, -1};
+    for (size_t k = 0; k < reduction_count; ++k) {
+        const Reduce& reduce = reductions[k];
+        if (reduce.kind == Reduce::count) continue;
+        if (reduce.kind != Reduce::dot || reduce.along != Along::all || into[k].position % kReduceBlock != 0)
+            return false;
+        for (Ref ref : {reduce.a, reduce.b}) {
+            if (ref.kind != Ref::input) return false;
+            if (inputs[0] < 0) inputs[0] = ref.index;
+            if (ref.index == inputs[0]) continue;
+            if (inputs[1] < 0) inputs[1] = ref.index;
+            if (ref.index != inputs[1]) return false;
+        }
+    }
+    if (!program.steps.empty() || inputs[0] < 0) return false;
+    if (inputs[1] < 0) inputs[1] = inputs[0];
+    const Operand &a = operands[inputs[0]], &b = operands[inputs[1]];
+    if (a.dtype != b.dtype) return false;
+    switch (a.dtype) {
+        case DType::f64: add_dots<F64>(a.data, b.data, count, inputs[0], reductions, into, reduction_count); break;
+        case DType::f32: add_dots<F32>(a.data, b.data, count, inputs[0], reductions, into, reduction_count); break;
+        case DType::f16: add_dots<F16>(a.data, b.data, count, inputs[0], reductions, into, reduction_count); break;
+        case DType::bf16: add_dots<BF16>(a.data, b.data, count, inputs[0], reductions, into, reduction_count); break;
+        case DType::e4m3: add_dots<E4M3>(a.data, b.data, count, inputs[0], reductions, into, reduction_count); break;
+        case DType::e5m2: add_dots<E5M2>(a.data, b.data, count, inputs[0], reductions, into, reduction_count); break;
+    }
+    return true;
+}
+
+inline void accumulate(const Program& program, const Numbers& numbers, const Operand* operands, size_t count,
+                       const Reduce* reductions, Accumulator* into, size_t reduction_count, Scratch& scratch) {
+    if (accumulate_dots(program, operands, count, reductions, into, reduction_count)) return;
+    bool wide = program.wide;
+    for (int k = 0; k < program.inputs; ++k) wide |= operands[k].dtype == DType::f64;
+    if (wide) {
+        accumulate_strips(program, numbers.wide.data(), operands, count, reductions, into, reduction_count, scratch);
+    } else {
+        accumulate_strips(program, numbers.narrow.data(), operands, count, reductions, into, reduction_count, scratch);
+    }
+}

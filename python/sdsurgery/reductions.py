@@ -1,0 +1,146 @@
+"""Reductions of a method's body, by definition: over NumPy arrays (and, by way of them, torch tensors).
+
+This is what ``functions.dot`` and the like compute where a body is called with arrays, and what the reference backend
+computes. ``csrc/stages.h`` computes the same bits natively. Elements are widened to float64, exactly; products and sums
+are rounded to float64 one by one, in the order of docs/numerics.md; expressions of what a reduction gives are evaluated
+in float64 by IEEE 754, so that nothing raises on a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import scalars
+from .program import ALL, FIRST
+
+LANES, BLOCK, CHUNK = 8, 1024, 1 << 18  # of elements; csrc/reduce.h has the same numbers
+
+
+def ordered_sum(terms: np.ndarray) -> np.ndarray:
+    """Sums along the last axis of float64 ``terms`` [rows, n], each in the order that docs/numerics.md gives."""
+    rows, count = terms.shape
+    total = np.zeros(rows)
+    for first in range(0, count, CHUNK):
+        part = terms[:, first : first + CHUNK]
+        part = np.pad(part, ((0, 0), (0, -part.shape[1] % BLOCK)))
+        steps = part.reshape(rows, -1, BLOCK // LANES, LANES)
+        lanes = np.zeros((rows, steps.shape[1], LANES))
+        for step in range(BLOCK // LANES):
+            lanes += steps[:, :, step]
+        lanes = lanes[..., :4] + lanes[..., 4:]
+        lanes = lanes[..., :2] + lanes[..., 2:]
+        chunk = np.zeros(rows)
+        for block in np.moveaxis(lanes[..., 0] + lanes[..., 1], 1, 0):
+            chunk = chunk + block
+        total = total + chunk
+    return total
+
+
+def reduced_rows(op: str, *operands: np.ndarray) -> np.ndarray:
+    """A reduction along the last axis of float64 [rows, n] operands; a NaN is the canonical one, a zero is +0."""
+    with np.errstate(all="ignore"):
+        if op == "count":
+            found = np.full(len(operands[0]), float(operands[0].shape[1]))
+        elif op in ("sum", "dot"):
+            found = ordered_sum(operands[0] if op == "sum" else operands[0] * operands[1])
+        else:
+            start, library = (np.inf, np.minimum) if op == "minimum" else (-np.inf, np.maximum)
+            found = library.reduce(operands[0], axis=1, initial=start) + 0.0
+    return np.where(np.isnan(found), scalars.NAN, found)
+
+
+def lines_of(x: np.ndarray, along: int) -> np.ndarray:
+    """An array as [lines, n], where each line is what a reduction ``along`` runs over."""
+    if along == ALL or x.ndim == 0:
+        return x.reshape(1, -1)
+    if along == FIRST:
+        return x.reshape(x.shape[0], -1).T
+    return x.reshape(-1, x.shape[-1])
+
+
+class Numbers:
+    """What a reduction of arrays gives: float64, of a shape that broadcasts against the tensor. A tensor that it meets
+    keeps its dtype, to which the numbers are rounded; among themselves they follow IEEE 754."""
+
+    __array_ufunc__ = None  # NumPy leaves its operators to this class
+    __slots__ = ("values",)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = np.asarray(values, np.float64)
+
+    def beside(self, tensor: Any) -> Any:
+        """The numbers in the tensor's kind and dtype."""
+        if isinstance(tensor, np.ndarray | np.generic):
+            with np.errstate(over="ignore"):
+                return self.values.astype(tensor.dtype)
+        import torch
+
+        return torch.as_tensor(self.values, device=tensor.device).to(tensor.dtype)
+
+    def __bool__(self) -> bool:
+        return bool(self.values)
+
+    def __float__(self) -> float:
+        return float(self.values)
+
+
+def _operator(name: str, reflected: bool) -> Callable[[Numbers, Any], Any]:
+    def apply(self: Numbers, other: Any) -> Any:
+        if isinstance(other, Numbers | int | float):
+            pair = (self.values, other.values if isinstance(other, Numbers) else np.float64(other))
+            with np.errstate(all="ignore"):
+                return Numbers(_OPERATIONS[name](*reversed(pair) if reflected else pair))
+        pair = (self.beside(other), other)
+        with np.errstate(all="ignore"):
+            return _ON_TENSORS[name](*reversed(pair) if reflected else pair)
+
+    return apply
+
+
+_ON_TENSORS: dict[str, Callable[[Any, Any], Any]] = {
+    "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "truediv": lambda a, b: a / b,
+    "lt": lambda a, b: a < b, "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
+    "eq": lambda a, b: a == b, "ne": lambda a, b: a != b,
+}  # fmt: skip
+_OPERATIONS = {**_ON_TENSORS, "pow": lambda a, b: _each(scalars.pow, a, b)}
+for _name in _OPERATIONS:
+    setattr(Numbers, f"__{_name}__", _operator(_name, False))
+    setattr(Numbers, f"__r{_name}__", _operator(_name, True))
+setattr(Numbers, "__neg__", lambda self: Numbers(-self.values))  # noqa: B010
+setattr(Numbers, "__abs__", lambda self: Numbers(np.abs(self.values)))  # noqa: B010
+
+
+def reduced(op: str, along: int, *operands: Any) -> Numbers:
+    """A reduction of arrays of one shape, or tensors."""
+    arrays = [_array(item) for item in operands]
+    shape = np.broadcast_shapes(*(item.shape for item in arrays))
+    found = reduced_rows(op, *(lines_of(np.broadcast_to(item, shape).astype(np.float64), along) for item in arrays))
+    if along == ALL or not shape:
+        return Numbers(found[0])
+    return Numbers(found.reshape((1, *shape[1:]) if along == FIRST else (*shape[:-1], 1)))
+
+
+def each(function: Callable[..., float], *args: Any) -> Numbers:
+    """A scalar function of numbers, one by one."""
+    arrays = [arg.values if isinstance(arg, Numbers) else np.array(arg, np.float64) for arg in args]
+    return Numbers(_each(function, *arrays))
+
+
+def _each(function: Callable[..., float], *args: np.ndarray) -> np.ndarray:
+    args = tuple(np.broadcast_arrays(*args))
+    flat = zip(*(arg.ravel().tolist() for arg in args), strict=True)
+    return np.array([function(*values) for values in flat]).reshape(args[0].shape)
+
+
+def _array(item: Any) -> np.ndarray:
+    if isinstance(item, np.ndarray | np.generic):
+        return np.asarray(item)
+    import torch
+
+    values = item.detach().to("cpu", torch.float64)
+    array: np.ndarray = values.numpy()
+    return array
