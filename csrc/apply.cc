@@ -16,7 +16,7 @@ namespace {
 // What one thread does: the tensor is read for each stage and for the result.
 Tally apply_stages(const Program& program, const Numbers& numbers, const std::vector<Operand>& operands, uint8_t* out,
                    DType out_dtype, Extents extents, Overflow policy, const Target& target) {
-    constexpr uint64_t kStretch = 64 * kReduceBlock;
+    constexpr uint64_t kStretch = Stages::kStretch;
     const os::IeeeMode ieee;
     Scratch scratch;
     Tally tally;
@@ -24,22 +24,17 @@ Tally apply_stages(const Program& program, const Numbers& numbers, const std::ve
     for (const Operand& operand : operands) dtypes.push_back(operand.dtype);
     Stages stages(program, numbers, extents, dtypes, target);
     Operand here[Program::kMaxInputs];
-    const auto stretch = [&](uint64_t first) {
+    const auto at = [&](uint64_t first, uint64_t) {
         for (size_t k = 0; k < operands.size(); ++k)
             here[k] = {operands[k].data + first * size_of(operands[k].dtype), operands[k].dtype};
-        return std::min(kStretch, extents.count - first);
+        return here;
     };
-    for (size_t stage = 0; stage < stages.size(); ++stage) {
-        stages.begin(stage);
-        for (uint64_t first = 0; stages.reads() && first < extents.count; first += kStretch)
-            stages.add(here, stretch(first), scratch);
-        stages.end();
-    }
+    stages.work_off(scratch, at);
     const Elementwise& last = stages.last();
     std::vector<uint8_t> buffer(kStretch * size_of(out_dtype));  // the result may replace an input
     for (uint64_t first = 0; first < extents.count; first += kStretch) {
-        const uint64_t n = stretch(first);
-        stages.broadcast(last, first, n, here);
+        const uint64_t n = std::min(kStretch, extents.count - first);
+        stages.broadcast(last, first, n, at(first, n));
         target.evaluate(*last.program, *last.numbers, here, buffer.data(), out_dtype, n, policy, tally, scratch);
         std::memcpy(out + first * size_of(out_dtype), buffer.data(), n * size_of(out_dtype));
     }

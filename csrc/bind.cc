@@ -84,7 +84,7 @@ Job make_job(const py::handle& item) {
             {}};
     if (job.kind < Job::copy || job.kind > Job::reduce) throw Error(Code::invalid, "unknown kind of job");
     for (const py::handle& operand : py::cast<py::tuple>(row[5])) job.operands.push_back(make_operand(operand));
-    std::tie(job.first_axis, job.last_axis) = row[7].cast<std::pair<uint64_t, uint64_t>>();
+    if (row.size() > 7) std::tie(job.first_axis, job.last_axis) = row[7].cast<std::pair<uint64_t, uint64_t>>();
     return job;
 }
 
@@ -144,6 +144,59 @@ std::pair<uint64_t, uint64_t> apply_at(const Program& program, std::vector<doubl
     const Tally tally = apply(program, numbers, native, reinterpret_cast<uint8_t*>(out), to,
                               {count, axes.first, axes.second}, static_cast<Overflow>(overflow), threads, target);
     return {tally.nonfinite, tally.overflow};
+}
+
+py::tuple as_pair(Ref ref) { return py::make_tuple(static_cast<int>(ref.kind), ref.index); }
+
+// What is left of a program once its stages are worked off over whole tensors: (steps, result, constants). For devices,
+// which evaluate elements; values that differ by row or column are refused.
+py::tuple last_stage(const Program& program, std::vector<double> constants,
+                     const std::vector<std::shared_ptr<Source>>& sources, const py::sequence& operands, uint64_t count,
+                     std::pair<uint64_t, uint64_t> axes, const std::string& target) {
+    std::vector<JobOperand> parts;
+    std::vector<DType> dtypes;
+    for (const py::handle& item : operands) {
+        parts.push_back(make_operand(item));
+        dtypes.push_back(parts.back().dtype());
+        if (parts.back().source >= sources.size()) throw Error(Code::invalid, "a job names no source");
+    }
+    if (parts.size() != static_cast<size_t>(program.inputs)) throw Error(Code::invalid, "wrong operand count");
+    const Numbers numbers(program, std::move(constants));
+    Elementwise last;
+    {
+        py::gil_scoped_release release;
+        const os::IeeeMode ieee;
+        Stages stages(program, numbers, {count, axes.first, axes.second}, dtypes, target_named(target));
+        Scratch scratch;
+        std::vector<std::vector<uint8_t>> buffers(parts.size());
+        Operand here[Program::kMaxInputs];
+        stages.work_off(scratch, [&](uint64_t first, uint64_t n) {
+            for (size_t k = 0; k < parts.size(); ++k) {
+                const JobOperand& part = parts[k];
+                Source& source = *sources[part.source];
+                const uint64_t size = size_of(part.element);
+                buffers[k].resize((Stages::kStretch + 2) * size);
+                if (part.view) {
+                    here[k] = {source.gather(*part.view, part.offset, first * size, n * size, buffers[k].data()),
+                               dtypes[k]};
+                } else {
+                    source.read(buffers[k].data(), n * size, part.offset + first * size);
+                    here[k] = {buffers[k].data(), dtypes[k]};
+                }
+            }
+            return here;
+        });
+        last = stages.last();
+    }
+    if (!last.broadcasts.empty()) throw Error(Code::invalid, "a value of each row or column");
+    py::list steps;
+    for (const Step& step : last.program->steps) {
+        py::list args;
+        const Ref refs[] = {step.a, step.b, step.c};
+        for (int k = 0; k < arity(step.op); ++k) args.append(as_pair(refs[k]));
+        steps.append(py::make_tuple(static_cast<int>(step.op), py::tuple(args), step.to));
+    }
+    return py::make_tuple(py::tuple(steps), as_pair(last.program->result), last.numbers->wide);
 }
 
 }  // namespace
@@ -328,6 +381,8 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
     m.def("apply", &apply_at, py::arg("program"), py::arg("constants"), py::arg("operands"), py::arg("out"),
           py::arg("out_dtype"), py::arg("count"), py::arg("overflow") = 0, py::arg("threads") = 0,
           py::arg("target") = "", py::arg("axes") = std::make_pair(0, 0));
+    m.def("last_stage", &last_stage, py::arg("program"), py::arg("constants"), py::arg("sources"), py::arg("operands"),
+          py::arg("count"), py::arg("axes"), py::arg("target") = "");
     m.def("cpu_targets", [] {
         std::vector<std::pair<std::string, bool>> rows;
         for (const Target& target : targets()) rows.emplace_back(target.name, target.runs_here());

@@ -112,8 +112,8 @@ class Run {
     // Two, so that whoever waits for the end is not woken by every tile: that cost a tenth of a merge on two cores.
     std::condition_variable changed_;  // the watermark has moved: for the thread that flushes
     std::condition_variable ended_;    // a worker has ended
-    std::vector<bool> finished_;  // tiles
-    size_t mark_ = 0;             // the first that is not
+    std::vector<bool> finished_;       // tiles
+    size_t mark_ = 0;                  // the first that is not
     std::vector<Tally> tallies_;
     Reductions reductions_;
     unsigned worker_count_ = 1, running_ = 0;

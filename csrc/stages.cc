@@ -1,6 +1,5 @@
 #include "stages.h"
 
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>

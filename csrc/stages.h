@@ -11,6 +11,7 @@
 // reductions.py have the same in NumPy.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -69,6 +70,20 @@ class Stages {
     bool reads() const;
     void add(const Operand* operands, uint64_t count, Scratch& scratch);
     void end();
+
+    // The same for operands that `read` finds: called with the first element and the number of elements.
+    template <class Read>
+    void work_off(Scratch& scratch, Read read) {
+        for (size_t stage = 0; stage < size(); ++stage) {
+            begin(stage);
+            for (uint64_t first = 0, now; reads() && first < extents_.count; first += now) {
+                now = std::min(kStretch, extents_.count - first);
+                add(read(first, now), now, scratch);
+            }
+            end();
+        }
+    }
+    static constexpr uint64_t kStretch = 64 * kReduceBlock;
 
     const Elementwise& last();  // once all stages have ended
     // Rows or columns as the further operands of `count` elements from element `first` on: `operands` has the tensor's.

@@ -69,6 +69,32 @@ class Program:
     result: Ref
     stages: tuple[Stage, ...] = ()
 
+    @property
+    def values(self) -> int:
+        """How many values the stages find."""
+        return sum(len(stage.reductions) + len(stage.scalars) for stage in self.stages)
+
+    def vectors(self) -> frozenset[int]:
+        """The numbers of the values that differ by row or column."""
+        found: set[int] = set()
+        number = 0
+        for stage in self.stages:
+            for _, along, _ in stage.reductions:
+                found |= {number} if along != ALL else set()
+                number += 1
+            for _, args in stage.scalars:
+                found |= {number} if any(kind == VALUE and index in found for kind, index in args) else set()
+                number += 1
+        return frozenset(found)
+
+    def without_stages(self) -> Program:
+        """The last stage by itself: what it takes from the others are further constants."""
+        steps = tuple((op, tuple(self._as_constant(ref) for ref in args), to) for op, args, to in self.steps)
+        return Program(self.inputs, self.constants + self.values, steps, self._as_constant(self.result))
+
+    def _as_constant(self, ref: Ref) -> Ref:
+        return (CONSTANT, self.constants + ref[1]) if ref[0] == VALUE else ref
+
 
 class Formula(NamedTuple):
     """A program and the numbers of one job: float64, rounded once where they meet a float32 tensor."""

@@ -8,6 +8,7 @@ in float64 by IEEE 754, so that nothing raises on a value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,7 @@ def ordered_sum(terms: np.ndarray) -> np.ndarray:
     for first in range(0, count, CHUNK):
         part = terms[:, first : first + CHUNK]
         part = np.pad(part, ((0, 0), (0, -part.shape[1] % BLOCK)))
-        steps = part.reshape(rows, -1, BLOCK // LANES, LANES)
+        steps = part.reshape(rows, part.shape[1] // BLOCK, BLOCK // LANES, LANES)
         lanes = np.zeros((rows, steps.shape[1], LANES))
         for step in range(BLOCK // LANES):
             lanes += steps[:, :, step]
@@ -57,8 +58,8 @@ def lines_of(x: np.ndarray, along: int) -> np.ndarray:
     if along == ALL or x.ndim == 0:
         return x.reshape(1, -1)
     if along == FIRST:
-        return x.reshape(x.shape[0], -1).T
-    return x.reshape(-1, x.shape[-1])
+        return x.reshape(x.shape[0], math.prod(x.shape[1:])).T
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 class Numbers:

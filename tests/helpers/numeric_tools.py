@@ -13,6 +13,7 @@ from sdsurgery import _native, functions
 from sdsurgery.backends import cpu, reference
 from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.methods import Method, Param, PerInput, registered
+from sdsurgery.plan import Job, Operand
 from sdsurgery.program import Formula, trace
 
 FLOATS = (F64, F32, F16, BF16, F8_E4M3, F8_E5M2)
@@ -99,6 +100,7 @@ def native(
         overflow=cpu.OVERFLOW[overflow],
         threads=threads,
         target=target,
+        axes=(count, count),
     )
     end = start + count * out.itemsize
     assert (room[:start] == 0xA5).all() and (room[end:] == 0xA5).all(), "written outside the output"
@@ -116,8 +118,19 @@ def expected(
     """The reference on codes."""
     stored = [(as_stored(codes, dtype), dtype) for codes, dtype in inputs]
     with np.errstate(all="ignore"):
-        values, nonfinite, overflows = reference.evaluate(formula, stored, out, overflow, wide)
+        values, nonfinite, overflows = reference.evaluate_tensor(formula, stored, out, overflow, wide)
     return Result(values.view(CODE[out]), nonfinite, overflows)
+
+
+def without_stages(formula: Formula, inputs: Sequence[tuple[np.ndarray, DType]], wide: bool = False) -> Formula:
+    """What the host leaves to a device, which evaluates elements: the formula itself, for most."""
+    if not formula.program.stages:
+        return formula
+    sources = [_native.Source.memory(codes.astype(CODE[dtype]).tobytes()) for codes, dtype in inputs]
+    operands = tuple(Operand(number, dtype, 0) for number, (_, dtype) in enumerate(inputs))
+    count = inputs[0][0].size
+    job = Job(0, F32, 0, count, operands, 0, formula.numbers, (max(count, 1), max(count, 1)))
+    return cpu.last_stage(job, formula.program, sources, wide)
 
 
 # ---- the registry's cases

@@ -123,7 +123,7 @@ def test_every_operation_is_what_its_body_gives_for_numpy_and_torch(name: str) -
 
     case, rng = OPERATIONS[name], np.random.default_rng(1)
     arrays = [SORTS["wild"](F32, 2000, rng).view(np.float32) for _ in range(case.count)]
-    steps = reference.run_steps(case.formula(), arrays)
+    steps = stepped(case.formula(), arrays)
     for library in ("numpy", "torch"):
         tensors = arrays if library == "numpy" else [torch.from_numpy(x.copy()) for x in arrays]
         found = np.asarray(body_on(case, list(tensors)))
@@ -147,6 +147,12 @@ def test_the_hot_formulas_have_a_fused_kernel() -> None:
 # ---- the body of a method is what runs
 
 
+def stepped(formula: program.Formula, arrays: list[np.ndarray]) -> np.ndarray:
+    """The formula's stages and steps over whole arrays."""
+    values = reference.values_beside(formula, arrays, (arrays[0].size, arrays[0].size))
+    return reference.run_steps(formula, arrays, values)
+
+
 def body_on(case: Case, tensors: list[object]) -> object:
     with np.errstate(all="ignore"):
         return case.method.body(*tensors, **case.params)
@@ -157,7 +163,7 @@ def body_on(case: Case, tensors: list[object]) -> object:
 def test_traced_steps_equal_the_body_called_on_numpy_arrays(name: str, kind: type) -> None:
     case, dtype = CASES[name], F32 if kind is np.float32 else F64
     arrays = [codes.view(kind) for codes, _ in operands(name, (dtype,), "wild")]
-    steps = reference.run_steps(case.formula(), arrays)
+    steps = stepped(case.formula(), arrays)
     body = np.asarray(body_on(case, list(arrays)))
     assert steps.dtype == body.dtype == kind
     assert np.array_equal(steps.view(CODE[dtype]), body.view(CODE[dtype]))
@@ -208,9 +214,10 @@ def test_operations_are_rounded_one_by_one_and_never_fused(target: str) -> None:
 
 def test_threads_change_nothing() -> None:
     for name, case in CASES.items():
-        given = [(np.tile(codes, 19), dtype) for codes, dtype in operands(name, (F16,), "wild")]
+        sort = "plain" if case.formula().program.stages else "wild"  # of a tensor with a NaN little else comes out
+        given = [(np.tile(codes, 19), dtype) for codes, dtype in operands(name, (F16,), sort)]
         once = native(case.formula(), given, F16, threads=1)
         for threads in (0, 2, 5):
             assert not native(case.formula(), given, F16, threads=threads).differs(once)
-        assert once.nonfinite or once.overflow
+        assert once.nonfinite or once.overflow or sort == "plain"
         assert np.isfinite(values_of(once.codes, F16)).any()

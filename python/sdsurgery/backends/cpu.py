@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _native
 from ..dtypes import DType
 from ..plan import Fill, Job, Operand, Plan, Reduction
-from ..program import OPERATIONS, REDUCTIONS, SCALAR_FUNCTIONS, Program, Stage, Step
+from ..program import OPERATIONS, REDUCTIONS, SCALAR_FUNCTIONS, Formula, Program, Stage, Step
 from . import Backend, Options
 
 if TYPE_CHECKING:
@@ -88,6 +88,18 @@ def _native_operand(code: int, operand: Operand) -> tuple[Any, ...]:
     if view is None:
         return (source, code, offset)
     return (source, code, offset, (dtype.itemsize, view.shape, view.strides, view.start))
+
+
+def last_stage(job: Job, program: Program, sources: Sequence[Source], wide: bool) -> Formula:
+    """What is left to evaluate of a job's program once its stages have read the tensor: for the backends of devices,
+    which see a tile at a time."""
+    operands = [_native_operand(code_of(operand.dtype), operand) for operand in job.operands]
+    steps, result, numbers = _native.last_stage(
+        native_program(program, wide), job.numbers, list(sources), operands, job.count, job.axes
+    )
+    names = list(OPERATIONS)
+    left = Program(program.inputs, len(numbers), tuple((names[op], args, to) for op, args, to in steps), result)
+    return Formula(left, tuple(numbers))
 
 
 def code_of(dtype: DType) -> int:

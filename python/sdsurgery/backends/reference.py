@@ -212,6 +212,8 @@ def stage_values(formula: Formula, inputs: Sequence[np.ndarray], axes: tuple[int
     program, numbers = formula
     values: list[Value] = []
     count = inputs[0].size
+    if count == 0:  # nothing meets them
+        return [Value(np.zeros(1), ALL)] * program.values
     for stage in program.stages:
         with np.errstate(all="ignore"):
             beside = [value.beside(axes, count, 0, count) for value in values]
@@ -259,6 +261,23 @@ def evaluate(
         finite &= np.isfinite(each)
     out, overflows = store(run_steps(formula, widened, values), finite, dtype, overflow)
     return out, int((~finite).sum()), overflows
+
+
+def evaluate_tensor(
+    formula: Formula, inputs: Sequence[tuple[np.ndarray, DType]], dtype: DType, overflow: str, wide: bool
+) -> tuple[np.ndarray, int, int]:
+    """``evaluate`` for a whole tensor of any shape, its stages included."""
+    shape = inputs[0][0].shape or (1,)
+    flat = [(stored.reshape(-1), kind) for stored, kind in inputs]
+    wider = wide or any(kind is F64 for _, kind in inputs)
+    values = values_beside(formula, [widen(stored, kind, wider) for stored, kind in flat], (shape[0], shape[-1]))
+    return evaluate(formula, flat, dtype, overflow, wide, values=values)
+
+
+def values_beside(formula: Formula, inputs: Sequence[np.ndarray], axes: tuple[int, int]) -> list[np.ndarray]:
+    """What the stages find in a whole tensor, as every element meets it."""
+    count = inputs[0].size
+    return [value.beside(axes, count, 0, count) for value in stage_values(formula, inputs, axes)]
 
 
 # ---- reductions, in the order that csrc/reduce.h promises

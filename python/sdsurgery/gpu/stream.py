@@ -18,7 +18,7 @@ from ..backends import Options, damaged_of, refuse_values, sums_of
 from ..dtypes import DType
 from ..errors import Interrupted, UsageError, of_job
 from ..plan import Job, Plan, Reduction
-from ..program import Formula, Program
+from ..program import VALUE, Formula, Program
 from .reductions import Chunk, Gathered, Row
 from .tiles import ALIGNMENT, Part, Tile, ratio, tiles
 
@@ -109,6 +109,8 @@ class StreamRun:
             self._in_bytes = int(self._out_bytes * ratio(plan)) + ALIGNMENT * (most + 1)
         self._reductions = Gathered()
         self._tiles = enumerate(tiles(plan, self._out_bytes - ALIGNMENT, self._in_bytes))
+        self._last_stages: dict[int, Formula] = {}  # of jobs whose program has stages
+        self._reading = threading.Lock()
         self._finished: dict[int, int] = {}  # number of a finished tile: where it ends
         self._next = 0  # the first tile that is not finished
         self._tallies: dict[int, list[int]] = {}
@@ -272,15 +274,28 @@ class StreamRun:
             if not isinstance(program, Program):
                 continue
             dtypes = tuple(operand.dtype for operand in job.operands)
-            key = (job.program, job.numbers, dtypes, job.dtype)
+            formula = self._last_stage(part.job, program) if program.stages else Formula(program, job.numbers)
+            key = (job.program if not program.stages else part.job, formula.numbers, dtypes, job.dtype)
             if key not in gathered:
-                work = Work(
-                    Formula(program, job.numbers), self.options.wide, dtypes, job.dtype, self.options.overflow, []
-                )
+                work = Work(formula, self.options.wide, dtypes, job.dtype, self.options.overflow, [])
                 gathered[key] = (work, [])
             gathered[key][0].rows.append((part.out, part.count, part.ins))
             gathered[key][1].append(part)
         return [work for work, _ in gathered.values()], [part for _, parts in gathered.values() for part in parts]
+
+    def _last_stage(self, number: int, program: Program) -> Formula:
+        """What the host's stages leave to the device. The host has the bytes, and the page cache has them for the
+        tiles that follow."""
+        from ..backends.cpu import last_stage
+        from ..engine import native_errors
+
+        with self._reading:  # one tensor after the other: the next tile is mostly of the same
+            if number not in self._last_stages:
+                with native_errors():
+                    self._last_stages[number] = last_stage(
+                        self.plan.jobs[number], program, self.sources, self.options.wide
+                    )
+            return self._last_stages[number]
 
     def _spans(self, tile: Tile) -> list[tuple[int, int]]:
         """What the device wrote, neighbours joined: (offset, bytes) in the output buffer."""
@@ -331,11 +346,17 @@ def require_supported(plan: Plan, name: str, supports: Any, wide: bool, *, reduc
         if (job.program, dtypes, job.dtype) in seen:
             continue
         seen.add((job.program, dtypes, job.dtype))
-        reason = supports(program, dtypes, job.dtype, wide)
+        reason = _unsupported(program) or supports(program.without_stages(), dtypes, job.dtype, wide)
         if reason is not None:
             raise of_job(
                 index, UsageError(f'the backend {name} cannot do this: {reason}; use backend="cpu"', code="backend")
             )
+
+
+def _unsupported(program: Program) -> str | None:
+    vectors = program.vectors()
+    used = {index for _, args, _ in program.steps for kind, index in args if kind == VALUE}
+    return "the method takes a value of each row or column" if used & vectors else None
 
 
 def describe(run: StreamRun) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from .names import TORCH, torch_dtype
 if TYPE_CHECKING:
     from ..backends import PlainRows
     from ..checkpoint import Checkpoint
+    from ..dtypes import DType
     from ..methods.registry import Method
     from ..program import Formula
     from ..settings import Compute, Dtype, Overflow
@@ -181,6 +182,8 @@ class _Request:
         is impossible: on the CPU, for a backend that launches tensors one by one, and to count overflows."""
         if self.overflow == "error" or not calls or not calls[0][0] or not is_torch(calls[0][0][0]):
             return None
+        if self.formula.program.stages:
+            return None
         try:
             if device_of(calls[0][0], None) is None:
                 return None
@@ -219,9 +222,16 @@ class _Request:
         return out
 
     def _launch(self, rows: Sequence[tuple[Any, Sequence[Any]]]) -> None:
-        """One batch for all rows of equal dtypes."""
+        """One batch for all rows of equal dtypes; a formula that reduces has other numbers for each row."""
         from ..gpu.tensors import evaluate
 
+        if self.formula.program.stages:
+            for out, inputs in rows:
+                if out.numel():
+                    dtypes, dtype = tuple(torch_dtype(item) for item in inputs), torch_dtype(out)
+                    left = self._last_stage(inputs, dtypes)
+                    evaluate(left, [(out, inputs)], dtypes, dtype, overflow=self.overflow, wide=self.wide)
+            return
         batches: dict[Any, list[Any]] = {}
         for out, inputs in rows:
             if out.numel():
@@ -230,6 +240,24 @@ class _Request:
             out, inputs = batch[0]
             dtypes = tuple(torch_dtype(item) for item in inputs)
             evaluate(self.formula, batch, dtypes, torch_dtype(out), overflow=self.overflow, wide=self.wide)
+
+    def _last_stage(self, inputs: Sequence[Any], dtypes: Sequence[DType]) -> Formula:
+        """What is left of the formula once the host has reduced the tensors of a GPU."""
+        import torch
+
+        from .. import _native
+        from ..backends.cpu import last_stage
+        from ..engine import native_errors
+        from ..plan import Job, Operand
+
+        first = inputs[0]
+        axes = (first.shape[0], first.shape[-1]) if first.dim() else (1, 1)
+        operands = tuple(Operand(number, dtype, 0) for number, dtype in enumerate(dtypes))
+        job = Job(0, dtypes[0], 0, first.numel(), operands, 0, self.formula.numbers, axes)
+        here = [item.detach().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8) for item in inputs]
+        with native_errors(UsageError):
+            sources = [_native.Source.memory(item.numpy().tobytes()) for item in here]
+            return last_stage(job, self.formula.program, sources, self.wide)
 
 
 _formulas: dict[tuple[Any, int, str], Formula] = {}  # traced lately: tracing takes longer than a launch
