@@ -88,17 +88,22 @@ Job make_job(const py::handle& item) {
     return job;
 }
 
-// The jobs of a merge mostly share one tuple of constants: each is converted once.
+// The jobs' constants, and those that they have for each further output. The jobs of a merge mostly share one tuple:
+// each is converted once.
 void numbers_of_jobs(std::vector<Job>& jobs, const py::sequence& rows,
-                     const std::vector<std::shared_ptr<Program>>& programs) {
+                     const std::vector<std::shared_ptr<Program>>& programs, const std::vector<py::sequence>& further) {
     std::map<std::pair<PyObject*, uint32_t>, std::shared_ptr<const Numbers>> known;
     for (size_t i = 0; i < jobs.size(); ++i) {
         if (jobs[i].kind != Job::evaluate) continue;
         if (jobs[i].index >= programs.size()) throw Error(Code::invalid, "a job names no program");
-        const py::tuple row = py::cast<py::tuple>(rows[i]);
-        auto& numbers = known[{py::object(row[6]).ptr(), jobs[i].index}];
-        if (!numbers) numbers = std::make_shared<Numbers>(*programs[jobs[i].index], row[6].cast<std::vector<double>>());
-        jobs[i].numbers = numbers;
+        const auto add = [&](const py::object& constants) {
+            auto& numbers = known[{constants.ptr(), jobs[i].index}];
+            if (!numbers)
+                numbers = std::make_shared<Numbers>(*programs[jobs[i].index], constants.cast<std::vector<double>>());
+            jobs[i].numbers.push_back(numbers);
+        };
+        add(py::cast<py::tuple>(rows[i])[6]);
+        for (const py::sequence& output : further) add(output[i]);
     }
 }
 
@@ -108,7 +113,15 @@ std::shared_ptr<Run> make_run(std::vector<std::shared_ptr<Source>> sources,
                               const std::vector<std::pair<uint64_t, uint64_t>>& sums, std::shared_ptr<Sink> sink,
                               unsigned threads, uint64_t tile_bytes, int io, int overflow, bool refuse_overflow,
                               bool refuse_nonfinite, bool refuse_damaged, bool start_flushing,
-                              const std::string& target) {
+                              const std::string& target, const py::sequence& further) {
+    std::vector<Output> outputs;
+    if (sink) outputs.push_back({std::move(sink), 0});
+    std::vector<py::sequence> versions;
+    for (const py::handle& item : further) {
+        const py::tuple output = py::cast<py::tuple>(item);
+        outputs.push_back({output[0].cast<std::shared_ptr<Sink>>(), output[1].cast<int64_t>()});
+        versions.push_back(py::cast<py::sequence>(output[2]));
+    }
     std::vector<Fill> rules;
     for (const py::handle& item : fills) {
         const auto [seed, mean, deviation] = item.cast<std::tuple<uint64_t, double, double>>();
@@ -117,7 +130,7 @@ std::shared_ptr<Run> make_run(std::vector<std::shared_ptr<Source>> sources,
     std::vector<Job> native;
     native.reserve(py::len(jobs));
     for (const py::handle& item : jobs) native.push_back(make_job(item));
-    numbers_of_jobs(native, jobs, programs);
+    numbers_of_jobs(native, jobs, programs, versions);
     std::vector<Check> known;
     for (const py::handle& item : checks) {
         const py::tuple row = py::cast<py::tuple>(item);
@@ -128,7 +141,7 @@ std::shared_ptr<Run> make_run(std::vector<std::shared_ptr<Source>> sources,
                              refuse_overflow, refuse_nonfinite, refuse_damaged,      start_flushing,
                              target};
     return std::make_shared<Run>(std::move(sources), std::move(programs), std::move(rules), std::move(native),
-                                 std::move(known), sums, std::move(sink), options);
+                                 std::move(known), sums, std::move(outputs), options);
 }
 
 std::pair<uint64_t, uint64_t> apply_at(const Program& program, std::vector<double> constants,
@@ -323,7 +336,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
              py::arg("sums") = std::vector<std::pair<uint64_t, uint64_t>>(), py::arg("sink").none(true),
              py::arg("threads") = 0, py::arg("tile_bytes") = 0, py::arg("io") = 0, py::arg("overflow") = 0,
              py::arg("refuse_overflow") = false, py::arg("refuse_nonfinite") = false, py::arg("refuse_damaged") = true,
-             py::arg("start_flushing") = false, py::arg("target") = "")
+             py::arg("start_flushing") = false, py::arg("target") = "", py::arg("further") = py::tuple())
         .def("start", &Run::start, py::call_guard<py::gil_scoped_release>())
         .def("wait", &Run::wait, py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
         .def("cancel", &Run::cancel)
@@ -355,16 +368,19 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
                  }
                  return rows;
              })
-        // Only the jobs that met something: (job, nonfinite, overflow).
-        .def("tallies", [](const Run& self) {
-            std::vector<std::tuple<size_t, uint64_t, uint64_t>> rows;
-            const std::vector<Tally> tallies = self.tallies();
-            for (size_t i = 0; i < tallies.size(); ++i) {
-                if (tallies[i].nonfinite || tallies[i].overflow)
-                    rows.emplace_back(i, tallies[i].nonfinite, tallies[i].overflow);
-            }
-            return rows;
-        });
+        // Only an output's jobs that met something: (job, nonfinite, overflow).
+        .def(
+            "tallies",
+            [](const Run& self, size_t output) {
+                std::vector<std::tuple<size_t, uint64_t, uint64_t>> rows;
+                const std::vector<Tally> tallies = self.tallies().at(output);
+                for (size_t i = 0; i < tallies.size(); ++i) {
+                    if (tallies[i].nonfinite || tallies[i].overflow)
+                        rows.emplace_back(i, tallies[i].nonfinite, tallies[i].overflow);
+                }
+                return rows;
+            },
+            py::arg("output") = 0);
 
     py::class_<Hasher, std::shared_ptr<Hasher>>(m, "Hasher")
         .def(py::init<std::vector<std::shared_ptr<Source>>, std::shared_ptr<Sink>, int64_t, bool, const std::string&>(),

@@ -37,37 +37,49 @@ class PageBuffer {
     uint8_t* data_;
 };
 
+// What is made of a chunk for one output.
+struct Version {
+    uint8_t* out;  // none: it is reduced
+    const Program* program = nullptr;
+    const Numbers* numbers = nullptr;
+    Stages* stages = nullptr;  // of a job that has them: without `out` they get the chunk
+    Tally tally = {};
+};
+
 // A chunk of one job: its operands' bytes are in memory, or mapped. It is a context of os::guarded.
 struct Evaluation {
     const Target& target;
     const Job& job;
-    const Program* program;
-    const Numbers* numbers;
-    uint8_t* out;
-    uint64_t count;
+    std::vector<Version>& versions;
+    uint64_t first, count;
     Overflow policy;
     Scratch& scratch;
     Reduction& reduction;
-    Stages* stages;  // of a job that has them: without `out` they get the chunk
     Operand operands[Program::kMaxInputs] = {};
-    Tally tally = {};
     uint32_t crcs[Program::kMaxInputs] = {};  // of the operands' bytes, where they are checked
 
     static void run(void* context) {
         Evaluation& self = *static_cast<Evaluation*>(context);
-        if (self.stages && !self.out) return self.stages->add(self.operands, self.count, self.scratch);
-        for (size_t k = 0; k < self.job.operands.size(); ++k) {
+        const bool staged = self.versions[0].stages, written = self.versions[0].out;
+        for (size_t k = 0; k < self.job.operands.size() && (written || !staged); ++k) {
             if (self.job.operands[k].check < 0) continue;
             self.crcs[k] = crc32(0, self.operands[k].data, self.count * self.job.operand_bytes(k));
         }
-        if (self.job.kind == Job::copy) {
-            if (self.out != self.operands[0].data) std::memcpy(self.out, self.operands[0].data, self.count);
-        } else if (self.job.kind == Job::reduce) {
+        if (self.job.kind == Job::reduce) {
             self.target.reduce(self.job.operands[0].element, self.operands[0].data, self.job.operands[1].element,
                                self.operands[1].data, self.count, self.reduction);
-        } else {
-            self.target.evaluate(*self.program, *self.numbers, self.operands, self.out, self.job.out_dtype, self.count,
-                                 self.policy, self.tally, self.scratch);
+            return;
+        }
+        for (Version& version : self.versions) {
+            if (self.job.kind == Job::copy) {
+                if (version.out != self.operands[0].data) std::memcpy(version.out, self.operands[0].data, self.count);
+            } else if (!version.out) {
+                version.stages->add(self.operands, self.count, self.scratch);
+            } else {
+                if (staged) version.stages->broadcast(version.stages->last(), self.first, self.count, self.operands);
+                self.target.evaluate(*version.program, *version.numbers, self.operands, version.out, self.job.out_dtype,
+                                     self.count, self.policy, version.tally, self.scratch);
+            }
         }
     }
 };
@@ -75,11 +87,17 @@ struct Evaluation {
 }  // namespace
 
 struct Run::Buffers {
-    Buffers(uint64_t tile_bytes, uint64_t chunk_bytes, size_t operands) : out(tile_bytes) {
+    Buffers(uint64_t tile_bytes, uint64_t chunk_bytes, size_t operands, size_t outputs) {
+        for (size_t k = 0; k < outputs; ++k) out.emplace_back(tile_bytes);
         for (size_t k = 0; k < operands; ++k) in.emplace_back(chunk_bytes + 2 * kPage);
     }
-    PageBuffer out;
-    std::vector<PageBuffer> in;
+    // Zeros between the data, which a file would otherwise take from the tile before.
+    void clear(uint64_t at, uint64_t bytes) {
+        for (PageBuffer& buffer : out) std::memset(buffer.data() + at, 0, bytes);
+    }
+    std::vector<PageBuffer> out, in;
+    std::vector<Version> versions;
+    std::vector<Stages> stages;  // of the job in work, for each output
     Scratch scratch;
     Reduction reduction;  // of the chunk in work
 };
@@ -88,12 +106,12 @@ struct Run::Buffers {
 
 Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_ptr<Program>> programs,
          std::vector<Fill> fills, std::vector<Job> jobs, std::vector<Check> checks,
-         const std::vector<std::pair<uint64_t, uint64_t>>& sums, std::shared_ptr<Sink> sink, RunOptions options)
+         const std::vector<std::pair<uint64_t, uint64_t>>& sums, std::vector<Output> outputs, RunOptions options)
     : sources_(std::move(sources)),
       programs_(std::move(programs)),
       fills_(std::move(fills)),
-      sink_(std::move(sink)),
-      jobs_(admitted(std::move(jobs), sources_, programs_, fills_, sink_.get())),
+      outputs_(std::move(outputs)),
+      jobs_(admitted(std::move(jobs), sources_, programs_, fills_, outputs_)),
       checksums_(jobs_, std::move(checks), sums),
       windows_(sources_.size()),
       options_(options),
@@ -112,7 +130,7 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
     add_tiles();
     watermark_ = begin_;
     finished_.resize(tiles_.size());
-    tallies_.resize(jobs_.size());
+    tallies_.resize(std::max<size_t>(1, outputs_.size()), std::vector<Tally>(jobs_.size()));
     chunk_bytes_ = kChunk;
     bool cold = false;
     for (const auto& source : sources_) {
@@ -133,6 +151,7 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
         cold |= io_.back() == Io::direct;
     }
     for (const Job& job : jobs_) {
+        if (has_stages(job)) continue;  // what is read twice goes through the page cache
         for (size_t k = 0; k < job.operands.size(); ++k) {
             const JobOperand& operand = job.operands[k];
             if (taps_[operand.source] && !operand.view)
@@ -190,7 +209,7 @@ unsigned Run::workers() const {
     return worker_count_;
 }
 
-std::vector<Tally> Run::tallies() const {
+std::vector<std::vector<Tally>> Run::tallies() const {
     std::lock_guard<std::mutex> lock(mutex_);
     return tallies_;
 }
@@ -201,7 +220,7 @@ Reduction Run::reduction(size_t job) const {
 }
 
 uint64_t Run::buffer_bytes() const {
-    return workers() * (options_.tile_bytes + kPage + most_operands_ * (chunk_bytes_ + 3 * kPage));
+    return workers() * (tallies_.size() * (options_.tile_bytes + kPage) + most_operands_ * (chunk_bytes_ + 3 * kPage));
 }
 
 void Run::start() {
@@ -214,7 +233,7 @@ void Run::start() {
             threads_.emplace_back([this] { work(); });
             ++running_;
         }
-        if (options_.start_flushing && sink_) flusher_ = std::thread([this] { flush_behind(); });
+        if (options_.start_flushing && !outputs_.empty()) flusher_ = std::thread([this] { flush_behind(); });
     } catch (const std::system_error&) {  // no more threads are to be had: those that there are do all the work
         if (running_ == 0) throw Error(Code::io, "the system gives no thread to work with");
         worker_count_ = running_;
@@ -254,7 +273,7 @@ void Run::fail(const Error& error) {
 void Run::work() {
     const os::IeeeMode ieee;
     try {
-        Buffers buffers(options_.tile_bytes, chunk_bytes_, most_operands_);
+        Buffers buffers(options_.tile_bytes, chunk_bytes_, most_operands_, tallies_.size());
         while (!stop_) {
             const uint64_t number = next_tile_++;
             if (number >= tiles_.size()) break;
@@ -290,17 +309,23 @@ void Run::do_tile(const Tile& tile, Buffers& buffers) {
             do_chunks(job_index, from - job->out_offset, to - job->out_offset, buffers);
             continue;
         }
-        if (from > reached) std::memset(buffers.out.data() + (reached - base), 0, from - reached);  // padding
+        if (from > reached) buffers.clear(reached - base, from - reached);  // padding
         const uint64_t unit = job->element_bytes();
-        uint8_t* const out = buffers.out.data() + (from - base);
-        do_stretch(job_index, (from - job->out_offset) / unit, (to - from) / unit, out, buffers);
+        do_stretch(job_index, (from - job->out_offset) / unit, (to - from) / unit, static_cast<int64_t>(from - base),
+                   buffers);
         // A copy's bytes may have been summed as its operand's already.
         if (job->sum >= 0 && !(job->kind == Job::copy && job->operands[0].check >= 0))
-            checksums_.written(job->sum, crc32(0, out, to - from), to - from, to);
+            checksums_.written(job->sum, crc32(0, buffers.out[0].data() + (from - base), to - from), to - from, to);
         reached = to;
     }
-    if (sink_ && high > reached) std::memset(buffers.out.data() + (reached - base), 0, high - reached);
-    if (sink_) sink_->write(buffers.out.data() + (low - base), high - low, low);
+    if (high > reached) buffers.clear(reached - base, high - reached);
+    write(buffers, low - base, high - low, low);
+}
+
+// What the buffers hold from their byte `at` on, to where it belongs: `offset` is the first output's.
+void Run::write(Buffers& buffers, uint64_t at, uint64_t bytes, uint64_t offset) {
+    for (size_t k = 0; k < outputs_.size(); ++k)
+        outputs_[k].sink->write(buffers.out[k].data() + at, bytes, offset + static_cast<uint64_t>(outputs_[k].shift));
 }
 
 // A job that has stages: what they need of the whole tensor, then its bytes of the output (and the padding before).
@@ -308,36 +333,56 @@ void Run::do_stages(const Tile& tile, Buffers& buffers) {
     const Job& job = jobs_[tile.job];
     std::vector<DType> dtypes;
     for (const JobOperand& operand : job.operands) dtypes.push_back(operand.dtype());
-    Stages stages(*programs_[job.index], *job.numbers, job.extents(), dtypes, target_);
-    for (size_t stage = 0; stage < stages.size(); ++stage) {
-        stages.begin(stage);
-        if (stages.reads()) do_stretch(tile.job, 0, job.count, nullptr, buffers, &stages);
-        if (stop_) return;
-        stages.end();
+    for (const auto& numbers : job.numbers)
+        buffers.stages.emplace_back(*programs_[job.index], *numbers, job.extents(), dtypes, target_);
+    for (size_t stage = 0; stage < programs_[job.index]->stages.size(); ++stage) {
+        for (Stages& stages : buffers.stages) stages.begin(stage);
+        if (buffers.stages[0].reads()) do_stretch(tile.job, 0, job.count, -1, buffers);
+        if (stop_) break;
+        for (Stages& stages : buffers.stages) stages.end();
     }
     const uint64_t unit = job.element_bytes();
     for (uint64_t at = tile.begin; at < tile.end && !stop_;) {
         const uint64_t to = std::min(tile.end, (at / options_.tile_bytes + 1) * options_.tile_bytes);
-        const uint64_t from = std::min(to, std::max(at, job.out_offset));
-        uint8_t* const base = buffers.out.data() + at % kPage;
-        std::memset(base, 0, from - at);
+        const uint64_t from = std::min(to, std::max(at, job.out_offset)), base = at - at % kPage;
+        buffers.clear(at - base, from - at);
         if (to > from) {
-            uint8_t* const out = base + (from - at);
-            do_stretch(tile.job, (from - job.out_offset) / unit, (to - from) / unit, out, buffers, &stages);
-            if (job.sum >= 0) checksums_.written(job.sum, crc32(0, out, to - from), to - from, to);
+            do_stretch(tile.job, (from - job.out_offset) / unit, (to - from) / unit, static_cast<int64_t>(from - base),
+                       buffers);
+            if (job.sum >= 0)
+                checksums_.written(job.sum, crc32(0, buffers.out[0].data() + (from - base), to - from), to - from, to);
         }
-        if (sink_) sink_->write(base, to - at, at);
+        write(buffers, at - base, to - at, at);
         bytes_done_ += to - at;
         at = to;
     }
+    buffers.stages.clear();
 }
 
-// `count` elements of one job from element `first` on, to `out`, in chunks that stay in the cache.
-// With `stages` they are evaluated as their last says, or without `out` given to the stage that has begun.
-void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* out, Buffers& buffers, Stages* stages) {
+// `count` elements of one job from element `first` on, in chunks that stay in the cache: to byte `at` of the output
+// buffers, or (−1) into reductions, those of the stage that has begun if the job has stages.
+void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, int64_t at, Buffers& buffers) {
     const Job& job = jobs_[job_index];
+    const bool staged = has_stages(job);
+    std::vector<Version>& versions = buffers.versions;
+    versions.clear();
+    for (size_t k = 0; k < buffers.out.size(); ++k) {
+        Version version{at < 0 ? nullptr : buffers.out[k].data() + at};
+        if (staged) {
+            version.stages = &buffers.stages[k];
+            if (at >= 0) {
+                version.program = version.stages->last().program.get();
+                version.numbers = version.stages->last().numbers.get();
+            }
+        } else if (job.kind == Job::evaluate) {
+            version.program = programs_[job.index].get();
+            version.numbers = job.numbers[k].get();
+        }
+        versions.push_back(version);
+    }
     if (job.kind == Job::fill) {
-        target_.fill(fills_[job.index], first, out, job.out_dtype, count);
+        for (const Version& version : versions)
+            target_.fill(fills_[job.index], first, version.out, job.out_dtype, count);
         return;
     }
     uint64_t widest = 1;
@@ -347,44 +392,41 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* 
         mapped |= io_[job.operands[k].source] == Io::mmap;
     }
     uint64_t most = chunk_bytes_ / widest;
-    if (!out) most -= most % kReduceBlock;
-    const Program* program = job.kind == Job::evaluate ? programs_[job.index].get() : nullptr;
-    const Numbers* numbers = job.numbers.get();
-    if (stages && out) {
-        program = stages->last().program.get();
-        numbers = stages->last().numbers.get();
-    }
+    if (at < 0) most -= most % kReduceBlock;
     for (uint64_t done = 0, now; done < count; done += now) {
-        if (stages && stop_) return;
+        if (staged && stop_) return;
         now = std::min(most, count - done);
-        uint8_t* const to = out ? out + done * job.element_bytes() : nullptr;
-        Evaluation work{target_,           job,   program, numbers, to, now, options_.overflow, buffers.scratch,
-                        buffers.reduction, stages};
+        Evaluation work{target_,          job, versions, first + done, now, options_.overflow, buffers.scratch,
+                        buffers.reduction};
         try {
             for (size_t k = 0; k < job.operands.size(); ++k) {
                 const JobOperand& operand = job.operands[k];
-                const uint64_t unit = job.operand_bytes(k), at = (first + done) * unit;
+                const uint64_t unit = job.operand_bytes(k), from = (first + done) * unit;
                 if (job.kind == Job::copy && is_read(operand)) {  // to where it is written from
-                    sources_[operand.source]->read(to, now * unit, operand.offset + at);
-                    work.operands[k] = {to, operand.dtype()};
+                    sources_[operand.source]->read(versions[0].out, now * unit, operand.offset + from);
+                    work.operands[k] = {versions[0].out, operand.dtype()};
                 } else {
-                    work.operands[k] = {fetch(operand, at, now * unit, buffers.in[k].data(), stages), operand.dtype()};
+                    work.operands[k] = {fetch(operand, from, now * unit, buffers.in[k].data(), staged),
+                                        operand.dtype()};
                 }
             }
         } catch (const Error& error) {
             throw Error(error.code, error.what(), static_cast<int64_t>(job_index));
         }
-        if (stages && out) stages->broadcast(stages->last(), first + done, now, work.operands);
         if (!mapped) {
             Evaluation::run(&work);
         } else if (!os::guarded(Evaluation::run, &work)) {
             for (const JobOperand& operand : job.operands) sources_[operand.source]->check_unchanged();
             throw Error(Code::truncated, "an input cannot be read any more", static_cast<int64_t>(job_index));
         }
-        if (stages) release_mapped();
-        if (stages && !out) continue;
+        if (staged) release_mapped();
+        if (staged && at < 0) continue;
         add_checksums(job_index, first + done, now, work.crcs);
-        if (work.tally.nonfinite || work.tally.overflow) add_tally(job_index, work.tally);
+        for (size_t k = 0; k < versions.size() && at >= 0; ++k) {
+            if (versions[k].tally.nonfinite || versions[k].tally.overflow) add_tally(k, job_index, versions[k].tally);
+            versions[k].tally = {};
+            versions[k].out += now * job.element_bytes();
+        }
     }
 }
 
@@ -402,8 +444,8 @@ const uint8_t* Run::fetch(const JobOperand& operand, uint64_t first, uint64_t by
     // At the offset's own place within a page: the kernel copies between equally aligned pages twice as fast.
     const uint64_t within = offset % kPage;
     const uint64_t whole = (within + bytes + kPage - 1) / kPage * kPage;
-    const bool direct =
-        io_[operand.source] == Io::direct && !keep && source.read_past_cache(buffer, whole, offset - within) >= within + bytes;
+    const bool direct = io_[operand.source] == Io::direct && !keep &&
+                        source.read_past_cache(buffer, whole, offset - within) >= within + bytes;
     // Where that isn't possible, or the file shrank, the ordinary read decides.
     if (!direct) source.read(buffer + within, bytes, offset);
     if (Tap* const tap = keep ? nullptr : taps_[operand.source].get()) tap->offer(buffer + within, bytes, offset);
@@ -423,7 +465,7 @@ void Run::do_chunks(size_t job_index, uint64_t low, uint64_t high, Buffers& buff
         if (stop_) return;
         const uint64_t first = chunk * kReduceChunk;
         buffers.reduction = {};
-        do_stretch(job_index, first, std::min<uint64_t>(kReduceChunk, job.count - first), nullptr, buffers);
+        do_stretch(job_index, first, std::min<uint64_t>(kReduceChunk, job.count - first), -1, buffers);
         std::lock_guard<std::mutex> lock(mutex_);
         reductions_.chunk_done(job_index, chunk, buffers.reduction);
     }
@@ -452,13 +494,13 @@ void Run::add_checksums(size_t job_index, uint64_t first, uint64_t count, const 
     }
 }
 
-void Run::add_tally(size_t job_index, const Tally& tally) {
+void Run::add_tally(size_t output, size_t job_index, const Tally& tally) {
     const int64_t job = static_cast<int64_t>(job_index);
     if (options_.refuse_nonfinite && tally.nonfinite) throw Error(Code::nonfinite, "NaN or Inf", job);
     if (options_.refuse_overflow && tally.overflow) throw Error(Code::overflow, "overflow", job);
     std::lock_guard<std::mutex> lock(mutex_);
-    tallies_[job_index].nonfinite += tally.nonfinite;
-    tallies_[job_index].overflow += tally.overflow;
+    tallies_[output][job_index].nonfinite += tally.nonfinite;
+    tallies_[output][job_index].overflow += tally.overflow;
 }
 
 void Run::release_mapped() {
@@ -479,7 +521,7 @@ void Run::tile_done(size_t tile) {
     if (!finished_[mark_]) return;
     while (mark_ < tiles_.size() && finished_[mark_]) ++mark_;
     watermark_ = tiles_[mark_ - 1].end;
-    if (sink_) sink_->set_watermark(watermark_);
+    for (const Output& output : outputs_) output.sink->set_watermark(watermark_ + static_cast<uint64_t>(output.shift));
     changed_.notify_all();
 }
 
@@ -492,7 +534,8 @@ void Run::flush_behind() {
         if (stop_) return;
         const uint64_t upto = watermark_;
         lock.unlock();
-        sink_->start_flush(flushed, upto - flushed);
+        for (const Output& output : outputs_)
+            output.sink->start_flush(flushed + static_cast<uint64_t>(output.shift), upto - flushed);
         flushed = upto;
         lock.lock();
     }

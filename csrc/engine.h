@@ -37,11 +37,12 @@ struct RunOptions {
 // Any thread may call anything at any time.
 class Run {
  public:
-    // `sink` may be empty: then everything is read and evaluated, and nothing is kept (verification). `sums`: ranges
-    // (offset, bytes) of the output, each filled by whole jobs, whose CRC-32 is computed on the way.
+    // Without outputs everything is read and evaluated, and nothing is kept (verification). With several each tile is
+    // read once and evaluated for each. `sums`: ranges (offset, bytes) of the only output, each filled by whole jobs,
+    // whose CRC-32 is computed on the way.
     Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_ptr<Program>> programs,
         std::vector<Fill> fills, std::vector<Job> jobs, std::vector<Check> checks,
-        const std::vector<std::pair<uint64_t, uint64_t>>& sums, std::shared_ptr<Sink> sink, RunOptions options);
+        const std::vector<std::pair<uint64_t, uint64_t>>& sums, std::vector<Output> outputs, RunOptions options);
     ~Run();
     Run(const Run&) = delete;
 
@@ -51,7 +52,7 @@ class Run {
     void finish();  // joins; throws the first error, `cancelled` after cancel()
 
     uint64_t bytes_done() const { return bytes_done_; }  // output bytes of finished tiles
-    std::vector<Tally> tallies() const;                  // of each job, so far
+    std::vector<std::vector<Tally>> tallies() const;     // of each output, by job, so far
     Reduction reduction(size_t job) const;               // after finish()
     const std::vector<Job>& jobs() const { return jobs_; }
     std::vector<uint32_t> sums() const { return checksums_.sums(); }      // of each summed range, once finished
@@ -73,13 +74,13 @@ class Run {
     void work();
     void do_tile(const Tile& tile, Buffers& buffers);
     void do_stages(const Tile& tile, Buffers& buffers);
-    void do_stretch(size_t job_index, uint64_t first, uint64_t count, uint8_t* out, Buffers& buffers,
-                    Stages* stages = nullptr);
+    void do_stretch(size_t job_index, uint64_t first, uint64_t count, int64_t at, Buffers& buffers);
+    void write(Buffers& buffers, uint64_t at, uint64_t bytes, uint64_t offset);
     const uint8_t* fetch(const JobOperand& operand, uint64_t first, uint64_t bytes, uint8_t* buffer, bool keep);
     bool is_read(const JobOperand& operand) const;
     void do_chunks(size_t job_index, uint64_t low, uint64_t high, Buffers& buffers);
     void add_checksums(size_t job_index, uint64_t first, uint64_t count, const uint32_t* crcs);
-    void add_tally(size_t job_index, const Tally& tally);
+    void add_tally(size_t output, size_t job_index, const Tally& tally);
     void release_mapped();
     void tile_done(size_t tile);
     void flush_behind();
@@ -88,7 +89,7 @@ class Run {
     std::vector<std::shared_ptr<Source>> sources_;
     std::vector<std::shared_ptr<Program>> programs_;
     std::vector<Fill> fills_;
-    std::shared_ptr<Sink> sink_;
+    std::vector<Output> outputs_;
     std::vector<Job> jobs_;
     Checksums checksums_;
     std::vector<Io> io_;                      // of each source, no longer `automatic`
@@ -110,11 +111,11 @@ class Run {
     std::thread flusher_;
     mutable std::mutex mutex_;  // over what follows
     // Two, so that whoever waits for the end is not woken by every tile: that cost a tenth of a merge on two cores.
-    std::condition_variable changed_;  // the watermark has moved: for the thread that flushes
-    std::condition_variable ended_;    // a worker has ended
-    std::vector<bool> finished_;       // tiles
-    size_t mark_ = 0;                  // the first that is not
-    std::vector<Tally> tallies_;
+    std::condition_variable changed_;          // the watermark has moved: for the thread that flushes
+    std::condition_variable ended_;            // a worker has ended
+    std::vector<bool> finished_;               // tiles
+    size_t mark_ = 0;                          // the first that is not
+    std::vector<std::vector<Tally>> tallies_;  // of each output, by job
     Reductions reductions_;
     unsigned worker_count_ = 1, running_ = 0;
     bool started_ = false, cancelled_ = false;

@@ -1,5 +1,7 @@
 #include "jobs.h"
 
+#include <algorithm>
+
 namespace sds {
 
 namespace {
@@ -29,23 +31,34 @@ void check_operand(const Job& job, size_t k, const std::vector<std::shared_ptr<S
 
 std::vector<Job> admitted(std::vector<Job> jobs, const std::vector<std::shared_ptr<Source>>& sources,
                           const std::vector<std::shared_ptr<Program>>& programs, const std::vector<Fill>& fills,
-                          const Sink* sink) {
+                          const std::vector<Output>& outputs) {
     uint64_t reached = 0;
     for (size_t i = 0; i < jobs.size(); ++i) {
         const Job& job = jobs[i];
         const Refusal refuse{i};
-        if (job.kind == Job::reduce && (sink || job.operands.size() != 2))
+        if (job.kind == Job::reduce && (!outputs.empty() || job.operands.size() != 2))
             refuse("a reduction has two operands and no output");
         if (job.count > (UINT64_MAX >> 4) || job.out_offset > (UINT64_MAX >> 1)) refuse("a job is too large");
         if (job.out_offset < reached) refuse("jobs are not in the order of their output");
         reached = job.out_end();
-        if (sink && reached > sink->size()) refuse("a job writes past the end of the output");
+        for (const Output& output : outputs) {
+            if (output.shift < 0
+                    ? job.out_offset < static_cast<uint64_t>(-output.shift)
+                    : reached > output.sink->size() - std::min<uint64_t>(output.shift, output.sink->size()))
+                refuse("a job writes outside the output");
+            if (output.shift < 0 && reached - static_cast<uint64_t>(-output.shift) > output.sink->size())
+                refuse("a job writes past the end of the output");
+        }
         if (job.kind == Job::copy && job.operands.size() != 1) refuse("a copy has one operand");
         if (job.kind == Job::evaluate) {
             if (job.index >= programs.size()) refuse("a job names no program");
             if (job.operands.size() != static_cast<size_t>(programs[job.index]->inputs)) refuse("wrong operand count");
-            if (!job.numbers || job.numbers->wide.size() != static_cast<size_t>(programs[job.index]->constants))
-                refuse("a job brings another number of constants than its program has");
+            if (job.numbers.size() != std::max<size_t>(1, outputs.size()))
+                refuse("a job brings constants for another number of outputs");
+            for (const auto& numbers : job.numbers) {
+                if (!numbers || numbers->wide.size() != static_cast<size_t>(programs[job.index]->constants))
+                    refuse("a job brings another number of constants than its program has");
+            }
             const auto divides = [&job](uint64_t axis) { return axis != 0 && job.count % axis == 0; };
             if (!programs[job.index]->stages.empty() && !(divides(job.first_axis) && divides(job.last_axis)))
                 refuse("a job of several stages needs the tensor's axes");

@@ -32,15 +32,22 @@ struct Job {
     uint64_t out_offset;  // in the output file
     uint64_t count;       // elements; bytes for copy
     std::vector<JobOperand> operands;
-    std::shared_ptr<const Numbers> numbers = nullptr;  // of an evaluation
-    int32_t sum = -1;                                  // the summed range that it lies in
-    uint64_t first_axis = 0, last_axis = 0;            // their lengths, where the program has stages
+    std::vector<std::shared_ptr<const Numbers>> numbers = {};  // of an evaluation, for each output
+    int32_t sum = -1;                                          // the summed range that it lies in
+    uint64_t first_axis = 0, last_axis = 0;                    // their lengths, where the program has stages
 
     Extents extents() const { return {count, first_axis, last_axis}; }
 
     uint64_t element_bytes() const { return kind == reduce ? operand_bytes(0) : kind == copy ? 1 : size_of(out_dtype); }
     uint64_t operand_bytes(size_t k) const { return kind == copy ? 1 : size_of(operands[k].element); }
     uint64_t out_end() const { return out_offset + count * element_bytes(); }
+};
+
+// A file that a run writes. Several are alike but for the numbers of their jobs: `shift` is how much further behind
+// their data lie than in the first.
+struct Output {
+    std::shared_ptr<Sink> sink;
+    int64_t shift = 0;
 };
 
 // A range of a source whose CRC-32 is known; `parts` (job, operand) read it exactly once, without gaps.
@@ -52,9 +59,9 @@ struct Check {
 };
 
 // The jobs themselves. Throws `invalid`, with a job's index, unless they are in the order of their output, within it
-// (`sink` may be empty), and each reads what exists.
+// (without outputs anywhere), and each reads what exists.
 std::vector<Job> admitted(std::vector<Job> jobs, const std::vector<std::shared_ptr<Source>>& sources,
                           const std::vector<std::shared_ptr<Program>>& programs, const std::vector<Fill>& fills,
-                          const Sink* sink);
+                          const std::vector<Output>& outputs);
 
 }  // namespace sds

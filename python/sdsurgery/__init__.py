@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         merge,
         prune,
         replace,
+        sweep,
         verify,
     )
     from .checkpoint import Checkpoint, TensorInfo, TensorSlice
@@ -97,6 +98,7 @@ _PLACES = {
     "prune": ("api", "prune"),
     "replace": ("api", "replace"),
     "scan": ("formats.scan", "scan"),
+    "sweep": ("api", "sweep"),
     "verify": ("api", "verify"),
 }
 
@@ -145,6 +147,7 @@ __all__ = [
     "replace",
     "save",
     "scan",
+    "sweep",
     "verify",
 ]
 

@@ -147,6 +147,37 @@ _OWN = ("out", "add_missing", "use_ema", "blocks", "rules")
 
 
 @_spelled_out(Keywords)
+def sweep(
+    method: str,
+    inputs: Iterable[Input],
+    *,
+    parameters: Mapping[str, float | Sequence[float]],
+    out: Path | None = None,
+    add_missing: bool = False,
+    use_ema: str | Sequence[str] = (),
+    blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
+    rules: RuleSet | Mapping[str, RuleSet] | None = None,
+    **settings: Unpack[Keywords],
+) -> list[Report]:
+    """Merge the same files with several numbers, one output for each, from one reading of the inputs.
+
+    ``parameters`` are the method's numbers (``{"alpha": [0.1, 0.2, 0.3]}``); of several lists the product is made.
+    ``out`` names the outputs: ``"mix-{alpha}.safetensors"``. Each is the same file that ``merge`` writes for its
+    number. When one fails, ``details["finished"]`` of the error lists those that were finished. The other keywords are those of
+    ``merge``.
+    """
+    from .surgery.merge import sweep as work
+
+    if isinstance(inputs, str | bytes | os.PathLike):
+        raise UsageError(f"inputs must be a list of files, not one file ('{printable(inputs)}')", code="wrong_inputs")
+    files = list(inputs)
+    return followed("merge", settings_of("sweep", settings, (*_OWN, "parameters")), lambda given: work(
+        method, files, given, parameters=parameters, out=out, add_missing=add_missing, use_ema=use_ema, blocks=blocks,
+        rules=rules,
+    ))  # fmt: skip
+
+
+@_spelled_out(Keywords)
 def cast(path: Input, *, out: Path | None = None, **settings: Unpack[Keywords]) -> Report:
     """Write a checkpoint's tensors in another dtype (``dtype="fp16"``, or ``torch.float16``).
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import _native, backends
 from .backends import Options, Reduced, RunHandle
@@ -20,6 +20,7 @@ from .errors import (
     NONFINITE,
     OVERFLOW,
     DeviceFailed,
+    Failure,
     InputRefused,
     Interrupted,
     RunFailed,
@@ -29,9 +30,10 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from ._native import Source
+    from ._native import Sink, Source
     from .plan import Check, Plan
 
+Raised = TypeVar("Raised", bound=Failure)
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 Structure = Callable[[Sequence[str | None], str | None, Sequence[int]], list[tuple[int, bytes]]]
 
@@ -171,77 +173,146 @@ def examine(
     return outcome
 
 
+class Target(NamedTuple):
+    """A file to write: its resolved path (``target_path``), who gives the bytes that are not tensor data, once the
+    SHA-256 of the inputs and (``hash_body``) of the tensor data and the CRC-32 of ``Plan.sums`` are known."""
+
+    path: str
+    structure: Structure
+    hash_body: bool = False
+
+
 def execute(
     plan: Plan,
     sources: Sequence[Source],
-    out: str,
-    structure: Structure,
+    targets: Sequence[Target],
     *,
     backend: str = "auto",
     options: Options | None = None,
     replace: bool = False,
     sync: bool = True,
     hash_files: Sequence[Source] = (),
-    hash_body: bool = False,
     progress: Progress | None = None,
-) -> Outcome:
-    """Write the plan's output to ``out`` (a resolved path, see ``target_path``): whole, or not at all.
-
-    ``structure`` gives the bytes that are not tensor data, once the SHA-256 of ``hash_files`` and (``hash_body``) of
-    the tensor data and the CRC-32 of ``Plan.sums`` are known.
+) -> list[Outcome]:
+    """Write the plan's outputs to ``targets``, in one reading of the inputs: each whole, or not at all.
 
     Raises RunFailed when the disk is full or an input changes or cannot be read any more, InputRefused for a NaN or Inf
-    that is not wanted, Interrupted on KeyboardInterrupt; in every case the target is as it was.
+    that is not wanted, Interrupted on KeyboardInterrupt; the targets are as they were then, but for those that the
+    error's ``details["finished"]`` lists.
     """
-    from .hashing import Hashing
-
     options = options or Options(flush=sync)
     chosen, failed = _choose(backend, options)
     started = time.monotonic()
-    with native_errors():
-        sink = _native.Sink(os.fsencode(out), plan.size)
-    hashes = None
+    writing = _Writing(plan, targets, hash_files)
+    finished: list[str] = []
     try:
+        with native_errors():
+            writing.open()
         while True:
             try:
                 with native_errors():
-                    sink.watermark = 0
-                    busy = 0
-                    if hash_files or hash_body:
-                        body = plan.data_start if hash_body else None
-                        hashes = Hashing(hash_files, sink, body, map=options.io in ("auto", "mmap"))
-                        busy = hashes.processors
-                    run = chosen.prepare(plan, sources, sink, replace_fields(options, busy=busy))
-                    if hashes is not None:
-                        hashes.start()
+                    run = writing.begin(chosen, sources, options)
                     _drive(run, plan, progress)
-                    sink.watermark = plan.size
+                    writing.written()
                 break
             except DeviceFailed as error:
                 # From the beginning, over what is written: every backend writes the same bytes.
                 chosen, failed = _instead(chosen, options, error)
-                if hashes is not None:
-                    hashes.cancel()
-        outcome = _outcome(plan, run, chosen, started)
-        if failed:
-            outcome.how["fallback"] = failed
+                writing.stop()
+        outcomes = [_outcome(plan, run, chosen, started, output) for output in range(len(targets))]
         with native_errors():
-            if hashes is not None:
-                waiting = time.monotonic()
-                outcome.input_hashes, outcome.body_hash = hashes.result()
-                outcome.hash_seconds = time.monotonic() - waiting
-            for offset, data in structure(outcome.input_hashes, outcome.body_hash, run.sums()):
-                sink.write(offset, data)
-            sink.commit(replace, sync)
-        outcome.seconds = time.monotonic() - started
-        return outcome
+            writing.collect(outcomes)
+            for target, sink, outcome in zip(targets, writing.sinks, outcomes, strict=True):
+                if failed:
+                    outcome.how["fallback"] = failed
+                for offset, data in target.structure(outcome.input_hashes, outcome.body_hash, run.sums()):
+                    sink.write(offset, data)
+                sink.commit(replace, sync)
+                finished.append(target.path)
+                outcome.seconds = time.monotonic() - started
+        return outcomes
     except KeyboardInterrupt:
-        when = "just after the output was written" if sink.committed else "nothing was written"
-        raise Interrupted(f"interrupted; {when}") from None
+        finished = [target.path for target, sink in zip(targets, writing.sinks, strict=False) if sink.committed]
+        when = "just after the output was written" if len(finished) == len(targets) else "nothing was written"
+        text = "interrupted" if 0 < len(finished) < len(targets) else f"interrupted; {when}"
+        raise with_finished(Interrupted(text), finished, targets) from None
+    except SdsError as error:
+        raise with_finished(error, finished, targets) from None
     finally:
-        if hashes is not None:
-            hashes.cancel()  # before the sink goes: the threads read from it
-        sink.abort()  # does nothing after the commit
+        writing.close()
+
+
+def with_finished(error: Raised, finished: Sequence[str], targets: Sequence[object]) -> Raised:
+    """The error, saying which of several outputs were finished when it came."""
+    if len(targets) > 1:
+        error.details["finished"] = list(finished)
+        names = ", ".join(printable(os.path.basename(path)) for path in finished)
+        error.args = (f"{error}; finished before: {names}" if finished else f"{error}; none of the outputs is written",)
+    return error
+
+
+class _Writing:
+    """The files that a run writes, and the hashing beside it."""
+
+    def __init__(self, plan: Plan, targets: Sequence[Target], hash_files: Sequence[Source]) -> None:
+        self.plan, self.targets, self.hash_files = plan, targets, hash_files
+        self.sinks: list[Sink] = []
+        self._hashing: list[Any] = []  # of the inputs and the first body, and of each further body
+        self._starts = [plan.data_start, *(version.data_start for version in plan.further)]
+        self._sizes = [plan.size, *(version.size for version in plan.further)]
+
+    def open(self) -> None:
+        """Reserve the space of all."""
+        for target, size in zip(self.targets, self._sizes, strict=True):
+            self.sinks.append(_native.Sink(os.fsencode(target.path), size))
+
+    def begin(self, chosen: backends.Backend, sources: Sequence[Source], options: Options) -> RunHandle:
+        from .hashing import Hashing
+
+        busy = 0
+        for number, (target, sink, start) in enumerate(zip(self.targets, self.sinks, self._starts, strict=True)):
+            sink.watermark = 0
+            files = self.hash_files if number == 0 else ()
+            if files or target.hash_body:
+                body = start if target.hash_body else None
+                self._hashing.append(Hashing(files, sink, body, map=options.io in ("auto", "mmap")))
+                busy += self._hashing[-1].processors
+            else:
+                self._hashing.append(None)
+        options = replace_fields(options, busy=busy)
+        further = (self.sinks[1:],) if len(self.sinks) > 1 else ()
+        run = chosen.prepare(self.plan, sources, self.sinks[0], options, *further)
+        for hashing in filter(None, self._hashing):
+            hashing.start()
+        return run
+
+    def written(self) -> None:
+        for sink, size in zip(self.sinks, self._sizes, strict=True):
+            sink.watermark = size
+
+    def collect(self, outcomes: Sequence[Outcome]) -> None:
+        """Wait for the hashes."""
+        started = time.monotonic()
+        for outcome, hashing in zip(outcomes, self._hashing, strict=True):
+            if hashing is not None:
+                files, outcome.body_hash = hashing.result()
+                outcome.input_hashes = files or outcomes[0].input_hashes
+            outcome.hash_seconds = time.monotonic() - started
+
+    def stop(self) -> None:
+        for hashing in filter(None, self._hashing):
+            hashing.cancel()
+        self._hashing.clear()
+
+    def close(self) -> None:
+        self.stop()  # before the sinks go: the threads read from them
+        for sink in self.sinks:
+            sink.abort()  # does nothing after the commit
+
+
+def writes_versions(backend: str) -> bool:
+    """Whether the backend makes several outputs from one reading of the inputs."""
+    return backends.get(backend).versions
 
 
 def _choose(backend: str, options: Options) -> tuple[backends.Backend, str]:
@@ -285,9 +356,9 @@ def with_suppressed(function: Callable[[], None]) -> None:
         function()
 
 
-def _outcome(plan: Plan, run: RunHandle, chosen: backends.Backend, started: float) -> Outcome:
+def _outcome(plan: Plan, run: RunHandle, chosen: backends.Backend, started: float, output: int = 0) -> Outcome:
     outcome = Outcome(how={"backend": chosen.name, **chosen.describe(run)})
-    for job, nonfinite, overflow in run.tallies():
+    for job, nonfinite, overflow in run.tallies(output):
         number = plan.jobs[job].tensor
         if nonfinite:
             outcome.nonfinite[number] = outcome.nonfinite.get(number, 0) + nonfinite

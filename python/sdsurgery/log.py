@@ -20,7 +20,11 @@ def debug(message: str, *values: object) -> None:
 
 
 def report(found: Any) -> None:
-    """What a writing verb did, from its Report; other results say nothing."""
+    """What a writing verb did, from its Report or those of a sweep; other results say nothing."""
+    if isinstance(found, list):
+        for each in found:
+            report(each)
+        return
     logger = _logger()
     if logger is None or not hasattr(found, "bytes_written"):
         return

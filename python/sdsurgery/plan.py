@@ -6,6 +6,7 @@ turns that into a line. A Plan is a value: frozen, printable, comparable, pickla
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -85,11 +86,21 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Version:
+    """A further output of a plan: like the first but for where its tensor data lie, and the numbers of its jobs."""
+
+    data_start: int
+    size: int
+    numbers: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that will be read, computed and written. ``jobs`` are in the order of their output bytes.
 
     ``files`` are the paths of the inputs, or the bytes of data that the plan itself carries. Tensor data lie from
-    ``data_start`` to ``size``; ``sums`` are (offset, bytes) of the output whose CRC-32 the format asks for.
+    ``data_start`` to ``size``; ``sums`` are (offset, bytes) of the output whose CRC-32 the format asks for. These are
+    the first output's; ``further`` are others that are made of the same bytes as they are read.
     """
 
     files: tuple[str | bytes, ...]
@@ -99,7 +110,25 @@ class Plan:
     size: int
     sums: tuple[tuple[int, int], ...] = ()
     checks: tuple[Check, ...] = ()
+    further: tuple[Version, ...] = ()
 
     def bytes_to_read(self) -> int:
         """Input bytes that the jobs will read; dropped tensors are never read."""
         return sum([job.count * part.dtype.bits for job in self.jobs for part in job.operands]) // 8
+
+
+def together(plans: Sequence[Plan]) -> Plan | None:
+    """One plan for the outputs of all, or None when they differ in more than numbers and the length of their headers,
+    or when their format wants checksums of what is written."""
+    first = plans[0]
+    further = []
+    for other in plans[1:]:
+        shift = other.data_start - first.data_start
+        alike = (other.files, other.programs, other.checks) == (first.files, first.programs, first.checks)
+        if not alike or first.sums or other.sums or len(other.jobs) != len(first.jobs):
+            return None
+        for job, same in zip(first.jobs, other.jobs, strict=True):
+            if job._replace(offset=job.offset + shift, numbers=same.numbers) != same:
+                return None
+        further.append(Version(other.data_start, other.size, tuple([job.numbers for job in other.jobs])))
+    return replace(first, further=tuple(further))

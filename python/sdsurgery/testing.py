@@ -72,8 +72,7 @@ def write_checkpoint(
     engine.execute(
         placed.plan,
         placed.sources(),
-        target,
-        placed.structure,
+        [engine.Target(target, placed.structure)],
         options=Options(flush=False),
         replace=overwrite,
         sync=False,

@@ -79,7 +79,7 @@ class RunHandle(Protocol):
     def wait(self, seconds: float) -> bool: ...
     def cancel(self) -> None: ...
     def finish(self) -> None: ...
-    def tallies(self) -> Sequence[tuple[int, int, int]]: ...  # (job, nonfinite, overflow), only where there are any
+    def tallies(self, output: int = 0) -> Sequence[tuple[int, int, int]]: ...  # (job, nonfinite, overflow), if any
     def reductions(self) -> Sequence[tuple[Any, ...]]: ...  # (job, *Reduced), after finish()
     def sums(self) -> Sequence[int]: ...  # CRC-32 of every range of Plan.sums, after finish()
     def damaged(self) -> Sequence[int]: ...  # which of Plan.checks failed, when that is not an error
@@ -99,18 +99,20 @@ class PlainRows(Protocol):
 class Backend:
     """``available`` gives None, or the reason why it can't be used here. ``prepare`` makes a run of a Plan (``sink``
     None: evaluate and keep nothing); ``describe`` says how a prepared run will work. ``supports`` gives None, or why
-    a program cannot be evaluated on these dtypes. ``on_tensors`` evaluates one on tensors of the backend's devices
+    a program cannot be evaluated on these dtypes. ``versions``: whether a run takes a plan with further outputs, whose
+    sinks are ``prepare``'s last argument. ``on_tensors`` evaluates one on tensors of the backend's devices
     (gpu/tensors.py), where there is such a thing; ``plain_rows`` takes the tensors among many that it can evaluate
     without a Python call for each."""
 
     name: str
     available: Callable[[], str | None]
-    prepare: Callable[[Plan, Sequence[Source], Sink | None, Options], RunHandle]
+    prepare: Callable[..., RunHandle]  # (plan, sources, sink or None, options[, further sinks])
     describe: Callable[[Any], dict[str, Any]]
     supports: Callable[[Program, Sequence[DType], DType, bool], str | None] = lambda *_: None
     on_tensors: Callable[[Batch], None] | None = None
     plain_rows: Callable[[Sequence[Any], int], PlainRows | None] = lambda *_: None
     devices: Callable[[], list[dict[str, Any]]] = list
+    versions: bool = False
 
 
 def sums_of(plan: Plan, sink: Sink) -> list[int]:

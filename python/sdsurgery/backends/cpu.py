@@ -40,7 +40,9 @@ def _native_stage(stage: Stage) -> tuple[Any, ...]:
     return _native_steps(stage.steps), reductions, [(codes[op], args) for op, args in stage.scalars]
 
 
-def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options) -> Run:
+def prepare(
+    plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options, further: Sequence[Sink] = ()
+) -> Run:
     programs: list[native.Program] = []
     fills: list[tuple[int, float, float]] = []
     place: list[tuple[int, int]] = []
@@ -70,6 +72,10 @@ def prepare(plan: Plan, sources: Sequence[Source], sink: Sink | None, options: O
         refuse_damaged=options.refuse_damaged,
         start_flushing=options.flush,
         target=options.cpu,
+        further=[
+            (each, version.data_start - plan.data_start, version.numbers)
+            for each, version in zip(further, plan.further, strict=True)
+        ],
     )
 
 
@@ -118,4 +124,4 @@ def describe(run: Run) -> dict[str, Any]:
     }
 
 
-BACKEND = Backend("cpu", lambda: None, prepare, describe)
+BACKEND = Backend("cpu", lambda: None, prepare, describe, versions=True)

@@ -343,7 +343,7 @@ class ReferenceRun:
         for source in self.sources:
             source.check_unchanged()
 
-    def tallies(self) -> list[tuple[int, int, int]]:
+    def tallies(self, output: int = 0) -> list[tuple[int, int, int]]:
         return [(job, nonfinite, overflow) for job, (nonfinite, overflow) in self._tallies.items()]
 
     def reductions(self) -> list[tuple[Any, ...]]:

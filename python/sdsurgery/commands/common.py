@@ -102,7 +102,8 @@ _KINDS: dict[str, Callable[[str], Any]] = {"threads": int, "gpu_memory": size}
 
 
 def written(args: argparse.Namespace, work: Callable[..., Any]) -> int:
-    """Run a writing verb under a progress display and report: ``work(out=…, …)`` gets the shared settings."""
+    """Run a writing verb under a progress display and report: ``work(out=…, …)`` gets the shared settings, and gives a
+    report, or a list of them."""
     from ..progress import display
 
     if args.out is None and not args.dry_run:
@@ -110,16 +111,18 @@ def written(args: argparse.Namespace, work: Callable[..., Any]) -> int:
     if args.json:
         require_stdout()
     with display(args.verb, quiet=args.quiet) as progress:
-        report = work(out=args.out, progress=progress, **chosen(args, WRITING))
+        found = work(out=args.out, progress=progress, **chosen(args, WRITING))
+    reports = found if isinstance(found, list) else [found]
     if args.json:
         try:
-            print_json(report.to_dict())
+            print_json({"outputs": [report.to_dict() for report in reports]} if found is reports else found.to_dict())
             flush_stdout()
         except RunFailed as error:
             if args.dry_run:
                 raise
             raise RunFailed(f"{error}; the output is written", code=error.code) from None
-    show(args, report)
+    for report in reports:
+        show(args, report)
     return 0
 
 

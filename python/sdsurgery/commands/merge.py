@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..errors import printable
 from .common import numbers, words, writing, written
 
 if TYPE_CHECKING:
@@ -30,13 +31,19 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..api import merge
-    from ..methods.registry import get
+    from ..api import merge, sweep
+    from ..methods.registry import Param, get
 
-    values = {name: getattr(args, f"param_{name}") for name in get(args.method).params}
+    known = get(args.method).params
+    values = {name: getattr(args, f"param_{name}") for name in known}
     params = {name: value for name, value in values.items() if value is not None}
     options = {name: getattr(args, name) for name in ("add_missing", "use_ema", "blocks", "rules")}
-    return written(args, lambda **settings: merge(args.method, args.inputs, **options, **settings, **params))
+    if any(isinstance(known[name], Param) and len(value) > 1 for name, value in params.items()):
+        return written(
+            args, lambda **settings: sweep(args.method, args.inputs, parameters=params, **options, **settings)
+        )
+    numbers = {name: value[0] if isinstance(known[name], Param) else value for name, value in params.items()}
+    return written(args, lambda **settings: merge(args.method, args.inputs, **options, **settings, **numbers))
 
 
 def _method_in(argv: Sequence[str]) -> Method | None:
@@ -63,10 +70,22 @@ def _parameters(parser: argparse.ArgumentParser, method: Method | None) -> None:
     parser.prog += f" --method {method.name}"  # where --help shows its flags
     group = parser.add_argument_group(f"parameters of {method.name}", method.summary.replace("%", "%%"))
     for name, param in method.params.items():
-        kind, metavar = (numbers, "NUMBERS") if isinstance(param, PerInput) else (float, "NUMBER")
+        kind, metavar = (numbers, "NUMBERS") if isinstance(param, PerInput) else (_values, "NUMBER")
         default = "" if param.default is None else f" (default {param.default:g})"
         text = (param.help + default).replace("%", "%%")
         group.add_argument(_flag(name), dest=f"param_{name}", type=kind, metavar=metavar, help=text)
+
+
+def _values(text: str) -> list[float]:
+    """An argument type: a number, or several for a sweep."""
+    from ..surgery.sweep import values
+
+    try:
+        return values(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"'{printable(text)}' is no number like 0.5, nor several like 0.1,0.2 or 0.1:0.5:0.1"
+        ) from None
 
 
 def _flags(method: Method) -> str:

@@ -156,7 +156,7 @@ class StreamRun:
         for source in self.sources:
             source.check_unchanged()
 
-    def tallies(self) -> list[tuple[int, int, int]]:
+    def tallies(self, output: int = 0) -> list[tuple[int, int, int]]:
         return [(job, counts[0], counts[1]) for job, counts in sorted(self._tallies.items())]
 
     def reductions(self) -> list[tuple[Any, ...]]:

@@ -98,7 +98,8 @@ def _number(method: str, name: str, value: Any) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise UsageError(f"{method}: {name} must be a number, not {value!r}", code="bad_value") from None
+        several = "; sweep(…) makes an output for each of several" if isinstance(value, list | tuple) else ""
+        raise UsageError(f"{method}: {name} must be a number, not {value!r}{several}", code="bad_value") from None
     if not math.isfinite(number):
         raise UsageError(f"{method}: {name} must be finite, not {number}", code="bad_value")
     return number

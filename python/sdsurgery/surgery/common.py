@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from .. import engine
 from ..backends import Options
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..errors import RunFailed, UsageError, printable
+from ..errors import Failure, RunFailed, UsageError, printable
 from ..formats.writers import SAFETENSORS, is_named, writer_for
 from ..layouts import kind_of
 from ..layouts.names import is_position_ids
 from ..metadata import Metadata, Parent, stated_architecture
 from ..outline import Outline, copied, rounded
+from ..plan import together
 from ..settings import Settings
 from .report import Report, describe
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..checkpoint import TensorInfo
     from ..layouts import Layout
     from ..outline import Dropped, Piece, PlacedOutline
+    from ..plan import Plan
 
 _WORTH_HASHING = 0.95
 """Share of the inputs that must be needed for their hashes to cost (almost) no further reading."""
@@ -178,64 +180,104 @@ def title_of(out: str | os.PathLike[str] | None) -> str:
 
 def run(outline: Outline, out: str | os.PathLike[str] | None, settings: Settings, recipe: dict[str, Any]) -> Report:
     """Write the outline's file, or only describe it when ``settings.dry_run``."""
-    placed = outline.placed(SAFETENSORS if out is None else writer_for(out))
-    with placed.names_in_errors():
-        return _run(placed, out, settings, recipe)
+    return run_all([outline], [out], settings, [recipe])[0]
 
 
-def _run(
-    placed: PlacedOutline, out: str | os.PathLike[str] | None, settings: Settings, recipe: dict[str, Any]
-) -> Report:
-    outline, plan = placed.outline, placed.plan
-    report = describe(placed, out, recipe, dry_run=settings.dry_run)
-    if out is not None and not is_named(out):
-        report.notes.append(f"{printable(out)}: no suffix of a known format, so safetensors is written")
+def run_all(
+    outlines: Sequence[Outline],
+    outs: Sequence[str | os.PathLike[str] | None],
+    settings: Settings,
+    recipes: Sequence[dict[str, Any]],
+) -> list[Report]:
+    """Write the files of outlines of the same inputs, in one reading of these where they differ in numbers only; else
+    one after the other. ``details["finished"]`` of an error lists those that were finished before it."""
+    placed = [
+        outline.placed(SAFETENSORS if out is None else writer_for(out))
+        for outline, out in zip(outlines, outs, strict=True)
+    ]
+    reports = []
+    for each, out, recipe in zip(placed, outs, recipes, strict=True):
+        reports.append(describe(each, out, recipe, dry_run=settings.dry_run))
+        if out is not None and not is_named(out):
+            reports[-1].notes.append(f"{printable(out)}: no suffix of a known format, so safetensors is written")
     if settings.dry_run:
-        report.how = engine.preview(plan, placed.sources(), settings.backend, Options.of(settings))
-        folder = os.path.dirname(os.path.realpath(out)) if out else os.getcwd()
-        if not os.path.isdir(folder):
-            raise RunFailed(f"{printable(folder)}: there is no such folder to create the output in", code="not_found")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise RunFailed(f"{printable(folder)}: no permission to create a file in this folder", code="permission")
-        report.how["free_bytes"] = engine.free_bytes(folder)
-        report.tensors = [
-            {
-                "name": p.name,
-                "dtype": p.dtype.name,
-                "shape": list(p.shape),
-                "action": p.action,
-                "note": p.note,
-                **(p.facts or {}),
-            }
-            for p in placed.pieces
-        ]
-        return report
-    if out is None:
+        for each, out, report in zip(placed, outs, reports, strict=True):
+            with each.names_in_errors():
+                _preview(each, out, settings, report)
+        return reports
+    if any(out is None for out in outs):
         raise UsageError("no output given (out=FILE)", code="no_output")
-    target = engine.target_path(out, settings.overwrite)
+    targets = [engine.target_path(out, settings.overwrite) for out in outs if out is not None]
+    plan = together([each.plan for each in placed]) if engine.writes_versions(settings.backend) else None
+    if plan is not None:
+        _write(plan, placed, targets, settings, reports)
+        return reports
+    finished: list[str] = []
+    for each, target, report in zip(placed, targets, reports, strict=True):
+        try:
+            _write(each.plan, [each], [target], settings, [report])
+        except Failure as error:
+            raise engine.with_finished(error, finished, targets) from None
+        finished.append(target)
+    return reports
+
+
+def _preview(placed: PlacedOutline, out: str | os.PathLike[str] | None, settings: Settings, report: Report) -> None:
+    """What a dry run says besides: how it would run, and every tensor."""
+    report.how = engine.preview(placed.plan, placed.sources(), settings.backend, Options.of(settings))
+    folder = os.path.dirname(os.path.realpath(out)) if out else os.getcwd()
+    if not os.path.isdir(folder):
+        raise RunFailed(f"{printable(folder)}: there is no such folder to create the output in", code="not_found")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RunFailed(f"{printable(folder)}: no permission to create a file in this folder", code="permission")
+    report.how["free_bytes"] = engine.free_bytes(folder)
+    report.tensors = [
+        {
+            "name": p.name,
+            "dtype": p.dtype.name,
+            "shape": list(p.shape),
+            "action": p.action,
+            "note": p.note,
+            **(p.facts or {}),
+        }
+        for p in placed.pieces
+    ]
+
+
+def _write(
+    plan: Plan, placed: Sequence[PlacedOutline], targets: Sequence[str], settings: Settings, reports: Sequence[Report]
+) -> None:
+    """Run the plan, and put what it met into the reports, one for each output."""
+    outline = placed[0].outline
     files = [checkpoint.source for checkpoint in outline.checkpoints()]
     hash_inputs = outline.hashed and outline.hash_inputs
-    outcome = engine.execute(
-        plan,
-        placed.sources(),
-        target,
-        lambda hashes, body, sums: placed.structure(hashes or (None,) * len(files), body, sums),
-        backend=settings.backend,
-        options=Options.of(settings),
-        replace=settings.overwrite,
-        sync=settings.sync,
-        hash_files=files if hash_inputs else (),
-        hash_body=placed.body_hashed,
-        progress=settings.callback,
-    )
-    report.nonfinite, report.overflow = placed.by_name(outcome.nonfinite), placed.by_name(outcome.overflow)
-    report.how = outcome.how
-    report.seconds, report.hash_seconds = outcome.seconds, outcome.hash_seconds
-    report.sha256 = list(outcome.input_hashes) if hash_inputs else [None] * len(files)
-    report.body_sha256 = outcome.body_hash
-    if settings.hash == "full":
-        from ..hashing import file_sha256
+    with placed[0].names_in_errors():
+        outcomes = engine.execute(
+            plan,
+            placed[0].sources(),
+            [
+                engine.Target(path, _structure(each, len(files)), each.body_hashed)
+                for path, each in zip(targets, placed, strict=True)
+            ],
+            backend=settings.backend,
+            options=Options.of(settings),
+            replace=settings.overwrite,
+            sync=settings.sync,
+            hash_files=files if hash_inputs else (),
+            progress=settings.callback,
+        )
+    for each, target, outcome, report in zip(placed, targets, outcomes, reports, strict=True):
+        report.nonfinite, report.overflow = each.by_name(outcome.nonfinite), each.by_name(outcome.overflow)
+        report.how = outcome.how
+        report.seconds, report.hash_seconds = outcome.seconds, outcome.hash_seconds
+        report.sha256 = list(outcome.input_hashes) if hash_inputs else [None] * len(files)
+        report.body_sha256 = outcome.body_hash
+        if settings.hash == "full":
+            from ..hashing import file_sha256
 
-        with engine.native_errors():
-            report.output_sha256 = file_sha256(engine.open_source(target))
-    return report
+            with engine.native_errors():
+                report.output_sha256 = file_sha256(engine.open_source(target))
+
+
+def _structure(placed: PlacedOutline, inputs: int) -> engine.Structure:
+    return lambda hashes, body, sums: placed.structure(hashes or (None,) * inputs, body, sums)

@@ -21,11 +21,12 @@ from ..outline import rounded as rounded_piece
 from ..plan import Operand
 from ..program import identity
 from ..settings import Settings
-from .common import close_all, merged_metadata, open_all, planned, run, title_of
+from .common import close_all, merged_metadata, open_all, planned, run_all, title_of
 from .matching import in_names_of, require_usable, without_unit_tail
 from .preflight import letter, refuse_conflicts, refuse_strangers, remarks, who
 from .ratios import BlockWeights, Ratios, RuleSet
 from .report import Report
+from .sweep import named_out, variants
 from .variants import is_swapped, is_variant, is_widened, merged_channels, takes_differences
 
 if TYPE_CHECKING:
@@ -50,7 +51,30 @@ def merge(
     chosen = get(method)
     params = chosen.bind(len(inputs), parameters)
     flat = Merge(chosen, tuple(inputs), params, blocks, rules, add_missing, tuple(_letters(use_ema, len(inputs))))
-    return _written(flat, out, settings)
+    return _written([flat], [out if out is None else named_out(os.fspath(out), chosen, params)], settings)[0]
+
+
+def sweep(
+    method: str,
+    inputs: Sequence[str | os.PathLike[str] | Checkpoint],
+    settings: Settings,
+    *,
+    parameters: Mapping[str, Any],
+    out: str | os.PathLike[str] | None = None,
+    add_missing: bool = False,
+    use_ema: str | Sequence[str] = (),
+    blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
+    rules: RuleSet | Mapping[str, RuleSet] | None = None,
+) -> list[Report]:
+    """``sdsurgery.sweep``; ``parameters`` are the method's numbers, some of them lists."""
+    chosen = get(method)
+    averaged = tuple(_letters(use_ema, len(inputs)))
+    wanted, outs = [], []
+    for variant in variants(chosen, parameters, out):
+        params = chosen.bind(len(inputs), variant.parameters)
+        wanted.append(Merge(chosen, tuple(inputs), params, blocks, rules, add_missing, averaged))
+        outs.append(variant.out if out is not None else None)
+    return _written(wanted, outs, settings)
 
 
 def merge_tree(
@@ -63,7 +87,7 @@ def merge_tree(
     averaged = {k for k, leaf in enumerate(tree.leaves) if leaf.use_ema}.union(_letters(use_ema, count))
     paths = tuple(leaf.path for leaf in tree.leaves)
     wanted = Merge(tree.method, paths, tree.params, tree.blocks, tree.rules, add_missing, tuple(sorted(averaged)), tree)
-    return _written(wanted, out, settings)
+    return _written([wanted], [out], settings)[0]
 
 
 class Merge(NamedTuple):
@@ -80,29 +104,40 @@ class Merge(NamedTuple):
     tree: Composition | None = None
 
 
-def _written(wanted: Merge, out: str | os.PathLike[str] | None, settings: Settings) -> Report:
-    if out is not None:
-        engine.target_path(out, settings.overwrite or settings.dry_run)
-    checkpoints = open_all(wanted.paths, settings, selective=True)
+def _written(
+    wanted: Sequence[Merge], outs: Sequence[str | os.PathLike[str] | None], settings: Settings
+) -> list[Report]:
+    """Merges of the same files, which differ in their numbers."""
+    for out in outs:
+        if out is not None:
+            engine.target_path(out, settings.overwrite or settings.dry_run)
+    checkpoints = open_all(wanted[0].paths, settings, selective=True)
     try:
-        recipe: dict[str, Any] = {
-            "method": wanted.method.name,
-            "parameters": {name: value for name, value in wanted.params.items() if value is not None},
-            **settings.recorded,
-            "compute": settings.compute,
-            "add_missing": wanted.add_missing,
-        }
-        if wanted.tree is not None and wanted.tree.is_tree:
-            recipe["inputs"] = wanted.tree.lettered()
-        if wanted.use_ema:
-            recipe["use_ema"] = [letter(source) for source in wanted.use_ema]
-        outline = plan_merge(
-            wanted.method, checkpoints, wanted.params, settings, recipe=recipe, add_missing=wanted.add_missing,
-            title=title_of(out), use_ema=wanted.use_ema, blocks=wanted.blocks, rules=wanted.rules, tree=wanted.tree,
-        )  # fmt: skip
-        return run(outline, out, settings, recipe)
+        outlines, recipes = [], []
+        for each, out in zip(wanted, outs, strict=True):
+            recipes.append(_recipe(each, settings))
+            outlines.append(plan_merge(
+                each.method, checkpoints, each.params, settings, recipe=recipes[-1], add_missing=each.add_missing,
+                title=title_of(out), use_ema=each.use_ema, blocks=each.blocks, rules=each.rules, tree=each.tree,
+            ))  # fmt: skip
+        return run_all(outlines, outs, settings, recipes)
     finally:
         close_all(checkpoints)
+
+
+def _recipe(wanted: Merge, settings: Settings) -> dict[str, Any]:
+    recipe: dict[str, Any] = {
+        "method": wanted.method.name,
+        "parameters": {name: value for name, value in wanted.params.items() if value is not None},
+        **settings.recorded,
+        "compute": settings.compute,
+        "add_missing": wanted.add_missing,
+    }
+    if wanted.tree is not None and wanted.tree.is_tree:
+        recipe["inputs"] = wanted.tree.lettered()
+    if wanted.use_ema:
+        recipe["use_ema"] = [letter(source) for source in wanted.use_ema]
+    return recipe
 
 
 def plan_merge(

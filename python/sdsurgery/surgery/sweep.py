@@ -1,0 +1,120 @@
+"""Sweeps: one method with several values of its parameters, one output for each, from one reading of the inputs."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from typing import Any, NamedTuple
+
+from ..errors import UsageError, printable
+from ..methods.registry import Method, Param
+
+_MOST = 256  # outputs of one sweep: each is an open file
+
+
+class Variant(NamedTuple):
+    """One output of a sweep."""
+
+    out: str
+    parameters: dict[str, Any]
+
+
+def values(text: str) -> list[float]:
+    """``0.3``, ``0.1,0.2``, ``0.1:0.5:0.1`` (from, to, step; the end belongs to it), or these with commas between.
+
+    ValueError for anything else. Steps are decimal: 0.1:0.3:0.1 is 0.1, 0.2, 0.3.
+    """
+    found: list[float] = []
+    for part in text.split(","):
+        ends = part.split(":")
+        if len(ends) == 1:
+            found.append(float(part))
+            continue
+        try:
+            first, last, step = map(Decimal, ends)
+        except InvalidOperation:
+            raise ValueError(part) from None
+        if not (first.is_finite() and last.is_finite() and step.is_finite()) or step == 0:
+            raise ValueError(part)
+        count = int((last - first) / step) + 1
+        if not 1 <= count <= _MOST:
+            raise ValueError(part)
+        found += [float(first + number * step) for number in range(count)]
+    return found
+
+
+def variants(method: Method, parameters: Mapping[str, Any], out: str | os.PathLike[str] | None) -> list[Variant]:
+    """The outputs of a sweep: the product of the lists among ``parameters``, the last one changing fastest.
+
+    UsageError for an output name that doesn't tell them apart, and for a parameter that takes no list.
+    """
+    swept = [name for name, value in parameters.items() if is_list(method, name, value)]
+    text = "" if out is None else os.fspath(out)
+    named = _fields(text, parameters)
+    lists = {name: list(parameters[name]) for name in swept}
+    for name in swept:
+        if not lists[name]:
+            raise UsageError(f"{method.name}: {name} is empty; give at least one number", code="bad_value")
+        if name not in named:
+            example = os.path.splitext(text or "mix.safetensors")
+            raise UsageError(
+                f"{name} has {len(lists[name])} values, and the output's name does not say which: "
+                f"name it like {printable(example[0])}-{{{name}}}{printable(example[1]) or '.safetensors'}",
+                code="bad_output",
+            )
+    found: list[Variant] = []
+    for chosen in itertools.product(*lists.values()):
+        each = {**parameters, **dict(zip(lists, chosen, strict=True))}
+        found.append(Variant(named_out(text, method, each), each))
+    if len({os.path.realpath(variant.out) for variant in found}) < len(found):
+        raise UsageError(f"several outputs would have the name {printable(found[0].out)}", code="bad_output")
+    if len(found) > _MOST:
+        raise UsageError(f"{len(found)} outputs are too many for one run; {_MOST} can be", code="bad_value")
+    return found
+
+
+def is_list(method: Method, name: str, value: Any) -> bool:
+    """Whether a parameter that is one number has several values."""
+    return isinstance(method.params.get(name), Param) and isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def named_out(out: str, method: Method, parameters: Mapping[str, Any]) -> str:
+    """The output's name with its placeholders filled in: ``mix-{alpha}.safetensors``, ``{alpha:.2f}`` too. A name with
+    other braces stays as it is."""
+    numbers = {
+        name: parameters.get(name, param.default) for name, param in method.params.items() if isinstance(param, Param)
+    }
+    if not _fields(out, numbers):
+        return out
+    parts = []
+    for literal, field, spec, _ in string.Formatter().parse(out):
+        parts.append(literal)
+        if field is not None:
+            try:
+                parts.append(format(float(numbers[field]), spec) if spec else _short(numbers[field]))
+            except (ValueError, TypeError):
+                text = f"'{printable(out)}': '{printable(spec)}' does not format a number"
+                raise UsageError(text, code="bad_output") from None
+    return "".join(parts)
+
+
+def _short(value: float) -> str:
+    return repr(float(value)).removesuffix(".0")
+
+
+def _fields(out: str, known: Mapping[str, Any]) -> set[str]:
+    """The parameters that stand in the name as placeholders; none when anything else is in braces."""
+
+    def found() -> Iterator[str]:
+        for _, field, _, conversion in string.Formatter().parse(out):
+            if field is not None:
+                yield field if conversion is None else ""
+
+    try:
+        fields = set(found())
+    except ValueError:  # a single brace
+        return set()
+    return fields if fields <= set(known) else set()

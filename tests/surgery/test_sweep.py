@@ -1,0 +1,170 @@
+"""Several outputs from one reading of the inputs: each is its own merge's file; a failure leaves none half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sdsurgery as sds
+from cli_support import done, refused
+from cli_support import sds as command
+from sdsurgery.surgery.sweep import values
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    from sdsurgery.testing import write_checkpoint
+
+    folder = tmp_path_factory.mktemp("sweep")
+    for seed in (1, 2, 3):
+        write_checkpoint(folder / f"{seed}.safetensors", size="tiny", seed=seed)
+    return [folder / f"{seed}.safetensors" for seed in (1, 2, 3)]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def singles(method: str, files: list[Path], folder: Path, names: dict[str, dict[str, float]], **more: Any) -> list[str]:
+    """Digests of the files that single merges write under the sweep's names."""
+    folder.mkdir()
+    for name, parameters in names.items():
+        sds.merge(method, files, out=folder / name, **parameters, **more)
+    return [digest(folder / name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "more"),
+    [
+        ("weighted-sum", 2, {}),
+        ("add-diff", 3, {"dtype": "fp32", "blocks": "IN04=0.9,BASE=0.25"}),
+        ("slerp", 2, {"threads": 3, "tile_bytes": 4096}),
+        ("weighted-sum", 2, {"hash": False}),
+        ("weighted-sum", 2, {"backend": "reference"}),
+    ],
+)
+def test_each_output_is_the_file_of_its_own_merge(
+    method: str, count: int, more: dict[str, Any], files: list[Path], tmp_path: Path
+) -> None:
+    # Names of different lengths: the headers differ, and so does where the data begin.
+    alphas = [0.1, 0.25, 0.30000000000000004, 1]
+    names = {
+        f"mix-{text}.safetensors": {"alpha": alpha}
+        for text, alpha in zip(("0.1", "0.25", "0.30000000000000004", "1"), alphas, strict=True)
+    }
+    expected = singles(method, files[:count], tmp_path / "one", names, **more)
+    reports = sds.sweep(
+        method, files[:count], parameters={"alpha": alphas}, out=tmp_path / "mix-{alpha}.safetensors", **more
+    )
+    assert [os.path.basename(report.output or "") for report in reports] == list(names)
+    assert [digest(tmp_path / name) for name in names] == expected
+    assert sorted(item.name for item in tmp_path.iterdir()) == sorted(["one", *names])
+
+
+def test_a_ckpt_is_written_too_and_a_format_of_the_number(files: list[Path], tmp_path: Path) -> None:
+    expected = singles(
+        "weighted-sum", files[:2], tmp_path / "one", {f"m{a:.2f}.ckpt": {"alpha": a} for a in (0.5, 0.75)}
+    )
+    sds.sweep("weighted-sum", files[:2], parameters={"alpha": (0.5, 0.75)}, out=tmp_path / "m{alpha:.2f}.ckpt")
+    assert [digest(tmp_path / f"m{a:.2f}.ckpt") for a in (0.5, 0.75)] == expected
+
+
+def test_two_lists_make_their_product(files: list[Path], tmp_path: Path, registry: None) -> None:
+    from sdsurgery.methods import Param, method
+
+    @method("two-numbers", inputs="A B", x=Param(1.0, "x"), y=Param(0.0, "y"))
+    def two_numbers(a: Any, b: Any, x: Any, y: Any) -> Any:
+        """x·A + y·B"""
+        return x * a + y * b
+
+    out = tmp_path / "o-{x}-{y}.safetensors"
+    sds.sweep("two-numbers", files[:2], parameters={"x": [1, 2], "y": [0.5, 0.25]}, out=out)
+    names = {f"o-{x}-{y}.safetensors": {"x": x, "y": y} for x in (1, 2) for y in (0.5, 0.25)}
+    assert [digest(tmp_path / name) for name in names] == singles("two-numbers", files[:2], tmp_path / "one", names)
+
+
+def test_the_command_line_takes_lists_and_ranges(files: list[Path], tmp_path: Path) -> None:
+    given = ["--method", "weighted-sum", files[0], files[1], "-o", tmp_path / "{alpha}.safetensors", "--json"]
+    ended = done(command("merge", *given, "--alpha", "0.1:0.3:0.1,0.5"))
+    outputs = json.loads(ended.out)["outputs"]
+    assert [os.path.basename(item["output"]) for item in outputs] == [f"{a}.safetensors" for a in (0.1, 0.2, 0.3, 0.5)]
+    for alpha in (0.1, 0.2, 0.3, 0.5):
+        assert (tmp_path / f"{alpha}.safetensors").exists()
+    ended = done(command("merge", *given[:-1], "--alpha", "0.1,0.2", "--dry-run"))
+    assert "0.2.safetensors" in ended.out
+    done(command("merge", *given[:-1], "--alpha", "0.75"))  # a single number fills the placeholder as well
+    assert (tmp_path / "0.75.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("0.3", [0.3]), ("1,2", [1, 2]), ("0.1:0.5:0.1", [0.1, 0.2, 0.3, 0.4, 0.5]), ("0:1:0.4", [0, 0.4, 0.8]),
+        ("1:0:-0.5", [1, 0.5, 0]), ("-1:1:1,7", [-1, 0, 1, 7]), ("1e-1:3e-1:1e-1", [0.1, 0.2, 0.3]),
+    ],
+)  # fmt: skip
+def test_ranges_are_decimal_and_contain_their_end(text: str, found: list[float]) -> None:
+    assert values(text) == found
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "1:2", "1:2:0", "1:2:-1", "0:1:1e-9", "1:2:3:4", "0:inf:1", "nan:1:1", "1,,2"]
+)
+def test_what_is_no_number_nor_several_is_refused(text: str, files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "{alpha}.safetensors"
+    refused(
+        command("merge", "--method", "weighted-sum", files[0], files[1], f"--alpha={text}", "-o", out),
+        2,
+        "no number like",
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_list_without_a_placeholder_is_refused_with_an_example(files: list[Path], tmp_path: Path) -> None:
+    given = ["merge", "--method", "weighted-sum", files[0], files[1], "--alpha", "0.1,0.2"]
+    refused(command(*given, "-o", tmp_path / "mix.safetensors"), 2, "mix-{alpha}.safetensors")
+    refused(command(*given, "-o", tmp_path / "mix-{beta}.safetensors"), 2, "does not say which")
+    refused(command(*given, "-o", tmp_path / "{alpha.real}.safetensors"), 2, "does not say which")
+    refused(command(*given, "-o", tmp_path / "{alpha:.0f}.safetensors"), 2, "several outputs would have the name")
+    refused(command(*given, "-o", tmp_path / "{alpha:q}.safetensors"), 2, "does not format a number")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "0.2.safetensors").write_bytes(b"mine")
+    refused(command(*given, "-o", tmp_path / "{alpha}.safetensors"), 2, "0.2.safetensors exists")
+    assert [item.name for item in tmp_path.iterdir()] == ["0.2.safetensors"]
+
+
+def test_a_name_with_other_braces_stays_as_it_is(files: list[Path], tmp_path: Path) -> None:
+    for name in ("{mine}.safetensors", "a{.safetensors", "{{x}}.safetensors"):
+        sds.merge("weighted-sum", files[:2], out=tmp_path / name)
+        assert (tmp_path / name).exists()
+
+
+def test_a_failure_leaves_none_half_written_and_says_which_were_finished(files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "o-{alpha}.safetensors"
+    with pytest.raises(sds.RunFailed) as caught:
+        sds.sweep("weighted-sum", files[:2], parameters={"alpha": [0.5, 1e9]}, out=out, overflow="error")
+    assert caught.value.details["finished"] == [] and "none of the outputs is written" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_between_commits_says_which_were_finished(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "o-{alpha}.safetensors"
+    calls = []
+
+    def progress(done: int, total: int) -> None:
+        calls.append(done)
+        if done == total:  # everything is computed: take the second name away before it is committed
+            (tmp_path / "o-0.5.safetensors").mkdir(exist_ok=True)
+
+    with pytest.raises(sds.SdsError) as caught:
+        sds.sweep("weighted-sum", files[:2], parameters={"alpha": [0.25, 0.5]}, out=out, progress=progress)
+    assert [os.path.basename(path) for path in caught.value.details["finished"]] == ["o-0.25.safetensors"]
+    assert "finished before: o-0.25.safetensors" in str(caught.value) and calls
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["o-0.25.safetensors", "o-0.5.safetensors"]
+    sds.inspect(tmp_path / "o-0.25.safetensors")
