@@ -163,8 +163,8 @@ def sweep(
 
     ``parameters`` are the method's numbers (``{"alpha": [0.1, 0.2, 0.3]}``); of several lists the product is made.
     ``out`` names the outputs: ``"mix-{alpha}.safetensors"``. Each is the same file that ``merge`` writes for its
-    number. When one fails, ``details["finished"]`` of the error lists those that were finished. The other keywords are those of
-    ``merge``.
+    number. When one fails, ``details["finished"]`` of the error lists those that were finished. The other keywords are
+    those of ``merge``.
     """
     from .surgery.merge import sweep as work
 
