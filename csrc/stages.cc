@@ -59,7 +59,7 @@ Accumulator::Accumulator(const Reduce& reduce, Extents extents)
       line(along == Along::all     ? extents.count
            : along == Along::first ? extents.first
                                    : extents.last),
-      columns(along == Along::first ? extents.count / extents.first : 1) {
+      columns(along == Along::first && extents.count != 0 ? extents.count / extents.first : 1) {
     const uint64_t lines = extents.count == 0 ? 1 : extents.count / line;
     if (kind == Reduce::count) {
         values.assign(lines, static_cast<double>(line));
@@ -72,7 +72,7 @@ Accumulator::Accumulator(const Reduce& reduce, Extents extents)
     total.resize(columns);
     values.reserve(lines);
     begin_line();
-    if (extents.count == 0) values = total;
+    if (extents.count == 0) values = total;  // one value that nothing meets
 }
 
 void Accumulator::begin_line() {

@@ -170,6 +170,12 @@ class _Part:
     def leaves(self) -> set[int]:
         return {n for item in self.inputs for n in (item.leaves() if isinstance(item, _Part) else {item})}
 
+    def plain(self) -> set[int]:
+        """Those that enter otherwise than through a difference."""
+        names = (*self.method.inputs, *([""] * len(self.inputs)))
+        others = [item for name, item in zip(names, self.inputs, strict=False) if name not in self.method.differences]
+        return {n for item in others for n in (item.plain() if isinstance(item, _Part) else {item})}
+
     def without(self, absent: frozenset[int]) -> _Part | int | None:
         """What is left for a tensor that these leaves lack: a call whose first input lacks it has no result, one of
         whose other inputs lacks it leaves the first as it is."""
@@ -242,7 +248,8 @@ def _as_method(part: _Part, params: Mapping[str, Any]) -> tuple[Method, tuple[in
         return part.value(dict(zip(taken, inputs, strict=True)), {**params, **numbers})
 
     names = tuple(letter(number) for number in taken)
-    return Method(part.method.name, names, part.parameters(), body), taken
+    plain = {letter(number) for number in part.plain()}
+    return Method(part.method.name, names, part.parameters(), body, frozenset(names) - plain), taken
 
 
 def _by_ratio(

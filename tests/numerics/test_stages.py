@@ -247,9 +247,9 @@ def test_threads_tiles_io_targets_and_backends_write_the_same_bytes(
         monkeypatch.setenv("SDS_CPU", target)
         sds.merge("slerp", files[:2], out=out, alpha=0.3, overwrite=True)
         assert tensors(out) == expected, target
-    sds.merge("slerp", [files[0], files[2]], out, alpha=0.3, overwrite=True)
+    sds.merge("slerp", [files[0], files[2]], out=out, alpha=0.3, overwrite=True)
     mixed = tensors(out)
-    sds.merge("slerp", [files[0], files[2]], out, alpha=0.3, overwrite=True, backend="reference")
+    sds.merge("slerp", [files[0], files[2]], out=out, alpha=0.3, overwrite=True, backend="reference")
     assert tensors(out) == mixed != expected
 
 

@@ -26,7 +26,9 @@ def weighted_sum(*models: Any, alpha: float, weights: tuple[float, ...] | None) 
     return total
 
 
-@method("add-diff", inputs="A B C", alpha=Param(1.0, "how much of the difference B − C is added to A"))
+@method(
+    "add-diff", inputs="A B C", differences="B C", alpha=Param(1.0, "how much of the difference B − C is added to A")
+)
 def add_difference(a: Any, b: Any, c: Any, alpha: float) -> Any:
     """A + α·(B − C): give A what B learned beyond C.
 

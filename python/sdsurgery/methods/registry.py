@@ -34,12 +34,14 @@ class PerInput:
 
 @dataclass(frozen=True)
 class Method:
-    """One method of ``merge`` and ``apply``. ``inputs`` are the inputs' names in order."""
+    """One method of ``merge`` and ``apply``. ``inputs`` are the inputs' names in order; ``differences`` are those that
+    enter only through the difference between them: where they agree, they change nothing."""
 
     name: str
     inputs: tuple[str, ...]
     params: Mapping[str, Param | PerInput]
     body: Callable[..., Any]
+    differences: frozenset[str] = frozenset()
 
     @property
     def summary(self) -> str:
@@ -117,13 +119,19 @@ def _numbers(method: str, name: str, value: Any) -> tuple[float, ...]:
 _METHODS: dict[str, Method] = {}
 
 
-def method(name: str, *, inputs: str, **params: Param | PerInput) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as the method ``name``. ``inputs`` are the positional arguments' names, blank-separated."""
+def method(
+    name: str, *, inputs: str, differences: str = "", **params: Param | PerInput
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as the method ``name``. ``inputs`` are the positional arguments' names, blank-separated;
+    ``differences`` are those of them that enter only through the difference between them (B and C of ``A + α·(B − C)``)
+    and so may have more channels than A. ValueError for a name that is none of the inputs."""
 
     def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
         if name in _METHODS:
             raise ValueError(f"the method {name} is registered twice")
-        _METHODS[name] = Method(name, tuple(inputs.split()), params, body)
+        if not set(differences.split()) <= set(inputs.split()):
+            raise ValueError(f"the method {name} has no input {differences}")
+        _METHODS[name] = Method(name, tuple(inputs.split()), params, body, frozenset(differences.split()))
         return body
 
     return decorate

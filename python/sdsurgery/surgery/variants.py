@@ -6,13 +6,12 @@ What a wide A has beyond them is A's alone and is kept. A narrow A takes only di
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ..checkpoint import TensorInfo
 from ..dtypes import DType
 from ..layouts import names
-from ..methods.registry import Method, Param
+from ..methods.registry import Method
 from ..outline import MERGED, Piece, Segment, operand, require_computable
 from ..program import Formula
 
@@ -46,10 +45,9 @@ def is_swapped(name: str, info: TensorInfo, other: TensorInfo) -> bool:
     return _channels(name, info) == LATENT and _channels(name, other) in WIDER
 
 
-def takes_differences(method: Method, count: int, params: Mapping[str, Any]) -> bool:
+def takes_differences(method: Method) -> bool:
     """Whether the inputs after A enter only through differences between them: where they agree, A comes out."""
-    numbers = {name: 0.3 if isinstance(method.params[name], Param) else value for name, value in params.items()}
-    return bool(method.body(1.0, *[0.5] * (count - 1), **numbers) == 1.0)
+    return len(method.inputs) > 1 and set(method.inputs[1:]) == method.differences
 
 
 def merged_channels(
