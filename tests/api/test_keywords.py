@@ -132,11 +132,12 @@ def test_a_method_s_flags_do_not_change_those_of_another(registry: None) -> None
         """A + β·B"""
         return a + beta * b
 
-    parsed = {}
-    for name in ("weighted-sum", "listed-alpha"):
-        argv = ["--method", name, "a", "b", "--alpha", "0.5"]
-        parsed[name] = command_parser("merge", argv).parse(argv).param_alpha
-    assert parsed == {"weighted-sum": 0.5, "listed-alpha": [0.5]}
+    argv = ["--method", "weighted-sum", "a", "b", "--alpha", "0.1:0.2:0.1"]  # one number, or a range for a sweep
+    assert command_parser("merge", argv).parse(argv).param_alpha == [0.1, 0.2]
+    argv = ["--method", "listed-alpha", "a", "b", "--alpha", "0.1,0.2,0.3"]  # one for each input
+    assert command_parser("merge", argv).parse(argv).param_alpha == [0.1, 0.2, 0.3]
+    with pytest.raises(sdsurgery.UsageError, match="no list of numbers"):
+        command_parser("merge", argv).parse([*argv[:-1], "0.1:0.2:0.1"])
 
 
 def test_another_method_s_flag_is_refused_with_the_place_that_lists_the_right_ones(pair: tuple[Path, Path]) -> None:

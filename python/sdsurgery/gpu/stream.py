@@ -287,14 +287,10 @@ class StreamRun:
         """What the host's stages leave to the device. The host has the bytes, and the page cache has them for the
         tiles that follow."""
         from ..backends.cpu import last_stage
-        from ..engine import native_errors
 
         with self._reading:  # one tensor after the other: the next tile is mostly of the same
             if number not in self._last_stages:
-                with native_errors():
-                    self._last_stages[number] = last_stage(
-                        self.plan.jobs[number], program, self.sources, self.options.wide
-                    )
+                self._last_stages[number] = last_stage(self.plan.jobs[number], program, self.sources, self.options.wide)
             return self._last_stages[number]
 
     def _spans(self, tile: Tile) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ from .registry import Param, PerInput, method
     "weighted-sum",
     inputs="A B",
     alpha=Param(0.5, "weight of B; A gets 1 − alpha"),
-    weights=PerInput("one weight for each of any number of inputs, instead of alpha", instead_of="alpha"),
+    weights=PerInput("one weight for each of any number of inputs, instead of alpha", instead_of="alpha", weights=True),
 )
 def weighted_sum(*models: Any, alpha: float, weights: tuple[float, ...] | None) -> Any:
     """(1 − α)·A + α·B, or w₁·A + w₂·B + w₃·C + …

@@ -25,11 +25,13 @@ class Param:
 @dataclass(frozen=True)
 class PerInput:
     """A list of numbers, one for each input. Given, it also decides how many inputs the method takes, and the
-    parameter that it stands in for (``instead_of``) has no value."""
+    parameter that it stands in for (``instead_of``) has no value. ``weights``: the numbers weigh the inputs of a sum,
+    so inputs whose weights cancel enter as differences."""
 
     help: str
     instead_of: str
     default: None = None
+    weights: bool = False
 
 
 @dataclass(frozen=True)

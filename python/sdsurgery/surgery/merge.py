@@ -321,7 +321,7 @@ class _Decisions:
     def is_variant(self, name: str, info: TensorInfo, others: Sequence[TensorInfo]) -> bool:
         """Whether only channels 0–3 of a first convolution are to be merged."""
         if is_widened(name, info, others):
-            return takes_differences(self.ratios.method)
+            return takes_differences(self.ratios.method, self.ratios.params)
         return is_variant(name, info, others)
 
     def variant(self, name: str, info: TensorInfo, others: Sequence[TensorInfo], traits: Traits) -> Piece:

@@ -6,12 +6,13 @@ What a wide A has beyond them is A's alone and is kept. A narrow A takes only di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..checkpoint import TensorInfo
 from ..dtypes import DType
 from ..layouts import names
-from ..methods.registry import Method
+from ..methods.registry import Method, PerInput
 from ..outline import MERGED, Piece, Segment, operand, require_computable
 from ..program import Formula
 
@@ -45,9 +46,14 @@ def is_swapped(name: str, info: TensorInfo, other: TensorInfo) -> bool:
     return _channels(name, info) == LATENT and _channels(name, other) in WIDER
 
 
-def takes_differences(method: Method) -> bool:
+def takes_differences(method: Method, params: Mapping[str, Any]) -> bool:
     """Whether the inputs after A enter only through differences between them: where they agree, A comes out."""
-    return len(method.inputs) > 1 and set(method.inputs[1:]) == method.differences
+    if len(method.inputs) > 1 and set(method.inputs[1:]) == method.differences:
+        return True
+    weights = [
+        params.get(name) for name, param in method.params.items() if isinstance(param, PerInput) and param.weights
+    ]
+    return any(given is not None and given[0] == 1 and sum(given[1:]) == 0 for given in weights)
 
 
 def merged_channels(
