@@ -7,10 +7,12 @@ import random
 import struct
 import unicodedata
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from cli_support import Result, done, f32, listing, plain, read_raw, refused, sds, unprivileged, write_raw
+from layout_tools import BASES
 from sdsurgery.testing import write_checkpoint
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX files")
@@ -19,7 +21,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="POSIX files")
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    for family in ("sd1", "sd2", "sdxl-base", "sdxl-refiner"):
+    for family in BASES:
         write_checkpoint(folder / f"{family}.safetensors", family, size="tiny", keep=_small)
     return folder
 
@@ -145,12 +147,11 @@ def test_an_unreadable_input_is_refused(tmp_path: Path) -> None:
 # ---- families, shapes, numbers of inputs, parameters
 
 
-@pytest.mark.parametrize("pair", ["sd1 sdxl-base", "sd1 sd2", "sdxl-base sd2", "sdxl-base sdxl-refiner"])
+@pytest.mark.parametrize("pair", list(pairwise((*BASES, BASES[0]))), ids=" ".join)
 def test_different_families_are_named_with_the_tensor_that_tells_them_apart(
-    models: Path, tmp_path: Path, pair: str
+    models: Path, tmp_path: Path, pair: tuple[str, str]
 ) -> None:
-    left, right = pair.split()
-    for a, b in ((left, right), (right, left)):
+    for a, b in (pair, pair[::-1]):
         paths = [models / f"{name}.safetensors" for name in (a, b)]
         for extra in ((), ("--force",)):
             line = _nothing_happens(

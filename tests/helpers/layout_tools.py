@@ -11,12 +11,19 @@ import pytest
 from sdsurgery import dtypes, layouts
 from sdsurgery.checkpoint import TensorInfo
 from sdsurgery.layouts import LayoutTensor
+from sdsurgery.layouts.unet import UNet
 
 UNET = "model.diffusion_model."
 NAMES = tuple(layout.name for layout in layouts.all_layouts() if layout.parts)
 """Every family that is generated."""
-FULL = tuple(name for name in NAMES if not name.startswith("vae") and not name.endswith("-diffusers"))
-"""Those that are whole checkpoints in the original names."""
+FULL = tuple(name for name in NAMES if isinstance(layouts.get(name).network, UNet) and not layouts.get(name).original)
+"""Those that are whole checkpoints with a U-Net, in the original names."""
+BASES = tuple(name for name in FULL if layouts.get(name).variant_of is None)
+"""Those of them that are no variant of another one."""
+VARIANTS = tuple((name, base) for name in FULL if (base := layouts.get(name).variant_of))
+VAES = tuple(name for name in NAMES if layouts.get(name).components == {"vae"} and not layouts.get(name).original)
+IN_DIFFUSERS = tuple(layout.original.name for layout in layouts.all_layouts() if layout.original)
+"""The families that are known under diffusers' names too."""
 OLD_VAE_NAMES = (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn"))
 
 

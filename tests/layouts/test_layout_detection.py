@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from layout_tools import FULL, NAMES, UNET, infos, whole
+from layout_tools import BASES, FULL, NAMES, UNET, VAES, VARIANTS, infos, whole
 from sdsurgery import layouts
 from sdsurgery.layouts import UNKNOWN, size_text
 from sdsurgery.testing import tiny_shape
@@ -44,7 +44,7 @@ class TestRecognition:
         assert len(found.notes) == 1
 
     @pytest.mark.parametrize("prefix", ["", "first_stage_model.", "state_dict.", "state_dict.first_stage_model."])
-    @pytest.mark.parametrize("name", ["vae-kl-f8", "vae-kl-f4"])
+    @pytest.mark.parametrize("name", VAES)
     def test_a_vae_on_its_own_is_recognised_under_any_prefix(self, name: str, prefix: str) -> None:
         assert layouts.detect(infos(layouts.get(name).tensors(), prefix)).layout.name == name
 
@@ -197,21 +197,13 @@ class TestConflicts:
         assert layouts.conflict(own, unknown) is None
         assert layouts.conflict(unknown, own) is None
 
-    @pytest.mark.parametrize(
-        ("a", "b"),
-        [
-            ("sd1", "sd1-inpainting"),
-            ("sd1-pix2pix", "sd1"),
-            ("sd2-depth", "sd2"),
-            ("sd2-unclip-h", "sd2"),
-            ("sdxl-base", "sdxl-inpainting"),
-        ],
-    )
-    def test_channel_variants_mix_with_their_base(self, a: str, b: str) -> None:
-        assert layouts.conflict(layouts.detect(whole(a)), layouts.detect(whole(b))) is None
+    @pytest.mark.parametrize(("variant", "base"), VARIANTS)
+    def test_variants_mix_with_their_base(self, variant: str, base: str) -> None:
+        for a, b in ((variant, base), (base, variant)):
+            assert layouts.conflict(layouts.detect(whole(a)), layouts.detect(whole(b))) is None
 
-    @pytest.mark.parametrize("a", ["sd1", "sd2", "sd2-x4-upscaler", "sdxl-base", "sdxl-refiner"])
-    @pytest.mark.parametrize("b", ["sd1-inpainting", "sd2-depth", "sd2-x4-upscaler", "sdxl-inpainting", "sdxl-refiner"])
+    @pytest.mark.parametrize("a", BASES)
+    @pytest.mark.parametrize("b", FULL)
     def test_other_families_are_refused_with_the_tensor_and_both_shapes(self, a: str, b: str) -> None:
         found = layouts.detect(whole(a)), layouts.detect(whole(b))
         reason = layouts.conflict(*found)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from layout_tools import FULL, NAMES, OLD_VAE_NAMES, UNET, rows
+from layout_tools import BASES, FULL, IN_DIFFUSERS, NAMES, OLD_VAE_NAMES, UNET, rows
 from sdsurgery import layouts
 from sdsurgery.layouts import UNKNOWN, Layout, aliases, diffusers
 
@@ -76,10 +76,10 @@ class TestRules:
 
     def test_position_ids_are_where_the_family_has_them(self) -> None:
         clip = "transformer.text_model.embeddings.position_ids"
-        for name in FULL:
-            base = layouts.get(name).base
-            expected = {"sd1": (f"cond_stage_model.{clip}",), "sdxl-base": (f"conditioner.embedders.0.{clip}",)}
-            assert layouts.get(name).position_ids() == expected.get(base, ())
+        expected = {"sd1": (f"cond_stage_model.{clip}",), "sd2": (), "sdxl-base": (f"conditioner.embedders.0.{clip}",)}
+        for layout in map(layouts.get, FULL):
+            if layout.base in expected:
+                assert layout.position_ids() == expected[layout.base]
         assert UNKNOWN.position_ids() == ()
 
     @pytest.mark.parametrize("name", FULL)
@@ -108,27 +108,30 @@ class TestRules:
             for key in row["key"].replace(" / ", " ").split():
                 if "*" in key or ("." not in key and "_" not in key):
                     continue
-                for name in ("sd1", "sd2", "sdxl-base"):
+                for name in (name for name in BASES if layouts.get(name).adapters):
                     applies = name.startswith(row["applies_to"].split(",")[0].rstrip("*"))
                     if applies and row["status"] in ("optional", "marker") and "transformer.resblocks" not in key:
                         assert layouts.get(name).optional(key), (name, key)
 
     def test_input_channels_and_bases(self) -> None:
         channels = {name: layouts.get(name).input_channels for name in FULL}
-        assert channels == {
-            "sd1": 4,
-            "sd1-inpainting": 9,
-            "sd1-pix2pix": 8,
-            "sd2": 4,
-            "sd2-inpainting": 9,
-            "sd2-depth": 5,
-            "sd2-x4-upscaler": 7,
-            "sd2-unclip-h": 4,
-            "sdxl-base": 4,
-            "sdxl-inpainting": 9,
-            "sdxl-edit": 8,
-            "sdxl-refiner": 4,
-        }
+        assert (
+            channels.items()
+            >= {
+                "sd1": 4,
+                "sd1-inpainting": 9,
+                "sd1-pix2pix": 8,
+                "sd2": 4,
+                "sd2-inpainting": 9,
+                "sd2-depth": 5,
+                "sd2-x4-upscaler": 7,
+                "sd2-unclip-h": 4,
+                "sdxl-base": 4,
+                "sdxl-inpainting": 9,
+                "sdxl-edit": 8,
+                "sdxl-refiner": 4,
+            }.items()
+        )
         assert UNKNOWN.input_channels is None
         for layout in layouts.all_layouts():
             assert layouts.get(layout.base).base == layout.base
@@ -174,7 +177,7 @@ class TestOldNames:
                 continue
             assert aliases.canonical(wrapper + tensor.key, layout) == tensor.key
 
-    @pytest.mark.parametrize("name", ["sd1", "sdxl-base", "sd1-inpainting"])
+    @pytest.mark.parametrize("name", [name for name in FULL if layouts.get(name).position_ids()])
     def test_clip_without_text_model_is_understood(self, name: str) -> None:
         layout = layouts.get(name)
         clip = [t.key for t in layout.tensors() if ".transformer.text_model." in t.key]
@@ -182,7 +185,7 @@ class TestOldNames:
         for key in clip:
             assert aliases.canonical(key.replace(".text_model.", "."), layout) == key
 
-    @pytest.mark.parametrize("name", ["sd1", "sd2-x4-upscaler", "sdxl-base", "vae-kl-f8", "vae-kl-f4"])
+    @pytest.mark.parametrize("name", IN_DIFFUSERS)
     def test_vae_names_of_diffusers_old_and_new_are_understood(self, name: str) -> None:
         layout = layouts.get(name)
         vae = [row for row in diffusers.mapping(layout) if row.component == "vae"]
@@ -210,7 +213,7 @@ class TestOldNames:
         assert aliases.canonical("first_stage_model." + key, layouts.get("vae-kl-f8")) == key
         assert aliases.canonical("first_stage_model." + key, UNKNOWN) == "first_stage_model." + key
 
-    @pytest.mark.parametrize("name", ["sd1", "sd2", "sd2-depth", "sd2-x4-upscaler", "sdxl-base", "sdxl-refiner"])
+    @pytest.mark.parametrize("name", [name for name in IN_DIFFUSERS if name in FULL])
     def test_unet_names_bare_and_of_diffusers_are_understood(self, name: str) -> None:
         layout = layouts.get(name)
         for row in diffusers.mapping(layout):

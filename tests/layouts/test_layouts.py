@@ -3,74 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from layout_tools import NAMES, OLD_VAE_NAMES, rows
+from layout_tools import FULL, IN_DIFFUSERS, NAMES, OLD_VAE_NAMES, rows
 from reference_writer import Stored, file_size
 from sdsurgery import layouts
 from sdsurgery.errors import UsageError
 from sdsurgery.layouts import UNKNOWN, diffusers, lora_names, size_text
 from sdsurgery.layouts.presets import PRESETS
 
-# Tensors and SHA-256 (first 16 digits) of each family's table: key, shape, dtype class, component, block.
-DIGESTS = {
-    "sdxl-base": (2516, "d777b7e75573b73c"),
-    "sdxl-inpainting": (2516, "681f06dac626997d"),
-    "sdxl-edit": (2516, "06fee5d932430485"),
-    "sdxl-refiner": (1859, "83a1664af012da86"),
-    "sd2-x4-upscaler": (1205, "ee23a31b33d1127e"),
-    "sd2-unclip-h": (1650, "a786c24d44048e5d"),
-    "sd2": (1240, "d70a12a9b0a13781"),
-    "sd2-inpainting": (1240, "655943e01975bdf8"),
-    "sd2-depth": (1608, "8c4ddd74e5aefe63"),
-    "sd1": (1143, "ce982c6966eac976"),
-    "sd1-inpainting": (1143, "23783c3125b2a935"),
-    "sd1-pix2pix": (1143, "67eaeab558ea998e"),
-    "vae-kl-f8": (248, "5de09c58501a207d"),
-    "vae-kl-f4": (204, "5df648ee7b0339b9"),
-    "sdxl-base-diffusers": (2641, "c3810db20d121d61"),
-    "sdxl-inpainting-diffusers": (2641, "8a91af4c6cf335ca"),
-    "sdxl-edit-diffusers": (2641, "4dc382b7fd34168f"),
-    "sdxl-refiner-diffusers": (1985, "6fc1635a9e0954a5"),
-    "sd2-x4-upscaler-diffusers": (1264, "c8a67a0ec488ae9b"),
-    "sd2-diffusers": (1307, "401e302a59fbff83"),
-    "sd2-inpainting-diffusers": (1307, "c4b739034b540c3a"),
-    "sd2-depth-diffusers": (1721, "90b7dd9988466a25"),
-    "sd1-diffusers": (1131, "810e1fc969204a9c"),
-    "sd1-inpainting-diffusers": (1131, "a024a5e94c9a18c4"),
-    "sd1-pix2pix-diffusers": (1131, "1c98d96a85a88a50"),
-    "vae-kl-f8-diffusers": (248, "0a950b0620937761"),
-    "vae-kl-f4-diffusers": (204, "eca77631ed596dcf"),
-}
-EMA_DIGESTS = {
-    "sdxl-base": (1682, "b54c589d131d6fc4"),
-    "sdxl-inpainting": (1682, "0980a14f402e7f68"),
-    "sdxl-edit": (1682, "9a7a7da74edaeb63"),
-    "sdxl-refiner": (1222, "564ab31586b03c93"),
-    "sd2-x4-upscaler": (689, "9ed8cda637748ba7"),
-    "sd2-unclip-h": (692, "b1239866171c5862"),
-    "sd2": (688, "95af22741ba50fb9"),
-    "sd2-inpainting": (688, "b7950fbb6c84a538"),
-    "sd2-depth": (688, "bc55ed26c386711d"),
-    "sd1": (688, "230d32b74b8c6c56"),
-    "sd1-inpainting": (688, "c664d3dde5f8345f"),
-    "sd1-pix2pix": (688, "a862c93bf2a44769"),
-}
-MAP_DIGESTS = {
-    "map sd1": (1143, "ddd20029c4cef781"),
-    "map sd2": (1332, "d5953964813d8d6e"),
-    "map sd2-depth": (1748, "d2c7ff90cc32a0ec"),
-    "map sd2-x4-upscaler": (1297, "8288f1af58f657e7"),
-    "map sdxl-base": (2644, "08dd12c2b82e6031"),
-    "map sdxl-refiner": (1987, "ab2475d1c11d8315"),
-    "lora sd1": (354, "9bda0557d7b63fe9"),
-    "lora sd2": (420, "186b3388f6c2a62f"),
-    "lora sdxl-base": (1058, "677a7c2c5b4a2ad5"),
-}
+DIGESTS = Path(__file__).with_name("digests.json")
+"""Lines and SHA-256 (first 16 digits) of every family's tables: its tensors (key, shape, dtype class, component,
+block), their EMA twins, its names in diffusers and in kohya's LoRAs. ``python tests/layouts/test_layouts.py`` adds
+those of a new family; one that is there already may not change."""
 
 
 def digest(lines: Iterable[str]) -> str:
@@ -100,42 +50,54 @@ def lora_lines(name: str) -> list[str]:
     return lines
 
 
+def tables_of(reference: Path, kind: str) -> list[tuple[str, list[str]]]:
+    """Family and lines of every reference table of a kind, for the families that are generated."""
+    named = {path.name.removesuffix(f".{kind}.tsv"): path for path in sorted(reference.glob(f"*.{kind}.tsv"))}
+    found = [(name, path.read_text().splitlines()) for name, path in named.items() if name in NAMES]
+    assert found
+    return found
+
+
+def tables() -> Iterator[tuple[str, list[str]]]:
+    """Every table of every family that is generated, with its name in digests.json."""
+    for name in NAMES:
+        layout = layouts.get(name)
+        yield name, list(layouts.keys_table(name))
+        if layout.has_ema:
+            yield f"{name} ema", table(name, "ema")
+        if name in IN_DIFFUSERS:
+            yield f"{name} to diffusers", map_lines(name)
+        if layout.adapters:
+            yield f"{name} lora", lora_lines(name)
+
+
+def digests() -> dict[str, list[object]]:
+    return {name: [len(lines) - 1, digest(lines)] for name, lines in tables()}
+
+
 class TestGeneratedLists:
-    @pytest.mark.parametrize("name", NAMES)
-    def test_every_family_is_pinned_by_count_and_digest(self, name: str) -> None:
-        lines = list(layouts.keys_table(name))
-        assert (len(lines) - 1, digest(lines)) == DIGESTS[name]
+    def test_every_table_is_pinned_by_count_and_digest(self) -> None:
+        assert digests() == json.loads(DIGESTS.read_text()), "a new family? python tests/layouts/test_layouts.py"
 
-    @pytest.mark.parametrize("name", EMA_DIGESTS)
-    def test_ema_twins_are_pinned_by_count_and_digest(self, name: str) -> None:
-        lines = table(name, "ema")
-        assert (len(lines) - 1, digest(lines)) == EMA_DIGESTS[name]
+    def test_original_layouts_equal_the_reference_table_line_by_line(self, reference: Path) -> None:
+        for name, lines in tables_of(reference, "ldm"):
+            assert list(layouts.keys_table(name)) == lines, name
 
-    @pytest.mark.parametrize("name", MAP_DIGESTS)
-    def test_mappings_to_diffusers_and_lora_names_are_pinned_by_digest(self, name: str) -> None:
-        kind, _, family = name.partition(" ")
-        lines = map_lines(family) if kind == "map" else lora_lines(family)
-        assert (len(lines) - 1, digest(lines)) == MAP_DIGESTS[name]
+    def test_diffusers_layouts_and_maps_equal_the_reference_tables(self, reference: Path) -> None:
+        for name, lines in tables_of(reference, "diffusers"):
+            assert list(layouts.keys_table(f"{name}-diffusers")) == lines, name
+        for name, lines in tables_of(reference, "diffusers-map"):
+            assert map_lines(name) == lines, name
 
-    @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(("-diffusers", "-edit"))])
-    def test_original_layouts_equal_the_reference_table_line_by_line(self, name: str, reference: Path) -> None:
-        assert list(layouts.keys_table(name)) == (reference / f"{name}.ldm.tsv").read_text().splitlines()
+    def test_lora_targets_equal_the_reference_tables(self, reference: Path) -> None:
+        for name, lines in tables_of(reference, "lora-map"):
+            assert lora_lines(name) == lines, name
 
-    @pytest.mark.parametrize("name", ["sd1", "sd2", "sd2-depth", "sd2-x4-upscaler", "sdxl-base", "sdxl-refiner"])
-    def test_diffusers_layouts_and_maps_equal_the_reference_tables(self, name: str, reference: Path) -> None:
-        expected = (reference / f"{name}.diffusers.tsv").read_text().splitlines()
-        assert list(layouts.keys_table(f"{name}-diffusers")) == expected
-        assert map_lines(name) == (reference / f"{name}.diffusers-map.tsv").read_text().splitlines()
+    def test_ema_lists_equal_the_reference_tables(self, reference: Path) -> None:
+        for name, lines in tables_of(reference, "ema"):
+            assert table(name, "ema") == lines, name
 
-    @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl-base"])
-    def test_lora_targets_equal_the_reference_tables(self, name: str, reference: Path) -> None:
-        assert lora_lines(name) == (reference / f"{name}.lora-map.tsv").read_text().splitlines()
-
-    @pytest.mark.parametrize("name", ["sd1", "sd2"])
-    def test_ema_lists_equal_the_reference_tables(self, name: str, reference: Path) -> None:
-        assert table(name, "ema") == (reference / f"{name}.ema.tsv").read_text().splitlines()
-
-    @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("sd1") and "diffusers" not in name])
+    @pytest.mark.parametrize("name", [name for name in FULL if layouts.get(name).base == "sd1"])
     def test_ema_twin_equals_the_reference_map(self, name: str, reference: Path) -> None:
         layout = layouts.get(name)
         expected = {row["ldm_key"]: row["ema_key"] for row in rows(reference / "sd1.ema-map.tsv")}
@@ -169,7 +131,7 @@ class TestGeneratedLists:
         assert order == ["buffers", "unet", "ema", "vae", "text_encoder"]
         assert layouts.get("sdxl-base").tensors(ema=True)[-1].component == "ema"
 
-    @pytest.mark.parametrize("name", ["vae-kl-f8", "sd1-diffusers"])
+    @pytest.mark.parametrize("name", [name for name in NAMES if name not in FULL])
     def test_asking_for_ema_where_there_is_none_is_a_value_error(self, name: str) -> None:
         with pytest.raises(ValueError, match="has no EMA weights"):
             layouts.get(name).tensors(ema=True)
@@ -272,8 +234,13 @@ class TestRegistry:
     def test_the_documentation_lists_every_family_and_preset(self) -> None:
         text = (Path(__file__).parents[2] / "docs" / "layouts.md").read_text()
         for layout in layouts.all_layouts():
-            name = layout.name.removesuffix("-diffusers")
+            name = (layout.original or layout).name
             if not name.startswith(("lora", "lycoris", "textual-inversion", "hypernetwork")):
                 assert f"`{name}`" in text, name
         for name in PRESETS:
             assert f"`{name}`" in text, name
+
+
+if __name__ == "__main__":
+    written = digests() | json.loads(DIGESTS.read_text())
+    DIGESTS.write_text(json.dumps(written, indent=1, sort_keys=True) + "\n")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import sdsurgery
 from cli_support import done, f32, plain, read_raw, refused, sds, transposed, write_raw
+from layout_tools import BASES
 from sdsurgery import layouts
 from sdsurgery.errors import InputRefused
 from sdsurgery.layouts import diffusers
@@ -26,7 +27,7 @@ Tensors = dict[str, Any]
 @pytest.fixture(scope="module", name="folder")
 def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    for family in ("sd1", "sd2", "sdxl-base"):
+    for family in BASES:
         for seed, name in enumerate("ab"):
             write_checkpoint(folder / f"{family}-{name}.safetensors", family, size="tiny", seed=seed)
     return folder
@@ -118,7 +119,7 @@ def test_a_bare_unet_merges_with_a_whole_model_in_both_orders(folder: Path, tmp_
     assert back == {n.removeprefix(UNET): raw for n, raw in there.items() if n.startswith(UNET)}
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl-base"])
+@pytest.mark.parametrize("family", BASES)
 def test_a_unet_in_diffusers_names_merges_with_a_whole_model_in_both_orders(
     family: str, folder: Path, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Checkpoint families as rules: recognition, names and shapes, components, blocks, EMA twins, exact-copy keys.
 
-Nothing is generated at import. A new family is one file that registers its layouts, and its name in ``FAMILIES``.
+Nothing is generated at import. A new family is one file in ``families/`` that registers its layouts. From these follow
+the same families in diffusers' names, and the kinds of adapters that are made for them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ..discovery import module_names
 from ..errors import UsageError, printable
+from . import adapters, diffusers, families
 from .base import REGISTRY, Encoder, Layout, LayoutTensor, Release, Traits
 from .detect import Detection, conflict, detect, known_encoders, size_text, text_encoders
 from .unknown import UNKNOWN
@@ -17,11 +20,10 @@ from .unknown import UNKNOWN
 if TYPE_CHECKING:
     from ..metadata import Kind
 
-FAMILIES = ("dit", "sdxl", "sd2", "sd1", "vae", "diffusers", "adapters")
-"""Family files in the order of recognition: of two layouts that fit a file, the one registered first wins."""
-
-for _family in FAMILIES:
-    import_module(f".{_family}", __name__)
+for _family in module_names(families.__path__):
+    import_module(f".families.{_family}", __name__)
+diffusers.register_all()
+adapters.register_all()
 
 __all__ = [
     "UNKNOWN",

@@ -12,20 +12,13 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from .base import Layout, register
+from .base import REGISTRY, Layout, register
+from .base import Adapters as Base
 from .detect import Match, Probe
 from .shapes import Shape
 
 if TYPE_CHECKING:
     from ..checkpoint import TensorInfo
-
-BASES = {
-    "sd1": ("Stable Diffusion 1.x", "stable-diffusion-v1"),
-    "sd2": ("Stable Diffusion 2.x", "stable-diffusion-v2-512"),
-    "sdxl": ("Stable Diffusion XL", "stable-diffusion-xl-v1-base"),
-    "": ("an unknown base model", None),
-}
-_BY_CONTEXT = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 
 
 class Adapter(NamedTuple):
@@ -123,23 +116,33 @@ def _describe(
         yield "weight decomposition (DoRA)"
 
 
+def _bases() -> list[Base]:
+    """What the base families know of adapters that are made for them."""
+    return [each.adapters for each in REGISTRY if each.adapters and not each.variant_of]
+
+
+def _of_width(width: int | None) -> str:
+    return next((base.name for base in _bases() if base.width == width), "")
+
+
 def _base(shapes: Mapping[str, Shape]) -> tuple[str, str | None]:
-    """Base model and the tensor that shows it: the text width of a cross-attention, else names that only XL has."""
+    """Base model and the tensor that shows it: the text width of a cross-attention, else names that only its have."""
     for key, shape in shapes.items():
         if re.search(_CROSS_ATTENTION, key) and len(shape) > 1:
-            width = _input_width(shapes, key)
-            if width in _BY_CONTEXT:
-                return _BY_CONTEXT[width], key
+            base = _of_width(_input_width(shapes, key))
+            if base:
+                return base, key
+    own_names = [(each.name, re.compile(each.own_names)) for each in _bases() if each.own_names]
     for key, shape in shapes.items():
-        if key.startswith(("lora_te1_", "lora_te2_", "text_encoder_2.")) or re.search(_ONLY_XL, key):
-            return "sdxl", key
+        for name, pattern in own_names:
+            if pattern.search(key):
+                return name, key
         if key.startswith(("lora_te_", "text_encoder.")) and key.endswith(_DOWN) and "q_proj" in key:
-            return _BY_CONTEXT.get(shape[-1], ""), key
+            return _of_width(shape[-1]), key
     return "", None
 
 
 _CROSS_ATTENTION = r"attn2[._](processor\.)?to_k"
-_ONLY_XL = r"input_blocks_4_1|transformer_blocks[._]9[._]"
 
 
 def _input_width(shapes: Mapping[str, Shape], key: str) -> int | None:
@@ -157,8 +160,10 @@ def _input_width(shapes: Mapping[str, Shape], key: str) -> int | None:
 
 def _embedding(shapes: Mapping[str, Shape]) -> Adapter | None:
     """Textual inversion: the vectors of a new token, one per row."""
-    if set(shapes) == {"clip_l", "clip_g"}:
-        return Adapter("textual-inversion", "sdxl", "clip_g", shapes["clip_g"], (f"vectors: {shapes['clip_g'][0]}",))
+    for base in _bases():
+        if base.embedding and set(shapes) == set(base.embedding):
+            key = base.embedding[-1]
+            return Adapter("textual-inversion", base.name, key, shapes[key], (f"vectors: {shapes[key][0]}",))
     named = [key for key in shapes if key == "emb_params" or key.startswith("string_to_param")]
     if not named and len(shapes) == 1:
         named = [
@@ -170,7 +175,7 @@ def _embedding(shapes: Mapping[str, Shape]) -> Adapter | None:
     if len(shape) not in (1, 2) or shape[-1] not in (768, 1024, 1280):
         return None
     vectors = shape[0] if len(shape) == 2 else 1
-    return Adapter("textual-inversion", _BY_CONTEXT.get(shape[-1], ""), named[0], shape, (f"vectors: {vectors}",))
+    return Adapter("textual-inversion", _of_width(shape[-1]), named[0], shape, (f"vectors: {vectors}",))
 
 
 _HYPERNETWORK = r"(320|640|768|1024|1280)\.[01]\.linear"
@@ -182,7 +187,7 @@ def _hypernetwork(shapes: Mapping[str, Shape]) -> Adapter | None:
     if not widths:
         return None
     key = next(iter(widths.values()))
-    base = "sd1" if 768 in widths else "sd2" if 1024 in widths else ""
+    base = next((each.name for each in _bases() if each.width in widths), "")
     return Adapter("hypernetwork", base, key, shapes[key], ("widths: " + ", ".join(map(str, sorted(widths))),))
 
 
@@ -200,13 +205,16 @@ _KINDS = {
     "hypernetwork": ("hypernetwork", None),
 }
 
-for _kind, (_title, _suffix) in _KINDS.items():
-    for _short, (_model, _architecture) in BASES.items():
-        register(
-            Layout(
-                f"{_kind}-{_short}" if _short else _kind,
-                f"{_title} for {_model}",
-                _architecture + _suffix if _architecture and _suffix else None,
-                sniff=partial(_sniff, _kind, _short),
-            )
-        )
+
+def register_all() -> None:
+    """Add every kind of adapter, for each base model and for an unknown one."""
+    bases = [(each.adapters.name, each) for each in REGISTRY if each.adapters and not each.variant_of]
+    for kind, (title, suffix) in _KINDS.items():
+        for name, base in bases:
+            architecture = base.architecture + suffix if base.architecture and suffix else None
+            _register(f"{kind}-{name}", f"{title} for {base.title}", architecture, kind, name)
+        _register(kind, f"{title} for an unknown base model", None, kind, "")
+
+
+def _register(name: str, title: str, architecture: str | None, kind: str, base: str) -> None:
+    register(Layout(name, title, architecture, sniff=partial(_sniff, kind, base)))

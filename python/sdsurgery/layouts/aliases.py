@@ -31,7 +31,6 @@ _DIFFUSERS_UNET = (
     "class_embedding.",
     "conv_",
 )
-_SGM_SD2 = "conditioner.embedders.0.model."
 
 # The attention of the VAE was called so in diffusers before its attention classes were unified.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -48,14 +47,15 @@ def canonical(key: str, layout: Layout) -> str:
     EMA names of a bare U-Net. Shapes may still differ: VAE attention weights are [o,i] or [o,i,1,1].
     """
     key = names.unwrap(key)
-    if layout.name.endswith("-diffusers"):
+    if layout.original is not None:
         return _attention(key, ".mid_block.attentions.0.", _OLD_ATTENTION)
     if key.startswith(names.UNET):  # most of a checkpoint
         return key
     if key.startswith(_CLIP_PLACES):
         return _clip(key)
-    if key.startswith(_SGM_SD2) and layout.name.startswith("sd2"):
-        return "cond_stage_model.model." + key[len(_SGM_SD2) :]
+    for place, own in layout.other_places:
+        if key.startswith(place):
+            return own + key[len(place) :]
     if key.startswith(names.EMA):
         bare = key[len(names.EMA) :]
         return f"{names.EMA}diffusion_model{bare}" if bare.startswith(_BARE_EMA) and layout.has_ema else key
@@ -73,7 +73,7 @@ def _unet(key: str, layout: Layout) -> str:
         return names.UNET + key
     if layout.network and layout.network.component != "unet":  # no other spelling of it is known
         return names.UNET + key if layout.network.owns(key) else key
-    if key.startswith(_DIFFUSERS_UNET) and layout.name != "sd2-unclip-h":
+    if key.startswith(_DIFFUSERS_UNET) and layout.diffusers is not None and layout.diffusers.whole:
         return _from_diffusers(layout, "unet").get(key, key)
     return key
 

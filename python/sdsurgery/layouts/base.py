@@ -106,6 +106,35 @@ class Release(NamedTuple):
     prediction: str | None = None
 
 
+class Diffusers(NamedTuple):
+    """What the names of a family in diffusers depend on, beside the tensors themselves.
+
+    ``class_label``: the vector added to the time embedding is a ``class_embedding``, not an ``add_embedding``.
+    ``position_ids``: the folders have them. ``whole``: the names of every module are known.
+    """
+
+    class_label: bool = False
+    position_ids: bool = False
+    whole: bool = True
+
+
+class Adapters(NamedTuple):
+    """What is known of adapters that are made for a family: LoRAs, embeddings, hypernetworks.
+
+    ``name`` is the base model's in the names of their layouts (``lora-sd1``), ``width`` that of the text which its
+    cross-attention reads. ``text_encoders``: component to kohya's prefix of the names in it. ``original_paths``:
+    kohya's names of the U-Net come from the original names, not from diffusers'. ``own_names`` is a regular expression
+    for names that only its adapters have, ``embedding`` the tensors of an embedding for all its text encoders.
+    """
+
+    name: str
+    width: int
+    text_encoders: Mapping[str, str]
+    original_paths: bool = False
+    own_names: str | None = None
+    embedding: tuple[str, ...] = ()
+
+
 class PredictionSign(NamedTuple):
     """A tensor whose values spread more widely (standard deviation above ``spread``) in v-prediction models."""
 
@@ -141,6 +170,11 @@ class Layout:
     releases: tuple[Release, ...] = ()
     implementation: str = "sgm"  # ModelSpec's name of the code whose tensor names these are
     task: str = ""  # "inpainting" or "edit", for a model that is made for that
+    recognised: tuple[str, ...] = ()  # full names by which other programs tell the family from others
+    other_places: tuple[tuple[str, str], ...] = ()  # (prefix in some files, the family's own)
+    diffusers: Diffusers | None = None  # None: no form of it in diffusers' names
+    adapters: Adapters | None = None  # of a base model
+    original: Layout | None = None  # of a family in diffusers' names: the one that it is made from
     blocks: tuple[str, ...] = field(init=False)
     _known_blocks: frozenset[str | None] = field(init=False, repr=False)
 
@@ -163,7 +197,12 @@ class Layout:
     @property
     def model(self) -> str:
         """:attr:`base` in the original names: a family and its diffusers form are one model."""
-        return self.base.removesuffix("-diffusers")
+        return (self.original or self).base
+
+    @property
+    def components(self) -> frozenset[str]:
+        """What a complete file of the family consists of; empty where that is not known."""
+        return frozenset(part.component for part in self.parts)
 
     @property
     def input_channels(self) -> int | None:
@@ -351,9 +390,11 @@ def _ema_blocks(layout: Layout) -> dict[str, str | None]:
 
 @cache
 def _telling(layout: Layout) -> frozenset[str]:
-    listed = {row.key for row in layout.tensors()} if layout.parts else names.RECOGNISED
-    own = {names.UNET + key for key in layout.requires}
-    return frozenset(layout.discriminators()) | own | (names.RECOGNISED & listed)
+    own = {*layout.discriminators(), *(names.UNET + key for key in layout.requires)}
+    if not layout.parts:  # then any
+        return frozenset(own.union(*(each.recognised for each in REGISTRY)))
+    listed = {row.key for row in layout.tensors()}
+    return frozenset(own | listed.intersection(layout.recognised))
 
 
 @cache

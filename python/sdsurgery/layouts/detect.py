@@ -118,8 +118,8 @@ def _match_network(layout: Layout, probe: Probe, strict: bool) -> Match | None:
 
 
 def known_encoders() -> tuple[Encoder, ...]:
-    """The text encoders of all families, each once, the oldest family's first."""
-    return tuple(dict.fromkeys(encoder for layout in reversed(REGISTRY) for encoder in layout.encoders))
+    """The text encoders of all families, each once, in the order of the families."""
+    return tuple(dict.fromkeys(encoder for layout in REGISTRY for encoder in layout.encoders))
 
 
 def text_encoders(tensors: Mapping[str, TensorInfo]) -> tuple[Encoder, ...]:

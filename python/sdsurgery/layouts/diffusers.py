@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import NamedTuple
 
-from . import names, vae
-from .base import REGISTRY, Layout, LayoutTensor, Part, register
+from . import names
+from .base import REGISTRY, Diffusers, Layout, LayoutTensor, Part, register
 from .detect import Match, Probe
 from .shapes import Row, Shape
-from .unet import UNet
 
-NAMED_AFTER = "-diffusers"
 _FOLDERS = {
     "unet": "unet",
     "vae": "vae",
@@ -79,7 +77,7 @@ def _map(layout: Layout, tensor: LayoutTensor) -> Iterator[MapRow]:
 
     key = tensor.key
     if tensor.component == "unet":
-        yield MapRow(key, "unet", unet_key(key[len(names.UNET) :], class_label=layout.base == "sd2"), "none")
+        yield MapRow(key, "unet", unet_key(key[len(names.UNET) :], class_label=_form(layout).class_label), "none")
     elif tensor.component == "vae":
         renamed, attention = vae_key(key.removeprefix(names.VAE), levels=_levels(layout))
         yield MapRow(key, "vae", renamed, "squeeze_conv1x1" if attention and key.endswith(".weight") else "none")
@@ -94,6 +92,10 @@ def _map(layout: Layout, tensor: LayoutTensor) -> Iterator[MapRow]:
             yield MapRow(key, tensor.component if name else None, name, transform)
     else:
         yield MapRow(key, None, None, "drop")
+
+
+def _form(layout: Layout) -> Diffusers:
+    return layout.diffusers or Diffusers()
 
 
 @cache
@@ -113,8 +115,8 @@ def _component_rows(layout: Layout, component: str) -> Iterator[Row]:
         if row.component == component and row.key:
             rows.append((row.key, transformed(shapes[row.ldm_key], row.transform)))
     rows = [row for row in rows if row[0] != POSITION_IDS]
-    if component == "text_encoder" and layout.base.startswith(("sd1", "sd2")):
-        rows.append((POSITION_IDS, (1, TOKENS)))  # SDXL's folders were written after transformers gave it up
+    if component == "text_encoder" and _form(layout).position_ids:
+        rows.append((POSITION_IDS, (1, TOKENS)))
     return iter(sorted(rows, key=lambda row: module_order(component, row[0])))
 
 
@@ -135,21 +137,21 @@ def _sniff_unet(source: Layout, layout: Layout, probe: Probe) -> Match | None:
 
     found = None
     for key, shape in source.network.discriminators().items():
-        renamed = unet_key(key, class_label=source.base == "sd2")
+        renamed = unet_key(key, class_label=_form(source).class_label)
         if probe.shape(renamed) != shape:
             return None
         found = found or Match(renamed, shape)
     return found
 
 
-def _sniff_vae(levels: int, layout: Layout, probe: Probe) -> Match | None:
+def _sniff_vae(source: Layout, layout: Layout, probe: Probe) -> Match | None:
     """A 4-channel decoder in diffusers names; a fourth stage makes it f8."""
     anchor = "decoder.conv_in.weight"
     if probe.shape(anchor) != (512, 4, 3, 3) or probe.shape("decoder.mid_block.resnets.0.norm1.weight") is None:
         return None
     fourth = [f"{half}_blocks.3.resnets.0.norm1.weight" for half in ("encoder.down", "decoder.up")]
     deep = next((key for key in fourth if probe.shape(key)), None)
-    if (deep is not None) != (levels == 4):
+    if (deep is not None) != (_levels(source) == 4):
         return None
     key = deep or anchor
     return Match(key, probe.shape(key) or ())
@@ -160,23 +162,24 @@ def _layout(source: Layout, sniff: Callable[[Layout, Probe], Match | None]) -> L
     folders = [folder for folder in _FOLDERS.values() if folder in found]
     return register(
         Layout(
-            source.name + NAMED_AFTER,
+            f"{source.name}-diffusers",
             f"{source.title} in diffusers names",
             source.architecture,
             tuple(Part(folder, "", partial(_component_rows, source, folder), _EVIDENCE[folder]) for folder in folders),
             source.network,
-            variant_of=source.variant_of and source.variant_of + NAMED_AFTER,
+            variant_of=source.variant_of and f"{source.variant_of}-diffusers",
             vae_block=source.vae_block,
             sniff=sniff,
             prediction=source.prediction,
             implementation="diffusers",
+            original=source,
             task=source.task,
         )
     )
 
 
-for _source in tuple(REGISTRY):
-    if isinstance(_source.network, UNet) and not _source.name.startswith("sd2-unclip"):
-        _layout(_source, partial(_sniff_unet, _source))
-_layout(vae.F8, partial(_sniff_vae, 4))
-_layout(vae.F4, partial(_sniff_vae, 3))
+def register_all() -> None:
+    """Add the form in diffusers' names of every family that has one."""
+    for source in tuple(REGISTRY):
+        if source.diffusers is not None and source.diffusers.whole:
+            _layout(source, partial(_sniff_unet if source.network else _sniff_vae, source))

@@ -1,8 +1,8 @@
 """What kohya's LoRA module names stand for: each with the checkpoint tensor that its delta is added to.
 
 Source: kohya-ss/sd-scripts 48d368f ``networks/lora.py``, ``library/sdxl_model_util.py``. A name is a prefix and a
-module path with its dots turned into underscores, which can't be undone by parsing, only by lookup. SD 1 and 2 take
-diffusers' module paths, SDXL the original ones (with the diffusers form in use too, as an alias).
+module path with its dots turned into underscores, which can't be undone by parsing, only by lookup. The paths are those
+of diffusers or the original ones (:class:`Adapters`; then with the diffusers form in use too, as an alias).
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ class LoraTarget(NamedTuple):
 
 @cache
 def targets(layout: Layout) -> tuple[LoraTarget, ...]:
-    """Every module that a LoRA for ``layout`` can attach to. ValueError when the layout's tensors are not known."""
+    """Every module that a LoRA for ``layout`` can attach to. ValueError when its tensors or its names are not known."""
     return tuple(_targets(layout))
 
 
 def _targets(layout: Layout) -> Iterator[LoraTarget]:
-    xl = layout.base.startswith("sdxl")
+    made = layout.adapters
+    if made is None:
+        raise ValueError(f"the names of adapters for the family '{layout.name}' are not known")
     tensors = {tensor.key: tensor for tensor in layout.tensors()}
     for row in mapping(layout):
         tensor = tensors[row.ldm_key]
@@ -49,22 +51,17 @@ def _targets(layout: Layout) -> Iterator[LoraTarget]:
         path = row.key.removesuffix(".weight")
         alias = None
         if scope != "te":
-            alias = _name("lora_unet_", path) if xl else None
-            name = _name("lora_unet_", row.ldm_key[len(names.UNET) : -len(".weight")] if xl else path)
+            original = row.ldm_key[len(names.UNET) : -len(".weight")]
+            alias = _name("lora_unet_", path) if made.original_paths else None
+            name = _name("lora_unet_", original if made.original_paths else path)
         else:
-            name = _name(_text_prefix(layout, tensor.component), path)
+            name = _name(made.text_encoders[tensor.component], path)
         shape = transformed(tensor.shape, row.transform)
         yield LoraTarget(name, alias, scope, row, shape, tensor.block)
 
 
 def _name(prefix: str, path: str) -> str:
     return prefix + path.replace(".", "_")
-
-
-def _text_prefix(layout: Layout, component: str) -> str:
-    if not layout.base.startswith("sdxl"):
-        return "lora_te_"
-    return "lora_te2_" if component == "text_encoder_2" else "lora_te1_"
 
 
 def _scope(component: str, row: MapRow) -> str | None:

@@ -35,25 +35,6 @@ MARKERS = frozenset(
 )
 """Tensors that say how a model is to be sampled or loaded."""
 
-RECOGNISED = frozenset(
-    (
-        # diffusers loaders/single_file_utils.py (infer_diffusers_model_type): 9 channels, SD 2, SDXL, refiner, upscaler
-        UNET + "input_blocks.0.0.weight",
-        UNET + "input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight",
-        UNET + "input_blocks.10.0.skip_connection.bias",
-        UNET + "output_blocks.11.0.skip_connection.weight",
-        "conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias",
-        "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",
-        # AUTOMATIC1111/stable-diffusion-webui modules/sd_models_config.py: SDXL, refiner, depth, unCLIP, SD 2
-        "conditioner.embedders.0.model.ln_final.weight",
-        "conditioner.embedders.1.model.ln_final.weight",
-        "depth_model.model.pretrained.act_postprocess3.0.project.0.bias",
-        "embedder.model.ln_final.weight",
-        "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight",
-    )
-)
-"""Single tensors by which other programs tell the families apart. ComfyUI counts the U-Net's blocks instead."""
-
 # Buffers of trainers and samplers that are pickled beside the schedule now and then.
 _TRAINER_BUFFERS = frozenset(
     ("logvar", "scale_factor", "ddim_sigmas", "ddim_alphas", "ddim_alphas_prev", "ddim_sqrt_one_minus_alphas")

@@ -14,6 +14,17 @@ from . import names
 from .shapes import Row, Shape, conv, linear, norm, under
 
 FIRST_CONVOLUTION = "input_blocks.0.0.weight"
+RECOGNISED = tuple(
+    names.UNET + key
+    for key in (
+        FIRST_CONVOLUTION,
+        "input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight",
+        "input_blocks.10.0.skip_connection.bias",
+        "output_blocks.11.0.skip_connection.weight",
+    )
+)
+"""By which diffusers (``loaders/single_file_utils.py``, ``infer_diffusers_model_type``) tells U-Nets apart. ComfyUI
+counts the blocks instead."""
 
 
 def block_names(count: int) -> tuple[str, ...]:

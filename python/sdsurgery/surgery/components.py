@@ -291,7 +291,7 @@ def _described(donor: Checkpoint) -> str:
 def _diffusers_rows(layout: Layout) -> dict[str, list[Any]]:
     from ..layouts.diffusers import mapping
 
-    if not layout.parts or layout.name.endswith("-diffusers"):
+    if not layout.parts or layout.original is not None:
         return {}
     rows: dict[str, list[Any]] = {}
     for row in mapping(layout):

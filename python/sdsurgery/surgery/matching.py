@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, printable
-from ..layouts import Layout, aliases, get
+from ..layouts import Layout, aliases
 
 
 def in_names_of(
@@ -25,7 +25,7 @@ def in_names_of(
     extra = [name for name in other if name not in first and not layout.is_ema(name)]
     if not extra:
         return other, []
-    layout = get(layout.name.removesuffix("-diffusers"))  # whose names are what all others stand for
+    layout = layout.original or layout  # whose names are what all others stand for
     lacking = {aliases.canonical(name, layout): name for name in first if name not in other and not layout.is_ema(name)}
     renamed: dict[str, str] = {}
     for name in extra:
@@ -69,7 +69,7 @@ def require_usable(
     """
     if not checkpoint.unusable:
         return
-    model = get(layout.name.removesuffix("-diffusers"))
+    model = layout.original or layout
     averaged = {
         aliases.canonical(name, model)
         for name, info in first.items()

@@ -44,7 +44,7 @@ def refuse_conflicts(checkpoints: Sequence[Checkpoint], detections: Sequence[Det
         first = known[0]
         reason = conflict(detections[first], detections[source], (letter(first), letter(source)))
         if reason is not None:
-            vae = any(detections[each].layout.model.startswith("vae-") for each in (first, source))
+            vae = any(detections[each].layout.components == {"vae"} for each in (first, source))
             raise InputRefused(
                 f"different families cannot be merged: {who(first, checkpoints)} and {who(source, checkpoints)}: "
                 f"{reason}" + ('; replace(component="vae") puts a VAE into a checkpoint' if vae else ""),

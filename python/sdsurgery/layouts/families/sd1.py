@@ -6,9 +6,9 @@ Sources: CompVis/stable-diffusion 21f890f ``v1-inference.yaml``, runwayml/stable
 
 from __future__ import annotations
 
-from . import parts
-from .base import EPSILON, Encoder, Layout, Release, register
-from .unet import UNet
+from .. import parts
+from ..base import EPSILON, Adapters, Diffusers, Encoder, Layout, Release, register
+from ..unet import RECOGNISED, UNet
 
 _UNET = UNet(channels=320, context=768, depths=(1, 1, 1, 0), linear_projection=False)
 
@@ -41,6 +41,9 @@ def _layout(name: str, title: str, architecture: str, channels: int = 4, task: s
             prediction=EPSILON,
             releases=(Release("stable-diffusion-v1", "512x512"),),
             task=task,
+            recognised=RECOGNISED,
+            diffusers=Diffusers(position_ids=True),
+            adapters=Adapters("sd1", 768, {"text_encoder": "lora_te_"}),
         )
     )
 

@@ -7,9 +7,9 @@ text encoder is used, so its last layer, ``text_projection`` and ``logit_scale``
 
 from __future__ import annotations
 
-from . import parts
-from .base import EPSILON, V_PREDICTION, Encoder, Layout, Part, PredictionSign, Release, register
-from .unet import UNet
+from .. import parts
+from ..base import EPSILON, V_PREDICTION, Adapters, Diffusers, Encoder, Layout, Part, PredictionSign, Release, register
+from ..unet import RECOGNISED, UNet
 
 _UNET = UNet(channels=320, context=1024, depths=(1, 1, 1, 0))
 _UPSCALER = UNet(
@@ -22,10 +22,9 @@ _UPSCALER = UNet(
     cross_only=(True, True, True, False),
 )
 _TEXT = parts.openclip("text_encoder", "cond_stage_model.", width=1024, layers=24)
+_PLACES = ("cond_stage_model.model.", "conditioner.embedders.0.model.")  # the second in sgm's SD-Turbo
 _OPTIONAL = tuple(
-    place + name
-    for place in ("cond_stage_model.model.", "conditioner.embedders.0.model.")  # the second in sgm's SD-Turbo
-    for name in ("text_projection", "logit_scale", "transformer.resblocks.23.")
+    place + name for place in _PLACES for name in ("text_projection", "logit_scale", "transformer.resblocks.23.")
 )
 _V2 = "stable-diffusion-v2-"
 _OPENCLIP_H = Encoder("cond_stage_model.model.ln_final.weight", 1024, "OpenCLIP-H")
@@ -39,6 +38,15 @@ _RELEASES = (
     Release(_V2 + "768-v", "768x768", prediction=V_PREDICTION),
     Release(_V2 + "unclip", "768x768"),
 )
+_RECOGNISED = (
+    *RECOGNISED,
+    "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight",
+    # AUTOMATIC1111/stable-diffusion-webui modules/sd_models_config.py: depth, unCLIP
+    "depth_model.model.pretrained.act_postprocess3.0.project.0.bias",
+    "embedder.model.ln_final.weight",
+)
+_OTHER_PLACES = ((_PLACES[1], _PLACES[0]),)
+_ADAPTERS = Adapters("sd2", 1024, {"text_encoder": "lora_te_"})
 # ComfyUI distinguishes the base and the 768-v model by this spread (comfy/supported_models.py, SD20.model_type).
 _SIGN = PredictionSign("output_blocks.11.1.transformer_blocks.0.norm1.bias", spread=0.09)
 
@@ -64,6 +72,10 @@ def _layout(
             prediction_sign=_SIGN if name == "sd2" else None,
             releases=_RELEASES,
             task=task,
+            recognised=_RECOGNISED,
+            other_places=_OTHER_PLACES,
+            diffusers=Diffusers(class_label=unet is not _UPSCALER, position_ids=True, whole=name != "sd2-unclip-h"),
+            adapters=_ADAPTERS if unet is not _UPSCALER else None,
         )
     )
 
@@ -94,6 +106,8 @@ UNCLIP_L = register(  # recognised only: the names of its OpenAI image encoder a
         encoders=_ENCODERS,
         prediction=EPSILON,
         releases=_RELEASES,
+        recognised=_RECOGNISED,
+        other_places=_OTHER_PLACES,
     )
 )
 SD2 = _layout("sd2", "Stable Diffusion 2.x", _V2 + "512", _UNET)

@@ -6,10 +6,10 @@ released for diffusers only; here it is what 9-channel merges use, the base with
 
 from __future__ import annotations
 
-from . import parts
-from .base import EPSILON, Encoder, Layout, Part, Release, register
-from .detect import Match, Probe
-from .unet import AnyUNet, UNet
+from .. import parts
+from ..base import EPSILON, Adapters, Diffusers, Encoder, Layout, Part, Release, register
+from ..detect import Match, Probe
+from ..unet import RECOGNISED, AnyUNet, UNet
 
 _BASE = UNet(channels=320, context=2048, depths=(0, 2, 10), middle_depth=10, multipliers=(1, 2, 4), label=2816)
 _REFINER = UNet(channels=384, context=1280, depths=(0, 4, 4, 0), middle_depth=4, label=2560)
@@ -23,6 +23,22 @@ _ENCODERS = (
     Encoder("conditioner.embedders.1.model.ln_final.weight", 1280, "OpenCLIP-bigG"),
 )
 _RELEASES = (Release("stable-diffusion-xl-", "1024x1024"), Release("stable-diffusion-xl-turbo", "512x512"))
+_RECOGNISED = (
+    *RECOGNISED,
+    # diffusers, then AUTOMATIC1111/stable-diffusion-webui modules/sd_models_config.py: base, refiner
+    "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",
+    "conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias",
+    "conditioner.embedders.1.model.ln_final.weight",
+    "conditioner.embedders.0.model.ln_final.weight",
+)
+_ADAPTERS = Adapters(
+    "sdxl",
+    2048,
+    {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"},
+    original_paths=True,
+    own_names=r"^(lora_te[12]_|text_encoder_2\.)|input_blocks_4_1|transformer_blocks[._]9[._]",
+    embedding=("clip_l", "clip_g"),
+)
 
 
 def _big_g(embedder: int) -> Part:
@@ -63,6 +79,9 @@ def _base(name: str, title: str, architecture: str, channels: int = 4, task: str
             prediction=EPSILON,
             releases=_RELEASES,
             task=task,
+            recognised=_RECOGNISED,
+            diffusers=Diffusers(),  # its folders were written after transformers gave position_ids up
+            adapters=_ADAPTERS,
         )
     )
 
@@ -87,6 +106,8 @@ REFINER = register(
         encoders=(Encoder("conditioner.embedders.0.model.ln_final.weight", 1280, "OpenCLIP-bigG"),),
         prediction=EPSILON,
         releases=_RELEASES,
+        recognised=_RECOGNISED,
+        diffusers=Diffusers(),
     )
 )
 

@@ -5,8 +5,8 @@ Their transformers share nothing with the U-Nets here; the telling keys are thos
 
 from __future__ import annotations
 
-from .base import Layout, register
-from .detect import Match, Probe
+from ..base import Layout, register
+from ..detect import Match, Probe
 
 
 def _layout(name: str, title: str, key: str) -> Layout:

@@ -5,9 +5,9 @@ The VAEs of SD 1, SD 2 and SDXL have the same names and shapes: nothing in a hea
 
 from __future__ import annotations
 
-from . import names, parts
-from .base import Layout, register
-from .detect import Match, Probe
+from .. import names, parts
+from ..base import Diffusers, Layout, register
+from ..detect import Match, Probe
 
 _ANCHOR = "decoder.conv_in.weight"
 _LATENT = (512, 4, 3, 3)
@@ -37,7 +37,7 @@ def _level(layout: Layout, probe: Probe, prefix: str) -> Match | None:
 
 def _layout(name: str, title: str, levels: int) -> Layout:
     part = parts.autoencoder(prefix="", levels=levels)
-    return register(Layout(name, title, None, (part,), vae_block=None, sniff=_sniff))
+    return register(Layout(name, title, None, (part,), vae_block=None, sniff=_sniff, diffusers=Diffusers()))
 
 
 F8 = _layout("vae-kl-f8", "VAE f8 (Stable Diffusion 1, 2, XL)", levels=4)
