@@ -13,7 +13,6 @@ import io
 import os
 import re
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import Any, NoReturn
@@ -100,21 +99,19 @@ def _catch_signals(caught: list[int]) -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, interrupt)
-    sys.unraisablehook = _raise_again
 
+    def raise_again(unraisable: Any) -> None:
+        """An interruption that struck inside a destructor or a weak reference's callback is lost there."""
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            sys.__unraisablehook__(unraisable)
+            return
+        import threading
 
-def _raise_again(unraisable: Any) -> None:
-    """An interruption that struck inside a destructor or a weak reference's callback is lost there: send it again."""
-    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
-        sys.__unraisablehook__(unraisable)
-        return
-    import _thread
+        later = threading.Timer(0.01, signal.raise_signal, caught[-1:])  # once the callback is over
+        later.daemon = True
+        later.start()
 
-    def later() -> None:
-        time.sleep(0.01)  # until the callback is over
-        _thread.interrupt_main()
-
-    _thread.start_new_thread(later, ())
+    sys.unraisablehook = raise_again
 
 
 def ignore_signals() -> None:

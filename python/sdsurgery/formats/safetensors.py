@@ -5,26 +5,27 @@ the headers that the reference implementation accepts (huggingface/safetensors, 
 serde_json; the oddities were measured on its release 0.8.0), except that it also refuses the duplicates which that one
 silently overwrites, a tensor name or a metadata key given twice, and more than ``MAX_ENTRIES`` of either.
 
-The header is walked by the small cursor of ``json_cursor.py``.
+The header is read by ``json.loads`` and checked afterwards: serde_json's rules on nesting, numbers and surrogates hold
+for what is ignored too. One thing differs: serde_json refuses a number that is below 2**1024 by less than a rounding
+error, which is only found in a field that is ignored.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from json.encoder import encode_basestring as _quoted
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..checkpoint import Contents, TensorInfo
 from ..dtypes import BY_NAME, DType
 from ..errors import InputRefused, RunFailed, UsageError, printable
 from ..suggest import did_you_mean
 from . import Reader
-from .json_cursor import U64_MAX, UINT, Cursor
 
 if TYPE_CHECKING:
     from .._native import Source
@@ -35,18 +36,14 @@ MAX_HEADER = 100_000_000
 MAX_ENTRIES = 250_000
 """Most tensors, and most metadata keys: fifty times what the largest models have, and still read in seconds."""
 
-_REMEMBERED = 2_000_000  # characters; ten times what the largest models have
+_MAX_VALUES = 10 * MAX_ENTRIES  # values of any kind: a header that lists more isn't even parsed
+_MAX_DEPTH = 127  # arrays and objects inside one another
+_U64_MAX = 2**64 - 1
 _PREFIX = 8
 _METADATA = "__metadata__"
 _FIELDS = ("dtype", "shape", "data_offsets")
-
-# An entry as nearly every writer writes it, with the comma before it: compact, or spaced as Python's json does.
-_USUAL_ENTRY = re.compile(
-    rf', ?"([^"\\\x00-\x1f]*)": ?\{{"dtype": ?"(\w{{1,16}})", ?"shape": ?\[((?:{UINT}(?:, ?{UINT}){{0,7}})?)\]'
-    rf', ?"data_offsets": ?\[({UINT}), ?({UINT})\]\}}'
-)
-
-_STEP = _USUAL_ENTRY.groups + 1
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_ESCAPED_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 Entry = tuple[str, str, "tuple[int, ...]", int, int]
 """Name, dtype name, shape, first byte and end of a tensor, counted from the start of the data."""
@@ -98,141 +95,149 @@ def _header_text(source: Source) -> tuple[str, int]:
 
 
 def _parse(text: str) -> tuple[list[Entry], dict[str, str]]:
-    cursor = Cursor(text)
+    header = _json(text)
     metadata: dict[str, str] | None = None
     entries: dict[str, Entry] = {}
-    for name in cursor.members("the header"):
+    for name, value in _members(header, "the header"):
         if name == _METADATA:
             if metadata is not None:
                 raise InputRefused(f"{_METADATA} appears twice in the header")
-            metadata = _parse_metadata(cursor)
+            metadata = _parse_metadata(value)
         elif name in entries:
             raise InputRefused(f"tensor '{printable(name)}' appears twice in the header")
         else:
-            entries[name] = _parse_entry(cursor, name)
-            _parse_usual(cursor, entries)
-        if len(entries) > MAX_ENTRIES:
-            raise InputRefused(f"the header lists more than {MAX_ENTRIES:,} tensors, more than any model has")
-    if cursor.peek():
-        cursor.fail(f"nothing may follow the closing '}}', found {cursor.found()}")
+            entries[name] = _parse_entry(name, value)
+    if len(entries) > MAX_ENTRIES:
+        raise InputRefused(f"the header lists more than {MAX_ENTRIES:,} tensors, more than any model has")
     return list(entries.values()), metadata or {}
 
 
-def _parse_usual(cursor: Cursor, entries: dict[str, Entry]) -> None:
-    """Take the run of usual entries that begins here; the first one that is anything else stays for the cursor."""
-    if len(entries) == 1 and len(cursor.text) < _REMEMBERED:
-        found, length = _first_run(cursor.text[cursor.at :])
-        if entries.keys().isdisjoint(found):
-            entries.update(found)
-            cursor.at += length
-            return
-    cursor.at = _take_run(cursor.text, cursor.at, entries)
+def _json(text: str) -> Any:
+    """The header as Python values, an object as a tuple of its (key, value) pairs in their order."""
+    if text.count(",") + text.count("[") + text.count("{") > _MAX_VALUES:
+        raise InputRefused(f"the header lists more than {_MAX_VALUES:,} values, more than any model has")
+    try:
+        # -0 is a float for serde_json. Nearly no header has one, and a function for every number takes time.
+        parse_int = _integer if "-0" in text else None
+        header = json.loads(text, object_pairs_hook=tuple, parse_int=parse_int, parse_constant=_no_number)
+    except json.JSONDecodeError as error:
+        found = f"'{printable(text[error.pos])}'" if error.pos < len(text) else "its end"
+        what = error.msg.lower().removesuffix(" at").removesuffix(" starting")
+        raise InputRefused(f"header is not valid JSON at character {error.pos}: {what}, found {found}") from None
+    except ValueError:  # an integer of more than 4,300 digits
+        raise InputRefused("header is not valid JSON: a number is out of range") from None
+    except RecursionError:
+        raise _too_deep() from None
+    if _ESCAPED_HALF_PAIR.search(text):
+        _check_value(header, 0)
+    return header
 
 
-@lru_cache(maxsize=2)  # the models of one merge often have the same tensors in the same order
-def _first_run(text: str) -> tuple[dict[str, Entry], int]:
-    return _whole_run(text) or _stepwise(text)
+def _integer(text: str) -> int | float:
+    return -0.0 if text == "-0" else int(text)
 
 
-def _whole_run(text: str) -> tuple[dict[str, Entry], int] | None:
-    """All entries and where they end, in a third of the time, if all are usual: None where one is not, or is repeated.
-
-    Looks at the whole text, so it is asked once a header; ``_take_run`` only goes as far as the entries are usual.
-    """
-    # What lies before, between and after the entries (nothing, nothing, the rest), each followed by its five groups.
-    split = _USUAL_ENTRY.split(text)
-    names = split[1::_STEP]
-    if any(split[:-1:_STEP]) or len(names) >= MAX_ENTRIES or _METADATA in names:
-        return None
-    shapes, numbers = map(_Shapes().__getitem__, split[3::_STEP]), [map(int, split[at::_STEP]) for at in (4, 5)]
-    values = zip(names, split[2::_STEP], shapes, *numbers, strict=True)
-    entries: dict[str, Entry] = dict(zip(names, values, strict=True))
-    return (entries, len(text) - len(split[-1])) if len(entries) == len(names) else None
+def _no_number(text: str) -> NoReturn:
+    raise InputRefused(f"header is not valid JSON: {text} is not a number")
 
 
-def _stepwise(text: str) -> tuple[dict[str, Entry], int]:
-    entries: dict[str, Entry] = {}
-    return entries, _take_run(text, 0, entries)
+def _too_deep() -> InputRefused:
+    return InputRefused(f"header has more than {_MAX_DEPTH} arrays and objects inside one another")
 
 
-def _take_run(text: str, at: int, entries: dict[str, Entry]) -> int:
-    """Add the usual entries from ``at`` on, up to the first that is none or repeats a name; where that stands."""
-    shapes = _Shapes()
-    for match in iter(_USUAL_ENTRY.scanner(text, at).match, None):  # type: ignore[attr-defined]
-        name, dtype, sizes, begin, end = match.groups()
-        if name in entries or name == _METADATA or len(entries) > MAX_ENTRIES:
-            break
-        entries[name] = name, dtype, shapes[sizes], int(begin), int(end)
-        at = match.end()
-    return at
+def _check_value(value: Any, depth: int) -> None:
+    """InputRefused for what serde_json refuses in a value of any kind. ``depth`` arrays and objects are around it."""
+    level = [value]
+    while level:
+        inner: list[Any] = []
+        containers = False
+        for item in level:
+            if isinstance(item, str):
+                if _HALF_PAIR.search(item):
+                    raise InputRefused(f"header is not valid JSON: half a surrogate pair in '{printable(item)}'")
+            elif isinstance(item, float | int):
+                if abs(item) > sys.float_info.max:
+                    raise InputRefused("header is not valid JSON: a number is out of range")
+            elif item is not None:
+                containers = True
+                inner += item if isinstance(item, list) else (part for pair in item for part in pair)
+        depth += containers
+        if depth > _MAX_DEPTH:
+            raise _too_deep()
+        level = inner
 
 
-class _Shapes(dict[str, "tuple[int, ...]"]):
-    """The shape that a text tells; a model has a thousand tensors of some thirty shapes."""
-
-    def __missing__(self, text: str) -> tuple[int, ...]:
-        self[text] = shape = tuple(map(int, text.split(","))) if text else ()
-        return shape
+def _members(value: Any, what: str) -> tuple[tuple[str, Any], ...]:
+    if not isinstance(value, tuple):
+        raise InputRefused(f"{what} is not a JSON object, found {_found(value)}")
+    return value
 
 
-def _parse_metadata(cursor: Cursor) -> dict[str, str]:
+def _found(value: Any) -> str:
+    """What a value is, for messages."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, tuple):
+        return "an object" if value else "an empty object"
+    return "a list" if isinstance(value, list) else "a string" if isinstance(value, str) else "a number"
+
+
+def _parse_metadata(value: Any) -> dict[str, str]:
     metadata: dict[str, str] = {}
-    if cursor.peek() != "{" and cursor.word() == "null":
+    if value is None:
         return metadata
-    for key in cursor.members(_METADATA):
+    for key, text in _members(value, _METADATA):
         if key in metadata:
             raise InputRefused(f"metadata key '{printable(key)}' appears twice in the header")
-        if cursor.peek() != '"':
-            raise InputRefused(f"metadata value of '{printable(key)}' is not a string, found {cursor.found()}")
-        metadata[key] = cursor.string()
-        if len(metadata) > MAX_ENTRIES:
-            raise InputRefused(f"the header holds more than {MAX_ENTRIES:,} metadata keys, more than any model has")
+        if not isinstance(text, str):
+            raise InputRefused(f"metadata value of '{printable(key)}' is not a string, found {_found(text)}")
+        metadata[key] = text
+    if len(metadata) > MAX_ENTRIES:
+        raise InputRefused(f"the header holds more than {MAX_ENTRIES:,} metadata keys, more than any model has")
     return metadata
 
 
-def _parse_entry(cursor: Cursor, name: str) -> Entry:
-    if cursor.peek() == "[":  # serde also takes a struct as the list of its fields
-        cursor.take("[")
-        dtype = _parse_dtype(cursor, name)
-        cursor.take(",")
-        shape = cursor.sizes(name, "shape")
-        cursor.take(",")
-        begin_end = cursor.sizes(name, "data_offsets")
-        cursor.take("]")
-        return _entry(name, dtype, shape, begin_end)
-    fields: dict[str, object] = {}
-    for field in cursor.members(f"the entry of tensor '{printable(name)}'"):
+def _parse_entry(name: str, value: Any) -> Entry:
+    if isinstance(value, list):  # serde also takes a struct as the list of its fields
+        if len(value) != len(_FIELDS):
+            raise InputRefused(f"the entry of tensor '{printable(name)}' is a list of {len(value)} fields, expected 3")
+        value = tuple(zip(_FIELDS, value, strict=True))
+    fields: dict[str, Any] = {}
+    for field, part in value if type(value) is tuple else _members(value, f"the entry of tensor '{printable(name)}'"):
         if field not in _FIELDS:
-            cursor.skip(depth=2)
+            _check_value(part, 2)
         elif field in fields:
             raise InputRefused(f"tensor '{printable(name)}' has the field {field} twice")
         else:
-            fields[field] = _parse_dtype(cursor, name) if field == "dtype" else cursor.sizes(name, field)
-    missing = [field for field in _FIELDS if field not in fields]
-    if missing:
-        raise InputRefused(f"tensor '{printable(name)}' lacks the field {missing[0]}")
-    return _entry(name, *(fields[field] for field in _FIELDS))  # type: ignore[arg-type]
-
-
-def _entry(name: str, dtype: str, shape: tuple[int, ...], begin_end: tuple[int, ...]) -> Entry:
+            fields[field] = part
+    if len(fields) < len(_FIELDS):
+        missing = next(field for field in _FIELDS if field not in fields)
+        raise InputRefused(f"tensor '{printable(name)}' lacks the field {missing}")
+    dtype = fields["dtype"]
+    if type(dtype) is not str:
+        dtype = _dtype_of_enum(name, dtype)
+    shape = _sizes(name, "shape", fields["shape"])
+    begin_end = _sizes(name, "data_offsets", fields["data_offsets"])
     if len(begin_end) != 2:
         raise InputRefused(f"tensor '{printable(name)}' has {len(begin_end)} data_offsets, expected begin and end")
-    return name, dtype, shape, *begin_end
+    return name, dtype, shape, begin_end[0], begin_end[1]
 
 
-def _parse_dtype(cursor: Cursor, name: str) -> str:
-    if cursor.peek() == '"':
-        return cursor.string()
-    if cursor.peek() != "{":
-        raise InputRefused(f"dtype of tensor '{printable(name)}' is not a string, found {cursor.found()}")
-    found: str | None = None  # serde also takes an enum value as {"F32": null}
-    for dtype in cursor.members(f"the dtype of tensor '{printable(name)}'"):
-        if found is not None or cursor.word() != "null":
-            raise InputRefused(f"dtype of tensor '{printable(name)}' is not a string, found an object")
-        found = dtype
-    if found is None:
-        raise InputRefused(f"dtype of tensor '{printable(name)}' is not a string, found an empty object")
-    return found
+def _dtype_of_enum(name: str, value: Any) -> str:
+    """serde also takes an enum value as {"F32": null}."""
+    if isinstance(value, tuple) and len(value) == 1 and value[0][1] is None:
+        return str(value[0][0])
+    raise InputRefused(f"dtype of tensor '{printable(name)}' is not a string, found {_found(value)}")
+
+
+def _sizes(name: str, field: str, value: Any) -> tuple[int, ...]:
+    if type(value) is list:
+        for size in value:
+            if type(size) is not int or not 0 <= size <= _U64_MAX:  # a bool is an int, too
+                break
+        else:
+            return tuple(value)
+    raise InputRefused(f"{field} of tensor '{printable(name)}' is not a list of whole numbers below 2^64")
 
 
 def _checked(entries: list[Entry], data_offset: int, data_size: int) -> Iterator[TensorInfo]:
@@ -282,7 +287,7 @@ def _nbytes(name: str, dtype: DType, shape: tuple[int, ...]) -> int:
     bits = 1
     for size in (*shape, dtype.bits):
         bits *= size
-        if bits > U64_MAX:
+        if bits > _U64_MAX:
             raise InputRefused(f"tensor '{printable(name)}' of shape {_shape_text(shape)} overflows 64 bits")
     if bits % 8:
         raise InputRefused(f"tensor '{printable(name)}' of {dtype} {_shape_text(shape)} does not fill whole bytes")
