@@ -1,4 +1,4 @@
-"""A checkpoint: an opened file as an ordered table of tensors, of any format. Never a dict of loaded tensors."""
+"""A checkpoint: one or several opened files as one ordered table of tensors, of any format. Nothing is loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TensorInfo(NamedTuple):
-    """Where one tensor lies. ``offset`` and ``nbytes`` are bytes in the file; data may start at any byte.
+    """Where one tensor lies: from byte ``offset`` on, which may be any, of the checkpoint's file number ``file``.
 
     ``strides`` (in elements) is None for the contiguous row-major tensors that every format but a pickle holds.
     """
@@ -29,6 +29,7 @@ class TensorInfo(NamedTuple):
     offset: int
     nbytes: int
     strides: tuple[int, ...] | None = None
+    file: int = 0
 
     @property
     def elements(self) -> int:
@@ -42,6 +43,7 @@ class Record:
     offset: int
     nbytes: int
     crc32: int | None = None
+    file: int = 0
 
 
 @dataclass
@@ -49,8 +51,9 @@ class Contents:
     """What a format's reader found: tensors in file order, text metadata, and remarks worth telling the user.
 
     ``unusable``: tensors that the file has but that cannot be read (quantised, sparse, complex, …), with the reason;
-    they are not in ``tensors``. ``records``: the stretches of tensor data. ``data_path``: None, or a temporary file
-    that holds the tensor data: all offsets are in that file then, and whoever opens it removes it.
+    they are not in ``tensors``. ``records``: the stretches of tensor data. ``files``: paths of those with the tensor
+    data, in the order of ``TensorInfo.file``; empty when it is the recognised file itself. ``temporary``: they are this
+    run's own, and whoever opens them removes them.
     """
 
     format: str
@@ -60,7 +63,8 @@ class Contents:
     data_offset: int = 0
     unusable: dict[str, str] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
-    data_path: str | None = None
+    files: list[str] = field(default_factory=list)
+    temporary: bool = False
 
 
 Framework = Literal["auto", "torch", "numpy"]
@@ -97,14 +101,16 @@ class Checkpoint:
     ``keys()``, ``info(name)`` and ``metadata()`` need only the header. ``numpy(name)`` and ``torch(name)`` give
     zero-copy views of the mapped file, read-only (NumPy) or copy-on-write (torch): the file itself never changes.
     ``checkpoint[name]``, ``items()``, ``get_tensor(name)`` and ``get_slice(name)`` are as in safetensors: such views,
-    of the ``framework`` that the file was opened for. ``source`` is the file, ``data`` what the tensors' offsets are
-    in: the same, or the inflated copy of a compressed one.
+    of the ``framework`` that the file was opened for. ``source`` is the file that was named, ``files`` those with the
+    tensor data: the same one, several of which it is the index, or the inflated copy of a compressed one.
     """
 
-    def __init__(self, path: str | os.PathLike[str], source: Source, contents: Contents, data: Source) -> None:
+    def __init__(self, path: str | os.PathLike[str], source: Source, contents: Contents, files: list[Source]) -> None:
         self.path = os.fspath(path)
         self.source = source
-        self.data = data
+        self.files = files
+        self.paths = [self.path] if contents.temporary or not contents.files else list(contents.files)
+        self.bytes = sum(file.size for file in {source, *(() if contents.temporary else files)})
         self.records = contents.records
         self.format = contents.format
         self.notes = contents.notes
@@ -127,8 +133,8 @@ class Checkpoint:
     def close(self) -> None:
         """Close the file. Views handed out before stay valid: each keeps its mapping alive."""
         if self._owned:
-            self.source.close()
-            self.data.close()
+            for file in (self.source, *self.files):
+                file.close()
 
     def borrowed(self) -> Checkpoint:
         """The same opened file for a verb, which may rename tensors in its own table and doesn't close the file."""
@@ -197,12 +203,13 @@ class Checkpoint:
 
     def read(self, info: TensorInfo) -> bytes:
         """A tensor's elements, row by row. For small ones: all that lies between its first and last are read."""
+        file = self.files[info.file]
         if info.strides is None:
-            return self.data.read(info.offset, info.nbytes)
+            return file.read(info.offset, info.nbytes)
         size, places = info.dtype.itemsize, [0]
         for count, stride in zip(info.shape, info.strides, strict=True):
             places = [place + stride * index for place in places for index in range(count)]
-        span = self.data.read(info.offset, (max(places, default=-1) + 1) * size)
+        span = file.read(info.offset, (max(places, default=-1) + 1) * size)
         return b"".join(span[place * size : (place + 1) * size] for place in places)
 
     def numbers(self, info: TensorInfo) -> list[float]:
@@ -270,7 +277,7 @@ def open_checkpoint(
                 if error.code == InputRefused.code:
                     error.code = "damaged"
                 raise error.within(printable(path), path=os.fspath(path)) from None
-            opened = Checkpoint(path, source, contents, _open_data(contents) or source)
+            opened = Checkpoint(path, source, contents, _open_files(contents) or [source])
             opened.framework = framework
             debug("opened %r", opened)
             return opened
@@ -279,8 +286,17 @@ def open_checkpoint(
         raise
 
 
-def _open_data(contents: Contents) -> Source | None:
-    """The temporary file with the tensor data, if there is one. It is removed when the last user closes it."""
-    from .engine import open_temporary
+def _open_files(contents: Contents) -> list[Source]:
+    """The files with the tensor data where they are others than the one that was named. A temporary one is removed
+    when the last user closes it."""
+    from .engine import open_source, open_temporary
 
-    return None if contents.data_path is None else open_temporary(contents.data_path)
+    opened: list[Source] = []
+    try:
+        for path in contents.files:
+            opened.append(open_temporary(path) if contents.temporary else open_source(path))
+    except BaseException:
+        for file in opened:
+            file.close()
+        raise
+    return opened

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .dtypes import DType
@@ -22,7 +22,7 @@ from .program import Formula, Program, identity
 if TYPE_CHECKING:
     from ._native import Source
     from .checkpoint import Checkpoint, TensorInfo
-    from .formats.writers import Placed, Writer
+    from .formats import Placed, Writer
 
 Value = TypeVar("Value")
 
@@ -39,13 +39,30 @@ Work = Formula | Fill | Reduction | None
 """What makes a tensor's bytes; None: they are copied."""
 
 
+class Region(NamedTuple):
+    """Elements of an input where they are stored, in file number ``file`` of ``Outline.sources[source]``. The Plan,
+    which knows files alone, has Operands in their place."""
+
+    source: int
+    dtype: DType
+    offset: int
+    view: View | None = None
+    file: int = 0
+
+    def at(self, element: int) -> Region:
+        """The same without its first elements."""
+        if self.view is not None:
+            return self._replace(view=replace(self.view, start=self.view.start + element))
+        return self._replace(offset=self.offset + (self.dtype.nbytes(element) or 0))
+
+
 class Segment(NamedTuple):
     """``count`` elements of a piece from element ``first`` on, made by one formula (None: copied)."""
 
     formula: Work
     first: int
     count: int  # type: ignore[assignment]
-    operands: tuple[Operand, ...]
+    operands: tuple[Region, ...]
 
 
 class Piece(NamedTuple):
@@ -118,7 +135,7 @@ class Outline:
         aliases = _aliases(self.sources, pieces) if writer.shares else {}
         entries = [(piece.name, piece.dtype, piece.shape) for piece in pieces]
         file = writer.place(entries, aliases, self.metadata.texts(known, body))
-        jobs, programs = _jobs(pieces, file.offsets, aliases)
+        jobs, programs = _jobs(pieces, file.offsets, aliases, self.sources)
         plan = Plan(
             _files(self.sources), programs, jobs, file.data_start, file.size, file.sums, _checks(self.sources, jobs)
         )
@@ -131,7 +148,7 @@ class Outline:
             size = (size + 7) // 8 * 8  # the engine wants outputs aligned to their elements
             offsets.append(size)
             size += sum(piece.dtype.nbytes(segment.count) or 0 for segment in piece.segments)
-        jobs, programs = _jobs(self.pieces, offsets, {})
+        jobs, programs = _jobs(self.pieces, offsets, {}, self.sources)
         plan = Plan(_files(self.sources), programs, jobs, 0, size, (), _checks(self.sources, jobs))
         return PlacedOutline(self, self.pieces, plan, None, False)
 
@@ -151,7 +168,9 @@ class PlacedOutline:
         """The native sources, in the order of ``Plan.files``."""
         from . import _native
 
-        return [_native.Source.memory(item) if isinstance(item, bytes) else item.data for item in self.outline.sources]
+        inputs = self.outline.sources
+        files = ([_native.Source.memory(item)] if isinstance(item, bytes) else item.files for item in inputs)
+        return [file for each in files for file in each]
 
     def structure(
         self, input_hashes: Sequence[str | None], body_hash: str | None, sums: Sequence[int]
@@ -179,15 +198,15 @@ class PlacedOutline:
             raise error.of_tensor(self.pieces[self.plan.jobs[error.job].tensor].name) from None
 
 
-def whole(formula: Work, elements: int, operands: Sequence[Operand]) -> tuple[Segment, ...]:
+def whole(formula: Work, elements: int, operands: Sequence[Region]) -> tuple[Segment, ...]:
     """The usual case: one formula makes the whole tensor."""
     return (Segment(formula, 0, elements, tuple(operands)),)
 
 
-def operand(source: int, info: TensorInfo) -> Operand:
+def operand(source: int, info: TensorInfo) -> Region:
     """A whole input tensor as an operand."""
     view = None if info.strides is None else View(info.shape, info.strides)
-    return Operand(source, info.dtype, info.offset, view)
+    return Region(source, info.dtype, info.offset, view, info.file)
 
 
 def copied(source: int, info: TensorInfo, *, name: str | None = None, action: str = COPIED, note: str = "") -> Piece:
@@ -227,7 +246,13 @@ def require_computable(info: TensorInfo) -> None:
 
 
 def _files(sources: Sequence[Checkpoint | bytes]) -> tuple[str | bytes, ...]:
-    return tuple(source if isinstance(source, bytes) else source.path for source in sources)
+    return tuple(file for source in sources for file in ([source] if isinstance(source, bytes) else source.paths))
+
+
+def _first_files(sources: Sequence[Checkpoint | bytes]) -> list[int]:
+    """For each input the number of its first file among ``Plan.files``."""
+    counts = [1 if isinstance(source, bytes) else len(source.files) for source in sources]
+    return [sum(counts[:number]) for number in range(len(counts))]
 
 
 def _aliases(sources: Sequence[Any], pieces: Sequence[Piece]) -> dict[str, str]:
@@ -235,13 +260,14 @@ def _aliases(sources: Sequence[Any], pieces: Sequence[Piece]) -> dict[str, str]:
     places: dict[tuple[Any, ...], int] = {}
     for source, item in enumerate(sources):
         for info in () if isinstance(item, bytes) else item.tensors.values():
-            place = (source, info.offset, info.nbytes, info.strides)
+            place = (source, info.file, info.offset, info.nbytes, info.strides)
             places[place] = places.get(place, 0) + 1
-    shared = {place[:2] for place, count in places.items() if count > 1}
+    shared = {place[:3] for place, count in places.items() if count > 1}
     first: dict[tuple[Any, ...], str] = {}
     aliases = {}
     for piece in pieces:
-        if any((part.source, part.offset) in shared for segment in piece.segments for part in segment.operands):
+        parts = (part for segment in piece.segments for part in segment.operands)
+        if any((part.source, part.file, part.offset) in shared for part in parts):
             same = first.setdefault((piece.dtype, piece.segments), piece.name)
             if same != piece.name:
                 aliases[piece.name] = same
@@ -250,8 +276,9 @@ def _aliases(sources: Sequence[Any], pieces: Sequence[Piece]) -> dict[str, str]:
 
 def _checks(sources: Sequence[Any], jobs: Sequence[Job]) -> tuple[Check, ...]:
     """The records of the inputs that the jobs read completely, so that their CRC-32 can be checked on the way."""
+    first = _first_files(sources)
     records = [
-        (source, record)
+        (first[source] + record.file, record)
         for source, item in enumerate(sources)
         for record in (() if isinstance(item, bytes) else item.records)
         if record.crc32 is not None
@@ -278,8 +305,9 @@ def _checks(sources: Sequence[Any], jobs: Sequence[Job]) -> tuple[Check, ...]:
 
 
 def _jobs(
-    pieces: Sequence[Piece], offsets: Sequence[int], aliases: Mapping[str, str]
+    pieces: Sequence[Piece], offsets: Sequence[int], aliases: Mapping[str, str], sources: Sequence[Checkpoint | bytes]
 ) -> tuple[tuple[Job, ...], tuple[Program | Fill | Reduction, ...]]:
+    first = _first_files(sources)
     programs: dict[Program | Fill | Reduction, int] = {}
     jobs = []
     last: Program | Fill | Reduction | None = None
@@ -297,7 +325,8 @@ def _jobs(
             axes = (0, 0)
             if program is not None and isinstance(program, Program) and program.stages:
                 axes = _axes(piece, segment)
-            jobs.append(Job(number, piece.dtype, at, segment.count, segment.operands, index, numbers, axes))
+            operands = tuple([Operand(first[r.source] + r.file, r.dtype, r.offset, r.view) for r in segment.operands])
+            jobs.append(Job(number, piece.dtype, at, segment.count, operands, index, numbers, axes))
     return tuple(jobs), tuple(programs)
 
 

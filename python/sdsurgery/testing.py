@@ -14,10 +14,10 @@ from . import engine
 from .backends import Options
 from .dtypes import BY_OPTION, F32, I32, I64, DType
 from .errors import UsageError
-from .formats.writers import writer_for
+from .formats import writer_for
 from .metadata import Metadata
-from .outline import FILLED, Outline, Piece, whole
-from .plan import Fill, Operand
+from .outline import FILLED, Outline, Piece, Region, whole
+from .plan import Fill
 
 if TYPE_CHECKING:
     from .layouts import Layout, LayoutTensor
@@ -37,7 +37,7 @@ def write_checkpoint(
 ) -> int:
     """Write a checkpoint of ``family`` (a name from ``layouts``) and return its size in bytes.
 
-    The suffix of ``path`` decides the format, as for every verb (``formats.writers``).
+    The suffix of ``path`` decides the format, as for every verb (``formats``).
 
     ``size``: ``full`` has the true shapes; ``tiny`` has all names, with every dimension of 64 or more divided by 16
     unless that dimension identifies the family. ``dtype``: of the float weights. ``ema``: with the EMA twin.
@@ -63,7 +63,7 @@ def write_checkpoint(
             pieces.append(_generated(tensor.key, kind, shape, (seed << 48) + (index << 34)))
         else:
             data, kind = _integers(tensor.dtype_class, shape)
-            segments = whole(None, _elements(shape), (Operand(len(literals), kind, 0),))
+            segments = whole(None, _elements(shape), (Region(len(literals), kind, 0),))
             pieces.append(Piece(tensor.key, kind, shape, FILLED, segments))
             literals.append(data)
     texts = {"format": "pt", **(metadata or {})}

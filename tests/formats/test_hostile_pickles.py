@@ -315,7 +315,7 @@ def test_files_of_random_bytes_do_no_harm():
 
 
 def test_readers_are_reached_by_the_registry():
-    assert formats.recognise(Memory(torch_zip(pickled(b"}"), {}))) is zip_format.READER
-    assert formats.recognise(Memory(legacy(pickled(b"}"), {}))) is torch_legacy.READER
+    assert formats.recognise(Memory(torch_zip(pickled(b"}"), {}))) is zip_format.FORMAT
+    assert formats.recognise(Memory(legacy(pickled(b"}"), {}))) is torch_legacy.FORMAT
     with pytest.raises(InputRefused):
         zip_format.read(Memory(b"PK\x03\x04" + bytes(40)))

@@ -149,8 +149,8 @@ def test_compressed_storages_are_refused_with_advice_or_inflated(tmp_path):
     with pytest.raises(InputRefused, match=r"compressed.*re-save.*allow_inflate=True"):
         read(data)
     found = zip_format.read(Memory(data), allow_inflate=True, inflate_dir=str(tmp_path))
-    assert found.data_path is not None
-    with open(found.data_path, "rb") as file:
+    assert found.temporary
+    with open(found.files[0], "rb") as file:
         inflated = file.read()
     assert elements(inflated, found.tensors[0]) == RECORD
     assert elements(inflated, found.tensors[1]) == b"zeros of a12"

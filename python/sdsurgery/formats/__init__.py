@@ -1,8 +1,12 @@
-"""File formats, one file each, tried in turn on a file's content. A format's module is imported when it is tried."""
+"""File formats, one file each: how a file is recognised, read, placed and written. A module is imported when asked.
+
+A file's format is recognised by its content, an output's is chosen by its suffix.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -10,34 +14,114 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .._native import Source
     from ..checkpoint import Contents
+    from ..dtypes import DType
+
+    Entries = Sequence[tuple[str, DType, tuple[int, ...]]]  # name, dtype, shape
+
+Pieces = list[tuple[int, bytes]]  # offset in the file, bytes
 
 
 @dataclass(frozen=True)
-class Reader:
-    """One readable format: ``sniff`` looks at the first bytes, ``read`` parses the structure (never tensor data)."""
+class Placed:
+    """Where everything goes. ``offsets``: of each tensor, the same for tensors that share their bytes.
+
+    ``sums``: (offset, bytes) of what ``structure`` needs the CRC-32 of. ``structure(metadata, sums)`` gives every byte
+    of the file that is not tensor data, for metadata that are no longer than those that the file was laid out with.
+    """
+
+    offsets: tuple[int, ...]
+    data_start: int
+    size: int
+    sums: tuple[tuple[int, int], ...]
+    structure: Callable[[Mapping[str, str], Sequence[int]], Pieces]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How a format is written: ``place(entries, aliases, metadata)`` says where each tensor goes. The engine streams
+    the tensors there, and the rest of the file is made once hashes and checksums are known.
+
+    ``by_width``: it wants tensors by falling dtype width. ``shares``: tensors can share their bytes (``aliases``: name
+    to the earlier name). ``body_hashed``: its metadata hold the hash of all tensor data.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    by_width: bool
+    shares: bool
+    body_hashed: bool
+    place: Callable[[Entries, Mapping[str, str], Mapping[str, str]], Placed]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format: ``sniff`` looks at the first bytes, ``read`` parses the structure (never tensor data).
+
+    ``options`` are those of ``open_checkpoint`` that ``read`` takes. ``writer`` is None for a format that is only read.
+    """
 
     name: str
     sniff: Callable[[Source], bool]
     read: Callable[..., Contents]
-    options: tuple[str, ...] = ()  # of ``open_checkpoint``, that ``read`` takes
+    options: tuple[str, ...] = ()
+    writer: Writer | None = None
 
 
-FORMATS = ("safetensors", "torch_legacy", "torch_zip")
-"""The modules with a ``READER``, in the order in which they are asked; the first that recognises a file wins."""
+_MODULES = ("safetensors", "torch_legacy", "torch_zip")
+"""The modules with a ``FORMAT``, in the order in which they are asked; the first that recognises a file wins."""
+
+_registered: list[Format] = []
 
 
-def readers() -> Iterator[Reader]:
-    """Every format's reader; each module is imported when its turn comes."""
-    for name in FORMATS:
-        reader: Reader = import_module(f".{name}", __name__).READER
-        yield reader
+def register(added: Format) -> Format:
+    """Add a format; it is asked before the package's own."""
+    _registered.insert(0, added)
+    return added
 
 
-def recognise(source: Source) -> Reader | None:
-    """The reader for a file's content, or None."""
-    return next((reader for reader in readers() if reader.sniff(source)), None)
+def unregister(added: Format) -> None:
+    """Take a format that was added away again."""
+    _registered.remove(added)
+
+
+def formats() -> Iterator[Format]:
+    """Every format; each module is imported when its turn comes."""
+    yield from _registered
+    yield from map(_own, _MODULES)
+
+
+def _own(name: str) -> Format:
+    found: Format = import_module(f".{name}", __name__).FORMAT
+    return found
+
+
+def recognise(source: Source) -> Format | None:
+    """The format of a file's content, or None."""
+    return next((each for each in formats() if each.sniff(source)), None)
 
 
 def known() -> str:
     """Names of the formats, for messages."""
-    return ", ".join(reader.name for reader in readers())
+    return ", ".join(each.name for each in formats())
+
+
+def writers() -> Iterator[Writer]:
+    """The formats that can be written."""
+    return (each.writer for each in formats() if each.writer)
+
+
+def writer_for(path: str | os.PathLike[str] | None) -> Writer:
+    """The writer that the file's suffix asks for; safetensors where the suffix says nothing."""
+    found = _named(path) or _own("safetensors").writer
+    assert found is not None
+    return found
+
+
+def is_named(path: str | os.PathLike[str]) -> bool:
+    """Whether the file's suffix is that of a format that can be written."""
+    return _named(path) is not None
+
+
+def _named(path: str | os.PathLike[str] | None) -> Writer | None:
+    suffix = os.path.splitext(os.fspath(path or ""))[1].lower()
+    return next((writer for writer in writers() if suffix in writer.suffixes), None) if suffix else None

@@ -25,7 +25,7 @@ from ..checkpoint import Contents, TensorInfo
 from ..dtypes import BY_NAME, DType
 from ..errors import InputRefused, RunFailed, UsageError, printable
 from ..suggest import did_you_mean
-from . import Reader
+from . import Format, Pieces, Placed, Writer
 
 if TYPE_CHECKING:
     from .._native import Source
@@ -391,4 +391,16 @@ def _written_bytes(name: str, dtype: DType, shape: tuple[int, ...]) -> int:
         raise UsageError(f"cannot be written: {error}") from None
 
 
-READER = Reader("safetensors", sniff, read)
+def _place(
+    entries: Sequence[tuple[str, DType, tuple[int, ...]]], aliases: Mapping[str, str], metadata: Mapping[str, str]
+) -> Placed:
+    placed = layout(entries, metadata)
+
+    def structure(given: Mapping[str, str], sums: Sequence[int]) -> Pieces:
+        return [(0, placed.header(given))]
+
+    return Placed(placed.offsets, placed.start, placed.size, (), structure)
+
+
+WRITER = Writer("safetensors", (".safetensors",), by_width=True, shares=False, body_hashed=True, place=_place)
+FORMAT = Format("safetensors", sniff, read, writer=WRITER)

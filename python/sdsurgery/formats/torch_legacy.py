@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..checkpoint import Contents, Record
 from ..errors import InputRefused, printable
-from . import Reader
+from . import Format
 from .pickle_machine import DICT, INT, LIST, MAX_OPCODES, MAX_PICKLE, STORAGE, TEXT, Graph, TruncatedPickle
 from .torch_pickle import parse, refuse_dangerous
 from .torch_state import contents
@@ -169,4 +169,4 @@ def _refuse_plain(source: Source, allow_suspicious: bool) -> Contents:
     )
 
 
-READER = Reader("torch-legacy", sniff, read, ("allow_suspicious",))
+FORMAT = Format("torch-legacy", sniff, read, ("allow_suspicious",))

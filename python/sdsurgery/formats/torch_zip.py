@@ -7,12 +7,12 @@ archive. ROOT is any name. The writer is in ``torch_zip_writer.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..checkpoint import Contents, Record
 from ..errors import InputRefused, RunFailed, printable
-from . import Reader
+from . import Format, Pieces, Placed, Writer
 from .pickle_machine import MAX_PICKLE, Graph
 from .torch_pickle import parse, refuse_dangerous
 from .torch_state import contents
@@ -21,8 +21,9 @@ from .zip_reader import DEFLATED, MAX_RATIO, STORED, Entry, entry_bytes, inflate
 
 if TYPE_CHECKING:
     from .._native import Source
+    from ..dtypes import DType
 
-__all__ = ["READER", "Layout", "layout", "read"]
+__all__ = ["FORMAT", "Layout", "layout", "read"]
 
 _RESAVE = "open it where it was made and save it with torch.save(model.state_dict(), path)"
 
@@ -34,7 +35,7 @@ def read(
 
     ``allow_suspicious`` reads the tensors of a file whose pickle names dangerous functions; nothing is run either way.
     ``allow_inflate`` accepts compressed storages: they are inflated into a temporary file in ``inflate_dir`` (see
-    ``Contents.data_path``); RunFailed when there is no room for it.
+    ``Contents.files``); RunFailed when there is no room for it.
     """
     entries = read_entries(source)
     root = _root(entries)
@@ -130,7 +131,7 @@ def _inflated(source: Source, graph: Graph, storages: Mapping[str, Entry], folde
     except BaseException:
         os.unlink(path)
         raise
-    found.data_path = path
+    found.files, found.temporary = [path], True
     found.notes.append(f"inflated {offset} bytes into a temporary file")
     return found
 
@@ -152,4 +153,18 @@ def _pieces(source: Source, entry: Entry) -> Iterator[bytes]:
         yield source.read(entry.offset + pos, min(1 << 20, entry.size - pos))
 
 
-READER = Reader("torch-zip", is_zip, read, ("allow_suspicious", "allow_inflate"))
+def _place(
+    entries: Sequence[tuple[str, DType, tuple[int, ...]]], aliases: Mapping[str, str], metadata: Mapping[str, str]
+) -> Placed:
+    placed = layout(entries, aliases=aliases, metadata=metadata)
+    start = placed.records[0][0] if placed.records else placed.total
+
+    def structure(given: Mapping[str, str], sums: Sequence[int]) -> Pieces:
+        return placed.finish(sums, given)
+
+    return Placed(placed.offsets, start, placed.total, placed.records, structure)
+
+
+_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+WRITER = Writer("ckpt", _SUFFIXES, by_width=False, shares=True, body_hashed=False, place=_place)
+FORMAT = Format("torch-zip", is_zip, read, ("allow_suspicious", "allow_inflate"), WRITER)

@@ -30,7 +30,7 @@ def save(
     """
     from .. import _native
     from ..engine import native_errors, target_path
-    from ..formats.writers import writer_for
+    from ..formats import writer_for
 
     target = target_path(path, overwrite)
     writer = writer_for(target)

@@ -24,7 +24,7 @@ def numpy_view(checkpoint: Checkpoint, name: str) -> Any:
     if info.nbytes == 0:
         return np.empty(info.shape, dtype)
     with native_errors(UsageError):
-        raw = np.frombuffer(memoryview(checkpoint.data.map()), np.uint8)[info.offset :]
+        raw = np.frombuffer(memoryview(checkpoint.files[info.file].map()), np.uint8)[info.offset :]
     strides = None if info.strides is None else tuple(stride * dtype.itemsize for stride in info.strides)
     # Data may start at any byte of a file; such a view is unaligned, which NumPy allows.
     array = np.ndarray(info.shape, dtype, buffer=raw.data, strides=strides)
@@ -54,10 +54,10 @@ def _torch_bytes(checkpoint: Checkpoint, info: TensorInfo, dtype: Any) -> Any:
 
     if info.strides is not None:
         span = 1 + sum((size - 1) * stride for size, stride in zip(info.shape, info.strides, strict=True))
-        raw = bytearray(checkpoint.data.read(info.offset, span * info.dtype.itemsize))
+        raw = bytearray(checkpoint.files[info.file].read(info.offset, span * info.dtype.itemsize))
         return torch.frombuffer(raw, dtype=dtype).as_strided(info.shape, info.strides)
     if info.offset % info.dtype.itemsize:
-        raw = bytearray(checkpoint.data.read(info.offset, info.nbytes))
+        raw = bytearray(checkpoint.files[info.file].read(info.offset, info.nbytes))
         return torch.frombuffer(raw, dtype=dtype).reshape(info.shape)
-    mapping = checkpoint.data.map(copy_on_write=True)
+    mapping = checkpoint.files[info.file].map(copy_on_write=True)
     return torch.frombuffer(mapping, dtype=dtype, offset=info.offset, count=info.elements).reshape(info.shape)

@@ -11,7 +11,7 @@ from .. import engine
 from ..backends import Options
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import Failure, RunFailed, UsageError, printable
-from ..formats.writers import SAFETENSORS, is_named, writer_for
+from ..formats import is_named, writer_for
 from ..layouts import kind_of
 from ..layouts.names import is_position_ids
 from ..metadata import Metadata, Parent, stated_architecture
@@ -164,13 +164,13 @@ def planned(
 
 def _needed_share(pieces: Sequence[Piece], sources: Sequence[Any]) -> float:
     """Share of the input files' bytes that the pieces are made of."""
-    files = [None if isinstance(source, bytes) else source.source.size for source in sources]
+    sizes = [None if isinstance(source, bytes) else source.bytes for source in sources]
     needed = sum(
         operand.dtype.nbytes(segment.count) or 0
         for piece in pieces for segment in piece.segments for operand in segment.operands
-        if files[operand.source] is not None
+        if sizes[operand.source] is not None
     )  # fmt: skip
-    return needed / max(1, sum(size for size in files if size is not None))
+    return needed / max(1, sum(size for size in sizes if size is not None))
 
 
 def title_of(out: str | os.PathLike[str] | None) -> str:
@@ -191,10 +191,7 @@ def run_all(
 ) -> list[Report]:
     """Write the files of outlines of the same inputs, in one reading of these where they differ in numbers only; else
     one after the other. ``details["finished"]`` of an error lists those that were finished before it."""
-    placed = [
-        outline.placed(SAFETENSORS if out is None else writer_for(out))
-        for outline, out in zip(outlines, outs, strict=True)
-    ]
+    placed = [outline.placed(writer_for(out)) for outline, out in zip(outlines, outs, strict=True)]
     reports = []
     for each, out, recipe in zip(placed, outs, recipes, strict=True):
         reports.append(describe(each, out, recipe, dry_run=settings.dry_run))

@@ -9,15 +9,13 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import InputRefused, RunFailed, SdsError, UsageError, printable
-from ..formats.writers import WRITERS, writer_for
+from ..formats import writer_for, writers
 from ..layouts import detect
 from ..outline import Outline
 from ..settings import Settings
 from ..suggest import did_you_mean
 from .common import planned, single_input, single_metadata, single_piece
 from .report import Report
-
-FORMATS = tuple(writer.name for writer in WRITERS)
 
 
 def convert(
@@ -43,7 +41,7 @@ def _duplicated(checkpoint: Checkpoint) -> list[str]:
     places: dict[tuple[Any, ...], str] = {}
     twice = []
     for name, info in checkpoint.tensors.items():
-        if info.nbytes and places.setdefault((info.offset, info.nbytes, info.strides), name) != name:
+        if info.nbytes and places.setdefault((info.file, info.offset, info.nbytes, info.strides), name) != name:
             twice.append(name)
     if not twice:
         return []
@@ -112,8 +110,9 @@ def _folder(out_dir: str | os.PathLike[str], *, dry_run: bool) -> str:
 
 
 def _target(path: str | os.PathLike[str], out_dir: str | os.PathLike[str], to: str) -> str:
-    writer = next((writer for writer in WRITERS if writer.name == to), None)
+    writer = next((writer for writer in writers() if writer.name == to), None)
     if writer is None:
-        hint = did_you_mean(to, FORMATS) or f"; known: {', '.join(FORMATS)}"
+        names = [writer.name for writer in writers()]
+        hint = did_you_mean(to, names) or f"; known: {', '.join(names)}"
         raise UsageError(f"no format '{printable(to)}'{hint}", code="unknown_name")
     return os.path.join(out_dir, os.path.splitext(os.path.basename(path))[0] + writer.suffixes[0])

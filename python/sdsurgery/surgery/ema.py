@@ -9,8 +9,7 @@ from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F32, I32
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, aliases, detect, names
-from ..outline import ADDED, Dropped, Outline, Piece, whole
-from ..plan import Operand
+from ..outline import ADDED, Dropped, Outline, Piece, Region, whole
 from ..settings import Settings
 from .common import planned, single_input, single_metadata, single_piece
 from .report import Report
@@ -163,7 +162,7 @@ def _shadowed(checkpoint: Checkpoint, layout: Layout, settings: Settings) -> lis
     pieces = [single_piece(layout, settings, info) for info in checkpoint.tensors.values()]
     decay, updates = names.EMA_COUNTERS
     for offset, name, dtype in ((0, decay, F32), (4, updates, I32)):
-        pieces.append(Piece(name, dtype, (), ADDED, whole(None, 1, (Operand(1, dtype, offset),)), "a new counter"))
+        pieces.append(Piece(name, dtype, (), ADDED, whole(None, 1, (Region(1, dtype, offset),)), "a new counter"))
     for name, twin in wanted.items():
         info = checkpoint.tensors[name]
         pieces.append(single_piece(layout, settings, info, name=twin, note="EMA twin of the weight"))

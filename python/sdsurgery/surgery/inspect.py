@@ -75,7 +75,7 @@ def inspect(path: str | os.PathLike[str], **opening: Unpack[Reading]) -> Inspect
         return Inspection(
             path=os.fspath(path),
             format=checkpoint.format,
-            bytes=checkpoint.source.size,
+            bytes=checkpoint.bytes,
             family=layout.name,
             title=layout.title,
             evidence=evidence,

@@ -16,9 +16,8 @@ from ..dtypes import DType
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, Traits, detect
 from ..methods.registry import Method, get
-from ..outline import ADDED, KEPT, MERGED, Dropped, Outline, Piece, Segment, copied, operand, require_computable
+from ..outline import ADDED, KEPT, MERGED, Dropped, Outline, Piece, Region, Segment, copied, operand, require_computable
 from ..outline import rounded as rounded_piece
-from ..plan import Operand
 from ..program import identity
 from ..settings import Settings
 from .common import close_all, merged_metadata, open_all, planned, run_all, title_of
@@ -260,7 +259,7 @@ class _Decisions:
         return self.merged(name, info, operands, traits)
 
     def merged(
-        self, name: str, info: TensorInfo, operands: Sequence[Operand], traits: Traits,
+        self, name: str, info: TensorInfo, operands: Sequence[Region], traits: Traits,
         absent: frozenset[int] = frozenset(),
     ) -> Piece:  # fmt: skip
         formula, facts = self.ratios.of(name, traits.block, absent)

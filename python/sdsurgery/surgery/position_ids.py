@@ -17,8 +17,7 @@ from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import I64, DType
 from ..errors import InputRefused, printable
 from ..layouts import Layout, aliases, names, places_of_position_ids
-from ..outline import ADDED, Dropped, Piece, whole
-from ..plan import Operand
+from ..outline import ADDED, Dropped, Piece, Region, whole
 
 TOKENS = 77
 RIGHT = struct.pack(f"<{TOKENS}q", *range(TOKENS))
@@ -184,9 +183,9 @@ def _of_piece(piece: Piece, sources: Sequence[Any]) -> _Stored:
     return _Stored(piece.dtype, piece.shape, None)
 
 
-def _whole_of(operand: Operand, name: str, shape: tuple[int, ...]) -> TensorInfo:
+def _whole_of(operand: Region, name: str, shape: tuple[int, ...]) -> TensorInfo:
     """The input tensor that the operand is the whole of."""
-    info = TensorInfo(name, operand.dtype, shape, operand.offset, 0)
+    info = TensorInfo(name, operand.dtype, shape, operand.offset, 0, file=operand.file)
     info = info._replace(nbytes=operand.dtype.nbytes(info.elements) or 0)
     return info if operand.view is None else info._replace(shape=operand.view.shape, strides=operand.view.strides)
 
@@ -198,4 +197,4 @@ def _origin(piece: Piece, sources: Sequence[Any]) -> set[int]:
 
 
 def _literal(name: str, source: int) -> Piece:
-    return Piece(name, I64, (1, TOKENS), ADDED, whole(None, TOKENS, (Operand(source, I64, 0),)), "int64 0…76")
+    return Piece(name, I64, (1, TOKENS), ADDED, whole(None, TOKENS, (Region(source, I64, 0),)), "int64 0…76")

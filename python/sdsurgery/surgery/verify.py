@@ -12,8 +12,8 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..dtypes import U8
 from ..errors import printable
 from ..layouts import detect
-from ..outline import COPIED, Outline, Piece, operand, whole
-from ..plan import Check, Operand
+from ..outline import COPIED, Outline, Piece, Region, operand, whole
+from ..plan import Check
 from ..program import identity
 from ..settings import Settings
 from .position_ids import remarks
@@ -63,7 +63,7 @@ def verify(path: str | os.PathLike[str], settings: Settings) -> Verification:
             format=checkpoint.format,
             family=layout.name,
             tensors=len(checkpoint),
-            bytes=checkpoint.source.size,
+            bytes=checkpoint.bytes,
             nonfinite=placed.by_name(outcome.nonfinite),
             notes=[*checkpoint.notes, *remarks(checkpoint, layout)],
         )
@@ -86,10 +86,11 @@ def _outline(checkpoint: Checkpoint) -> Outline:
         if info.dtype.computable and info.elements:
             segments = whole(identity(), info.elements, (operand(0, info),))
             pieces.append(Piece(name, info.dtype, info.shape, COPIED, segments))
-    filled = {(o.offset, o.dtype.nbytes(s.count)) for p in pieces for s in p.segments for o in s.operands if not o.view}
+    parts = [(part, segment.count) for piece in pieces for segment in piece.segments for part in segment.operands]
+    filled = {(part.file, part.offset, part.dtype.nbytes(count)) for part, count in parts if not part.view}
     for record in checkpoint.records:
-        if record.crc32 is not None and (record.offset, record.nbytes) not in filled:
-            segments = whole(None, record.nbytes, (Operand(0, U8, record.offset),))
+        if record.crc32 is not None and (record.file, record.offset, record.nbytes) not in filled:
+            segments = whole(None, record.nbytes, (Region(0, U8, record.offset, file=record.file),))
             pieces.append(Piece(f"(storage at byte {record.offset})", U8, (record.nbytes,), COPIED, segments))
     return Outline("verify", (checkpoint,), tuple(pieces))
 
@@ -97,7 +98,8 @@ def _outline(checkpoint: Checkpoint) -> Outline:
 def _owner(checkpoint: Checkpoint, check: Check) -> str:
     """The first tensor of a record, for the message."""
     end = check.offset + check.nbytes
-    name = next((n for n, info in checkpoint.tensors.items() if check.offset <= info.offset < end and info.nbytes), "")
+    held = (info for info in checkpoint.tensors.values() if info.file == check.source and info.nbytes)
+    name = next((info.name for info in held if check.offset <= info.offset < end), "")
     return f"tensor '{printable(name)}'" if name else f"the storage at byte {check.offset} (not of the state dict)"
 
 
