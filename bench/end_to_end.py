@@ -297,7 +297,7 @@ def _warm(paths: Sequence[str]) -> None:
 
 
 def _summary(name: str, runs: list[Measured]) -> dict[str, Any]:
-    """Times of the whole process, of the work inside it where the contender tells, and peaks over all runs."""
+    """Times of the whole process, of the work inside it where the contender reports it, and peaks over all runs."""
     seconds = [run.seconds for run in runs]
     inner = [value for run in runs if (value := CONTENDERS[name].inner(run.stdout)) is not None]
     return {

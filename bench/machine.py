@@ -60,7 +60,7 @@ def file_system(folder: str) -> str:
 
 
 def available_memory() -> int:
-    """Bytes that programs and the page cache can still take; 0 where the system doesn't tell."""
+    """Bytes that programs and the page cache can still take; 0 where the system doesn't say."""
     return _meminfo("MemAvailable")
 
 

@@ -61,7 +61,7 @@ def _seeds(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of integers like 0,1,2") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers like 0,1,2") from None
 
 
 if __name__ == "__main__":

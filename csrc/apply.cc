@@ -85,7 +85,7 @@ Tally apply(const Program& program, const Numbers& numbers, const std::vector<Op
     std::vector<std::thread> others;
     try {
         for (unsigned i = 1; i < threads; ++i) others.emplace_back(work);
-    } catch (const std::system_error&) {  // no more threads are to be had
+    } catch (const std::system_error&) {  // no more threads can be started
     }
     work();
     for (std::thread& thread : others) thread.join();

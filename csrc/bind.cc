@@ -95,7 +95,7 @@ void numbers_of_jobs(std::vector<Job>& jobs, const py::sequence& rows,
     std::map<std::pair<PyObject*, uint32_t>, std::shared_ptr<const Numbers>> known;
     for (size_t i = 0; i < jobs.size(); ++i) {
         if (jobs[i].kind != Job::evaluate) continue;
-        if (jobs[i].index >= programs.size()) throw Error(Code::invalid, "a job names no program");
+        if (jobs[i].index >= programs.size()) throw Error(Code::invalid, "a job refers to a missing program");
         const auto add = [&](const py::object& constants) {
             auto& numbers = known[{constants.ptr(), jobs[i].index}];
             if (!numbers)
@@ -171,7 +171,7 @@ py::tuple last_stage(const Program& program, std::vector<double> constants,
     for (const py::handle& item : operands) {
         parts.push_back(make_operand(item));
         dtypes.push_back(parts.back().dtype());
-        if (parts.back().source >= sources.size()) throw Error(Code::invalid, "a job names no source");
+        if (parts.back().source >= sources.size()) throw Error(Code::invalid, "a job refers to a missing source");
     }
     if (parts.size() != static_cast<size_t>(program.inputs)) throw Error(Code::invalid, "wrong operand count");
     const Numbers numbers(program, std::move(constants));

@@ -28,7 +28,7 @@ inline std::vector<Step> steps_from(const pybind11::handle& steps) {
         const pybind11::tuple args = pybind11::cast<pybind11::tuple>(step[1]);
         Step made{static_cast<Op>(step[0].cast<int>()), {}, {}, {}, step[2].cast<int>()};
         if (made.op < Op::add || made.op >= Op::kCount || static_cast<int>(args.size()) != arity(made.op))
-            throw Error(Code::invalid, "an operation with another number of arguments");
+            throw Error(Code::invalid, "an operation with the wrong number of arguments");
         Ref* const refs[] = {&made.a, &made.b, &made.c};
         for (size_t k = 0; k < args.size(); ++k) *refs[k] = ref_from(args[k]);
         native.push_back(made);

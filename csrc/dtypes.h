@@ -237,7 +237,7 @@ SDS_HD inline uint64_t careful_from_wide(DType to) {
     }
 }
 
-// The careful store: NaN canonical, Inf and overflow by policy. `inputs_finite` tells an Inf that was carried
+// The careful store: NaN canonical, Inf and overflow by policy. `inputs_finite` distinguishes an Inf that was carried
 // through from one that the arithmetic made.
 template <class To, class T>
 SDS_HD inline typename To::Code store_checked(T x, bool inputs_finite, Overflow policy, bool& overflowed) {

@@ -3,17 +3,17 @@
 //
 // Numeric rule: every operation is rounded separately to float32 (float64 for wide programs), the result once to the
 // output dtype. The fast kernels assume finite values and record the largest magnitude of their results; where that
-// tells of a NaN, an Inf or an overflow, the stretch is done again by the careful path, which has every case.
+// shows a NaN, an Inf or an overflow, the stretch is done again by the careful path, which has every case.
 
 #include "formulas.h"
 
 // ---- fused: one pass in registers, for the formulas of formulas.h with inputs of one dtype
 
-// Returns the bits of the largest magnitude among the results. That tells of non-finite inputs too: every formula of
+// Returns the bits of the largest magnitude among the results. That shows non-finite inputs too: every formula of
 // formulas.h is a sum of multiples of its inputs, and a multiple of a NaN or an Inf (even by zero) is never finite.
 using FusedKernel = uint32_t (*)(const Operand*, uint8_t*, size_t, const float*);
 
-// The arrays below are indexed by constants alone, by way of the index packs, so that all of them live in registers.
+// The arrays below are indexed only by constants, by way of the index packs, so that all of them live in registers.
 template <class Formula, class In, class Out, size_t... K, size_t... C>
 inline uint32_t fused_with(const Operand* operands, uint8_t* out, size_t count, const float* constants,
                            std::index_sequence<K...>, std::index_sequence<C...>) {

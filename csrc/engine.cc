@@ -234,8 +234,8 @@ void Run::start() {
             ++running_;
         }
         if (options_.start_flushing && !outputs_.empty()) flusher_ = std::thread([this] { flush_behind(); });
-    } catch (const std::system_error&) {  // no more threads are to be had: those that there are do all the work
-        if (running_ == 0) throw Error(Code::io, "the system gives no thread to work with");
+    } catch (const std::system_error&) {  // no more threads can be started: the others do all the work
+        if (running_ == 0) throw Error(Code::io, "the system cannot start a thread");
         worker_count_ = running_;
     }
 }
@@ -417,7 +417,7 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, int64_t a
             Evaluation::run(&work);
         } else if (!os::guarded(Evaluation::run, &work)) {
             for (const JobOperand& operand : job.operands) sources_[operand.source]->check_unchanged();
-            throw Error(Code::truncated, "an input cannot be read any more", static_cast<int64_t>(job_index));
+            throw Error(Code::truncated, "an input can no longer be read", static_cast<int64_t>(job_index));
         }
         if (staged) release_mapped();
         if (staged && at < 0) continue;
@@ -473,7 +473,7 @@ void Run::do_chunks(size_t job_index, uint64_t low, uint64_t high, Buffers& buff
 
 // ---- What the workers report.
 
-// Takes note of the CRC-32 of the checked operands' bytes behind `count` elements of a job from element `first` on.
+// Records the CRC-32 of the checked operands' bytes behind `count` elements of a job from element `first` on.
 void Run::add_checksums(size_t job_index, uint64_t first, uint64_t count, const uint32_t* crcs) {
     const Job& job = jobs_[job_index];
     for (size_t k = 0; k < job.operands.size(); ++k) {
@@ -525,7 +525,7 @@ void Run::tile_done(size_t tile) {
     changed_.notify_all();
 }
 
-// On a thread of its own: has the disk begin with what is behind the watermark, so that little is left at the end.
+// On a thread of its own: begins writing back what is behind the watermark, so that little is left at the end.
 void Run::flush_behind() {
     uint64_t flushed = begin_;
     std::unique_lock<std::mutex> lock(mutex_);

@@ -56,7 +56,7 @@ class Run {
     Reduction reduction(size_t job) const;               // after finish()
     const std::vector<Job>& jobs() const { return jobs_; }
     std::vector<uint32_t> sums() const { return checksums_.sums(); }      // of each summed range, once finished
-    std::vector<size_t> damaged() const { return checksums_.damaged(); }  // checks that failed, when that is no error
+    std::vector<size_t> damaged() const { return checksums_.damaged(); }  // failed checks, when those are not errors
     std::vector<Io> io() const { return io_; }
     unsigned workers() const;
     const char* target() const { return target_.name; }
@@ -106,11 +106,11 @@ class Run {
     std::atomic<uint64_t> next_tile_{0}, bytes_done_{0}, watermark_{0};
     std::atomic<uint64_t> mapped_bytes_{0};  // read through mappings since they were last released
     std::atomic<bool> stop_{false};
-    std::mutex threads_mutex_;  // over the threads: held by whoever starts or joins them, and taken before mutex_
+    std::mutex threads_mutex_;  // over the threads: held to start or join them, and taken before mutex_
     std::vector<std::thread> threads_;
     std::thread flusher_;
     mutable std::mutex mutex_;  // over what follows
-    // Two, so that whoever waits for the end is not woken by every tile: that cost a tenth of a merge on two cores.
+    // Two, so that a thread waiting for the end is not woken by every tile: that cost a tenth of a merge on two cores.
     std::condition_variable changed_;          // the watermark has moved: for the thread that flushes
     std::condition_variable ended_;            // a worker has ended
     std::vector<bool> finished_;               // tiles

@@ -8,12 +8,12 @@
 namespace sds {
 
 enum class Code : int {
-    invalid,      // the caller passed something that cannot be (a bug above, or a usage error)
+    invalid,      // an invalid argument (a bug of the caller, or a usage error)
     not_found,    // no such file or folder
     permission,   // the system refuses access
     not_regular,  // a directory, FIFO, device, socket or symlink loop where a file was expected
     io,           // a read or write failed
-    truncated,    // a file ends before the bytes that its header promises
+    truncated,    // a file ends before the data that its header describes
     changed,      // an input changed while it was being read
     no_space,     // the disk or quota is full
     exists,       // the target appeared meanwhile

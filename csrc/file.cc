@@ -97,7 +97,7 @@ Io Source::resolve(Io wanted) const {
     if (wanted == Io::mmap && !os::can_guard()) return Io::pread;
     if (wanted != Io::automatic) return wanted;
     // A cached file is read where it lies. One that isn't is read past the cache: that is two to three times as fast
-    // on a cold disk, and leaves the cache to whoever else is using it. A fault that has to wait for the disk brings
+    // on a cold disk, and leaves the cache to other programs. A fault that has to wait for the disk brings
     // in less than a read does.
     const double cached = os::cached_share(opened()->handle, stat_.size);
     if (cached < 0.5) return Io::direct;
@@ -161,7 +161,7 @@ void Sink::write(const void* from, size_t bytes, uint64_t offset) {
 
 void Sink::read(void* to, size_t bytes, uint64_t offset) const {
     std::shared_lock<std::shared_mutex> lock(mutex_);
-    if (os::read_at(open_file(), to, bytes, offset) != bytes) throw Error(Code::io, "the output lost bytes");
+    if (os::read_at(open_file(), to, bytes, offset) != bytes) throw Error(Code::io, "the output is too short");
 }
 
 std::shared_ptr<Mapping> Sink::mapping() const {

@@ -33,7 +33,7 @@ class Mapping {
     bool copy_on_write_;
 };
 
-// Closed with its last user. Whoever reads holds it: close() on another thread must not let a read meet a handle that
+// Closed with its last user. Readers hold it: close() on another thread must not let a read meet a handle that
 // the system has given to another file by then.
 class OpenFile {
  public:
@@ -97,7 +97,7 @@ class Sink {
     void write(const void* from, size_t bytes, uint64_t offset);
     void read(void* to, size_t bytes, uint64_t offset) const;  // what was written, for hashing behind the writers
     std::shared_ptr<Mapping> mapping() const;
-    // Whoever writes says how far: every byte before this offset (from where its work begins) is written.
+    // Set by the writers: every byte before this offset (from where their work begins) is written.
     void set_watermark(uint64_t offset) { watermark_ = offset; }
     uint64_t watermark() const { return watermark_; }
     void start_flush(uint64_t offset, uint64_t bytes) noexcept;
@@ -111,7 +111,7 @@ class Sink {
     const uint64_t size_;
     std::atomic<uint64_t> watermark_{0};
     mutable std::shared_mutex
-        mutex_;  // over what follows: shared by those who use the file, commit() and abort() alone
+        mutex_;  // over what follows: shared by users of the file, exclusive in commit() and abort()
     os::Pending pending_;
     bool committed_ = false;
 };

@@ -1,8 +1,8 @@
 // SHA-256 (FIPS 180-4) of several streams at once.
 //
 // One stream cannot keep a core busy: each round needs the result of the one before. The instructions for SHA-256 take
-// several cycles and are pipelined, so rounds of a second stream fit into the gaps of the first. Whoever has several
-// streams therefore feeds them together.
+// several cycles and are pipelined, so rounds of a second stream fit into the gaps of the first. Callers with
+// several streams therefore pass them together.
 #pragma once
 
 #include <array>

@@ -85,8 +85,8 @@ void Hasher::start() {
         for (const auto& stream : streams_) {
             if (stream->tap) stream->tap->open();
         }
-    } catch (const std::system_error&) {  // no more threads are to be had
-        if (running_ == 0) throw Error(Code::io, "the system gives no thread to hash with");
+    } catch (const std::system_error&) {  // no more threads can be started
+        if (running_ == 0) throw Error(Code::io, "the system cannot start a thread for hashing");
         threads_wanted_ = running_;
     }
 }
@@ -261,7 +261,7 @@ void Hasher::advance(const std::vector<Stream*>& streams, std::vector<std::vecto
         for (Stream* stream : streams) {
             if (stream->source) stream->source->check_unchanged();
         }
-        throw Error(Code::truncated, "a file cannot be read any more for its hash");
+        throw Error(Code::truncated, "a file can no longer be read for its hash");
     }
     for (Stream* stream : streams) {
         stream->position += stream->ready;

@@ -13,7 +13,7 @@ struct Refusal {
 
 void check_operand(const Job& job, size_t k, const std::vector<std::shared_ptr<Source>>& sources, Refusal refuse) {
     const JobOperand& operand = job.operands[k];
-    if (operand.source >= sources.size()) refuse("a job names no source");
+    if (operand.source >= sources.size()) refuse("a job refers to a missing source");
     const Source& source = *sources[operand.source];
     if (job.kind == Job::evaluate && static_cast<int>(operand.element) >= kDTypes)
         refuse("a formula reads floats only");
@@ -51,19 +51,19 @@ std::vector<Job> admitted(std::vector<Job> jobs, const std::vector<std::shared_p
         }
         if (job.kind == Job::copy && job.operands.size() != 1) refuse("a copy has one operand");
         if (job.kind == Job::evaluate) {
-            if (job.index >= programs.size()) refuse("a job names no program");
+            if (job.index >= programs.size()) refuse("a job refers to a missing program");
             if (job.operands.size() != static_cast<size_t>(programs[job.index]->inputs)) refuse("wrong operand count");
             if (job.numbers.size() != std::max<size_t>(1, outputs.size()))
-                refuse("a job brings constants for another number of outputs");
+                refuse("a job has constants for the wrong number of outputs");
             for (const auto& numbers : job.numbers) {
                 if (!numbers || numbers->wide.size() != static_cast<size_t>(programs[job.index]->constants))
-                    refuse("a job brings another number of constants than its program has");
+                    refuse("a job has the wrong number of constants for its program");
             }
             const auto divides = [&job](uint64_t axis) { return axis != 0 && job.count % axis == 0; };
             if (!programs[job.index]->stages.empty() && !(divides(job.first_axis) && divides(job.last_axis)))
                 refuse("a job of several stages needs the tensor's axes");
         }
-        if (job.kind == Job::fill && job.index >= fills.size()) refuse("a job names no fill rule");
+        if (job.kind == Job::fill && job.index >= fills.size()) refuse("a job refers to a missing fill rule");
         if (job.kind != Job::copy && job.kind != Job::reduce && job.out_offset % job.element_bytes() != 0)
             refuse("an output tensor is misaligned");
         for (size_t k = 0; k < job.operands.size(); ++k) check_operand(job, k, sources, refuse);

@@ -226,7 +226,7 @@ void release_pages(const uint8_t* at, uint64_t bytes) noexcept {
 }
 
 // A mapped file that shrinks turns reads into SIGBUS. Only faults inside guarded() are caught; all others go to
-// whoever handled the signal before us.
+// the handler that was there before.
 namespace {
 
 thread_local sigjmp_buf* fault_return = nullptr;

@@ -176,7 +176,7 @@ class Program {
     void check(Ref ref, int known_temps, int known_values) const {
         const int limits[] = {inputs, constants, known_temps, known_values};
         if (ref.index < 0 || ref.index >= limits[ref.kind])
-            throw Error(Code::invalid, "a program refers to what it lacks");
+            throw Error(Code::invalid, "a program refers to an unknown value");
     }
 
     int checked(const std::vector<Step>& some, int known_values) const {  // how many temps they need
@@ -229,7 +229,7 @@ class Numbers {
  public:
     Numbers(const Program& program, std::vector<double> values) : wide(std::move(values)) {
         if (wide.size() != static_cast<size_t>(program.constants))
-            throw Error(Code::invalid, "a job brings another number of constants than its program has");
+            throw Error(Code::invalid, "a job has the wrong number of constants for its program");
         narrow.reserve(wide.size());
         for (double value : wide) narrow.push_back(static_cast<float>(value));
     }

@@ -2,7 +2,7 @@
 // target, inside that target's namespace and region, after elementwise.inl.h and a lanes/*.h that defines Doubles and
 // load_doubles<>.
 //
-// The fast loop assumes finite values. A block with a NaN or an Inf, which its largest codes tell, goes through the
+// The fast loop assumes finite values. A block with a NaN or an Inf, which its largest codes show, goes through the
 // careful path, which counts them and leaves them out.
 
 // ---- sums, in the eight lanes
@@ -57,7 +57,7 @@ struct Dots {  // what the norms of two tensors and the angle between them need
 constexpr size_t kRegisters = kReduceLanes / Doubles::width;
 
 // One load of each operand, from element `at` of a step on, into the lanes that it belongs to. As packs, so that every
-// array is indexed by constants alone and lives in registers.
+// array is indexed only by constants and lives in registers.
 template <class Stored, size_t at, class Sums, size_t... J>
 inline void add_load(const uint8_t* a, const uint8_t* b, Sums* lanes, Doubles& top, std::index_sequence<J...>) {
     Doubles x[sizeof...(J)], y[sizeof...(J)];
@@ -220,7 +220,7 @@ inline Reduction mixed_block(Element a, const uint8_t* a_data, Element b, const 
 template <class Code>
 Reduction integer_block(Element element, const uint8_t* a, const uint8_t* b, size_t count) {
     Reduction found = careful_block(element, a, element, b, count);
-    found.equal = look_at_codes<Code>(a, b, count).equal;  // of 64 bits, not all are told apart by float64
+    found.equal = look_at_codes<Code>(a, b, count).equal;  // of 64 bits, float64 cannot distinguish all
     return found;
 }
 

@@ -63,7 +63,7 @@ class Trail {
 
 View::View(uint64_t item, const std::vector<uint64_t>& sizes, const std::vector<uint64_t>& strides, uint64_t start)
     : item_(item), start_(start) {
-    const auto refuse = [] { throw Error(Code::invalid, "a strided operand that cannot be"); };
+    const auto refuse = [] { throw Error(Code::invalid, "an impossible strided operand"); };
     if ((item != 1 && item != 2 && item != 4 && item != 8) || sizes.size() != strides.size()) refuse();
     uint64_t last = 0;
     for (size_t d = 0; d < sizes.size(); ++d) {

@@ -92,7 +92,7 @@ def _architectures(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is no list like 80,90,120") from None
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list like 80,90,120") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

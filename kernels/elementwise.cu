@@ -2,7 +2,7 @@
 //
 // Numeric rule: as on the CPU (csrc/elementwise.inl.h). The formulas are those of csrc/formulas.h, evaluated in float32
 // or float64 with every operation rounded by itself (compile with --fmad=false; no flush to zero, exact division); a
-// pack whose results tell of a NaN, an Inf or an overflow is done again, element by element, by the careful store of
+// pack whose results show a NaN, an Inf or an overflow is done again, element by element, by the careful store of
 // csrc/dtypes.h.
 //
 // A pack is what one thread loads at a time: as many elements as make 16 bytes of the widest dtype at hand. Operands

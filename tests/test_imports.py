@@ -92,7 +92,7 @@ def test_there_is_no_circle() -> None:
     while leaves := [name for name, needed in left.items() if not needed & left.keys()]:
         for name in leaves:
             del left[name]
-    # What only imports a circle is no part of it.
+    # A module that only imports a circle isn't part of it.
     while tops := [name for name in left if not any(name in needed for needed in left.values())]:
         for name in tops:
             del left[name]

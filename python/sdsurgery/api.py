@@ -3,7 +3,7 @@
 Each verb that writes a checkpoint takes ``out`` (a file, or None for a dry run), keywords of its own, and the settings
 of ``sdsurgery.Settings`` as keywords: ``dtype="fp16"``, ``overwrite=True``, ``threads=4``, ``progress=…``. It returns a
 ``Report``. It raises UsageError or InputRefused before the first output byte, RunFailed or Interrupted afterwards; the
-target is then as it was. A keyword that doesn't exist is a TypeError, with close matches.
+target is then unchanged. A keyword that doesn't exist is a TypeError, with close matches.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ def replace(
 ) -> Report:
     """Put other files' components into a checkpoint: ``replace("a", {"vae": "vae.safetensors"}, out="b")``.
 
-    A donor is a full checkpoint or a file of that component alone, in the original, old or diffusers names; its
+    A donor is a full checkpoint or a file of only that component, in the original, old or diffusers names; its
     tensors keep their own dtype unless ``dtype`` asks for another. ``[o,i,1,1]`` and ``[o,i]`` are the same matrix.
     Tensors that the donor lacks or has too many are refused; ``allow_missing`` keeps the checkpoint's own, or leaves
     the donor's out. UsageError for an unknown component or none at all.

@@ -48,12 +48,12 @@ class Record:
 
 @dataclass
 class Contents:
-    """What a format's reader found: tensors in file order, text metadata, and remarks worth telling the user.
+    """What a format's reader found: tensors in file order, text metadata, and notes for the user.
 
     ``unusable``: tensors that the file has but that cannot be read (quantised, sparse, complex, …), with the reason;
     they are not in ``tensors``. ``records``: the stretches of tensor data. ``files``: paths of those with the tensor
     data, in the order of ``TensorInfo.file``; empty when it is the recognised file itself. ``temporary``: they are this
-    run's own, and whoever opens them removes them.
+    run's own, and are removed once they are opened.
     """
 
     format: str
@@ -177,8 +177,9 @@ class Checkpoint:
         for name, reason in wanted.items():
             more = f" (and {len(wanted) - 1} more)" if len(wanted) > 1 else ""
             raise InputRefused(
-                f"{printable(self.path)}: tensor '{printable(name)}' is needed and cannot be read: {printable(reason)}"
-                f"{more}; save it as a plain one where the file was made, or do without it (prune(drop_keys=…))",
+                f"{printable(self.path)}: tensor '{printable(name)}' is needed but cannot be read: {printable(reason)}"
+                f"{more}; save it as a plain tensor with the program that made the file, or drop it "
+                "(prune(drop_keys=…))",
                 code="unusable_tensor",
                 tensor=name,
                 path=self.path,
@@ -193,7 +194,7 @@ class Checkpoint:
         return dict(self._metadata)
 
     def info(self, name: str) -> TensorInfo:
-        """Dtype, shape and place of one tensor; KeyError with close matches when there is none of that name."""
+        """Dtype, shape and place of one tensor; KeyError with close matches for an unknown name."""
         try:
             return self.tensors[name]
         except KeyError:

@@ -62,13 +62,13 @@ def _failure(error: BaseException) -> Failure:
 def _fail(error: Failure, *, json: bool) -> int:
     """One line on stderr and, with ``--json``, ``{"error": …}`` on stdout, unless a result has it already."""
     if json and not error.in_json:
-        with contextlib.suppress(RunFailed):  # nobody reads stdout; the line below says more
+        with contextlib.suppress(RunFailed):  # stdout is closed; the line below says more
             print_json({"error": error_dict(error)})
             flush_stdout()
     try:
         print(f"sdsurgery: {in_shell(printable(error, 2000))}", file=sys.stderr, flush=True)
     except OSError:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (nobody listens any more; the exit code still tells)
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (stderr is closed; the exit code remains)
     return error.exit_code
 
 
@@ -115,7 +115,7 @@ def _catch_signals(caught: list[int]) -> None:
 
 
 def ignore_signals() -> None:
-    """For a process that only has to end: an interruption would be a traceback out of the interpreter's own end."""
+    """For a process that only has to end: an interruption would print a traceback while the interpreter exits."""
     import signal
 
     for name in _SIGNALS:

@@ -44,7 +44,7 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
             f"would read {human_bytes(report.bytes_read)} of tensor data and write {human_bytes(report.bytes_written)}"
         )
         free = report.how.get("free_bytes", 0)
-        lacks = "" if free >= report.bytes_written else ", too little for the output: the run would be refused"
+        lacks = "" if free >= report.bytes_written else ", not enough for the output: the run would be refused"
         lines.append(f"free space in the target's folder: {human_bytes(free)}{lacks}")
         if "buffer_bytes" in report.how:
             lines.append(f"expected peak memory: about {human_bytes(25e6 + report.how['buffer_bytes'])}")
@@ -135,7 +135,7 @@ def inspection_lines(found: Inspection, verbose: bool = False) -> list[str]:
 def verification_lines(found: Verification) -> list[str]:
     """``verify`` as text."""
     lines = [
-        f"{printable(found.path)}: {found.format}, family {found.family}, {found.tensors} tensors, structure whole"
+        f"{printable(found.path)}: {found.format}, family {found.family}, {found.tensors} tensors, structure intact"
     ]
     if found.nonfinite:
         lines.append(f"NaN or Inf: {sum(found.nonfinite.values())} in {some(list(found.nonfinite), False)}")

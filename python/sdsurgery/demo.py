@@ -21,7 +21,7 @@ def run(*, quiet: bool = False) -> Report:
     from .api import merge
     from .testing import write_checkpoint
 
-    def tell(text: str) -> None:
+    def note(text: str) -> None:
         if not quiet:
             say([text])
 
@@ -29,8 +29,8 @@ def run(*, quiet: bool = False) -> Report:
         paths = [os.path.join(folder, f"{name}.safetensors") for name in ("a", "b", "c")]
         for seed, path in enumerate(paths):
             write_checkpoint(path, "sd1", size="tiny", seed=seed)
-        tell("made three checkpoints with the SD 1.5 layout (all names, small tensors)")
-        tell("merge --method add-diff a.safetensors b.safetensors c.safetensors --alpha 0.7 -o merged.safetensors")
+        note("made three checkpoints with the SD 1.5 layout (all names, small tensors)")
+        note("merge --method add-diff a.safetensors b.safetensors c.safetensors --alpha 0.7 -o merged.safetensors")
         outputs = {}
         for backend in ("cpu", "reference"):
             out = os.path.join(folder, backend, "merged.safetensors")

@@ -42,7 +42,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     """Open an input file (regular files only, never blocking). InputRefused with one line when that can't be."""
     path = expanded(path)
     if not _is_name(os.fsdecode(path)):
-        raise InputRefused(f"'{printable(os.fsdecode(path))}' is no name of a file", code="not_found")
+        raise InputRefused(f"'{printable(os.fsdecode(path))}' is not a valid file name", code="not_found")
     with native_errors(InputRefused):
         return _native.Source(os.fsencode(path))
 
@@ -61,7 +61,7 @@ def _is_name(text: str) -> bool:
 
 
 def open_temporary(path: str) -> Source:
-    """Open a temporary file that nobody else needs: its name is removed at once where that can be, else at exit."""
+    """Open a temporary file of this process: its name is removed at once where that can be, else at exit."""
     import atexit
 
     try:
@@ -129,21 +129,19 @@ def target_path(out: str | os.PathLike[str], overwrite: bool) -> str:
     """
     text = expanded(out)
     if not _is_name(text):
-        raise UsageError(f"'{printable(text)}' is no name of a file", code="bad_output")
+        raise UsageError(f"'{printable(text)}' is not a valid file name", code="bad_output")
     if text.endswith(("/", os.sep)):
         raise UsageError(f"the output must be a file, not a folder: '{printable(text)}'", code="bad_output", path=text)
     if os.path.exists(text) and not os.path.isfile(text):
         raise UsageError(
-            f"the output must be a file, and '{printable(text)}' is something else", code="bad_output", path=text
+            f"the output must be a regular file, and '{printable(text)}' is not one", code="bad_output", path=text
         )
     if os.path.lexists(text) and not overwrite:
         raise UsageError(f"{printable(text)} exists; overwrite=True replaces it", code="exists", path=text)
     try:
         return os.path.realpath(text)
     except FileNotFoundError:
-        raise RunFailed(
-            f"{printable(text)}: the current folder is gone, so there is nowhere to create it", code="io", path=text
-        ) from None
+        raise RunFailed(f"{printable(text)}: the current folder no longer exists", code="io", path=text) from None
 
 
 def preview(plan: Plan, sources: Sequence[Source], backend: str, options: Options) -> dict[str, Any]:

@@ -20,9 +20,9 @@ CODES = {
     "bad_value": "a setting or parameter has a value that it cannot have",
     "conflict": "two settings that exclude each other",
     "no_output": "no output file was given",
-    "wrong_inputs": "a method got a number or kind of inputs that it does not take",
+    "wrong_inputs": "the wrong number or kind of inputs for the method",
     "exists": "the output exists, and overwriting was not asked for",
-    "bad_output": "the output's path is not one of a file that can be created",
+    "bad_output": "no file can be created at the output's path",
     "backend": "the backend cannot be used here, or cannot do what was asked",
     "bad_array": "an array or tensor that `apply` or `save` cannot work with",
     # InputRefused
@@ -30,24 +30,24 @@ CODES = {
     "not_found": "no such file or folder",
     "permission": "the system refuses access",
     "not_regular": "a folder, FIFO or device where a file is expected",
-    "unknown_format": "the file is no checkpoint of a known format",
+    "unknown_format": "the file is not a checkpoint of a known format",
     "damaged": "the file breaks the rules of its format, or its bytes differ from their checksum",
-    "truncated": "the file ends before the bytes that it promises",
-    "suspicious": "a pickle names functions that could have done harm; nothing was run",
+    "truncated": "the file ends before the data that its header describes",
+    "suspicious": "a pickle names functions that could do harm; nothing was run",
     "compressed": "tensor data is compressed, and inflating it was not asked for",
-    "unusable_tensor": "a tensor that is needed is of a kind that cannot be read or computed with",
+    "unusable_tensor": "a needed tensor is of a kind that cannot be read or computed with",
     "family": "inputs of different families, or a family that the command cannot work with",
     "unlike": "the inputs have too few tensors in common",
     "shape": "a tensor's shape is not the expected one",
     "missing_tensors": "tensors that the command needs are not in the input",
-    "extra_tensors": "the input has tensors that stand in the way",
-    "nonfinite": "NaN or Inf in an input, and it was to be refused",
+    "extra_tensors": "the input has tensors that are not expected there",
+    "nonfinite": 'NaN or Inf in an input, with on_nonfinite="error"',
     # RunFailed
     "failed": "the run failed for a reason that has no code of its own",
     "io": "a read or write failed",
     "no_space": "the disk or quota is full",
     "changed": "an input changed while it was being read",
-    "overflow": "a value does not fit the output dtype, and it was to be refused",
+    "overflow": 'a value does not fit the output dtype, with overflow="error"',
     "memory": "out of memory",
     "stdout": "standard output is closed or broken",
     "device": "a GPU ran out of memory, reported an error or was lost",
@@ -69,7 +69,7 @@ class Failure(BaseException):
     exit_code = 1
     code = "failed"
     in_json = False  # whether the command line has printed it within a result
-    job: int | None = None  # number of the plan's job that met it, for whoever knows the tensors' names
+    job: int | None = None  # number of the plan's job that met it, for the caller, who knows the tensors' names
 
     def __init__(
         self, message: str = "", *, code: str | None = None, tensor: str | None = None, path: str | None = None,

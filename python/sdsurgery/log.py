@@ -1,7 +1,7 @@
 """The logger ``sdsurgery``: what was written and every note (INFO), every warning (WARNING), files opened (DEBUG).
 
-It has a NullHandler, so it is silent until the caller configures logging. Where ``logging`` was never imported nobody
-can listen, and it isn't imported for that: the command line prints its own report.
+It has a NullHandler, so it is silent until the caller configures logging. Where ``logging`` was never imported there
+is no handler, and it isn't imported for that: the command line prints its own report.
 """
 
 from __future__ import annotations

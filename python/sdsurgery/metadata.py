@@ -71,7 +71,7 @@ class Metadata:
     """An output's metadata as a value: all but the hashes, which are known only at the end of a run.
 
     ``source`` are the own metadata of the input that the output is made from, None for a merge of several; a file
-    without ``parents`` carries ``source`` as it is.
+    without ``parents`` carries ``source`` unchanged.
     """
 
     source: Mapping[str, str] | None = None
@@ -158,7 +158,7 @@ def stated_architecture(parents: Sequence[Parent]) -> str | None:
 
 
 def recipe_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """The stored recipe, whichever tool wrote it; None when there is none or it is not a valid JSON object."""
+    """The stored recipe, whichever tool wrote it; None when there isn't one or it is not a valid JSON object."""
     recipe = _parse(metadata.get(RECIPE))
     return recipe if isinstance(recipe, dict) else None
 

@@ -41,7 +41,7 @@ Work = Formula | Fill | Reduction | None
 
 class Region(NamedTuple):
     """Elements of an input where they are stored, in file number ``file`` of ``Outline.sources[source]``. The Plan,
-    which knows files alone, has Operands in their place."""
+    which knows only files, has Operands instead."""
 
     source: int
     dtype: DType
@@ -68,7 +68,7 @@ class Segment(NamedTuple):
 class Piece(NamedTuple):
     """One output tensor: its header entry, what is done (``action``), from what (``segments``), and why (``note``).
 
-    ``facts`` is what else a dry run tells of it, in JSON types: a merge's block and ratios.
+    ``facts`` is what else a dry run shows of it, in JSON types: a merge's block and ratios.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Dropped:
-    """An input tensor that has no place in the output. ``source`` indexes ``Outline.sources``."""
+    """An input tensor that is left out of the output. ``source`` indexes ``Outline.sources``."""
 
     source: int
     name: str
@@ -155,8 +155,10 @@ class Outline:
 
 @dataclass(frozen=True)
 class PlacedOutline:
-    """An outline, the plan that makes it, and who knows what: the names of the plan's tensors, and all of the file that
-    is not tensor data. ``pieces`` are in file order; a job's ``tensor`` indexes them."""
+    """An outline and the plan that makes it, with the tensors' names and all of the file that is not tensor data.
+
+    ``pieces`` are in file order; a job's ``tensor`` indexes them.
+    """
 
     outline: Outline
     pieces: tuple[Piece, ...]
@@ -210,7 +212,7 @@ def operand(source: int, info: TensorInfo) -> Region:
 
 
 def copied(source: int, info: TensorInfo, *, name: str | None = None, action: str = COPIED, note: str = "") -> Piece:
-    """The input tensor as it is, perhaps under another name."""
+    """The input tensor unchanged, perhaps under another name."""
     segments = whole(None, info.elements, (operand(source, info),))
     return Piece(name or info.name, info.dtype, info.shape, action, segments, note)
 

@@ -1,6 +1,6 @@
 """The Plan: numbers only. Byte ranges in, a program and its constants, a byte range out.
 
-Nothing here knows a tensor's name: a job carries the number of its tensor, and whoever knows names (``outline.py``)
+Nothing here knows a tensor's name: a job carries the number of its tensor, and ``outline.py``, which knows names,
 turns that into a line. A Plan is a value: frozen, printable, comparable, picklable.
 """
 
@@ -40,7 +40,7 @@ class Operand(NamedTuple):
 
 @dataclass(frozen=True)
 class Fill:
-    """Generated, normally distributed values: element i depends on seed + i alone."""
+    """Generated, normally distributed values: element i depends only on seed + i."""
 
     seed: int
     mean: float

@@ -1,7 +1,7 @@
 """Traces a method's body into a program: the form in which the engine takes a formula.
 
 Tracing calls the body with symbols in the place of tensors and of parameters. What meets a tensor becomes a step of the
-program; an expression of parameters alone becomes a constant, which is evaluated in float64 for each set of numbers. So
+program; an expression of only parameters becomes a constant, which is evaluated in float64 for each set of numbers. So
 a Program is only the shape of a formula, and is traced once; its numbers belong to the jobs. The order of the steps is
 the order of evaluation.
 

@@ -103,7 +103,7 @@ def call(
     **parameters: Any,
 ) -> Call:  # fmt: skip
     """A method of its inputs: files, or other recipes. UsageError for an unknown method or parameter, a value that is
-    no finite number, or a wrong number of inputs."""
+    not a finite number, or a wrong number of inputs."""
     chosen = get(method)
     bound = chosen.bind(len(inputs), parameters)
     given = tuple((name, bound[name]) for name in chosen.params if parameters.get(name) is not None)
@@ -112,7 +112,7 @@ def call(
 
 
 def from_json(value: Mapping[str, Any]) -> Recipe:
-    """The recipe of ``to_json``. UsageError when it is none."""
+    """The recipe of ``to_json``. UsageError when it isn't one."""
     try:
         if "method" not in value:
             return Model(str(value["path"]), bool(value.get("use_ema", False)))
@@ -178,7 +178,7 @@ class _Part:
 
     def without(self, absent: frozenset[int]) -> _Part | int | None:
         """What is left for a tensor that these leaves lack: a call whose first input lacks it has no result, one of
-        whose other inputs lacks it leaves the first as it is."""
+        whose other inputs lacks it leaves the first unchanged."""
         left = [
             item.without(absent) if isinstance(item, _Part) else None if item in absent else item
             for item in self.inputs
@@ -190,7 +190,7 @@ class _Part:
 @dataclass(frozen=True)
 class Composition:
     """A call as one method of its leaves. Parameters are named by path: ``alpha`` of the root's input B is ``B.alpha``.
-    A file that stands in the tree twice is one input."""
+    A file that is used twice in the tree is one input."""
 
     leaves: tuple[Model, ...]
     method: Method
@@ -210,7 +210,7 @@ class Composition:
 
     def without(self, absent: frozenset[int]) -> tuple[Method, tuple[int, ...]] | None:
         """The method for a tensor that the leaves ``absent`` lack, and the leaves that it takes; None where the first
-        is left as it is."""
+        is left unchanged."""
         left = self.root.without(absent)
         return _as_method(left, self.params) if isinstance(left, _Part) else None
 

@@ -94,7 +94,7 @@ def _rounded(value: Callable[[Any], Any]) -> float:
     """What `value(mpmath context)` gives, rounded once to the nearest float64, ties to even."""
     import mpmath
 
-    context = mpmath.MPContext()  # not the shared one: nobody else's precision changes
+    context = mpmath.MPContext()  # not the shared one, whose precision others may use
     bits = _FIRST_BITS
     while True:
         context.prec = bits + 16  # a function of mpmath is off by a few units at most

@@ -218,7 +218,7 @@ def require_word(name: str, value: object) -> None:
 
 
 def dtype_word(value: Any) -> Any:
-    """``torch.float16`` as ``"fp16"``; everything else as it is."""
+    """``torch.float16`` as ``"fp16"``; everything else unchanged."""
     if isinstance(value, str) or value is None:
         return value
     names = {f"torch.{torch_name}": BY_NAME[name].option for name, torch_name in TORCH.items()}

@@ -54,7 +54,7 @@ def test_the_framework_decides_what_a_tensor_is(pair: tuple[Path, Path]) -> None
         sdsurgery.open(pair[0], framework="jax")  # type: ignore[arg-type]
 
 
-def test_an_opened_checkpoint_stands_in_a_file_s_place_and_stays_open(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_opened_checkpoint_can_take_a_file_s_place_and_stays_open(pair: tuple[Path, Path], tmp_path: Path) -> None:
     by_path, by_object = tmp_path / "paths" / "o.safetensors", tmp_path / "objects" / "o.safetensors"
     by_path.parent.mkdir()
     by_object.parent.mkdir()
@@ -70,7 +70,7 @@ def test_an_opened_checkpoint_stands_in_a_file_s_place_and_stays_open(pair: tupl
         assert float(a["w"][0]) == 1
 
 
-def test_fix_names_leaves_the_caller_s_checkpoint_as_it_is(tmp_path: Path) -> None:
+def test_fix_names_leaves_the_caller_s_checkpoint_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_checkpoint(path, "sd1", size="tiny", metadata={"k": "v"})
     with sdsurgery.open(path) as opened:

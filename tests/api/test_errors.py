@@ -48,7 +48,7 @@ def test_a_wrong_shape_says_which_tensor_and_file_and_both_shapes(tmp_path: Path
     assert str(again) == str(error)
 
 
-def test_a_damaged_file_is_told_from_one_of_no_known_format(tmp_path: Path) -> None:
+def test_a_damaged_file_and_an_unknown_format_have_different_codes(tmp_path: Path) -> None:
     damaged = write_raw(tmp_path / "a.safetensors", {"w": ("F32", [2], b"\0" * 8)})
     damaged.write_bytes(damaged.read_bytes() + b"more")
     for path, code in ((damaged, "damaged"), (tmp_path / "b.safetensors", "unknown_format")):
@@ -59,7 +59,7 @@ def test_a_damaged_file_is_told_from_one_of_no_known_format(tmp_path: Path) -> N
         assert (caught.value.code, caught.value.path) == (code, str(path))
 
 
-def test_python_is_told_in_python_and_the_shell_in_its_own_words(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_messages_spell_options_for_python_and_for_the_shell(pair: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(sdsurgery.UsageError, match=r"exists; overwrite=True replaces it$") as caught:
         sdsurgery.cast(pair[0], out=pair[1])
     assert (caught.value.code, caught.value.path) == ("exists", str(pair[1]))

@@ -46,7 +46,7 @@ def test_only_our_falling_ratios_are_regressions(bench: ModuleType) -> None:
     assert regressions(small, results(), 0.05) == []
 
 
-def test_the_worst_ratio_stands_beside_its_limit(bench: ModuleType) -> None:
+def test_the_worst_ratio_is_printed_beside_its_limit(bench: ModuleType) -> None:
     found = results(cuda=0.95, triton=0.8)
     found["ratios"]["kernels"]["cast"] = {"float32": {SIZE: {"cuda": 0.93}}}
     found["ratios"]["files"] = {"over the CPU": {"cuda": 0.1}, "of reading or writing": {"cpu": 0.2, "cuda": 0.7}}

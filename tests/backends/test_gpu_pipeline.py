@@ -165,7 +165,9 @@ def test_a_gpu_without_code_says_what_there_is(cuda: None, monkeypatch: pytest.M
 
     module = backend.module()
     monkeypatch.setattr(module, "architectures", "90-real")
-    with pytest.raises(UsageError, match=r"cannot be used here: .*built for .*90-real, and here is Fake \(8\.8\)"):
+    with pytest.raises(
+        UsageError, match=r"cannot be used here: .*built for .*90-real, and this machine has Fake \(8\.8\)"
+    ):
         choose("cuda")
     assert backend.devices() == []
 
@@ -333,7 +335,7 @@ def test_apply_many_on_device_tensors(on_gpu: str) -> None:
     assert all(torch.equal(a[name], found[name]) for name in found)
 
 
-def test_tensors_that_need_no_care_are_told_from_others(cuda: None) -> None:
+def test_plain_tensors_are_separated_from_others(cuda: None) -> None:
     from sdsurgery.backends.cuda import plain_rows
 
     a, b, c = some(3, torch.float16)

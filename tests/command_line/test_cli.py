@@ -144,7 +144,7 @@ def test_layouts_lists_every_family() -> None:
     assert all(row["title"] in text for row in rows)
 
 
-def test_info_tells_version_targets_and_packages() -> None:
+def test_info_lists_version_targets_and_packages() -> None:
     found = done(sds("info", "--json")).json()
     assert found["version"] == sdsurgery.__version__
     assert found["cpu_target"] in found["cpu_targets"]
@@ -159,7 +159,7 @@ def test_info_reports_the_target_that_sds_cpu_asks_for() -> None:
     assert done(sds("info", "--json", env={"SDS_CPU": "scalar"})).json()["cpu_target"] == "scalar"
 
 
-def test_verify_accepts_our_output_and_tells_a_changed_byte(models: Path, tmp_path: Path) -> None:
+def test_verify_accepts_our_output_and_finds_a_changed_byte(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     sdsurgery.merge("weighted-sum", [models / "b.safetensors", models / "c.safetensors"], out=out)
     assert done(sds("verify", out, "--json")).json()["ok"] is True
@@ -347,7 +347,10 @@ def test_the_current_folder_may_be_gone(models: Path, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     program = "import os, sys; os.rmdir(os.getcwd()); from sdsurgery.cli import run; sys.exit(run(sys.argv[1:]))"
-    for out, code, words in (("o.safetensors", 1, "the current folder is gone"), (tmp_path / "o.safetensors", 0, "")):
+    for out, code, words in (
+        ("o.safetensors", 1, "the current folder no longer exists"),
+        (tmp_path / "o.safetensors", 0, ""),
+    ):
         gone.mkdir(exist_ok=True)
         ended = sds("cast", models / "a.safetensors", "-o", out, cwd=gone, python=("-c", program))
         assert ended.rc == code and words in ended.err, ended.err
@@ -374,7 +377,7 @@ def test_a_dangling_symlink_is_an_existing_target(models: Path, tmp_path: Path) 
 # ---- dry run
 
 
-def test_dry_run_tells_the_plan_and_writes_nothing(models: Path, tmp_path: Path) -> None:
+def test_dry_run_prints_the_plan_and_writes_nothing(models: Path, tmp_path: Path) -> None:
     a, b, out = models / "a.safetensors", models / "b.safetensors", tmp_path / "out.safetensors"
     merge = ("merge", "--method", "weighted-sum", a, b, "-o", out, "--dry-run")
     result = done(sds(*merge))
@@ -400,7 +403,7 @@ def test_dry_run_tells_the_plan_and_writes_nothing(models: Path, tmp_path: Path)
     assert (report["counts"]["cast"], report["counts"]["copied"]) == (1130 + 686, 15)
 
 
-def test_dry_run_foretells_the_size_that_is_written(models: Path, tmp_path: Path) -> None:
+def test_dry_run_predicts_the_size_that_is_written(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     args = ("weighted-sum", [models / "a.safetensors", models / "b.safetensors"])
     foretold = sdsurgery.merge(*args, out=out, dry_run=True)

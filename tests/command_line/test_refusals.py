@@ -148,7 +148,7 @@ def test_an_unreadable_input_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pair", list(pairwise((*BASES, BASES[0]))), ids=" ".join)
-def test_different_families_are_named_with_the_tensor_that_tells_them_apart(
+def test_different_families_are_named_with_the_tensor_that_differs(
     models: Path, tmp_path: Path, pair: tuple[str, str]
 ) -> None:
     for a, b in (pair, pair[::-1]):
@@ -280,7 +280,7 @@ def test_overflow_error_refuses_and_names_the_tensor(tmp_path: Path, dtype: str)
 
 
 @posix
-def test_a_target_that_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_target_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
     path = plain(tmp_path / "a.safetensors", 1.0)
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
@@ -307,7 +307,7 @@ def test_a_symlink_loop_as_target_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     path = plain(tmp_path / "a.safetensors", 1.0)
     merge = ("merge", "--method", "weighted-sum", path, path, "--no-hash")
-    for folder in (tmp_path / "missing", path):  # no such folder; a file is no folder
+    for folder in (tmp_path / "missing", path):  # no such folder; a file isn't a folder
         for dry in ((), ("--dry-run",)):
             command = (*merge, *dry, "-o", folder / "out.safetensors")
             _nothing_happens(tmp_path, lambda command=command: sds(*command), 1, folder.name)
@@ -385,7 +385,7 @@ def test_hostile_arguments_are_escaped(tmp_path: Path) -> None:
 
 
 @posix
-def test_file_names_that_are_no_text_work_and_are_escaped(tmp_path: Path) -> None:
+def test_file_names_that_are_not_text_work_and_are_escaped(tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path)
     source = plain(tmp_path / "a.safetensors", 1.0)
     try:

@@ -15,7 +15,7 @@ from cli_support import environment, write_raw
 from page_cache import forget
 from sdsurgery.testing import write_checkpoint
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells what is cached")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing shows what is cached")
 
 # In a process of its own: the bytes that it had the disk read.
 COUNTED = """

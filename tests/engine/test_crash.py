@@ -67,7 +67,7 @@ def _folder(models: Path, folder: Path) -> Path:
 
 # ---- signals
 
-# Runs the command line as __main__ does, and tells its parent when the handlers of signals are in place.
+# Runs the command line as __main__ does, and informs its parent when the handlers of signals are in place.
 READY = """
 import os, signal, sys
 from sdsurgery import __main__, cli
@@ -272,7 +272,7 @@ def test_fewer_threads_than_asked_for_are_enough_and_none_is_one_line(models: Pa
     assert (folder / "out.safetensors").read_bytes() == whole
 
 
-# ---- nobody listens
+# ---- closed standard streams
 
 
 def _with_closed_stdout(*args: object, cwd: Path) -> Result:
@@ -289,7 +289,7 @@ def _with_broken_stdout(*args: object, cwd: Path) -> Result:
 
 
 @pytest.mark.parametrize("run", [_with_closed_stdout, _with_broken_stdout], ids=["closed", "broken pipe"])
-def test_a_stdout_that_nobody_reads_is_one_line_and_code_1(models: Path, tmp_path: Path, run: object) -> None:
+def test_a_stdout_without_a_reader_is_one_line_and_code_1(models: Path, tmp_path: Path, run: object) -> None:
     folder = _folder(models, tmp_path)
     for command in (
         ("inspect", "a.safetensors", "--json"),
@@ -306,7 +306,7 @@ def test_a_stdout_that_nobody_reads_is_one_line_and_code_1(models: Path, tmp_pat
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_output_that_cannot_be_printed_is_told_with_the_file_written(
+def test_a_report_that_cannot_be_printed_is_one_line_after_the_file_is_written(
     models: Path, merged: bytes, tmp_path: Path
 ) -> None:
     folder = _folder(models, tmp_path)
@@ -318,7 +318,7 @@ def test_output_that_cannot_be_printed_is_told_with_the_file_written(
     assert sorted(os.listdir(folder)) == ["a.safetensors", "b.safetensors", "out.safetensors"]
 
 
-def test_a_merge_without_stdout_or_stderr_is_done_all_the_same(models: Path, merged: bytes, tmp_path: Path) -> None:
+def test_a_merge_without_stdout_or_stderr_still_writes_its_file(models: Path, merged: bytes, tmp_path: Path) -> None:
     folder = _folder(models, tmp_path)
 
     def close() -> None:
@@ -330,7 +330,7 @@ def test_a_merge_without_stdout_or_stderr_is_done_all_the_same(models: Path, mer
     assert (folder / "out.safetensors").read_bytes() == merged
 
 
-def test_a_pager_that_quits_early_is_no_traceback(models: Path) -> None:
+def test_a_pager_that_quits_early_causes_no_traceback(models: Path) -> None:
     result = _with_broken_stdout("merge", "--help", cwd=models)
     assert "Traceback" not in result.err
     assert "Exception" not in result.err

@@ -230,7 +230,7 @@ def test_one_file_may_be_every_input(odd: list[Path], tmp_path: Path) -> None:
             assert result[name][2] == expected(formula, given, BY_NAME[kind]).codes.tobytes()
 
 
-def test_generated_checkpoints_depend_on_their_arguments_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generated_checkpoints_depend_only_on_their_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = set()
     for target in TARGETS:
         monkeypatch.setenv("SDS_CPU", target)

@@ -74,7 +74,7 @@ def test_dropped_tensors_are_not_read(verb: str, hashing: list[str], trained: Pa
 
 
 def test_an_input_that_is_read_whole_is_hashed(trained: Path, tmp_path: Path) -> None:
-    """What costs nothing is told: prune of a file with nothing to drop, and of one with plenty."""
+    """Input hashes that cost nothing are given: prune of a file with nothing to drop, and of one with plenty."""
     report = sdsurgery.prune(trained, out=tmp_path / "all.safetensors")
     assert report.sha256[0] is not None
     some = sdsurgery.prune(trained, preset="no-ema", out=tmp_path / "some.safetensors")

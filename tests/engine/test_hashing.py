@@ -149,7 +149,7 @@ def test_a_file_that_changes_while_it_is_hashed_is_an_error_and_not_remembered(
     if how == "grow":
         with path.open("ab") as file:
             file.write(b"!")
-    if how == "other time only":  # only the change time, which nobody can set, differs
+    if how == "other time only":  # only the change time, which cannot be set, differs
         os.utime(path, ns=times)
     else:
         os.utime(path)
@@ -238,7 +238,7 @@ def test_a_huge_cache_file_is_not_read(tmp_path: Path, cache: Path, monkeypatch:
     assert hashed == ["a"]
 
 
-def test_an_unusable_cache_folder_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_cache_folder_is_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make(tmp_path / "a")
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "taken" / "hashes.json").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""How inputs are read when nobody says: by their mapping when they are in the page cache, past it when they aren't."""
+"""How inputs are read by default: by their mapping when they are in the page cache, past it when they aren't."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sdsurgery
 from page_cache import forget
 from sdsurgery.testing import write_checkpoint
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells what is cached")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing shows what is cached")
 
 
 def _read_by(path: Path, out: Path) -> list[str]:

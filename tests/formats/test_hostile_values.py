@@ -1,4 +1,4 @@
-"""Pickles and archives whose values are not what a reader expects: each is read as it is, or refused in one line."""
+"""Pickles and archives whose values are not what a reader expects: each is read unchanged, or refused in one line."""
 
 from __future__ import annotations
 

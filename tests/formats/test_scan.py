@@ -156,7 +156,7 @@ def test_what_a_safetensors_file_hides_behind_its_beginning_is_found(start, size
     assert file[:1] == start
     found = scan_source("x", Memory(file))
     assert found.suspicious
-    assert found.dangerous == ["os.system"] or found.problems == ["too long to be followed to its end"]
+    assert found.dangerous == ["os.system"] or found.problems == ["too long to follow to the end"]
     harmless = scan_source("x", Memory(file.replace(b"\ncos", b"\n\0os")))
     assert harmless.suspicious == (size > 64 << 20)
 
@@ -196,7 +196,7 @@ def test_pickles_of_protocol_0_cannot_hide_what_they_call(body, tmp_path):
 
 def test_a_pickle_of_protocol_0_of_more_opcodes_than_are_followed_is_suspicious():
     late = pickle.dumps(["x" * 100] * 3, protocol=0)[:-1] + b"0" + b"(lp1\n0" * 600_000 + b"cos\nsystem\n(Vtrue\ntR."
-    assert scan_source("x", Memory(late)).problems == ["too long to be followed to its end"]
+    assert scan_source("x", Memory(late)).problems == ["too long to follow to the end"]
 
 
 def test_a_pickle_too_long_to_follow_is_suspicious(monkeypatch):
@@ -204,9 +204,9 @@ def test_a_pickle_too_long_to_follow_is_suspicious(monkeypatch):
     assert scan_source("x", Memory(data)).problems == []
     with monkeypatch.context() as patch:
         patch.setattr("sdsurgery.formats.pickle_walk.MAX_OPCODES", 100)  # of all pickles of a file together
-        assert scan_source("x", Memory(data)).problems == ["too long to be followed to its end"]
+        assert scan_source("x", Memory(data)).problems == ["too long to follow to the end"]
     monkeypatch.setattr("sdsurgery.formats.scan.WINDOWS", (100, 200))
-    assert scan_source("x", Memory(data)).problems == ["too long to be followed to its end"]
+    assert scan_source("x", Memory(data)).problems == ["too long to follow to the end"]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

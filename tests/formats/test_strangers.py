@@ -1,4 +1,4 @@
-"""Files that are no checkpoint: the refusal says what they are and what to do."""
+"""Files that are not checkpoints: the refusal says what they are and what to do."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STRANGERS = {
 
 
 @pytest.mark.parametrize("case", STRANGERS)
-def test_files_of_no_format_are_refused_as_what_they_are(case, tmp_path):
+def test_files_of_other_formats_are_identified_in_the_refusal(case, tmp_path):
     data, words = STRANGERS[case]
     (tmp_path / "x.ckpt").write_bytes(data)
     with pytest.raises(InputRefused) as caught:

@@ -98,7 +98,7 @@ def test_what_is_not_needed_is_ignored(case: str, folder: Path, tmp_path: Path) 
 def test_what_is_needed_is_refused_by_name(case: str, folder: Path, tmp_path: Path) -> None:
     key, line = NEEDED[case]
     target = () if line.startswith("compare") else ("-o", tmp_path / "o.safetensors")
-    refused(sds(*command(folder, line, f"bad-{key}"), *target), 3, f"'{key}' is needed and cannot be read", "prune")
+    refused(sds(*command(folder, line, f"bad-{key}"), *target), 3, f"'{key}' is needed but cannot be read", "prune")
     assert not (tmp_path / "o.safetensors").exists()
 
 

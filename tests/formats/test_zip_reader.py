@@ -84,7 +84,7 @@ LIES = {
     "directory too short": (patched(GOOD, END + 12, "<L", END - CDIR - 1), "not where"),
     "fewer entries than counted": (patched(patched(GOOD, END + 8, "<H", 9), END + 10, "<H", 9), "damaged"),
     "more entries than counted": (patched(patched(GOOD, END + 8, "<H", 2), END + 10, "<H", 2), "longer"),
-    "several disks": (patched(GOOD, END + 4, "<H", 1), "several files"),
+    "several disks": (patched(GOOD, END + 4, "<H", 1), "split archive"),
     "an unknown method": (
         patched(patched(GOOD, central(GOOD, "archive/data.pkl") + 10, "<H", 12), 8, "<H", 12),
         "method 12",

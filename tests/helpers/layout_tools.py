@@ -19,7 +19,7 @@ NAMES = tuple(layout.name for layout in layouts.all_layouts() if layout.parts)
 FULL = tuple(name for name in NAMES if isinstance(layouts.get(name).network, UNet) and not layouts.get(name).original)
 """Those that are whole checkpoints with a U-Net, in the original names."""
 BASES = tuple(name for name in FULL if layouts.get(name).variant_of is None)
-"""Those of them that are no variant of another one."""
+"""Those of them that are not variants of another one."""
 VARIANTS = tuple((name, base) for name in FULL if (base := layouts.get(name).variant_of))
 VAES = tuple(name for name in NAMES if layouts.get(name).components == {"vae"} and not layouts.get(name).original)
 IN_DIFFUSERS = tuple(layout.original.name for layout in layouts.all_layouts() if layout.original)

@@ -2,7 +2,7 @@
 
 The serialised header is compact JSON: metadata first, then one entry per tensor in the order of the data. The writer of
 today sorts by falling alignment of the dtype, then by name, and pads the header to 8 bytes; releases of early 2023 did
-not pad, and some sorted by name alone.
+not pad, and some sorted only by name.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ class TestAdapters:
         adapter = layouts.detect(infos(ADAPTERS["lora-sd1"].items()))
         assert layouts.conflict(layouts.detect(whole("sd1")), adapter) is not None
 
-    def test_components_of_adapters_are_told_by_name(self) -> None:
+    def test_components_of_adapters_follow_from_their_names(self) -> None:
         component = layouts.get("lora-sdxl").component
         assert component("lora_unet_input_blocks_4_1_proj_in.alpha") == "unet"
         assert component("lora_te_text_model_encoder_layers_0_mlp_fc1.alpha") == "text_encoder"
@@ -223,7 +223,7 @@ class TestConflicts:
         assert reason is not None
         assert " in C" in reason
 
-    def test_the_two_vaes_are_told_apart_in_the_refusal(self) -> None:
+    def test_the_refusal_of_the_two_vaes_names_the_tensor_that_differs(self) -> None:
         reason = layouts.conflict(layouts.detect(whole("vae-kl-f8")), layouts.detect(whole("vae-kl-f4")))
         assert reason is not None
         assert "encoder.down.3" in reason

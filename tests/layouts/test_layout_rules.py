@@ -1,4 +1,4 @@
-"""What a tensor's name tells: component, block, exact copies, EMA twins, optional tensors, old and foreign names."""
+"""What a tensor's name says: component, block, exact copies, EMA twins, optional tensors, old and foreign names."""
 
 from __future__ import annotations
 

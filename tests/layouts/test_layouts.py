@@ -126,7 +126,7 @@ class TestGeneratedLists:
             elements = sum(Stored("", "F16", t.shape).nbytes // 2 for t in tensors if t.dtype_class == "float")
             assert (len(tensors), elements) == (int(row["tensors"]), int(row["float_elements"])), row
 
-    def test_ema_stands_after_the_unet_in_sd1_and_last_in_sdxl(self) -> None:
+    def test_ema_comes_after_the_unet_in_sd1_and_last_in_sdxl(self) -> None:
         order = list(dict.fromkeys(tensor.component for tensor in layouts.get("sd1").tensors(ema=True)))
         assert order == ["buffers", "unet", "ema", "vae", "text_encoder"]
         assert layouts.get("sdxl-base").tensors(ema=True)[-1].component == "ema"

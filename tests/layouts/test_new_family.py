@@ -1,4 +1,4 @@
-"""A family that is no U-Net is added from outside: one network, one layout, no edit of the package."""
+"""A family that isn't a U-Net is added from outside: one network, one layout, no edit of the package."""
 
 from __future__ import annotations
 

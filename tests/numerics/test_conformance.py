@@ -206,7 +206,7 @@ def test_operations_are_rounded_one_by_one_and_never_fused(target: str) -> None:
     c = [np.float32(value) for value in case.params["weights"]]
     separately = c[0] * x + c[1] * y
     fused = (np.float64(c[0]) * x + (c[1] * y)).astype(np.float32)
-    assert not np.array_equal(separately, fused), "the values cannot tell"
+    assert not np.array_equal(separately, fused), "the values cannot distinguish them"
     inputs = [(x.view(np.uint32), F32), (y.view(np.uint32), F32)]
     got = native(case.formula(), inputs, F32, target=target).codes.view(np.float32)
     assert np.array_equal(got, separately)

@@ -36,7 +36,7 @@ def every_code(dtype: DType) -> np.ndarray:
 
 @functools.cache
 def arrangements(dtype: DType) -> dict[str, np.ndarray]:
-    """All codes in order; shuffled, so that odd values are everywhere (the careful path); the finite ones alone."""
+    """All codes in order; shuffled, so that odd values are everywhere (the careful path); only the finite ones."""
     codes = every_code(dtype)
     shuffled = np.random.default_rng(1).permutation(codes)
     return {"all": codes, "shuffled": shuffled, "finite": codes[np.isfinite(values_of(codes, dtype))]}
@@ -163,7 +163,7 @@ def test_float64_is_rounded_once_where_rounding_through_float32_would_differ(out
     numbers, codes = tie_table(out, True)
     with np.errstate(over="ignore"):
         twice = native(identity(), [(numbers.astype(np.float32).view(np.uint32), F32)], out, target=target).codes
-    assert not np.array_equal(twice, codes), "the values cannot tell"
+    assert not np.array_equal(twice, codes), "the values cannot distinguish them"
     assert np.array_equal(native(identity(), [(numbers.view(np.uint64), F64)], out, target=target).codes, codes)
 
 

@@ -94,7 +94,7 @@ def test_a_program_and_its_numbers_survive_pickling() -> None:
     assert pickle.loads(pickle.dumps(formula)) == formula
 
 
-def test_fused_kernels_are_recognised_by_the_shape_alone() -> None:
+def test_fused_kernels_are_recognised_by_the_shape_only() -> None:
     one, other = (traced(lambda a, b, c=c: c * a + (2 - c) * b) for c in (0.5, 7.0))
     swapped = traced(lambda a, b: 0.5 * b + 0.5 * a)
     programs = [cpu.native_program(formula.program, False) for formula in (one, other, swapped)]
@@ -115,7 +115,7 @@ def test_steps_are_in_the_order_of_evaluation_and_constants_are_float64() -> Non
 def test_arithmetic_on_parameters_alone_happens_in_float64() -> None:
     formula = trace(get("weighted-sum"), 2, {"alpha": 0.9999, "weights": None})
     assert formula.numbers == (1 - 0.9999, 0.9999)
-    assert np.float32(1 - 0.9999) != np.float32(1) - np.float32(0.9999), "the value cannot tell"
+    assert np.float32(1 - 0.9999) != np.float32(1) - np.float32(0.9999), "the value cannot distinguish them"
 
 
 def test_a_program_without_steps_is_its_input() -> None:

@@ -179,7 +179,7 @@ def test_overflow_in_float64_gives_inf_and_a_canonical_nan(target: str) -> None:
     assert bits(found) == bits(expected(a, b))
 
 
-def test_large_integers_are_told_apart_by_their_bits() -> None:
+def test_large_integers_are_compared_by_their_bits() -> None:
     a = np.array([2**62 + 1, 5], np.uint64)
     found = native((a, I64), (a - np.array([1, 0], np.uint64), I64))
     assert found.equal == 1 and found.dd == 0  # the values round to the same float64

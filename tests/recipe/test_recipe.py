@@ -107,7 +107,7 @@ def test_a_recipe_is_a_value_and_json_both_ways(five: list[Path]) -> None:
     assert from_json(blocks.to_json()) == blocks and blocks.inputs[1] == Model("b", True)
 
 
-def test_a_file_that_stands_twice_is_read_once(five: list[Path], tmp_path: Path) -> None:
+def test_a_file_that_is_used_twice_is_read_once(five: list[Path], tmp_path: Path) -> None:
     a, b = five[:2]
     report = sds.add_diff(a, sds.weighted_sum(a, b, alpha=0.3), a).save(tmp_path / "out.safetensors")
     assert report.inputs == [str(a), str(b)] and len(report.sha256) == 2
@@ -140,7 +140,7 @@ def test_block_weights_and_rules_of_an_inner_call(models: Path, tmp_path: Path) 
         ([], "not a recipe"),
     ],
 )
-def test_what_is_no_recipe_is_one_line(value: Any, words: str) -> None:
+def test_invalid_recipes_are_refused_in_one_line(value: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         from_json(value)
     assert "\n" not in str(caught.value)

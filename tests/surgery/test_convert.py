@@ -199,7 +199,7 @@ def test_mistakes_are_usage_errors(tmp_path, arguments, words):
     no_new_entries(before, tmp_path)
 
 
-def test_what_torch_has_no_dtype_for_is_refused_for_ckpt(tmp_path):
+def test_a_dtype_that_torch_lacks_is_refused_for_ckpt(tmp_path):
     content = b'{"w":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}  '
     (tmp_path / "a.safetensors").write_bytes(len(content).to_bytes(8, "little") + content + b"\0")
     refused(sds("convert", "a.safetensors", "-o", "b.ckpt", cwd=tmp_path), 2, "'w'", "F4", ".safetensors")

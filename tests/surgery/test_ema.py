@@ -60,7 +60,7 @@ def test_ema_equals_a_straightforward_implementation(family: str, tmp_path: Path
     assert report.counts["dropped"] == report.dropped_components["ema"]["tensors"] == unet + 2  # and two counters
 
 
-def test_ema_casts_weights_and_leaves_buffers_alone(tmp_path: Path) -> None:
+def test_ema_casts_weights_and_leaves_buffers_unchanged(tmp_path: Path) -> None:
     import torch
 
     path = tiny(tmp_path / "in.safetensors", dtype="fp32")
@@ -113,7 +113,7 @@ def test_twins_and_weights_of_different_dtypes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "partial", "counters", "full"])
-def test_inspect_tells_the_state_of_the_ema(kind: str, tmp_path: Path) -> None:
+def test_inspect_gives_the_state_of_the_ema(kind: str, tmp_path: Path) -> None:
     path = tiny(tmp_path / "in.safetensors")
     tensors = read_raw(path)[0]
     keep = {

@@ -1,4 +1,4 @@
-"""position_ids: what is wrong with them is told, and fix-clip repairs it."""
+"""position_ids: what is wrong with them is noted, and fix-clip repairs it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def damaged(tensors: dict[str, Raw], kind: str) -> dict[str, Raw]:
         ("integers", ["3 at 76"]),
     ],
 )
-def test_faulty_ids_are_told_and_repaired(kind: str, words: list[str], tensors: dict[str, Raw], tmp_path: Path) -> None:
+def test_faulty_ids_are_reported_and_repaired(
+    kind: str, words: list[str], tensors: dict[str, Raw], tmp_path: Path
+) -> None:
     path = write_raw(tmp_path / "in.safetensors", damaged(tensors, kind), {"note": "kept"})
     for notes in (sdsurgery.inspect(path).notes, sdsurgery.verify(path, hash=False).notes):
         (note,) = [note for note in notes if KEY in note]
@@ -60,13 +62,13 @@ def test_right_ids_are_not_mentioned(tensors: dict[str, Raw], tmp_path: Path) ->
     path = write_raw(tmp_path / "in.safetensors", tensors)
     assert not [note for note in sdsurgery.inspect(path).notes if "position_ids" in note]
     report = sdsurgery.fix_clip(path, out=tmp_path / "out.safetensors")
-    assert any("nothing had to be repaired" in note for note in report.notes)
+    assert any("nothing was repaired" in note for note in report.notes)
 
 
 def test_misplaced_ids_are_dropped(tensors: dict[str, Raw], tmp_path: Path) -> None:
     stray = "cond_stage_model.model.transformer.text_model.embeddings.position_ids"
     path = write_raw(tmp_path / "in.safetensors", {**tensors, stray: RIGHT})
-    assert any(stray in note and "no place" in note for note in sdsurgery.inspect(path).notes)
+    assert any(stray in note and "does not belong" in note for note in sdsurgery.inspect(path).notes)
     done(sds("fix-clip", path, "-o", tmp_path / "out.safetensors"))
     assert read_raw(tmp_path / "out.safetensors")[0] == tensors
 

@@ -184,12 +184,12 @@ def test_rules_work_where_there_are_no_blocks_and_zero_keeps_its_sign(tmp_path: 
     assert [str(floats(tensors[name])[0]) for name in "xyz"] == ["0.0", "-0.0", "10.0"]
 
 
-def test_a_rule_that_applies_to_nothing_is_told(models: Mapping[str, list[Path]]) -> None:
+def test_a_rule_that_matches_nothing_is_noted(models: Mapping[str, list[Path]]) -> None:
     rules = {r"attn3": 0.1, r"position_ids": 0.2, r"attn1": 0.3}
     notes = sdsurgery.merge("weighted-sum", models["sd1"][:2], dry_run=True, hash=False, rules=rules).notes
     assert [note for note in notes if "rule" in note] == [
-        "the rule 'attn3' (alpha) applies to no merged tensor",
-        "the rule 'position_ids' (alpha) applies to no merged tensor",
+        "the rule 'attn3' (alpha) matches no merged tensor",
+        "the rule 'position_ids' (alpha) matches no merged tensor",
     ]
 
 
@@ -242,9 +242,7 @@ def test_with_several_ratios_it_must_be_said_which(two_ratios: str, models: Mapp
 # ---- the recipe and the report
 
 
-def test_the_recipe_tells_the_weights_and_gives_the_merge_again(
-    models: Mapping[str, list[Path]], tmp_path: Path
-) -> None:
+def test_the_recipe_holds_the_weights_and_repeats_the_merge(models: Mapping[str, list[Path]], tmp_path: Path) -> None:
     first, again = tmp_path / "a" / "out.safetensors", tmp_path / "b" / "out.safetensors"
     for path in (first, again):
         path.parent.mkdir()
@@ -343,7 +341,7 @@ def test_families_without_merge_blocks_refuse_them(tmp_path: Path) -> None:
     assert dry("weighted-sum", [path, path], rules={"up": 0.25})[names[0]]["ratios"] == {"alpha": 0.25}
 
 
-def test_a_vae_takes_its_own_block_and_no_others(tmp_path: Path) -> None:
+def test_a_vae_takes_only_its_own_block(tmp_path: Path) -> None:
     path = tmp_path / "vae.safetensors"
     write_checkpoint(path, "vae-kl-f8", size="tiny")
     rows = dry("weighted-sum", [path, path], blocks="VAE=0.25")

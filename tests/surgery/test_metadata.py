@@ -133,7 +133,7 @@ def test_a_merge_of_our_merges_names_every_generation() -> None:
     assert models[digest(103)]["sd_merge_recipe"]["models"][1]["sha256"] == digest(2)
 
 
-def test_a_nested_json_text_is_kept_as_it_is() -> None:
+def test_a_nested_json_text_is_kept_unchanged() -> None:
     entry = {
         "name": "n",
         "legacy_hash": None,
@@ -212,7 +212,7 @@ def test_inpainting_and_pix2pix_are_said_as_a1111_says_them() -> None:
     assert recipe_in(merged(parent(), task="edit"))["is_instruct_pix2pix"] is True
 
 
-def test_the_family_tells_what_modelspec_has_no_name_for(tmp_path) -> None:
+def test_the_family_says_what_modelspec_has_no_name_for(tmp_path) -> None:
     from sdsurgery import merge, open
     from sdsurgery.testing import write_checkpoint
 
@@ -264,13 +264,13 @@ def test_the_same_merge_gives_the_same_text_without_paths_or_dates() -> None:
     assert metadata["modelspec.merged_from"] == "secret  really, b"
 
 
-def test_a_parameter_that_is_no_finite_number_is_refused() -> None:
+def test_a_parameter_that_is_not_finite_is_refused() -> None:
     for value in (float("nan"), float("inf")):
         with pytest.raises(UsageError, match="finite"):
             merged(parent(), recipe={"method": "weighted-sum", "parameters": {"alpha": value}})
 
 
-def test_names_that_are_no_unicode_can_be_written() -> None:
+def test_names_that_are_not_unicode_can_be_written() -> None:
     odd = Parent("caf\udce9\u202e", {}, None, digest(1))
     metadata = merged(odd, parent(2), title="t\udcff")
     layout([], metadata)
@@ -398,7 +398,7 @@ BAD_JSON = {
         (key, case)
         for key in ("sd_merge_models", "sd_merge_recipe")
         for case, text in BAD_JSON.items()
-        if key == "sd_merge_models" or text.startswith("{")  # a recipe that is no JSON object is kept as it is
+        if key == "sd_merge_models" or text.startswith("{")  # a recipe that is not a JSON object is kept unchanged
     ],
 )
 def test_unsound_json_of_a_parent_is_left_out_with_a_note(key: str, case: str) -> None:

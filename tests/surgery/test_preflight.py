@@ -1,4 +1,4 @@
-"""merge's preflight: what is refused before it begins, what is only told, and inputs with old or foreign names."""
+"""merge's preflight: what is refused before it begins, what is only noted, and inputs with old or foreign names."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ PROJECTION = "conditioner.embedders.1.model.text_projection"
 
 
 @pytest.mark.parametrize("foreign", ["A", "B"])
-def test_a_transposed_projection_is_transposed_and_told(foreign: str, folder: Path, tmp_path: Path) -> None:
+def test_a_transposed_projection_is_transposed_and_noted(foreign: str, folder: Path, tmp_path: Path) -> None:
     paths = [folder / "sdxl-base-a.safetensors", folder / "sdxl-base-b.safetensors"]
     want, _ = merged(paths, tmp_path / "want.safetensors")
     if foreign == "A":  # the output has A's names and A's orientation
@@ -168,13 +168,13 @@ def test_a_transposed_projection_is_transposed_and_told(foreign: str, folder: Pa
 # ---- text encoders
 
 
-def test_the_difference_between_text_encoders_is_told(folder: Path, tmp_path: Path) -> None:
+def test_different_text_encoders_are_noted(folder: Path, tmp_path: Path) -> None:
     a, b = folder / "sd1-a.safetensors", folder / "sd1-b.safetensors"
     old = changed(b, tmp_path / "old.safetensors", renamed(nai))
     _, notes = merged([a, old], tmp_path / "o.safetensors")
-    told = [note for note in notes if note.startswith("text encoder CLIP-L: old names")]
-    assert len(told) == 1
-    assert "usual names in A; its tensors were matched anyway" in told[0]
+    found = [note for note in notes if note.startswith("text encoder CLIP-L: old names")]
+    assert len(found) == 1
+    assert "usual names in A; its tensors were matched anyway" in found[0]
     none = changed(b, tmp_path / "none.safetensors", lambda all: {n: t for n, t in all.items() if CLIP not in n})
     _, notes = merged([a, none], tmp_path / "p.safetensors")
     assert any(note.startswith("text encoders: A has CLIP-L, B (") and note.endswith("has none") for note in notes)
@@ -195,7 +195,7 @@ def test_position_ids_in_one_input_only_are_explained(folder: Path, tmp_path: Pa
     assert not any("position_ids:" in note for note in merged([a, a], tmp_path / "q.safetensors")[1])
 
 
-def test_wrong_position_ids_are_told_of_by_every_verb_that_copies_them(folder: Path, tmp_path: Path) -> None:
+def test_every_verb_that_copies_wrong_position_ids_notes_them(folder: Path, tmp_path: Path) -> None:
     a, b = folder / "sd1-a.safetensors", folder / "sd1-b.safetensors"
 
     ids = struct.pack("<77e", *range(7), 6.996, *range(8, 77))
@@ -237,7 +237,7 @@ def test_mixing_epsilon_and_v_prediction_warns_and_names_which_is_what(folder: P
     a = folder / "sdxl-base-a.safetensors"
     v = changed(a, tmp_path / "v.safetensors", marked("v_pred", "ztsnr"))
     (first, second) = prediction_notes([a, v])
-    assert f"A ({a}): epsilon (usual for Stable Diffusion XL, nothing says otherwise)" in first
+    assert f"A ({a}): epsilon (usual for Stable Diffusion XL, nothing in the file says otherwise)" in first
     assert f"B ({v}): v-prediction (marker tensor v_pred)" in first
     assert "ztsnr (zero-terminal-SNR schedule) is in B and not in A; the output lacks it" in second
     assert "is in A and not in B; the output has it" in prediction_notes([v, a])[1]
@@ -254,17 +254,17 @@ def test_mixing_epsilon_and_v_prediction_warns_and_names_which_is_what(folder: P
         ({"modelspec.prediction_type": "epsilon", "modelspec.architecture": "stable-diffusion-v2-768-v"}, ""),
     ],
 )
-def test_metadata_tell_what_a_model_predicts(
+def test_metadata_say_what_a_model_predicts(
     metadata: Mapping[str, str], kind: str, folder: Path, tmp_path: Path
 ) -> None:
     a = folder / "sd2-a.safetensors"
     b = changed(a, tmp_path / "b.safetensors", dict, metadata)
-    told = prediction_notes([a, b])
-    assert (len(told) == 1 and f"B ({b}): {kind}" in told[0]) if kind else told == []
+    found = prediction_notes([a, b])
+    assert (len(found) == 1 and f"B ({b}): {kind}" in found[0]) if kind else found == []
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
-def test_sd2s_kinds_are_told_apart_by_the_bias_that_comfyui_looks_at(dtype: str, folder: Path, tmp_path: Path) -> None:
+def test_sd2s_kinds_are_identified_by_the_bias_that_comfyui_looks_at(dtype: str, folder: Path, tmp_path: Path) -> None:
     import torch
 
     kinds = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -275,9 +275,9 @@ def test_sd2s_kinds_are_told_apart_by_the_bias_that_comfyui_looks_at(dtype: str,
 
     a = changed(folder / "sd2-a.safetensors", tmp_path / "a.safetensors", bias(0.08))
     b = changed(folder / "sd2-b.safetensors", tmp_path / "b.safetensors", bias(0.1))
-    (told,) = prediction_notes([a, b])
-    assert f"A ({a}): epsilon (by the spread of {BIAS}, 0.08" in told
-    assert f"B ({b}): v-prediction (by the spread of {BIAS}, 0.1" in told
+    (found,) = prediction_notes([a, b])
+    assert f"A ({a}): epsilon (by the spread of {BIAS}, 0.08" in found
+    assert f"B ({b}): v-prediction (by the spread of {BIAS}, 0.1" in found
 
 
 # ---- refusals

@@ -17,7 +17,7 @@ V_PRED, STRANGE = "v_pred", "something.strange"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An sd1 file with EMA, a marker, training leftovers and a key that nobody knows."""
+    """An sd1 file with EMA, a marker, training leftovers and an unknown key."""
     folder = tmp_path_factory.mktemp("prune")
     write_checkpoint(folder / "tiny.safetensors", "sd1", size="tiny", ema=True)
     tensors, _ = read_raw(folder / "tiny.safetensors")
@@ -40,7 +40,7 @@ def is_training(name: str) -> bool:
     return name.startswith(("optimizer_states", "callbacks"))
 
 
-def test_full_drops_training_leftovers_alone(trained: Path, tmp_path: Path) -> None:
+def test_full_drops_only_training_leftovers(trained: Path, tmp_path: Path) -> None:
     found = pruned(trained, tmp_path / "o.safetensors")
     assert set(found) == {name for name in read_raw(trained)[0] if not is_training(name)}
 

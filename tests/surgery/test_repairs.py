@@ -74,7 +74,7 @@ def test_missing_ids_are_added_also_without_a_prefix(models: Path, tmp_path: Pat
     assert read_raw(out)[0][IDS.removeprefix(CLIP)] == RIGHT
 
 
-def test_a_text_encoder_alone_is_repaired_where_its_place_tells(models: Path, tmp_path: Path) -> None:
+def test_a_separate_text_encoder_is_repaired_where_its_names_identify_it(models: Path, tmp_path: Path) -> None:
     encoder, out = tmp_path / "encoder.safetensors", tmp_path / "out.safetensors"
     sdsurgery.extract(models / "bad.safetensors", "text_encoder", out=encoder)
     assert sdsurgery.inspect(encoder).family == "unknown"
@@ -206,7 +206,7 @@ def test_a_transposed_projection_gets_its_name_and_its_rows(dtype: str, tmp_path
     refused(sds("cast", path, "--fix-names", "--force", "-o", out), 3, place + ".weight", "matrix")
 
 
-def test_files_of_no_known_family_lose_their_wrappers_alone(tmp_path: Path) -> None:
+def test_files_of_unknown_families_lose_only_their_wrappers(tmp_path: Path) -> None:
     one: Raw = ("F32", [1], f32(1))
     path = write_raw(tmp_path / "in.safetensors", {"state_dict.w": one, "lora_unet_x.alpha": one})
     sdsurgery.cast(path, fix_names=True, out=tmp_path / "o.safetensors")

@@ -149,8 +149,8 @@ def test_the_first_convolution_of_a_bare_unet_is_known_and_takes_in00s_ratio(tmp
     assert got[:, 4:].equal(a[:, 4:])
 
 
-def test_what_is_told_of_a_depth_model_and_one_file_given_twice(tmp_path: Path) -> None:
-    """One channel is A's alone, and what a file lacks is told once, though it is B and C."""
+def test_notes_on_a_depth_model_and_on_one_file_given_twice(tmp_path: Path) -> None:
+    """One channel is only A's, and what a file lacks is noted once, though it is B and C."""
     paths = [whole(tmp_path / f"{i}.safetensors", name, i) for i, name in enumerate(("sd2-depth", "sd2"))]
     report = sdsurgery.merge("add-diff", [paths[0], paths[1], paths[1]], dry_run=True)
     assert any("channels 0-3 merged, 4 is A's (input channels: A 5, B 4, C 4)" in note for note in report.notes)

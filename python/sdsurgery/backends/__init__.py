@@ -165,7 +165,7 @@ def names() -> list[str]:
 
 def get(name: str) -> Backend:
     """The backend of that name, whether or not it can be used here; ``auto`` is the one that is fastest for files.
-    UsageError with close matches when there is none."""
+    UsageError with close matches for an unknown name."""
     import importlib
 
     if name == "auto":

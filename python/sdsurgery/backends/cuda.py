@@ -48,7 +48,7 @@ def available() -> str | None:
     if any(built_for(row["capability"], cuda.architectures) for row in found):
         return None
     names = ", ".join(f"{row['name']} ({row['capability']})" for row in found)
-    return f"this installation was built for compute capability {cuda.architectures}, and here is {names}"
+    return f"this installation was built for compute capability {cuda.architectures}, and this machine has {names}"
 
 
 def built_for(capability: str, architectures: str) -> bool:
@@ -84,9 +84,9 @@ def device_errors(name: str = "") -> Iterator[None]:
     except cuda.Error as error:
         where = f"{name}: " if name else ""
         if error.code == "no_memory":
-            raise DeviceFailed(f'{where}out of GPU memory (a smaller gpu_memory=, or fallback="cpu")') from None
+            raise DeviceFailed(f'{where}out of GPU memory (try a smaller gpu_memory=, or fallback="cpu")') from None
         if error.code == "lost":
-            raise DeviceFailed(f'{where}the GPU failed: {error} (fallback="cpu" goes on without it)') from None
+            raise DeviceFailed(f'{where}the GPU failed: {error} (fallback="cpu" continues without it)') from None
         raise DeviceFailed(f"{where}CUDA: {error}") from None
 
 
@@ -125,7 +125,7 @@ class _Staging:
             item = getattr(self._cuda, kind)(*place, max(nbytes, 1))
         except self._cuda.Error as error:
             if kind == "Pinned" and error.code == "no_memory":
-                raise DeviceFailed('no memory of the host to pin (a smaller gpu_memory=, or fallback="cpu")') from None
+                raise DeviceFailed('cannot pin host memory (try a smaller gpu_memory=, or fallback="cpu")') from None
             raise
         self._held.append(item)
         return item
@@ -232,7 +232,7 @@ class _PlainRows:
 
 
 def plain_rows(tensors: Sequence[Any], width: int) -> _PlainRows | None:
-    """Of ``out, inputs, out, inputs, …`` (``width`` for each row) what the kernels take as it is; None where torch has
+    """Of ``out, inputs, out, inputs, …`` (``width`` for each row) what the kernels take unchanged; None where torch has
     no DLPack exchange in C (2.13 has)."""
     import torch
 

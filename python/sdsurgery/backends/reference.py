@@ -186,7 +186,7 @@ def run_steps(formula: Formula, inputs: Sequence[np.ndarray], values: Sequence[n
     program, numbers = formula
     with np.errstate(all="ignore"):
         result = _looked_up(program.steps, numbers, inputs, values)(program.result)
-        return result if np.ndim(result) else np.full_like(inputs[0], result)  # of constants alone
+        return result if np.ndim(result) else np.full_like(inputs[0], result)  # of constants only
 
 
 def _looked_up(

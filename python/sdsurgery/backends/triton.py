@@ -38,7 +38,7 @@ def available() -> str | None:
             return f"{name} is not installed"
     driver = any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg")) or os.name == "nt"
     if not driver and "TRITON_INTERPRET" not in os.environ:
-        return "there is no NVIDIA driver"  # known without importing torch
+        return "there is no NVIDIA driver"  # found without importing torch
     import torch
 
     if interpreted() or torch.cuda.is_available():
@@ -78,15 +78,15 @@ def device_errors(name: str = "") -> Iterator[None]:
     try:
         yield
     except torch.cuda.OutOfMemoryError:
-        raise DeviceFailed(f'{where}out of GPU memory (a smaller gpu_memory=, or fallback="cpu")') from None
+        raise DeviceFailed(f'{where}out of GPU memory (try a smaller gpu_memory=, or fallback="cpu")') from None
     except TritonError as error:
         text = str(error).strip().partition("\n")[0]
         raise DeviceFailed(
-            f'{where}Triton: {text or type(error).__name__} (fallback="cpu" goes on without it)'
+            f'{where}Triton: {text or type(error).__name__} (fallback="cpu" continues without it)'
         ) from None
     except RuntimeError as error:
         text = str(error).partition("\n")[0]
-        raise DeviceFailed(f'{where}the GPU failed: {text} (fallback="cpu" goes on without it)') from None
+        raise DeviceFailed(f'{where}the GPU failed: {text} (fallback="cpu" continues without it)') from None
 
 
 class _Staging:

@@ -22,10 +22,12 @@ _CLOSED = "cannot write to standard output: it is closed"
 
 def plain(parser: argparse.ArgumentParser) -> None:
     """Options of every command."""
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     noise = parser.add_mutually_exclusive_group()
-    noise.add_argument("-q", "--quiet", action="store_true", help="nothing but errors")
-    noise.add_argument("-v", "--verbose", action="store_true", help="more about how it ran; every tensor in a dry run")
+    noise.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    noise.add_argument(
+        "-v", "--verbose", action="store_true", help="print how the work was done; in a dry run, every tensor"
+    )
 
 
 def options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
@@ -67,7 +69,7 @@ def one_of(option: str, allowed: Iterable[str]) -> Callable[[str], str]:
         from ..suggest import did_you_mean
 
         hint = did_you_mean(text, known) or f"; known: {', '.join(known)}"
-        raise argparse.ArgumentTypeError(f"'{printable(text)}' is no value for {option}{hint}")
+        raise argparse.ArgumentTypeError(f"'{printable(text)}' is not a valid value for {option}{hint}")
 
     return parse
 
@@ -78,7 +80,7 @@ def size(text: str) -> int:
     if text[-1:].upper() in ("K", "M", "G"):
         digits, factor = text[:-1], 1024 ** ("KMG".index(text[-1].upper()) + 1)
     if not digits.isdecimal() or not digits.isascii():
-        raise argparse.ArgumentTypeError(f"'{printable(text)}' is no size like 512M or 2G")
+        raise argparse.ArgumentTypeError(f"'{printable(text)}' is not a size; expected for example 512M or 2G")
     return int(digits) * factor
 
 
@@ -92,7 +94,7 @@ def numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{printable(text)}' is no list of numbers like 0.5,0.3,0.2") from None
+        raise argparse.ArgumentTypeError(f"'{printable(text)}' is not a list of numbers like 0.5,0.3,0.2") from None
 
 
 _KINDS: dict[str, Callable[[str], Any]] = {"threads": int, "gpu_memory": size}
@@ -127,7 +129,7 @@ def written(args: argparse.Namespace, work: Callable[..., Any]) -> int:
 
 
 def show(args: argparse.Namespace, report: Any) -> None:
-    """A report for people, unless ``--quiet`` or ``--json`` leaves no place for it."""
+    """A report for people, unless ``--quiet`` or ``--json`` excludes it."""
     from ..console import report_lines
     from ..progress import say
 
@@ -143,13 +145,13 @@ def show(args: argparse.Namespace, report: Any) -> None:
 
 
 def require_stdout() -> None:
-    """Before work whose result goes there: RunFailed when stdout is closed, or a pipe that nobody reads."""
+    """Before work whose result goes there: RunFailed when stdout is closed, or a pipe without a reader."""
     if sys.stdout is None:
         raise RunFailed(_CLOSED, code="stdout")
     import select
 
     if not hasattr(select, "poll"):
-        return  # Windows; the write will tell
+        return  # Windows, where only the write shows it
     with contextlib.suppress(OSError, ValueError):  # no file, but an object that replaces it
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)

@@ -14,7 +14,7 @@ from .spelling import in_shell
 if TYPE_CHECKING:
     from ..surgery.compare import Comparison, Likeness
 
-HELP = "how alike two checkpoints are, by component and block"
+HELP = "compare two checkpoints, by component and block"
 
 _DIFFERS = 4
 _SETTINGS = ("fix_names", *COMPUTING, *READING)

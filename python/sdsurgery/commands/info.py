@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .common import plain, print_json, print_lines
 
-HELP = "version, CPU targets, backends"
+HELP = "show version, CPU targets and backends"
 
 
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:

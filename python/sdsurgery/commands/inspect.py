@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..settings import READING
 from .common import chosen, options, plain, print_json, print_lines
 
-HELP = "what a file is: family, components, dtypes, EMA, metadata, recipe"
+HELP = "show what a file is: family, components, dtypes, EMA, metadata, recipe"
 
 
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..errors import UsageError
 from .common import plain, print_json, print_lines
 
-HELP = "the families of checkpoints that are recognised, their tensors and their merge blocks"
+HELP = "list the known families of checkpoints, their tensors and merge blocks"
 
 
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .common import plain, print_json, print_lines
 
-HELP = "the merge methods and their formulas"
+HELP = "list the merge methods and their formulas"
 
 
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:

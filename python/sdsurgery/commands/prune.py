@@ -20,10 +20,10 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         "--keep-keys",
         action="append",
         metavar="REGEX",
-        help="keep tensors whose name it finds, whatever else says drop",
+        help="keep tensors whose name matches, even if another option drops them",
     )
-    add("--drop-keys", action="append", metavar="REGEX", help="drop tensors whose name it finds")
-    add("--strict", action="store_true", help="drop tensors of no known component too")
+    add("--drop-keys", action="append", metavar="REGEX", help="drop tensors whose name matches")
+    add("--strict", action="store_true", help="also drop tensors of unknown components")
 
 
 def run(args: argparse.Namespace) -> int:

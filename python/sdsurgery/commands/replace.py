@@ -16,7 +16,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     add = parser.add_argument
     add("input", metavar="FILE")
     add("--component", action="append", required=True, metavar="NAME", help="vae, unet, …; once for every --with")
-    add("--with", dest="donors", action="append", required=True, metavar="FILE", help="where it comes from")
+    add("--with", dest="donors", action="append", required=True, metavar="FILE", help="the file it comes from")
     add("--allow-missing", action="store_true", help="accept a donor with absent or extra tensors")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..errors import InputRefused, printable
 from .common import plain, print_json, print_lines
 
-HELP = "what pickles would have run, had torch.load loaded them; for files and folders"
+HELP = "list what torch.load would run from the pickles in files and folders"
 
 
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ _VALUE = r"True|FILE|…|\"[\w-]+\"(?: or \"[\w-]+\")*|\{\"\w+\": …\}|(?![\w'\
 
 
 def in_shell(text: str) -> str:
-    """A message with its options as the command line takes them. What names no option stays as it is."""
+    """A message with its options as the command line takes them. Other text is unchanged."""
     if "=" not in text:
         return text
     option = _option()

@@ -24,8 +24,10 @@ from .zip_reader import STORED, Entry, entry_bytes, is_zip, read_entries
 MAX_DEPTH = 3  # of archives inside archives
 MAX_WORK = 4 * MAX_OPCODES  # opcodes of all pickles of one file together
 MAX_MEMBERS = 1000
-_TOO_LONG = "too long to be followed to its end"
-_HIDDEN = "calls what it names by STACK_GLOBAL or by an extension's number, which no such file has a reason for"
+_TOO_LONG = "too long to follow to the end"
+_HIDDEN = (
+    "calls what it names by STACK_GLOBAL or by an extension's number, which a file of its kind has no reason to do"
+)
 _PICKLES = (".pkl", ".pickle", ".ckpt", ".pt", ".pth", ".bin", ".zip", ".joblib")
 
 

@@ -91,7 +91,7 @@ def _find_directory(source: Source) -> _Directory:
     if locator[:4] == _LOCATOR64:
         directory, end = _zip64(source, end - 20, locator, directory)
     elif (disk, start_disk) != (0, 0) or here != count:
-        raise InputRefused("zip: a part of an archive of several files")
+        raise InputRefused("zip: one part of a split archive")
     if directory.offset + directory.nbytes != end:
         raise InputRefused("zip: the central directory is not where the end record says")
     if directory.count > MAX_ENTRIES or directory.nbytes > MAX_DIRECTORY:
@@ -112,7 +112,7 @@ def _zip64(source: Source, end: int, locator: bytes, small: _Directory) -> tuple
         raise InputRefused("zip: a damaged zip64 end record")
     disk, start_disk, here, count, nbytes, offset = unpack_from("<2L4Q", record, 16)
     if disk or start_disk or here != count:
-        raise InputRefused("zip: a part of an archive of several files")
+        raise InputRefused("zip: one part of a split archive")
     agree = (
         small.count in (count, _FULL16)
         and small.nbytes in (nbytes, _FULL32)
@@ -139,7 +139,7 @@ def _central(source: Source, raw: bytes, pos: int, limit: int) -> tuple[Entry, i
     size, packed, header = _large(name, extra, [size, packed, header])
     _check_flags(name, flags, disk)
     if method == STORED and packed != size:
-        raise InputRefused(f"zip: entry '{printable(name)}' is stored, yet of two different sizes")
+        raise InputRefused(f"zip: entry '{printable(name)}' is stored, but with two different sizes")
     entry = Entry(name, method, crc, packed, size, header, 0)
     data = _local(source, entry, flags, raw_name, limit)
     return Entry(name, method, crc, packed, size, header, data), after
@@ -185,7 +185,7 @@ def _check_flags(name: str, flags: int, disk: int) -> None:
         if flags & bit:
             raise InputRefused(f"zip: entry '{printable(name)}' is {word}")
     if disk:
-        raise InputRefused("zip: a part of an archive of several files")
+        raise InputRefused("zip: one part of a split archive")
 
 
 def _local(source: Source, entry: Entry, flags: int, raw_name: bytes, limit: int) -> int:

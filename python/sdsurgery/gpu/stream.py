@@ -73,7 +73,7 @@ class Device:
 
 
 def devices_of(rows: Sequence[dict[str, Any]], make: Callable[[int, str, int, int], Staging]) -> list[Device]:
-    """The devices of a backend, from what ``Backend.devices`` tells."""
+    """The devices of a backend, from what ``Backend.devices`` gives."""
     return [Device(row["number"], row["name"], make) for row in rows]
 
 

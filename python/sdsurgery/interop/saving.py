@@ -25,7 +25,7 @@ def save(
     Any dtype that the format has; nothing is cast. Tensors on a GPU and views are copied one at a time. ``metadata`` is
     text by text; ``format=pt`` is added. ``sync`` waits for the disk. The file appears whole or not at all.
 
-    Raises UsageError for an existing file without ``overwrite``, a value that is no array or tensor, and a dtype or
+    Raises UsageError for an existing file without ``overwrite``, a value that is not an array or tensor, and a dtype or
     name that the format lacks; RunFailed when it cannot be written.
     """
     from .. import _native

@@ -52,7 +52,7 @@ def all_layouts() -> tuple[Layout, ...]:
 
 
 def get(name: str) -> Layout:
-    """The family of that name. Raises UsageError with close matches when there is none."""
+    """The family of that name. Raises UsageError with close matches for an unknown name."""
     for layout in (*REGISTRY, UNKNOWN):
         if layout.name == name:
             return layout

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Adapter(NamedTuple):
-    """What a file attaches to a checkpoint: its kind, the base model's short name ("" unknown), a telling tensor."""
+    """What a file attaches to a checkpoint: its kind, the base model's short name ("" unknown), the evidence."""
 
     kind: str
     base: str
@@ -95,8 +95,8 @@ def _network(shapes: Mapping[str, Shape]) -> Adapter | None:
     if 3 * matched < len(shapes) or not modules:  # a checkpoint may hold a few such names by chance
         return None
     main = max(modules, key=lambda name: len(modules[name]))
-    base, telling = _base(shapes)
-    key = telling or examples[main]
+    base, shown_by = _base(shapes)
+    key = shown_by or examples[main]
     return Adapter(_KIND_OF[main], base, key, shapes[key], tuple(_describe(shapes, modules, examples)))
 
 

@@ -1,4 +1,4 @@
-"""A layout: the rules of one checkpoint family. Every family file makes some and hangs them in the one registry."""
+"""A layout: the rules of one checkpoint family. Every family file registers some."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class Layout:
     releases: tuple[Release, ...] = ()
     implementation: str = "sgm"  # ModelSpec's name of the code whose tensor names these are
     task: str = ""  # "inpainting" or "edit", for a model that is made for that
-    recognised: tuple[str, ...] = ()  # full names by which other programs tell the family from others
+    recognised: tuple[str, ...] = ()  # full names by which other programs recognise the family
     other_places: tuple[tuple[str, str], ...] = ()  # (prefix in some files, the family's own)
     diffusers: Diffusers | None = None  # None: no form of it in diffusers' names
     adapters: Adapters | None = None  # of a base model
@@ -287,14 +287,14 @@ class Layout:
         """Whether the shape of a listed tensor, or of the weight that an EMA key shadows, identifies a module."""
         return key in _evidence(self)
 
-    def telling(self, key: str) -> bool:
+    def identifies(self, key: str) -> bool:
         """Whether this package or another program recognises the family, or how to sample it, by ``key``."""
         key = names.unwrap(key)
-        return key in names.MARKERS or key in _telling(self)
+        return key in names.MARKERS or key in _identifying(self)
 
 
 class Traits(NamedTuple):
-    """What a tensor's name alone says about it in a family."""
+    """What a tensor's name says about it in a family."""
 
     component: str
     block: str | None
@@ -302,15 +302,15 @@ class Traits(NamedTuple):
     ema: bool
 
 
-# A name's first segments tell nearly all: a thousand names have some two hundred different beginnings.
-_TELLING = 5
+# A name's first segments decide nearly everything: a thousand names have some two hundred different beginnings.
+_SEGMENTS = 5
 
 
 @lru_cache(maxsize=16384)
 def _traits(layout: Layout, key: str) -> Traits:
     key = names.unwrap(key)
-    beginning = key.split(".", _TELLING)
-    stem = key if len(beginning) <= _TELLING else ".".join(beginning[:_TELLING])
+    beginning = key.split(".", _SEGMENTS)
+    stem = key if len(beginning) <= _SEGMENTS else ".".join(beginning[:_SEGMENTS])
     return _traits_of(layout, stem, names.is_weight(key), names.is_scale(key))
 
 
@@ -389,7 +389,7 @@ def _ema_blocks(layout: Layout) -> dict[str, str | None]:
 
 
 @cache
-def _telling(layout: Layout) -> frozenset[str]:
+def _identifying(layout: Layout) -> frozenset[str]:
     own = {*layout.discriminators(), *(names.UNET + key for key in layout.requires)}
     if not layout.parts:  # then any
         return frozenset(own.union(*(each.recognised for each in REGISTRY)))

@@ -1,4 +1,4 @@
-"""Which family a file belongs to, from tensor names and shapes alone, and whether two files may be mixed."""
+"""Which family a file belongs to, from tensor names and shapes, and whether two files may be mixed."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _UNET_PREFIXES = (
     "state_dict.state_dict." + names.UNET,
 )
 # Present in every U-Net here, with another shape in every family: what a refusal can show of both sides.
-_TELLING = "input_blocks.4.1." + CROSS_ATTENTION
+_EVIDENCE = "input_blocks.4.1." + CROSS_ATTENTION
 
 
 @dataclass(frozen=True)
 class Detection:
-    """The family of a file, the tensor that shows it, and remarks worth telling the user."""
+    """The family of a file, the tensor that shows it, and notes for the user."""
 
     layout: Layout
     evidence_key: str | None
@@ -67,7 +67,7 @@ class Probe:
 
     def match(self, key: str, notes: tuple[str, ...] = ()) -> Match:
         """A match shown by the text width at the usual place, or by the U-Net tensor ``key`` where that is absent."""
-        key = _TELLING if self.unet(_TELLING) else key
+        key = _EVIDENCE if self.unet(_EVIDENCE) else key
         shape = self.unet(key)
         assert shape is not None and self.unet_prefix is not None
         return Match(self.unet_prefix + key, shape, notes)
@@ -170,7 +170,7 @@ _MARKER_NOTES = (
 def conflict(a: Detection, b: Detection, who: tuple[str, str] = ("A", "B")) -> str | None:
     """None when the two may be mixed: same base family in whatever names, or an unknown one with anything.
 
-    Otherwise one line that names both families and the tensor, with both shapes, that tells them apart. ``who`` are
+    Otherwise one line that names both families and the tensor, with both shapes, that differs. ``who`` are
     the names of the two inputs in that line; it holds no file names, so a caller can put "A is …, B is …" in front.
     """
     if UNKNOWN in (a.layout, b.layout) or a.layout.model == b.layout.model:

@@ -2,7 +2,7 @@
 
 Sources: ``loaders/single_file_utils.py`` and ``scripts/convert_diffusers_to_original_*.py`` of huggingface/diffusers
 58eb52c, ``models/dpt/convert_dpt_hybrid_to_pytorch.py`` of transformers 4.30.2. A diffusers checkpoint is a folder with
-one file per component, so (component, key) is unique and the key alone is not.
+one file per component, so (component, key) is unique, but the key isn't.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def transformed(shape: Shape, transform: str) -> Shape:
 
 
 def _sniff_unet(source: Layout, layout: Layout, probe: Probe) -> Match | None:
-    """A U-Net whose telling tensors, under their diffusers names, have the shapes of ``source``."""
+    """A U-Net whose identifying tensors, under their diffusers names, have the shapes of ``source``."""
     if "conv_in.weight" not in probe.tensors or source.network is None:
         return None
     from .diffusers_names import unet_key

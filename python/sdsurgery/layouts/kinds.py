@@ -1,4 +1,4 @@
-"""What kind of layer a tensor belongs to, from its name alone, in original and diffusers names."""
+"""What kind of layer a tensor belongs to, from its name, in original and diffusers names."""
 
 from __future__ import annotations
 

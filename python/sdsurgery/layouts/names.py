@@ -1,4 +1,4 @@
-"""What a tensor's name alone tells: wrappers around it, its component, its merge block. Works for any checkpoint.
+"""What follows from a tensor's name: wrappers around it, its component, its merge block. Works for any checkpoint.
 
 The roots are those of the original code (CompVis/stable-diffusion, Stability-AI/generative-models); the bare and the
 diffusers forms are what files with a single component carry.
@@ -167,7 +167,7 @@ def is_scale(key: str) -> bool:
 
 
 def is_weight(key: str) -> bool:
-    """Whether ``key`` is neither: what may be averaged, as far as the end of its name tells."""
+    """Whether ``key`` is neither: what may be averaged, judging by the end of its name."""
     return not key.endswith(_NO_WEIGHTS)
 
 

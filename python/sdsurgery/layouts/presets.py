@@ -127,6 +127,6 @@ def fitted(half: int) -> dict[str, tuple[float, ...]]:
 
 
 def preset(name: str) -> tuple[float, ...] | None:
-    """The 25 values of a preset by name, in any letter case; None when there is none of that name."""
+    """The 25 values of a preset by name, in any letter case; None for an unknown name."""
     word = name.upper()
     return PRESETS.get(ALIASES.get(word, word))

@@ -23,7 +23,7 @@ RECOGNISED = tuple(
         "output_blocks.11.0.skip_connection.weight",
     )
 )
-"""By which diffusers (``loaders/single_file_utils.py``, ``infer_diffusers_model_type``) tells U-Nets apart. ComfyUI
+"""By which diffusers (``loaders/single_file_utils.py``, ``infer_diffusers_model_type``) distinguishes U-Nets. ComfyUI
 counts the blocks instead."""
 
 

@@ -1,4 +1,4 @@
-"""What stands for files that no family recognises."""
+"""The layout of files that no family recognises."""
 
 from __future__ import annotations
 

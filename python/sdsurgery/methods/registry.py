@@ -153,7 +153,7 @@ def registered() -> dict[str, Method]:
 
 
 def get(name: str) -> Method:
-    """The method of that name; UsageError with close matches when there is none."""
+    """The method of that name; UsageError with close matches for an unknown name."""
     known_names = registered()
     found = known_names.get(name) or known_names.get(name.replace("_", "-"))  # weighted_sum, as Python writes it
     if found is None:

@@ -141,7 +141,7 @@ def planned(
     """The outline with what the shared settings ask for.
 
     ``frugal``: dropped tensors are not to be read for a hash either, so the inputs' SHA-256 are left out unless the
-    pieces need almost all of the inputs anyway. The header alone decides that.
+    pieces need almost all of the inputs anyway. Only the header decides that.
     """
     notes = list(notes)
     if settings.fix_clip:
@@ -196,7 +196,7 @@ def run_all(
     for each, out, recipe in zip(placed, outs, recipes, strict=True):
         reports.append(describe(each, out, recipe, dry_run=settings.dry_run))
         if out is not None and not is_named(out):
-            reports[-1].notes.append(f"{printable(out)}: no suffix of a known format, so safetensors is written")
+            reports[-1].notes.append(f"{printable(out)}: unknown suffix, so safetensors is written")
     if settings.dry_run:
         for each, out, report in zip(placed, outs, reports, strict=True):
             with each.names_in_errors():
@@ -224,7 +224,7 @@ def _preview(placed: PlacedOutline, out: str | os.PathLike[str] | None, settings
     report.how = engine.preview(placed.plan, placed.sources(), settings.backend, Options.of(settings))
     folder = os.path.dirname(os.path.realpath(out)) if out else os.getcwd()
     if not os.path.isdir(folder):
-        raise RunFailed(f"{printable(folder)}: there is no such folder to create the output in", code="not_found")
+        raise RunFailed(f"{printable(folder)}: the output's folder does not exist", code="not_found")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise RunFailed(f"{printable(folder)}: no permission to create a file in this folder", code="permission")
     report.how["free_bytes"] = engine.free_bytes(folder)

@@ -322,7 +322,7 @@ class Places:
 
 
 def _notes(opened: list[Checkpoint], layout: Layout, result: Comparison) -> list[str]:
-    """What is worth knowing and does not count as a difference."""
+    """Notes on what does not count as a difference."""
     a, b = opened
     notes = [f"{who}: {note}" for who, item in (("A", a), ("B", b)) for note in item.notes]
     if a.format != b.format:

@@ -169,7 +169,7 @@ class _Swap:
         self.extra = [n for n in donor.tensors if n not in used and self._ours(n)]
 
     def judge(self, allow_missing: bool) -> list[str]:
-        """Refuse a donor that doesn't fit; else what is worth telling."""
+        """Refuse a donor that doesn't fit; else give the notes on it."""
         where = f"{printable(self.donor.path)} as {self.component}"
         if not self.found:
             raise InputRefused(

@@ -95,7 +95,7 @@ def twins(checkpoint: Checkpoint, layout: Layout) -> dict[str, TensorInfo]:
 def replaced(
     checkpoint: Checkpoint, layout: Layout, settings: Settings, *, keep_counters: bool = False
 ) -> tuple[list[Piece], list[Dropped]]:
-    """The pieces of the EMA-only checkpoint and what has no place in it. Raises as ``twins`` does."""
+    """The pieces of the EMA-only checkpoint and what is dropped from it. Raises as ``twins`` does."""
     checkpoint.require_usable(lambda name: _kept(name, layout, keep_counters))
     found = twins(checkpoint, layout)
     used = {info.name for info in found.values()}

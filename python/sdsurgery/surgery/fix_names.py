@@ -1,6 +1,6 @@
 """--fix-names: old and foreign tensor names of an input read as the names that its family has today.
 
-It happens where an input is opened, so a verb sees the family's names alone: a merge pairs an old file with a new one,
+It happens where an input is opened, so a verb sees only the family's names: a merge pairs an old file with a new one,
 and every output is written in them. One thing is rearranged: a text projection under its diffusers name, which is the
 transposed matrix. docs/layouts.md lists what is understood.
 """
@@ -36,7 +36,7 @@ def modernise(checkpoint: Checkpoint) -> None:
             )
         former[modern] = name
         renamed[modern] = info._replace(name=modern, shape=_shape(info, listed.get(modern)))
-    _tell(checkpoint, layout, renamed, former)
+    _note(checkpoint, layout, renamed, former)
     checkpoint.tensors = renamed
     checkpoint.unusable = {aliases.canonical(name, layout): why for name, why in checkpoint.unusable.items()}
 
@@ -49,7 +49,7 @@ def _shape(info: TensorInfo, listed: tuple[int, ...] | None) -> tuple[int, ...]:
     return (*given, 1, 1) if len(listed) == 4 and len(given) == 2 else given
 
 
-def _tell(checkpoint: Checkpoint, layout: Layout, renamed: dict[str, TensorInfo], former: dict[str, str]) -> None:
+def _note(checkpoint: Checkpoint, layout: Layout, renamed: dict[str, TensorInfo], former: dict[str, str]) -> None:
     changed = [(old, new) for new, old in former.items() if old != new]
     if changed:
         old, new = (printable(name) for name in changed[0])

@@ -1,4 +1,4 @@
-"""inspect: what a file is, from its header alone."""
+"""inspect: what a file is, from its header."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from ..layouts import Layout, aliases
 def in_names_of(
     first: Mapping[str, TensorInfo], other: Mapping[str, TensorInfo], layout: Layout
 ) -> tuple[Mapping[str, TensorInfo], list[str]]:
-    """``other``'s tensors under the names that ``first`` has for them, and what there is to tell, one line each.
+    """``other``'s tensors under the names that ``first`` has for them, and notes, one line each.
 
     A tensor that ``first`` has under no name keeps its own. A name that both have is never given to another tensor.
     """
@@ -32,19 +32,19 @@ def in_names_of(
         known = lacking.pop(aliases.canonical(name, layout), None)
         if known is not None:
             renamed[name] = known
-    told = []
+    notes = []
     if renamed:
         name, known = next(iter(renamed.items()))
-        told.append(f"{len(renamed)} tensors found under other names ('{printable(name)}' for '{printable(known)}')")
+        notes.append(f"{len(renamed)} tensors found under other names ('{printable(name)}' for '{printable(known)}')")
     flipped = {}
     for name in extra:
         known = lacking.get(aliases.transposed(aliases.canonical(name, layout)) or "")
         if known is not None:
             renamed[name], flipped[name] = known, transposed(other[name])
-            told.append(f"'{printable(name)}' is the transposed matrix of '{printable(known)}' and was transposed")
+            notes.append(f"'{printable(name)}' is the transposed matrix of '{printable(known)}' and was transposed")
     if renamed:
         other = {renamed.get(name, name): flipped.get(name, info) for name, info in other.items()}
-    return other, told
+    return other, notes
 
 
 def transposed(info: TensorInfo) -> TensorInfo:

@@ -29,7 +29,7 @@ from .sweep import named_out, variants
 from .variants import is_swapped, is_variant, is_widened, merged_channels, takes_differences
 
 if TYPE_CHECKING:
-    from ..recipe import Composition  # a recipe is saved by this module, which knows a finished one's value alone
+    from ..recipe import Composition  # a recipe is saved by this module, which only needs the composed value
 
 _INTEGERS = ("int", "bool")  # kinds of dtypes
 
@@ -81,7 +81,7 @@ def merge_tree(
     use_ema: str | Sequence[str] = (),
 ) -> Report:  # fmt: skip
     """Evaluate a tree of method calls in one pass: every file is read once, every tensor rounded once. Raises as
-    ``merge`` does; ``use_ema`` names the tree's files by letters, in the order in which they first stand in it."""
+    ``merge`` does; ``use_ema`` names the tree's files by letters, in the order of their first use."""
     count = len(tree.leaves)
     averaged = {k for k, leaf in enumerate(tree.leaves) if leaf.use_ema}.union(_letters(use_ema, count))
     paths = tuple(leaf.path for leaf in tree.leaves)
@@ -175,8 +175,8 @@ def plan_merge(
         tensors[source] = {**tensors[source], **twins(checkpoints[source], detections[source].layout)}
         notes.append(f"{printable(checkpoints[source].path)}: EMA weights used in the U-Net's place")
     for source in range(1, len(tensors)):
-        tensors[source], told = in_names_of(tensors[0], tensors[source], layout)
-        notes += [f"{who(source, checkpoints)}: {text}" for text in told]
+        tensors[source], found = in_names_of(tensors[0], tensors[source], layout)
+        notes += [f"{who(source, checkpoints)}: {text}" for text in found]
     decide = _Decisions(layout, checkpoints, tensors, ratios, settings)
     pieces, dropped, missing = decide.all(add_missing)
     refuse_strangers(checkpoints, sum(piece.action == MERGED for piece in pieces), missing, settings.overwrite)

@@ -34,7 +34,7 @@ class Finding:
 
 
 class Repair(NamedTuple):
-    """Pieces and sources with right position_ids, what had no place, and what is worth telling."""
+    """Pieces and sources with right position_ids, what was dropped, and notes."""
 
     pieces: list[Piece]
     sources: list[Any]
@@ -59,8 +59,8 @@ def repaired(pieces: Sequence[Piece], sources: Sequence[Any], layout: Layout) ->
     if not layout.parts and not _places(held, layout):
         path = next((printable(source.path) for source in sources if not isinstance(source, bytes)), "the output")
         raise InputRefused(
-            f"{path}: family {layout.name}; a Stable Diffusion checkpoint or text encoder of a known family is "
-            "expected, as where position_ids belong depends on it",
+            f"{path}: family {layout.name}; position_ids have a known place only in Stable Diffusion "
+            "checkpoints and text encoders of known families",
             code="family",
         )
     state = {item.name: item for item in _findings(held, layout)}
@@ -77,25 +77,25 @@ def repaired(pieces: Sequence[Piece], sources: Sequence[Any], layout: Layout) ->
     fixed += [_literal(item.name, literal) for item in state.values() if item.state == "missing"]
     notes = [f"'{printable(item.name)}': {item.text}; written as int64 0…76" for item in state.values()
              if item.state in ("missing", "wrong")]  # fmt: skip
-    told = bool(notes or dropped)
+    changed = bool(notes or dropped)
     return Repair(
         fixed,
         [*sources, RIGHT],
         dropped,
-        notes if told else ["all position_ids were right; nothing had to be repaired"],
+        notes if changed else ["all position_ids are correct; nothing was repaired"],
     )
 
 
 def warnings(pieces: Sequence[Piece], sources: Sequence[Any]) -> list[str]:
     """What is wrong with the position_ids that these pieces of a plan copy, one line each. Reads 77 values each."""
-    told = []
+    notes = []
     for piece in pieces:
         text = _difference(_of_piece(piece, sources))
         if text:
-            told.append(
+            notes.append(
                 f"position_ids '{printable(piece.name)}' are copied unchanged: {text} (fix_clip=True repairs them)"
             )
-    return told
+    return notes
 
 
 def findings(checkpoint: Checkpoint, layout: Layout) -> list[Finding]:
@@ -123,7 +123,7 @@ def _findings(held: Mapping[str, _Stored], layout: Layout) -> list[Finding]:
             text = _difference(stored)
             found.append(Finding(name, "wrong" if text else "right", text))
         elif layout.parts:
-            found.append(Finding(name, "misplaced", "has no place in this family"))
+            found.append(Finding(name, "misplaced", "does not belong in this family"))
     return found
 
 
@@ -133,7 +133,7 @@ def _places(held: Mapping[str, _Stored], layout: Layout) -> set[str]:
     A text encoder without a prefix has no known family, and what diffusers writes today has none: there they belong
     where they are, if they are as many as CLIP's.
     """
-    # A text encoder alone belongs to no known family; its place can still be one that some family gives an encoder.
+    # A separate text encoder belongs to no known family; its place can still be one that some family gives an encoder.
     ids = frozenset(layout.position_ids()) if layout.parts else places_of_position_ids()
     siblings = tuple(_beside(key, "position_ids", _SIBLING) for key in ids)
     places = set()

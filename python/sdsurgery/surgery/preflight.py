@@ -1,6 +1,7 @@
-"""What is known of a merge before it begins: inputs that must not be mixed, and what is worth a warning.
+"""What is known of a merge before it begins: refusals of inputs that must not be mixed, and warnings.
 
-Headers only, except for one bias of 320 numbers in SD 2 files, whose names and shapes don't tell ε- from v-prediction.
+Headers only, except for one bias of 320 numbers in SD 2 files, whose names and shapes are the same for ε- and
+v-prediction.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def who(source: int, checkpoints: Sequence[Checkpoint]) -> str:
 
 
 def refuse_conflicts(checkpoints: Sequence[Checkpoint], detections: Sequence[Detection]) -> None:
-    """InputRefused when two inputs are of different families, with both families and the tensor that tells."""
+    """InputRefused when two inputs are of different families, with both families and the tensor that differs."""
     known = [source for source, found in enumerate(detections) if found.layout is not UNKNOWN]
     for source in known[1:]:
         first = known[0]
@@ -56,7 +57,7 @@ def refuse_conflicts(checkpoints: Sequence[Checkpoint], detections: Sequence[Det
 def refuse_strangers(
     checkpoints: Sequence[Checkpoint], merged: int, missing: Sequence[tuple[int, str]], overwrite: bool
 ) -> None:
-    """InputRefused when fewer than half of A's weights are in every input; ``overwrite`` accepts all but none at all.
+    """InputRefused when fewer than half of A's weights are in every input; ``overwrite`` accepts any number but zero.
 
     ``missing`` are (source, name of A's tensor that it lacks).
     """
@@ -86,23 +87,23 @@ def remarks(
     checkpoints: Sequence[Checkpoint], detections: Sequence[Detection], missing: Sequence[tuple[int, str]], *,
     fix_clip: bool = False,
 ) -> list[str]:  # fmt: skip
-    """What is worth telling about inputs that may be merged; ``fix_clip``: position_ids will be right anyhow."""
-    telling = [_telling(checkpoint) for checkpoint in checkpoints]
-    told = [*_predictions(checkpoints, detections, telling), *_encoders(checkpoints, telling)]
+    """Notes on inputs that may be merged; ``fix_clip``: position_ids will be repaired."""
+    signs = [_signs(checkpoint) for checkpoint in checkpoints]
+    notes = [*_predictions(checkpoints, detections, signs), *_encoders(checkpoints, signs)]
     if not fix_clip:
-        told += _position_ids(checkpoints, telling)
+        notes += _position_ids(checkpoints, signs)
     for source in range(1, len(checkpoints)):
         layout = detections[source].layout
         absent = [name for lacking, name in missing if lacking == source and layout.parts and layout.optional(name)]
         if absent:
-            told.append(
+            notes.append(
                 f"{len(absent)} of the tensors missing in {who(source, checkpoints)} are ones that {layout.title} "
                 f"files may lack ('{printable(absent[0])}'{', …' if len(absent) > 1 else ''})"
             )
-    return told
+    return notes
 
 
-class _Telling(NamedTuple):
+class _Signs(NamedTuple):
     """What of a file's tensors the remarks are about."""
 
     marks: frozenset[str]
@@ -110,13 +111,13 @@ class _Telling(NamedTuple):
     has_ids: bool
 
 
-def _telling(checkpoint: Checkpoint) -> _Telling:
+def _signs(checkpoint: Checkpoint) -> _Signs:
     identifying = tuple({".".join(encoder.key.split(".")[-2:]) for encoder in known_encoders()})
     found = [name for name in checkpoint.tensors if name.endswith((*identifying, *_MARKS, "position_ids"))]
     unwrapped = {names.unwrap(name): checkpoint.tensors[name] for name in found if name.endswith(identifying)}
     encoders = {encoder.name: encoder.spelling for encoder in text_encoders(unwrapped)}
     marks = frozenset(names.unwrap(name) for name in found if name.endswith(_MARKS))
-    return _Telling(marks, encoders, any(names.is_position_ids(name) for name in found))
+    return _Signs(marks, encoders, any(names.is_position_ids(name) for name in found))
 
 
 class Prediction(NamedTuple):
@@ -131,7 +132,7 @@ def prediction(checkpoint: Checkpoint, layout: Layout) -> Prediction | None:
 
     None for files that are not a complete model of a known family and say nothing themselves.
     """
-    return _prediction(checkpoint, layout, _telling(checkpoint).marks)
+    return _prediction(checkpoint, layout, _signs(checkpoint).marks)
 
 
 def _prediction(checkpoint: Checkpoint, layout: Layout, marks: Collection[str]) -> Prediction | None:
@@ -153,7 +154,7 @@ def _prediction(checkpoint: Checkpoint, layout: Layout, marks: Collection[str]) 
     if sign is not None and spread is not None:
         kind = V_PREDICTION if spread > sign.spread else EPSILON
         return Prediction(kind, f"by the spread of {sign.key}, {spread:.3f}")
-    return Prediction(layout.prediction, f"usual for {layout.title}, nothing says otherwise")
+    return Prediction(layout.prediction, f"usual for {layout.title}, nothing in the file says otherwise")
 
 
 def _spread(checkpoint: Checkpoint, sign: PredictionSign) -> float | None:
@@ -170,64 +171,64 @@ def _spread(checkpoint: Checkpoint, sign: PredictionSign) -> float | None:
 
 
 def _predictions(
-    checkpoints: Sequence[Checkpoint], detections: Sequence[Detection], telling: Sequence[_Telling]
+    checkpoints: Sequence[Checkpoint], detections: Sequence[Detection], signs: Sequence[_Signs]
 ) -> list[str]:
-    told = []
+    notes = []
     found: dict[int, Prediction] = {}
     for source, (checkpoint, detection) in enumerate(zip(checkpoints, detections, strict=True)):
-        known = _prediction(checkpoint, detection.layout, telling[source].marks)
+        known = _prediction(checkpoint, detection.layout, signs[source].marks)
         if known is not None:
             found[source] = known
     if len({item.kind for item in found.values()}) > 1:
         each = "; ".join(f"{who(source, checkpoints)}: {item.kind} ({item.reason})" for source, item in found.items())
-        told.append(f"warning: these models predict different things, and a mix of them rarely works: {each}")
-    snr = [source for source, item in enumerate(telling) if "ztsnr" in item.marks]
+        notes.append(f"warning: these models predict different things, and a mix of them rarely works: {each}")
+    snr = [source for source, item in enumerate(signs) if "ztsnr" in item.marks]
     if snr and len(snr) < len(checkpoints):
         others = [source for source in range(len(checkpoints)) if source not in snr]
-        told.append(
+        notes.append(
             f"warning: the marker ztsnr (zero-terminal-SNR schedule) is in {_list(snr)} and not in {_list(others)}; "
             f"the output {'has it' if 0 in snr else 'lacks it'}, as A does"
         )
-    return told
+    return notes
 
 
 def _list(sources: Sequence[int]) -> str:
     return " and ".join(map(letter, sources))
 
 
-def _encoders(checkpoints: Sequence[Checkpoint], telling: Sequence[_Telling]) -> list[str]:
+def _encoders(checkpoints: Sequence[Checkpoint], signs: Sequence[_Signs]) -> list[str]:
     """How the text encoders of the others differ from A's in kind and in names."""
-    told = []
-    first = telling[0].encoders
+    notes = []
+    first = signs[0].encoders
     for source in range(1, len(checkpoints)):
-        here, where = telling[source].encoders, who(source, checkpoints)
+        here, where = signs[source].encoders, who(source, checkpoints)
         if set(here) != set(first):
-            told.append(f"text encoders: A has {_some(first)}, {where} has {_some(here)}")
-        told += [
+            notes.append(f"text encoders: A has {_some(first)}, {where} has {_some(here)}")
+        notes += [
             f"text encoder {kind}: {here[kind] or 'usual names'} in {where}, {names_in_a or 'usual names'} in A; its "
             "tensors were matched anyway"
             for kind, names_in_a in first.items()
             if kind in here and here[kind] != names_in_a
         ]
-    return told
+    return notes
 
 
-def _position_ids(checkpoints: Sequence[Checkpoint], telling: Sequence[_Telling]) -> list[str]:
+def _position_ids(checkpoints: Sequence[Checkpoint], signs: Sequence[_Signs]) -> list[str]:
     """Which of the inputs with a text encoder lack position_ids where A has them, or have them where A lacks them."""
-    told = []
-    ours = telling[0].has_ids
+    notes = []
+    ours = signs[0].has_ids
     for source in range(1, len(checkpoints)):
-        both = telling[0].encoders and telling[source].encoders
-        if not both or telling[source].has_ids == ours:
+        both = signs[0].encoders and signs[source].encoders
+        if not both or signs[source].has_ids == ours:
             continue
         where = who(source, checkpoints)
-        told.append(
+        notes.append(
             f"position_ids: A has them, {where} has none; A's are copied"
             if ours
-            else f"position_ids: {where} has them, A has none, so neither has the output (programs no longer need "
+            else f"position_ids: {where} has them, A has none, so the output has none (programs no longer need "
             "them; fix_clip=True adds them)"
         )
-    return told
+    return notes
 
 
 def _some(found: Collection[str]) -> str:

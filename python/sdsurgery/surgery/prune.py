@@ -114,8 +114,8 @@ def _pruned(
     for name in (*checkpoint.tensors, *checkpoint.unusable):
         reason = _reason(name, layout, rules, needed)
         if reason is not None:
-            telling = name == found.evidence_key or layout.telling(aliases.canonical(name, layout))
-            if reason == _LEFTOVERS or not telling:
+            identifying = name == found.evidence_key or layout.identifies(aliases.canonical(name, layout))
+            if reason == _LEFTOVERS or not identifying:
                 dropped.append(Dropped(0, name, reason))
                 continue
             spared.append(name)
@@ -137,12 +137,12 @@ def _pruned(
 
 
 def _notes(unknown: list[str], spared: list[str]) -> list[str]:
-    told = (
+    kept = (
         (unknown, "of unknown components were kept (strict=True drops them)"),
-        (spared, "asked to be dropped were kept, since programs recognise the family by them"),
+        (spared, "that an option would drop were kept: programs recognise the family by them"),
     )
     notes = []
-    for hits, text in told:
+    for hits, text in kept:
         if hits:
             listed = ", ".join(printable(name) for name in hits[:20]) + (", …" if len(hits) > 20 else "")
             notes.append(f"{len(hits)} tensor{'s' if len(hits) > 1 else ''} {text}: {listed}")

@@ -89,19 +89,19 @@ class Ratios:
         return {name: self.params[name] for name in method.params}
 
     def recipe(self) -> dict[str, Any]:
-        """What the recipe tells: the weights by ratio and block, the rules by ratio in their order. Both can be given
+        """For the recipe: the weights by ratio and block, the rules by ratio in their order. Both can be given
         to ``merge`` again as ``blocks`` and ``rules``."""
-        told: dict[str, Any] = {}
+        found: dict[str, Any] = {}
         if self.blocks:
-            told["blocks"] = {ratio: dict(weights) for ratio, weights in self.blocks.items()}
+            found["blocks"] = {ratio: dict(weights) for ratio, weights in self.blocks.items()}
         if self.rules:
-            told["rules"] = {ratio: rules.as_mapping() for ratio, rules in self.rules.items()}
-        return told
+            found["rules"] = {ratio: rules.as_mapping() for ratio, rules in self.rules.items()}
+        return found
 
     def notes(self) -> list[str]:
-        """Rules that decided about no tensor; ask once every tensor has its formula."""
+        """Notes on rules that matched no tensor; to be called once every tensor has its formula."""
         return [
-            f"the rule '{printable(self.rules[ratio].rules[index][0].pattern)}' ({ratio}) applies to no merged tensor"
+            f"the rule '{printable(self.rules[ratio].rules[index][0].pattern)}' ({ratio}) matches no merged tensor"
             for ratio, index in sorted(self._unused)
         ]
 
@@ -157,7 +157,7 @@ def _only(method: Method, option: str) -> str:
         return ratios[0]
     if not ratios:
         raise UsageError(
-            f"{method.name} has no ratio that could differ between tensors, as {option} asks", code="conflict"
+            f"{method.name} has no ratio that can differ between tensors, which {option} needs", code="conflict"
         )
     raise UsageError(
         f'{method.name} has several ratios ({", ".join(ratios)}); say which: {option}{{"{ratios[0]}": …}}',
@@ -230,7 +230,8 @@ def _text(path: str) -> str:
         raise InputRefused(f"cannot read the rules file {printable(path)}: {reason}", code="io") from None
     if len(data) > _LONGEST_RULES:
         raise InputRefused(
-            f"rules file {printable(path)}: longer than {_LONGEST_RULES} bytes, so no list of rules", code="damaged"
+            f"rules file {printable(path)}: longer than {_LONGEST_RULES} bytes, so it is not a list of rules",
+            code="damaged",
         )
     try:
         return data.decode("utf-8-sig")

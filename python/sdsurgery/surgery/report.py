@@ -50,7 +50,7 @@ class Report:
 def describe(
     placed: PlacedOutline, out: str | os.PathLike[str] | None, recipe: dict[str, Any], *, dry_run: bool
 ) -> Report:
-    """What the plan will do; what only a run can tell is left empty."""
+    """What the plan will do; what only a run can find out is left empty."""
     outline, plan = placed.outline, placed.plan
     paths = [checkpoint.path for checkpoint in outline.checkpoints()]
     missing: dict[str, dict[str, None]] = {}  # sets that keep their order: one file may be two of the inputs

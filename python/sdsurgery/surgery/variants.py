@@ -1,7 +1,7 @@
 """Channel variants: inpainting, depth, pix2pix and upscaling models, merged with models of 4 input channels.
 
 Only the U-Net's first convolution differs. Its channels 0–3 see the same latent in all of them, so they are merged.
-What a wide A has beyond them is A's alone and is kept. A narrow A takes only differences from wide models.
+What a wide A has beyond them is kept. A narrow A takes only differences from wide models.
 """
 
 from __future__ import annotations

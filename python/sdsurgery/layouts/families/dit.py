@@ -1,6 +1,6 @@
 """Families that are recognised only to be named in a refusal: SD 3 and FLUX.
 
-Their transformers share nothing with the U-Nets here; the telling keys are those of ComfyUI's model detection.
+Their transformers share nothing with the U-Nets here; the identifying keys are those of ComfyUI's model detection.
 """
 
 from __future__ import annotations

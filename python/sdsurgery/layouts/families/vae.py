@@ -1,6 +1,6 @@
 """Files that hold a VAE only, in the original names, with or without ``first_stage_model.``.
 
-The VAEs of SD 1, SD 2 and SDXL have the same names and shapes: nothing in a header tells them apart.
+The VAEs of SD 1, SD 2 and SDXL have the same names and shapes: they cannot be distinguished by a header.
 """
 
 from __future__ import annotations
