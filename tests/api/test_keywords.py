@@ -16,9 +16,15 @@ from sdsurgery.cli import command_parser
 from sdsurgery.commands import spelling
 from sdsurgery.methods import Param, PerInput, method
 
-VERBS = (
-    "cast", "compare", "convert", "convert_all", "ema", "extract", "fix_clip", "inspect", "prune", "replace", "verify",
-)  # fmt: skip
+
+def _with(setting: str) -> list[str]:
+    """The functions that take a setting, but merge, which takes a method's parameters besides."""
+    names = [*(name.replace("-", "_") for name in commands.NAMES), "convert_all"]
+    functions = {name: getattr(api, name) for name in names if name != "merge" and hasattr(api, name)}
+    return [name for name, function in functions.items() if setting in inspect.signature(function).parameters]
+
+
+VERBS, WRITING = _with("allow_suspicious"), _with("overwrite")
 WRONG = """
 import sdsurgery as sds
 
@@ -108,9 +114,22 @@ def test_help_shows_the_settings_one_by_one(verb: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", settings.DEFAULTS)
+def test_merge_passes_every_setting_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    default, words = settings.DEFAULTS[name], settings.OPTIONS[name].words if name in settings.OPTIONS else ()
+    other = words[-1] if words else not default if isinstance(default, bool) else print if default is None else 1
+    if name == "backend":
+        other = "cpu"
+    got = []
+    monkeypatch.setattr("sdsurgery.surgery.merge.merge", lambda *args, **kwargs: got.extend((*args, *kwargs.values())))
+    sdsurgery.merge("weighted-sum", ["a", "b"], out="c", **{name: other})
+    (found,) = [item for item in got if isinstance(item, settings.Settings)]
+    assert getattr(found, name) == other != default
+
+
 def test_messages_can_spell_every_option_of_the_writing_verbs() -> None:
     own = set()
-    for verb in ("merge", *VERBS[2:7], *VERBS[8:10]):
+    for verb in ("merge", *WRITING):
         found = inspect.signature(getattr(sdsurgery, verb)).parameters.values()
         own |= {item.name for item in found if item.default is not item.empty} - set(settings.OPTIONS)
     assert own - {"to", "started"} <= spelling._OWN
@@ -118,8 +137,8 @@ def test_messages_can_spell_every_option_of_the_writing_verbs() -> None:
 
 def test_every_setting_with_a_flag_is_an_option_of_every_writing_command() -> None:
     flags = {flag for option in settings.OPTIONS.values() for flag in (option.flag, option.off) if flag}
-    for name in ("merge", "cast", "ema", "prune", "fix-clip", "extract", "replace", "convert"):
-        assert name in commands.NAMES
+    assert len(WRITING) > 6
+    for name in ("merge", *(verb.replace("_", "-") for verb in WRITING if verb != "convert_all")):
         assert flags <= command_parser(name).option_strings(), name
 
 

@@ -6,12 +6,13 @@ import re
 from functools import cache
 
 from ..settings import OPTIONS, WRITING
+from . import NAMES
 
 _OWN = {"out", "out_dir", "component", "preset", "drop", "keep_keys", "drop_keys", "strict", "add_missing", "use_ema"}
 _OWN |= {"blocks", "rules", "to_ema", "keep_counters", "allow_missing", "strip_prefix"}
 """Keywords of single verbs; a test says that these are all."""
 
-_VERB = r"\b(merge|cast|ema|prune|fix_clip|extract|replace|convert)\(([^()]*)\)"
+_VERB = rf"\b({'|'.join(NAMES).replace('-', '_')})\(([^()]*)\)"
 _VALUE = r"True|FILE|…|\"[\w-]+\"(?: or \"[\w-]+\")*|\{\"\w+\": …\}|(?![\w'\"(\[{.-])"
 
 
