@@ -147,11 +147,14 @@ def kernels(copies: Copies, names: Sequence[str], sizes: Sequence[int]) -> tuple
     import sdsurgery
     import torch
     from sdsurgery.methods import Method
+    from sdsurgery.program import trace
 
     cast = Method("cast", ("A",), {}, lambda a: a)
     shares: dict[str, Any] = {}
     hosts: dict[str, Any] = {}
     for name, method in {**sdsurgery.methods(), "cast": cast}.items():
+        if trace(method, len(method.inputs), method.bind(len(method.inputs), {})).program.stages:
+            continue  # the host reduces: no kernel's time
         for of, into in KINDS:
             kinds = [getattr(torch, into), *[getattr(torch, of)] * len(method.inputs)]
             label = of if of == into else f"{of} to {into}"
