@@ -201,7 +201,8 @@ py::tuple last_stage(const Program& program, std::vector<double> constants,
         });
         last = stages.last();
     }
-    if (!last.broadcasts.empty()) throw Error(Code::invalid, "a value of each row or column");
+    if (!last.broadcasts.empty())
+        throw Error(Code::invalid, "the method takes a value of each row or column, which needs the CPU");
     py::list steps;
     for (const Step& step : last.program->steps) {
         py::list args;

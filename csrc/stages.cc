@@ -118,7 +118,7 @@ Stages::Stages(const Program& program, const Numbers& numbers, Extents extents, 
     for (DType dtype : dtypes) wide_ |= dtype == DType::f64;
     if (extents.count != 0 && (extents.first == 0 || extents.last == 0 || extents.count % extents.first != 0 ||
                                extents.count % extents.last != 0))
-        throw Error(Code::invalid, "these are no axes of the tensor");
+        throw Error(Code::invalid, "the axes do not divide the tensor");
 }
 
 void Stages::begin(size_t stage) {

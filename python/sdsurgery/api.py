@@ -129,18 +129,23 @@ def merge(
         dry_run=dry_run, overwrite=overwrite, hash=hash, sync=sync, allow_suspicious=allow_suspicious,
         allow_inflate=allow_inflate, tile_bytes=tile_bytes, progress=progress,
     )  # fmt: skip
-    if isinstance(inputs, str | bytes | os.PathLike):
-        raise UsageError(f"inputs must be a list of files, not one file ('{printable(inputs)}')", code="wrong_inputs")
-    inputs = list(inputs)
+    inputs = _listed(inputs)
     files = [item for item in inputs if not isinstance(item, Model | Call)]
     others: dict[str, Any] = {"out": out, "add_missing": add_missing, "use_ema": use_ema}
     if len(files) < len(inputs):
         nodes = [item.path if isinstance(item, Checkpoint) else item for item in inputs]
         tree = compose(call(method, nodes, blocks=blocks, rules=rules, **parameters))
         return followed("merge", settings, lambda given: merge_tree(tree, given, **others))
+    chosen.bind(len(files), parameters)  # which takes no list for a number: that is a sweep's
     return followed("merge", settings, lambda given: merge_files(
         method, files, given, parameters=parameters, blocks=blocks, rules=rules, **others,
-    ))  # fmt: skip
+    )[0])  # fmt: skip
+
+
+def _listed(inputs: Iterable[Any]) -> list[Any]:
+    if isinstance(inputs, str | bytes | os.PathLike):
+        raise UsageError(f"inputs must be a list of files, not one file ('{printable(inputs)}')", code="wrong_inputs")
+    return list(inputs)
 
 
 _OWN = ("out", "add_missing", "use_ema", "blocks", "rules")
@@ -166,11 +171,12 @@ def sweep(
     number. When one fails, ``details["finished"]`` of the error lists those that were finished. The other keywords are
     those of ``merge``.
     """
-    from .surgery.merge import sweep as work
+    from .recipe import Call, Model
+    from .surgery.merge import merge as work
 
-    if isinstance(inputs, str | bytes | os.PathLike):
-        raise UsageError(f"inputs must be a list of files, not one file ('{printable(inputs)}')", code="wrong_inputs")
-    files = list(inputs)
+    files = _listed(inputs)
+    if any(isinstance(item, Model | Call) for item in files):
+        raise UsageError("a sweep takes files, not recipes", code="wrong_inputs")
     return followed("merge", settings_of("sweep", settings, (*_OWN, "parameters")), lambda given: work(
         method, files, given, parameters=parameters, out=out, add_missing=add_missing, use_ema=use_ema, blocks=blocks,
         rules=rules,

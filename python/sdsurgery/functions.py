@@ -12,6 +12,7 @@ float64, and beside tensors, where it is rounded once to their arithmetic.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -25,13 +26,7 @@ def minimum(a: Any, b: Any = None, axis: int | None = None) -> Any:
 
     Of one argument the smallest element, NaN when one is NaN; +0 when it is a zero.
     """
-    if b is None:
-        return _reduced("minimum", axis, a)
-    return _binary(
-        "minimum", a, b,
-        lambda x, y: where((x < y) | _library(x).isnan(x), x, y),
-        lambda x, y: x if x < y or math.isnan(x) else y,
-    )  # fmt: skip
+    return _extreme("minimum", operator.lt, a, b, axis)
 
 
 def maximum(a: Any, b: Any = None, axis: int | None = None) -> Any:
@@ -39,13 +34,7 @@ def maximum(a: Any, b: Any = None, axis: int | None = None) -> Any:
 
     Of one argument the largest element, NaN when one is NaN; +0 when it is a zero.
     """
-    if b is None:
-        return _reduced("maximum", axis, a)
-    return _binary(
-        "maximum", a, b,
-        lambda x, y: where((x > y) | _library(x).isnan(x), x, y),
-        lambda x, y: x if x > y or math.isnan(x) else y,
-    )  # fmt: skip
+    return _extreme("maximum", operator.gt, a, b, axis)
 
 
 def clip(x: Any, low: Any, high: Any) -> Any:
@@ -180,7 +169,7 @@ def _reduced(op: str, axis: int | None, *args: Any) -> Any:
             symbols = () if op == "count" else tuple(item.tracer.lift(arg) for arg in args)
             return item.tracer.reduce(op, along, *symbols)
     if any(isinstance(item, Value | Scalar | int | float) for item in args):
-        raise TypeError(f"a method's body reduces what is one number already, by {op}")
+        raise TypeError(f"a method's body takes the {op} of a single number; a reduction needs a tensor")
     from .reductions import reduced
 
     return reduced(op, along, *args)
@@ -189,7 +178,7 @@ def _reduced(op: str, axis: int | None, *args: Any) -> Any:
 def _scalar(op: str, *args: Any) -> Any:
     for item in args:
         if isinstance(item, Symbol):
-            raise TypeError(f"a method's body uses {op} of a tensor; it can be used of numbers and reduced values only")
+            raise TypeError(f"a method's body takes the {op} of a tensor; {op} is for parameters and reduced values")
     for item in args:
         if isinstance(item, Value):
             return item.tracer.scalar(op, *args)
@@ -209,22 +198,30 @@ def _sign(x: float) -> float:
     return x if math.isnan(x) else float(x > 0) - float(x < 0)
 
 
-def _binary(op: str, a: Any, b: Any, on_arrays: Any, on_numbers: Any) -> Any:
+def _extreme(op: str, wins: Callable[[Any, Any], Any], a: Any, b: Any, axis: int | None) -> Any:
+    """``a`` where it wins against b or is NaN, else b; of one argument the reduction."""
+    if b is None:
+        return _reduced(op, axis, a)
     for item in (a, b):
         if isinstance(item, Symbol):
             return item.tracer.apply(op, a, b)
     for item in (a, b):
         if isinstance(item, Value):
             return item.tracer.scalar(op, a, b)
+
+    def of_numbers(x: float, y: float) -> float:
+        return x if wins(x, y) or math.isnan(x) else y
+
     if isinstance(a, Scalar) or isinstance(b, Scalar):
-        return Scalar(on_numbers, a, b)
+        return Scalar(of_numbers, a, b)
     if isinstance(a, int | float) and isinstance(b, int | float):
-        return on_numbers(a, b)
+        return of_numbers(a, b)
     if all(isinstance(item, int | float) or _is_numbers(item) for item in (a, b)):
         from .reductions import each
 
-        return each(on_numbers, a, b)
-    return on_arrays(*_as_arrays(a, b))
+        return each(of_numbers, a, b)
+    x, y = _as_arrays(a, b)
+    return where(wins(x, y) | _library(x).isnan(x), x, y)
 
 
 def _as_arrays(a: Any, b: Any) -> tuple[Any, Any]:
@@ -239,8 +236,8 @@ def _as_arrays(a: Any, b: Any) -> tuple[Any, Any]:
 
 
 def _is_numbers(item: Any) -> bool:
-    """Whether it is what a reduction of arrays gives."""
-    return type(item).__name__ == "Numbers" and hasattr(item, "beside")
+    """Whether it is what a reduction of arrays gives (``reductions.Numbers``, which needs NumPy)."""
+    return hasattr(type(item), "beside")
 
 
 def _library(array: Any) -> Any:

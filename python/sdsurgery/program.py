@@ -246,7 +246,7 @@ class Tracer:
         lifted = tuple(arg if isinstance(arg, Value) else self._constant(arg) for arg in args)
         along = {arg.along for arg in args if isinstance(arg, Value)} - {ALL}
         if len(along) > 1:
-            raise TypeError("a method's body combines a value of each row with one of each column")
+            raise TypeError("a method's body combines values of rows with values of columns")
         kind = along.pop() if along else ALL
         return self._once((op, *map(id, lifted)), lambda: Value(self, op, kind, lifted))
 

@@ -120,8 +120,13 @@ def test_merge_passes_every_setting_on(name: str, monkeypatch: pytest.MonkeyPatc
     other = words[-1] if words else not default if isinstance(default, bool) else print if default is None else 1
     if name == "backend":
         other = "cpu"
-    got = []
-    monkeypatch.setattr("sdsurgery.surgery.merge.merge", lambda *args, **kwargs: got.extend((*args, *kwargs.values())))
+    got: list[object] = []
+
+    def merge(*args: object, **kwargs: object) -> list[None]:
+        got.extend((*args, *kwargs.values()))
+        return [None]
+
+    monkeypatch.setattr("sdsurgery.surgery.merge.merge", merge)
     sdsurgery.merge("weighted-sum", ["a", "b"], out="c", **{name: other})
     (found,) = [item for item in got if isinstance(item, settings.Settings)]
     assert getattr(found, name) == other != default

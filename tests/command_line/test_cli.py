@@ -321,6 +321,7 @@ def test_did_you_mean_for_verbs_and_parameters(models: Path) -> None:
     )
     # An option that must be there is not said to be missing when it is only mistyped.
     refused(sds("merge", "--methd", "add-diff", models / "a.safetensors"), 2, "'--methd'", "did you mean '--method'")
+    refused(sds("merge", models / "a.safetensors", "--alpha", "1"), 2, "--alpha needs --method, one of weighted-sum")
     with pytest.raises(sdsurgery.UsageError, match="did you mean 'alpha'"):
         sdsurgery.merge("add-diff", [models / "a.safetensors"] * 3, alhpa=1, dry_run=True)
     with sdsurgery.open(models / "a.safetensors") as opened, pytest.raises(KeyError, match="did you mean"):

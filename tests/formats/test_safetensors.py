@@ -39,6 +39,7 @@ REFUSED = {
     "NaN": (file(one(x="NaN"), FOUR), "NaN is not a number"),
     "Infinity": (file(one(x="-Infinity"), FOUR), "-Infinity is not a number"),
     "number beyond double": (file(one(x="1e999"), FOUR), "out of range"),
+    "number one unit beyond double": (file(one(x="1.7976931348623158e308"), FOUR), "out of range"),
     "half a surrogate pair": (file(one(x='"\\udc00"'), FOUR), "half a surrogate pair"),
     "half a surrogate pair in a name": (file("{" + entry("a").replace('"a"', '"\\ud800"') + "}", FOUR), "surrogate"),
     "bad escape": (file(one(x='"\\x"'), FOUR), "escape"),
@@ -307,11 +308,10 @@ def test_agrees_with_the_reference_on_damaged_headers(seed: int, tmp_path) -> No
 
 
 def test_agrees_with_the_reference_on_where_numbers_overflow() -> None:
-    """Beyond rounding: serde_json scales by a power of ten, so that its border lies a few units off."""
     rng = random.Random(1)
+    digits = "17976931348623157"
     for _ in range(1500):
-        head = str(17976931348623 + rng.choice((-1, 1)) * rng.randrange(2, 10**13))
-        head += "".join(rng.choice("0123456789") for _ in range(rng.randrange(12)))
+        head = digits[: rng.randrange(1, 18)] + "".join(rng.choice("0123456789") for _ in range(rng.randrange(12)))
         point = rng.randrange(1, len(head) + 1)
         number = f"{head[:point]}.{head[point:]}" if point < len(head) else head
         exponent = 308 - point + 1 + rng.choice([0, 0, 0, -1, 1])
@@ -338,6 +338,8 @@ MANY = 300_000
         ("[" + '"",' * MANY + "1]", True),
         ("{" + '"k":0,' * MANY + '"k":1}', True),
         ("[" + "[1.5,{}]," * (MANY // 10) + "1]", True),
+        ("[" + "[[1.5]]," * MANY + "1]", True),
+        ("[" + '{"a":{}},' * MANY + "1]", True),
         ('"' + "a" * MANY + '"', True),
         ('"' + "\\n" * MANY + '"', True),
         ('"' + "a" * MANY, False),
@@ -361,7 +363,7 @@ def is_accepted(data: bytes) -> bool:
         assert len(str(error)) < 200
         return False
     finally:
-        assert tracemalloc.get_traced_memory()[1] < 100 * ours._MAX_VALUES + 4 * len(data)
+        assert tracemalloc.get_traced_memory()[1] < 32 * len(data) + 100_000
         tracemalloc.stop()
 
 

@@ -119,7 +119,7 @@ def test_what_is_no_number_nor_several_is_refused(text: str, files: list[Path], 
     refused(
         command("merge", "--method", "weighted-sum", files[0], files[1], f"--alpha={text}", "-o", out),
         2,
-        "no number like",
+        "is not a number like",
     )
     assert not list(tmp_path.iterdir())
 
@@ -129,7 +129,7 @@ def test_a_list_without_a_placeholder_is_refused_with_an_example(files: list[Pat
     refused(command(*given, "-o", tmp_path / "mix.safetensors"), 2, "mix-{alpha}.safetensors")
     refused(command(*given, "-o", tmp_path / "mix-{beta}.safetensors"), 2, "does not say which")
     refused(command(*given, "-o", tmp_path / "{alpha.real}.safetensors"), 2, "does not say which")
-    refused(command(*given, "-o", tmp_path / "{alpha:.0f}.safetensors"), 2, "several outputs would have the name")
+    refused(command(*given, "-o", tmp_path / "{alpha:.0f}.safetensors"), 2, "several outputs would be named")
     refused(command(*given, "-o", tmp_path / "{alpha:q}.safetensors"), 2, "does not format a number")
     assert not list(tmp_path.iterdir())
     (tmp_path / "0.2.safetensors").write_bytes(b"mine")

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import printable
+from ..errors import UsageError, printable
 from .common import numbers, words, writing, written
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _method_in(argv: Sequence[str]) -> Method | None:
     """The method that the command line names; what else is in it depends on that. None when it names none."""
-    from ..methods.registry import get
+    from ..methods.registry import get, registered
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--method")
@@ -56,7 +56,13 @@ def _method_in(argv: Sequence[str]) -> Method | None:
         name = parser.parse_known_args(argv)[0].method
     except argparse.ArgumentError:  # --method without a name, which the command's own parser says
         return None
-    return None if name is None else get(name)
+    if name is not None:
+        return get(name)
+    flags = {_flag(param) for method in registered().values() for param in method.params}
+    for word in argv:
+        if word.partition("=")[0] in flags:  # which would be called unknown
+            raise UsageError(f"{word} needs --method, one of {', '.join(registered())}")
+    return None
 
 
 def _parameters(parser: argparse.ArgumentParser, method: Method | None) -> None:
@@ -84,7 +90,7 @@ def _values(text: str) -> list[float]:
         return values(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"'{printable(text)}' is no number like 0.5, nor several like 0.1,0.2 or 0.1:0.5:0.1"
+            f"'{printable(text)}' is not a number like 0.5, nor a list like 0.1,0.2 or 0.1:0.5:0.1"
         ) from None
 
 

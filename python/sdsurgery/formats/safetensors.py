@@ -5,16 +5,15 @@ the headers that the reference implementation accepts (huggingface/safetensors, 
 serde_json; the oddities were measured on its release 0.8.0), except that it also refuses the duplicates which that one
 silently overwrites, a tensor name or a metadata key given twice, and more than ``MAX_ENTRIES`` of either.
 
-The header is read by ``json.loads`` and checked afterwards: serde_json's rules on nesting, numbers and surrogates hold
-for what is ignored too. One thing differs: serde_json refuses a number that is below 2**1024 by less than a rounding
-error, which is only found in a field that is ignored.
+The header is read by ``json.loads`` and checked: serde_json's rules on nesting, numbers and surrogates hold for what is
+ignored too.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring as _quoted
@@ -43,6 +42,7 @@ _PREFIX = 8
 _METADATA = "__metadata__"
 _FIELDS = ("dtype", "shape", "data_offsets")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
+_ODD_INTEGER = re.compile("-0|[0-9]{20}")
 _ESCAPED_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 Entry = tuple[str, str, "tuple[int, ...]", int, int]
@@ -65,8 +65,9 @@ def sniff(source: Source) -> bool:
 def read(source: Source) -> Contents:
     """Parse and check the header. Tensors come in the order of their data, then of their appearance.
 
-    Raises InputRefused with one line when the header is not exactly what the format allows. Costs linear time and, for
-    an ordinary header, a few times its size in memory; no tensor data is touched.
+    Raises InputRefused with one line when the header is not exactly what the format allows. Costs linear time and
+    memory: a few times the header's size, thirty times that of a hostile one, which may list ``_MAX_VALUES`` values at
+    most. No tensor data is touched.
     """
     text, data_offset = _header_text(source)
     entries, metadata = _parse(text)
@@ -117,15 +118,15 @@ def _json(text: str) -> Any:
     if text.count(",") + text.count("[") + text.count("{") > _MAX_VALUES:
         raise InputRefused(f"the header lists more than {_MAX_VALUES:,} values, more than any model has")
     try:
-        # -0 is a float for serde_json. Nearly no header has one, and a function for every number takes time.
-        parse_int = _integer if "-0" in text else None
-        header = json.loads(text, object_pairs_hook=tuple, parse_int=parse_int, parse_constant=_no_number)
+        # Nearly no header has an integer that needs a look, and a function for every number takes time.
+        parse_int = _integer if _ODD_INTEGER.search(text) else None
+        header = json.loads(
+            text, object_pairs_hook=tuple, parse_int=parse_int, parse_float=_number, parse_constant=_no_number
+        )
     except json.JSONDecodeError as error:
         found = f"'{printable(text[error.pos])}'" if error.pos < len(text) else "its end"
         what = error.msg.lower().removesuffix(" at").removesuffix(" starting")
         raise InputRefused(f"header is not valid JSON at character {error.pos}: {what}, found {found}") from None
-    except ValueError:  # an integer of more than 4,300 digits
-        raise InputRefused("header is not valid JSON: a number is out of range") from None
     except RecursionError:
         raise _too_deep() from None
     if _ESCAPED_HALF_PAIR.search(text):
@@ -134,7 +135,30 @@ def _json(text: str) -> Any:
 
 
 def _integer(text: str) -> int | float:
-    return -0.0 if text == "-0" else int(text)
+    """An integer of 64 bits; for serde_json others are floats, and so is -0."""
+    value = int(text) if len(text) <= 20 and text != "-0" else None
+    return value if value is not None and -(2**63) <= value <= _U64_MAX else _number(text)
+
+
+def _number(text: str) -> float:
+    """InputRefused for what serde_json calls out of range. It keeps the leading digits that fit into 64 bits and scales
+    once by a power of ten, so its border lies a few units beside that of correct rounding."""
+    value = float(text)
+    if abs(value) < 1e308:
+        return value
+    digits, _, exponent = text.lower().lstrip("-").partition("e")
+    whole, _, fraction = digits.partition(".")
+    kept = whole[: 20 if int(whole[:20]) <= _U64_MAX else 19]
+    significand, scale = int(kept), len(whole) - len(kept)
+    for digit in fraction:
+        longer = significand * 10 + int(digit)
+        if longer > _U64_MAX:
+            break
+        significand, scale = longer, scale - 1
+    scale += int(exponent[:12] or 0)
+    if scale > 308 or (scale >= 0 and float(significand) * float(f"1e{scale}") == math.inf):
+        raise InputRefused("header is not valid JSON: a number is out of range")
+    return value
 
 
 def _no_number(text: str) -> NoReturn:
@@ -155,10 +179,7 @@ def _check_value(value: Any, depth: int) -> None:
             if isinstance(item, str):
                 if _HALF_PAIR.search(item):
                     raise InputRefused(f"header is not valid JSON: half a surrogate pair in '{printable(item)}'")
-            elif isinstance(item, float | int):
-                if abs(item) > sys.float_info.max:
-                    raise InputRefused("header is not valid JSON: a number is out of range")
-            elif item is not None:
+            elif item is not None and not isinstance(item, float | int):
                 containers = True
                 inner += item if isinstance(item, list) else (part for pair in item for part in pair)
         depth += containers

@@ -25,7 +25,7 @@ from .matching import in_names_of, require_usable, without_unit_tail
 from .preflight import letter, refuse_conflicts, refuse_strangers, remarks, who
 from .ratios import BlockWeights, Ratios, RuleSet
 from .report import Report
-from .sweep import named_out, variants
+from .sweep import variants
 from .variants import is_swapped, is_variant, is_widened, merged_channels, takes_differences
 
 if TYPE_CHECKING:
@@ -45,34 +45,16 @@ def merge(
     use_ema: str | Sequence[str] = (),
     blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
     rules: RuleSet | Mapping[str, RuleSet] | None = None,
-) -> Report:
-    """``sdsurgery.merge`` of files; ``parameters`` are the method's numbers."""
-    chosen = get(method)
-    params = chosen.bind(len(inputs), parameters)
-    flat = Merge(chosen, tuple(inputs), params, blocks, rules, add_missing, tuple(_letters(use_ema, len(inputs))))
-    return _written([flat], [out if out is None else named_out(os.fspath(out), chosen, params)], settings)[0]
-
-
-def sweep(
-    method: str,
-    inputs: Sequence[str | os.PathLike[str] | Checkpoint],
-    settings: Settings,
-    *,
-    parameters: Mapping[str, Any],
-    out: str | os.PathLike[str] | None = None,
-    add_missing: bool = False,
-    use_ema: str | Sequence[str] = (),
-    blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
-    rules: RuleSet | Mapping[str, RuleSet] | None = None,
 ) -> list[Report]:
-    """``sdsurgery.sweep``; ``parameters`` are the method's numbers, some of them lists."""
+    """``sdsurgery.merge`` and ``sdsurgery.sweep`` of files: one report, or one for each of several numbers.
+    ``parameters`` are the method's, those of a sweep as lists."""
     chosen = get(method)
     averaged = tuple(_letters(use_ema, len(inputs)))
     wanted, outs = [], []
     for variant in variants(chosen, parameters, out):
         params = chosen.bind(len(inputs), variant.parameters)
         wanted.append(Merge(chosen, tuple(inputs), params, blocks, rules, add_missing, averaged))
-        outs.append(variant.out if out is not None else None)
+        outs.append(variant.out)
     return _written(wanted, outs, settings)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import string
 from collections.abc import Iterator, Mapping, Sequence
-from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
 from ..errors import UsageError, printable
@@ -16,9 +14,9 @@ _MOST = 256  # outputs of one sweep: each is an open file
 
 
 class Variant(NamedTuple):
-    """One output of a sweep."""
+    """One output of a sweep; ``out`` is None when none was given."""
 
-    out: str
+    out: str | None
     parameters: dict[str, Any]
 
 
@@ -27,6 +25,8 @@ def values(text: str) -> list[float]:
 
     ValueError for anything else. Steps are decimal: 0.1:0.3:0.1 is 0.1, 0.2, 0.3.
     """
+    from decimal import Decimal, InvalidOperation
+
     found: list[float] = []
     for part in text.split(","):
         ends = part.split(":")
@@ -47,7 +47,8 @@ def values(text: str) -> list[float]:
 
 
 def variants(method: Method, parameters: Mapping[str, Any], out: str | os.PathLike[str] | None) -> list[Variant]:
-    """The outputs of a sweep: the product of the lists among ``parameters``, the last one changing fastest.
+    """The outputs of a merge: the product of the lists among ``parameters``, the last one changing fastest; a merge
+    without lists has one.
 
     UsageError for an output name that doesn't tell them apart, and for a parameter that takes no list.
     """
@@ -68,11 +69,11 @@ def variants(method: Method, parameters: Mapping[str, Any], out: str | os.PathLi
     found: list[Variant] = []
     for chosen in itertools.product(*lists.values()):
         each = {**parameters, **dict(zip(lists, chosen, strict=True))}
-        found.append(Variant(named_out(text, method, each), each))
-    if len({os.path.realpath(variant.out) for variant in found}) < len(found):
-        raise UsageError(f"several outputs would have the name {printable(found[0].out)}", code="bad_output")
+        found.append(Variant(None if out is None else named_out(text, method, each), each))
+    if len({os.path.realpath(variant.out or "") for variant in found}) < len(found):
+        raise UsageError(f"several outputs would be named {printable(found[0].out)}", code="bad_output")
     if len(found) > _MOST:
-        raise UsageError(f"{len(found)} outputs are too many for one run; {_MOST} can be", code="bad_value")
+        raise UsageError(f"{len(found)} outputs are too many for one run; the limit is {_MOST}", code="bad_value")
     return found
 
 
@@ -89,6 +90,8 @@ def named_out(out: str, method: Method, parameters: Mapping[str, Any]) -> str:
     }
     if not _fields(out, numbers):
         return out
+    import string
+
     parts = []
     for literal, field, spec, _ in string.Formatter().parse(out):
         parts.append(literal)
@@ -107,6 +110,10 @@ def _short(value: float) -> str:
 
 def _fields(out: str, known: Mapping[str, Any]) -> set[str]:
     """The parameters that stand in the name as placeholders; none when anything else is in braces."""
+
+    if "{" not in out:
+        return set()
+    import string
 
     def found() -> Iterator[str]:
         for _, field, _, conversion in string.Formatter().parse(out):
