@@ -41,6 +41,24 @@ struct Bytes {  // a contiguous Python buffer, held for the length of a call
     Py_buffer buffer;
 };
 
+// A source of buffers, which count as if they lay one behind the other. It holds them, and copies nothing.
+std::shared_ptr<Source> source_of_buffers(const py::args& buffers) {
+    using Held = std::vector<std::unique_ptr<Bytes>>;
+    // The last user may be a thread without the GIL.
+    const auto release = [](Held* held) {
+        const py::gil_scoped_acquire acquire;
+        delete held;
+    };
+    const std::shared_ptr<Held> held(new Held, release);
+    std::vector<MemoryPiece> pieces;
+    for (const py::handle& buffer : buffers) {
+        held->push_back(std::make_unique<Bytes>(buffer, false));
+        const Py_buffer& view = held->back()->buffer;
+        pieces.push_back({static_cast<const uint8_t*>(view.buf), static_cast<uint64_t>(view.len)});
+    }
+    return std::make_shared<Source>(pieces, held);
+}
+
 double scalar(const std::string& name, double a, double b) {
     static const std::pair<const char*, double (*)(double)> functions[] = {
         {"sqrt", scalars::sqrt}, {"sin", scalars::sin}, {"cos", scalars::cos},
@@ -243,11 +261,8 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
     py::class_<Source, std::shared_ptr<Source>>(m, "Source")
         .def(py::init([](const py::bytes& path) { return std::make_shared<Source>(std::string(path)); }),
              py::arg("path"))
-        .def_static("memory",
-                    [](const py::bytes& data) {
-                        const std::string_view view = data;
-                        return std::make_shared<Source>(std::vector<uint8_t>(view.begin(), view.end()));
-                    })
+        .def_static("memory", &source_of_buffers)
+        .def_property_readonly("in_memory", &Source::in_memory)
         .def_property_readonly("path", [](const Source& self) { return as_text(self.path()); })
         .def_property_readonly("size", &Source::size)
         .def_property_readonly("identity",

@@ -157,6 +157,7 @@ void Run::join() {
     for (std::thread& thread : threads_) thread.join();
     threads_.clear();
     if (flusher_.joinable()) flusher_.join();
+    guard_.reset();
 }
 
 unsigned Run::workers() const {
@@ -183,6 +184,10 @@ void Run::start() {
     std::lock_guard<std::mutex> lock(mutex_);
     if (started_) throw Error(Code::invalid, "a run starts once");
     started_ = true;
+    const auto mapped = [](const std::shared_ptr<Mapping>& mapping) { return mapping != nullptr; };
+    if (std::any_of(mappings_.begin(), mappings_.end(), mapped) ||
+        std::any_of(windows_.begin(), windows_.end(), mapped))
+        guard_.emplace();
     try {
         while (running_ < worker_count_) {
             threads_.emplace_back([this] { work(); });
@@ -391,7 +396,7 @@ const uint8_t* Run::fetch(const JobOperand& operand, uint64_t first, uint64_t by
     Source& source = *sources_[operand.source];
     if (operand.view) return source.gather(*operand.view, operand.offset, first, bytes, buffer);
     const uint64_t offset = operand.offset + first;
-    if (source.in_memory()) return source.memory() + offset;
+    if (source.in_memory()) return source.memory(offset, bytes);
     if (mappings_[operand.source]) {
         mapped_bytes_ += std::max(bytes, kMappedLeast);
         return mappings_[operand.source]->data() + offset;

@@ -12,6 +12,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -96,6 +97,7 @@ class Run {
     std::vector<std::shared_ptr<Tap>> taps_;  // of those that are being hashed, where they are read past the cache
     std::vector<std::shared_ptr<Mapping>> mappings_;  // of the sources that are read through one
     std::vector<std::shared_ptr<Mapping>> windows_;   // of those with strided operands, held while the run lives
+    std::optional<os::FaultGuard> guard_;             // while the threads run, if they read mappings
     RunOptions options_;
     const Target& target_;
     size_t most_operands_ = 0;

@@ -14,8 +14,23 @@ Source::Source(const std::string& path)
     stat_ = os::stat(file_->handle);
 }
 
-Source::Source(std::vector<uint8_t> bytes) : path_("(memory)"), bytes_(std::move(bytes)), in_memory_(true) {
-    stat_.size = bytes_.size();
+Source::Source(const std::vector<MemoryPiece>& pieces, std::shared_ptr<const void> owner)
+    : path_("(memory)"), owner_(std::move(owner)), in_memory_(true) {
+    for (const MemoryPiece& piece : pieces) {
+        if (piece.bytes > 0) pieces_.emplace(stat_.size, piece);
+        stat_.size += piece.bytes;
+    }
+}
+
+const uint8_t* Source::memory(uint64_t offset, uint64_t bytes) const {
+    if (bytes == 0) return nullptr;
+    auto found = pieces_.upper_bound(offset);
+    if (found != pieces_.begin()) {
+        const auto& [begin, piece] = *--found;
+        const uint64_t within = offset - begin;
+        if (within < piece.bytes && bytes <= piece.bytes - within) return piece.data + within;
+    }
+    throw Error(Code::invalid, path_ + ": a read past the end");
 }
 
 void Source::close() noexcept {
@@ -34,10 +49,7 @@ std::shared_ptr<const OpenFile> Source::opened() const {
 void Source::read(void* to, size_t bytes, uint64_t offset) const {
     const auto file = opened();
     if (in_memory()) {
-        if (offset > bytes_.size() || bytes > bytes_.size() - offset) {
-            throw Error(Code::truncated, path_ + ": a read past the end");
-        }
-        std::memcpy(to, bytes_.data() + offset, bytes);
+        if (bytes > 0) std::memcpy(to, memory(offset, bytes), bytes);
         return;
     }
     size_t got = 0;
@@ -76,7 +88,8 @@ const uint8_t* Source::gather(const View& view, uint64_t offset, uint64_t first,
     if (offset > size() || view.reach() > size() - offset || first > whole || bytes > whole - first) {
         throw Error(Code::invalid, path_ + ": a read past the end of a tensor");
     }
-    Gathering work{view, (held ? held->data() : memory()) + offset, first, bytes, buffer, held != nullptr};
+    const uint8_t* base = held ? held->data() + offset : memory(offset, view.reach());
+    Gathering work{view, base, first, bytes, buffer, held != nullptr};
     if (!os::guarded(Gathering::run, &work)) {
         throw Error(Code::truncated, path_ + ": the file shrank while it was being read");
     }

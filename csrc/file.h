@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
@@ -43,18 +44,24 @@ class OpenFile {
     const os::Handle handle;
 };
 
+struct MemoryPiece {
+    const uint8_t* data;
+    uint64_t bytes;
+};
+
 // Any thread may call anything at any time; what is called after close() throws `invalid`.
 class Source {
  public:
-    explicit Source(const std::string& path);     // a file
-    explicit Source(std::vector<uint8_t> bytes);  // memory, for data that a Plan itself carries
+    explicit Source(const std::string& path);  // a file
+    // Memory that `owner` keeps alive: pieces that count as if they lay one behind the other.
+    Source(const std::vector<MemoryPiece>& pieces, std::shared_ptr<const void> owner);
     Source(const Source&) = delete;
 
     const std::string& path() const { return path_; }
     uint64_t size() const { return stat_.size; }
     const os::Stat& identity() const { return stat_; }
     bool in_memory() const { return in_memory_; }
-    const uint8_t* memory() const { return bytes_.data(); }
+    const uint8_t* memory(uint64_t offset, uint64_t bytes) const;  // throws invalid unless one piece holds them
 
     void read(void* to, size_t bytes, uint64_t offset) const;  // all of them, or truncated
     // `bytes` of a strided tensor's row-major image from its byte `first` on, in `buffer`, which must have room for an
@@ -76,7 +83,8 @@ class Source {
     std::shared_ptr<const OpenFile> direct();        // for reads past the page cache; empty where there are none
 
     const std::string path_;
-    const std::vector<uint8_t> bytes_;
+    std::map<uint64_t, MemoryPiece> pieces_;  // by the offset that they begin at
+    const std::shared_ptr<const void> owner_;
     const bool in_memory_;
     os::Stat stat_;
     mutable std::mutex mutex_;  // over what follows

@@ -76,6 +76,9 @@ void Hasher::start() {
     std::lock_guard<std::mutex> lock(mutex_);
     if (started_) throw Error(Code::invalid, "a hasher starts once");
     started_ = true;
+    for (const auto& stream : streams_) {
+        if (stream->mapping && !guard_) guard_.emplace();
+    }
     try {
         while (running_ < threads_wanted_) {
             const unsigned number = running_;
@@ -118,6 +121,7 @@ void Hasher::join() {
     std::lock_guard<std::mutex> joining(threads_mutex_);
     for (std::thread& thread : threads_) thread.join();
     threads_.clear();
+    guard_.reset();
 }
 
 unsigned Hasher::processors() const {

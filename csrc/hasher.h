@@ -13,6 +13,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -56,9 +57,10 @@ class Hasher {
     std::vector<std::unique_ptr<Stream>> streams_;  // the files, then the body
     std::mutex threads_mutex_;  // over the threads: held to start or join them, and taken before mutex_
     std::vector<std::thread> threads_;
-    mutable std::mutex mutex_;         // over what follows
-    std::condition_variable freed_;    // a stream can be taken again
-    std::condition_variable stopped_;  // notified only of an early end: for threads that wait until all is written
+    std::optional<os::FaultGuard> guard_;  // while they run, if they read mappings
+    mutable std::mutex mutex_;             // over what follows
+    std::condition_variable freed_;        // a stream can be taken again
+    std::condition_variable stopped_;      // notified only of an early end: for threads that wait until all is written
     std::condition_variable ended_;
     unsigned threads_wanted_ = 1, threads_while_writing_ = 1;
     unsigned running_ = 0, busy_ = 0;

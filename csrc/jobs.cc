@@ -25,6 +25,7 @@ void check_operand(const Job& job, size_t k, const std::vector<std::shared_ptr<S
     }
     if (operand.offset > source.size() || bytes > source.size() - operand.offset)
         refuse("a job reads past the end of a source");
+    if (source.in_memory()) source.memory(operand.offset, bytes);
 }
 
 }  // namespace

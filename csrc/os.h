@@ -31,8 +31,16 @@ const uint8_t* map(Handle file, uint64_t size, bool copy_on_write);
 void unmap(const uint8_t* at, uint64_t size) noexcept;
 void release_pages(const uint8_t* at, uint64_t bytes) noexcept;  // give back resident pages, keep the mapping
 bool maps_cheaply();  // whether a cached file is read faster through its mapping than by copying from the cache
-bool can_guard();     // makes ready for guarded(); false where that can't catch a fault
+bool can_guard();     // whether guarded() can catch a fault
 bool guarded(void (*work)(void*), void* context);  // false when the work touched a page that is gone
+// guarded() needs a handler of the process's. One that calls it often holds a guard: the handler is installed with the
+// first and taken away with the last.
+class FaultGuard {
+ public:
+    FaultGuard();
+    ~FaultGuard();
+    FaultGuard(const FaultGuard&) = delete;
+};
 
 // Writing: a nameless (or temporarily named) file beside the target, which takes the target's name at the end.
 struct Pending {

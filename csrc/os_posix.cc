@@ -232,6 +232,8 @@ namespace {
 thread_local sigjmp_buf* fault_return = nullptr;
 thread_local volatile sig_atomic_t passing_on = 0;
 struct sigaction previous_action;
+std::mutex guards_mutex;  // over the handler's installation, and over:
+unsigned guards = 0;
 
 void on_fault(int signal, siginfo_t* info, void* context) {
     if (fault_return != nullptr) siglongjmp(*fault_return, 1);
@@ -250,6 +252,10 @@ void on_fault(int signal, siginfo_t* info, void* context) {
     passing_on = 0;
 }
 
+bool is_ours(const struct sigaction& action) {
+    return (action.sa_flags & SA_SIGINFO) && action.sa_sigaction == on_fault;
+}
+
 }  // namespace
 
 bool maps_cheaply() {
@@ -260,23 +266,32 @@ bool maps_cheaply() {
 #endif
 }
 
-// Asked each time: others (faulthandler, say) may have taken the signal since.
-bool can_guard() {
-    static std::mutex mutex;
-    std::lock_guard<std::mutex> lock(mutex);
+bool can_guard() { return true; }
+
+// Looks every time: others (faulthandler, say) may have taken the signal since the first.
+FaultGuard::FaultGuard() {
+    std::lock_guard<std::mutex> lock(guards_mutex);
+    ++guards;
     struct sigaction present;
-    if (sigaction(SIGBUS, nullptr, &present) != 0) return false;
-    if ((present.sa_flags & SA_SIGINFO) && present.sa_sigaction == on_fault) return true;
+    if (sigaction(SIGBUS, nullptr, &present) != 0 || is_ours(present)) return;
     previous_action = present;
     struct sigaction action{};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_NODEFER;
     sigemptyset(&action.sa_mask);
-    return sigaction(SIGBUS, &action, nullptr) == 0;
+    sigaction(SIGBUS, &action, nullptr);
+}
+
+// A handler that others installed over ours stays, and may go on passing faults to ours.
+FaultGuard::~FaultGuard() {
+    std::lock_guard<std::mutex> lock(guards_mutex);
+    struct sigaction present;
+    if (--guards == 0 && sigaction(SIGBUS, nullptr, &present) == 0 && is_ours(present))
+        sigaction(SIGBUS, &previous_action, nullptr);
 }
 
 bool guarded(void (*work)(void*), void* context) {
-    can_guard();
+    const FaultGuard guard;
     sigjmp_buf here;
     if (sigsetjmp(here, 0) != 0) {
         fault_return = nullptr;

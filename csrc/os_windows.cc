@@ -136,6 +136,9 @@ bool guarded(void (*work)(void*), void* context) {
     return true;
 }
 
+FaultGuard::FaultGuard() {}
+FaultGuard::~FaultGuard() {}
+
 Pending create_beside(const std::string& target) {
     Pending pending;
     pending.target = target;

@@ -256,7 +256,7 @@ class _Request:
         job = Job(0, dtypes[0], 0, first.numel(), operands, 0, self.formula.numbers, axes)
         here = [item.detach().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8) for item in inputs]
         with native_errors(UsageError):
-            sources = [_native.Source.memory(item.numpy().tobytes()) for item in here]
+            sources = [_native.Source.memory(item.numpy().data) for item in here]
             return last_stage(job, self.formula.program, sources, self.wide)
 
 
