@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from .interop.calls import apply, apply_many
     from .interop.saving import save
     from .methods.registry import Method
-    from .recipe import Call, Model, model
+    from .recipe import Call, Model, Opened, model
     from .recipe import from_json as recipe_from_json
     from .settings import Settings
     from .surgery.compare import Comparison, Likeness, Place, TensorComparison
@@ -91,6 +91,7 @@ _PLACES = {
     "inspect": ("api", "inspect"),
     "Call": ("recipe", "Call"),
     "Model": ("recipe", "Model"),
+    "Opened": ("recipe", "Opened"),
     "merge": ("api", "merge"),
     "model": ("recipe", "model"),
     "recipe_from_json": ("recipe", "from_json"),
@@ -115,6 +116,7 @@ __all__ = [
     "Interrupted",
     "Likeness",
     "Model",
+    "Opened",
     "Place",
     "Report",
     "RunFailed",

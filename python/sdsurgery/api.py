@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .checkpoint import Checkpoint
-    from .recipe import Call, Model
+    from .recipe import Call, Model, Opened
     from .surgery.compare import Comparison
     from .surgery.convert import Conversion
     from .surgery.inspect import Inspection
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from .surgery.verify import Verification
 
 Path = str | os.PathLike[str]
-Input = Union[Path, "Checkpoint"]
-"""A file, or one that is opened already (and stays open)."""
+Input = Union[Path, "Checkpoint", Mapping[str, Any]]
+"""A file, one that is opened already (and stays open), or tensors by name."""
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
@@ -71,7 +71,7 @@ def _spelled_out(keywords: Any) -> Callable[[Verb], Verb]:
 
 def merge(
     method: str,
-    inputs: Iterable[Input | Model | Call],
+    inputs: Iterable[Input | Model | Opened | Call],
     *,
     out: Path | None = None,
     add_missing: bool = False,
@@ -102,18 +102,17 @@ def merge(
     """Merge checkpoint files into one.
 
     ``method`` is a name from ``methods()``; ``parameters`` are its numbers (``alpha=0.7``, ``weights=[…]``). ``inputs``
-    are A, B, C, … in the method's order: files, or other recipes (``sdsurgery.weighted_sum(…)``), which are evaluated
-    in the same pass; of those named in ``use_ema`` (``"A,B"``) the U-Net's EMA weights are merged instead of the
-    weights. ``add_missing`` adds tensors that only B (or C) has.
+    are A, B, C, … in the method's order: files, opened checkpoints, dictionaries of arrays or tensors, or other recipes
+    (``sdsurgery.weighted_sum(…)``), which are evaluated in the same pass; of those named in ``use_ema`` (``"A,B"``) the
+    U-Net's EMA weights are merged instead of the weights. ``add_missing`` adds tensors that only B (or C) has.
 
     ``blocks`` gives merge blocks a ratio of their own: ``"GRAD_V,BASE=0.5"``, a list of numbers or ``{"IN04": 0.3}``;
     ``rules`` gives one to names that a regular expression finds: a file, or ``{r"attn2": 0.3}``. A rule wins over a
     block, a block over the parameter. A method with several ratios takes ``{"alpha": …}``. (See docs/verbs/merge.md.)
     The other keywords are settings. UsageError for a parameter that the method lacks.
     """
-    from .checkpoint import Checkpoint
     from .methods.registry import get
-    from .recipe import Call, Model, call, compose
+    from .recipe import Call, Model, Opened, call, compose
     from .suggest import did_you_mean
     from .surgery.merge import merge as merge_files
     from .surgery.merge import merge_tree
@@ -130,11 +129,10 @@ def merge(
         allow_inflate=allow_inflate, tile_bytes=tile_bytes, progress=progress,
     )  # fmt: skip
     inputs = _listed(inputs)
-    files = [item for item in inputs if not isinstance(item, Model | Call)]
+    files = [item for item in inputs if not isinstance(item, Model | Opened | Call)]
     others: dict[str, Any] = {"out": out, "add_missing": add_missing, "use_ema": use_ema}
     if len(files) < len(inputs):
-        nodes = [item.path if isinstance(item, Checkpoint) else item for item in inputs]
-        tree = compose(call(method, nodes, blocks=blocks, rules=rules, **parameters))
+        tree = compose(call(method, inputs, blocks=blocks, rules=rules, **parameters))
         return followed("merge", settings, lambda given: merge_tree(tree, given, **others))
     chosen.bind(len(files), parameters)  # which takes no list for a number: that is a sweep's
     return followed("merge", settings, lambda given: merge_files(
@@ -145,6 +143,8 @@ def merge(
 def _listed(inputs: Iterable[Any]) -> list[Any]:
     if isinstance(inputs, str | bytes | os.PathLike):
         raise UsageError(f"inputs must be a list of files, not one file ('{printable(inputs)}')", code="wrong_inputs")
+    if hasattr(inputs, "items"):
+        raise UsageError("inputs must be a list: [a, b], not one checkpoint or dictionary", code="wrong_inputs")
     return list(inputs)
 
 
@@ -171,11 +171,11 @@ def sweep(
     number. When one fails, ``details["finished"]`` of the error lists those that were finished. The other keywords are
     those of ``merge``.
     """
-    from .recipe import Call, Model
+    from .recipe import Call, Model, Opened
     from .surgery.merge import merge as work
 
     files = _listed(inputs)
-    if any(isinstance(item, Model | Call) for item in files):
+    if any(isinstance(item, Model | Opened | Call) for item in files):
         raise UsageError("a sweep takes files, not recipes", code="wrong_inputs")
     return followed("merge", settings_of("sweep", settings, (*_OWN, "parameters")), lambda given: work(
         method, files, given, parameters=parameters, out=out, add_missing=add_missing, use_ema=use_ema, blocks=blocks,

@@ -72,9 +72,11 @@ class Hashing:
         self, files: Sequence[Source], sink: Sink | None = None, body_begin: int | None = None, map: bool = True
     ) -> None:
         self._order = [source.identity for source in files]
-        self._known: dict[Identity, str] = {}
+        self._known: dict[Identity, str | None] = {}
         self._hashed: dict[Identity, _File] = {}  # each file once, however often and under whatever names it is given
         for source, identity in zip(files, self._order, strict=True):
+            if source.in_memory:
+                self._known[identity] = None
             if identity in self._known or identity in self._hashed:
                 continue
             file = _File(source)
@@ -91,8 +93,8 @@ class Hashing:
     def start(self) -> None:
         self._native.start()
 
-    def result(self) -> tuple[tuple[str, ...], str | None]:
-        """64 hexadecimal digits for every file, and for the output's tensor data; waits for them.
+    def result(self) -> tuple[tuple[str | None, ...], str | None]:
+        """64 hexadecimal digits for every file (None for memory), and for the output's tensor data; waits for them.
 
         Raises RunFailed when a file changed, and the native engine's errors when bytes could not be read.
         """
@@ -114,7 +116,9 @@ def file_sha256(source: Source) -> str:
     job = Hashing([source])
     try:
         job.start()
-        return job.result()[0][0]
+        (digest,), _ = job.result()
+        assert digest is not None
+        return digest
     finally:
         job.cancel()
 

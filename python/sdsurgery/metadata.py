@@ -207,6 +207,8 @@ def _models(parents: Sequence[Parent], notes: list[str]) -> dict[str, object]:
     models: dict[str, object] = {}
     room = MAX_ANCESTRY
     for number, parent in enumerate(parents):
+        if parent.sha256 is None and parent.legacy_hash is None:
+            continue  # it was no file
         own = _own_recipe(parent, number, notes)
         entry: dict[str, object] = {"name": _name(parent), "legacy_hash": parent.legacy_hash, RECIPE: own}
         if own is not None and _cost({"_" * 64: entry}) > min(room, _MAX_ENTRY):

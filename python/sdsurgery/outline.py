@@ -125,7 +125,9 @@ class Outline:
 
     def placed(self, writer: Writer) -> PlacedOutline:
         """The outline as a file of the writer's format."""
-        known: Sequence[str | None] = placeholder_hashes(len(self.checkpoints()))
+        inputs = self.checkpoints()
+        texts = zip(inputs, placeholder_hashes(len(inputs)), strict=True)
+        known: Sequence[str | None] = [None if item.source.in_memory else text for item, text in texts]
         if not (self.hashed and self.hash_inputs):
             known = (None,) * len(known)
         body = placeholder_hashes(1)[0] if self.hashed and writer.body_hashed else None

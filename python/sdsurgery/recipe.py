@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from .errors import UsageError, printable
 from .methods.registry import Method, Param, PerInput, get
@@ -24,6 +24,7 @@ from .methods.registry import Method, Param, PerInput, get
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .checkpoint import Checkpoint
     from .settings import Keywords
     from .surgery.report import Report
 
@@ -41,9 +42,41 @@ class Model:
         name = os.path.splitext(os.path.basename(self.path))[0]
         return f"{name} (EMA)" if self.use_ema else name
 
+    @property
+    def input(self) -> str:
+        """What is opened."""
+        return self.path
+
     def to_json(self) -> dict[str, Any]:
         """The leaf in JSON types."""
         return {"path": self.path, **({"use_ema": True} if self.use_ema else {})}
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A leaf that is there already: an opened checkpoint, or tensors by name. It equals leaves of the same object."""
+
+    input: Checkpoint | Mapping[str, Any]
+    use_ema: bool = False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Opened) and (self.input is other.input and self.use_ema == other.use_ema)
+
+    def __hash__(self) -> int:
+        return hash((id(self.input), self.use_ema))
+
+    def __str__(self) -> str:
+        name = getattr(self.input, "path", None)
+        return f"{len(self.input)} tensors" if name is None else str(Model(name, self.use_ema))
+
+    __repr__ = __str__
+
+    def to_json(self) -> dict[str, Any]:
+        """The leaf in JSON types. UsageError for tensors, which no file holds."""
+        name = getattr(self.input, "path", None)
+        if name is None:
+            raise UsageError("tensors in memory cannot stand in a recipe's JSON; save them first", code="wrong_inputs")
+        return Model(name, self.use_ema).to_json()
 
 
 @dataclass(frozen=True)
@@ -90,24 +123,30 @@ class Call:
         )
 
 
-Recipe = Model | Call
+Recipe = Model | Opened | Call
+Leaf = Union[str, "os.PathLike[str]", "Checkpoint", Mapping[str, Any]]
+"""A file, an opened checkpoint, or tensors by name."""
 
 
-def model(path: str | os.PathLike[str], *, use_ema: bool = False) -> Model:
-    """A checkpoint file as an input of a recipe."""
-    return Model(os.fspath(path), use_ema)
+def model(given: Leaf, *, use_ema: bool = False) -> Model | Opened:
+    """A checkpoint file as an input of a recipe; or one that is opened already, or tensors by name."""
+    if isinstance(given, str | os.PathLike):
+        return Model(os.fspath(given), use_ema)
+    if not hasattr(given, "items"):
+        text = f"an input is a file, an opened checkpoint, tensors by name or a recipe, not {type(given).__name__}"
+        raise UsageError(text, code="wrong_inputs")
+    return Opened(given, use_ema)
 
 
 def call(
-    method: str, inputs: Sequence[Recipe | str | os.PathLike[str]], *, blocks: Any = None, rules: Any = None,
-    **parameters: Any,
-) -> Call:  # fmt: skip
-    """A method of its inputs: files, or other recipes. UsageError for an unknown method or parameter, a value that is
-    not a finite number, or a wrong number of inputs."""
+    method: str, inputs: Sequence[Recipe | Leaf], *, blocks: Any = None, rules: Any = None, **parameters: Any
+) -> Call:
+    """A method of its inputs: what ``model`` takes, or other recipes. UsageError for an unknown method or parameter, a
+    value that is not a finite number, or a wrong number of inputs."""
     chosen = get(method)
     bound = chosen.bind(len(inputs), parameters)
     given = tuple((name, bound[name]) for name in chosen.params if parameters.get(name) is not None)
-    nodes = tuple(item if isinstance(item, Model | Call) else model(item) for item in inputs)
+    nodes = tuple(item if isinstance(item, Model | Opened | Call) else model(item) for item in inputs)
     return Call(chosen.name, nodes, given, _json("blocks", blocks), _json("rules", rules))
 
 
@@ -192,7 +231,7 @@ class Composition:
     """A call as one method of its leaves. Parameters are named by path: ``alpha`` of the root's input B is ``B.alpha``.
     A file that is used twice in the tree is one input."""
 
-    leaves: tuple[Model, ...]
+    leaves: tuple[Model | Opened, ...]
     method: Method
     params: Mapping[str, Any]
     blocks: Any
@@ -217,7 +256,7 @@ class Composition:
 
 def compose(root: Call) -> Composition:
     """The tree as one method of its leaves, in the order in which they first appear. UsageError for too many."""
-    leaves: dict[Model, int] = {}
+    leaves: dict[Model | Opened, int] = {}
     params: dict[str, Any] = {}
     ratios: dict[str, dict[str, Any]] = {"blocks": {}, "rules": {}}
 

@@ -10,13 +10,11 @@ from ..checkpoint import Checkpoint
 from ..layouts import detect
 from ..outline import Outline
 from ..settings import Settings
-from .common import planned, single_input, single_metadata, single_piece
+from .common import Input, planned, single_input, single_metadata, single_piece
 from .report import Report
 
 
-def cast(
-    path: str | os.PathLike[str] | Checkpoint, settings: Settings, *, out: str | os.PathLike[str] | None = None
-) -> Report:
+def cast(path: Input, settings: Settings, *, out: str | os.PathLike[str] | None = None) -> Report:
     """``sdsurgery.cast``."""
 
     def plan(checkpoint: Checkpoint, recipe: dict[str, Any], title: str) -> Outline:

@@ -18,6 +18,7 @@ from ..metadata import Metadata, Parent, stated_architecture
 from ..outline import Outline, copied, rounded
 from ..plan import together
 from ..settings import Settings
+from .preflight import letter
 from .report import Report, describe
 
 if TYPE_CHECKING:
@@ -30,10 +31,22 @@ _WORTH_HASHING = 0.95
 """Share of the inputs that must be needed for their hashes to cost (almost) no further reading."""
 
 
-def open_input(path: str | os.PathLike[str] | Checkpoint, settings: Settings, *, selective: bool = False) -> Checkpoint:
+Input = str | os.PathLike[str] | Checkpoint | Mapping[str, Any]
+"""A file, an opened checkpoint (which stays open), or tensors by name."""
+
+
+def open_input(given: Input, settings: Settings, *, selective: bool = False, name: str = "input") -> Checkpoint:
     """Open an input, under the family's own names if that is asked for. InputRefused when it holds a tensor that cannot
-    be used, unless the verb is ``selective``: then it asks ``Checkpoint.require_usable`` for those that it needs."""
-    checkpoint = path.borrowed() if isinstance(path, Checkpoint) else open_checkpoint(path, **settings.opening)
+    be used, unless the verb is ``selective``: then it asks ``Checkpoint.require_usable`` for those that it needs.
+    ``name`` is what messages call tensors in memory."""
+    if isinstance(given, Checkpoint):
+        checkpoint = given.borrowed()
+    elif isinstance(given, Mapping):
+        from ..interop.values import checkpoint_of
+
+        checkpoint = checkpoint_of(given, name)
+    else:
+        checkpoint = open_checkpoint(given, **settings.opening)
     try:
         if not selective:
             checkpoint.require_usable()
@@ -47,14 +60,12 @@ def open_input(path: str | os.PathLike[str] | Checkpoint, settings: Settings, *,
     return checkpoint
 
 
-def open_all(
-    paths: Sequence[str | os.PathLike[str] | Checkpoint], settings: Settings, *, selective: bool = False
-) -> list[Checkpoint]:
+def open_all(inputs: Sequence[Input], settings: Settings, *, selective: bool = False) -> list[Checkpoint]:
     """Open every input as ``open_input`` does; on an error the ones already open are closed."""
     opened: list[Checkpoint] = []
     try:
-        for path in paths:
-            opened.append(open_input(path, settings, selective=selective))
+        for number, given in enumerate(inputs):
+            opened.append(open_input(given, settings, selective=selective, name=f"input {letter(number)}"))
     except BaseException:
         close_all(opened)
         raise
@@ -71,12 +82,13 @@ def parent(checkpoint: Checkpoint, *, sha256: str | None = None) -> Parent:
     from ..hashing import legacy_hash
 
     name = os.path.splitext(os.path.basename(checkpoint.path))[0]
-    return Parent(name, checkpoint.metadata(), legacy_hash(checkpoint.source), sha256)
+    autov1 = None if checkpoint.source.in_memory else legacy_hash(checkpoint.source)
+    return Parent(name, checkpoint.metadata(), autov1, sha256)
 
 
 def single_input(
     verb: str,
-    path: str | os.PathLike[str] | Checkpoint,
+    given: Input,
     out: str | os.PathLike[str] | None,
     settings: Settings,
     *,
@@ -90,7 +102,7 @@ def single_input(
     """
     if out is not None:
         engine.target_path(out, settings.overwrite or settings.dry_run)
-    with open_input(path, settings, selective=selective) as checkpoint:
+    with open_input(given, settings, selective=selective) as checkpoint:
         recipe: dict[str, Any] = {
             "method": verb,
             "parameters": {name: value for name, value in parameters.items() if value not in (None, False, [], ())},

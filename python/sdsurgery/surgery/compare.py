@@ -19,7 +19,7 @@ from ..layouts.kinds import KINDS, kind
 from ..outline import COMPARED, Outline, Piece, operand, whole
 from ..plan import Reduction
 from ..settings import Settings
-from .common import close_all, open_all
+from .common import Input, close_all, open_all
 from .matching import without_unit_tail
 
 
@@ -209,9 +209,7 @@ def _rows(sums: dict[tuple[str, ...], Likeness], *names: str) -> list[dict[str, 
     return [{**dict(zip(names, key, strict=True)), **likeness.to_dict()} for key, likeness in sums.items()]
 
 
-def compare(
-    a: str | os.PathLike[str] | Checkpoint, b: str | os.PathLike[str] | Checkpoint, settings: Settings
-) -> Comparison:
+def compare(a: Input, b: Input, settings: Settings) -> Comparison:
     """``sdsurgery.compare``."""
     opened = open_all([a, b], settings)
     try:

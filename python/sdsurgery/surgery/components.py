@@ -15,6 +15,7 @@ from ..outline import ADDED, COPIED, Dropped, Outline, Piece, Segment, operand, 
 from ..program import identity
 from ..settings import Settings
 from .common import (
+    Input,
     close_all,
     open_all,
     planned,
@@ -29,7 +30,6 @@ from .report import Report
 
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "depth")
 Path = str | os.PathLike[str]
-Input = Path | Checkpoint
 
 
 def extract(

@@ -14,13 +14,11 @@ from ..layouts import detect
 from ..outline import Outline
 from ..settings import Settings
 from ..suggest import did_you_mean
-from .common import planned, single_input, single_metadata, single_piece
+from .common import Input, planned, single_input, single_metadata, single_piece
 from .report import Report
 
 
-def convert(
-    path: str | os.PathLike[str] | Checkpoint, settings: Settings, *, out: str | os.PathLike[str] | None = None
-) -> Report:
+def convert(path: Input, settings: Settings, *, out: str | os.PathLike[str] | None = None) -> Report:
     """``sdsurgery.convert``."""
 
     def plan(checkpoint: Checkpoint, recipe: dict[str, Any], title: str) -> Outline:

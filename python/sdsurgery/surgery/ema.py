@@ -11,7 +11,7 @@ from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, aliases, detect, names
 from ..outline import ADDED, Dropped, Outline, Piece, Region, whole
 from ..settings import Settings
-from .common import planned, single_input, single_metadata, single_piece
+from .common import Input, planned, single_input, single_metadata, single_piece
 from .report import Report
 
 # What LitEma (ldm/modules/ema.py of CompVis/stable-diffusion) begins with: decay 0.9999 (float32), no updates (int32).
@@ -19,7 +19,7 @@ _NEW_COUNTERS = bytes.fromhex("72f97f3f") + bytes(4)
 
 
 def ema(
-    path: str | os.PathLike[str] | Checkpoint,
+    path: Input,
     settings: Settings,
     *,
     out: str | os.PathLike[str] | None = None,

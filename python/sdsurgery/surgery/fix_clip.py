@@ -10,13 +10,11 @@ from ..checkpoint import Checkpoint
 from ..layouts import detect
 from ..outline import Outline
 from ..settings import Settings
-from .common import planned, single_input, single_metadata, single_piece
+from .common import Input, planned, single_input, single_metadata, single_piece
 from .report import Report
 
 
-def fix_clip(
-    path: str | os.PathLike[str] | Checkpoint, settings: Settings, *, out: str | os.PathLike[str] | None = None
-) -> Report:
+def fix_clip(path: Input, settings: Settings, *, out: str | os.PathLike[str] | None = None) -> Report:
     """``sdsurgery.fix_clip``."""
     settings = replace(settings, fix_clip=True)
 

@@ -20,7 +20,7 @@ from ..outline import ADDED, KEPT, MERGED, Dropped, Outline, Piece, Region, Segm
 from ..outline import rounded as rounded_piece
 from ..program import identity
 from ..settings import Settings
-from .common import close_all, merged_metadata, open_all, planned, run_all, title_of
+from .common import Input, close_all, merged_metadata, open_all, planned, run_all, title_of
 from .matching import in_names_of, require_usable, without_unit_tail
 from .preflight import letter, refuse_conflicts, refuse_strangers, remarks, who
 from .ratios import BlockWeights, Ratios, RuleSet
@@ -36,7 +36,7 @@ _INTEGERS = ("int", "bool")  # kinds of dtypes
 
 def merge(
     method: str,
-    inputs: Sequence[str | os.PathLike[str] | Checkpoint],
+    inputs: Sequence[Input],
     settings: Settings,
     *,
     parameters: Mapping[str, Any],
@@ -66,8 +66,10 @@ def merge_tree(
     ``merge`` does; ``use_ema`` names the tree's files by letters, in the order of their first use."""
     count = len(tree.leaves)
     averaged = {k for k, leaf in enumerate(tree.leaves) if leaf.use_ema}.union(_letters(use_ema, count))
-    paths = tuple(leaf.path for leaf in tree.leaves)
-    wanted = Merge(tree.method, paths, tree.params, tree.blocks, tree.rules, add_missing, tuple(sorted(averaged)), tree)
+    inputs = tuple(leaf.input for leaf in tree.leaves)
+    wanted = Merge(
+        tree.method, inputs, tree.params, tree.blocks, tree.rules, add_missing, tuple(sorted(averaged)), tree
+    )
     return _written([wanted], [out], settings)[0]
 
 
@@ -76,7 +78,7 @@ class Merge(NamedTuple):
     ``use_ema`` are the numbers of the inputs whose EMA weights are taken."""
 
     method: Method
-    paths: tuple[str | os.PathLike[str] | Checkpoint, ...]
+    inputs: tuple[Input, ...]
     params: Mapping[str, Any]
     blocks: Any = None
     rules: Any = None
@@ -92,7 +94,7 @@ def _written(
     for out in outs:
         if out is not None:
             engine.target_path(out, settings.overwrite or settings.dry_run)
-    checkpoints = open_all(wanted[0].paths, settings, selective=True)
+    checkpoints = open_all(wanted[0].inputs, settings, selective=True)
     try:
         outlines, recipes = [], []
         for each, out in zip(wanted, outs, strict=True):

@@ -13,7 +13,7 @@ from ..errors import InputRefused, UsageError, printable
 from ..layouts import Detection, Layout, aliases, detect, names
 from ..outline import Dropped, Outline, Piece
 from ..settings import Settings
-from .common import planned, single_input, single_metadata, single_piece
+from .common import Input, planned, single_input, single_metadata, single_piece
 from .report import Report
 
 PRESETS = {"full": (), "no-ema": ("ema",), "ema-only": ("ema",), "inference": ("ema",)}
@@ -39,7 +39,7 @@ class _Rules:
 
 
 def prune(
-    path: str | os.PathLike[str] | Checkpoint,
+    path: Input,
     settings: Settings,
     *,
     out: str | os.PathLike[str] | None = None,
