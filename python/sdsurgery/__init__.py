@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .methods.registry import Method
     from .recipe import Call, Model, Opened, model
     from .recipe import from_json as recipe_from_json
+    from .recipe import load as load_recipe
     from .settings import Settings
     from .surgery.compare import Comparison, Likeness, Place, TensorComparison
     from .surgery.convert import Conversion
@@ -94,6 +95,7 @@ _PLACES = {
     "Opened": ("recipe", "Opened"),
     "merge": ("api", "merge"),
     "model": ("recipe", "model"),
+    "load_recipe": ("recipe", "load"),
     "recipe_from_json": ("recipe", "from_json"),
     "open": ("checkpoint", "open_checkpoint"),
     "prune": ("api", "prune"),
@@ -140,6 +142,7 @@ __all__ = [
     "extract",
     "fix_clip",
     "inspect",
+    "load_recipe",
     "merge",
     "methods",
     "model",

@@ -133,7 +133,7 @@ def merge(
     others: dict[str, Any] = {"out": out, "add_missing": add_missing, "use_ema": use_ema}
     if len(files) < len(inputs):
         tree = compose(call(method, inputs, blocks=blocks, rules=rules, **parameters))
-        return followed("merge", settings, lambda given: merge_tree(tree, given, **others))
+        return followed("merge", settings, lambda given: merge_tree(tree, given, **others)[0])
     chosen.bind(len(files), parameters)  # which takes no list for a number: that is a sweep's
     return followed("merge", settings, lambda given: merge_files(
         method, files, given, parameters=parameters, blocks=blocks, rules=rules, **others,
@@ -153,8 +153,8 @@ _OWN = ("out", "add_missing", "use_ema", "blocks", "rules")
 
 @_spelled_out(Keywords)
 def sweep(
-    method: str,
-    inputs: Iterable[Input],
+    method: str | Call,
+    inputs: Iterable[Input | Model | Opened | Call] = (),
     *,
     parameters: Mapping[str, float | Sequence[float]],
     out: Path | None = None,
@@ -170,17 +170,33 @@ def sweep(
     ``out`` names the outputs: ``"mix-{alpha}.safetensors"``. Each is the same file that ``merge`` writes for its
     number. When one fails, ``details["finished"]`` of the error lists those that were finished. The other keywords are
     those of ``merge``.
-    """
-    from .recipe import Call, Model, Opened
-    from .surgery.merge import merge as work
 
-    files = _listed(inputs)
-    if any(isinstance(item, Model | Opened | Call) for item in files):
-        raise UsageError("a sweep takes files, not recipes", code="wrong_inputs")
-    return followed("merge", settings_of("sweep", settings, (*_OWN, "parameters")), lambda given: work(
-        method, files, given, parameters=parameters, out=out, add_missing=add_missing, use_ema=use_ema, blocks=blocks,
-        rules=rules,
-    ))  # fmt: skip
+    Of a recipe (``sweep(recipe, parameters=…)``) the parameters go by their path: ``{"B.alpha": [0.1, 0.2]}`` is the
+    ``alpha`` of the call that is the root's input B. Those that are not given are the recipe's.
+    """
+    from .methods.registry import PerInput, get
+    from .recipe import Call, Model, Opened, call, compose
+    from .surgery.merge import merge as work
+    from .surgery.merge import merge_tree
+
+    wanted, given_inputs = settings_of("sweep", settings, (*_OWN, "parameters")), _listed(inputs)
+    others: dict[str, Any] = {"parameters": parameters, "out": out, "add_missing": add_missing, "use_ema": use_ema}
+    if isinstance(method, Call):
+        if given_inputs or blocks is not None or rules is not None:
+            raise UsageError("a recipe has inputs, blocks= and rules= of its own", code="conflict")
+        tree = compose(method)
+        return followed("merge", wanted, lambda given: merge_tree(tree, given, **others))
+    name: str = method
+    if not any(isinstance(item, Model | Opened | Call) for item in given_inputs):
+        return followed("merge", wanted, lambda given: work(
+            name, given_inputs, given, blocks=blocks, rules=rules, **others,
+        ))  # fmt: skip
+    lists = {each: value for each, value in parameters.items() if isinstance(get(name).params.get(each), PerInput)}
+    root = call(name, given_inputs, blocks=blocks, rules=rules, **lists)
+    return sweep(
+        root, parameters={each: value for each, value in parameters.items() if each not in lists}, out=out,
+        add_missing=add_missing, use_ema=use_ema, **settings,
+    )  # fmt: skip
 
 
 @_spelled_out(Keywords)

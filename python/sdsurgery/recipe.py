@@ -15,11 +15,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Union
 
-from .errors import UsageError, printable
+from .errors import InputRefused, UsageError, printable
 from .methods.registry import Method, Param, PerInput, get
+from .suggest import did_you_mean
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .surgery.report import Report
 
 MOST_INPUTS = 64  # of one program
+_MOST_TEXT = 4_000_000  # characters of a file
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Model:
     def to_json(self) -> dict[str, Any]:
         """The leaf in JSON types."""
         return {"path": self.path, **({"use_ema": True} if self.use_ema else {})}
+
+    def save(self, out: str | os.PathLike[str], **settings: Unpack[Keywords]) -> Report:
+        """Write the leaf alone, as ``sdsurgery.cast`` does, or ``sdsurgery.ema`` where its EMA weights are taken."""
+        return _save_leaf(self, out, settings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +83,10 @@ class Opened:
         if name is None:
             raise UsageError("tensors in memory cannot stand in a recipe's JSON; save them first", code="wrong_inputs")
         return Model(name, self.use_ema).to_json()
+
+    def save(self, out: str | os.PathLike[str], **settings: Unpack[Keywords]) -> Report:
+        """As that of ``Model``."""
+        return _save_leaf(self, out, settings)
 
 
 @dataclass(frozen=True)
@@ -119,7 +129,7 @@ class Call:
         return followed(
             "merge",
             settings_of("save", settings, ("add_missing", "use_ema")),
-            lambda given: merge_tree(compose(self), given, out=out, add_missing=add_missing, use_ema=use_ema),
+            lambda given: merge_tree(compose(self), given, out=out, add_missing=add_missing, use_ema=use_ema)[0],
         )
 
 
@@ -153,6 +163,11 @@ def call(
 def from_json(value: Mapping[str, Any]) -> Recipe:
     """The recipe of ``to_json``. UsageError when it isn't one."""
     try:
+        known = ("path", "use_ema") if "method" not in value else ("method", "inputs", "parameters", "blocks", "rules")
+        for name in value:
+            if name not in known:
+                hint = did_you_mean(str(name), known) or f"; known here: {', '.join(known)}"
+                raise UsageError(f"not a recipe: unknown key '{printable(name)}'{hint}", code="unknown_name")
         if "method" not in value:
             return Model(str(value["path"]), bool(value.get("use_ema", False)))
         extra = {name: value[name] for name in ("blocks", "rules") if name in value}
@@ -162,6 +177,42 @@ def from_json(value: Mapping[str, Any]) -> Recipe:
         raise UsageError(f"not a recipe: {printable(error)} in {printable(value)}", code="bad_value") from None
     except RecursionError:
         raise UsageError("not a recipe: its calls are nested too deeply", code="bad_value") from None
+
+
+def load(path: str | os.PathLike[str]) -> Recipe:
+    """The recipe in a file of JSON (``to_json``). Its paths are as on the command line: relative to the current folder.
+    UsageError when the file is no recipe, InputRefused when it cannot be read."""
+    name = os.path.expanduser(os.fspath(path))
+    try:
+        with open(name, encoding="utf-8") as file:
+            text = file.read(_MOST_TEXT + 1)
+        if len(text) > _MOST_TEXT:
+            raise ValueError("it is too long")
+        value = json.loads(text)
+    except OSError as error:
+        code = "not_found" if isinstance(error, FileNotFoundError) else "permission"
+        raise InputRefused(f"{printable(name)}: {error.strerror}", code=code, path=name) from None
+    except UnicodeDecodeError:
+        raise UsageError(
+            f"{printable(name)}: not a recipe: it is not UTF-8 text", code="bad_value", path=name
+        ) from None
+    except (ValueError, RecursionError) as error:
+        text = f"{printable(name)}: not a recipe: {printable(error)}"
+        raise UsageError(text, code="bad_value", path=name) from None
+    try:
+        return from_json(value)
+    except UsageError as error:
+        raise error.within(printable(name), path=name) from None
+
+
+def _save_leaf(leaf: Model | Opened, out: str | os.PathLike[str], settings: Keywords) -> Report:
+    from .progress import followed
+    from .settings import settings_of
+    from .surgery.cast import cast
+    from .surgery.ema import ema
+
+    verb, work = ("ema", ema) if leaf.use_ema else ("cast", cast)
+    return followed(verb, settings_of("save", settings), lambda given: work(leaf.input, given, out=out))
 
 
 def _plain(value: float | tuple[float, ...]) -> Any:
@@ -246,6 +297,19 @@ class Composition:
     def lettered(self) -> list[Any]:
         """The root's inputs in JSON types, files by their letters: what the output's metadata say."""
         return [item.lettered() if isinstance(item, _Part) else letter(item) for item in self.root.inputs]
+
+    def numbers(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters with other numbers for some of them, or lists of numbers. UsageError for an unknown one, one
+        that the recipe gives a list of weights instead, and what is not a finite number."""
+        ratios = {name: param for name, param in self.method.params.items() if isinstance(param, Param)}
+        plain = replace(self.method, params=ratios)
+        for name, value in given.items():
+            for each in value if isinstance(value, list | tuple) else [value]:
+                plain.bind(len(plain.inputs), {name: each})
+            if self.params[name] is None:
+                text = f"the recipe has weights= in the place of '{name}'; change them in the recipe"
+                raise UsageError(text, code="conflict")
+        return {**self.params, **given}
 
     def without(self, absent: frozenset[int]) -> tuple[Method, tuple[int, ...]] | None:
         """The method for a tensor that the leaves ``absent`` lack, and the leaves that it takes; None where the first

@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, printable
 from .common import numbers, words, writing, written
 
 if TYPE_CHECKING:
     from ..methods.registry import Method
+    from ..recipe import Recipe
 
 HELP = "merge checkpoints into one"
 
 
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     writing(parser)
-    parser.add_argument("inputs", nargs="+", metavar="FILE", help="A B [C …], in the method's order")
-    parser.add_argument("--method", required=True, help="see `sdsurgery methods`")
-    parser.add_argument("--add-missing", action="store_true", help="add tensors that only B (or C) has")
-    parser.add_argument("--use-ema", action="extend", type=words, default=[], metavar="A,B",
-                        help="merge the EMA weights of these inputs")  # fmt: skip
     add = parser.add_argument
+    add("--add-missing", action="store_true", help="add tensors that only B (or C) has")
+    add("--use-ema", action="extend", type=words, default=[], metavar="A,B",
+        help="merge the EMA weights of these inputs")  # fmt: skip
+    add("--recipe", metavar="FILE", help="merges of merges as JSON, instead of --method and files")
+    recipe = _recipe_in(argv)
+    add("inputs", nargs="+" if recipe is None else "*", metavar="FILE", help="A B [C …], in the method's order")
+    add("--method", required=recipe is None, help="see `sdsurgery methods`")
     add("--blocks", action="append", default=[], metavar="[RATIO:]WEIGHTS", help="ratios by merge block: "
         "IN04=0.3,OUT05-OUT08=0.8,BASE=0.5, a preset, or a list of numbers")  # fmt: skip
     add("--rules", action="append", default=[], metavar="[RATIO:]FILE", help="ratios by regular expression over names: "
         "lines REGEX = NUMBER, the last that matches wins")  # fmt: skip
-    _parameters(parser, _method_in(argv))
+    parser.set_defaults(tree=recipe)
+    if recipe is None:
+        _parameters(parser, _method_in(argv))
+    else:
+        _numbers_of(parser, recipe)
 
 
 def run(args: argparse.Namespace) -> int:
     from ..api import merge, sweep
     from ..methods.registry import Param, get
 
+    if args.tree is not None:
+        return _of_recipe(args)
     known = get(args.method).params
-    values = {name: getattr(args, f"param_{name}") for name in known}
-    params = {name: value for name, value in values.items() if value is not None}
+    params = _given(args, known)
     options = {name: getattr(args, name) for name in ("add_missing", "use_ema", "blocks", "rules")}
     if any(isinstance(known[name], Param) and len(value) > 1 for name, value in params.items()):
         return written(
@@ -46,16 +54,77 @@ def run(args: argparse.Namespace) -> int:
     return written(args, lambda **settings: merge(args.method, args.inputs, **options, **settings, **numbers))
 
 
+def _given(args: argparse.Namespace, known: Mapping[str, object]) -> dict[str, Any]:
+    """The parameters that are on the command line."""
+    values = {name: getattr(args, f"param_{name}") for name in known}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _of_recipe(args: argparse.Namespace) -> int:
+    from ..api import sweep
+    from ..recipe import Call, compose
+
+    recipe: Recipe = args.tree
+    own = {"a method": args.method, "files": args.inputs, "block weights": args.blocks, "rules": args.rules}
+    for what in (name for name, value in own.items() if value):
+        text = f"{printable(args.recipe)} has {what} of its own; leave out --recipe or what it replaces"
+        raise UsageError(text, code="conflict")
+    if not isinstance(recipe, Call):
+        return written(args, recipe.save)
+    options = {"add_missing": args.add_missing, "use_ema": args.use_ema}
+    given = _given(args, compose(recipe).numbers({}))
+    numbers = {name: value if len(value) > 1 else value[0] for name, value in given.items()}
+    several = any(len(value) > 1 for value in given.values())
+
+    def work(**settings: Any) -> Any:
+        reports = sweep(recipe, parameters=numbers, **options, **settings)
+        return reports if several else reports[0]
+
+    return written(args, work)
+
+
+def _recipe_in(argv: Sequence[str]) -> Recipe | None:
+    """The recipe that the command line names, None when it names none."""
+    from ..recipe import load
+
+    path = _value_in(argv, "--recipe")
+    return None if path is None else load(path)
+
+
+def _value_in(argv: Sequence[str], option: str) -> str | None:
+    """The value of an option that decides which others there are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(option, dest="value")
+    try:
+        value: str | None = parser.parse_known_args(argv)[0].value
+    except argparse.ArgumentError:  # an option without a value, which the command's own parser says
+        return None
+    return value
+
+
+def _numbers_of(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
+    """A flag for every number of the recipe: ``--B.alpha`` is the alpha of the root's input B."""
+    from ..methods.registry import Param
+    from ..recipe import Call, compose
+
+    if not isinstance(recipe, Call):
+        return
+    tree = compose(recipe)
+    group = parser.add_argument_group("numbers of the recipe", str(recipe).replace("%", "%%"))
+    for name, param in tree.method.params.items():
+        value = tree.params[name]
+        if isinstance(param, Param) and value is not None:
+            text = f"{param.help} (now {value:g})".replace("%", "%%")
+            group.add_argument(_flag(name), dest=f"param_{name}", type=_values, metavar="NUMBER", help=text)
+        else:
+            parser.set_defaults(**{f"param_{name}": None})
+
+
 def _method_in(argv: Sequence[str]) -> Method | None:
     """The method that the command line names; what else is in it depends on that. None when it names none."""
     from ..methods.registry import get, registered
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--method")
-    try:
-        name = parser.parse_known_args(argv)[0].method
-    except argparse.ArgumentError:  # --method without a name, which the command's own parser says
-        return None
+    name = _value_in(argv, "--method")
     if name is not None:
         return get(name)
     flags = {_flag(param) for method in registered().values() for param in method.params}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import engine
@@ -59,18 +60,28 @@ def merge(
 
 
 def merge_tree(
-    tree: Composition, settings: Settings, *, out: str | os.PathLike[str] | None, add_missing: bool = False,
-    use_ema: str | Sequence[str] = (),
-) -> Report:  # fmt: skip
-    """Evaluate a tree of method calls in one pass: every file is read once, every tensor rounded once. Raises as
-    ``merge`` does; ``use_ema`` names the tree's files by letters, in the order of their first use."""
+    tree: Composition, settings: Settings, *, out: str | os.PathLike[str] | None,
+    parameters: Mapping[str, Any] | None = None, add_missing: bool = False, use_ema: str | Sequence[str] = (),
+) -> list[Report]:  # fmt: skip
+    """Evaluate a tree of method calls in one pass: every file is read once, every tensor rounded once. ``parameters``
+    are other numbers than the tree's, or lists of them for a sweep. Raises as ``merge`` does; ``use_ema`` names the
+    tree's files by letters, in the order of their first use."""
     count = len(tree.leaves)
     averaged = {k for k, leaf in enumerate(tree.leaves) if leaf.use_ema}.union(_letters(use_ema, count))
     inputs = tuple(leaf.input for leaf in tree.leaves)
-    wanted = Merge(
-        tree.method, inputs, tree.params, tree.blocks, tree.rules, add_missing, tuple(sorted(averaged)), tree
-    )
-    return _written([wanted], [out], settings)[0]
+    wanted, outs = [], []
+    for variant in variants(tree.method, tree.numbers(parameters or {}), out):
+        numbers = {name: value if value is None else _float(value) for name, value in variant.parameters.items()}
+        changed = replace(tree, params=numbers)
+        wanted.append(
+            Merge(tree.method, inputs, numbers, tree.blocks, tree.rules, add_missing, tuple(sorted(averaged)), changed)
+        )
+        outs.append(variant.out)
+    return _written(wanted, outs, settings)
+
+
+def _float(value: Any) -> Any:
+    return value if isinstance(value, tuple) else float(value)
 
 
 class Merge(NamedTuple):
