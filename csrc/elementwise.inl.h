@@ -6,6 +6,7 @@
 // shows a NaN, an Inf or an overflow, the stretch is done again by the careful path, which has every case.
 
 #include "formulas.h"
+#include "functions.h"
 
 // ---- fused: one pass in registers, for the formulas of formulas.h with inputs of one dtype
 
@@ -195,6 +196,12 @@ void step_strip(Op op, const T* __restrict a, const T* __restrict b, const T* __
         case Op::ne:
             for (size_t i = 0; i < n; ++i) to[i] = a[i] != b[i] ? T(1) : T(0);
             break;
+        case Op::copysign:
+            for (size_t i = 0; i < n; ++i) to[i] = functions::lane_copysign(a[i], b[i]);
+            break;
+        case Op::pow:
+            for (size_t i = 0; i < n; ++i) to[i] = functions::lane_pow(a[i], b[i]);
+            break;
         case Op::neg:
             for (size_t i = 0; i < n; ++i) to[i] = -a[i];
             break;
@@ -206,6 +213,15 @@ void step_strip(Op op, const T* __restrict a, const T* __restrict b, const T* __
             break;
         case Op::sign:
             for (size_t i = 0; i < n; ++i) to[i] = a[i] > 0 ? T(1) : a[i] < 0 ? T(-1) : a[i] == 0 ? T(0) : a[i];
+            break;
+        case Op::floor:
+            for (size_t i = 0; i < n; ++i) to[i] = std::floor(a[i]);
+            break;
+        case Op::exp:
+            for (size_t i = 0; i < n; ++i) to[i] = functions::lane_exp(a[i]);
+            break;
+        case Op::log:
+            for (size_t i = 0; i < n; ++i) to[i] = functions::lane_log(a[i]);
             break;
         case Op::where:
             for (size_t i = 0; i < n; ++i) to[i] = a[i] != 0 ? b[i] : c[i];

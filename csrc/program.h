@@ -9,12 +9,13 @@
 
 #include "dtypes.h"
 #include "error.h"
+#include "scalars.h"
 
 namespace sds {
 
 // minimum and maximum give the second operand unless the first is smaller (larger) or NaN; comparisons give 1 or 0;
-// sign gives −1, 0, 1 or NaN; where gives its second operand unless the first is 0. python/sdsurgery/functions.py says
-// the same in NumPy.
+// sign gives −1, 0, 1 or NaN; where gives its second operand unless the first is 0; exp, log and pow are those of
+// functions.h. python/sdsurgery/functions.py says the same in NumPy.
 enum class Op : int {
     add = 0,
     sub,
@@ -27,11 +28,16 @@ enum class Op : int {
     gt,
     ge,
     eq,
-    ne,  // of two operands
+    ne,
+    copysign,
+    pow,  // of two operands
     neg,
     abs,
     sqrt,
-    sign,   // of one
+    sign,
+    floor,
+    exp,
+    log,    // of one
     where,  // of three
     kCount
 };  // clang-format keeps the rows apart
@@ -59,14 +65,14 @@ struct Reduce {
 inline int arity(Reduce::Kind kind) { return kind == Reduce::count ? 0 : kind == Reduce::dot ? 2 : 1; }
 
 // An operation on values, in float64: those of Op, and behind them these (scalars.h).
-enum class ScalarFunction : int { sin = static_cast<int>(Op::kCount), cos, acos, exp, log, pow, kEnd };
+enum class ScalarFunction : int { sin = static_cast<int>(Op::kCount), cos, acos, kEnd };
 struct ScalarStep {
     int op;
     Ref args[3];  // constants and values
 };
 inline int scalar_arity(int op) {
     if (op < static_cast<int>(Op::kCount)) return arity(static_cast<Op>(op));
-    return op == static_cast<int>(ScalarFunction::pow) ? 2 : 1;
+    return 1;
 }
 
 // What must be known of whole tensors before the next stage begins. Values are numbered through all stages: of each its
@@ -104,6 +110,7 @@ struct Shape {
 };
 
 #include "formulas.h"
+#include "functions.h"
 
 // The shape of a formula of formulas.h, found by evaluating it on shapes.
 template <class Formula>

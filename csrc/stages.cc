@@ -4,8 +4,6 @@
 #include <cstring>
 #include <limits>
 
-#include "scalars.h"
-
 namespace sds {
 
 namespace {
@@ -22,10 +20,7 @@ double apply(int op, double a, double b, double c) {
         switch (static_cast<ScalarFunction>(op)) {
             case ScalarFunction::sin: return scalars::sin(a);
             case ScalarFunction::cos: return scalars::cos(a);
-            case ScalarFunction::acos: return scalars::acos(a);
-            case ScalarFunction::exp: return scalars::exp(a);
-            case ScalarFunction::log: return scalars::log(a);
-            default: return scalars::pow(a, b);
+            default: return scalars::acos(a);
         }
     }
     switch (static_cast<Op>(op)) {
@@ -41,10 +36,15 @@ double apply(int op, double a, double b, double c) {
         case Op::ge: return a >= b;
         case Op::eq: return a == b;
         case Op::ne: return a != b;
+        case Op::copysign: return functions::lane_copysign(a, b);
+        case Op::pow: return scalars::pow(a, b);
         case Op::neg: return -a;
         case Op::abs: return std::fabs(a);
         case Op::sqrt: return scalars::sqrt(a);
         case Op::sign: return a > 0 ? 1 : a < 0 ? -1 : a == 0 ? 0 : a;
+        case Op::floor: return std::floor(a);
+        case Op::exp: return scalars::exp(a);
+        case Op::log: return scalars::log(a);
         default: return a != 0 ? b : c;
     }
 }

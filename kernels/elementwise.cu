@@ -230,6 +230,11 @@ __device__ void operate(Op op, const T* a, const T* b, const T* c, T* y) {
         case Op::ne: SDS_EACH(a[e] != b[e] ? T(1) : T(0));
         case Op::sqrt: SDS_EACH(sqrt(a[e]));
         case Op::sign: SDS_EACH(a[e] > 0 ? T(1) : a[e] < 0 ? T(-1) : a[e] == 0 ? T(0) : a[e]);
+        case Op::copysign: SDS_EACH(functions::lane_copysign(a[e], b[e]));
+        case Op::pow: SDS_EACH(functions::lane_pow(a[e], b[e]));
+        case Op::floor: SDS_EACH(floor(a[e]));
+        case Op::exp: SDS_EACH(functions::lane_exp(a[e]));
+        case Op::log: SDS_EACH(functions::lane_log(a[e]));
         case Op::where: SDS_EACH(a[e] != 0 ? b[e] : c[e]);
         case Op::kCount: break;
     }

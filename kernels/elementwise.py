@@ -19,6 +19,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from sdsurgery import elementary
 from sdsurgery.dtypes import DType
 from sdsurgery.program import CONSTANT, INPUT, OPERATIONS, TEMP, Formula, Program
 
@@ -28,8 +29,14 @@ ADD, SUB, MUL, DIV = (tl.constexpr(OPERATIONS[name]) for name in ("add", "sub", 
 MINIMUM, MAXIMUM, NEG, ABS = (tl.constexpr(OPERATIONS[name]) for name in ("minimum", "maximum", "neg", "abs"))
 LT, LE, GT, GE, EQ, NE = (tl.constexpr(OPERATIONS[name]) for name in ("lt", "le", "gt", "ge", "eq", "ne"))
 SQRT, SIGN, WHERE = (tl.constexpr(OPERATIONS[name]) for name in ("sqrt", "sign", "where"))
+COPYSIGN, FLOOR = (tl.constexpr(OPERATIONS[name]) for name in ("copysign", "floor"))
+EXP, LOG, POW = (tl.constexpr(OPERATIONS[name]) for name in ("exp", "log", "pow"))
+EXP_FACTORS, LOG_FACTORS = tl.constexpr(elementary.EXP), tl.constexpr(elementary.LOG)
+SHIFT, LOG2_E = tl.constexpr(elementary.SHIFT), tl.constexpr(elementary.LOG2_E)
+LN2_HIGH, LN2_LOW = tl.constexpr(elementary.LN2_HIGH), tl.constexpr(elementary.LN2_LOW)
 FROM_INPUT, FROM_CONSTANT = tl.constexpr(INPUT), tl.constexpr(CONSTANT)
 KNOWN = frozenset(OPERATIONS)
+_NARROW = frozenset(("exp", "log", "pow"))  # in float32 arithmetic only
 POINTERS = ("*i64", "*i32", "*i16", "*i16", "*i8", "*i8")  # by dtype code
 _MOST_INPUTS = 32
 
@@ -160,6 +167,67 @@ def _flag(truth, WIDE: tl.constexpr):
         return truth.to(tl.float32)
 
 
+# exp, log and pow of float32: csrc/functions.h, line by line.
+
+
+@triton.jit
+def _wide(x, VALUE: tl.constexpr):
+    """A float64 number beside x: a literal by itself would be a float32."""
+    return tl.full(x.shape, VALUE, tl.float64)
+
+
+@triton.jit
+def _polynomial(x, FACTORS: tl.constexpr, COUNT: tl.constexpr):
+    p = _wide(x, FACTORS[0])
+    for k in tl.static_range(1, COUNT):
+        p = p * x + _wide(x, FACTORS[k])
+    return p
+
+
+@triton.jit
+def _exp(x):
+    x = tl.where(x < -200, _wide(x, -200.0), tl.where(x > 200, _wide(x, 200.0), x))
+    shifted = x * _wide(x, LOG2_E) + _wide(x, SHIFT)
+    k = shifted - _wide(x, SHIFT)
+    r = (x - k * _wide(x, LN2_HIGH)) - k * _wide(x, LN2_LOW)
+    p = _polynomial(r, EXP_FACTORS, 10)
+    scale = ((shifted.to(tl.int64, bitcast=True) + 1023) << 52).to(tl.float64, bitcast=True)
+    return (1 + (r + r * r * p)) * scale
+
+
+@triton.jit
+def _log(x):
+    bits = _magnitude(x, True)
+    above = bits - 0x3FE6A09E667F3BCD + 0x4000000000000000
+    k = (0x4330000000000000 | (above >> 52)).to(tl.float64, bitcast=True) - _wide(x, 4503599627371520.0)
+    m = (bits - ((above & -0x10000000000000) - 0x4000000000000000)).to(tl.float64, bitcast=True)
+    f = m - 1
+    half = 0.5 * (f * f)
+    s = f / (2 + f)
+    z = s * s
+    p = _polynomial(z, LOG_FACTORS, 8)
+    found = k * _wide(x, LN2_HIGH) - ((half - (s * (half + z * p) + k * _wide(x, LN2_LOW))) - f)
+    found = tl.where(bits >= 0x7FF0000000000000, bits.to(tl.float64, bitcast=True), found)
+    return tl.where(bits == 0, float("-inf"), found)
+
+
+@triton.jit
+def _pow(x, y):
+    exponent = y.to(tl.float64)
+    power = _exp(exponent * _log(x.to(tl.float64))).to(tl.float32)
+    shifted = exponent + _wide(exponent, SHIFT)
+    x_bits = x.to(tl.int32, bitcast=True)
+    size = _magnitude(x, False)
+    y_size = _magnitude(y, False)
+    large = y_size >= 0x4B800000
+    whole = (shifted - _wide(exponent, SHIFT) == exponent) | large
+    odd = whole & (y_size < 0x4B800000) & ((shifted.to(tl.int64, bitcast=True) & 1) != 0)
+    found = (power.to(tl.int32, bitcast=True) | tl.where(odd, x_bits & -0x80000000, 0)).to(tl.float32, bitcast=True)
+    found = tl.where((x < 0) & (size < 0x7F800000) & (whole == 0), float("nan"), found)
+    one = (y_size == 0) | (x == 1) | ((size == 0x3F800000) & (y_size == 0x7F800000))
+    return tl.where(one, 1.0, found)
+
+
 @triton.jit
 def _operate(a, b, c, OP: tl.constexpr, WIDE: tl.constexpr):
     if OP == ADD:
@@ -203,6 +271,20 @@ def _operate(a, b, c, OP: tl.constexpr, WIDE: tl.constexpr):
         return tl.where(a == a, _flag(a > 0, WIDE) - _flag(a < 0, WIDE), a)
     elif OP == WHERE:
         return tl.where(a != 0, b, c)
+    elif OP == FLOOR:
+        return tl.floor(a)
+    elif OP == COPYSIGN:
+        if WIDE:
+            sign = b.to(tl.int64, bitcast=True) & -0x8000000000000000
+            return (_magnitude(a, WIDE) | sign).to(tl.float64, bitcast=True)
+        else:
+            return (_magnitude(a, WIDE) | (b.to(tl.int32, bitcast=True) & -0x80000000)).to(tl.float32, bitcast=True)
+    elif OP == EXP:
+        return _exp(a.to(tl.float64)).to(tl.float32)
+    elif OP == LOG:
+        return tl.where(a < 0, float("nan"), _log(a.to(tl.float64)).to(tl.float32))
+    elif OP == POW:
+        return _pow(a, b)
     else:
         if WIDE:
             return _magnitude(a, WIDE).to(tl.float64, bitcast=True)
@@ -314,8 +396,11 @@ def elementwise(
 # ---- the host's side
 
 
-def unsupported(program: Program) -> str | None:
-    """Why the kernel cannot evaluate it, or None."""
+def unsupported(program: Program, wide: bool = False) -> str | None:
+    """Why the kernel cannot evaluate it, in float64 arithmetic if ``wide``; or None."""
+    narrow = sorted({op for op, *_ in program.steps} & _NARROW) if wide else ()
+    if narrow:
+        return f"the Triton kernel has no {narrow[0]} in float64 arithmetic"
     unknown = sorted({op for op, *_ in program.steps} - KNOWN)
     if unknown:
         return f"the Triton kernel lacks the operation {unknown[0]}"

@@ -49,12 +49,16 @@ def registered() -> list[dict[str, Any]]:
     return rows
 
 
+BODIES = "\n## What a body may use\n"  # from here on the page is written by hand
+
+
 def methods_page() -> str:
     lines = [
         "# Methods",
         "",
-        "Written by `python tests/test_docs.py` from the registry (`python -m sdsurgery methods`); the formulas are",
-        "the bodies of the functions in `python/sdsurgery/methods/`. Their evaluation: [numerics.md](numerics.md).",
+        "The table is written by `python tests/test_docs.py` from the registry (`python -m sdsurgery methods`); the",
+        "formulas are the bodies of the functions in `python/sdsurgery/methods/`. Their evaluation:",
+        "[numerics.md](numerics.md).",
         "",
         "| method | inputs | formula | parameters |",
         "|---|---|---|---|",
@@ -67,7 +71,15 @@ def methods_page() -> str:
             parameters.append(f"`--{name.replace('_', '-')}` {param['help']}{default}")
         cells = (f"`{row['name']}`", inputs, row["formula"], "; ".join(parameters) or "none")
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + BODIES + read("docs/methods.md").partition(BODIES)[2]
+
+
+def test_the_page_lists_every_function_of_a_body_with_an_example() -> None:
+    from sdsurgery import functions
+
+    by_hand = read("docs/methods.md").partition(BODIES)[2]
+    names = [name for name, item in vars(functions).items() if name[0] != "_" and hasattr(item, "__code__")]
+    assert [name for name in names if f"{name}(" not in by_hand] == []
 
 
 def test_the_methods_page_says_what_the_registry_says() -> None:

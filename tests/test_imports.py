@@ -19,7 +19,7 @@ ROWS = {
     "outline": "outline metadata",
     "engine": "engine hashing",
     "backends": "backends gpu",
-    "plan": "plan program functions reductions methods scalars",
+    "plan": "plan program functions reductions elementary methods scalars",
     "ground floor": "discovery dtypes errors log progress settings suggest",
 }
 """A module imports its own row and those below. The Plan goes from the outline to the backends: engine and backends

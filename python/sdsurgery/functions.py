@@ -44,31 +44,49 @@ def clip(x: Any, low: Any, high: Any) -> Any:
 
 def sqrt(x: Any) -> Any:
     """The square root, correctly rounded; NaN for a negative number (refused in an expression of parameters alone)."""
-    if isinstance(x, Symbol):
-        return x.tracer.apply("sqrt", x)
-    if isinstance(x, Value):
-        return x.tracer.scalar("sqrt", x)
-    if isinstance(x, Scalar):
-        return Scalar(math.sqrt, x)
-    if isinstance(x, int | float):
-        return math.sqrt(x)
-    return _scalar("sqrt", x) if _is_numbers(x) else _library(x).sqrt(x)
+    from . import scalars
+
+    made = _traced("sqrt", scalars.sqrt if _is_numbers(x) else math.sqrt, x)
+    return _library(x).sqrt(x) if made is None else made
 
 
 def sign(x: Any) -> Any:
     """−1, 0 or 1; a NaN is carried, and both zeros give +0."""
-    if isinstance(x, Symbol):
-        return x.tracer.apply("sign", x)
-    if isinstance(x, Value):
-        return x.tracer.scalar("sign", x)
-    if isinstance(x, Scalar):
-        return Scalar(_sign, x)
-    if isinstance(x, int | float):
-        return _sign(x)
-    if _is_numbers(x):
-        return where(x > 0, x * 0 + 1, where(x < 0, x * 0 - 1, where(x == 0, x * 0, x)))
+    made = _traced("sign", _sign, x)
+    if made is not None:
+        return made
     one = _library(x).ones_like(x)
     return where(x > 0, one, where(x < 0, -one, where(x == 0, one * 0, x)))
+
+
+def copysign(a: Any, b: Any) -> Any:
+    """The magnitude of ``a`` with the sign of ``b`` (of a zero's too)."""
+    made = _traced("copysign", math.copysign, a, b)
+    if made is not None:
+        return made
+    x, y = _as_arrays(a, b)
+    return _library(x).copysign(x, y)
+
+
+def floor(x: Any) -> Any:
+    """The largest integer that is not above x."""
+    made = _traced("floor", math.floor, x)
+    return _library(x).floor(x) if made is None else made
+
+
+def exp(x: Any) -> Any:
+    """e to the power x: of tensors as docs/numerics.md says, of numbers correctly rounded."""
+    return _function("exp", x)
+
+
+def log(x: Any) -> Any:
+    """The natural logarithm; −Inf of a zero, NaN below."""
+    return _function("log", x)
+
+
+def pow(x: Any, y: Any) -> Any:
+    """x to the power y; NaN for x < 0 unless y is an integer; 1 for y = 0, whatever x is."""
+    return _function("pow", x, y)
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:
@@ -138,21 +156,6 @@ def acos(x: Any) -> Any:
     return _scalar("acos", x)
 
 
-def exp(x: Any) -> Any:
-    """e to the power x."""
-    return _scalar("exp", x)
-
-
-def log(x: Any) -> Any:
-    """The natural logarithm; −Inf of a zero, NaN below."""
-    return _scalar("log", x)
-
-
-def pow(x: Any, y: Any) -> Any:
-    """x to the power y; NaN for x < 0 unless y is an integer."""
-    return _scalar("pow", x, y)
-
-
 # ---- how
 
 
@@ -175,23 +178,49 @@ def _reduced(op: str, axis: int | None, *args: Any) -> Any:
     return reduced(op, along, *args)
 
 
+def _traced(op: str, of_numbers: Callable[..., float], *args: Any) -> Any:
+    """The operation on symbols, reduced values, parameters and plain numbers; None where the arguments are arrays."""
+    for item in args:
+        if isinstance(item, Symbol):
+            return item.tracer.apply(op, *args)
+    for item in args:
+        if isinstance(item, Value):
+            return item.tracer.scalar(op, *args)
+    if any(isinstance(item, Scalar) for item in args):
+        return Scalar(of_numbers, *args)
+    if all(isinstance(item, int | float) for item in args):
+        return float(of_numbers(*args))
+    if all(isinstance(item, int | float) or _is_numbers(item) for item in args):
+        from .reductions import each
+
+        return each(of_numbers, *args)
+    return None
+
+
+def _function(op: str, *args: Any) -> Any:
+    """exp, log or pow."""
+    from . import scalars
+
+    made = _traced(op, getattr(scalars, op), *args)
+    if made is not None:
+        return made
+    from .reductions import on_arrays
+
+    return on_arrays(op, *(_as_arrays(*args) if len(args) == 2 else args))
+
+
 def _scalar(op: str, *args: Any) -> Any:
     for item in args:
         if isinstance(item, Symbol):
             raise TypeError(f"a method's body takes the {op} of a tensor; {op} is for parameters and reduced values")
-    for item in args:
-        if isinstance(item, Value):
-            return item.tracer.scalar(op, *args)
     from . import scalars
 
-    function: Callable[..., Any] = getattr(scalars, op)
-    if any(isinstance(item, Scalar) for item in args):
-        return Scalar(function, *args)
-    if all(isinstance(item, int | float) for item in args):
-        return function(*args)
-    from .reductions import each
+    made = _traced(op, getattr(scalars, op), *args)
+    if made is None:
+        from .reductions import each
 
-    return each(function, *args)
+        return each(getattr(scalars, op), *args)
+    return made
 
 
 def _sign(x: float) -> float:
@@ -202,24 +231,13 @@ def _extreme(op: str, wins: Callable[[Any, Any], Any], a: Any, b: Any, axis: int
     """``a`` where it wins against b or is NaN, else b; of one argument the reduction."""
     if b is None:
         return _reduced(op, axis, a)
-    for item in (a, b):
-        if isinstance(item, Symbol):
-            return item.tracer.apply(op, a, b)
-    for item in (a, b):
-        if isinstance(item, Value):
-            return item.tracer.scalar(op, a, b)
 
     def of_numbers(x: float, y: float) -> float:
         return x if wins(x, y) or math.isnan(x) else y
 
-    if isinstance(a, Scalar) or isinstance(b, Scalar):
-        return Scalar(of_numbers, a, b)
-    if isinstance(a, int | float) and isinstance(b, int | float):
-        return of_numbers(a, b)
-    if all(isinstance(item, int | float) or _is_numbers(item) for item in (a, b)):
-        from .reductions import each
-
-        return each(of_numbers, a, b)
+    made = _traced(op, of_numbers, a, b)
+    if made is not None:
+        return made
     x, y = _as_arrays(a, b)
     return where(wins(x, y) | _library(x).isnan(x), x, y)
 

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from .methods.registry import Method
 
 # Names and codes of the operations; csrc/program.h has the same list.
-_NAMES = "add sub mul div minimum maximum lt le gt ge eq ne neg abs sqrt sign where"
+_NAMES = "add sub mul div minimum maximum lt le gt ge eq ne copysign pow neg abs sqrt sign floor exp log where"
 OPERATIONS = {name: code for code, name in enumerate(_NAMES.split())}
 # What an expression of reduced values may use besides; csrc/program.h has the same list.
-_FUNCTIONS = ("sin", "cos", "acos", "exp", "log", "pow")
+_FUNCTIONS = ("sin", "cos", "acos")
 SCALAR_FUNCTIONS = {name: len(OPERATIONS) + code for code, name in enumerate(_FUNCTIONS)}
 REDUCTIONS = {"sum": 0, "dot": 1, "minimum": 2, "maximum": 3, "count": 4}
 INPUT, CONSTANT, TEMP, VALUE = 0, 1, 2, 3
@@ -37,8 +37,8 @@ Reduced = tuple[str, int, tuple[Ref, ...]]
 
 MAY_USE = (
     "a method's body may use + - * /, comparisons, abs, and the functions of sdsurgery.functions: minimum, maximum, "
-    "clip, sqrt, sign and where of tensors; sum, dot, norm, mean, minimum and maximum over a tensor; sin, cos, acos, "
-    "exp, log and pow of what these give"
+    "clip, where, sqrt, sign, copysign, floor, exp, log and pow of tensors; sum, dot, norm, mean, minimum and maximum "
+    "over a tensor; sin, cos and acos of what these give (docs/methods.md has the list)"
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import scalars
+from . import elementary, scalars
 from .program import ALL, FIRST
 
 LANES, BLOCK, CHUNK = 8, 1024, 1 << 18  # of elements; csrc/reduce.h has the same numbers
@@ -137,11 +137,26 @@ def _each(function: Callable[..., float], *args: np.ndarray) -> np.ndarray:
     return np.array([function(*values) for values in flat]).reshape(args[0].shape)
 
 
-def _array(item: Any) -> np.ndarray:
+def on_arrays(op: str, *args: Any) -> Any:
+    """exp, log or pow of arrays, or tensors, of one kind; float64 ones by the functions of scalars."""
+    arrays = [_array(item, keep=True) for item in args]
+    dtype = np.result_type(*arrays)
+    if dtype == np.float64:
+        made = elementary.correctly_rounded(op, *(array.astype(np.float64) for array in arrays))
+    else:
+        made = getattr(elementary, op)(*(array.astype(np.float32) for array in arrays)).astype(dtype)
+    if isinstance(args[0], np.ndarray | np.generic):
+        return made
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(made)).to(args[0].device)
+
+
+def _array(item: Any, *, keep: bool = False) -> np.ndarray:
     if isinstance(item, np.ndarray | np.generic):
         return np.asarray(item)
     import torch
 
-    values = item.detach().to("cpu", torch.float64)
+    values = item.detach().cpu() if keep else item.detach().to("cpu", torch.float64)
     array: np.ndarray = values.numpy()
     return array

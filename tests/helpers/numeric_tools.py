@@ -267,6 +267,11 @@ def _all_of_three(a: Any, b: Any, c: Any) -> Any:
     return functions.where(low < high, high, functions.sign(c)) * (a == c) - b * (a >= c) / 3
 
 
+def _powers(a: Any, b: Any, exponent: float) -> Any:
+    size = functions.pow(abs(a), 1 - exponent) * functions.pow(abs(b), exponent)
+    return functions.copysign(size, b) - functions.pow(a, functions.floor(b))
+
+
 # Bodies that no method has: every operation of program.py is in one of them.
 OPERATIONS = {
     method.name: Case(method, len(method.inputs), method.bind(len(method.inputs), {}), method.name)
@@ -277,6 +282,10 @@ OPERATIONS = {
         Method("larger", ("A", "B"), {}, functions.maximum),
         Method("sign", ("A",), {}, functions.sign),
         Method("root", ("A",), {}, functions.sqrt),
+        Method("powers", ("A", "B"), {"exponent": Param(0.25, "")}, _powers),
+        Method("exponential", ("A",), {}, functions.exp),
+        Method("logarithm", ("A",), {}, functions.log),
+        Method("floor", ("A",), {}, functions.floor),
     )
 }
 

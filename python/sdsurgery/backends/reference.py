@@ -6,6 +6,7 @@ NumPy's conversions where it has the dtype and from the definition of the format
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ from ..program import (
     Ref,
     Step,
 )
-from ..reductions import CHUNK, ordered_sum, reduced_rows
+from ..reductions import CHUNK, on_arrays, ordered_sum, reduced_rows
 from . import Backend, Options, Reduced, damaged_of, refuse_values, sums_of
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def _sign(a: np.ndarray) -> np.ndarray:
     return np.where(a > 0, a.dtype.type(1), np.where(a < 0, a.dtype.type(-1), np.where(a == 0, a.dtype.type(0), a)))
 
 
+_BY_DEFINITION = ("exp", "log", "pow")
 _OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
     # NumPy's own minimum leaves open which zero it gives.
@@ -164,6 +166,8 @@ _OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
     "maximum": lambda a, b: _chosen((a > b) | np.isnan(a), a, b),
     "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal,
     "neg": np.negative, "abs": np.abs, "sqrt": np.sqrt, "sign": _sign, "where": _where,
+    "copysign": np.copysign, "floor": np.floor,
+    **{name: functools.partial(on_arrays, name) for name in _BY_DEFINITION},
 }  # fmt: skip
 
 
@@ -236,7 +240,7 @@ def _lines(x: np.ndarray, along: int, axes: tuple[int, int]) -> np.ndarray:
 def _scalar(op: str, args: Sequence[Value | float]) -> Value:
     arrays = np.broadcast_arrays(*(arg.numbers if isinstance(arg, Value) else np.array([arg]) for arg in args))
     along = max(arg.along for arg in args if isinstance(arg, Value))
-    if op in SCALAR_FUNCTIONS or op == "sqrt":
+    if op in SCALAR_FUNCTIONS or op == "sqrt":  # which NumPy has, but with a NaN of its own
         function = getattr(scalars, op)
         each = zip(*(array.tolist() for array in arrays), strict=True)
         return Value(np.array([function(*numbers) for numbers in each]), along)

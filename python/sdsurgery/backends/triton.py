@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..dtypes import DType
+from ..dtypes import F64, DType
 from ..errors import DeviceFailed
 from ..gpu.stream import StreamRun, Work, describe, devices_of, require_supported
 from ..plan import Plan
@@ -65,7 +65,7 @@ def devices() -> list[dict[str, Any]]:
 def supports(program: Program, dtypes: Sequence[DType], dtype: DType, wide: bool) -> str | None:
     from ..kernels import elementwise
 
-    reason: str | None = elementwise.unsupported(program)
+    reason: str | None = elementwise.unsupported(program, wide or any(kind is F64 for kind in dtypes))
     return reason
 
 
