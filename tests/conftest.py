@@ -85,6 +85,17 @@ def reference() -> Path:
     return reference_tables()
 
 
+@pytest.fixture(scope="session")
+def adapters() -> Path:
+    """The folder with the golden values and the key lists of adapters."""
+    from layout_tools import reference_tables
+
+    folder = reference_tables().parent / "lora"
+    if not folder.is_dir():
+        pytest.skip("without the reference values of adapters")
+    return folder
+
+
 @pytest.fixture
 def canary(tmp_path: Path) -> Iterator[str]:
     """A path that a hostile file would create if any code in it ran."""

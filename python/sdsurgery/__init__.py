@@ -24,7 +24,9 @@ from . import methods as _methods  # noqa: E402, F401
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .adapters.lora import Lora, lora
     from .api import (
+        bake,
         cast,
         compare,
         convert,
@@ -82,6 +84,8 @@ _PLACES = {
     "VerificationDiffers": ("errors", "VerificationDiffers"),
     "apply": ("interop.calls", "apply"),
     "apply_many": ("interop.calls", "apply_many"),
+    "Lora": ("adapters.lora", "Lora"),
+    "bake": ("api", "bake"),
     "cast": ("api", "cast"),
     "compare": ("api", "compare"),
     "convert": ("api", "convert"),
@@ -93,6 +97,7 @@ _PLACES = {
     "Call": ("recipe", "Call"),
     "Model": ("recipe", "Model"),
     "Opened": ("recipe", "Opened"),
+    "lora": ("adapters.lora", "lora"),
     "merge": ("api", "merge"),
     "model": ("recipe", "model"),
     "load_recipe": ("recipe", "load"),
@@ -117,6 +122,7 @@ __all__ = [
     "Inspection",
     "Interrupted",
     "Likeness",
+    "Lora",
     "Model",
     "Opened",
     "Place",
@@ -134,6 +140,7 @@ __all__ = [
     "__version__",
     "apply",
     "apply_many",
+    "bake",
     "cast",
     "compare",
     "convert",
@@ -143,6 +150,7 @@ __all__ = [
     "fix_clip",
     "inspect",
     "load_recipe",
+    "lora",
     "merge",
     "methods",
     "model",

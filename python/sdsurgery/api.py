@@ -38,6 +38,7 @@ from .settings import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .adapters.lora import Lora
     from .checkpoint import Checkpoint
     from .recipe import Call, Model, Opened
     from .surgery.compare import Comparison
@@ -197,6 +198,29 @@ def sweep(
         root, parameters={each: value for each, value in parameters.items() if each not in lists}, out=out,
         add_missing=add_missing, use_ema=use_ema, **settings,
     )  # fmt: skip
+
+
+@_spelled_out(Keywords)
+def bake(
+    path: Input,
+    loras: Lora | Path | Mapping[str, float] | Sequence[Lora | Path],
+    *,
+    out: Path | None = None,
+    strict: bool = False,
+    **settings: Unpack[Keywords],
+) -> Report:
+    """Write a checkpoint with adapters (LoRA, LyCORIS, …) applied, one after the other, rounded once.
+
+    ``loras``: files, ``{file: strength}``, or values of ``sdsurgery.lora``, which say the strengths of U-Net and text
+    encoders and block weights. Every kind and dialect of docs/adapters.md. ``strict`` refuses an adapter with modules
+    that match no tensor. InputRefused for an adapter of another family, an incomplete one, one whose modules don't fit
+    the checkpoint or change nothing in it. What became of every key is in ``Report.adapters``.
+    """
+    from .surgery.bake import as_loras
+    from .surgery.bake import bake as work
+
+    wanted, given = settings_of("bake", settings, ("loras", "out", "strict")), as_loras(loras)
+    return followed("bake", wanted, lambda settings: work(path, given, settings, out=out, strict=strict))
 
 
 @_spelled_out(Keywords)

@@ -148,7 +148,7 @@ def preview(plan: Plan, sources: Sequence[Source], backend: str, options: Option
     """How a run of the plan would work here (threads, io, buffers), without starting it."""
     chosen, _ = _choose(backend, options)
     with native_errors():
-        return {"backend": chosen.name, **chosen.describe(chosen.prepare(plan, sources, None, options))}
+        return {"backend": chosen.name, **_described(chosen, _prepare(chosen, plan, sources, None, options))}
 
 
 def examine(
@@ -160,7 +160,7 @@ def examine(
     with native_errors(InputRefused):
         while True:
             try:
-                run = chosen.prepare(plan, sources, None, options)
+                run = _prepare(chosen, plan, sources, None, options)
                 _drive(run, plan, progress)
                 break
             except DeviceFailed as error:
@@ -278,8 +278,7 @@ class _Writing:
             else:
                 self._hashing.append(None)
         options = replace_fields(options, busy=busy)
-        further = (self.sinks[1:],) if len(self.sinks) > 1 else ()
-        run = chosen.prepare(self.plan, sources, self.sinks[0], options, *further)
+        run = _prepare(chosen, self.plan, sources, self.sinks[0], options, further=self.sinks[1:])
         for hashing in filter(None, self._hashing):
             hashing.start()
         return run
@@ -330,6 +329,23 @@ def _instead(chosen: backends.Backend, options: Options, error: DeviceFailed) ->
     return backends.choose(options.fallback), str(error)
 
 
+def _prepare(
+    chosen: backends.Backend, plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options, *,
+    further: Sequence[Sink] = (),
+) -> RunHandle:  # fmt: skip
+    """The backend's run of the plan; jobs that go through adapters are computed beside it."""
+    if plan.adapted:
+        from .adapted import AdaptedRun
+
+        return AdaptedRun(plan, sources, sink, options, lambda rest: chosen.prepare(rest, sources, sink, options))
+    return chosen.prepare(plan, sources, sink, options, *((further,) if further else ()))
+
+
+def _described(chosen: backends.Backend, run: Any) -> dict[str, Any]:
+    inner = getattr(run, "example", run)
+    return {} if inner is None else chosen.describe(inner)
+
+
 def _drive(run: RunHandle, plan: Plan, progress: Progress | None) -> None:
     total = plan.size - plan.data_start
     run.start()
@@ -355,7 +371,7 @@ def with_suppressed(function: Callable[[], None]) -> None:
 
 
 def _outcome(plan: Plan, run: RunHandle, chosen: backends.Backend, started: float, output: int = 0) -> Outcome:
-    outcome = Outcome(how={"backend": chosen.name, **chosen.describe(run)})
+    outcome = Outcome(how={"backend": chosen.name, **_described(chosen, run)})
     for job, nonfinite, overflow in run.tallies(output):
         number = plan.jobs[job].tensor
         if nonfinite:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from .dtypes import DType
 from .errors import InputRefused, SdsError, printable
 from .metadata import Metadata, placeholder_hashes
-from .plan import Check, Fill, Job, Operand, Plan, Reduction, View
+from .plan import Check, Factor, Fill, Job, Module, Operand, Plan, Reduction, View
 from .program import Formula, Program, identity
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ KEPT = "kept"  # A's tensor, because another input lacks it
 ADDED = "added"  # a tensor that only another input has
 FILLED = "filled"  # generated data (test files)
 COMPARED = "compared"  # two inputs, looked at
+BAKED = "baked"  # one input, changed by adapters
 
 Work = Formula | Fill | Reduction | None
 """What makes a tensor's bytes; None: they are copied."""
@@ -57,12 +58,15 @@ class Region(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """``count`` elements of a piece from element ``first`` on, made by one formula (None: copied)."""
+    """``count`` elements of a piece from element ``first`` on, made by one formula (None: copied). What it gives goes
+    through the adapters' ``modules``, whose ``factors`` are (region, elements)."""
 
     formula: Work
     first: int
     count: int  # type: ignore[assignment]
     operands: tuple[Region, ...]
+    modules: tuple[Module, ...] = ()
+    factors: tuple[tuple[Region, int], ...] = ()
 
 
 class Piece(NamedTuple):
@@ -296,6 +300,10 @@ def _checks(sources: Sequence[Any], jobs: Sequence[Job]) -> tuple[Check, ...]:
             nbytes = part.dtype.nbytes(job.count) or 0
             if part.view is None and nbytes > reads.get((part.source, part.offset), (0,))[0]:
                 reads[part.source, part.offset] = (nbytes, (index, number))
+        for number, factor in enumerate(job.factors, len(job.operands)):
+            part, nbytes = factor.operand, factor.operand.dtype.nbytes(factor.elements) or 0
+            if part.view is None:
+                reads[part.source, part.offset] = (nbytes, (index, number))
     checks = []
     for source, record in records:
         at, parts = record.offset, []
@@ -330,7 +338,13 @@ def _jobs(
             if program is not None and isinstance(program, Program) and program.stages:
                 axes = _axes(piece, segment)
             operands = tuple([Operand(first[r.source] + r.file, r.dtype, r.offset, r.view) for r in segment.operands])
-            jobs.append(Job(number, piece.dtype, at, segment.count, operands, index, numbers, axes))
+            job = Job(number, piece.dtype, at, segment.count, operands, index, numbers, axes)
+            if segment.modules:
+                parts = [
+                    Factor(Operand(first[r.source] + r.file, r.dtype, r.offset, r.view), n) for r, n in segment.factors
+                ]
+                job = job._replace(modules=segment.modules, factors=tuple(parts))
+            jobs.append(job)
     return tuple(jobs), tuple(programs)
 
 

@@ -38,6 +38,39 @@ class Operand(NamedTuple):
         return self._replace(offset=self.offset + (self.dtype.nbytes(element) or 0))
 
 
+class Factor(NamedTuple):
+    """A tensor that an adapter's module consists of: all its elements, row by row."""
+
+    operand: Operand
+    elements: int
+
+
+class Module(NamedTuple):
+    """What an adapter makes of a weight W: ``W + strength·(W₁ − W)``; ``products.py`` defines W₁ for every ``kind``.
+
+    ``shape`` is W's. ``factors`` are (name in the formula, number in ``Job.factors``, shape). ``scale`` is alpha/rank,
+    ``constraint`` OFT's alpha. ``transposed``: the adapter's W is the transpose of the stored one. ``channels``, where
+    not 0: it changes only so many of the input channels, the first. ``on_input``: (IA)³'s vector is one of inputs.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    strength: float
+    factors: tuple[tuple[str, int, tuple[int, ...]], ...]
+    scale: float = 1.0
+    constraint: float = 0.0
+    transposed: bool = False
+    channels: int = 0
+    on_input: bool = False
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """The shape of W as the adapter knows it."""
+        if self.transposed:
+            return tuple(reversed(self.shape))
+        return (self.shape[0], self.channels, *self.shape[2:]) if self.channels else self.shape
+
+
 @dataclass(frozen=True)
 class Fill:
     """Generated, normally distributed values: element i depends only on seed + i."""
@@ -57,7 +90,8 @@ class Job(NamedTuple):
     """One byte range of the output. ``program`` indexes ``Plan.programs`` (or is None for a copy of bytes) and
     ``numbers`` are its constants; ``count`` is in elements of ``dtype``, ``offset`` in bytes of the output; ``tensor``
     is the number of its tensor. ``axes`` are the lengths of the tensor's first and last axis, for a program that has
-    stages: such a job makes a whole tensor."""
+    stages: such a job makes a whole tensor. Its result goes through the adapters' ``modules``, one after the other,
+    before it is rounded."""
 
     program: int | None
     dtype: DType
@@ -67,6 +101,8 @@ class Job(NamedTuple):
     tensor: int
     numbers: tuple[float, ...] = ()
     axes: tuple[int, int] = (0, 0)
+    modules: tuple[Module, ...] = ()
+    factors: tuple[Factor, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -112,9 +148,15 @@ class Plan:
     checks: tuple[Check, ...] = ()
     further: tuple[Version, ...] = ()
 
+    @property
+    def adapted(self) -> bool:
+        """Whether the result of some job goes through adapters."""
+        return any(job.modules for job in self.jobs)
+
     def bytes_to_read(self) -> int:
         """Input bytes that the jobs will read; dropped tensors are never read."""
-        return sum([job.count * part.dtype.bits for job in self.jobs for part in job.operands]) // 8
+        factors = sum([factor.elements * factor.operand.dtype.bits for job in self.jobs for factor in job.factors])
+        return (factors + sum([job.count * part.dtype.bits for job in self.jobs for part in job.operands])) // 8
 
 
 def together(plans: Sequence[Plan]) -> Plan | None:
@@ -125,7 +167,7 @@ def together(plans: Sequence[Plan]) -> Plan | None:
     for other in plans[1:]:
         shift = other.data_start - first.data_start
         alike = (other.files, other.programs, other.checks) == (first.files, first.programs, first.checks)
-        if not alike or first.sums or other.sums or len(other.jobs) != len(first.jobs):
+        if not alike or first.sums or other.sums or len(other.jobs) != len(first.jobs) or first.adapted:
             return None
         for job, same in zip(first.jobs, other.jobs, strict=True):
             if job._replace(offset=job.offset + shift, numbers=same.numbers) != same:

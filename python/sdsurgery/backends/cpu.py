@@ -80,7 +80,7 @@ def prepare(
 
 
 def _native_job(job: Job, place: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
-    number, dtype, offset, count, operands, _, numbers, axes = job
+    number, dtype, offset, count, operands, _, numbers, axes = job[:8]
     if number is None:
         parts = tuple([_native_operand(0, operand) for operand in operands])
         return (_COPY, 0, 0, offset, job.nbytes, parts, (), axes)

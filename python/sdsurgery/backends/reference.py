@@ -381,14 +381,14 @@ class ReferenceRun:
         program = self.plan.programs[job.program]
         if isinstance(program, Fill):
             raise RunFailed("the reference backend generates no data")
-        inputs = self._inputs(job, first, count)
+        inputs = self.inputs(job, first, count)
         if isinstance(program, Reduction):
             found = reduce_chunk(*inputs[0], *inputs[1])
             self._reduced[index] = combine(self._reduced.get(index, Reduced()), found)
             return bytes(count * job.dtype.itemsize)
         out, nonfinite, overflow = evaluate(
             Formula(program, job.numbers), inputs, job.dtype, self.options.overflow, self.options.wide,
-            values=self._beside(index, job, program, first, count),
+            values=self.beside(index, job, program, first, count),
         )  # fmt: skip
         if nonfinite or overflow:
             counts = self._tallies.setdefault(index, [0, 0])
@@ -397,19 +397,20 @@ class ReferenceRun:
             refuse_values(index, nonfinite, overflow, self.options)
         return out.tobytes()
 
-    def _inputs(self, job: Job, first: int, count: int) -> list[tuple[np.ndarray, DType]]:
-        return [
-            (np.frombuffer(self._elements(operand, first, count), _STORAGE[operand.dtype]), operand.dtype)
-            for operand in job.operands
-        ]
+    def inputs(self, job: Job, first: int, count: int) -> list[tuple[np.ndarray, DType]]:
+        """Some elements of a job's operands, as they are stored."""
+        return [self.stored(operand, first, count) for operand in job.operands]
 
-    def _beside(self, index: int, job: Job, program: Program, first: int, count: int) -> list[np.ndarray]:
+    def stored(self, operand: Operand, first: int, count: int) -> tuple[np.ndarray, DType]:
+        return np.frombuffer(self._elements(operand, first, count), _STORAGE[operand.dtype]), operand.dtype
+
+    def beside(self, index: int, job: Job, program: Program, first: int, count: int) -> list[np.ndarray]:
         """What the job's stages found, for some of its elements."""
         if not program.stages:
             return []
         if self._values[0] != index:
             wide = self.options.wide or any(operand.dtype is F64 for operand in job.operands)
-            inputs = [widen(stored, dtype, wide) for stored, dtype in self._inputs(job, 0, job.count)]
+            inputs = [widen(stored, dtype, wide) for stored, dtype in self.inputs(job, 0, job.count)]
             self._values = (index, stage_values(Formula(program, job.numbers), inputs, job.axes))
         return [value.beside(job.axes, job.count, first, count) for value in self._values[1]]
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 NAMES = (
     "merge",
+    "bake",
     "cast",
     "ema",
     "prune",

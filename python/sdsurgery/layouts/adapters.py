@@ -8,10 +8,11 @@ Sources: kohya-ss/sd-scripts ``networks/{lora,oft}.py``, KohakuBlueleaf/LyCORIS 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..adapters.keys import DOWN, MAGNITUDE, MAGNITUDE_OUT, MID, PLAIN, UP, Key, split
 from .base import REGISTRY, Layout, register
 from .base import Adapters as Base
 from .detect import Match, Probe
@@ -31,40 +32,20 @@ class Adapter(NamedTuple):
     notes: tuple[str, ...]
 
 
-# The suffix that makes a tensor one of an algorithm's, most specific first; LoRA proper is what is left.
+# Which algorithm a part is of, most specific first; LoRA proper is what is left.
 _ALGORITHMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("LoHa", "lycoris", (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2")),
-    ("LoKr", "lycoris", (".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2")),
-    ("OFT", "lycoris", (".oft_blocks", ".oft_diag")),
-    ("GLoRA", "lycoris", (".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".bm.weight")),
-    ("IA3", "lycoris", (".on_input",)),
-    ("full difference", "lycoris", (".diff", ".diff_b", ".set_weight")),
-    ("norm", "lycoris", (".w_norm", ".b_norm")),
-    ("LoRA", "lora", (".lora_down.weight", ".lora_up.weight", ".lora_mid.weight")),
-    (
-        "LoRA (peft names)",
-        "lora",
-        (".lora_A.weight", ".lora_B.weight", ".lora_A.default.weight", ".lora_B.default.weight"),
-    ),
-    (
-        "LoRA (diffusers names)",
-        "lora",
-        (".lora.down.weight", ".lora.up.weight", "_lora.down.weight", "_lora.up.weight"),
-    ),
-    ("LoRA (diffusers names)", "lora", (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")),
+    ("LoHa", "lycoris", ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")),
+    ("LoKr", "lycoris", ("lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "lokr_t2")),
+    ("OFT", "lycoris", ("oft_blocks", "oft_diag")),
+    ("GLoRA", "lycoris", ("a1", "a2", "b1", "b2", "bm")),
+    ("IA3", "lycoris", ("on_input",)),
+    ("full difference", "lycoris", ("diff", "diff_b", "set_weight")),
+    ("norm", "lycoris", ("w_norm", "b_norm")),
+    ("LoRA", "lora", (DOWN, UP, MID)),
 )
-_DECORATIONS = (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 _KIND_OF = {name: kind for name, kind, _ in _ALGORITHMS}
-_SUFFIXES = {suffix: (name, kind) for name, kind, suffixes in _ALGORITHMS for suffix in suffixes}
-_DOWN: tuple[str, ...] = (
-    ".lora_down.weight",
-    ".lora_A.weight",
-    ".lora_A.default.weight",
-    ".lora.down.weight",
-    "_lora.down.weight",
-)
-_DOWN += (".lora_linear_layer.down.weight", ".hada_w1_b")
-_ENDINGS = tuple(sorted(_SUFFIXES, key=len, reverse=True))
+_PARTS = {part: name for name, _, parts in _ALGORITHMS for part in parts}
+_RANKED = (DOWN, "hada_w1_b")
 
 
 def classify(tensors: Mapping[str, TensorInfo]) -> Adapter | None:
@@ -73,23 +54,15 @@ def classify(tensors: Mapping[str, TensorInfo]) -> Adapter | None:
     return _network(shapes) or _embedding(shapes) or _hypernetwork(shapes)
 
 
-def _split(key: str) -> tuple[str, str] | None:
-    """(module, suffix) of an adapter's tensor."""
-    if not key.endswith(_ENDINGS):
-        return None
-    suffix = next(ending for ending in _ENDINGS if key.endswith(ending))
-    return key[: -len(suffix)], suffix
-
-
 def _network(shapes: Mapping[str, Shape]) -> Adapter | None:
     modules: dict[str, set[str]] = {}
     examples: dict[str, str] = {}
     matched = 0
     for key in shapes:
-        parts = _split(key)
-        if parts:
-            algorithm = _SUFFIXES[parts[1]][0]
-            modules.setdefault(algorithm, set()).add(parts[0])
+        parts = split(key)
+        if parts and parts.part in _PARTS:
+            algorithm = _PARTS[parts.part]
+            modules.setdefault(algorithm, set()).add(parts.module)
             examples.setdefault(algorithm, key)
             matched += 1
     if 3 * matched < len(shapes) or not modules:  # a checkpoint may hold a few such names by chance
@@ -105,14 +78,15 @@ def _describe(
 ) -> Iterator[str]:
     algorithms = ["BOFT" if name == "OFT" and len(shapes[examples[name]]) == 4 else name for name in modules]
     yield "algorithm: " + ", ".join(algorithms)
-    ranks = [shape[0] for key, shape in shapes.items() if key.endswith(_DOWN) and shape]
+    found = {key: parts for key in shapes if (parts := split(key))}
+    ranks = [shapes[key][0] for key, parts in found.items() if parts.part in _RANKED and shapes[key]]
     if ranks:
         low, high = min(ranks), max(ranks)
         yield f"rank: {low}" if low == high else f"rank: {low} to {high}"
     paths = set().union(*modules.values())
     text = sum(1 for path in paths if path.startswith(("lora_te", "text_encoder", "lycoris_text")))
     yield f"modules: {len(paths)} ({len(paths) - text} U-Net, {text} text encoder)"
-    if any(key.endswith(_DECORATIONS) for key in shapes):
+    if any(parts.part in (MAGNITUDE, MAGNITUDE_OUT) for parts in found.values()):
         yield "weight decomposition (DoRA)"
 
 
@@ -126,36 +100,78 @@ def _of_width(width: int | None) -> str:
 
 
 def _base(shapes: Mapping[str, Shape]) -> tuple[str, str | None]:
-    """Base model and the tensor that shows it: the text width of a cross-attention, else names that only its have."""
-    for key, shape in shapes.items():
-        if re.search(_CROSS_ATTENTION, key) and len(shape) > 1:
-            base = _of_width(_input_width(shapes, key))
+    """Base model and the tensor that shows it: the text width of a cross-attention, else names that only its have,
+    else the width of the only text encoder."""
+    named = {key: parts for key in shapes if (parts := split(key))}
+    for key, parts in named.items():
+        if re.search(_CROSS_ATTENTION, parts.module):
+            base = _of_width(_input_width(shapes, named, parts.module))
             if base:
                 return base, key
     own_names = [(each.name, re.compile(each.own_names)) for each in _bases() if each.own_names]
-    for key, shape in shapes.items():
+    for key in shapes:
         for name, pattern in own_names:
             if pattern.search(key):
                 return name, key
-        if key.startswith(("lora_te_", "text_encoder.")) and key.endswith(_DOWN) and "q_proj" in key:
-            return _of_width(shape[-1]), key
+    for key, parts in named.items():
+        if parts.part == DOWN and _OF_ENCODER.search(parts.module):
+            return _of_width(shapes[key][1]), key
     return "", None
 
 
-_CROSS_ATTENTION = r"attn2[._](processor\.)?to_k"
+def base_of(shapes: Mapping[str, Shape]) -> tuple[str, str]:
+    """The base model of an adapter with these tensors (its short name) and what shows it; "" where nothing does."""
+    base, key = _base(shapes)
+    if not base or key is None:
+        return "", ""
+    parts = split(key)
+    width = next((each.width for each in _bases() if each.name == base), 0)
+    if parts and re.search(_CROSS_ATTENTION, parts.module):
+        return base, f"attn2.{parts.module[-4:]} takes {width} inputs"
+    return base, f"it has '{key}'"
 
 
-def _input_width(shapes: Mapping[str, Shape], key: str) -> int | None:
-    parts = _split(key)
-    if parts is None:
-        return None
-    module, suffix = parts
-    if suffix in _DOWN:
-        return shapes[key][1]
-    if suffix.startswith(".lokr_w"):
-        factors = [shapes.get(f"{module}.lokr_w{i}") or shapes.get(f"{module}.lokr_w{i}_b") for i in (1, 2)]
+_FOREIGN = (
+    ("Flux", re.compile(r"double_blocks|single_blocks|single_transformer_blocks")),
+    (
+        "Stable Diffusion 3",
+        re.compile(r"joint_blocks|lora_transformer_transformer_blocks|^transformer\.transformer_blocks"),
+    ),
+    ("Stable Cascade", re.compile(r"lora_prior_unet")),
+    ("Wan", re.compile(r"blocks[._]\d+[._]cross_attn")),
+    ("ControlNet-LLLite", re.compile(r"^lllite_")),
+    ("a ControlNet (Control-LoRA)", re.compile(r"^lora_controlnet|^control_model")),
+    ("IP-Adapter", re.compile(r"^(ip_adapter|image_proj)\.")),
+)
+
+
+def foreign(keys: Iterable[str]) -> str | None:
+    """The other network that an adapter with such keys is for, None when its names are those of our families."""
+    counts = [(sum(1 for key in keys if pattern.search(key)), name) for name, pattern in _FOREIGN]
+    most, name = max(counts)
+    return name if most else None
+
+
+_CROSS_ATTENTION = r"attn2[._](processor\.)?to_[kv]$"
+_OF_ENCODER = re.compile(
+    r"^(lora_te1?_|text_encoder\.|text_encoders\.clip_[lh]\.|base_model\.model\.text_model).*q_proj$"
+)
+
+
+def _input_width(shapes: Mapping[str, Shape], named: Mapping[str, Key], module: str) -> int | None:
+    """Inputs of a linear module, by those of its parts that show them."""
+    parts = {found.part: shapes[key] for key, found in named.items() if found.module == module}
+    for part in (DOWN, "hada_w1_b", "diff", "set_weight"):
+        if part in parts:
+            return parts[part][1] if len(parts[part]) > 1 else None
+    if any(part.startswith("lokr") for part in parts):
+        factors = [parts.get(f"lokr_w{i}") or parts.get(f"lokr_w{i}_b") for i in (1, 2)]
         return factors[0][1] * factors[1][1] if factors[0] and factors[1] else None
-    return shapes[key][1] if suffix == ".diff" else None
+    if "a1" in parts:  # inputs × rank, or rank × inputs as LyCORIS had it
+        return max(parts["a1"][:2])
+    if "on_input" in parts and PLAIN in parts:
+        return parts[PLAIN][0]
+    return None
 
 
 def _embedding(shapes: Mapping[str, Shape]) -> Adapter | None:

@@ -38,6 +38,7 @@ class Report:
     output_sha256: str | None = None  # of the whole output, with hash="full"
     dry_run: bool = False
     tensors: list[dict[str, Any]] = field(default_factory=list)  # of a dry run: every tensor and what becomes of it
+    adapters: list[dict[str, Any]] = field(default_factory=list)  # what became of each adapter's modules and keys
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {action}" for action, count in self.counts.items() if count)

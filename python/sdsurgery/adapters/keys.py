@@ -1,0 +1,83 @@
+"""An adapter's key is a module's name and a suffix; the suffix says which part of which kind of adapter it is.
+
+The suffixes are those of kohya-ss/sd-scripts, KohakuBlueleaf/LyCORIS, diffusers, peft and ComfyUI. One part may have
+several: ``lora_down.weight``, ``lora_A.weight`` and ``lora.down.weight`` are all ``down``.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+DOWN, UP, MID, ALPHA, MAGNITUDE = "down", "up", "mid", "alpha", "magnitude"
+MAGNITUDE_OUT = "magnitude_out"  # peft's, which is always per output
+PLAIN = "weight"  # (IA)³'s vector: a suffix that any weight has
+
+_SUFFIXES: dict[str, tuple[str, ...]] = {
+    DOWN: (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight"),
+    UP: (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight"),
+    MID: (".lora_mid.weight",),
+    "up_bias": (".lora_B.bias", ".lora_up.bias"),
+    ALPHA: (".alpha",),
+    MAGNITUDE: (".dora_scale",),
+    MAGNITUDE_OUT: (".lora_magnitude_vector", ".lora_magnitude_vector.weight"),
+    **{name: (f".{name}",) for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")},
+    **{name: (f".{name}",) for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
+    "lokr_t2": (".lokr_t2",),
+    **{name: (f".{name}.weight",) for name in ("a1", "a2", "b1", "b2", "bm")},
+    **{name: (f".{name}",) for name in ("oft_blocks", "oft_diag", "rescale")},
+    **{name: (f".{name}",) for name in ("diff", "diff_b", "w_norm", "b_norm", "set_weight", "reshape_weight")},
+    "on_input": (".on_input",),
+    **{name: (f".{name}",) for name in ("bias_indices", "bias_values", "bias_size", "bias", "scale")},
+    PLAIN: (".weight",),
+}
+"""Part -> the suffixes that it has in the various dialects."""
+
+_PARTS = {suffix: part for part, suffixes in _SUFFIXES.items() for suffix in suffixes}
+_ENDINGS = tuple(sorted(_PARTS, key=len, reverse=True))
+_VAGUE = frozenset((ALPHA, PLAIN, "bias", "scale", "rescale"))
+"""Parts whose suffix other files have too; they make no module an adapter's on their own."""
+
+# What trainers put into names and every reader takes out again: peft's adapter name, torch.compile's wrapper.
+_NOISE = re.compile(r"\b_orig_mod\.|(?<=\.lora_A)\.default(?=\.|$)|(?<=\.lora_B)\.default(?=\.|$)")
+_MAGNITUDE_NOISE = re.compile(r"(?<=\.lora_magnitude_vector)\.default(?=\.|$)")
+# diffusers' attention processors: the layer's name stands in the suffix.
+_PROCESSOR = re.compile(r"(.*?)\.(?:processor\.)?to_(q|k|v|out)_lora\.(down|up)\.weight")
+_IN_UNET = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
+_IN_ENCODER = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"}
+
+BUNDLED = "bundle_emb."
+"""Beginning of the keys of embeddings that an adapter carries (LyCORIS ``pack_bundle``, OneTrainer)."""
+
+
+class Key(NamedTuple):
+    """A module's name, as the file spells it, and the part of it."""
+
+    module: str
+    part: str
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether only an adapter has a key like this."""
+        return self.part not in _VAGUE
+
+
+@lru_cache(maxsize=16384)
+def split(key: str) -> Key | None:
+    """The key's module and part; None for a key that is no adapter's."""
+    if "." not in key or key.startswith(BUNDLED):
+        return None
+    key = _MAGNITUDE_NOISE.sub("", _NOISE.sub("", key))
+    if found := _PROCESSOR.fullmatch(key):
+        inside = _IN_ENCODER if found[1].endswith("self_attn") else _IN_UNET
+        return Key(f"{found[1]}.{inside[found[2]]}", found[3])
+    if not key.endswith(_ENDINGS):
+        return None
+    suffix = next(ending for ending in _ENDINGS if key.endswith(ending))
+    return Key(key[: -len(suffix)], _PARTS[suffix])
+
+
+def is_bundled(key: str) -> bool:
+    """Whether the key is one of an embedding that the adapter carries."""
+    return key.startswith(BUNDLED)

@@ -1,0 +1,92 @@
+"""An adapter as an input of a recipe: its file and how much of it is applied where."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any
+
+from ..errors import UsageError, printable
+
+
+@dataclass(frozen=True)
+class Lora:
+    """``strength`` is applied to the U-Net, ``te`` to the text encoders (None: as much). ``blocks``: weights by merge
+    block, which multiply both; ``others``: the weight of blocks that a list of numbers doesn't name (None: refused)."""
+
+    path: str
+    strength: float = 1.0
+    te: float | None = None
+    blocks: str = ""
+    others: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("strength", "te", "others"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and isfinite(value)):
+                raise UsageError(f"{name}= must be a finite number, not '{printable(value)}'", code="bad_value")
+
+    def __rmul__(self, factor: float) -> Lora:
+        te = None if self.te is None else factor * self.te
+        return replace(self, strength=factor * self.strength, te=te)
+
+    __mul__ = __rmul__
+
+    def __str__(self) -> str:
+        te = "" if self.te is None else f", te={self.te:g}"
+        return f"{self.name}={self.strength:g}{te}" + (f", blocks={self.blocks}" if self.blocks else "")
+
+    @property
+    def name(self) -> str:
+        """The file's name without its suffix."""
+        return os.path.splitext(os.path.basename(os.path.normpath(self.path)))[0]
+
+    def to_json(self, name: str | None = None) -> dict[str, Any]:
+        """In JSON types; ``name`` stands for the path, where the path must not be known."""
+        found: dict[str, Any] = {"lora": self.path} if name is None else {"name": name}
+        found["strength"] = self.strength
+        for key in ("te", "blocks", "others"):
+            value = getattr(self, key)
+            if value not in (None, ""):
+                found[key] = value
+        return found
+
+
+def lora(
+    path: str | os.PathLike[str], strength: float = 1.0, *, te: float | None = None,
+    blocks: str | Sequence[float] = "", others: float | None = None,
+) -> Lora:  # fmt: skip
+    """An adapter's file as an input of ``bake`` or a recipe: ``0.8 * lora("a.safetensors")``.
+
+    ``strength`` is for the U-Net, ``te`` for the text encoders (None: the same); negative takes the adapter out again.
+    ``blocks``: a list of 12, 17, 20 or 26 numbers as the block-weight extension takes them, one of its presets, or
+    assignments (``IN04=0.3,OUT05-OUT08=0``); ``others``: the weight of the blocks that such a list doesn't name.
+    UsageError for a number that isn't finite.
+    """
+    text = blocks if isinstance(blocks, str) else ",".join(f"{float(number)!r}" for number in blocks)
+    return Lora(os.fspath(path), strength, te, text, others)
+
+
+_GIVEN = re.compile(r"(?P<path>.+?)(?:=(?P<strength>[^=,]*))?(?:,te=(?P<te>[^=,]*))?")
+
+
+def parse(text: str) -> Lora:
+    """``FILE``, ``FILE=0.8`` or ``FILE=0.8,te=0.3``. UsageError for a strength that is no number."""
+    if os.path.exists(text):
+        return Lora(text)
+    found = _GIVEN.fullmatch(text)
+    if found is None:
+        raise UsageError(f"'{printable(text)}' is not FILE=STRENGTH or FILE=STRENGTH,te=STRENGTH", code="bad_value")
+    numbers = []
+    for name in ("strength", "te"):
+        try:
+            numbers.append(None if found[name] is None else float(found[name]))
+        except ValueError:
+            raise UsageError(
+                f"'{printable(text)}': '{printable(found[name])}' is not a number; expected FILE=0.8,te=0.3",
+                code="bad_value",
+            ) from None
+    return Lora(found["path"], 1.0 if numbers[0] is None else numbers[0], numbers[1])

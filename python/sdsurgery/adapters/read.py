@@ -1,0 +1,219 @@
+"""An adapter's file: its modules by name, each with its parts, and what metadata say about alpha.
+
+Any format of checkpoints, or a folder as peft writes it. Only headers and single numbers (alpha, on_input) are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Any
+
+from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from ..errors import InputRefused, printable
+from ..layouts import UNKNOWN, adapters, detect
+from . import keys, names
+from .kinds import OF_BIAS, Kind, kind_of
+
+Parts = dict[str, TensorInfo]
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors",
+            "pytorch_lora_weights.bin")  # fmt: skip
+_CONFIG = "adapter_config.json"
+_MOST = 1 << 20  # bytes of a peft configuration
+
+
+@dataclass
+class Adapter:
+    """An opened adapter; ``close`` it. ``base`` is the short name of the family that it is made for, "" where nothing
+    shows it; ``evidence`` the line that says how one knows. ``strangers`` are keys that are no adapter's."""
+
+    checkpoint: Checkpoint
+    modules: dict[str, Parts]
+    base: str = ""
+    evidence: str = ""
+    bundled: tuple[str, ...] = ()
+    strangers: tuple[str, ...] = ()
+    peft: Mapping[str, Any] = field(default_factory=dict)  # lora_alpha, r, use_rslora, …, perhaps by component
+    keys: dict[tuple[str, str], str] = field(default_factory=dict)  # (module, part) -> the key in the file
+
+    @property
+    def path(self) -> str:
+        return self.checkpoint.path
+
+    def close(self) -> None:
+        self.checkpoint.close()
+
+    def shapes(self, module: str) -> dict[str, tuple[int, ...]]:
+        """The shapes of a module's parts."""
+        return {part: info.shape for part, info in self.modules[module].items()}
+
+    def kind(self, module: str) -> Kind | None:
+        """What the module does to its weight; None where it changes only a bias, or nothing."""
+        return kind_of(module, self.shapes(module))
+
+    def number(self, module: str, part: str) -> float | None:
+        """The value of a part that is one number; None without it. InputRefused when it isn't one."""
+        info = self.modules[module].get(part)
+        if info is None:
+            return None
+        found = self.checkpoint.numbers(info) if info.elements == 1 else []
+        if not found:
+            raise InputRefused(
+                f"{printable(self.path)}: tensor '{printable(info.name)}' must be one number, not {info.dtype.name} "
+                f"{list(info.shape)}",
+                code="damaged",
+                tensor=info.name,
+                path=self.path,
+            )
+        return float(found[0])
+
+    def alpha(self, module: str) -> float | None:
+        """Alpha of a module: its own, or what peft's metadata say; None where nothing does."""
+        own = self.number(module, keys.ALPHA)
+        return self._said(module, "alpha_pattern", "lora_alpha") if own is None else own
+
+    def scale(self, module: str, rank: int | None) -> float:
+        """What the module's product is multiplied by: alpha/rank, or alpha/√rank for rs-LoRA; 1 without an alpha.
+        ``rank`` is None for a product without alpha. A1111's ``scale`` stands for all of it."""
+        own = self.number(module, "scale") if "scale" in self.modules[module] else None
+        if own is not None:
+            return own
+        alpha = self.alpha(module)
+        if rank is None or alpha is None:
+            return 1.0
+        rescaled = keys.ALPHA not in self.modules[module] and self._setting(module, "use_rslora")
+        return alpha / (sqrt(rank) if rescaled else rank)
+
+    def _said(self, module: str, pattern: str, default: str) -> float | None:
+        for expression, value in dict(self._setting(module, pattern) or {}).items():
+            if re.fullmatch(rf"(.*\.)?({expression})", module):
+                return float(value)
+        value = self._setting(module, default)
+        return None if value is None else float(value)
+
+    def _setting(self, module: str, name: str) -> Any:
+        component = names.component_of(module) or names.UNET
+        return self.peft.get(f"{component}.{name}", self.peft.get(name))
+
+    def kinds(self) -> dict[str, int]:
+        """Modules by kind."""
+        counts: dict[str, int] = {}
+        for module in self.modules:
+            kind = self.kind(module)
+            title = kind.name if kind else "bias"
+            counts[title] = counts.get(title, 0) + 1
+        return counts
+
+
+def open_adapter(path: str | os.PathLike[str], **opening: Any) -> Adapter:
+    """Open an adapter: a file, or a folder as peft and diffusers write it. InputRefused for what is none."""
+    text = os.fspath(path)
+    if os.path.isdir(text):
+        text = _inside(text)
+    checkpoint = open_checkpoint(text, **opening)
+    try:
+        checkpoint.require_usable()
+        return _read(checkpoint)
+    except BaseException:
+        checkpoint.close()
+        raise
+
+
+def _inside(folder: str) -> str:
+    for name in _WEIGHTS:
+        if os.path.isfile(os.path.join(folder, name)):
+            return os.path.join(folder, name)
+    raise InputRefused(
+        f"{printable(folder)}: a folder with an adapter has {_WEIGHTS[0]} or {_WEIGHTS[2]} in it; this one has neither",
+        code="not_found",
+        path=folder,
+    )
+
+
+def _read(checkpoint: Checkpoint) -> Adapter:
+    found = detect(checkpoint.tensors)
+    modules: dict[str, Parts] = {}
+    spelled: dict[tuple[str, str], str] = {}
+    bundled, strangers = [], []
+    for name, info in checkpoint.tensors.items():
+        key = keys.split(name)
+        if keys.is_bundled(name):
+            bundled.append(name)
+        elif key is None:
+            strangers.append(name)
+        else:
+            parts = modules.setdefault(key.module, {})
+            if key.part in parts:
+                raise InputRefused(
+                    f"{printable(checkpoint.path)}: '{printable(parts[key.part].name)}' and '{printable(name)}' are "
+                    "the same part of one module",
+                    code="damaged",
+                    tensor=name,
+                    path=checkpoint.path,
+                )
+            parts[key.part] = info
+            spelled[key.module, key.part] = name
+    for module, parts in list(modules.items()):
+        left = _without_strangers(parts)
+        strangers += [info.name for part, info in parts.items() if part not in left]
+        modules[module] = left
+        if not left:
+            del modules[module]
+    if adapters.foreign(list(checkpoint.tensors)) or not any(_changes(parts) for parts in modules.values()):
+        _refuse(checkpoint, found.layout.name, found.layout.title)
+    base, evidence = adapters.base_of({name: info.shape for name, info in checkpoint.tensors.items()})
+    return Adapter(
+        checkpoint, modules, base, evidence, tuple(bundled), tuple(strangers), _peft(checkpoint), spelled
+    )  # fmt: skip
+
+
+def _without_strangers(parts: Parts) -> Parts:
+    """A module's parts; ``weight``, ``bias`` and the like are an adapter's only beside those that nothing else has."""
+    if "on_input" in parts:
+        return parts
+    left = {part: info for part, info in parts.items() if part != keys.PLAIN}
+    return left if any(keys.Key("", part).is_telling for part in left) else {}
+
+
+def _changes(parts: Parts) -> bool:
+    return bool(kind_of("", {part: info.shape for part, info in parts.items()})) or any(p in parts for p in OF_BIAS)
+
+
+def _refuse(checkpoint: Checkpoint, family: str, title: str) -> None:
+    path = printable(checkpoint.path)
+    foreign = adapters.foreign(list(checkpoint.tensors))
+    if foreign:
+        text = f"{path}: made for {foreign}, not for Stable Diffusion"
+    elif family.startswith("textual-inversion"):
+        text = f"{path}: a textual inversion is an input of the text encoder; it cannot be baked into a checkpoint"
+    elif family.startswith("hypernetwork"):
+        text = f"{path}: a hypernetwork is not linear in its input; it cannot be baked into a checkpoint"
+    elif family == UNKNOWN.name:
+        text = f"{path}: not an adapter: no tensor has a name of LoRA, LyCORIS or the like"
+    else:
+        text = f"{path}: an adapter is expected, and this is {title}"
+    raise InputRefused(text, code="family", path=checkpoint.path)
+
+
+def _peft(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What diffusers writes into the file's metadata, or peft into a file beside it. InputRefused when it is broken."""
+    stated = checkpoint.metadata().get("lora_adapter_metadata")
+    beside = os.path.join(os.path.dirname(checkpoint.path), _CONFIG)
+    if stated is None and os.path.basename(checkpoint.path) in _WEIGHTS[:2] and os.path.isfile(beside):
+        with open(beside, "rb") as file:
+            stated = file.read(_MOST).decode("utf-8", "replace")
+    if stated is None:
+        return {}
+    try:
+        found = json.loads(stated)
+    except (ValueError, RecursionError) as error:
+        raise InputRefused(
+            f"{printable(checkpoint.path)}: the settings of peft beside it are not JSON: {printable(error)}",
+            code="damaged",
+            path=checkpoint.path,
+        ) from None
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,64 @@
+"""``sdsurgery bake``"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..errors import UsageError, printable
+from .common import one_of, writing, written
+
+if TYPE_CHECKING:
+    from ..adapters.lora import Lora
+
+HELP = "bake adapters (LoRA, LyCORIS, …) into a checkpoint"
+
+
+def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    writing(parser)
+    parser.add_argument("input", metavar="FILE")
+    adapters(parser, required=True)
+    parser.add_argument("--strict", action="store_true", help="refuse an adapter with modules that match nothing")
+
+
+def adapters(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """The options that name adapters."""
+    add = parser.add_argument
+    of_all = "an adapter, how much of it is applied (default 1), and how much to the text encoders; several in order"
+    add("--lora", dest="loras", action="append", required=required, default=[],
+        metavar="FILE[=STRENGTH[,te=STRENGTH]]", help=of_all)  # fmt: skip
+    of_blocks = (
+        "weights by merge block of the N-th adapter, or of all: a list of 12, 17, 20 or 26 numbers, a preset such as "
+        "MIDD, or IN04=0.3,OUT05-OUT08=0"
+    )
+    add("--lora-blocks", action="append", default=[], metavar="[N:]WEIGHTS", help=of_blocks)
+    add("--lora-others", type=one_of("--lora-others", ("0", "1")), metavar="0|1",
+        help="the weight of blocks that such a list doesn't name")  # fmt: skip
+
+
+def given(args: argparse.Namespace) -> list[Lora]:
+    """What ``adapters`` has found. UsageError for numbers that are none, or weights of an adapter that isn't there."""
+    from ..adapters.lora import parse
+
+    found = [parse(text) for text in args.loras]
+    others = None if args.lora_others is None else float(args.lora_others)
+    for text in args.lora_blocks:
+        number, colon, weights = text.partition(":")
+        if colon and not (number.isdecimal() and 1 <= int(number) <= len(found)):
+            raise UsageError(
+                f"--lora-blocks {printable(text)}: there is no adapter {printable(number)}; {len(found)} are given",
+                code="bad_value",
+            )
+        chosen = [int(number) - 1] if colon else range(len(found))
+        for at in chosen:
+            found[at] = replace(found[at], blocks=weights if colon else text, others=others)
+    return found
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..api import bake
+
+    loras = given(args)
+    return written(args, lambda **settings: bake(args.input, loras, strict=args.strict, **settings))

@@ -1,0 +1,245 @@
+"""bake: adapters into a checkpoint. What a UI computes each time that it loads them, once, rounded once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .. import engine
+from ..adapters.apply import Change, Effects, Strength, effects
+from ..adapters.apply import Checkpoint as Adapted
+from ..adapters.blocks import parse
+from ..adapters.facts import training_facts
+from ..adapters.lora import Lora
+from ..adapters.names import UNET, Place
+from ..adapters.read import Adapter, open_adapter
+from ..checkpoint import Checkpoint, TensorInfo
+from ..errors import InputRefused, UsageError, printable
+from ..layouts import Layout, detect
+from ..layouts.names import is_scale
+from ..outline import BAKED, Dropped, Outline, Piece, Region, Segment, operand, require_computable
+from ..plan import Module
+from ..program import identity
+from ..settings import Settings
+from .common import Input, close_all, open_input, planned, run, single_metadata, single_piece, title_of
+from .report import Report
+
+
+@dataclass
+class AdapterReport:
+    """What became of an adapter: modules by component that were applied, ignored (by reason) and unmatched, and the
+    number of keys of each."""
+
+    path: str
+    strength: float
+    te: float
+    kinds: dict[str, int]
+    base: str
+    applied: dict[str, int]
+    ignored: dict[str, list[str]]
+    unmatched: list[str]
+    keys: dict[str, int]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """``applied 722 modules, ignored 4 (bundled embeddings), unmatched 2: lora_te2_foo, …``"""
+        text = f"{printable(os.path.basename(self.path))}: applied {sum(self.applied.values())} modules"
+        text += f" ({', '.join(f'{name} {count}' for name, count in self.applied.items())})"
+        for reason, modules in self.ignored.items():
+            text += f", ignored {len(modules)} ({reason})"
+        if self.unmatched:
+            shown = ", ".join(printable(name) for name in self.unmatched[:3])
+            text += f", unmatched {len(self.unmatched)}: {shown}" + (", …" if len(self.unmatched) > 3 else "")
+        return text
+
+
+def bake(
+    path: Input,
+    loras: Sequence[Lora],
+    settings: Settings,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    strict: bool = False,
+) -> Report:
+    """``sdsurgery.bake``."""
+    if not loras:
+        raise UsageError("bake needs at least one adapter (loras=[…])", code="wrong_inputs")
+    if out is not None:
+        engine.target_path(out, settings.overwrite or settings.dry_run)
+    adapters: list[Adapter] = []
+    checkpoint = open_input(path, settings)
+    try:
+        adapters += [open_adapter(each.path, **settings.opening) for each in loras]
+        recipe: dict[str, Any] = {"method": "bake", "parameters": {}, **settings.recorded}
+        outline, found = plan_bake(
+            checkpoint, loras, adapters, settings, recipe=recipe, title=title_of(out), strict=strict
+        )
+        report = run(outline, out, settings, recipe)
+        report.adapters = [asdict(each) for each in found]
+        report.notes[:0] = [each.line() for each in found]
+        return report
+    finally:
+        close_all([checkpoint, *(each.checkpoint for each in adapters)])
+
+
+def plan_bake(
+    checkpoint: Checkpoint,
+    loras: Sequence[Lora],
+    adapters: Sequence[Adapter],
+    settings: Settings,
+    *,
+    recipe: dict[str, Any],
+    title: str,
+    strict: bool = False,
+) -> tuple[Outline, list[AdapterReport]]:
+    """Decide what becomes of every tensor; reads headers and alphas only. The adapters are inputs 1, 2, … of the
+    outline; ``recipe`` is completed with what is known of them."""
+    layout = detect(checkpoint.tensors).layout
+    tensors = {name: info for name, info in checkpoint.tensors.items() if not layout.is_ema(name)}
+    found = [
+        applied(adapter, number, checkpoint, layout, lora)
+        for number, (lora, adapter) in enumerate(zip(loras, adapters, strict=True), 1)
+    ]
+    reports = [described(*each) for each in zip(loras, adapters, found, strict=True)]
+    for report in reports:
+        if strict and report.unmatched:
+            raise InputRefused(f"{report.line()} (strict=True)", code="extra_tensors", path=report.path)
+    recipe["parameters"] = {
+        "loras": [
+            {**lora.to_json(lora.name), **{key: value for key, value in report.facts.items() if key == "trigger_words"}}
+            for lora, report in zip(loras, reports, strict=True)
+        ]
+    }
+    changes = by_tensor(found)
+    pieces = []
+    for name, info in tensors.items():
+        if name in changes:
+            pieces.append(baked(checkpoint, info, changes[name], settings))
+        else:
+            pieces.append(single_piece(layout, settings, info))
+    dropped = [
+        Dropped(0, name, "EMA weights (they belong to the unbaked model)") for name in checkpoint.tensors
+        if name not in tensors
+    ]  # fmt: skip
+    notes = [*checkpoint.notes, *_notes(loras, adapters, found)]
+    return planned(
+        "bake", [checkpoint, *(each.checkpoint for each in adapters)], pieces,
+        single_metadata(checkpoint, layout, recipe, title, [each.checkpoint for each in adapters]),
+        settings=settings, layout=layout, notes=notes, dropped=dropped, keep_order=True,
+    ), reports  # fmt: skip
+
+
+def applied(adapter: Adapter, number: int, checkpoint: Checkpoint, layout: Layout, lora: Lora) -> Effects:
+    """What the adapter, input ``number``, does to the checkpoint at the strengths of ``lora``. InputRefused as
+    ``adapters.apply.effects``, and for a family whose modules are not known."""
+    try:
+        return effects(adapter, number, Adapted(layout, checkpoint.tensors), strengths(lora, layout))
+    except ValueError as error:
+        if isinstance(error, InputRefused):
+            raise
+        raise InputRefused(
+            f"{printable(checkpoint.path)}: adapters are applied to Stable Diffusion 1, 2 and XL; {error}",
+            code="family",
+            path=checkpoint.path,
+        ) from None
+
+
+def strengths(lora: Lora, layout: Layout) -> Strength:
+    """How much of each module is applied."""
+    weights = parse(lora.blocks, layout, lora.others) if lora.blocks else None
+    te = lora.strength if lora.te is None else lora.te
+
+    def of(place: Place, module: str) -> float:
+        own = lora.strength if place.component == UNET else te
+        return own if weights is None else own * weights.of(place.block)
+
+    return of
+
+
+def by_tensor(found: Sequence[Effects]) -> dict[str, list[Change]]:
+    """The changes of all adapters, in their order."""
+    changes: dict[str, list[Change]] = {}
+    for each in found:
+        for name, own in each.changes.items():
+            changes.setdefault(name, []).extend(own)
+    return changes
+
+
+def baked(checkpoint: Checkpoint, info: TensorInfo, changes: Sequence[Change], settings: Settings) -> Piece:
+    """The tensor with all its changes, rounded once. Rows that none of them touches are copied."""
+    require_computable(info)
+    _require_plain(checkpoint, info)
+    dtype = settings.target_dtype or info.dtype
+    whole = operand(0, info)
+    row = info.elements // max(1, info.shape[0] if info.shape else 1)
+    rows = sorted({(change.first, change.count) for change in changes})
+    segments, at = [], 0
+    for first, count in [*rows, (info.shape[0] if info.shape else 1, 0)]:
+        if first > at:
+            kept = None if dtype is info.dtype and not settings.watched else identity()
+            segments.append(Segment(kept, at * row, (first - at) * row, (whole.at(at * row),)))
+        if count:
+            own = [change for change in changes if (change.first, change.count) == (first, count)]
+            segments.append(_segment(own, first * row, count * row, whole.at(first * row)))
+        at = first + count
+    return Piece(info.name, dtype, info.shape, BAKED, tuple(segments))
+
+
+def _segment(changes: Sequence[Change], first: int, count: int, region: Region) -> Segment:
+    modules: list[Module] = []
+    factors: list[tuple[Region, int]] = []
+    for change in changes:
+        start = len(factors)
+        own = tuple((name, start + at, shape) for name, at, shape in change.module.factors)
+        modules.append(change.module._replace(factors=own))
+        factors += change.factors
+    return Segment(identity(), first, count, (region,), tuple(modules), tuple(factors))
+
+
+def _require_plain(checkpoint: Checkpoint, info: TensorInfo) -> None:
+    stem = info.name.removesuffix(".weight")
+    scale = next((name for name in checkpoint.tensors if name.startswith(f"{stem}.") and is_scale(name)), None)
+    if scale is not None:
+        raise InputRefused(
+            f"tensor '{printable(info.name)}' is encoded ('{printable(scale)}' is its scale); decode it first, "
+            'for instance with cast(dtype="fp16")',
+            code="unusable_tensor",
+            tensor=info.name,
+            path=checkpoint.path,
+        )
+
+
+def described(lora: Lora, adapter: Adapter, found: Effects) -> AdapterReport:
+    """The adapter's part of the report."""
+    te = lora.strength if lora.te is None else lora.te
+    return AdapterReport(
+        adapter.path, lora.strength, te, adapter.kinds(), adapter.base, found.components, found.ignored,
+        found.unmatched, found.keys, training_facts(adapter.checkpoint.metadata()),
+    )  # fmt: skip
+
+
+def _notes(loras: Sequence[Lora], adapters: Sequence[Adapter], found: Sequence[Effects]) -> list[str]:
+    notes = []
+    for lora, adapter, each in zip(loras, adapters, found, strict=True):
+        name = printable(os.path.basename(adapter.path))
+        notes += [f"{name}: {text}" for text in (*adapter.checkpoint.notes, *each.notes)]
+        if lora.strength < 0 or (lora.te or 0) < 0:
+            notes.append(
+                f"{name}: a negative strength takes the adapter out again, to within the rounding of the weights; for "
+                "kinds that multiply (DoRA, OFT, BOFT, (IA)³, GLoRA) it is the opposite change, not the way back"
+            )
+    return notes
+
+
+Loras = Mapping[str, float] | Sequence[Lora | str | os.PathLike[str]]
+
+
+def as_loras(given: Any) -> list[Lora]:
+    """What ``bake`` takes as its adapters: values of ``lora``, files, or strengths by file. UsageError otherwise."""
+    if isinstance(given, Lora | str | os.PathLike):
+        given = [given]
+    if isinstance(given, Mapping):
+        return [Lora(os.fspath(path), strength) for path, strength in given.items()]
+    return [item if isinstance(item, Lora) else Lora(os.fspath(item)) for item in given]
