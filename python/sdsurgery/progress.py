@@ -19,6 +19,7 @@ Found = TypeVar("Found")
 
 _QUICK = 0.7  # seconds after which a run deserves a progress display
 _LINE_EVERY = 5.0  # seconds between plain lines
+_CELLS = 30  # of a text bar
 
 
 def human_bytes(count: float) -> str:
@@ -65,8 +66,9 @@ def followed(verb: str, settings: Settings, work: Callable[[Settings], Found]) -
 
 @contextmanager
 def bar(verb: str) -> Iterator[Progress]:
-    """What ``progress=True`` shows: rich's bar, on a terminal or in a notebook."""
-    shown = _Bar(verb)
+    """What ``progress=True`` shows: rich's bar, and in a notebook, where that needs another package, one of text."""
+    notebook = "ipykernel" in sys.modules and sys.stderr is not None and not sys.stderr.isatty()
+    shown = _TextBar(verb) if notebook else _Bar(verb)
     try:
         yield shown.update
     finally:
@@ -90,6 +92,35 @@ class _Lines:
 
     def close(self) -> None:
         pass
+
+
+class _TextBar:
+    """A line that writes itself anew."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+        self.started = time.monotonic()
+        self.width = 0
+
+    def update(self, done: int, total: int) -> None:
+        seconds = time.monotonic() - self.started
+        if done >= total or (seconds < _QUICK and not self.width):
+            return
+        filled = _CELLS * done // total
+        rate = done / seconds
+        left = f", {(total - done) / rate:.0f} s left" if rate else ""
+        bar = "█" * filled + "░" * (_CELLS - filled)
+        self._write(f"{self.verb} {bar} {human_bytes(done)} of {human_bytes(total)}, {human_bytes(rate)}/s{left}")
+
+    def close(self) -> None:
+        if self.width:
+            self._write("")
+            sys.stderr.write("\r")
+
+    def _write(self, line: str) -> None:
+        sys.stderr.write("\r" + line.ljust(self.width))
+        sys.stderr.flush()
+        self.width = len(line)
 
 
 class _Bar:

@@ -224,3 +224,16 @@ def test_progress_true_shows_a_bar(pair: tuple[Path, Path], tmp_path: Path, monk
     assert shown and shown[-1][0] == shown[-1][1]
     assert floats(read_raw(tmp_path / "o.safetensors")[0]["w"]) == [2.0, 3.0, 4.0]
     assert sys.stderr is not None
+
+
+def test_in_a_notebook_the_bar_is_text_that_needs_no_widgets(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from sdsurgery import progress
+
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setattr(progress, "_QUICK", 0)
+    with progress.bar("merge") as update:
+        update(1_000_000, 4_000_000)
+        update(4_000_000, 4_000_000)
+    first, *rest = capsys.readouterr().err.split("\r")[1:]
+    assert first.startswith("merge ███████░") and "1.00 MB of 4.00 MB" in first
+    assert "".join(rest).strip() == "" and len(rest[0]) == len(first), "the line is wiped"
