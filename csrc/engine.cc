@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <map>
 #include <new>
 #include <system_error>
 
@@ -39,6 +40,9 @@ class PageBuffer {
     uint8_t* data_;
 };
 
+// The bytes that an encoded operand's codes are.
+JobOperand codes_of(const JobOperand& operand) { return {operand.source, Element::u8, operand.offset}; }
+
 }  // namespace
 
 struct Run::Buffers {
@@ -51,6 +55,7 @@ struct Run::Buffers {
         for (PageBuffer& buffer : out) std::memset(buffer.data() + at, 0, bytes);
     }
     std::vector<PageBuffer> out, in;
+    std::map<size_t, Decoder> decoders;  // of the operands that were encoded in some job, by their number
     std::vector<Version> versions;
     std::vector<Stages> stages;  // of the job in work, for each output
     Scratch scratch;
@@ -109,7 +114,7 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
         if (has_stages(job)) continue;  // what is read twice goes through the page cache
         for (size_t k = 0; k < job.operands.size(); ++k) {
             const JobOperand& operand = job.operands[k];
-            if (taps_[operand.source] && !operand.view)
+            if (taps_[operand.source] && !operand.view && !operand.encoding)
                 taps_[operand.source]->expect(operand.offset, operand.offset + job.count * job.operand_bytes(k));
         }
     }
@@ -362,7 +367,14 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, int64_t a
             for (size_t k = 0; k < job.operands.size(); ++k) {
                 const JobOperand& operand = job.operands[k];
                 const uint64_t unit = job.operand_bytes(k), from = (first + done) * unit;
-                if (job.kind == Job::copy && is_read(operand)) {  // to where it is written from
+                if (operand.encoding) {
+                    Decoder& decoder = buffers.decoders[k];
+                    decoder.prepare(operand.encoding, sources_);
+                    const auto [begin, bytes] = decoder.range(first + done, now);
+                    work.decoders[k] = &decoder;
+                    work.operands[k] = {fetch(codes_of(operand), begin, bytes, decoder.room(bytes + 2 * kPage), true),
+                                        operand.dtype()};
+                } else if (job.kind == Job::copy && is_read(operand)) {  // to where it is written from
                     sources_[operand.source]->read(versions[0].out, now * unit, operand.offset + from);
                     work.operands[k] = {versions[0].out, operand.dtype()};
                 } else {

@@ -29,11 +29,18 @@ struct Evaluation {
     Scratch& scratch;
     Reduction& reduction;
     Operand operands[Program::kMaxInputs] = {};
-    uint32_t crcs[Program::kMaxInputs] = {};  // of the operands' bytes, where they are checked
+    uint32_t crcs[Program::kMaxInputs] = {};      // of the operands' bytes, where they are checked
+    Decoder* decoders[Program::kMaxInputs] = {};  // of the encoded ones, whose codes `operands` has at first
 
     static void run(void* context) {
         Evaluation& self = *static_cast<Evaluation*>(context);
         const bool staged = self.versions[0].stages, written = self.versions[0].out;
+        for (size_t k = 0; k < self.job.operands.size(); ++k) {
+            if (!self.decoders[k]) continue;
+            const float* const weights =
+                self.decoders[k]->decode(self.target, self.operands[k].data, self.first, self.count);
+            self.operands[k] = {reinterpret_cast<const uint8_t*>(weights), DType::f32};
+        }
         for (size_t k = 0; k < self.job.operands.size() && (written || !staged); ++k) {
             if (self.job.operands[k].check < 0) continue;
             self.crcs[k] = crc32(0, self.operands[k].data, self.count * self.job.operand_bytes(k));

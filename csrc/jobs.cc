@@ -18,7 +18,17 @@ void check_operand(const Job& job, size_t k, const std::vector<std::shared_ptr<S
     if (job.kind == Job::evaluate && static_cast<int>(operand.element) >= kDTypes)
         refuse("a formula reads floats only");
     uint64_t bytes = job.count * job.operand_bytes(k);
-    if (operand.view) {
+    if (operand.encoding) {
+        if (job.kind == Job::copy || operand.view || operand.check >= 0 || operand.element != Element::f32)
+            refuse("an encoded weight is an operand of formulas only");
+        try {
+            operand.encoding->check(sources);
+        } catch (const Error& error) {
+            refuse(error.what());
+        }
+        if (job.count > operand.encoding->elements()) refuse("a job reads past the end of a tensor");
+        bytes = operand.encoding->stored_bytes();
+    } else if (operand.view) {
         if (job.kind != Job::copy && operand.view->item() != job.operand_bytes(k)) refuse("wrong element size");
         if (bytes > operand.view->elements() * operand.view->item()) refuse("a job reads past the end of a tensor");
         bytes = operand.view->reach();

@@ -19,6 +19,8 @@ struct JobOperand {
     uint64_t offset;                             // in the source's file, any byte
     std::shared_ptr<const View> view = nullptr;  // of a tensor that is not contiguous
     int32_t check = -1;                          // the Check that it is a part of
+    // Of an encoded weight: `offset` is that of its codes, and `element` float32, which a formula sees.
+    std::shared_ptr<const Encoding> encoding = nullptr;
 
     DType dtype() const { return static_cast<DType>(element); }  // of a formula's operand: one of the floats
 };

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "encoding.h"
 #include "program.h"
 #include "reduce.h"
 
@@ -46,6 +47,9 @@ struct Target {
     // Elements of a stage's reductions, added to what the accumulators have already (stages.h).
     void (*accumulate)(const Program& program, const Numbers& numbers, const Operand* operands, size_t count,
                        const Reduce* reductions, Accumulator* into, size_t reduction_count, Scratch& scratch);
+    // A run of codes of one row that share a scale, as float32 (encoding.h).
+    void (*decode)(Coding kind, bool low_first, const uint8_t* codes, size_t first, size_t count, float scale,
+                   float* out);
 };
 
 const std::vector<Target>& targets();                 // all that were built, the fastest first

@@ -15,11 +15,11 @@ ROWS = {
     "library": "api interop.calls interop.saving",
     "recipe": "recipe",
     "surgery": "surgery heatmap testing",
-    "inputs": "checkpoint formats layouts interop adapters",
+    "inputs": "checkpoint encodings formats layouts interop adapters",
     "outline": "outline metadata",
     "engine": "engine hashing",
     "backends": "backends gpu adapted",
-    "plan": "plan program functions reductions elementary methods scalars products",
+    "plan": "encoding decoding plan program functions reductions elementary methods scalars products",
     "ground floor": "discovery dtypes errors log progress settings suggest",
 }
 """A module imports its own row and those below. The Plan goes from the outline to the backends: engine and backends

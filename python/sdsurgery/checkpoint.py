@@ -15,12 +15,15 @@ from .log import debug
 
 if TYPE_CHECKING:
     from ._native import Source
+    from .encoding import Encoded
 
 
 class TensorInfo(NamedTuple):
     """Where one tensor lies: from byte ``offset`` on, which may be any, of the checkpoint's file number ``file``.
 
     ``strides`` (in elements) is None for the contiguous row-major tensors that every format but a pickle holds.
+    ``encoded`` is set by ``encodings.decode``: then ``offset`` and ``nbytes`` are those of the codes, and dtype and
+    shape those of the weights that they stand for.
     """
 
     name: str
@@ -30,6 +33,7 @@ class TensorInfo(NamedTuple):
     nbytes: int
     strides: tuple[int, ...] | None = None
     file: int = 0
+    encoded: Encoded | None = None
 
     @property
     def elements(self) -> int:
@@ -117,6 +121,9 @@ class Checkpoint:
         self.data_offset = contents.data_offset
         self.unusable = contents.unusable
         self.tensors: Mapping[str, TensorInfo] = {info.name: info for info in contents.tensors}
+        # Once encodings.decode has been called: format -> how many weights; scales beside weights that are not encoded.
+        self.encodings: dict[str, int] = {}
+        self.orphans: set[str] = set()
         self._metadata = contents.metadata
         self.framework: Framework = "auto"
         self._owned = True
@@ -139,7 +146,8 @@ class Checkpoint:
     def borrowed(self) -> Checkpoint:
         """The same opened file for a verb, which may rename tensors in its own table and doesn't close the file."""
         other = copy(self)
-        other.tensors, other._owned = dict(self.tensors), False
+        other.tensors, other.encodings, other.orphans, other._owned = dict(self.tensors), {}, set(), False
+        other.notes = list(self.notes)
         return other
 
     def __len__(self) -> int:

@@ -30,6 +30,7 @@ CODES = {
     "not_found": "no such file or folder",
     "permission": "the system refuses access",
     "not_regular": "a folder, FIFO or device where a file is expected",
+    "encoded": "a weight is in codes that cannot be decoded, or not as it was asked for",
     "unknown_format": "the file is not a checkpoint of a known format",
     "damaged": "the file breaks the rules of its format, or its bytes differ from their checksum",
     "truncated": "the file ends before the data that its header describes",

@@ -22,6 +22,7 @@ from .program import Formula, Program, identity
 if TYPE_CHECKING:
     from ._native import Source
     from .checkpoint import Checkpoint, TensorInfo
+    from .encoding import Encoded
     from .formats import Placed, Writer
 
 Value = TypeVar("Value")
@@ -49,9 +50,12 @@ class Region(NamedTuple):
     offset: int
     view: View | None = None
     file: int = 0
+    encoded: Encoded | None = None
 
     def at(self, element: int) -> Region:
         """The same without its first elements."""
+        if self.encoded is not None and self.encoded.encoding is not None:
+            return self._replace(encoded=self.encoded._replace(encoding=self.encoded.encoding.at(element)))
         if self.view is not None:
             return self._replace(view=replace(self.view, start=self.view.start + element))
         return self._replace(offset=self.offset + (self.dtype.nbytes(element) or 0))
@@ -212,14 +216,21 @@ def whole(formula: Work, elements: int, operands: Sequence[Region]) -> tuple[Seg
 
 
 def operand(source: int, info: TensorInfo) -> Region:
-    """A whole input tensor as an operand."""
+    """A whole input tensor as an operand. InputRefused for codes that cannot be decoded."""
+    if info.encoded is not None:
+        require_computable(info)
+    return _region(source, info)
+
+
+def _region(source: int, info: TensorInfo) -> Region:
     view = None if info.strides is None else View(info.shape, info.strides)
-    return Region(source, info.dtype, info.offset, view, info.file)
+    return Region(source, info.dtype, info.offset, view, info.file, info.encoded)
 
 
 def copied(source: int, info: TensorInfo, *, name: str | None = None, action: str = COPIED, note: str = "") -> Piece:
-    """The input tensor unchanged, perhaps under another name."""
-    segments = whole(None, info.elements, (operand(source, info),))
+    """The input tensor unchanged, perhaps under another name. Of an encoded weight that is all that it is stored in
+    (``as_stored``)."""
+    segments = whole(None, info.elements, (_region(source, info),))
     return Piece(name or info.name, info.dtype, info.shape, action, segments, note)
 
 
@@ -232,8 +243,8 @@ def rounded(
     An empty tensor is a marker and keeps its dtype. ``watched``: NaN and Inf must be noticed, which a copy of bytes
     does not; evaluating the identity gives the same bytes where there are none.
     """
-    if dtype is None or dtype is info.dtype or info.elements == 0:
-        if not (watched and info.dtype.computable and info.elements):
+    if dtype is None or (dtype is info.dtype and info.encoded is None) or info.elements == 0:
+        if info.encoded is not None or not (watched and info.dtype.computable and info.elements):
             return copied(source, info, name=name, action=action or COPIED, note=note)
         dtype, action = info.dtype, action or COPIED
     require_computable(info)
@@ -241,8 +252,48 @@ def rounded(
     return Piece(name or info.name, dtype, info.shape, action or CAST, segments, note)
 
 
+def as_stored(pieces: Sequence[Piece]) -> tuple[list[Piece], dict[tuple[str, str], int]]:
+    """The pieces, with every copy of an encoded weight as copies of the codes and scales that it is stored in; and how
+    many were decoded instead, by format and the dtype that they are written in."""
+    apart: list[Piece] = []
+    decoded: dict[tuple[str, str], int] = {}
+    for piece in pieces:
+        region = next((part for each in piece.segments for part in each.operands if part.encoded is not None), None)
+        if region is None:
+            apart.append(piece)
+        elif piece.segments[0].formula is None:
+            apart += _stored_pieces(region, piece)
+        else:
+            assert region.encoded is not None
+            kind = (region.encoded.format, piece.dtype.name)
+            decoded[kind] = decoded.get(kind, 0) + 1
+            apart.append(piece)
+    return apart, decoded
+
+
+def _stored_pieces(region: Region, piece: Piece) -> list[Piece]:
+    encoded = region.encoded
+    assert encoded is not None
+    layer = piece.name.removesuffix("weight").removesuffix(".")
+    made = []
+    for info in encoded.stored:
+        name = info.name.removeprefix(encoded.layer).removeprefix(".")
+        name = f"{layer}.{name}" if layer else name
+        made.append(copied(region.source, info, name=name, action=piece.action, note=piece.note))
+    return made
+
+
 def require_computable(info: TensorInfo) -> None:
     """InputRefused unless a formula can be evaluated on the tensor."""
+    if info.encoded is not None and info.encoded.encoding is None:
+        raise InputRefused(
+            f"tensor '{printable(info.name)}' is encoded ({printable(info.encoded.format)}) and cannot be decoded: "
+            f"{info.encoded.reason}; decode it with the program that made the file, or leave it as it is "
+            '(dtype="keep")',
+            code="encoded",
+            tensor=info.name,
+            details={"format": info.encoded.format, "reason": info.encoded.reason},
+        )
     if not info.dtype.computable:
         raise InputRefused(
             f"tensor '{printable(info.name)}' is {info.dtype.name}, which can only be copied; "
@@ -298,7 +349,7 @@ def _checks(sources: Sequence[Any], jobs: Sequence[Job]) -> tuple[Check, ...]:
     for index, job in enumerate(jobs):
         for number, part in enumerate(job.operands):
             nbytes = part.dtype.nbytes(job.count) or 0
-            if part.view is None and nbytes > reads.get((part.source, part.offset), (0,))[0]:
+            if part.view is None and part.encoding is None and nbytes > reads.get((part.source, part.offset), (0,))[0]:
                 reads[part.source, part.offset] = (nbytes, (index, number))
         for number, factor in enumerate(job.factors, len(job.operands)):
             part, nbytes = factor.operand, factor.operand.dtype.nbytes(factor.elements) or 0
@@ -337,15 +388,20 @@ def _jobs(
             axes = (0, 0)
             if program is not None and isinstance(program, Program) and program.stages:
                 axes = _axes(piece, segment)
-            operands = tuple([Operand(first[r.source] + r.file, r.dtype, r.offset, r.view) for r in segment.operands])
+            operands = tuple([_operand(first[region.source], region) for region in segment.operands])
             job = Job(number, piece.dtype, at, segment.count, operands, index, numbers, axes)
             if segment.modules:
-                parts = [
-                    Factor(Operand(first[r.source] + r.file, r.dtype, r.offset, r.view), n) for r, n in segment.factors
-                ]
+                parts = [Factor(_operand(first[region.source], region), n) for region, n in segment.factors]
                 job = job._replace(modules=segment.modules, factors=tuple(parts))
             jobs.append(job)
     return tuple(jobs), tuple(programs)
+
+
+def _operand(first: int, region: Region) -> Operand:
+    encoding = None
+    if region.encoded is not None and region.encoded.encoding is not None:
+        encoding = region.encoded.encoding.shifted(first)
+    return Operand(first + region.file, region.dtype, region.offset, region.view, encoding)
 
 
 def _axes(piece: Piece, segment: Segment) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .dtypes import DType
+from .encoding import Encoding
 from .program import Program
 
 
@@ -24,18 +25,26 @@ class View:
 
 
 class Operand(NamedTuple):
-    """Bytes of one input: which source, the element type, and where the tensor's first element lies in that file."""
+    """Bytes of one input: which source, the element type, and where the tensor's first element lies in that file. Of
+    an encoded weight the codes lie there, and ``dtype`` is F32, which a formula sees."""
 
     source: int
     dtype: DType
     offset: int
     view: View | None = None
+    encoding: Encoding | None = None
 
     def at(self, element: int) -> Operand:
         """The same without its first elements."""
+        if self.encoding is not None:
+            return self._replace(encoding=self.encoding.at(element))
         if self.view is not None:
             return self._replace(view=replace(self.view, start=self.view.start + element))
         return self._replace(offset=self.offset + (self.dtype.nbytes(element) or 0))
+
+    def stored_bytes(self, count: int) -> int:
+        """Bytes of ``count`` elements as they are stored; of an encoded weight those of all its codes."""
+        return (self.dtype.nbytes(count) or 0) if self.encoding is None else self.encoding.stored_bytes
 
 
 class Factor(NamedTuple):
@@ -155,8 +164,8 @@ class Plan:
 
     def bytes_to_read(self) -> int:
         """Input bytes that the jobs will read; dropped tensors are never read."""
-        factors = sum([factor.elements * factor.operand.dtype.bits for job in self.jobs for factor in job.factors])
-        return (factors + sum([job.count * part.dtype.bits for job in self.jobs for part in job.operands])) // 8
+        factors = sum([factor.elements * factor.operand.dtype.bits for job in self.jobs for factor in job.factors]) // 8
+        return factors + sum([part.stored_bytes(job.count) for job in self.jobs for part in job.operands])
 
 
 def together(plans: Sequence[Plan]) -> Plan | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from ..dtypes import DType
+from ..encoding import CODINGS, Companion, Encoding
 from ..plan import Fill, Job, Operand, Plan, Reduction
 from ..program import OPERATIONS, REDUCTIONS, SCALAR_FUNCTIONS, Formula, Program, Stage, Step
 from . import Backend, Options
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 IO_MODES = ("auto", "pread", "mmap", "direct")
 OVERFLOW = {"default": 0, "inf": 1, "saturate": 2, "error": 0}
+COMPANIONS = ("F32", "F16", "BF16", "F8_E4M3", "F8_E8M0", "U8")
 _COPY, _EVALUATE, _FILL, _REDUCE = 0, 1, 2, 3
 
 
@@ -90,10 +92,30 @@ def _native_job(job: Job, place: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
 
 
 def _native_operand(code: int, operand: Operand) -> tuple[Any, ...]:
-    source, dtype, offset, view = operand
+    source, dtype, offset, view, encoding = operand
+    if encoding is not None:
+        return (source, code, offset, None, _native_encoding(encoding))
     if view is None:
         return (source, code, offset)
     return (source, code, offset, (dtype.itemsize, view.shape, view.strides, view.start))
+
+
+def _native_encoding(encoding: Encoding) -> tuple[Any, ...]:
+    def numbers(part: Companion | None) -> tuple[Any, ...] | None:
+        return None if part is None else (COMPANIONS.index(part.dtype.name), part.source, part.offset, part.count)
+
+    return (
+        CODINGS.index(encoding.coding), encoding.low_first, encoding.rows, encoding.columns, encoding.stored_columns,
+        encoding.start, *encoding.block, numbers(encoding.scales), encoding.tiled, numbers(encoding.map),
+        numbers(encoding.times), encoding.per, encoding.plus, encoding.factor, encoding.group, encoding.inner,
+        numbers(encoding.by_column),
+    )  # fmt: skip
+
+
+def decode_into(operand: Operand, sources: Sequence[Source], first: int, buffer: Any) -> None:
+    """Float32 of an encoded weight's elements from ``first`` on, as many as the buffer has room for: for the backends
+    of devices."""
+    _native.decode_into(list(sources), _native_operand(code_of(operand.dtype), operand), first, buffer)
 
 
 def last_stage(job: Job, program: Program, sources: Sequence[Source], wide: bool) -> Formula:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import scalars
-from ..dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64, DType
+from ..decoding import decoded, e8m0
+from ..dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64, U8, DType
+from ..encoding import Companion
 from ..errors import Interrupted, RunFailed
 from ..plan import Fill, Job, Operand, Plan, Reduction
 from ..program import (
@@ -324,6 +326,7 @@ class ReferenceRun:
         self.bytes_done = 0
         self._tallies: dict[int, list[int]] = {}
         self._reduced: dict[int, Reduced] = {}
+        self._weights: dict[Operand, np.ndarray] = {}  # of the encoded operand that was read last
         self._values: tuple[int, list[Value]] = (-1, [])  # a job, and what its stages found
         self._work = self._chunks()
         self._cancelled = False
@@ -401,7 +404,24 @@ class ReferenceRun:
         """Some elements of a job's operands, as they are stored."""
         return [self.stored(operand, first, count) for operand in job.operands]
 
+    def _decoded(self, operand: Operand, first: int, count: int) -> np.ndarray:
+        encoding = operand.encoding
+        assert encoding is not None
+        if operand not in self._weights:
+            codes = self.sources[operand.source].read(operand.offset, encoding.stored_bytes)
+            self._weights = {operand: decoded(encoding, codes, self._numbers)}  # of one tensor at a time
+        return self._weights[operand][encoding.start + first :][:count]
+
+    def _numbers(self, companion: Companion) -> np.ndarray:
+        data = self.sources[companion.source].read(companion.offset, companion.dtype.nbytes(companion.count) or 0)
+        if companion.dtype.name == "F8_E8M0":
+            return e8m0(np.frombuffer(data, np.uint8))
+        stored = np.frombuffer(data, _STORAGE[companion.dtype])
+        return stored if companion.dtype is U8 else widen(stored, companion.dtype, False)
+
     def stored(self, operand: Operand, first: int, count: int) -> tuple[np.ndarray, DType]:
+        if operand.encoding is not None:
+            return self._decoded(operand, first, count), operand.dtype
         return np.frombuffer(self._elements(operand, first, count), _STORAGE[operand.dtype]), operand.dtype
 
     def beside(self, index: int, job: Job, program: Program, first: int, count: int) -> list[np.ndarray]:

@@ -163,7 +163,6 @@ _MARKER_NOTES = (
     ("ztsnr", "zero-terminal-SNR noise schedule"),
     ("edm_mean", "EDM sampling"),
     ("edm_vpred.sigma_max", "EDM v-prediction"),
-    (names.UNET + "scaled_fp8", "scaled fp8 weights, which can't be merged without their scales"),
 )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .. import engine
+from .. import encodings, engine
 from ..backends import Options
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import Failure, RunFailed, UsageError, printable
@@ -15,7 +15,7 @@ from ..formats import is_named, writer_for
 from ..layouts import kind_of
 from ..layouts.names import is_position_ids
 from ..metadata import Metadata, Parent, stated_architecture
-from ..outline import Outline, copied, rounded
+from ..outline import COPIED, Outline, as_stored, copied, rounded
 from ..plan import together
 from ..settings import Settings
 from .preflight import letter
@@ -50,6 +50,7 @@ def open_input(given: Input, settings: Settings, *, selective: bool = False, nam
     try:
         if not selective:
             checkpoint.require_usable()
+        encodings.decode(checkpoint)
         if settings.fix_names:
             from .fix_names import modernise
 
@@ -156,6 +157,10 @@ def planned(
     pieces need almost all of the inputs anyway. Only the header decides that.
     """
     notes = list(notes)
+    inputs = [source for source in sources if isinstance(source, Checkpoint)]
+    if any(each.encodings or each.orphans for each in inputs):
+        pieces, metadata, plain = _encodings_settled(pieces, metadata, inputs)
+        notes += plain
     if settings.fix_clip:
         from .position_ids import repaired
 
@@ -172,6 +177,33 @@ def planned(
         verb, tuple(sources), tuple(pieces), metadata, hashed=bool(settings.hash), hash_inputs=hash_inputs,
         notes=tuple(notes), dropped=tuple(dropped), family=layout.name, **facts,
     )  # fmt: skip
+
+
+def _encodings_settled(
+    pieces: Sequence[Piece], metadata: Metadata, inputs: Sequence[Checkpoint]
+) -> tuple[list[Piece], Metadata, list[str]]:
+    """Pieces and metadata of an output with encoded inputs, and notes. What marks encoded layers goes when weights
+    were decoded: a program that finds a marker rounds the plain weights once more."""
+    apart, decoded = as_stored(pieces)
+    notes = [
+        f"{count} encoded weights ({printable(format)}) were decoded and are written as {dtype}"
+        for (format, dtype), count in decoded.items()
+    ]
+    computed = {piece.name.rpartition(".")[0] for piece in apart if piece.action != COPIED}
+    orphans = set().union(*(each.orphans for each in inputs))
+    away = {name for name in orphans if name.rpartition(".")[0] in computed}
+    if away:
+        notes.append(
+            f"warning: {len(away)} scales lie beside weights that are not encoded ('{printable(min(away))}'); the "
+            "weights were taken as they are stored, and the scales left out"
+        )
+    if not decoded and not away:
+        return apart, metadata, notes
+    kept = [piece for piece in apart if piece.name.rpartition(".")[2] != encodings.MARKER and piece.name not in away]
+    if metadata.source is not None:
+        source = {key: text for key, text in metadata.source.items() if key != encodings.METADATA}
+        metadata = replace(metadata, source=source)
+    return kept, metadata, notes
 
 
 def _needed_share(pieces: Sequence[Piece], sources: Sequence[Any]) -> float:

@@ -49,6 +49,13 @@ def in_names_of(
 
 def transposed(info: TensorInfo) -> TensorInfo:
     """The same matrix with rows and columns swapped: a view of the same bytes. InputRefused if it is not a matrix."""
+    if info.encoded is not None:
+        raise InputRefused(
+            f"tensor '{printable(info.name)}' is encoded ({printable(info.encoded.format)}) and would have to be "
+            "transposed; cast the file to fp16 first",
+            code="encoded",
+            tensor=info.name,
+        )
     if len(info.shape) != 2 or info.dtype.bits % 8:
         raise InputRefused(
             f"tensor '{printable(info.name)}' is {info.dtype.name} of shape {list(info.shape)}; a matrix that can be "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import engine
 from ..checkpoint import Checkpoint, TensorInfo
-from ..dtypes import DType
+from ..dtypes import F16, DType
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, Traits, detect
 from ..methods.registry import Method, get
@@ -259,7 +259,7 @@ class _Decisions:
     ) -> Piece:  # fmt: skip
         formula, facts = self.ratios.of(name, traits.block, absent)
         segments = (Segment(formula, 0, info.elements, tuple(operands)),)
-        return Piece(name, self.dtype or info.dtype, info.shape, MERGED, segments, facts=facts)
+        return Piece(name, self.dtype or self.plain(name, info), info.shape, MERGED, segments, facts=facts)
 
     def unlike(self, name: str, info: TensorInfo, traits: Traits) -> Piece:
         """Where an input lacks the tensor, has it in another shape, or as something else than floats."""
@@ -319,8 +319,8 @@ class _Decisions:
         return is_variant(name, info, others)
 
     def variant(self, name: str, info: TensorInfo, others: Sequence[TensorInfo], traits: Traits) -> Piece:
-        dtype = self.dtype or info.dtype
-        rest = None if dtype is info.dtype and not self.watched else identity()
+        dtype = self.dtype or self.plain(name, info)
+        rest = None if dtype is info.dtype and not self.watched and info.encoded is None else identity()
         formula, facts = self.ratios.of(name, traits.block)
         piece = merged_channels(name, (info, *others), dtype, formula, rest)._replace(facts=facts)
         channels = ", ".join(f"{letter(source)} {each.shape[1]}" for source, each in enumerate((info, *others)))
@@ -330,7 +330,17 @@ class _Decisions:
     def alone(
         self, source: int, name: str, info: TensorInfo, dtype: DType | None, *, action: str, note: str = ""
     ) -> Piece:
+        if info.encoded is not None:
+            dtype = dtype or self.plain(name, info)
         return rounded_piece(source, info, dtype, name=name, action=action, note=note, watched=self.watched)
+
+    def plain(self, name: str, info: TensorInfo) -> DType:
+        """The dtype that a tensor is written in when none is asked for: its own; of an encoded weight that of the first
+        input with a plain one, else fp16."""
+        if info.encoded is None:
+            return info.dtype
+        others = (tensors.get(name) for tensors in self.tensors)
+        return next((each.dtype for each in others if each is not None and each.encoded is None), F16)
 
     def require_shape(self, name: str, info: TensorInfo, other: TensorInfo, checkpoint: Checkpoint) -> None:
         # [o, i, 1, 1] and [o, i] are the same matrix: a 1×1 convolution and a linear layer, as VAE files have both.

@@ -6,7 +6,7 @@ import os
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from .. import engine
+from .. import encodings, engine
 from ..backends import Options
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..dtypes import U8
@@ -53,6 +53,8 @@ class Verification:
 def verify(path: str | os.PathLike[str], settings: Settings) -> Verification:
     """``sdsurgery.verify``."""
     with open_checkpoint(path, **settings.opening) as checkpoint:
+        stored = len(checkpoint)
+        encodings.decode(checkpoint)
         layout = detect(checkpoint.tensors).layout
         placed = _outline(checkpoint).unwritten()
         options = replace(Options.of(settings), refuse_damaged=False)
@@ -62,7 +64,7 @@ def verify(path: str | os.PathLike[str], settings: Settings) -> Verification:
             path=os.fspath(path),
             format=checkpoint.format,
             family=layout.name,
-            tensors=len(checkpoint),
+            tensors=stored,
             bytes=checkpoint.bytes,
             nonfinite=placed.by_name(outcome.nonfinite),
             notes=[*checkpoint.notes, *remarks(checkpoint, layout)],
@@ -83,11 +85,15 @@ def _outline(checkpoint: Checkpoint) -> Outline:
     """
     pieces = []
     for name, info in checkpoint.tensors.items():
+        if info.encoded is not None and info.encoded.encoding is None:
+            continue
         if info.dtype.computable and info.elements:
             segments = whole(identity(), info.elements, (operand(0, info),))
             pieces.append(Piece(name, info.dtype, info.shape, COPIED, segments))
     parts = [(part, segment.count) for piece in pieces for segment in piece.segments for part in segment.operands]
-    filled = {(part.file, part.offset, part.dtype.nbytes(count)) for part, count in parts if not part.view}
+    filled = {
+        (part.file, part.offset, part.dtype.nbytes(count)) for part, count in parts if not (part.view or part.encoded)
+    }
     for record in checkpoint.records:
         if record.crc32 is not None and (record.file, record.offset, record.nbytes) not in filled:
             segments = whole(None, record.nbytes, (Region(0, U8, record.offset, file=record.file),))
