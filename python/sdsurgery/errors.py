@@ -35,6 +35,7 @@ CODES = {
     "damaged": "the file breaks the rules of its format, or its bytes differ from their checksum",
     "truncated": "the file ends before the data that its header describes",
     "suspicious": "a pickle names functions that could do harm; nothing was run",
+    "unjudged": "loading a pickle calls what is not known to be harmless; nothing was run",
     "compressed": "tensor data is compressed, and inflating it was not asked for",
     "unusable_tensor": "a needed tensor is of a kind that cannot be read or computed with",
     "family": "inputs of different families, or a family that the command cannot work with",

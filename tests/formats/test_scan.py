@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import gzip
 import io
 import os
 import pickle
@@ -11,7 +12,7 @@ import zipfile
 import pytest
 from attacks import GOOD_TENSOR, NAMES, RECORD, Watch, attacks, files
 from cli_support import done, f32, refused, sds, unprivileged, write_raw
-from pickle_builder import Memory, call, dict_of, legacy, pickled, tensor, torch_zip, zipped
+from pickle_builder import Memory, call, dict_of, integer, legacy, pickled, tensor, text, torch_zip, zipped
 from sdsurgery.errors import SdsError
 from sdsurgery.formats.scan import FileScan, ScanReport, scan, scan_source
 
@@ -120,10 +121,11 @@ def test_scan_of_a_missing_path_or_a_device_is_a_usage_error(tmp_path):
             scan(path)
 
 
-def test_unknown_classes_are_listed_but_not_suspicious():
+def test_unknown_classes_are_listed_and_cannot_be_judged_when_they_are_called():
     body = pickled(dict_of({"w": GOOD_TENSOR, "cb": call("pytorch_lightning.callbacks", "Timer")}))
     found = scan_source("x", Memory(torch_zip(body, {"0": RECORD})))
-    assert not found.suspicious
+    assert (found.verdict, found.suspicious) == ("unjudged", False)
+    assert found.unjudged == ["archive/data.pkl: calls pytorch_lightning.callbacks.Timer"]
     assert found.unknown == ["pytorch_lightning.callbacks.Timer"]
     assert "other classes: pytorch_lightning.callbacks.Timer" in "\n".join(_lines(found))
 
@@ -203,9 +205,9 @@ def test_a_pickle_too_long_to_follow_is_suspicious(monkeypatch):
     data = b"(lp1\n" + b"I1\na" * 200 + b"."
     assert scan_source("x", Memory(data)).problems == []
     with monkeypatch.context() as patch:
-        patch.setattr("sdsurgery.formats.pickle_walk.MAX_OPCODES", 100)  # of all pickles of a file together
+        patch.setattr("sdsurgery.formats.scan_content.MAX_OPCODES", 100)
         assert scan_source("x", Memory(data)).problems == ["too long to follow to the end"]
-    monkeypatch.setattr("sdsurgery.formats.scan.WINDOWS", (100, 200))
+    monkeypatch.setattr("sdsurgery.formats.scan_content.MAX_WORK", 100)  # of all pickles of a file together
     assert scan_source("x", Memory(data)).problems == ["too long to follow to the end"]
 
 
@@ -243,3 +245,89 @@ def test_a_file_that_cannot_be_opened_does_not_end_the_scan_of_a_folder(tmp_path
     result = sds("scan", tmp_path, "--json", preexec_fn=unprivileged)
     assert [file["kind"] for file in result.json()["files"]] == ["unreadable", "torch zip"]
     assert result.rc == 3
+
+
+def test_bytes_that_no_pickle_takes_are_a_finding():
+    good = pickled(dict_of({"a": integer(1)}))
+    for data in (good + b"junk", good + good + b"\0", legacy(good, {}) + b"xyz"):
+        found = scan_source("x", Memory(data))
+        assert found.suspicious and "belong to none" in found.problems[0]
+    for data in (good + good, good + b"\n", legacy(good, {}) + legacy(good, {})):
+        assert scan_source("x", Memory(data)).verdict == "clean"
+
+
+def test_a_file_is_safetensors_only_when_its_header_parses():
+    evil = b"\x80\x02X\x02\0\0\0\0{0" + pickled(call("mailbox", "Maildir"))[2:]
+    found = scan_source("x", Memory(evil.ljust(1000)))
+    assert found.kind == "pickle" and found.unjudged == ["calls mailbox.Maildir"]
+    text = b'{"w":{"dtype":"U8","shape":[9],"data_offsets":[0,1]}}'
+    damaged = scan_source("x", Memory(len(text).to_bytes(8, "little") + text + b"x"))
+    assert damaged.kind == "other"
+
+
+def test_packed_files_beyond_the_limit_are_not_looked_into_and_said_so(monkeypatch):
+    data = gzip.compress(pickled(b"C\xff" + bytes(255) + b"0" + call("os", "system", text("x"))), mtime=0)
+    assert scan_source("x", Memory(data)).dangerous == ["os.system"]
+    monkeypatch.setattr("sdsurgery.formats.scan_content.MAX_UNPACKED", 100)
+    found = scan_source("x", Memory(data))
+    assert (found.verdict, found.unjudged) == ("unjudged", ["not looked into: it unpacks to more than 0 MiB"])
+    for start, word in ((b"\x28\xb5\x2f\xfd", "zstd"), (b"\x04\x22\x4d\x18", "lz4"), (b"7z\xbc\xaf\x27\x1c", "7z")):
+        assert scan_source("x", Memory(start.ljust(600))).unjudged == [
+            f"not looked into: compressed by {word}; unpack it first"
+        ]
+    assert scan_source("x", Memory(gzip.compress(b"name,value\n1,2\n" * 200_000))).verdict == "clean"
+    assert scan_source("x", Memory(data[:-20])).verdict != "clean"
+
+
+def test_a_member_of_a_zip_archive_is_known_by_its_content(canary):
+    evil = pickled(attacks(canary)["reduce"])
+    for member in ("a/weights.txt", "x.npy", "noname", "a/data/0x"):
+        assert scan_source("x", Memory(zipped({"readme": b"x", member: evil}))).dangerous == ["os.system"], member
+    record = torch_zip(pickled(dict_of({"w": GOOD_TENSOR})), {"0": evil.ljust(24)})
+    assert scan_source("x", Memory(record)).verdict == "clean"  # what lies in a storage is never unpickled
+
+
+def test_links_are_followed_to_files_and_told_where_they_are_not(tmp_path, canary):
+    blobs, snapshot, outside = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots", tmp_path / "outside"
+    for folder in (blobs, snapshot, outside):
+        folder.mkdir(parents=True)
+    (blobs / "5e1f").write_bytes(torch_zip(pickled(attacks(canary)["reduce"]), {}))
+    (outside / "y.pt").write_bytes(torch_zip(pickled(attacks(canary)["reduce"]), {}))
+    os.symlink("../blobs/5e1f", snapshot / "model.bin")
+    os.symlink("../../outside/y.pt", snapshot / "y.bin")
+    os.symlink("..", snapshot / "loop")
+    os.symlink("../../outside", snapshot / "away")
+    os.symlink("nowhere", snapshot / "broken")
+    report = scan(snapshot)
+    assert [os.path.basename(file.path) for file in report.files if file.suspicious] == ["model.bin", "y.bin"]
+    links = {os.path.basename(line.split(": ")[0]): line.split(": ")[1] for line in report.links}
+    assert set(links) == {"model.bin", "y.bin", "loop", "away", "broken"}
+    assert "out of the folder" in links["model.bin"] and "not followed" in links["away"]
+    assert "around it" in links["loop"] and "no file" in links["broken"]
+    whole = scan(tmp_path / "hub")
+    assert len([file for file in whole.files if file.suspicious]) == 3
+    assert "".join(whole.lines()) and all(line.strip() for line in whole.lines())
+
+
+def test_an_empty_folder_gets_a_line(tmp_path):
+    assert done(sds("scan", tmp_path)).out == "no files\n"
+
+
+def test_exit_codes_and_sarif(tmp_path, canary):
+    unknown = torch_zip(pickled(call("mypackage", "Thing")), {})
+    (tmp_path / "unknown.pt").write_bytes(unknown)
+    refused(sds("scan", "-q", tmp_path / "unknown.pt"), 3, "cannot be judged")
+    assert "calls mypackage.Thing" in done(sds("scan", "--allow-unjudged", tmp_path / "unknown.pt")).out
+    (tmp_path / "evil.pt").write_bytes(torch_zip(pickled(attacks(canary)["reduce"]), {}))
+    refused(sds("scan", "-q", "--allow-unjudged", tmp_path / "evil.pt"), 3, "suspicious")
+    result = sds("scan", "--sarif", ".", cwd=tmp_path)
+    log = result.json()
+    assert (result.rc, log["version"]) == (3, "2.1.0")
+    (run,) = log["runs"]
+    rules = {rule["id"] for rule in run["tool"]["driver"]["rules"]}
+    found = {
+        (each["ruleId"], each["locations"][0]["physicalLocation"]["artifactLocation"]["uri"], each["level"])
+        for each in run["results"]
+    }
+    assert {rule for rule, _, _ in found} <= rules
+    assert found == {("dangerous-name", "evil.pt", "error"), ("cannot-be-judged", "unknown.pt", "warning")}

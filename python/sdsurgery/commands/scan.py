@@ -4,32 +4,52 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..errors import InputRefused, printable
 from .common import plain, print_json, print_lines
 
+if TYPE_CHECKING:
+    from ..formats.scan import ScanReport
+
 HELP = "list what torch.load would run from the pickles in files and folders"
+_WORDS = {"suspicious": "suspicious", "unjudged": "cannot be judged"}
 
 
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     plain(parser)
     parser.add_argument("inputs", nargs="+", metavar="PATH", help="files, or folders with everything below them")
+    parser.add_argument("--sarif", action="store_true", help="print a SARIF log on stdout, for code scanning")
+    parser.add_argument(
+        "--allow-unjudged", action="store_true",
+        help="exit code 0 for files that call what is not known to be harmless, and nothing known to be dangerous",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     from ..formats.scan import scan
 
     report = scan(*args.inputs)
-    bad = [file.path for file in report.files if file.suspicious]
-    error = None
-    if bad:
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        text = f"suspicious: {printable(bad[0], 1000)}{more} (of {len(report.files)} files looked at)"
-        error = InputRefused(text, code="suspicious", path=bad[0])
-    if args.json:
+    error = _error(report, allow_unjudged=args.allow_unjudged)
+    if args.sarif:
+        from .. import __version__
+        from ..formats.scan_sarif import as_sarif
+
+        print_json(as_sarif(report, __version__))
+    elif args.json:
         print_json(report.as_json(), error)
     elif not args.quiet:
         print_lines(report.lines(verbose=args.verbose))
     if error is not None:
         raise error
     return 0
+
+
+def _error(report: ScanReport, *, allow_unjudged: bool) -> InputRefused | None:
+    """What the command fails with: the worst verdict of any file."""
+    if report.verdict == "clean" or (report.verdict == "unjudged" and allow_unjudged):
+        return None
+    bad = [file.path for file in report.files if file.verdict == report.verdict]
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    text = f"{_WORDS[report.verdict]}: {printable(bad[0], 1000)}{more} (of {len(report.files)} files looked at)"
+    return InputRefused(text, code=report.verdict, path=bad[0])

@@ -7,6 +7,8 @@ choosing, runs code, starts programs, opens files or the network, or reaches ano
 
 from __future__ import annotations
 
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -61,65 +63,24 @@ _ANYWHERE = _words(
 
 # In the modules above, but harmless.
 _HARMLESS = _words(
-    "torch.serialization._get_layout io.BytesIO io.StringIO types.SimpleNamespace types.MappingProxyType"
+    """
+    torch.serialization._get_layout io.BytesIO io.StringIO types.SimpleNamespace types.MappingProxyType
+    copyreg.__newobj__ copyreg.__newobj_ex__
+    torch.jit._pickle.build_intlist torch.jit._pickle.build_tensorlist torch.jit._pickle.build_doublelist
+    torch.jit._pickle.build_boollist torch.jit._pickle.build_tensor_from_id torch.jit._pickle.restore_type_tag
+    """
 )
-
-# Python 2 names, as CPython's `_compat_pickle` maps them when a pickle of protocol 2 is loaded.
-_OLD_MODULES = {
-    "__builtin__": "builtins",
-    "exceptions": "builtins",
-    "copy_reg": "copyreg",
-    "cPickle": "pickle",
-    "commands": "subprocess",
-    "thread": "_thread",
-    "dummy_thread": "_dummy_thread",
-    "Queue": "queue",
-    "SocketServer": "socketserver",
-    "ConfigParser": "configparser",
-    "repr": "reprlib",
-    "Tkinter": "tkinter",
-    "UserList": "collections",
-    "UserString": "collections",
-    "urllib2": "urllib.request",
-    "urlparse": "urllib.parse",
-    "robotparser": "urllib.robotparser",
-    "httplib": "http.client",
-    "Cookie": "http.cookies",
-    "cookielib": "http.cookiejar",
-    "BaseHTTPServer": "http.server",
-    "SimpleHTTPServer": "http.server",
-    "CGIHTTPServer": "http.server",
-    "xmlrpclib": "xmlrpc.client",
-    "SimpleXMLRPCServer": "xmlrpc.server",
-    "DocXMLRPCServer": "xmlrpc.server",
-    "anydbm": "dbm",
-    "whichdb": "dbm",
-    "dumbdbm": "dbm.dumb",
-    "gdbm": "dbm.gnu",
-    "dbhash": "dbm.bsd",
-    "numpy.core.multiarray": "numpy._core.multiarray",
-    "numpy.core.numeric": "numpy._core.numeric",
-}
-_OLD_NAMES = {
-    ("__builtin__", "xrange"): "builtins.range",
-    ("__builtin__", "reduce"): "functools.reduce",
-    ("__builtin__", "intern"): "sys.intern",
-    ("__builtin__", "unichr"): "builtins.chr",
-    ("__builtin__", "unicode"): "builtins.str",
-    ("__builtin__", "basestring"): "builtins.str",
-    ("__builtin__", "long"): "builtins.int",
-    ("itertools", "izip"): "builtins.zip",
-    ("itertools", "imap"): "builtins.map",
-    ("itertools", "ifilter"): "builtins.filter",
-    ("UserDict", "UserDict"): "collections.UserDict",
-    ("UserDict", "IterableUserDict"): "collections.UserDict",
-}
 
 
 def modern_name(module: str, name: str) -> str:
     """``module.name`` under today's names: Python 2's are mapped as the unpickler maps them, NumPy 1's to NumPy 2's."""
-    mapped = _OLD_NAMES.get((module, name))
-    return mapped if mapped else f"{_OLD_MODULES.get(module, module)}.{name}"
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    return original_name(module, name)
+
+
+def original_name(module: str, name: str) -> str:
+    """``module.name`` as the protocols from 3 on have it; NumPy 1's modules are mapped to NumPy 2's."""
+    return f"{'numpy._core' + module[10:] if f'{module}.'.startswith('numpy.core.') else module}.{name}"
 
 
 def dangerous(label: str) -> bool:
@@ -127,13 +88,19 @@ def dangerous(label: str) -> bool:
     if label in _HARMLESS:
         return False
     module, _, name = label.rpartition(".")
-    if label in _NAMES or label in _MODULES or name in _ANYWHERE:
+    if label in _NAMES or label in _MODULES or name in _ANYWHERE or _is_hook(label):
         return True
     while module:
         if module in _MODULES:
             return True
         module = module.rpartition(".")[0]
     return False
+
+
+def _is_hook(label: str) -> bool:
+    """Whether Python's own machinery is named (``__getattribute__``, ``__globals__``), which leads anywhere."""
+    parts = [part for part in label.split(".")[1:] if part.startswith("__") and part.endswith("__")]
+    return bool(parts) and not label.startswith("__torch__.")
 
 
 def dangerous_names(labels: dict[str, int]) -> list[str]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import printable
+from .pickle_follow import Pickle
 from .pickle_machine import REFUSED
-from .pickle_names import dangerous_names
-from .pickle_walk import TextPickles
 
 if TYPE_CHECKING:
     from .._native import Source
 
-_WINDOW = 2 << 20
 _UNPACK = "unpack it first"
 _STARTS = (
     (b"version https://git-lfs", "a Git LFS pointer in place of the file; fetch the file itself with git lfs pull"),
@@ -37,16 +35,24 @@ def described(source: Source) -> str | None:
         return found
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return _PAGE
-    data = source.read(0, min(_WINDOW, source.size))
-    pickles = TextPickles(data, complete=len(data) == source.size)
-    return _pickle(pickles) if pickles.likely else None
+    first = Pickle(source)
+    return _pickle(_stream(source, first)) if first.is_text or first.exhausted else None
 
 
-def _pickle(pickles: TextPickles) -> str:
+def _stream(source: Source, first: Pickle) -> list[Pickle]:
+    """The first pickles of a file; torch's old streams are five before the data."""
+    found = [first]
+    while len(found) < 5 and found[-1].ended and found[-1].end < source.size:
+        found.append(Pickle(source, found[-1].end))
+    return found
+
+
+def _pickle(pickles: list[Pickle]) -> str:
     """A pickle of protocol 0 or 1: torch.save writes 2 and later, and no tensor in it could be read in place."""
-    refused = [REFUSED[opcode] for opcode in sorted(pickles.opcodes) if opcode in REFUSED]
+    refused = [REFUSED[opcode] for opcode in sorted(set().union(*(pickle.rare for pickle in pickles)))]
     opcodes = f" with the opcode{'s' if len(refused) > 1 else ''} {', '.join(refused)}" if refused else ""
-    harm = ", ".join(printable(name, 60) for name in dangerous_names(pickles.names)[:6])
+    harms = list(dict.fromkeys(name for pickle in pickles for name in pickle.harms))
+    harm = ", ".join(printable(name, 60) for name in harms[:6])
     return (
         (f"suspicious: loading it could have run {harm}. Nothing was run here; it is " if harm else "")
         + f"a pickle of protocol 0 or 1{opcodes}, which is not read: torch.save writes protocol 2 and later. "

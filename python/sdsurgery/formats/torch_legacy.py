@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..checkpoint import Contents, Record
 from ..errors import InputRefused, printable
 from . import Format
+from .pickle_follow import TORCH_MAGIC
 from .pickle_machine import DICT, INT, LIST, MAX_OPCODES, MAX_PICKLE, STORAGE, TEXT, Graph, TruncatedPickle
 from .torch_pickle import parse, refuse_dangerous
 from .torch_state import contents
@@ -24,7 +25,7 @@ from .torch_values import Storage
 if TYPE_CHECKING:
     from .._native import Source
 
-MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
+MAGIC = TORCH_MAGIC.to_bytes(10, "little")
 PROTOCOL_VERSION = 1001
 WINDOWS = (2 << 20, MAX_PICKLE)
 SMALL = 1000  # opcodes of a pickle that names the format or the system

@@ -1,0 +1,78 @@
+"""The header of a ``.npy`` file: whether ``np.load`` would unpickle what follows. For ``scan``.
+
+Source: ``numpy/lib/format.py`` (format versions 1.0 to 3.0), read as documentation.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from math import prod
+from typing import Any, NamedTuple
+
+from ..errors import InputRefused
+from .pickle_follow import Bytes
+
+MAGIC = b"\x93NUMPY"
+MAX_HEADER = 1 << 20
+_SIMPLE = re.compile(r"[<>|=]?([a-zA-Z?])(\d*)(\[\w+\])?")
+_LONG = re.compile(r"(?<=\d)L\b")  # of Python 2
+
+
+class Header(NamedTuple):
+    """``pickled``: the elements are a pickle. ``end``: of the data; None when the dtype's size is not known."""
+
+    pickled: bool
+    start: int
+    end: int | None
+
+
+def read_header(source: Bytes) -> Header:
+    """InputRefused for a header that np.load would not take either."""
+    version, width = source.read(0, 8)[6], 2
+    if version in (2, 3):
+        width = 4
+    elif version != 1:
+        raise InputRefused(f"NumPy array of the unknown format version {version}")
+    length = int.from_bytes(source.read(8, width), "little") if source.size >= 8 + width else -1
+    start = 8 + width + length
+    if not 0 <= length <= MAX_HEADER or start > source.size:
+        raise InputRefused("NumPy array with a damaged header")
+    text = source.read(8 + width, length).decode("utf-8" if version == 3 else "latin-1", "replace")
+    try:
+        header = ast.literal_eval(_LONG.sub("", text).strip())
+        descr, shape = header["descr"], header["shape"]
+        count = prod(int(size) for size in shape)
+    except (SyntaxError, ValueError, TypeError, KeyError, MemoryError, RecursionError):
+        raise InputRefused("NumPy array with a damaged header") from None
+    pickled, size = _element(descr, 0)
+    return Header(pickled, start, None if size is None or count < 0 else start + count * size)
+
+
+def _element(descr: Any, depth: int) -> tuple[bool, int | None]:
+    """Whether an element holds Python objects, and its bytes."""
+    if depth > 16:
+        raise InputRefused("NumPy array with a damaged header")
+    if isinstance(descr, str):
+        simple = _SIMPLE.fullmatch(descr)
+        if simple is None:
+            return "O" in descr, None
+        code, digits = simple[1], int(simple[2] or 0)
+        return code == "O", {"?": 1, "b": digits or 1, "U": 4 * digits}.get(code, digits)
+    if isinstance(descr, tuple) and len(descr) == 2:  # (dtype, shape) of a subarray
+        pickled, size = _element(descr[0], depth + 1)
+        shape = descr[1] if isinstance(descr[1], tuple) else (descr[1],)
+        return pickled, None if size is None else size * prod(int(count) for count in shape)
+    if isinstance(descr, list):
+        fields = [_field(field, depth + 1) for field in descr]
+        sizes = [size for _, size in fields]
+        total = None if None in sizes else sum(size for size in sizes if size is not None)
+        return any(pickled for pickled, _ in fields), total
+    return True, None
+
+
+def _field(field: Any, depth: int) -> tuple[bool, int | None]:
+    """(name, dtype[, shape])"""
+    if not isinstance(field, tuple) or len(field) not in (2, 3):
+        raise InputRefused("NumPy array with a damaged header")
+    return _element((field[1], field[2]) if len(field) == 3 else field[1], depth)

@@ -1,0 +1,182 @@
+"""What ``scan`` reads from: a file, a part of one, bytes in memory, and what a packed file unpacks to."""
+
+from __future__ import annotations
+
+import bz2
+import io
+import lzma
+import os
+import zlib
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from ..errors import InputRefused
+from .pickle_follow import Bytes
+
+MAX_UNPACKED = 512 << 20  # bytes of all that one file unpacks to
+MAX_IN_MEMORY = 16 << 20  # what is larger goes to a nameless temporary file
+_STEP = 1 << 20
+
+
+class File:
+    """An opened file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.size = os.fstat(file.fileno()).st_size
+
+    def read(self, offset: int, count: int) -> bytes:
+        self._file.seek(offset)
+        data = self._file.read(count)
+        if len(data) != count:
+            raise InputRefused("the file changed while it was being read", code="changed")
+        return data
+
+
+class Window:
+    """A part of another source."""
+
+    def __init__(self, source: Bytes, offset: int, size: int) -> None:
+        self._source, self._offset, self.size = source, offset, size
+
+    def read(self, offset: int, count: int) -> bytes:
+        return self._source.read(self._offset + offset, count)
+
+
+class Memory:
+    """Bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self.size = data, len(data)
+
+    def read(self, offset: int, count: int) -> bytes:
+        return self._data[offset : offset + count]
+
+
+def _zlib_starts(head: bytes) -> bool:
+    if head[:1] != b"x" or len(head) < 2 or int.from_bytes(head[:2], "big") % 31:
+        return False
+    try:
+        return len(zlib.decompressobj().decompress(head, 16)) > 0
+    except zlib.error:
+        return False
+
+
+class _Zlib:
+    """zlib's decompressor with the manners of those of bz2 and lzma: it keeps its own input."""
+
+    def __init__(self, bits: int) -> None:
+        self._engine = zlib.decompressobj(bits)
+
+    def decompress(self, data: bytes, limit: int) -> bytes:
+        return self._engine.decompress(self._engine.unconsumed_tail + data, limit)
+
+    @property
+    def eof(self) -> bool:
+        return self._engine.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._engine.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._engine.unused_data
+
+
+_PACKED: dict[str, tuple[Callable[[bytes], bool], Callable[[], Any]]] = {
+    "gzip": (lambda head: head[:3] == b"\x1f\x8b\x08", lambda: _Zlib(31)),
+    "bzip2": (lambda head: head[:3] == b"BZh" and head[3:4].isdigit(), bz2.BZ2Decompressor),
+    "xz": (lambda head: head[:6] == b"\xfd7zXZ\0", lzma.LZMADecompressor),
+    "lzma": (lambda head: head[:3] == b"\x5d\0\0" and head[12:13] in (b"\0", b"\xff"), lzma.LZMADecompressor),
+    "zlib": (_zlib_starts, lambda: _Zlib(15)),
+}
+_CLOSED = {
+    b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR",
+}  # fmt: skip
+
+
+def packing(head: bytes) -> str:
+    """What packed a file, by its first bytes; '' when nothing did."""
+    return next((name for name, (starts, _) in _PACKED.items() if starts(head)), "")
+
+
+def closed_packing(head: bytes) -> str:
+    """A packing that is recognised and not unpacked."""
+    return next((name for start, name in _CLOSED.items() if head.startswith(start)), "")
+
+
+class Unpacked:
+    """What a packed source unpacks to, in pieces: ``next`` gives b"" at the end, or where the data are damaged, and
+    ``damage`` says so then. What stands before the damage counts, since a loader reads it first.
+    """
+
+    def __init__(self, source: Bytes, how: str) -> None:
+        self._source, self._how = source, how
+        self._starts, self._new = _PACKED[how]
+        self._engine = self._new()
+        self._pos = 0
+        self.damage = ""
+
+    def next(self) -> bytes:
+        """At most 1 MiB."""
+        try:
+            while not self.damage:
+                data = b""
+                if self._engine.eof and not self._another():
+                    break
+                if self._engine.needs_input:
+                    data = self._read()
+                    if not data:
+                        self.damage = f"its {self._how} data are cut off"
+                piece: bytes = self._engine.decompress(data, _STEP)
+                if piece:
+                    return piece
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise
+            self.damage = f"its {self._how} data are damaged"
+        return b""
+
+    def _read(self) -> bytes:
+        data = self._source.read(self._pos, min(_STEP, self._source.size - self._pos))
+        self._pos += len(data)
+        return data
+
+    def _another(self) -> bool:
+        """Whether another stream of the kind follows, as appended ``.gz`` files have them."""
+        self._pos -= len(self._engine.unused_data)
+        head = self._source.read(self._pos, min(16, self._source.size - self._pos))
+        if not self._starts(head):
+            self.damage = "" if not head.strip(b"\0") else f"bytes behind its {self._how} data"
+            return False
+        self._engine = self._new()
+        return True
+
+
+def spooled(head: bytes, read: Callable[[], bytes], limit: int) -> Bytes | None:
+    """``head`` and all that ``read`` gives until it gives nothing; None when it is more than ``limit`` bytes."""
+    out: BinaryIO = io.BytesIO()
+    piece, size = head, 0
+    while piece:
+        if size <= MAX_IN_MEMORY < size + len(piece):
+            import tempfile
+
+            larger = tempfile.TemporaryFile()  # noqa: SIM115
+            larger.write(out.getbuffer())  # type: ignore[attr-defined]
+            out = larger
+        size += len(piece)
+        if size > limit:
+            return None
+        out.write(piece)
+        piece = read()
+    return _Spool(out, size)
+
+
+class _Spool:
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self.size = file, size
+
+    def read(self, offset: int, count: int) -> bytes:
+        self._file.seek(offset)
+        return self._file.read(count)
