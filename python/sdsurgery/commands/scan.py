@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from ..formats.scan import ScanReport
 
 HELP = "list what torch.load would run from the pickles in files and folders"
-_WORDS = {"suspicious": "suspicious", "unjudged": "cannot be judged"}
 
 
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -51,5 +50,7 @@ def _error(report: ScanReport, *, allow_unjudged: bool) -> InputRefused | None:
         return None
     bad = [file.path for file in report.files if file.verdict == report.verdict]
     more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-    text = f"{_WORDS[report.verdict]}: {printable(bad[0], 1000)}{more} (of {len(report.files)} files looked at)"
-    return InputRefused(text, code=report.verdict, path=bad[0])
+    where = f"{printable(bad[0], 1000)}{more} (of {len(report.files)} files looked at)"
+    if report.verdict == "suspicious":
+        return InputRefused(f"suspicious: {where}", code="suspicious", path=bad[0])
+    return InputRefused(f"cannot be judged: {where}", code="unjudged", path=bad[0])
