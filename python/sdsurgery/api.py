@@ -224,6 +224,45 @@ def bake(
 
 
 @_spelled_out(Keywords)
+def extract_lora(
+    tuned: Input,
+    base: Input,
+    *,
+    out: Path | None = None,
+    kind: str = "lora",
+    rank: int | None = None,
+    energy: float | None = None,
+    sigma_ratio: float | None = None,
+    conv_rank: int | None = None,
+    clamp: float = 0.0,
+    unet: bool = True,
+    te: bool = True,
+    names: str = "kohya",
+    **settings: Unpack[Keywords],
+) -> Report:
+    """Write what ``tuned`` has beyond ``base`` as an adapter: up·down of each layer's difference, by its largest
+    singular values.
+
+    ``rank`` (32), or the smallest that keeps the share ``energy`` of each layer's Frobenius norm, or as many values as
+    are above ``sigma_ratio`` of the largest; ``rank`` then is the most. ``kind``: lora (linear layers and 1×1
+    convolutions of attention, and the text encoders), locon (all convolutions too, 3×3 ones at ``conv_rank``), dora, or
+    full (differences as they are). ``names``: kohya or diffusers. A layer is left out where nothing differs, and only
+    there. fp16 unless ``dtype`` says otherwise. InputRefused for different families, shapes, NaN or Inf.
+    """
+    from .adapters.svd import Rank
+    from .surgery.extract_lora import Extraction
+    from .surgery.extract_lora import extract_lora as work
+
+    own = ("out", "kind", "rank", "energy", "sigma_ratio", "conv_rank", "clamp", "unet", "te", "names")
+    given = settings_of("extract_lora", {"dtype": "fp16", **settings}, own)
+    most = 32 if rank is None and energy is None and sigma_ratio is None else rank or 0
+    chosen = Rank(most, energy or 0.0, sigma_ratio or 0.0)
+    of_conv = None if conv_rank is None else chosen._replace(most=conv_rank)
+    wanted = Extraction(chosen, kind, of_conv, clamp, unet, te, names)
+    return followed("extract_lora", given, lambda settings: work(tuned, base, wanted, settings, out=out))
+
+
+@_spelled_out(Keywords)
 def cast(path: Input, *, out: Path | None = None, **settings: Unpack[Keywords]) -> Report:
     """Write a checkpoint's tensors in another dtype (``dtype="fp16"``, or ``torch.float16``).
 

@@ -85,7 +85,8 @@ class Metadata:
         """The metadata with the inputs' SHA-256 and that of the tensor data (None where they are not known)."""
         if not self.parents:
             return dict(self.source or {})
-        parents = [replace(item, sha256=digest) for item, digest in zip(self.parents, hashes, strict=True)]
+        # inputs that are no parents (tensors that were computed) come last
+        parents = [replace(item, sha256=digest) for item, digest in zip(self.parents, hashes, strict=False)]
         facts: dict[str, Any] = {
             "parents": parents, "title": self.title, "kind": self.kind, "version": self.version, "body_sha256": body,
         }  # fmt: skip

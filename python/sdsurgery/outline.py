@@ -36,6 +36,7 @@ ADDED = "added"  # a tensor that only another input has
 FILLED = "filled"  # generated data (test files)
 COMPARED = "compared"  # two inputs, looked at
 BAKED = "baked"  # one input, changed by adapters
+EXTRACTED = "extracted"  # computed from two, as a part of an adapter
 
 Work = Formula | Fill | Reduction | None
 """What makes a tensor's bytes; None: they are copied."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import golden
+import adapter_golden as golden
 import numpy as np
 import pytest
 from sdsurgery.adapters import keys, kinds

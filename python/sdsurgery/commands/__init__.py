@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 NAMES = (
     "merge",
     "bake",
+    "extract-lora",
     "cast",
     "ema",
     "prune",

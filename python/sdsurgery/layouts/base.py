@@ -125,6 +125,7 @@ class Adapters(NamedTuple):
     cross-attention reads. ``text_encoders``: component to kohya's prefix of the names in it. ``original_paths``:
     kohya's names of the U-Net come from the original names, not from diffusers'. ``own_names`` is a regular expression
     for names that only its adapters have, ``embedding`` the tensors of an embedding for all its text encoders.
+    ``versions`` are kohya's words for the base model: of its usual prediction, and of v-prediction where that differs.
     """
 
     name: str
@@ -133,6 +134,7 @@ class Adapters(NamedTuple):
     original_paths: bool = False
     own_names: str | None = None
     embedding: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
 
 
 class PredictionSign(NamedTuple):

@@ -43,7 +43,7 @@ def _layout(name: str, title: str, architecture: str, channels: int = 4, task: s
             task=task,
             recognised=RECOGNISED,
             diffusers=Diffusers(position_ids=True),
-            adapters=Adapters("sd1", 768, {"text_encoder": "lora_te_"}),
+            adapters=Adapters("sd1", 768, {"text_encoder": "lora_te_"}, versions=("sd_v1",)),
         )
     )
 

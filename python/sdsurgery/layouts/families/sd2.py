@@ -46,7 +46,7 @@ _RECOGNISED = (
     "embedder.model.ln_final.weight",
 )
 _OTHER_PLACES = ((_PLACES[1], _PLACES[0]),)
-_ADAPTERS = Adapters("sd2", 1024, {"text_encoder": "lora_te_"})
+_ADAPTERS = Adapters("sd2", 1024, {"text_encoder": "lora_te_"}, versions=("sd_v2", "sd_v2_v"))
 # ComfyUI distinguishes the base and the 768-v model by this spread (comfy/supported_models.py, SD20.model_type).
 _SIGN = PredictionSign("output_blocks.11.1.transformer_blocks.0.norm1.bias", spread=0.09)
 

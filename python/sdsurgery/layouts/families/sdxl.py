@@ -38,6 +38,7 @@ _ADAPTERS = Adapters(
     original_paths=True,
     own_names=r"^(lora_te[12]_|text_encoder_2\.)|input_blocks_4_1|transformer_blocks[._]9[._]",
     embedding=("clip_l", "clip_g"),
+    versions=("sdxl_base_v1-0",),
 )
 
 

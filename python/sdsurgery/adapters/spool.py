@@ -1,0 +1,51 @@
+"""Tensors that are computed one after the other, kept in a temporary file until the output is laid out."""
+
+from __future__ import annotations
+
+import tempfile
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint import Checkpoint, Contents, TensorInfo
+from ..dtypes import BY_NAME, F32, F64
+from ..engine import open_temporary
+
+
+class Spool:
+    """``add`` arrays, then ``checkpoint`` is all of them as an input of an outline. In a file in TMPDIR, which is gone
+    with this process."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.NamedTemporaryFile(prefix="sdsurgery-", delete=False)  # noqa: SIM115
+        self._infos: list[TensorInfo] = []
+        self._at = 0
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def add(self, name: str, array: Any, dtype: str = "") -> None:
+        """An array: float32 or float64, or of integers whose name is given."""
+        array = np.asarray(array)
+        kind = BY_NAME[dtype] if dtype else F64 if array.dtype == np.float64 else F32
+        data = array.copy(order="C").data.cast("B") if array.ndim else array.tobytes()
+        self.raw(name, data, TensorInfo(name, kind, tuple(array.shape), 0, len(data)))
+
+    def raw(self, name: str, data: Any, info: TensorInfo) -> None:
+        """The bytes of another file's tensor, unchanged."""
+        self._file.write(data)
+        self._infos.append(info._replace(name=name, offset=self._at, nbytes=len(data), strides=None, file=0))
+        self._at += len(data)
+
+    def checkpoint(self) -> Checkpoint:
+        """What was added. The file's name is removed; close the checkpoint when it has been read."""
+        self._file.close()
+        source = open_temporary(self._file.name)
+        return Checkpoint("computed", source, Contents("memory", self._infos, files=["computed"]), [source])
