@@ -130,6 +130,25 @@ def test_a_torch_file_and_output_are_as_good(base: Path, parts: dict[str, np.nda
         assert all(np.array_equal(found[key], value) for key, value in expected.items())
 
 
+def test_encoded_weights_are_decoded_first(
+    base: Path, adapter: Path, parts: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(base)
+    codes = torch.randn(tensors[SD1_KEY].shape, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+    scale = torch.tensor(0.37)
+    tensors[SD1_KEY], tensors[SD1_KEY.replace("weight", "scale_weight")] = codes, scale
+    tensors["model.diffusion_model.scaled_fp8"] = torch.zeros(0, dtype=torch.float8_e4m3fn)
+    save_file(tensors, tmp_path / "encoded.safetensors")
+    sdsurgery.bake(tmp_path / "encoded.safetensors", [adapter], out=tmp_path / "out.safetensors")
+    after = load_file(tmp_path / "out.safetensors")
+    assert SD1_KEY.replace("weight", "scale_weight") not in after
+    exact = (codes.float() * scale).numpy().astype(np.float64) + delta(parts, SD1_KEY_NAME)
+    rounded_once(after[SD1_KEY].numpy(), exact)
+
+
 class TestLayers:
     def test_thirds_of_a_fused_projection_are_separate_targets(self, tmp_path: Path) -> None:
         base = tmp_path / "sd2.safetensors"

@@ -7,6 +7,7 @@ from typing import Any
 from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, printable
 from ..outline import require_computable
+from ..plan import Operand, Plan, View
 
 Array = Any
 
@@ -16,13 +17,19 @@ def array(checkpoint: Checkpoint, info: TensorInfo) -> Array:
     NaN or Inf: no factors can be found of those."""
     import numpy as np
 
-    from ..backends.reference import widened
+    from ..backends import Options
+    from ..backends.reference import ReferenceRun, widen
     from ..dtypes import F64
     from ..engine import native_errors
 
     require_computable(info)
+    view = None if info.strides is None else View(info.shape, info.strides)
+    encoding = None if info.encoded is None else info.encoded.encoding
+    place = Operand(info.file, info.dtype, info.offset, view, encoding)
+    reader = ReferenceRun(Plan((), (), (), 0, 0), checkpoint.files, None, Options())
     with native_errors(InputRefused):
-        values = widened(checkpoint.read(info), info.dtype, info.dtype is F64).reshape(info.shape)
+        stored, dtype = reader.stored(place, 0, info.elements)
+    values = widen(stored, dtype, info.dtype is F64).reshape(info.shape)
     if not np.isfinite(values).all():
         raise InputRefused(
             f"{printable(checkpoint.path)}: tensor '{printable(info.name)}' holds NaN or Inf",

@@ -89,11 +89,6 @@ def widen(stored: np.ndarray, dtype: DType, wide: bool) -> np.ndarray:
         return stored.astype(np.float64 if wide else np.float32)
 
 
-def widened(data: bytes, dtype: DType, wide: bool = False) -> np.ndarray:
-    """Stored bytes as float32, or float64 when ``wide``. Exact."""
-    return widen(np.frombuffer(data, _STORAGE[dtype]), dtype, wide)
-
-
 def _encode_small(values: np.ndarray, dtype: DType) -> np.ndarray:
     """Finite values within the format's range, rounded to nearest, ties to even, from the definition: the quantum at
     each magnitude is a power of two, so value / quantum is exact in float64 and rint rounds it."""

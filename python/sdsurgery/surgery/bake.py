@@ -16,9 +16,9 @@ from ..adapters.lora import Lora
 from ..adapters.names import UNET, Place
 from ..adapters.read import Adapter, open_adapter
 from ..checkpoint import Checkpoint, TensorInfo
+from ..dtypes import F16
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, detect
-from ..layouts.names import is_scale
 from ..outline import BAKED, Dropped, Outline, Piece, Region, Segment, operand, require_computable
 from ..plan import Module
 from ..program import identity
@@ -116,7 +116,7 @@ def plan_bake(
     pieces = []
     for name, info in tensors.items():
         if name in changes:
-            pieces.append(baked(checkpoint, info, changes[name], settings))
+            pieces.append(baked(info, changes[name], settings))
         else:
             pieces.append(single_piece(layout, settings, info))
     dropped = [
@@ -167,18 +167,19 @@ def by_tensor(found: Sequence[Effects]) -> dict[str, list[Change]]:
     return changes
 
 
-def baked(checkpoint: Checkpoint, info: TensorInfo, changes: Sequence[Change], settings: Settings) -> Piece:
-    """The tensor with all its changes, rounded once. Rows that none of them touches are copied."""
+def baked(info: TensorInfo, changes: Sequence[Change], settings: Settings) -> Piece:
+    """The tensor with all its changes, rounded once: to its own dtype, or fp16 where it was encoded. Rows that none of
+    them touches are copied."""
     require_computable(info)
-    _require_plain(checkpoint, info)
-    dtype = settings.target_dtype or info.dtype
+    dtype = settings.target_dtype or (info.dtype if info.encoded is None else F16)
     whole = operand(0, info)
     row = info.elements // max(1, info.shape[0] if info.shape else 1)
     rows = sorted({(change.first, change.count) for change in changes})
     segments, at = [], 0
     for first, count in [*rows, (info.shape[0] if info.shape else 1, 0)]:
         if first > at:
-            kept = None if dtype is info.dtype and not settings.watched else identity()
+            copied = dtype is info.dtype and not settings.watched and info.encoded is None
+            kept = None if copied else identity()
             segments.append(Segment(kept, at * row, (first - at) * row, (whole.at(at * row),)))
         if count:
             own = [change for change in changes if (change.first, change.count) == (first, count)]
@@ -196,19 +197,6 @@ def _segment(changes: Sequence[Change], first: int, count: int, region: Region) 
         modules.append(change.module._replace(factors=own))
         factors += change.factors
     return Segment(identity(), first, count, (region,), tuple(modules), tuple(factors))
-
-
-def _require_plain(checkpoint: Checkpoint, info: TensorInfo) -> None:
-    stem = info.name.removesuffix(".weight")
-    scale = next((name for name in checkpoint.tensors if name.startswith(f"{stem}.") and is_scale(name)), None)
-    if scale is not None:
-        raise InputRefused(
-            f"tensor '{printable(info.name)}' is encoded ('{printable(scale)}' is its scale); decode it first, "
-            'for instance with cast(dtype="fp16")',
-            code="unusable_tensor",
-            tensor=info.name,
-            path=checkpoint.path,
-        )
 
 
 def described(lora: Lora, adapter: Adapter, found: Effects) -> AdapterReport:
