@@ -283,6 +283,53 @@ def test_other_files_get_a_clear_refusal(data, reason):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ("archive/DATA/0", "differ in case only"),
+        ("archive/Version", "differ in case only"),
+        ("other/readme", "outside the archive's folder 'archive'"),
+        ("readme", "outside the archive's folder"),
+        ("archive/x/data.pkl", "a second data.pkl"),
+        ("archive/x/Data.PKL", "a second data.pkl"),
+    ],
+)
+def test_entries_that_torch_could_take_for_others_are_refused(entry, reason):
+    pickle = pickled(dict_of({"w": tensor((6,), (1,))}))
+    whole = {"archive/data.pkl": pickle, "archive/data/0": RECORD, "archive/version": b"3\n"}
+    assert len(read(zipped(whole)).tensors) == 1
+    with pytest.raises(InputRefused, match=reason):
+        read(zipped(whole | {entry: bytes(24)}))
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_a_dangerous_name_in_any_pickle_of_a_legacy_stream_is_refused(which):
+    good = legacy(pickled(dict_of({"w": tensor((6,), (1,))})), {"0": (6, RECORD)})
+    bodies = [
+        MAGIC[2:-1], integer(1001), dict_of({"little_endian": b"\x88"}), dict_of({"w": tensor((6,), (1,))}),
+        b"](" + text("0") + b"e",
+    ]  # fmt: skip
+    stream = [pickled(body) for body in bodies]
+    assert good.startswith(b"".join(stream))
+    stream[which] = pickled(name("os", "system") + b"0" + bodies[which])
+    data = b"".join(stream) + good[len(b"".join(map(pickled, bodies))) :]
+    if which:
+        with pytest.raises(InputRefused, match=r"suspicious: torch.load could have run os\.system"):
+            read(data)
+        assert len(read(data, allow_suspicious=True).tensors) == 1
+    else:  # the number is not where the first bytes are looked for: not a stream of torch for this reader
+        with pytest.raises(InputRefused, match="suspicious"):
+            read(data)
+
+
+def test_uninitialised_parameters_are_listed():
+    value = {"lazy": torch.nn.LazyLinear(3).weight, "w": torch.ones(2)}
+    for form in ("zip", "legacy"):
+        found = read(saved(value, form))
+        assert list(found.unusable) == ["lazy"] and "not initialised" in found.unusable["lazy"]
+        assert [info.name for info in found.tensors] == ["w"]
+
+
 def test_byte_orders():
     pickle = pickled(dict_of({"w": tensor((6,), (1,))}))
     assert len(read(torch_zip(pickle, {"0": RECORD}, byteorder=b"little")).tensors) == 1

@@ -59,13 +59,11 @@ def read(source: Source, *, allow_suspicious: bool = False) -> Contents:
         )
     if not has_magic(head):
         return _refuse_plain(source, allow_suspicious)
-    stream = Stream(source)
+    stream = Stream(source, allow_suspicious)
     stream.next(SMALL)
     _check_version(stream.next(SMALL))
     _check_system(stream.next(SMALL))
     graph = stream.next()
-    if not allow_suspicious:
-        refuse_dangerous(graph)
     records, end = _records(source, graph, _keys(stream.next(MAX_OPCODES // 4)), stream.pos)
     found = contents("torch-legacy", graph, records)
     if end != source.size:
@@ -74,10 +72,13 @@ def read(source: Source, *, allow_suspicious: bool = False) -> Contents:
 
 
 class Stream:
-    """Successive pickles of a file, read through a window that grows only when a pickle does not fit in it."""
+    """Successive pickles of a file, read through a window that grows only when a pickle does not fit in it.
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    Each is refused when it names something dangerous, unless ``allow_suspicious``: torch.load runs them all.
+    """
+
+    def __init__(self, source: Source, allow_suspicious: bool) -> None:
+        self.source, self._allow_suspicious = source, allow_suspicious
         self.pos = 0  # in the file, behind the last pickle
         self._data = b""
         self._start = 0
@@ -94,6 +95,8 @@ class Stream:
                     raise
                 continue
             self.pos = self._start + end
+            if not self._allow_suspicious:
+                refuse_dangerous(graph)
             return graph
         raise InputRefused(f"pickle: longer than {WINDOWS[-1] >> 20} MiB")
 
@@ -161,9 +164,7 @@ def _records(source: Source, graph: Graph, keys: list[str], pos: int) -> tuple[d
 
 def _refuse_plain(source: Source, allow_suspicious: bool) -> Contents:
     """A binary pickle without torch's magic number holds no storages that could be read in place."""
-    graph = Stream(source).next()
-    if not allow_suspicious:
-        refuse_dangerous(graph)
+    graph = Stream(source, allow_suspicious).next()
     raise InputRefused(
         f"a plain pickle ({graph.describe(graph.root)}), not a file of torch.save; its arrays cannot be read in place. "
         "Load it where it was made and save the tensors with torch.save or as safetensors"

@@ -291,6 +291,8 @@ TABLE: dict[str, Handler] = {
     "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
     "torch.nn.parameter.Parameter": _first_argument,
     "torch.nn.parameter.Buffer": _first_argument,
+    "torch.nn.parameter.UninitializedParameter": _unusable("not initialised (of a lazy module that has not run yet)"),
+    "torch.nn.parameter.UninitializedBuffer": _unusable("not initialised (of a lazy module that has not run yet)"),
     "torch.Size": _tuple,
     "torch.device": _device,
     "torch.serialization._get_layout": _first_argument,

@@ -39,6 +39,7 @@ def read(
     """
     entries = read_entries(source)
     root = _root(entries)
+    _check_names(entries, root)
     _check_small_records(source, entries, root)
     graph = _graph(source, entries[f"{root}/data.pkl"])
     if not allow_suspicious:
@@ -77,6 +78,21 @@ def _root(entries: Mapping[str, Entry]) -> str:
     if f"{root}/data.pkl" not in entries:
         raise InputRefused(f"a zip archive, but not of torch.save: it has no {printable(root or 'ROOT', 60)}/data.pkl")
     return root
+
+
+def _check_names(entries: Mapping[str, Entry], root: str) -> None:
+    """Refuse names that torch, which looks entries up without regard to case, could take for others."""
+    seen: dict[str, str] = {}
+    for name in entries:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise InputRefused(
+                f"entries '{printable(other)}' and '{printable(name)}' differ in case only; torch may read either"
+            )
+        if name.partition("/")[0] != root:
+            raise InputRefused(f"entry '{printable(name)}' lies outside the archive's folder '{printable(root)}'")
+        if name.rpartition("/")[2].casefold() == "data.pkl" and name != f"{root}/data.pkl":
+            raise InputRefused(f"it has a second data.pkl, '{printable(name)}'")
 
 
 def _check_small_records(source: Source, entries: Mapping[str, Entry], root: str) -> None:
