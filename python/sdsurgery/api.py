@@ -311,12 +311,12 @@ def prune(
     """Write a checkpoint without some of its tensors.
 
     ``preset``: full (everything but training leftovers), no-ema, ema-only (the EMA weights in the U-Net's place),
-    inference (what the family's loader needs and nothing else). ``drop``: components to drop as well.
+    inference (without what no program reads, too: schedules, a trainer's losses). ``drop``: components to drop as well.
     ``keep_keys`` and ``drop_keys``: regular expressions, one or several, searched in the names; keeping wins. Keys of
-    no known component are kept and listed; ``strict`` drops them, and so does ``inference``. Training leftovers never
+    no known component are kept and listed; ``strict`` drops them. Training leftovers never
     survive; markers and the tensors by which this and other programs recognise the family are never dropped.
     UsageError for an unknown preset or component or a bad expression; InputRefused for ``inference`` of an unknown
-    family, ``ema-only`` without a full EMA, and when nothing would be left.
+    family or of a model that lacks tensors, ``ema-only`` without a full EMA, and when nothing would be left.
     """
     from .surgery.prune import prune as work
 
@@ -343,17 +343,28 @@ def fix_clip(path: Input, *, out: Path | None = None, **settings: Unpack[Keyword
 
 @_spelled_out(Keywords)
 def extract(
-    path: Input, component: str, *, out: Path | None = None, strip_prefix: bool = False, **settings: Unpack[Keywords]
+    path: Input,
+    component: str | None = None,
+    *,
+    out: Path | None = None,
+    prefix: str | None = None,
+    keys: str | None = None,
+    strip_prefix: bool = False,
+    **settings: Unpack[Keywords],
 ) -> Report:
-    """Write one component of a checkpoint (``unet``, ``vae``, ``text_encoder``, …) to a file of its own.
+    """Write one component of a checkpoint (``unet``, ``vae``, ``text_encoder``, ``controlnet``, …) to a file of its
+    own, or the tensors whose names begin with ``prefix``, or those that the regular expression ``keys`` finds.
 
-    ``strip_prefix`` takes off what the family puts before the component's names (``first_stage_model.``). UsageError
-    for an unknown component, InputRefused when the file has none.
+    ``strip_prefix`` takes off what the family puts before the component's names (``first_stage_model.``), ``prefix``,
+    or what all of the names begin with; an OpenCLIP encoder comes out under open_clip's own names. UsageError for an
+    unknown component, InputRefused when the file has none.
     """
     from .surgery.components import extract as work
 
-    wanted = settings_of("extract", settings, ("out", "strip_prefix"))
-    return followed("extract", wanted, lambda given: work(path, component, given, out=out, strip_prefix=strip_prefix))
+    wanted = settings_of("extract", settings, ("out", "prefix", "keys", "strip_prefix"))
+    return followed("extract", wanted, lambda given: work(
+        path, given, component=component, prefix=prefix, keys=keys, out=out, strip_prefix=strip_prefix,
+    ))  # fmt: skip
 
 
 @_spelled_out(Keywords)

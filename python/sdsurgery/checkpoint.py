@@ -24,6 +24,7 @@ class TensorInfo(NamedTuple):
     ``strides`` (in elements) is None for the contiguous row-major tensors that every format but a pickle holds.
     ``encoded`` is set by ``encodings.decode``: then ``offset`` and ``nbytes`` are those of the codes, and dtype and
     shape those of the weights that they stand for.
+    ``parts`` are the tensors whose rows make up this one, where it is stored as several; its place is the first's.
     """
 
     name: str
@@ -34,6 +35,7 @@ class TensorInfo(NamedTuple):
     strides: tuple[int, ...] | None = None
     file: int = 0
     encoded: Encoded | None = None
+    parts: tuple[TensorInfo, ...] = ()
 
     @property
     def elements(self) -> int:

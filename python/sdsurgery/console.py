@@ -129,7 +129,12 @@ def inspection_lines(found: Inspection, verbose: bool = False) -> list[str]:
     if found.recipe is not None:
         lines.append("recipe:")
         lines += [f"  {printable(key)}: {printable(value)}" for key, value in found.recipe.items()]
-    return lines + [f"note: {in_shell(printable(note, 1000))}" for note in found.notes]
+    return lines + _notes(found.notes)
+
+
+def _notes(notes: Iterable[str]) -> list[str]:
+    shown = (in_shell(printable(note, 1000)) for note in notes)
+    return [note if note.startswith("warning: ") else f"note: {note}" for note in shown]
 
 
 def verification_lines(found: Verification) -> list[str]:
@@ -137,6 +142,7 @@ def verification_lines(found: Verification) -> list[str]:
     lines = [
         f"{printable(found.path)}: {found.format}, family {found.family}, {found.tensors} tensors, structure intact"
     ]
+    lines += [text for text in found.differs if text.startswith(("incomplete", "shapes"))]
     if found.nonfinite:
         lines.append(f"NaN or Inf: {sum(found.nonfinite.values())} in {some(list(found.nonfinite), False)}")
     else:
@@ -148,7 +154,7 @@ def verification_lines(found: Verification) -> list[str]:
         lines += [f"sha256 {found.sha256} (AutoV2 {found.sha256[:10]})", f"AutoV1 {found.autov1}"]
     if found.body_sha256:
         lines.append(f"sha256 of the tensor data {found.body_sha256} (AutoV3 {found.body_sha256[:12]})")
-    return lines + [f"note: {in_shell(printable(note, 1000))}" for note in found.notes]
+    return lines + _notes(found.notes)
 
 
 def method_lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -44,7 +44,8 @@ Work = Formula | Fill | Reduction | None
 
 class Region(NamedTuple):
     """Elements of an input where they are stored, in file number ``file`` of ``Outline.sources[source]``. The Plan,
-    which knows only files, has Operands instead."""
+    which knows only files, has Operands instead. ``parts``: (elements, where) of several tensors that follow each
+    other; they are all that counts then."""
 
     source: int
     dtype: DType
@@ -52,9 +53,15 @@ class Region(NamedTuple):
     view: View | None = None
     file: int = 0
     encoded: Encoded | None = None
+    parts: tuple[tuple[int, Region], ...] = ()
 
     def at(self, element: int) -> Region:
         """The same without its first elements."""
+        for number, (count, part) in enumerate(self.parts):
+            if element < count:
+                rest = ((count - element, part.at(element)), *self.parts[number + 1 :])
+                return self._replace(parts=rest) if len(rest) > 1 else rest[0][1]
+            element -= count
         if self.encoded is not None and self.encoded.encoding is not None:
             return self._replace(encoded=self.encoded._replace(encoding=self.encoded.encoding.at(element)))
         if self.view is not None:
@@ -225,7 +232,8 @@ def operand(source: int, info: TensorInfo) -> Region:
 
 def _region(source: int, info: TensorInfo) -> Region:
     view = None if info.strides is None else View(info.shape, info.strides)
-    return Region(source, info.dtype, info.offset, view, info.file, info.encoded)
+    parts = tuple((part.elements, _region(source, part)) for part in info.parts)
+    return Region(source, info.dtype, info.offset, view, info.file, info.encoded, parts)
 
 
 def copied(source: int, info: TensorInfo, *, name: str | None = None, action: str = COPIED, note: str = "") -> Piece:
@@ -377,7 +385,7 @@ def _jobs(
     last: Program | Fill | Reduction | None = None
     number: int | None = None
     for index, (piece, offset) in enumerate(zip(pieces, offsets, strict=True)):
-        for segment in piece.segments:
+        for segment in (run for whole_one in piece.segments for run in _runs(whole_one)):
             if segment.count == 0 or piece.name in aliases:
                 continue
             work = segment.formula
@@ -403,6 +411,19 @@ def _operand(first: int, region: Region) -> Operand:
     if region.encoded is not None and region.encoded.encoding is not None:
         encoding = region.encoded.encoding.shifted(first)
     return Operand(first + region.file, region.dtype, region.offset, region.view, encoding)
+
+
+def _runs(segment: Segment) -> Iterator[Segment]:
+    """The segment, cut where one of its operands goes on in another tensor."""
+    while len(segment.operands) and (ends := [part.parts[0][0] for part in segment.operands if part.parts]):
+        count = min(*ends, segment.count)
+        heads = tuple(part.parts[0][1] if part.parts else part for part in segment.operands)
+        yield segment._replace(count=count, operands=heads)
+        if count == segment.count:
+            return
+        rest = tuple(part.at(count) for part in segment.operands)
+        segment = segment._replace(first=segment.first + count, count=segment.count - count, operands=rest)
+    yield segment
 
 
 def _axes(piece: Piece, segment: Segment) -> tuple[int, int]:

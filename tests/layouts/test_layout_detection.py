@@ -25,7 +25,8 @@ class TestRecognition:
         assert layouts.detect(tiny).layout.name == name
 
     @pytest.mark.parametrize("name", FULL)
-    @pytest.mark.parametrize("wrapper", ["state_dict.", "model.", "module."])
+    @pytest.mark.parametrize("wrapper", ["state_dict.", "model.", "module.", "_forward_module.", "model.module.",
+                                         "ema_model.", "net.", "_orig_mod.", "anything.at.all."])  # fmt: skip
     def test_nested_names_are_recognised_and_remarked(self, name: str, wrapper: str) -> None:
         found = layouts.detect(infos(layouts.get(name).tensors(), wrapper))
         assert found.layout.name == name
@@ -99,10 +100,12 @@ class TestRecognition:
         assert found.layout.name == "sd2-unclip-l"
         assert found.layout.base == "sd2"
 
-    def test_a_text_encoder_alone_is_unknown_with_a_remark(self) -> None:
-        found = layouts.detect(infos([("cond_stage_model.model.ln_final.weight", (1024,))]))
+    def test_two_text_encoders_without_a_model_are_unknown_with_remarks(self) -> None:
+        keys = [("cond_stage_model.model.ln_final.weight", (1024,))]
+        keys += [("cond_stage_model.transformer.text_model.final_layer_norm.weight", (768,))]
+        found = layouts.detect(infos(keys))
         assert found.layout is UNKNOWN
-        assert found.notes == ("holds the text encoder OpenCLIP-H",)
+        assert found.notes == ("holds the text encoder CLIP-L", "holds the text encoder OpenCLIP-H")
 
     def test_markers_are_remarked(self) -> None:
         tensors = whole("sdxl-base") | infos([("v_pred", (0,)), ("ztsnr", (0,))])

@@ -138,11 +138,11 @@ class TestRules:
 
     def test_components_of_leftovers(self) -> None:
         component = layouts.get("sd1").component
-        assert component("first_stage_model.loss.perceptual_loss.lin0.model.1.weight") == "other"
+        assert component("first_stage_model.loss.perceptual_loss.lin0.model.1.weight") == "training"
         assert component("optimizer_states.0.state.0.exp_avg") == "optimizer"
         assert component("loops.fit_loop.state_dict") == "optimizer"
         assert component("logvar") == component("ddim_alphas") == component("scale_factor") == "buffers"
-        assert component("embedding_manager.string_to_param.*") == "other"
+        assert component("embedding_manager.string_to_param.*") == "training"
         assert component("v_pred") == "marker"
         assert component("conditioner.embedders.0.model.ln_final.weight") == "text_encoder"
         assert (

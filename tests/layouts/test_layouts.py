@@ -213,7 +213,7 @@ class TestRegistry:
     def test_an_unknown_name_is_refused_with_a_close_match(self) -> None:
         with pytest.raises(UsageError, match="did you mean 'sdxl-base'"):
             layouts.get("sdxl_base")
-        with pytest.raises(UsageError, match="known: sd3, flux"):
+        with pytest.raises(UsageError, match=r"known: .*sd1, .*flux"):
             layouts.get("zzzz")
 
     def test_names_are_unique_and_unknown_is_not_listed(self) -> None:

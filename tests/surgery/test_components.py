@@ -116,7 +116,7 @@ def test_a_diffusers_unet_and_two_replacements_in_one_pass(models: Path, tmp_pat
 def test_text_encoders_of_diffusers_are_understood(
     family: str, place: str, absent: list[str], bare: bool, tmp_path: Path
 ) -> None:
-    """OpenCLIP's fused attention is joined, its projection transposed; what diffusers leaves out is allowed for."""
+    """OpenCLIP's fused attention is joined, its projection transposed; what diffusers leaves out stays."""
     component = "text_encoder_2" if "embedders.1" in place else "text_encoder"
     a, b, out = tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "o.safetensors"
     for seed, path in enumerate((a, b)):
@@ -126,12 +126,44 @@ def test_text_encoders_of_diffusers_are_understood(
         donor = {name.removeprefix("text_model."): value for name, value in donor.items()}
     given = write_raw(tmp_path / "donor.safetensors", donor)
     asked = ("replace", a, "--component", component, "--with", given, "-o", out)
-    if absent:
-        refused(sds(*asked), 3, "tensors absent" if len(absent) > 1 else absent[0], "--allow-missing")
-    done(sds(*asked, "--allow-missing"))
+    said = done(sds(*asked)).err
+    assert all(name in said for name in absent)
     own = tuple(place + "model." + name for name in absent)
     wanted = baked(raw(a), raw(b), place)
     assert raw(out) == {name: raw(a)[name] if own and name.startswith(own) else wanted[name] for name in wanted}
+
+
+@pytest.mark.parametrize("family", ["sd2", "sdxl-base"])
+def test_an_openclip_encoder_goes_out_under_open_clip_s_names_and_in_again(family: str, tmp_path: Path) -> None:
+    place, component = {
+        "sd2": ("cond_stage_model.", "text_encoder"),
+        "sdxl-base": ("conditioner.embedders.1.", "text_encoder_2"),
+    }[family]
+    a, b, alone, out = (tmp_path / f"{name}.safetensors" for name in ("a", "b", "alone", "out"))
+    for seed, path in enumerate((a, b)):
+        write_checkpoint(path, family, size="tiny", seed=seed)
+    sdsurgery.extract(b, component, out=alone, strip_prefix=True)
+    assert {"positional_embedding", "ln_final.weight", "transformer.resblocks.0.attn.in_proj_weight"} < raw(
+        alone
+    ).keys()
+    assert sdsurgery.inspect(alone).family in ("openclip-h", "openclip-g")
+    sdsurgery.replace(a, {component: alone}, out=out)
+    assert raw(out) == baked(raw(a), raw(b), place)
+
+
+def test_a_clip_g_file_of_comfyui_is_a_donor(tmp_path: Path) -> None:
+    """transformers' names with ``logit_scale`` beside them, which the family may lack, or without it."""
+    a, b, out = tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "o.safetensors"
+    for seed, path in enumerate((a, b)):
+        write_checkpoint(path, "sdxl-base", size="tiny", seed=seed)
+    place = "conditioner.embedders.1."
+    given = as_diffusers(b, "sdxl-base", "text_encoder_2")
+    scale = raw(b)[place + "model.logit_scale"]
+    for donor, own in ((given | {"logit_scale": scale}, b), (given, a)):
+        path = write_raw(tmp_path / "ClipG.safetensors", donor)
+        done(sds("replace", a, "--component", "text_encoder_2", "--with", path, "-o", out, "--force"))
+        wanted = baked(raw(a), raw(b), place)
+        assert raw(out) == {**wanted, place + "model.logit_scale": raw(own)[place + "model.logit_scale"]}
 
 
 def test_a_donor_with_the_transposed_projection_of_old_converters(models: Path, tmp_path: Path) -> None:
@@ -205,3 +237,31 @@ def test_a_donor_is_cast_when_a_dtype_is_asked_for(models: Path, tmp_path: Path)
     out = tmp_path / "o.safetensors"
     sdsurgery.replace(models / "a.safetensors", {"vae": models / "b.safetensors"}, out=out, dtype="fp16")
     assert {value[0] for name, value in raw(out).items() if name.startswith(VAE)} == {"F16"}
+
+
+def test_tensors_are_taken_by_the_beginning_of_their_names_or_by_an_expression(models: Path, tmp_path: Path) -> None:
+    """A ControlNet inside a training checkpoint, say."""
+    model = raw(models / "a.safetensors")
+    net = {f"control_model.zero_convs.{n}.0.bias": ("F32", [1], f32(n)) for n in range(3)}
+    path, out = write_raw(tmp_path / "trained.safetensors", {**model, **net}), tmp_path / "o.safetensors"
+    bare = {name.removeprefix("control_model."): value for name, value in net.items()}
+    for words in (["--prefix", "control_model."], ["--keys", r"^control_model\."], ["--component", "controlnet"]):
+        done(sds("extract", path, *words, "-o", out, "--force"))
+        assert raw(out) == net
+    for words in (["--prefix", "control_model."], ["--component", "controlnet"]):
+        done(sds("extract", path, *words, "--strip-prefix", "-o", out, "--force"))
+        assert raw(out) == bare
+    done(sds("extract", path, "--keys", r"zero_convs\.[01]", "--strip-prefix", "-o", out, "--force"))
+    assert set(raw(out)) == {"0.0.bias", "1.0.bias"}
+    refused(sds("extract", path, "--prefix", "nothing.", "-o", out, "--force"), 3, "'nothing.'", "control_model.")
+    refused(sds("extract", path, "--keys", "(", "-o", out, "--force"), 2, "regular expression")
+    refused(sds("extract", path, "--keys", "x", "--prefix", "y", "-o", out, "--force"), 2, "not allowed with")
+    refused(sds("extract", path, "-o", out, "--force"), 2, "--component")
+
+
+def test_components_are_known_by_other_words_and_letters(models: Path, tmp_path: Path) -> None:
+    for word, component in (("VAE", "vae"), ("clip", "text_encoder"), ("UNet", "unet")):
+        a, b = tmp_path / f"{word}.safetensors", tmp_path / f"{component}-b.safetensors"
+        done(sds("extract", models / "a.safetensors", "--component", word, "-o", a))
+        done(sds("extract", models / "a.safetensors", "--component", component, "-o", b))
+        assert raw(a) == raw(b)

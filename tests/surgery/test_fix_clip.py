@@ -99,7 +99,16 @@ def test_a_text_encoder_without_its_prefix(prefix: str, tensors: dict[str, Raw],
     assert read_raw(out)[0] == right
     for less in ({name: raw for name, raw in right.items() if name != key}, {**right, key: ("I64", [2], bytes(16))}):
         assert not [note for note in sdsurgery.inspect(write_raw(path, less)).notes if "position_ids" in note]
-        refused(sds("fix-clip", path, "--force", "-o", out), 3, "family unknown")
+        refused(sds("fix-clip", path, "--force", "-o", out), 3, "family clip-l")
+
+
+def test_ids_that_no_rule_places_are_kept(tensors: dict[str, Raw], tmp_path: Path) -> None:
+    """Another encoder's, say: only the two places where careless converters put them are known to be wrong."""
+    others = {"aesthetic.text_model.embeddings.position_ids": RIGHT, "vision.position_ids": ("I64", [1, 3], bytes(24))}
+    path = write_raw(tmp_path / "in.safetensors", {**tensors, **others})
+    assert not [note for note in sdsurgery.inspect(path).notes if "position_ids" in note]
+    done(sds("fix-clip", path, "-o", tmp_path / "out.safetensors"))
+    assert read_raw(tmp_path / "out.safetensors")[0] == {**tensors, **others}
 
 
 def test_an_unknown_family_is_refused(tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def test_inference_keeps_exactly_what_the_loader_fills(family: str, tmp_path: Pa
     write_raw(path, {**tensors, **more, V_PRED: ("F32", [0], b"")})
     report = sdsurgery.prune(path, preset="inference", out=out, sync=False)
     assert report.family == family
-    wanted = {row.key for row in get(family).tensors() if not computed(row.key)} | {V_PRED}
+    assert any(STRANGE in note for note in report.notes), "what nobody knows is kept, and said to be there"
+    wanted = {row.key for row in get(family).tensors() if not computed(row.key)} | {V_PRED, STRANGE}
     found = read_raw(out)[0]
     assert set(found) == wanted
     assert sdsurgery.inspect(out).family == family
@@ -93,7 +94,47 @@ def test_inference_understands_old_names(trained: Path, tmp_path: Path) -> None:
     old = {name.replace(".text_model.", "."): raw for name, raw in read_raw(trained)[0].items()}
     write_raw(path, {f"state_dict.{name}": raw for name, raw in old.items()})
     sdsurgery.prune(path, preset="inference", out=out, sync=False, fix_names=True)
-    assert set(read_raw(out)[0]) == {row.key for row in get("sd1").tensors() if not computed(row.key)} | {V_PRED}
+    wanted = {row.key for row in get("sd1").tensors() if not computed(row.key)}
+    assert set(read_raw(out)[0]) == wanted | {V_PRED, STRANGE}
+
+
+def test_inference_keeps_encoders_and_vae_under_the_names_of_forge_and_comfyui(tmp_path: Path) -> None:
+    """Clip-l and clip-g in transformers' names, the VAE under ``vae.``, and an encoder that is not the family's."""
+    write_checkpoint(tmp_path / "in.safetensors", "sdxl-base", size="tiny")
+    tensors, _ = read_raw(tmp_path / "in.safetensors")
+    places = (("conditioner.embedders.0.", "text_encoders.clip_l."), ("first_stage_model.", "vae."))
+    renamed = dict(tensors)
+    for old, new in places:
+        renamed = {new + name[len(old) :] if name.startswith(old) else name: raw for name, raw in renamed.items()}
+    foreign = {"text_encoders.t5xxl.transformer.shared.weight": ("F32", [2], f32(1, 2))}
+    path = write_raw(tmp_path / "forge.safetensors", {**renamed, **foreign, "callbacks.x": ("F32", [1], f32(1))})
+    sdsurgery.prune(path, preset="inference", out=tmp_path / "out.safetensors", sync=False)
+    found = set(read_raw(tmp_path / "out.safetensors")[0])
+    assert found == (set(renamed) | set(foreign)) - {"denoiser.sigmas"}
+    listed = sdsurgery.inspect(path).components
+    assert listed["text_encoder"].tensors == 197
+    assert listed["vae"].tensors == 248
+    sdsurgery.cast(path, fix_names=True, out=tmp_path / "own.safetensors", sync=False)
+    assert set(tensors) < set(read_raw(tmp_path / "own.safetensors")[0])
+
+
+def test_inference_of_a_model_that_lacks_tensors_is_refused_with_their_names(trained: Path, tmp_path: Path) -> None:
+    lost = ["model.diffusion_model.output_blocks.2.1.conv.weight", "first_stage_model.encoder.conv_in.bias"]
+    path = write_raw(tmp_path / "in.safetensors", {k: v for k, v in read_raw(trained)[0].items() if k not in lost})
+    out = tmp_path / "out.safetensors"
+    refused(sds("prune", path, "--preset", "inference", "-o", out), 3, *lost, "685 of 686", "--preset no-ema")
+    done(sds("prune", path, "--preset", "no-ema", "-o", out))
+
+
+def test_inference_keeps_what_makes_another_kind_of_a_network(tmp_path: Path) -> None:
+    """A ControlNet's zero convolutions, the time layers of a video model, the guidance of an LCM."""
+    one = ("F16", [4], bytes(8))
+    unet = {"input_blocks.0.0.weight": ("F16", [320, 4, 3, 3], bytes(2 * 320 * 36)), "time_embed.0.weight": one}
+    for beside in ("zero_convs.0.0.weight", "input_blocks.1.0.time_stack.in_layers.0.weight"):
+        path, out = tmp_path / f"{beside}.safetensors", tmp_path / f"{beside}.out.safetensors"
+        write_raw(path, {**unet, beside: one})
+        done(sds("prune", path, "--preset", "inference", "-o", out))
+        assert set(read_raw(out)[0]) == {*unet, beside}
 
 
 def test_unknown_keys_are_kept_and_listed_unless_strict(trained: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sdsurgery
 from cli_support import Raw, done, f32, floats, read_raw, refused, sds, transposed, write_raw
@@ -77,7 +78,7 @@ def test_missing_ids_are_added_also_without_a_prefix(models: Path, tmp_path: Pat
 def test_a_separate_text_encoder_is_repaired_where_its_names_identify_it(models: Path, tmp_path: Path) -> None:
     encoder, out = tmp_path / "encoder.safetensors", tmp_path / "out.safetensors"
     sdsurgery.extract(models / "bad.safetensors", "text_encoder", out=encoder)
-    assert sdsurgery.inspect(encoder).family == "unknown"
+    assert sdsurgery.inspect(encoder).family == "clip-l"
     sdsurgery.fix_clip(encoder, out=out)
     assert read_raw(out)[0] == {**read_raw(encoder)[0], IDS: RIGHT}
 
@@ -180,11 +181,41 @@ def test_old_names_stay_unless_asked(models: Path, tmp_path: Path) -> None:
     assert read_raw(out)[0] == tensors
 
 
+def test_two_names_of_one_tensor_with_the_same_values_become_one(models: Path, tmp_path: Path) -> None:
+    """What inspect advises works: also for a text projection under both names, the second transposed."""
+    projection = "conditioner.embedders.1.model.text_projection"
+    for family, name in (("new", CLIP + "text_model.final_layer_norm.bias"), ("xl", projection)):
+        if family == "xl":
+            write_checkpoint(tmp_path / "xl.safetensors", "sdxl-base", size="tiny")
+        tensors = read_raw((models if family == "new" else tmp_path) / f"{family}.safetensors")[0]
+        dtype, shape, data = tensors[name]
+        second = name.replace("text_model.", "")
+        if family == "xl":
+            rows = np.frombuffer(data, "<f2").reshape(shape)
+            second, data = name + ".weight", rows.T.tobytes()
+        path = write_raw(tmp_path / "both.safetensors", {**tensors, second: (dtype, shape, data)})
+        assert any("fix_names=True" in note and second in note for note in sdsurgery.inspect(path).notes)
+        done(sds("cast", path, "--fix-names", "-o", tmp_path / f"{family}-out.safetensors"))
+        assert read_raw(tmp_path / f"{family}-out.safetensors")[0] == tensors
+
+
+def test_biases_of_three_dimensions_get_the_family_s_shape_and_merge_without_it(models: Path, tmp_path: Path) -> None:
+    tensors = read_raw(models / "new.safetensors")[0]
+    biases = [name for name in tensors if ".mid.attn_1." in name and name.endswith(".bias") and ".norm." not in name]
+    assert len(biases) == 8
+    bent = {name: (raw[0], [*raw[1], 1, 1] if name in biases else raw[1], raw[2]) for name, raw in tensors.items()}
+    path, out = write_raw(tmp_path / "bent.safetensors", bent), tmp_path / "out.safetensors"
+    assert any("shapes" in note and "8 in all" in note for note in sdsurgery.inspect(path).notes)
+    done(sds("cast", path, "--fix-names", "-o", out))
+    assert read_raw(out)[0] == tensors
+    done(sds("merge", "--method", "weighted-sum", models / "new.safetensors", path, "-o", out, "--force"))
+
+
 def test_two_names_of_one_tensor_are_refused(models: Path, tmp_path: Path) -> None:
     tensors = read_raw(models / "new.safetensors")[0]
     name = CLIP + "text_model.final_layer_norm.bias"
-    both = {**tensors, name.replace("text_model.", ""): tensors[name]}
-    path = write_raw(tmp_path / "both.safetensors", both)
+    other = (tensors[name][0], tensors[name][1], bytes(len(tensors[name][2])))
+    path = write_raw(tmp_path / "both.safetensors", {**tensors, name.replace("text_model.", ""): other})
     refused(sds("cast", path, "--fix-names", "-o", tmp_path / "o.safetensors"), 3, "two names of one tensor", name)
     assert not (tmp_path / "o.safetensors").exists()
 

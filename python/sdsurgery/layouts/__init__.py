@@ -7,6 +7,7 @@ the same families in diffusers' names, and the kinds of adapters that are made f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ __all__ = [
     "places_of_position_ids",
     "release",
     "text_encoders",
+    "wrong_places_of_position_ids",
 ]
 
 
@@ -85,6 +87,13 @@ def places_of_position_ids() -> frozenset[str]:
     """
     parts = [part for layout in REGISTRY for part in layout.parts if part.prefix and part.position_ids]
     return frozenset(f"{part.prefix}{part.position_ids}" for part in parts)
+
+
+@cache
+def wrong_places_of_position_ids() -> tuple[str, ...]:
+    """Beginnings of names under which careless converters put ``position_ids``: inside an OpenCLIP encoder."""
+    parts = (part for layout in REGISTRY for part in layout.parts if part.openclip and part.prefix)
+    return tuple(dict.fromkeys(f"{part.prefix}model.transformer.text_model." for part in parts))
 
 
 def keys_table(name: str, *, ema: bool = False) -> Iterator[str]:

@@ -6,7 +6,7 @@ sd-mecha's model configurations, huggingface/diffusers ``loaders/single_file_uti
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -14,14 +14,16 @@ from ..errors import printable
 from . import names
 
 if TYPE_CHECKING:
-    from .base import Layout
+    from .base import Layout, Part
+    from .diffusers import MapRow
 
 _CLIP_PLACES = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
 CLIP_HEADS = ("embeddings.", "encoder.", "final_layer_norm.")
 _BARE_UNET = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
 _BARE_EMA = tuple(stem.rstrip(".") for stem in _BARE_UNET)
 _VAE_HEADS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-_VAE_PLACES = (*_VAE_HEADS, names.VAE)
+_SIDE_VAE = "vae."
+_VAE_PLACES = (*_VAE_HEADS, names.VAE, _SIDE_VAE)
 _DIFFUSERS_UNET = (
     "down_blocks.",
     "up_blocks.",
@@ -59,9 +61,60 @@ def canonical(key: str, layout: Layout) -> str:
     if key.startswith(names.EMA):
         bare = key[len(names.EMA) :]
         return f"{names.EMA}diffusion_model{bare}" if bare.startswith(_BARE_EMA) and layout.has_ema else key
-    if key.startswith(_VAE_PLACES) and not key.startswith("encoder.layers."):  # that is CLIP's
-        return _vae(key, layout)
-    return _unet(key, layout)
+    if key.startswith(_VAE_PLACES):
+        return _vae(key, layout) if names.component(key) == "vae" else key
+    side = _side_by_side(key, layout)
+    return _unet(key, layout) if side is None else side
+
+
+def _side_by_side(key: str, layout: Layout) -> str | None:
+    """The family's name of a text encoder's tensor that stands in another place, or in transformers' names where the
+    family has OpenCLIP's; None for any other key. Parts of OpenCLIP's attention have no name of their own there."""
+    place = _encoder_place(key, layout)
+    if place is None:
+        return None
+    part, inner = place
+    if part.position_ids is not None:  # in transformers' names itself
+        return part.prefix + (f"text_model.{inner}" if inner.startswith(CLIP_HEADS) else inner)
+    if inner.startswith("text_projection"):
+        return f"{part.prefix}model.{inner}"
+    row = _encoder_rows(layout, part.component).get(inner)
+    return row.ldm_key if row is not None and row.transform == "none" else key
+
+
+def joined(key: str, layout: Layout) -> tuple[str, int] | None:
+    """(name, third) of the family's tensor of which a file's ``key`` is a third of the rows: q, k or v of OpenCLIP's
+    attention, which transformers keeps apart. None for any other key."""
+    place = _encoder_place(names.unwrap(key), layout)
+    row = None if place is None else _encoder_rows(layout, place[0].component).get(place[1])
+    if row is None or not row.transform.startswith("split_qkv:"):
+        return None
+    return row.ldm_key, int(row.transform[-1])
+
+
+def _encoder_place(key: str, layout: Layout) -> tuple[Part, str] | None:
+    """A text encoder of the family, and the name below it, for a key in one of the other places that encoders have."""
+    head, _, rest = key.partition(".")
+    if head in ("text_encoders", "cond_stage_model"):
+        encoder, _, rest = rest.partition(".")
+        component = names.SIDE_BY_SIDE.get(encoder)
+        if component is not None:
+            part = next((part for part in layout.parts if part.component == component), None)
+            return None if part is None else (part, rest.removeprefix("transformer."))
+    for part in layout.parts:
+        if part.component.startswith("text_encoder") and part.prefix and part.position_ids is None:
+            for place in (f"{part.prefix}transformer.", f"{part.prefix}model.transformer."):
+                if key.startswith((f"{place}text_model.", f"{place}text_projection.")):
+                    return part, key[len(place) :]
+    return None
+
+
+@cache
+def _encoder_rows(layout: Layout, component: str) -> dict[str, MapRow]:
+    """Diffusers key to the row of the map, for one text encoder of the family."""
+    from .diffusers import mapping
+
+    return {row.key: row for row in mapping(layout) if row.key and row.component == component}
 
 
 def _unet(key: str, layout: Layout) -> str:
@@ -86,7 +139,7 @@ def _clip(key: str) -> str:
 
 def _vae(key: str, layout: Layout) -> str:
     """A VAE name in the place that the layout has for it; a layout without a VAE keeps the place it was found in."""
-    bare = key.removeprefix(names.VAE)
+    bare = key.removeprefix(names.VAE).removeprefix(_SIDE_VAE)
     places = {part.prefix for part in layout.parts if part.component == "vae"}
     place = places.pop() if places else key[: len(key) - len(bare)]
     if ".mid_block." in bare or "_blocks." in bare or "conv_norm_out" in bare:
@@ -128,18 +181,27 @@ def transposed(key: str) -> str | None:
     return key.removesuffix(".weight") if needs_transpose(key) else None
 
 
-def remarks(keys: Iterable[str], layout: Layout) -> tuple[str, ...]:
+def remarks(keys: Collection[str], layout: Layout) -> tuple[str, ...]:
     """What is unusual about a file's names, one line each with a count and an example; nothing when all is in order."""
-    renamed, flipped = [], []
+    renamed: list[str] = []
+    flipped: list[str] = []
+    twice: list[str] = []
+    apart: list[str] = []
     for key in keys:
-        if needs_transpose(key):
-            flipped.append(key)
-        elif canonical(key, layout) != key:
-            renamed.append(f"{key} for {canonical(key, layout)}")
+        modern = canonical(key, layout)
+        if joined(key, layout) is not None:
+            apart.append(key)
+        elif needs_transpose(modern):
+            (twice if transposed(modern) in keys else flipped).append(key)
+        elif modern != key:
+            (twice if modern in keys else renamed).append(f"{key} for {modern}")
     found = (
         (renamed, "tensors have an old or foreign name (fix_names=True repairs it)"),
         (flipped, "text projections hold the transposed matrix, as their name says (fix_names=True repairs it)"),
-    )
+        (apart, "tensors hold q, k and v of OpenCLIP's attention apart (fix_names=True joins them)"),
+        (twice, "tensors are there under two names (fix_names=True keeps one if both hold the same, else drop one: "
+                "prune(drop_keys=…))"),
+    )  # fmt: skip
     return tuple(
         f"{len(hits)} {text}: {printable(hits[0])}{', …' if len(hits) > 1 else ''}" for hits, text in found if hits
     )

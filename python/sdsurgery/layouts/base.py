@@ -42,6 +42,11 @@ class Part(NamedTuple):
     evidence: tuple[str, ...] = ()
     position_ids: str | None = None
 
+    @property
+    def openclip(self) -> bool:
+        """Whether it is an encoder in open_clip's names, which stand under ``model.`` in a checkpoint."""
+        return "model.ln_final.weight" in self.evidence
+
 
 EPSILON, V_PREDICTION = "epsilon", "v-prediction"
 
@@ -176,6 +181,7 @@ class Layout:
     other_places: tuple[tuple[str, str], ...] = ()  # (prefix in some files, the family's own)
     diffusers: Diffusers | None = None  # None: no form of it in diffusers' names
     adapters: Adapters | None = None  # of a base model
+    alone: str = ""  # the component that such a file holds, and nothing else
     original: Layout | None = None  # of a family in diffusers' names: the one that it is made from
     blocks: tuple[str, ...] = field(init=False)
     _known_blocks: frozenset[str | None] = field(init=False, repr=False)
@@ -235,7 +241,8 @@ class Layout:
     def component(self, key: str) -> str:
         """Component of a tensor name, listed or not.
 
-        One of ``unet vae text_encoder text_encoder_2 ema buffers depth image_encoder marker optimizer other``.
+        One of ``unet vae text_encoder text_encoder_2 text_encoder_3 ema buffers depth image_encoder controlnet marker
+        optimizer training other``, or that of the family's network.
         """
         return self.traits(key).component
 
@@ -270,8 +277,8 @@ class Layout:
     def optional(self, key: str) -> bool:
         """Whether a valid file of the family may lack ``key`` (true of any key that the family doesn't list)."""
         key = names.unwrap(key)
-        component = _component(self, key)
-        if component in ("buffers", "ema", "marker", "optimizer", "other"):
+        component = self.component(key)
+        if component in ("buffers", "ema", "marker", "optimizer", "training", "other"):
             return True
         return names.is_position_ids(key) or key.startswith(self.optional_prefixes)
 
@@ -335,7 +342,7 @@ def _block(layout: Layout, key: str, component: str, weight: bool, scale: bool) 
     if layout.network is not None and component == layout.network.component:
         block = layout.network.block(key.removeprefix(names.UNET))
         return block if block in layout._known_blocks and (weight or not scale) else None
-    if component in ("text_encoder", "text_encoder_2", "other"):
+    if component in ("text_encoder", "text_encoder_2", "text_encoder_3", "training", "other"):
         return "BASE" if weight else None
     if component == "vae":
         return "VAE"
@@ -347,9 +354,12 @@ def _block(layout: Layout, key: str, component: str, weight: bool, scale: bool) 
 REGISTRY: list[Layout] = []
 
 
-def register(layout: Layout) -> Layout:
-    """Add a family. Families are asked in the order of registration; the first that recognises a file wins."""
-    REGISTRY.append(layout)
+def register(layout: Layout, *, first: bool = False) -> Layout:
+    """Add a family. Families are asked in the order of registration; the first that recognises a file wins.
+
+    ``first``: before all others, for what has a known network and something beside it that makes it another kind.
+    """
+    REGISTRY.insert(0 if first else len(REGISTRY), layout)
     return layout
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,15 +17,7 @@ if TYPE_CHECKING:
     from ..checkpoint import TensorInfo
     from .adapters import Adapter
 
-_UNET_PREFIXES = (
-    names.UNET,
-    "",
-    "diffusion_model.",
-    "state_dict." + names.UNET,
-    "model." + names.UNET,
-    "module." + names.UNET,
-    "state_dict.state_dict." + names.UNET,
-)
+_UNET_PREFIXES = (names.UNET, "", "diffusion_model.", "state_dict." + names.UNET)
 # Present in every U-Net here, with another shape in every family: what a refusal can show of both sides.
 _EVIDENCE = "input_blocks.4.1." + CROSS_ATTENTION
 
@@ -53,6 +45,7 @@ class Probe:
 
     def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
         self.tensors = tensors
+        self._names = "\n".join(("", *tensors, ""))
         self.unet_prefix = self._find_unet()
         self._adapter: tuple[Adapter | None] | None = None
 
@@ -80,12 +73,51 @@ class Probe:
             self._adapter = (classify(self.tensors),)
         return self._adapter[0]
 
+    def find(self, *keys: str, prefixes: tuple[str, ...] = ("",)) -> Match | None:
+        """A match shown by the first of the tensors, all of which stand under one of the prefixes."""
+        for prefix in prefixes:
+            shape = self.shape(prefix + keys[0])
+            if shape is not None and all(prefix + key in self.tensors for key in keys):
+                return Match(prefix + keys[0], shape)
+        return None
+
+    def search(self, part: str) -> Iterator[str]:
+        """The names that hold ``part``, in which a line break stands for a name's beginning or end."""
+        at = -1
+        while (at := self._names.find(part, at + 1)) >= 0:
+            inside = at + part.startswith("\n")
+            key = self._names[self._names.rindex("\n", 0, inside) + 1 : self._names.index("\n", inside)]
+            if key in self.tensors:
+                yield key
+
+    def prefixes(self, tail: str) -> list[str]:
+        """What stands before ``tail``, in whole segments, in the names that end with it."""
+        found = (key[: -len(tail)] for key in self.search(f"{tail}\n"))
+        return [prefix for prefix in found if not prefix or prefix.endswith(".")]
+
+    @property
+    def wrapper(self) -> str:
+        """What stands before ``model.diffusion_model.``."""
+        prefix = self.unet_prefix or ""
+        return prefix[: prefix.index(names.UNET)] if names.UNET in prefix else ""
+
     def _find_unet(self) -> str | None:
-        anchors = {layout.anchor for layout in REGISTRY if layout.anchor}
+        anchors = tuple(dict.fromkeys(layout.anchor for layout in REGISTRY if layout.anchor))
         for prefix in _UNET_PREFIXES:
             if any(prefix + anchor in self.tensors for anchor in anchors):
                 return prefix
+        for anchor in anchors:
+            for prefix in self.prefixes(anchor):
+                if self._is_wrapped(prefix):
+                    return prefix
         return None
+
+    def _is_wrapped(self, prefix: str) -> bool:
+        """Whether a network's prefix is one of the usual ones in a wrapper: a known one, or what all names have."""
+        if names.unwrap(prefix + "out.") in {front + "out." for front in _UNET_PREFIXES}:
+            return True
+        front = prefix.removesuffix(names.UNET)
+        return bool(front) and front.endswith(".") and all(key.startswith(front) for key in self.tensors)
 
 
 def detect(tensors: Mapping[str, TensorInfo]) -> Detection:
@@ -132,7 +164,7 @@ def _encoders(probe: Probe) -> list[tuple[Encoder, str]]:
     return [
         (encoder, wrapper + encoder.key)
         for encoder in known_encoders()
-        for wrapper in ("", "state_dict.")
+        for wrapper in dict.fromkeys(("", "state_dict.", probe.wrapper))
         if probe.shape(wrapper + encoder.key) == (encoder.width,)
     ]
 
@@ -152,12 +184,22 @@ def _notes(layout: Layout, probe: Probe) -> tuple[str, ...]:
             notes.append(f"holds the text encoder {encoder.title}")
         elif network and encoder not in layout.encoders:
             notes.append(f"the text encoder ({encoder.title}, {key}) does not belong to {layout.title}")
+    for part, meaning in _BESIDE:
+        beside = next(probe.search(part), None)
+        if beside is not None and network:
+            notes.append(f"{meaning} ({printable(beside)})")
     for marker, meaning in _MARKER_NOTES:
         if marker in probe.tensors:
             notes.append(f"{meaning} (marker tensor {marker})")
     return tuple(notes)
 
 
+_BESIDE = (
+    ("\ncontrol_model.", "holds a ControlNet too"),
+    ("time_embedding.cond_proj.weight\n", "an LCM model: its U-Net takes the guidance as an input"),
+    ("time_embed.cond_proj.weight\n", "an LCM model: its U-Net takes the guidance as an input"),
+)
+"""Parts of names that say more of a model of a known family."""
 _MARKER_NOTES = (
     ("v_pred", "v-prediction model"),
     ("ztsnr", "zero-terminal-SNR noise schedule"),
@@ -180,8 +222,12 @@ def conflict(a: Detection, b: Detection, who: tuple[str, str] = ("A", "B")) -> s
 
 def _difference(a: Detection, b: Detection, who: tuple[str, str]) -> str:
     (key_a, in_a), (key_b, in_b) = ((printable(d.evidence_key), size_text(d.evidence_shape or ())) for d in (a, b))
-    if _relative(a) == _relative(b):
+    if _relative(a) == _relative(b) and in_a != in_b:
         return f"{key_a} is {in_a} in {who[0]} and {in_b} in {who[1]}"
+    for one, other, having, lacking in ((a, b, who[0], who[1]), (b, a, who[1], who[0])):
+        own = [key for key in one.layout.requires if key not in other.layout.requires]
+        if own:  # recognised by what the other cannot have
+            return f"{having} has {names.UNET}{own[0]}, {lacking} lacks it"
     return f"{who[0]} has {key_a} {in_a}, {who[1]} has {key_b} {in_b}"
 
 

@@ -63,14 +63,14 @@ _HEADS = {
     "model_ema": "ema",
     "depth_model": "depth",
     "embedder": "image_encoder",
+    "control_model": "controlnet",
     "low_scale_model": "buffers",
     "noise_augmentor": "buffers",
     "denoiser": "buffers",
     "diffusion_model": "unet",
     "quant_conv": "vae",
     "post_quant_conv": "vae",
-    "encoder": "vae",
-    "decoder": "vae",
+    "vae": "vae",  # Forge and ComfyUI
     "text_model": "text_encoder",
     "embeddings": "text_encoder",
     "final_layer_norm": "text_encoder",
@@ -81,6 +81,31 @@ _HEADS = {
     "text_encoder": "text_encoder",
     "text_encoder_2": "text_encoder_2",
 }
+# A bare VAE's halves, by what comes next in them, in original and diffusers names. Other models have an "encoder" too.
+_VAE_HALVES = ("encoder", "decoder")
+_VAE_INNER = frozenset(
+    (
+        "conv_in", "down", "mid", "up", "norm_out", "conv_out", "down_blocks", "mid_block", "up_blocks",
+        "conv_norm_out",
+    )
+)  # fmt: skip
+# Forge, ComfyUI and their like put the text encoders side by side under one of these, each under its own name.
+_TEXT_ENCODERS = ("text_encoders", "cond_stage_model", "conditioner")
+SIDE_BY_SIDE = {
+    "clip_l": "text_encoder",
+    "clip_h": "text_encoder",
+    "clip_g": "text_encoder_2",
+    "t5xxl": "text_encoder_3",
+    "t5base": "text_encoder_3",
+    "pile_t5xl": "text_encoder",
+    "umt5xxl": "text_encoder",
+    "gemma2_2b": "text_encoder",
+    "qwen25_7b": "text_encoder",
+    "llama": "text_encoder_2",
+}
+"""The name of a text encoder among others in one file, and its component."""
+# Leftovers of a trainer that a model never reads: textual inversion's copy of the text encoder, the VAE's losses.
+_TRAINER_HEADS = frozenset(("embedding_manager", "lpips", "discriminator"))
 # Adapters in kohya's names, where a whole module path is one segment.
 _ADAPTER_STEMS = (
     ("lora_unet_", "unet"),
@@ -104,23 +129,38 @@ _DIFFUSERS_UNET_HEADS = frozenset(
 )
 _UNDER_MODEL = (
     UNET, VAE, EMA, "cond_stage_model.", "conditioner.", "denoiser.", "depth_model.", "embedder.", "low_scale_model.",
-    "noise_augmentor.",
+    "noise_augmentor.", "control_model.", "text_encoders.", "vae.",
 )  # fmt: skip
+# What wrappers of training code put in front of every name: DeepSpeed, torch.nn.DataParallel, torch.compile, …
+_WRAPPERS = ("state_dict.", "module.", "_forward_module.", "_orig_mod.")
+# These are names of their own too, so what follows must be known.
+_MODELS = ("model.", "ema_model.", "net.", "student.")
+_COMPILED = "_orig_mod."
+_AT_ROOT = (*_UNDER_MODEL, *_WRAPPERS)
 _SCALED_FP8 = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant")
 _NO_WEIGHTS = ("position_ids", *_SCALED_FP8)
 
 
 def unwrap(key: str) -> str:
-    """``key`` without what nesting adds in front: ``state_dict.`` (also twice), ``module.``, a second ``model.``."""
-    if key.startswith(UNET):  # most of a checkpoint
-        return key
-    while key.startswith(("state_dict.", "module.")):
-        key = key.partition(".")[2]
-    if key.startswith("model."):
-        inner = key[6:]
-        if inner.startswith(_UNDER_MODEL) or inner in MARKERS or inner in SCHEDULE or inner in _TRAINER_BUFFERS:
-            return inner
+    """``key`` without what nesting and wrappers add: ``state_dict.`` (also twice), ``module.``, ``_forward_module.``,
+    ``_orig_mod.`` (also inside), a second ``model.``, ``ema_model.`` and ``net.`` around names that are known."""
+    if _COMPILED in key:
+        key = key.replace(_COMPILED, "")
+    while not key.startswith(UNET):  # as most of a checkpoint does
+        head = key[: key.find(".") + 1]
+        inner = key[len(head) :]
+        if head in _WRAPPERS or (head in _MODELS and _is_root(inner, head)):
+            key = inner
+        else:
+            break
     return key
+
+
+def _is_root(inner: str, wrapper: str) -> bool:
+    """Whether a name can stand at the root of a checkpoint, or is wrapped once more."""
+    if inner.startswith(_AT_ROOT) or inner in MARKERS or inner in SCHEDULE or inner in _TRAINER_BUFFERS:
+        return True
+    return wrapper != "model." and (in_unet(inner) or inner.startswith(_MODELS))
 
 
 def component(key: str, embedder_0: str = "text_encoder") -> str:
@@ -130,20 +170,29 @@ def component(key: str, embedder_0: str = "text_encoder") -> str:
     if key in MARKERS:
         return "marker"
     head, _, rest = key.partition(".")
+    if head in _TEXT_ENCODERS:
+        encoder = SIDE_BY_SIDE.get(rest.partition(".")[0])
+        if encoder is not None or head == "text_encoders":
+            return encoder or "text_encoder"
     if head == "conditioner":
         if rest.startswith("embedders.0."):
             return embedder_0
         return "text_encoder_2" if rest.startswith("embedders.1.") else "other"
     if head in _UNET_HEADS or head in _DIFFUSERS_UNET_HEADS:
         return "unet"
-    if head == "encoder" and rest.startswith("layers."):
-        return "text_encoder"
+    if head in _VAE_HALVES:
+        inner = rest.partition(".")[0]
+        if inner in _VAE_INNER:
+            return "vae"
+        return "text_encoder" if head == "encoder" and inner in ("layers", "block") else "other"  # CLIP's, T5's
     if head == "head" and rest.startswith("head."):
         return "depth"
     if head == "first_stage_model" and rest.startswith("loss."):
-        return "other"  # LPIPS and discriminator of the VAE's trainer
+        return "training"
     if head in SCHEDULE or head in _TRAINER_BUFFERS:
         return "buffers"
+    if head in _TRAINER_HEADS:
+        return "training"
     if head in _TRAINING:
         return "optimizer"
     found = _HEADS.get(head)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 from .. import engine
 from ..checkpoint import Checkpoint, TensorInfo
@@ -25,37 +25,50 @@ from .common import (
     single_piece,
     title_of,
 )
-from .matching import transposed, without_unit_tail
+from .matching import common_front, transposed, without_unit_tail
+from .prune import patterns
 from .report import Report
 
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "depth")
+"""Components that a checkpoint's family lists, so that another file's can be put in their place."""
+EXTRACTABLE = (*COMPONENTS, "text_encoder_3", "transformer", "controlnet", "ema")
 Path = str | os.PathLike[str]
 
 
 def extract(
-    path: Input, component: str, settings: Settings, *, out: Path | None = None, strip_prefix: bool = False
+    path: Input,
+    settings: Settings,
+    *,
+    component: str | None = None,
+    prefix: str | None = None,
+    keys: str | None = None,
+    out: Path | None = None,
+    strip_prefix: bool = False,
 ) -> Report:
     """``sdsurgery.extract``."""
-    _require_known(component)
+    chosen_by = {name: value for name, value in _asked(component, prefix, keys).items() if value is not None}
+    if len(chosen_by) != 1:
+        raise UsageError(
+            "extract needs one of component=…, prefix=… and keys=…", code="conflict" if chosen_by else "wrong_inputs"
+        )
+    if component is not None:
+        component = _require_known(component, EXTRACTABLE)
 
     def plan(checkpoint: Checkpoint, recipe: dict[str, Any], title: str) -> Outline:
         layout = detect(checkpoint.tensors).layout
-        chosen = {}
-        dropped = []
-        for name in checkpoint.tensors:
-            if layout.component(name) == component:
-                chosen[name] = _stripped(name, component, layout) if strip_prefix else name
-            else:
-                dropped.append(Dropped(0, name, "other components"))
-        checkpoint.require_usable(lambda name: layout.component(name) == component)
-        if not chosen:
-            have = dict.fromkeys(layout.component(name) for name in checkpoint.tensors)
-            raise InputRefused(
-                f"{printable(checkpoint.path)}: no tensors of component {component}; it has {', '.join(have)}",
-                code="missing_tensors",
-                path=checkpoint.path,
-            )
-        if len(set(chosen.values())) < len(chosen):
+        wanted = _chooser(component, prefix, keys, layout)
+        names_in = [name for name in checkpoint.tensors if wanted(name)]
+        dropped = [Dropped(0, name, "not asked for") for name in checkpoint.tensors if not wanted(name)]
+        checkpoint.require_usable(wanted)
+        if not names_in:
+            _refuse_nothing(checkpoint, layout, chosen_by)
+        chosen = {name: name for name in names_in}
+        if strip_prefix and component is not None:
+            chosen = {name: _stripped(name, component, layout) for name in names_in}
+        elif strip_prefix:
+            front = prefix or common_front(names_in)
+            chosen = {name: name[len(front) :] for name in names_in}
+        if len(set(chosen.values())) < len(chosen) or "" in chosen.values():
             raise InputRefused(f"{printable(checkpoint.path)}: two tensors would get one name without their prefixes")
         pieces = [single_piece(layout, settings, checkpoint.tensors[name], name=new) for name, new in chosen.items()]
         return planned(
@@ -63,8 +76,35 @@ def extract(
             settings=settings, layout=layout, notes=checkpoint.notes, dropped=dropped, frugal=True, keep_order=True,
         )  # fmt: skip
 
-    options = {"component": component, "strip_prefix": strip_prefix}
+    options = {**chosen_by, "strip_prefix": strip_prefix}
     return single_input("extract", path, out, settings, parameters=options, plan_of=plan, selective=True)
+
+
+def _asked(component: str | None, prefix: str | None, keys: str | None) -> dict[str, str | None]:
+    return {"component": component, "prefix": prefix, "keys": keys}
+
+
+def _chooser(component: str | None, prefix: str | None, keys: str | None, layout: Layout) -> Callable[[str], bool]:
+    """Whether a tensor of that name is asked for."""
+    if component is not None:
+        return lambda name: layout.component(name) == component
+    if prefix is not None:
+        return lambda name: name.startswith(prefix)
+    (pattern,) = patterns("keys=", keys)
+    return lambda name: pattern.search(name) is not None
+
+
+def _refuse_nothing(checkpoint: Checkpoint, layout: Layout, chosen_by: Mapping[str, str | None]) -> NoReturn:
+    ((how, what),) = chosen_by.items()
+    if how == "component":
+        have = dict.fromkeys(layout.component(name) for name in checkpoint.tensors)
+        text = f"no tensors of component {what}; it has {', '.join(have)}"
+    else:
+        fronts = dict.fromkeys(f"{name.partition('.')[0]}." for name in checkpoint.tensors if "." in name)
+        shown = ", ".join(printable(front) for front in list(fronts)[:12])
+        verb = "begins with" if how == "prefix" else "matches"
+        text = f"no tensor's name {verb} '{printable(what)}'; they begin with {shown}"
+    raise InputRefused(f"{printable(checkpoint.path)}: {text}", code="missing_tensors", path=checkpoint.path)
 
 
 def replace(
@@ -78,8 +118,7 @@ def replace(
     """``sdsurgery.replace``."""
     if not donors:
         raise UsageError("replace needs at least one component and its file", code="wrong_inputs")
-    for component in donors:
-        _require_known(component)
+    donors = {_require_known(component, COMPONENTS): donor for component, donor in donors.items()}
     if out is not None:
         engine.target_path(out, settings.overwrite or settings.dry_run)
     opened = open_all((path, *donors.values()), settings, selective=True)
@@ -96,21 +135,31 @@ def replace(
         close_all(opened)
 
 
-def _require_known(component: str) -> None:
-    if component in COMPONENTS:
-        return
+_SYNONYMS = {"clip": "text_encoder", "te": "text_encoder", "clip_l": "text_encoder", "clip_g": "text_encoder_2",
+             "controlnets": "controlnet", "u-net": "unet"}  # fmt: skip
+
+
+def _require_known(component: str, known: Sequence[str]) -> str:
+    """The component that a word means, in any letters' case. UsageError for another word."""
+    word = _SYNONYMS.get(component.lower(), component.lower())
+    if word in known:
+        return word
     from ..suggest import did_you_mean
 
-    hint = did_you_mean(component, COMPONENTS) or f"; known: {', '.join(COMPONENTS)}"
+    hint = did_you_mean(component, known) or f"; known: {', '.join(known)}"
     raise UsageError(f"component= cannot be '{printable(component)}'{hint}", code="bad_value")
 
 
 def _stripped(name: str, component: str, layout: Layout) -> str:
+    """The name in a file of the component alone; of an OpenCLIP encoder that is open_clip's own."""
     bare = names.unwrap(name)
     for part in layout.parts:
         if part.component == component and part.prefix and bare.startswith(part.prefix):
-            return bare[len(part.prefix) :]
-    return bare.removeprefix({"unet": names.UNET, "vae": names.VAE}.get(component, "\0"))
+            rest = bare[len(part.prefix) :]
+            return rest.removeprefix("model.") if part.openclip else rest
+    return bare.removeprefix(
+        {"unet": names.UNET, "vae": names.VAE, "controlnet": "control_model."}.get(component, "\0")
+    )
 
 
 def _plan_replace(
@@ -164,7 +213,9 @@ class _Swap:
                 path=base.path,
             )
         self.found = self._found()
-        self.absent = [n for n in self.wanted if n not in self.found and not names.is_position_ids(n)]
+        lacking = [n for n in self.wanted if n not in self.found and not names.is_position_ids(n)]
+        self.absent = [n for n in lacking if not layout.optional(n)]
+        self.spared = [n for n in lacking if layout.optional(n)]
         used = {info.name for infos in self.found.values() for info in infos}
         self.extra = [n for n in donor.tensors if n not in used and self._ours(n)]
 
@@ -183,6 +234,10 @@ class _Swap:
             for hits, text in ((self.absent, "tensors absent"), (self.extra, "extra"))
             if hits
         ]
+        kept = [
+            f"{where}: the checkpoint's own '{printable(name)}' stays, which such files may lack"
+            for name in self.spared
+        ]
         if odd and not allow_missing:
             raise InputRefused(
                 f"{where}: {'; '.join(odd)}; {len(self.wanted)} expected (allow_missing=True keeps the checkpoint's "
@@ -192,7 +247,7 @@ class _Swap:
                 path=self.donor.path,
                 details={"absent": self.absent, "extra": self.extra},
             )
-        return [f"{where}: {len(self.found)} tensors replaced", *(f"{where}: {text}" for text in odd)]
+        return [f"{where}: {len(self.found)} tensors replaced", *(f"{where}: {text}" for text in odd), *kept]
 
     def piece(self, name: str, shape: tuple[int, ...], settings: Settings, *, action: str = COPIED) -> Piece:
         """The donor's tensor under the checkpoint's name and in its shape (rows of several tensors are joined)."""
@@ -235,7 +290,8 @@ class _Swap:
 
     def _infos(self, key: str) -> list[TensorInfo]:
         """What the donor has for a tensor of the family: one, several whose rows are to be joined, or nothing."""
-        for name in (key, _stripped(key, self.component, self.layout)):
+        bare = _stripped(key, self.component, self.layout)
+        for name in (key, bare, f"model.{bare}"):
             if name in self.given:
                 return [self._take(name)]
         other = aliases.transposed(key)

@@ -7,49 +7,119 @@ transposed matrix. docs/layouts.md lists what is understood.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import NoReturn
+
 from ..checkpoint import Checkpoint, TensorInfo
+from ..engine import native_errors
 from ..errors import InputRefused, printable
 from ..layouts import Layout, aliases, detect
 from .matching import transposed, without_unit_tail
 
 
 def modernise(checkpoint: Checkpoint) -> None:
-    """Give the checkpoint's tensors their family's names, and 1×1 convolutions stored as matrices their 4-D shape.
+    """Give the checkpoint's tensors their family's names, and those that are stored in another form their shape.
 
-    Adds what was done to the notes. InputRefused when two tensors would get one name.
+    Adds what was done to the notes. InputRefused when two tensors would get one name and differ.
     """
     layout = detect(checkpoint.tensors).layout
-    listed = {tensor.key: tensor.shape for tensor in layout.tensors()} if layout.parts else {}
+    model = layout.original if layout.original is not None and layout.components & _ONE_FILE else layout
+    listed = {tensor.key: tensor.shape for tensor in model.tensors()} if model.parts else {}
     renamed: dict[str, TensorInfo] = {}
     former: dict[str, str] = {}
+    thirds: dict[str, dict[int, TensorInfo]] = {}
     for name, stored in checkpoint.tensors.items():
-        modern, info = aliases.canonical(name, layout), stored
+        part = aliases.joined(name, model)
+        if part is not None:
+            thirds.setdefault(part[0], {})[part[1]] = stored
+            former.setdefault(part[0], name)
+            renamed.setdefault(part[0], stored)  # keeps the place
+            continue
+        modern, info = aliases.canonical(name, model), stored
         if aliases.needs_transpose(modern):
             modern, info = modern.removesuffix(".weight"), transposed(stored)
         if modern in renamed:
-            raise InputRefused(
-                f"{printable(checkpoint.path)}: '{printable(former[modern])}' and '{printable(name)}' are two names of "
-                f"one tensor ('{printable(modern)}'); drop one of them (prune(drop_keys=…)) before fix_names=True",
-                code="extra_tensors",
-                tensor=name,
-                path=checkpoint.path,
-            )
+            if not _is_same(checkpoint, renamed[modern], info):
+                _refuse_twice(checkpoint, former[modern], name, modern)
+            checkpoint.notes.append(f"'{printable(name)}' holds what '{printable(modern)}' holds, and was left out")
+            continue
         former[modern] = name
         renamed[modern] = info._replace(name=modern, shape=_shape(info, listed.get(modern)))
-    _note(checkpoint, layout, renamed, former)
+    for modern, found in thirds.items():
+        renamed[modern] = _joined(checkpoint, modern, found)
+    _note(checkpoint, model, renamed, former, thirds)
     checkpoint.tensors = renamed
-    checkpoint.unusable = {aliases.canonical(name, layout): why for name, why in checkpoint.unusable.items()}
+    checkpoint.unusable = {aliases.canonical(name, model): why for name, why in checkpoint.unusable.items()}
+
+
+_ONE_FILE = frozenset(("unet", "vae"))
+"""Components whose files in diffusers' names are written under the original ones."""
+
+
+def _refuse_twice(checkpoint: Checkpoint, first: str, second: str, modern: str) -> NoReturn:
+    raise InputRefused(
+        f"{printable(checkpoint.path)}: '{printable(first)}' and '{printable(second)}' are two names of one tensor "
+        f"('{printable(modern)}'); drop one of them (prune(drop_keys=…)) before fix_names=True",
+        code="extra_tensors",
+        tensor=second,
+        path=checkpoint.path,
+    )
+
+
+def _is_same(checkpoint: Checkpoint, one: TensorInfo, other: TensorInfo) -> bool:
+    """Whether two tensors hold the same matrix, each read as its shape and strides say."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    with native_errors(InputRefused):
+        return one.offset == other.offset or checkpoint.read(one) == checkpoint.read(other)
+
+
+def _joined(checkpoint: Checkpoint, name: str, thirds: dict[int, TensorInfo]) -> TensorInfo:
+    """q, k and v of one attention as the matrix that the family has. InputRefused unless all three are there, alike."""
+    infos = [thirds[number] for number in sorted(thirds)]
+    if len(infos) != 3 or len({(info.dtype, info.shape) for info in infos}) != 1 or not infos[0].shape:
+        found = ", ".join(f"'{printable(info.name)}' {info.dtype.name} {list(info.shape)}" for info in infos)
+        raise InputRefused(
+            f"{printable(checkpoint.path)}: '{printable(name)}' needs q, k and v of one dtype and shape; found {found}",
+            code="missing_tensors" if len(infos) != 3 else "shape",
+            tensor=infos[0].name,
+            path=checkpoint.path,
+        )
+    if any(info.encoded is not None for info in infos):
+        raise InputRefused(
+            f"{printable(checkpoint.path)}: '{printable(name)}' would be joined of encoded q, k and v; cast the file "
+            "to fp16 first",
+            code="encoded",
+            tensor=infos[0].name,
+            path=checkpoint.path,
+        )
+    rows, *rest = infos[0].shape
+    return infos[0]._replace(
+        name=name, shape=(3 * rows, *rest), nbytes=sum(info.nbytes for info in infos), parts=tuple(infos)
+    )
 
 
 def _shape(info: TensorInfo, listed: tuple[int, ...] | None) -> tuple[int, ...]:
-    """``[o,i]`` as ``[o,i,1,1]`` where the family has that, and the other way round."""
-    if listed is None or info.strides is not None or len(listed) == len(info.shape):
+    """The family's shape where the file's differs from it by dimensions of 1 only: ``[o,i]`` for ``[o,i,1,1]``, and the
+    other way round, or ``[o,1,1]`` for ``[o]``."""
+    if listed is None or info.strides is not None or len(listed) == len(info.shape) or info.dtype.kind != "float":
         return info.shape
+    if len(listed) == 4 and len(without_unit_tail(info.shape)) == 2:  # whatever its size
+        return (*without_unit_tail(info.shape), 1, 1)
     given = without_unit_tail(info.shape)
-    return (*given, 1, 1) if len(listed) == 4 and len(given) == 2 else given
+    return given if len(given) == len(listed) else info.shape
 
 
-def _note(checkpoint: Checkpoint, layout: Layout, renamed: dict[str, TensorInfo], former: dict[str, str]) -> None:
+def _note(
+    checkpoint: Checkpoint,
+    layout: Layout,
+    renamed: dict[str, TensorInfo],
+    former: dict[str, str],
+    thirds: Collection[str],
+) -> None:
+    if thirds:
+        name = printable(next(iter(thirds)))
+        checkpoint.notes.append(f"{len(thirds)} tensors joined of q, k and v in three: {name}, …")
     changed = [(old, new) for new, old in former.items() if old != new]
     if changed:
         old, new = (printable(name) for name in changed[0])
@@ -58,8 +128,8 @@ def _note(checkpoint: Checkpoint, layout: Layout, renamed: dict[str, TensorInfo]
     before = checkpoint.tensors
     flipped = [name for name in renamed if aliases.transposed(name) == aliases.canonical(former[name], layout)]
     reshaped = [name for name, info in renamed.items() if info.shape != before[former[name]].shape]
-    reshaped = [name for name in reshaped if name not in flipped]
+    reshaped = [name for name in reshaped if name not in flipped and name not in thirds]
     if reshaped:
-        checkpoint.notes.append(f"{len(reshaped)} 1×1 convolutions got the shape that {layout.name} has: {reshaped[0]}")
+        checkpoint.notes.append(f"{len(reshaped)} tensors got the shape that {layout.name} has: {reshaped[0]}")
     for name in flipped:
         checkpoint.notes.append(f"'{printable(former[name])}' was the transposed matrix of '{printable(name)}'")

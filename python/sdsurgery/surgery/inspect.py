@@ -6,8 +6,10 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .. import encodings
 from ..checkpoint import open_checkpoint
 from ..layouts import aliases, detect
+from ..layouts.completeness import completeness
 from .ema import state as ema_state
 from .position_ids import remarks
 
@@ -43,6 +45,7 @@ class Inspection:
     metadata: dict[str, str]
     recipe: dict[str, Any] | None
     notes: list[str]
+    absent: list[str] = field(default_factory=list)  # of components of which the file has other tensors
 
     def __repr__(self) -> str:
         return f"<Inspection of {self.path}: {self.format}, family {self.family}, {self.total.tensors} tensors>"
@@ -69,6 +72,9 @@ def inspect(path: str | os.PathLike[str], **opening: Unpack[Reading]) -> Inspect
                 part.parameters += info.elements
                 part.bytes += info.nbytes
                 part.dtypes[info.dtype.name] = part.dtypes.get(info.dtype.name, 0) + 1
+        weights = checkpoint.borrowed()
+        encodings.decode(weights)
+        whole = completeness({name: info.shape for name, info in weights.tensors.items()}, layout)
         evidence = None
         if found.evidence_key is not None:
             evidence = f"{found.evidence_key} {list(found.evidence_shape or ())}"
@@ -87,7 +93,9 @@ def inspect(path: str | os.PathLike[str], **opening: Unpack[Reading]) -> Inspect
             notes=[
                 *checkpoint.notes,
                 *found.notes,
+                *(f"warning: {line}" for line in whole.lines()),
                 *aliases.remarks(checkpoint.tensors, layout),
                 *remarks(checkpoint, layout),
             ],
+            absent=list(whole.absent),
         )

@@ -8,11 +8,12 @@ by its columns. The output keeps A's names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import takewhile
 
 from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, printable
-from ..layouts import Layout, aliases
+from ..layouts import Layout, aliases, names
 
 
 def in_names_of(
@@ -36,6 +37,16 @@ def in_names_of(
     if renamed:
         name, known = next(iter(renamed.items()))
         notes.append(f"{len(renamed)} tensors found under other names ('{printable(name)}' for '{printable(known)}')")
+    left = [name for name in extra if name not in renamed]  # what no rule of the family explains
+    fronts = _fronts({name: first[name].shape for name in lacking.values()}, {name: other[name].shape for name in left})
+    if fronts is not None:
+        ours, theirs = fronts
+        wanted = set(lacking.values())
+        found = {name: ours + name[len(theirs) :] for name in left if name.startswith(theirs)}
+        found = {name: known for name, known in found.items() if known in wanted}
+        renamed |= found
+        lacking = {key: name for key, name in lacking.items() if name not in found.values()}
+        notes.append(f"{len(found)} names under '{printable(theirs)}' read as names under '{printable(ours)}'")
     flipped = {}
     for name in extra:
         known = lacking.get(aliases.transposed(aliases.canonical(name, layout)) or "")
@@ -45,6 +56,43 @@ def in_names_of(
     if renamed:
         other = {renamed.get(name, name): flipped.get(name, info) for name, info in other.items()}
     return other, notes
+
+
+_ROOTS = ("", names.UNET, "diffusion_model.", names.VAE)
+
+
+def _fronts(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> tuple[str, str] | None:
+    """What A's names begin with and what the other's begin with instead, where behind it they are the same: any
+    constant prefix or infix. None when fewer than half of the smaller set would fit in name and shape."""
+    if not ours or not theirs:
+        return None
+    best, found = min(len(ours), len(theirs)) // 2, None
+    for front in _beginnings(ours):
+        for other in _beginnings(theirs):
+            if front != other:
+                fit = sum(
+                    shape == ours.get(front + name[len(other) :])
+                    for name, shape in theirs.items()
+                    if name.startswith(other)
+                )
+                if fit > best:
+                    best, found = fit, (front, other)
+    return found
+
+
+def common_front(given: Collection[str]) -> str:
+    """The whole segments with which all of the names begin."""
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(min(given), max(given), strict=False))
+    common = "".join(letter for letter, _ in same)
+    return common[: common.rfind(".") + 1]
+
+
+def _beginnings(given: Collection[str]) -> list[str]:
+    """Whole segments with which all of the names begin, and the roots of components with which some do."""
+    common = common_front(given)
+    at = [number + 1 for number, letter in enumerate(common) if letter == "."]
+    roots = [root for root in _ROOTS if any(name.startswith(root) for name in given)]
+    return list(dict.fromkeys([*roots, *(common[:end] for end in at[:8])]))
 
 
 def transposed(info: TensorInfo) -> TensorInfo:
@@ -89,5 +137,8 @@ def require_usable(
 
 
 def without_unit_tail(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """``shape`` with [o, i, 1, 1] as [o, i]: a 1×1 convolution and a linear layer hold the same matrix."""
-    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
+    """``shape`` with [o, i, 1, 1] as [o, i] and [o, 1, 1] as [o]: a 1×1 convolution and a linear layer hold the same
+    matrix, and careless converters gave the biases of the VAE's attention three dimensions."""
+    if len(shape) in (3, 4) and shape[-2:] == (1, 1):
+        return shape[:-2]
+    return shape

@@ -16,6 +16,7 @@ from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F16, DType
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, Traits, detect
+from ..layouts.names import UNET, in_unet
 from ..methods.registry import Method, get
 from ..outline import ADDED, KEPT, MERGED, Dropped, Outline, Piece, Region, Segment, copied, operand, require_computable
 from ..outline import rounded as rounded_piece
@@ -23,7 +24,7 @@ from ..program import identity
 from ..settings import Settings
 from .common import Input, close_all, merged_metadata, open_all, planned, run_all, title_of
 from .matching import in_names_of, require_usable, without_unit_tail
-from .preflight import letter, refuse_conflicts, refuse_strangers, remarks, who
+from .preflight import completenesses, letter, refuse_conflicts, refuse_strangers, remarks, who
 from .ratios import BlockWeights, Ratios, RuleSet
 from .report import Report
 from .sweep import variants
@@ -46,6 +47,7 @@ def merge(
     use_ema: str | Sequence[str] = (),
     blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
     rules: RuleSet | Mapping[str, RuleSet] | None = None,
+    renames: Sequence[str] = (),
 ) -> list[Report]:
     """``sdsurgery.merge`` and ``sdsurgery.sweep`` of files: one report, or one for each of several numbers.
     ``parameters`` are the method's, those of a sweep as lists."""
@@ -152,6 +154,10 @@ def plan_merge(
 
     ``recipe`` is completed with the block weights and rules as they were understood.
     """
+    if add_missing and _is_bare(checkpoints):
+        from .fix_names import modernise
+
+        modernise(checkpoints[0])  # what is added stands beside it under the names of a whole checkpoint
     detections = [detect(checkpoint.tensors) for checkpoint in checkpoints]
     refuse_conflicts(checkpoints, detections)
     layout = next((found.layout for found in detections if found.layout.name != "unknown"), detections[0].layout)
@@ -175,6 +181,7 @@ def plan_merge(
     decide = _Decisions(layout, checkpoints, tensors, ratios, settings)
     pieces, dropped, missing = decide.all(add_missing)
     refuse_strangers(checkpoints, sum(piece.action == MERGED for piece in pieces), missing, settings.overwrite)
+    notes += completenesses(checkpoints, detections, add_missing=add_missing)
     notes += [*decide.notes, *ratios.notes(), *remarks(checkpoints, detections, missing, fix_clip=settings.fix_clip)]
     weights = params.get("weights")
     if weights and abs(sum(weights) - 1) > 1e-6:
@@ -184,6 +191,12 @@ def plan_merge(
         "merge", checkpoints, pieces, metadata, settings=settings, layout=layout, notes=notes, dropped=dropped,
         missing=tuple(missing),
     )  # fmt: skip
+
+
+def _is_bare(checkpoints: Sequence[Checkpoint]) -> bool:
+    """Whether A is a U-Net in a file of its own, in names without a prefix, and another input a whole checkpoint."""
+    first, *others = (any(name.startswith(UNET) for name in checkpoint.tensors) for checkpoint in checkpoints)
+    return not first and any(others) and any(in_unet(name) for name in checkpoints[0].tensors)
 
 
 def _letters(given: str | Sequence[str], count: int) -> list[int]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import I64, DType
 from ..errors import InputRefused, printable
-from ..layouts import Layout, aliases, names, places_of_position_ids
+from ..layouts import Layout, aliases, names, places_of_position_ids, wrong_places_of_position_ids
 from ..outline import ADDED, Dropped, Piece, Region, whole
 
 TOKENS = 77
@@ -122,7 +122,7 @@ def _findings(held: Mapping[str, _Stored], layout: Layout) -> list[Finding]:
         if name in places:
             text = _difference(stored)
             found.append(Finding(name, "wrong" if text else "right", text))
-        elif layout.parts:
+        elif name.startswith(wrong_places_of_position_ids()):
             found.append(Finding(name, "misplaced", "does not belong in this family"))
     return found
 

@@ -13,6 +13,7 @@ from ..checkpoint import Checkpoint
 from ..errors import InputRefused, printable
 from ..layouts import UNKNOWN, Detection, Layout, conflict, known_encoders, names, release, text_encoders
 from ..layouts.base import EPSILON, V_PREDICTION, PredictionSign
+from ..layouts.completeness import completeness
 
 _STATED = {
     "epsilon": EPSILON,
@@ -94,13 +95,43 @@ def remarks(
         notes += _position_ids(checkpoints, signs)
     for source in range(1, len(checkpoints)):
         layout = detections[source].layout
-        absent = [name for lacking, name in missing if lacking == source and layout.parts and layout.optional(name)]
+        absent = [name for lacking, name in missing if lacking == source and layout.parts and _may_lack(layout, name)]
         if absent:
             notes.append(
                 f"{len(absent)} of the tensors missing in {who(source, checkpoints)} are ones that {layout.title} "
                 f"files may lack ('{printable(absent[0])}'{', …' if len(absent) > 1 else ''})"
             )
     return notes
+
+
+def _may_lack(layout: Layout, name: str) -> bool:
+    """Whether the tensor is the family's, and one that files of it may lack."""
+    return layout.component(name) not in ("other", "training", "optimizer") and layout.optional(name)
+
+
+def completenesses(
+    checkpoints: Sequence[Checkpoint], detections: Sequence[Detection], *, add_missing: bool
+) -> list[str]:
+    """What inputs lack of their families' tensors, and the components of which A has none and another input all."""
+    notes, lacking = [], []
+    for source, (checkpoint, found) in enumerate(zip(checkpoints, detections, strict=True)):
+        whole = completeness({name: info.shape for name, info in checkpoint.tensors.items()}, found.layout)
+        notes += [f"warning: {who(source, checkpoints)}: {line}" for line in whole.lines()]
+        lacking.append(set(whole.lacking) if whole.parts else None)
+    first = lacking[0]
+    for component in sorted(first or ()):
+        others = [source for source in range(1, len(checkpoints)) if lacking[source] is not None]
+        having = next((source for source in others if component not in (lacking[source] or ())), None)
+        if having is not None and not add_missing:
+            title = _COMPONENTS.get(component, component)
+            notes.append(
+                f"A has no {title}, and so has the output; that of {who(having, checkpoints)} is added by "
+                "add_missing=True"
+            )
+    return notes
+
+
+_COMPONENTS = {"unet": "U-Net", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 
 
 class _Signs(NamedTuple):

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import InputRefused, UsageError, printable
-from ..layouts import Detection, Layout, aliases, detect, names
+from ..layouts import UNKNOWN, Detection, Layout, aliases, detect, names
+from ..layouts.completeness import completeness
 from ..outline import Dropped, Outline, Piece
 from ..settings import Settings
 from .common import Input, planned, single_input, single_metadata, single_piece
@@ -20,11 +21,14 @@ PRESETS = {"full": (), "no-ema": ("ema",), "ema-only": ("ema",), "inference": ("
 """Preset -> components that it drops. Training leftovers go in every preset."""
 
 DROPPABLE = (
-    "ema", "optimizer", "buffers", "vae", "text_encoder", "text_encoder_2", "image_encoder", "depth", "other",
+    "ema", "optimizer", "training", "buffers", "vae", "text_encoder", "text_encoder_2", "text_encoder_3",
+    "image_encoder", "depth", "controlnet", "other",
 )  # fmt: skip
 
 
 _LEFTOVERS = "training leftovers"
+_UNREAD = ("training", "buffers")
+"""Components that no program reads from a model: what its trainer leaves, and noise schedules, which are computed."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def _rules(
         if name not in DROPPABLE:
             advice = "; extract(component=…) takes other parts out of a file" if name == "unet" else ""
             raise UsageError(f"drop= can't drop '{printable(name)}'{_known(name, DROPPABLE)}{advice}", code="bad_value")
-    keep, away = _patterns("keep_keys=", keep_keys), _patterns("drop_keys=", drop_keys)
+    keep, away = patterns("keep_keys=", keep_keys), patterns("drop_keys=", drop_keys)
     return _Rules(preset, frozenset((*drop, *PRESETS[preset])), keep, away, strict)
 
 
@@ -87,7 +91,8 @@ def _known(word: str, words: Sequence[str]) -> str:
     return did_you_mean(word, words) or f"; known: {', '.join(words)}"
 
 
-def _patterns(option: str, given: str | Sequence[str] | None) -> tuple[re.Pattern[str], ...]:
+def patterns(option: str, given: str | Sequence[str] | None) -> tuple[re.Pattern[str], ...]:
+    """Regular expressions. UsageError, with the option, for one that is none."""
     found = []
     for text in (given,) if isinstance(given, str) else given or ():
         try:
@@ -103,7 +108,13 @@ def _pruned(
     checkpoint: Checkpoint, found: Detection, settings: Settings, rules: _Rules
 ) -> tuple[list[Piece], list[Dropped], list[str]]:
     layout = found.layout
-    needed = _needed(checkpoint, layout) if rules.preset == "inference" else None
+    if rules.preset == "inference" and layout is UNKNOWN:
+        raise InputRefused(
+            f'{printable(checkpoint.path)}: preset="inference" needs a known family, found {layout.name}; '
+            "use drop= and drop_keys=",
+            code="family",
+            path=checkpoint.path,
+        )
     twins = {}
     if rules.preset == "ema-only":
         from .ema import twins as ema_twins
@@ -112,7 +123,7 @@ def _pruned(
     pieces, dropped, unknown, spared = [], [], [], []
     unreadable = set()
     for name in (*checkpoint.tensors, *checkpoint.unusable):
-        reason = _reason(name, layout, rules, needed)
+        reason = _reason(name, layout, rules)
         if reason is not None:
             identifying = name == found.evidence_key or layout.identifies(aliases.canonical(name, layout))
             if reason == _LEFTOVERS or not identifying:
@@ -123,10 +134,12 @@ def _pruned(
         if info is None:
             unreadable.add(name)
             continue
-        if layout.parts and layout.component(name) == "other":
+        if layout.component(name) == "other":
             unknown.append(name)
         pieces.append(single_piece(layout, settings, twins.get(name, info), name=name))
     checkpoint.require_usable(unreadable.__contains__)
+    if rules.preset == "inference":
+        _require_whole(checkpoint, layout, pieces)
     if not pieces:
         raise InputRefused(
             f"{printable(checkpoint.path)}: nothing would be left of its {len(checkpoint)} tensors",
@@ -149,7 +162,7 @@ def _notes(unknown: list[str], spared: list[str]) -> list[str]:
     return notes
 
 
-def _reason(name: str, layout: Layout, rules: _Rules, needed: set[str] | None) -> str | None:
+def _reason(name: str, layout: Layout, rules: _Rules) -> str | None:
     """Why a tensor goes; None when it stays."""
     component = layout.component(name)
     if component == "optimizer":
@@ -162,24 +175,26 @@ def _reason(name: str, layout: Layout, rules: _Rules, needed: set[str] | None) -
         return f"component {component}"
     if component == "other" and rules.strict and layout.parts:
         return "unknown component, and strict"
-    if needed is not None and name not in needed:
+    if rules.preset == "inference" and (component in _UNREAD or (layout.parts and _computed(name))):
         return "not needed for inference"
     return None
 
 
-def _needed(checkpoint: Checkpoint, layout: Layout) -> set[str]:
-    """The file's names that the family's loader fills; schedules and sigmas are computed by it and not read."""
-    if not layout.parts:
+def _require_whole(checkpoint: Checkpoint, layout: Layout, pieces: Sequence[Piece]) -> None:
+    """InputRefused when ``inference`` would leave a component that the family's loader cannot fill."""
+    found = completeness({piece.name: piece.shape for piece in pieces}, layout)
+    if found.incomplete:
         raise InputRefused(
-            f'{printable(checkpoint.path)}: preset="inference" needs a known family, found {layout.name}; '
-            "use drop= and drop_keys=",
-            code="family",
+            f"{printable(checkpoint.path)}: {found.text()}; no program loads such a model. "
+            'prune(preset="no-ema") prunes it all the same',
+            code="missing_tensors",
+            tensor=found.absent[0],
             path=checkpoint.path,
+            details={"absent": list(found.absent)},
         )
-    listed = {tensor.key for tensor in layout.tensors() if not _computed(tensor.key)}
-    held = (*checkpoint.tensors, *checkpoint.unusable)
-    return {name for name in held if aliases.canonical(name, layout) in listed or names.is_scale(name)}
 
 
-def _computed(key: str) -> bool:
+def _computed(name: str) -> bool:
+    """Whether the family's loader computes the tensor and does not read it: schedules and sigmas."""
+    key = names.unwrap(name)
     return key.rpartition(".")[2] in names.SCHEDULE or key.startswith("denoiser.")

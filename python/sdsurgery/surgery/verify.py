@@ -12,6 +12,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..dtypes import U8
 from ..errors import printable
 from ..layouts import detect
+from ..layouts.completeness import completeness
 from ..outline import COPIED, Outline, Piece, Region, operand, whole
 from ..plan import Check
 from ..program import identity
@@ -22,8 +23,8 @@ from .position_ids import remarks
 @dataclass(repr=False)
 class Verification:
     """What ``verify`` found. ``nonfinite`` counts NaN and Inf per tensor; ``differs`` lists stored hashes and CRC-32
-    that do not match (then the command's exit code is 4). ``crc32`` counts the storages whose CRC-32 was checked, None
-    where the format has none."""
+    that do not match, and what the file lacks of its family (then the command's exit code is 4). ``crc32`` counts the
+    storages whose CRC-32 was checked, None where the format has none."""
 
     path: str
     format: str
@@ -36,6 +37,7 @@ class Verification:
     autov1: str | None = None
     crc32: int | None = None
     differs: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)  # tensors that the file lacks of components of its family
     notes: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
@@ -69,6 +71,9 @@ def verify(path: str | os.PathLike[str], settings: Settings) -> Verification:
             nonfinite=placed.by_name(outcome.nonfinite),
             notes=[*checkpoint.notes, *remarks(checkpoint, layout)],
         )
+        whole = completeness({name: info.shape for name, info in checkpoint.tensors.items()}, layout)
+        result.absent = list(whole.absent)
+        result.differs += whole.lines()
         if checkpoint.records:
             result.crc32 = len(placed.plan.checks)
         for check in outcome.damaged:

@@ -6,6 +6,9 @@ released for diffusers only; here it is what 9-channel merges use, the base with
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 from .. import parts
 from ..base import EPSILON, Adapters, Diffusers, Encoder, Layout, Part, Release, register
 from ..detect import Match, Probe
@@ -46,11 +49,21 @@ def _big_g(embedder: int) -> Part:
     return parts.openclip("text_encoder_2", f"conditioner.embedders.{embedder}.", width=1280, layers=32)
 
 
-def _is_distilled(layout: Layout, probe: Probe) -> Match | None:
-    """SDXL's label width, without the full depth of its middle block."""
+def _depth(probe: Probe, block: str) -> int:
+    """Number of transformer blocks in one of the U-Net's."""
+    return next(n for n in range(99) if probe.unet(f"{block}.1.transformer_blocks.{n}.norm1.weight") is None)
+
+
+def _is_distilled(depths: Mapping[str, int] | None, layout: Layout, probe: Probe) -> Match | None:
+    """SDXL's label width, without the full depth of its middle block; ``depths`` of some blocks tell which one it is.
+
+    Depths: ComfyUI ``comfy/model_detection.py`` (SSD_1B, Segmind_Vega, KOALA_700M, KOALA_1B).
+    """
     key = "label_emb.0.0.weight"
     shape = probe.unet(key)
     if shape != (_BASE.embedding, _BASE.label) or probe.unet(_DEEPEST) is not None:
+        return None
+    if depths is not None and any(_depth(probe, block) != depth for block, depth in depths.items()):
         return None
     return probe.match(key)
 
@@ -112,12 +125,12 @@ REFINER = register(
     )
 )
 
-DISTILLED = register(
-    Layout(
-        "sdxl-distilled",
-        "distilled Stable Diffusion XL (SSD-1B, Vega, KOALA, …)",
-        None,
-        network=AnyUNet(),
-        sniff=_is_distilled,
-    )
+_DESCENDANTS: tuple[tuple[str, str, dict[str, int] | None], ...] = (
+    ("ssd-1b", "SSD-1B (from Stable Diffusion XL)", {"input_blocks.4": 2, "input_blocks.7": 4}),
+    ("vega", "Segmind Vega (from Stable Diffusion XL)", {"input_blocks.4": 1, "input_blocks.7": 2}),
+    ("koala-700m", "KOALA 700M (from Stable Diffusion XL)", {"input_blocks.3": 2, "input_blocks.5": 5}),
+    ("koala-1b", "KOALA 1B (from Stable Diffusion XL)", {"input_blocks.3": 2, "input_blocks.5": 6}),
+    ("sdxl-distilled", "distilled Stable Diffusion XL", None),
 )
+for _name, _title, _depths in _DESCENDANTS:
+    register(Layout(_name, _title, network=AnyUNet(), sniff=partial(_is_distilled, _depths)))

@@ -5,7 +5,7 @@ The VAEs of SD 1, SD 2 and SDXL have the same names and shapes: they cannot be d
 
 from __future__ import annotations
 
-from .. import names, parts
+from .. import parts
 from ..base import Diffusers, Layout, register
 from ..detect import Match, Probe
 
@@ -15,14 +15,23 @@ _FOURTH_LEVEL = ("encoder.down.3.block.0.norm1.weight", "decoder.up.3.block.0.no
 
 
 def _sniff(layout: Layout, probe: Probe) -> Match | None:
-    """A 4-channel decoder and no U-Net; a fourth resolution level makes it f8."""
+    """A 4-channel decoder and nothing of another component; a fourth resolution level makes it f8."""
     if probe.unet_prefix is not None:
         return None
-    for wrapper in ("", "state_dict."):
-        for prefix in (wrapper, wrapper + names.VAE):
-            if probe.shape(prefix + _ANCHOR) == _LATENT and probe.shape(prefix + "decoder.mid.block_1.norm1.weight"):
-                return _level(layout, probe, prefix)
+    for prefix in probe.prefixes(_ANCHOR):
+        fits = probe.shape(prefix + _ANCHOR) == _LATENT and probe.shape(prefix + "decoder.mid.block_1.norm1.weight")
+        if fits and _is_alone(probe, prefix):
+            return _level(layout, probe, prefix)
     return None
+
+
+def _is_alone(probe: Probe, prefix: str) -> bool:
+    """Whether the rest of the file is what a VAE's trainer leaves, or less than a tenth of it unknown."""
+    found = [_BARE.component(key.removeprefix(prefix)) for key in probe.tensors]
+    unknown = found.count("other")
+    return 10 * unknown < len(found) and set(found) <= {
+        "vae", "other", "training", "optimizer", "buffers", "ema", "marker",
+    }  # fmt: skip
 
 
 def _level(layout: Layout, probe: Probe, prefix: str) -> Match | None:
@@ -39,6 +48,8 @@ def _layout(name: str, title: str, levels: int) -> Layout:
     part = parts.autoencoder(prefix="", levels=levels)
     return register(Layout(name, title, None, (part,), vae_block=None, sniff=_sniff, diffusers=Diffusers()))
 
+
+_BARE = Layout("bare", "names without a prefix")
 
 F8 = _layout("vae-kl-f8", "VAE f8 (Stable Diffusion 1, 2, XL)", levels=4)
 F4 = _layout("vae-kl-f4", "VAE f4 (x4 upscaler)", levels=3)

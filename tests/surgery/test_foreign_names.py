@@ -1,0 +1,139 @@
+"""Inputs whose names differ by what stands in front or inside, or are those of diffusers, ComfyUI or a trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import sdsurgery
+from cli_support import Raw, done, f32, read_raw, refused, sds, write_raw
+from sdsurgery.layouts import get
+from sdsurgery.layouts.diffusers import mapping
+from sdsurgery.testing import write_checkpoint
+
+UNET = "model.diffusion_model."
+BLOCKS = ("input_blocks.1.0.norm.weight", "input_blocks.1.0.conv.weight", "output_blocks.1.0.conv.weight")
+
+
+def net(prefix: str, value: float, keys: tuple[str, ...] = BLOCKS) -> dict[str, Raw]:
+    return {prefix + key: ("F32", [2], f32(value, 2 * value)) for key in keys}
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "diffusion_model.", "module.", "model.module.", "_forward_module.", "_orig_mod." + UNET, "ema_model." + UNET,
+     UNET + "_orig_mod.", "_orig_mod.", "net.", "any.thing."],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "keys", [BLOCKS, ("double_blocks.0.img_attn.norm.key_norm.scale", "single_blocks.0.linear1.w")]
+)
+def test_a_constant_prefix_or_infix_is_seen_and_told_once(prefix: str, keys: tuple[str, ...], tmp_path: Path) -> None:
+    a = write_raw(tmp_path / "a.safetensors", net(UNET, 1, keys))
+    b = write_raw(tmp_path / "b.safetensors", net(prefix, 3, keys))
+    for first, second, name in ((a, b, UNET), (b, a, prefix)):
+        report = sdsurgery.merge("weighted-sum", [first, second], alpha=0.5, out=tmp_path / "o", overwrite=True)
+        assert read_raw(tmp_path / "o")[0] == net(name, 2, keys), "the output has A's names"
+        assert sum("names" in note and "under" in note for note in report.notes) == 1
+
+
+def test_compiled_blocks_inside_are_understood_too(tmp_path: Path) -> None:
+    inside = {key.replace("input_blocks.1.", "input_blocks.1._orig_mod."): raw for key, raw in net(UNET, 3).items()}
+    a, b = write_raw(tmp_path / "a", net(UNET, 1)), write_raw(tmp_path / "b", inside)
+    sdsurgery.merge("weighted-sum", [a, b], alpha=0.5, out=tmp_path / "o")
+    assert read_raw(tmp_path / "o")[0] == net(UNET, 2)
+
+
+def test_tensors_of_another_shape_are_no_reason_to_pair_names(tmp_path: Path) -> None:
+    a = write_raw(tmp_path / "a", net("one.", 1))
+    b = write_raw(tmp_path / "b", {key: ("F32", [1], f32(3)) for key in net("two.", 3)})
+    refused(sds("merge", "--method", "weighted-sum", a, b, "-o", tmp_path / "o"), 3, "little in common")
+
+
+def diffusers(tensors: dict[str, Raw], family: str, component: str) -> dict[str, Raw]:
+    found = {}
+    for row in mapping(get(family)):
+        if row.component == component and row.key and row.ldm_key in tensors:
+            dtype, shape, data = tensors[row.ldm_key]
+            found[row.key] = (dtype, shape[:2] if row.transform.startswith("squeeze") else shape, data)
+    return found
+
+
+def test_a_network_or_vae_alone_in_diffusers_names_gets_the_original_ones(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "a.safetensors", "sd1", size="tiny")
+    tensors = read_raw(tmp_path / "a.safetensors")[0]
+    for component, prefix, kept in (("unet", UNET, UNET), ("vae", "first_stage_model.", "")):
+        path = write_raw(tmp_path / "part.safetensors", diffusers(tensors, "sd1", component))
+        sdsurgery.cast(path, fix_names=True, out=tmp_path / "o.safetensors", overwrite=True)
+        own = {kept + name[len(prefix) :]: raw for name, raw in tensors.items() if name.startswith(prefix)}
+        assert read_raw(tmp_path / "o.safetensors")[0] == own
+
+
+def test_q_k_and_v_of_transformers_are_joined_to_openclip_s_matrix(tmp_path: Path) -> None:
+    """SDXL as ComfyUI and Forge name it, the second encoder in transformers' names: the same file comes out."""
+    write_checkpoint(tmp_path / "a.safetensors", "sdxl-base", size="tiny")
+    tensors = read_raw(tmp_path / "a.safetensors")[0]
+    place, forge = "conditioner.embedders.1.", "text_encoders.clip_g.transformer."
+    given = {name: raw for name, raw in tensors.items() if not name.startswith(place)}
+    for row in mapping(get("sdxl-base")):
+        if row.component == "text_encoder_2" and row.key and row.ldm_key in tensors and row.transform != "transpose":
+            dtype, shape, data = tensors[row.ldm_key]
+            if row.transform.startswith("split_qkv"):
+                at, size = int(row.transform[-1]), len(data) // 3
+                shape, data = [shape[0] // 3, *shape[1:]], data[at * size : (at + 1) * size]
+            given[forge + row.key] = (dtype, shape, data)
+    path, out = write_raw(tmp_path / "forge.safetensors", given), tmp_path / "o.safetensors"
+    lost = {place + "model.text_projection", place + "model.logit_scale"}
+    assert sdsurgery.inspect(path).absent == [place + "model.text_projection"]
+    sdsurgery.cast(path, fix_names=True, out=out)
+    assert read_raw(out)[0] == {name: raw for name, raw in tensors.items() if name not in lost}
+    sdsurgery.merge(
+        "weighted-sum", [tmp_path / "a.safetensors", path], alpha=1, fix_names=True, out=out, overwrite=True
+    )
+    assert read_raw(out)[0] == tensors, "joined operands are merged"
+    broken = {name: raw for name, raw in given.items() if "layers.3.self_attn.k_proj.weight" not in name}
+    line = refused(sds("cast", write_raw(path, broken), "--fix-names", "-o", out, "--force"), 3, "q, k and v")
+    assert "resblocks.3.attn.in_proj_weight" in line
+
+
+def test_an_inpainting_network_and_a_difference_make_one_sound_checkpoint(tmp_path: Path) -> None:
+    """The published SDXL inpainting U-Net is in diffusers' names: with what is added it gets the original ones."""
+    for name, family in (("wide", "sdxl-inpainting"), ("b", "sdxl-base"), ("c", "sdxl-base")):
+        write_checkpoint(tmp_path / f"{name}.safetensors", family, size="tiny", seed=ord(name[0]))
+    unet = diffusers(read_raw(tmp_path / "wide.safetensors")[0], "sdxl-inpainting", "unet")
+    a, out = write_raw(tmp_path / "a.safetensors", unet), tmp_path / "o.safetensors"
+    inputs = (a, tmp_path / "b.safetensors", tmp_path / "c.safetensors")
+    done(sds("merge", "--method", "add-diff", *inputs, "--add-missing", "-o", out))
+    found = sdsurgery.inspect(out)
+    assert found.family == "sdxl-inpainting"
+    assert found.absent == []
+    assert set(read_raw(out)[0]) == {row.key for row in get("sdxl-inpainting").tensors()}
+
+
+def test_a_decoder_of_the_maker_s_own_keeps_its_names(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "a.safetensors", "sd1", size="tiny")
+    own = {"decoder.0.weight": ("F32", [2], f32(1, 2)), "decoder.3.conv.bias": ("F32", [1], f32(1))}
+    path = write_raw(tmp_path / "in.safetensors", {**read_raw(tmp_path / "a.safetensors")[0], **own})
+    sdsurgery.cast(path, fix_names=True, out=tmp_path / "o.safetensors")
+    assert read_raw(tmp_path / "o.safetensors")[0] == read_raw(path)[0]
+    sdsurgery.extract(path, "vae", strip_prefix=True, out=tmp_path / "vae.safetensors")
+    assert not own.keys() & read_raw(tmp_path / "vae.safetensors")[0].keys()
+
+
+def test_a_merge_says_what_a_lacks_and_that_it_can_be_added(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "b.safetensors", "sd1", size="tiny")
+    tensors = read_raw(tmp_path / "b.safetensors")[0]
+    cut = {name: raw for name, raw in tensors.items() if not name.startswith("first_stage_model.")}
+    a, out = write_raw(tmp_path / "a.safetensors", cut), tmp_path / "o.safetensors"
+    words = ("merge", "--method", "weighted-sum", a, tmp_path / "b.safetensors", "-o", out, "--force")
+    assert "A has no VAE" in (said := done(sds(*words)).err)
+    assert "--add-missing" in said
+    assert "A has no VAE" not in done(sds(*words, "--add-missing")).err
+
+
+def test_leftovers_of_a_trainer_are_not_called_tensors_that_a_family_may_lack(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "b.safetensors", "sd1", size="tiny")
+    tensors = read_raw(tmp_path / "b.safetensors")[0]
+    more = {"embedding_manager.embedder.x.weight": ("F32", [1], f32(1)), "no.one.knows": ("F32", [1], f32(1))}
+    a = write_raw(tmp_path / "a.safetensors", {**tensors, **more})
+    report = sdsurgery.merge("weighted-sum", [a, tmp_path / "b.safetensors"], alpha=0.5, out=tmp_path / "o.safetensors")
+    assert not [note for note in report.notes if "may lack" in note]
