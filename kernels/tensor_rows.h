@@ -6,16 +6,17 @@
 // the numbers of the other rows.
 #pragma once
 
+#include <dlpack/dlpack.h>
+
 #include <algorithm>
 #include <map>
 #include <vector>
 
 #include "../csrc/bind_program.h"
-#include "dlpack.h"
 #include "launch.h"
 
 #ifndef SDS_DEVICE_TYPE  // tests/fake_cuda has another
-#define SDS_DEVICE_TYPE sds::dlpack::kCuda
+#define SDS_DEVICE_TYPE kDLCUDA
 #endif
 
 namespace sds {
@@ -28,10 +29,11 @@ class TensorRows {
                const pybind11::list& tensors, int width)
         : width_(static_cast<size_t>(width)) {
         if (width < 2 || tensors.size() % width_ != 0) throw Error(Code::invalid, "rows are an output and its inputs");
-        api_ = static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(exchange.ptr(), dlpack::kCapsule));
+        api_ = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(exchange.ptr(), "dlpack_exchange_api"));
         if (api_ == nullptr) throw pybind11::error_already_set();
-        const bool known = api_->major == dlpack::kMajor && api_->from_object != nullptr;
-        std::vector<dlpack::Tensor> row(width_);
+        const bool known =
+            api_->header.version.major == DLPACK_MAJOR_VERSION && api_->dltensor_from_py_object_no_sync != nullptr;
+        std::vector<DLTensor> row(width_);
         for (size_t number = 0; number < tensors.size() / width_; ++number) {
             bool readable = known;
             for (size_t k = 0; readable && k < width_; ++k) {
@@ -69,33 +71,33 @@ class TensorRows {
         std::vector<Row> rows;
     };
 
-    bool read(PyObject* item, const std::vector<pybind11::type>& types, dlpack::Tensor& to) const {
+    bool read(PyObject* item, const std::vector<pybind11::type>& types, DLTensor& to) const {
         const auto same = [item](const pybind11::type& type) {
             return type.ptr() == reinterpret_cast<PyObject*>(Py_TYPE(item));
         };
         if (std::none_of(types.begin(), types.end(), same)) return false;
-        if (api_->from_object(item, &to) == 0) return true;
+        if (api_->dltensor_from_py_object_no_sync(item, &to) == 0) return true;
         PyErr_Clear();
         return false;
     }
 
-    static int dtype_of(const dlpack::Tensor& tensor) {  // -1: none that the kernels know
-        if (tensor.lanes != 1) return -1;
-        const int kind = tensor.code << 8 | tensor.bits;
+    static int dtype_of(const DLTensor& tensor) {  // -1: none that the kernels know
+        if (tensor.dtype.lanes != 1) return -1;
+        const int kind = tensor.dtype.code << 8 | tensor.dtype.bits;
         switch (kind) {
-            case dlpack::kFloat << 8 | 64: return static_cast<int>(DType::f64);
-            case dlpack::kFloat << 8 | 32: return static_cast<int>(DType::f32);
-            case dlpack::kFloat << 8 | 16: return static_cast<int>(DType::f16);
-            case dlpack::kBfloat << 8 | 16: return static_cast<int>(DType::bf16);
-            case dlpack::kE4m3fn << 8 | 8: return static_cast<int>(DType::e4m3);
-            case dlpack::kE5m2 << 8 | 8: return static_cast<int>(DType::e5m2);
+            case kDLFloat << 8 | 64: return static_cast<int>(DType::f64);
+            case kDLFloat << 8 | 32: return static_cast<int>(DType::f32);
+            case kDLFloat << 8 | 16: return static_cast<int>(DType::f16);
+            case kDLBfloat << 8 | 16: return static_cast<int>(DType::bf16);
+            case kDLFloat8_e4m3fn << 8 | 8: return static_cast<int>(DType::e4m3);
+            case kDLFloat8_e5m2 << 8 | 8: return static_cast<int>(DType::e5m2);
             default: return -1;
         }
     }
 
-    static bool row_major(const dlpack::Tensor& tensor) {
+    static bool row_major(const DLTensor& tensor) {
         int64_t expected = 1;
-        for (int d = tensor.dimensions - 1; tensor.strides != nullptr && d >= 0; --d) {
+        for (int d = tensor.ndim - 1; tensor.strides != nullptr && d >= 0; --d) {
             if (tensor.shape[d] != 1 && tensor.strides[d] != expected) return false;
             expected *= tensor.shape[d];
         }
@@ -103,9 +105,9 @@ class TensorRows {
     }
 
     // Without gaps and overlaps, in whatever order: channels last, or transposed.
-    static bool dense(const dlpack::Tensor& tensor) {
+    static bool dense(const DLTensor& tensor) {
         std::vector<std::pair<int64_t, int64_t>> steps;  // stride, size
-        for (int d = 0; d < tensor.dimensions; ++d)
+        for (int d = 0; d < tensor.ndim; ++d)
             if (tensor.shape[d] != 1) steps.emplace_back(tensor.strides[d], tensor.shape[d]);
         std::sort(steps.begin(), steps.end());
         int64_t expected = 1;
@@ -116,29 +118,29 @@ class TensorRows {
         return true;
     }
 
-    static bool same_order(const std::vector<dlpack::Tensor>& row) {
+    static bool same_order(const std::vector<DLTensor>& row) {
         if (std::all_of(row.begin(), row.end(), row_major)) return true;
-        for (const dlpack::Tensor& tensor : row) {
+        for (const DLTensor& tensor : row) {
             if (tensor.strides == nullptr) return false;
-            for (int d = 0; d < tensor.dimensions; ++d)
+            for (int d = 0; d < tensor.ndim; ++d)
                 if (tensor.shape[d] != 1 && tensor.strides[d] != row[0].strides[d]) return false;
         }
         return dense(row[0]);
     }
 
-    bool take(const std::vector<dlpack::Tensor>& row) {
+    bool take(const std::vector<DLTensor>& row) {
         Taken found;
         found.count = 1;
-        const int dimensions = row[0].dimensions;
+        const int dimensions = row[0].ndim;
         for (int d = 0; d < dimensions; ++d) found.count *= static_cast<uint64_t>(row[0].shape[d]);
         // A tensor that is the negative of its memory (torch's view of a conjugate's imaginary part) does not show
         // here, and can be dense only when it is a single element.
         if (found.count == 1) return false;
-        for (const dlpack::Tensor& tensor : row) {
+        for (const DLTensor& tensor : row) {
             const int dtype = dtype_of(tensor);
-            if (dtype < 0 || tensor.device_type != SDS_DEVICE_TYPE) return false;
-            if (tensor.device != (device < 0 ? row[0].device : device)) return false;
-            if (tensor.dimensions != dimensions) return false;
+            if (dtype < 0 || tensor.device.device_type != SDS_DEVICE_TYPE) return false;
+            if (tensor.device.device_id != (device < 0 ? row[0].device.device_id : device)) return false;
+            if (tensor.ndim != dimensions) return false;
             if (!std::equal(tensor.shape, tensor.shape + dimensions, row[0].shape)) return false;
             const uint64_t address = reinterpret_cast<uint64_t>(tensor.data) + tensor.byte_offset;
             if (address % size_of(static_cast<DType>(dtype)) != 0) return false;
@@ -151,7 +153,7 @@ class TensorRows {
             const bool in_place = found.addresses[k] == found.addresses[0] && found.dtypes[k] == found.dtypes[0];
             if (!apart && !in_place) return false;
         }
-        device = row[0].device;
+        device = row[0].device.device_id;
         if (found.count != 0) taken_.push_back(std::move(found));
         return true;
     }
@@ -192,7 +194,7 @@ class TensorRows {
     }
 
     const size_t width_;
-    const dlpack::Exchange* api_ = nullptr;
+    const DLPackExchangeAPI* api_ = nullptr;
     std::vector<Taken> taken_;  // no longer changed once the batches point into it
     std::vector<Batch> batches_;
 };

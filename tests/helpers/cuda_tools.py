@@ -24,12 +24,18 @@ def fake_module() -> ModuleType:
     """The module ``_cuda`` with a fake device; the test is skipped where it cannot be compiled."""
     compiler = shutil.which("c++") or shutil.which("g++")
     import pybind11
+    import torch
 
     if compiler is None:
         pytest.skip("no C++ compiler")
     folder = Path(tempfile.mkdtemp(prefix="sds-fake-cuda-"))
     target = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    includes = [ROOT / "tests" / "helpers" / "fake_cuda", pybind11.get_include(), sysconfig.get_path("include")]
+    headers = folder / "include"
+    (headers / "dlpack").mkdir(parents=True)
+    # torch has the official header too, under another name.
+    (headers / "dlpack" / "dlpack.h").symlink_to(Path(torch.__file__).parent / "include" / "ATen" / "dlpack.h")
+    fake = ROOT / "tests" / "helpers" / "fake_cuda"
+    includes = [fake, headers, pybind11.get_include(), sysconfig.get_path("include")]
     if not (Path(includes[-1]) / "Python.h").exists():
         pytest.skip("no Python headers")
     command = [compiler, *FLAGS, '-DSDS_CUDA_ARCHITECTURES="fake"', *(f"-I{item}" for item in includes), "-x", "c++"]

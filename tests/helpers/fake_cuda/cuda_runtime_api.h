@@ -18,7 +18,7 @@
 #define __noinline__
 #define __launch_bounds__(n)
 #define CUDART_VERSION 13000
-#define SDS_DEVICE_TYPE sds::dlpack::kCpu  // of the tensors that are taken for tensors of a GPU
+#define SDS_DEVICE_TYPE kDLCPU  // of the tensors that are taken for tensors of a GPU
 
 struct alignas(8) uint2 {
     uint32_t x, y;
