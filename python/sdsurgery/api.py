@@ -416,7 +416,7 @@ def convert_all(
     its error is in its place of the list. UsageError when two files would get one name, or for an unknown format;
     Interrupted at once.
     """
-    from .engine import expanded
+    from .files import expanded
     from .surgery.convert import convert_all as work
 
     wanted = settings_of("convert_all", settings, ("out_dir", "to", "started"))

@@ -227,7 +227,7 @@ class Checkpoint:
         """The numbers of a small tensor; none when its dtype has no plain number (FP8, complex, …)."""
         import struct
 
-        from .engine import native_errors
+        from .files import native_errors
 
         code = "f" if info.dtype.name == "BF16" else _CODES.get(info.dtype.name)
         if code is None:
@@ -267,7 +267,7 @@ def open_checkpoint(
     The format is decided by content, not by the file's suffix.
     """
     from . import formats
-    from .engine import native_errors, open_source
+    from .files import native_errors, open_source
 
     if framework not in ("auto", "torch", "numpy"):
         raise UsageError(f"framework= cannot be '{printable(framework)}'; known: auto, torch, numpy", code="bad_value")
@@ -300,7 +300,7 @@ def open_checkpoint(
 def _open_files(contents: Contents) -> list[Source]:
     """The files with the tensor data where they are others than the one that was named. A temporary one is removed
     when the last user closes it."""
-    from .engine import open_source, open_temporary
+    from .files import open_source, open_temporary
 
     opened: list[Source] = []
     try:

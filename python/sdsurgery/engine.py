@@ -1,33 +1,18 @@
-"""Runs a Plan: opens sources, lets a backend stream the jobs into a Sink, hashes beside it, commits or aborts.
-
-Every native error becomes an error of ``errors.py`` here, with the tensor's name put back in.
-"""
+"""Runs a Plan: lets a backend stream the jobs into a Sink, hashes beside it, commits or aborts."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import _native, backends
 from .backends import Options, Reduced, RunHandle
-from .errors import (
-    CODES,
-    NONFINITE,
-    OVERFLOW,
-    DeviceFailed,
-    Failure,
-    InputRefused,
-    Interrupted,
-    RunFailed,
-    SdsError,
-    UsageError,
-    printable,
-)
+from .errors import DeviceFailed, Failure, InputRefused, Interrupted, SdsError, UsageError, printable
+from .files import native_errors, with_suppressed
 
 if TYPE_CHECKING:
     from ._native import Sink, Source
@@ -36,74 +21,6 @@ if TYPE_CHECKING:
 Raised = TypeVar("Raised", bound=Failure)
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 Structure = Callable[[Sequence[str | None], str | None, Sequence[int]], list[tuple[int, bytes]]]
-
-
-def open_source(path: str | os.PathLike[str]) -> Source:
-    """Open an input file (regular files only, never blocking). InputRefused with one line when that can't be."""
-    path = expanded(path)
-    if not _is_name(os.fsdecode(path)):
-        raise InputRefused(f"'{printable(os.fsdecode(path))}' is not a valid file name", code="not_found")
-    with native_errors(InputRefused):
-        return _native.Source(os.fsencode(path))
-
-
-def expanded(path: str | os.PathLike[str]) -> str:
-    """``~/x`` as the file in the home folder that a shell would make of it."""
-    text = os.fsdecode(path)
-    return os.path.expanduser(text) if text.startswith(("~/", "~" + os.sep)) else text
-
-
-def _is_name(text: str) -> bool:
-    try:
-        return bool(text) and b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
-
-
-def open_temporary(path: str) -> Source:
-    """Open a temporary file of this process: its name is removed at once where that can be, else at exit."""
-    import atexit
-
-    try:
-        return open_source(path)
-    finally:
-        try:
-            os.unlink(path)
-        except OSError:  # Windows keeps the name of an open file
-            atexit.register(with_suppressed, lambda: os.unlink(path))
-
-
-@contextmanager
-def native_errors(kind: type[SdsError] = RunFailed) -> Iterator[None]:
-    """Turn the native engine's errors into ours; ``kind`` is for errors that have no class of their own."""
-    try:
-        yield
-    except _native.Error as error:
-        raise _translated(error, kind) from None
-    except MemoryError:
-        raise RunFailed("out of memory", code="memory") from None
-
-
-def _translated(error: Any, kind: type[SdsError]) -> SdsError:
-    if error.code == "cancelled":
-        raise Interrupted("interrupted; nothing was written") from None
-    made = _of_code(error.code, printable(error, 400), kind)
-    made.job = error.job if error.job >= 0 else None
-    return made
-
-
-def _of_code(code: str, text: str, kind: type[SdsError]) -> SdsError:
-    if code == "nonfinite":
-        return InputRefused(NONFINITE, code=code)
-    if code == "overflow":
-        return RunFailed(OVERFLOW, code=code)
-    if code == "exists":
-        return UsageError(f"{text} (overwrite=True replaces it)", code=code)
-    if code == "invalid":
-        return UsageError(text)
-    if code == "damaged":
-        return RunFailed(f"{text}; nothing was written", code=code)
-    return kind(text, code=code if code in CODES else None)
 
 
 @dataclass
@@ -120,28 +37,6 @@ class Outcome:
     input_hashes: tuple[str | None, ...] = ()
     body_hash: str | None = None
     hash_seconds: float = 0.0  # waited for hashes after the last byte was written
-
-
-def target_path(out: str | os.PathLike[str], overwrite: bool) -> str:
-    """The real path of the output (a symlink is written through). UsageError when it exists and ``overwrite`` is off.
-
-    RunFailed for a relative path when the current folder has been removed.
-    """
-    text = expanded(out)
-    if not _is_name(text):
-        raise UsageError(f"'{printable(text)}' is not a valid file name", code="bad_output")
-    if text.endswith(("/", os.sep)):
-        raise UsageError(f"the output must be a file, not a folder: '{printable(text)}'", code="bad_output", path=text)
-    if os.path.exists(text) and not os.path.isfile(text):
-        raise UsageError(
-            f"the output must be a regular file, and '{printable(text)}' is not one", code="bad_output", path=text
-        )
-    if os.path.lexists(text) and not overwrite:
-        raise UsageError(f"{printable(text)} exists; overwrite=True replaces it", code="exists", path=text)
-    try:
-        return os.path.realpath(text)
-    except FileNotFoundError:
-        raise RunFailed(f"{printable(text)}: the current folder no longer exists", code="io", path=text) from None
 
 
 def preview(plan: Plan, sources: Sequence[Source], backend: str, options: Options) -> dict[str, Any]:
@@ -362,14 +257,6 @@ def _drive(run: RunHandle, plan: Plan, progress: Progress | None) -> None:
         progress(total, total)
 
 
-def with_suppressed(function: Callable[[], None]) -> None:
-    """Call a clean-up step whose own failure must not hide the error that led to it."""
-    import contextlib
-
-    with contextlib.suppress(Exception, Interrupted):
-        function()
-
-
 def _outcome(plan: Plan, run: RunHandle, chosen: backends.Backend, started: float, output: int = 0) -> Outcome:
     outcome = Outcome(how={"backend": chosen.name, **_described(chosen, run)})
     for job, nonfinite, overflow in run.tallies(output):
@@ -383,8 +270,3 @@ def _outcome(plan: Plan, run: RunHandle, chosen: backends.Backend, started: floa
     outcome.damaged = [plan.checks[index] for index in run.damaged()]
     outcome.seconds = time.monotonic() - started
     return outcome
-
-
-def free_bytes(folder: str) -> int:
-    """Bytes that an ordinary user can still write in a folder's file system."""
-    return _native.free_bytes(os.fsencode(folder))

@@ -9,8 +9,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from . import _native
-from .engine import native_errors, target_path
 from .errors import RunFailed, UsageError, printable
+from .files import native_errors, target_path
 from .layouts.kinds import KINDS
 
 if TYPE_CHECKING:

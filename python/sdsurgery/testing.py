@@ -14,6 +14,7 @@ from . import engine
 from .backends import Options
 from .dtypes import BY_OPTION, F32, I32, I64, DType
 from .errors import UsageError
+from .files import target_path
 from .formats import writer_for
 from .metadata import Metadata
 from .outline import FILLED, Outline, Piece, Region, whole
@@ -50,7 +51,7 @@ def write_checkpoint(
         raise UsageError(f"size must be full or tiny, not {size!r}")
     if dtype not in BY_OPTION:
         raise UsageError(f"dtype cannot be {dtype!r}; known: {', '.join(BY_OPTION)}")
-    target = engine.target_path(path, overwrite)
+    target = target_path(path, overwrite)
     pieces: list[Piece] = []
     literals: list[bytes] = []
     layout = get(family)

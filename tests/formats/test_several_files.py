@@ -13,7 +13,7 @@ import sdsurgery
 from cli_support import read_raw, write_raw
 from sdsurgery import formats
 from sdsurgery.checkpoint import Contents
-from sdsurgery.engine import open_source
+from sdsurgery.files import open_source
 from sdsurgery.formats import Format, safetensors
 from sdsurgery.testing import write_checkpoint
 

@@ -20,7 +20,7 @@ def array(checkpoint: Checkpoint, info: TensorInfo) -> Array:
     from ..backends import Options
     from ..backends.reference import ReferenceRun, widen
     from ..dtypes import F64
-    from ..engine import native_errors
+    from ..files import native_errors
 
     require_computable(info)
     view = None if info.strides is None else View(info.shape, info.strides)

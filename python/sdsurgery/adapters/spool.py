@@ -10,7 +10,7 @@ import numpy as np
 
 from ..checkpoint import Checkpoint, Contents, TensorInfo
 from ..dtypes import BY_NAME, F32, F64
-from ..engine import open_temporary
+from ..files import open_temporary
 
 
 class Spool:

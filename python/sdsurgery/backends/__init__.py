@@ -122,7 +122,7 @@ def sums_of(plan: Plan, sink: Sink) -> list[int]:
 
 def refuse_values(job: int, nonfinite: int, overflow: int, options: Options) -> None:
     """InputRefused or RunFailed where the options want no NaN, Inf or overflow; the same lines as the native engine's
-    (``engine.native_errors``)."""
+    (``files.native_errors``)."""
     if nonfinite and options.on_nonfinite == "error":
         raise of_job(job, InputRefused(NONFINITE, code="nonfinite"))
     if overflow and options.overflow == "error":

@@ -143,7 +143,7 @@ class _Request:
     def _here(self, inputs: Sequence[Any], out: Any) -> Any:
         from .. import _native
         from ..backends.cpu import OVERFLOW, code_of, native_program
-        from ..engine import native_errors
+        from ..files import native_errors
 
         arrays = [Array(item) for item in inputs]
         result = arrays[0].new(self.dtype or arrays[0].dtype) if out is None else Array(out, output=True)
@@ -247,7 +247,7 @@ class _Request:
 
         from .. import _native
         from ..backends.cpu import last_stage
-        from ..engine import native_errors
+        from ..files import native_errors
         from ..plan import Job, Operand
 
         first = inputs[0]

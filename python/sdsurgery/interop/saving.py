@@ -27,7 +27,7 @@ def save(
     name that the format lacks; RunFailed when it cannot be written.
     """
     from .. import _native
-    from ..engine import native_errors, target_path
+    from ..files import native_errors, target_path
     from ..formats import writer_for
 
     target = target_path(path, overwrite)

@@ -15,7 +15,7 @@ def numpy_view(checkpoint: Checkpoint, name: str) -> Any:
     """Read-only NumPy array over the mapped file. TypeError for a dtype NumPy lacks, UsageError once it is closed."""
     import numpy as np
 
-    from ..engine import native_errors
+    from ..files import native_errors
 
     info = checkpoint.info(name)
     if info.dtype.name not in NUMPY:
@@ -37,7 +37,7 @@ def torch_view(checkpoint: Checkpoint, name: str) -> Any:
     dtype that torch lacks, UsageError once the checkpoint is closed."""
     import torch
 
-    from ..engine import native_errors
+    from ..files import native_errors
 
     info = checkpoint.info(name)
     dtype = getattr(torch, TORCH.get(info.dtype.name, ""), None)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .. import engine
 from ..adapters.apply import Change, Effects, Strength, effects
 from ..adapters.apply import Checkpoint as Adapted
 from ..adapters.blocks import parse
@@ -18,6 +17,7 @@ from ..adapters.read import Adapter, open_adapter
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F16
 from ..errors import InputRefused, UsageError, printable
+from ..files import target_path
 from ..layouts import Layout, detect
 from ..outline import BAKED, Dropped, Outline, Piece, Region, Segment, operand, require_computable
 from ..plan import Module
@@ -67,7 +67,7 @@ def bake(
     if not loras:
         raise UsageError("bake needs at least one adapter (loras=[…])", code="wrong_inputs")
     if out is not None:
-        engine.target_path(out, settings.overwrite or settings.dry_run)
+        target_path(out, settings.overwrite or settings.dry_run)
     adapters: list[Adapter] = []
     checkpoint = open_input(path, settings)
     try:

@@ -11,6 +11,7 @@ from .. import encodings, engine
 from ..backends import Options
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import Failure, RunFailed, UsageError, printable
+from ..files import free_bytes, native_errors, open_source, target_path
 from ..formats import is_named, writer_for
 from ..layouts import kind_of
 from ..layouts.names import is_position_ids
@@ -102,7 +103,7 @@ def single_input(
     ``plan_of(checkpoint, recipe, title)`` makes the plan; ``selective`` as in ``open_input``.
     """
     if out is not None:
-        engine.target_path(out, settings.overwrite or settings.dry_run)
+        target_path(out, settings.overwrite or settings.dry_run)
     with open_input(given, settings, selective=selective) as checkpoint:
         recipe: dict[str, Any] = {
             "method": verb,
@@ -248,7 +249,7 @@ def run_all(
         return reports
     if any(out is None for out in outs):
         raise UsageError("no output given (out=FILE)", code="no_output")
-    targets = [engine.target_path(out, settings.overwrite) for out in outs if out is not None]
+    targets = [target_path(out, settings.overwrite) for out in outs if out is not None]
     plan = together([each.plan for each in placed]) if engine.writes_versions(settings.backend) else None
     if plan is not None:
         _write(plan, placed, targets, settings, reports)
@@ -271,7 +272,7 @@ def _preview(placed: PlacedOutline, out: str | os.PathLike[str] | None, settings
         raise RunFailed(f"{printable(folder)}: the output's folder does not exist", code="not_found")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise RunFailed(f"{printable(folder)}: no permission to create a file in this folder", code="permission")
-    report.how["free_bytes"] = engine.free_bytes(folder)
+    report.how["free_bytes"] = free_bytes(folder)
     report.tensors = [
         {
             "name": p.name,
@@ -316,8 +317,8 @@ def _write(
         if settings.hash == "full":
             from ..hashing import file_sha256
 
-            with engine.native_errors():
-                report.output_sha256 = file_sha256(engine.open_source(target))
+            with native_errors():
+                report.output_sha256 = file_sha256(open_source(target))
 
 
 def _structure(placed: PlacedOutline, inputs: int) -> engine.Structure:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NoReturn
 
-from .. import engine
 from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, UsageError, printable
+from ..files import target_path
 from ..layouts import Layout, aliases, detect, names, text_encoders
 from ..outline import ADDED, COPIED, Dropped, Outline, Piece, Segment, operand, require_computable
 from ..program import identity
@@ -120,7 +120,7 @@ def replace(
         raise UsageError("replace needs at least one component and its file", code="wrong_inputs")
     donors = {_require_known(component, COMPONENTS): donor for component, donor in donors.items()}
     if out is not None:
-        engine.target_path(out, settings.overwrite or settings.dry_run)
+        target_path(out, settings.overwrite or settings.dry_run)
     opened = open_all((path, *donors.values()), settings, selective=True)
     try:
         with_names = {name: os.path.basename(donor.path) for name, donor in zip(donors, opened[1:], strict=True)}

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
-from .. import engine
 from ..adapters import keys, names, writing
 from ..adapters.apply import Checkpoint as Known
 from ..adapters.arrays import Array, part_of
@@ -21,6 +20,7 @@ from ..adapters.spool import Spool
 from ..adapters.svd import Factors, Rank, clamped, factored
 from ..checkpoint import Checkpoint
 from ..errors import InputRefused, UsageError, printable
+from ..files import target_path
 from ..layouts import Layout, conflict, detect
 from ..layouts.lora_names import targets
 from ..metadata import Metadata
@@ -67,7 +67,7 @@ def extract_lora(
     """``sdsurgery.extract_lora``."""
     _check(wanted)
     if out is not None:
-        engine.target_path(out, settings.overwrite or settings.dry_run)
+        target_path(out, settings.overwrite or settings.dry_run)
     checkpoints = open_all((tuned, base), settings)
     spooled: list[Checkpoint] = []
     try:

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import engine
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F16, DType
 from ..errors import InputRefused, UsageError, printable
+from ..files import target_path
 from ..layouts import Layout, Traits, detect
 from ..layouts.names import UNET, in_unet
 from ..methods.registry import Method, get
@@ -106,7 +106,7 @@ def _written(
     """Merges of the same files, which differ in their numbers."""
     for out in outs:
         if out is not None:
-            engine.target_path(out, settings.overwrite or settings.dry_run)
+            target_path(out, settings.overwrite or settings.dry_run)
     checkpoints = open_all(wanted[0].inputs, settings, selective=True)
     try:
         outlines, recipes = [], []

@@ -11,6 +11,7 @@ from ..backends import Options
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..dtypes import U8
 from ..errors import printable
+from ..files import native_errors
 from ..layouts import detect
 from ..layouts.completeness import completeness
 from ..outline import COPIED, Outline, Piece, Region, operand, whole
@@ -122,7 +123,7 @@ def _hashes(checkpoint: Checkpoint, result: Verification) -> None:
     whole_file, body = hashlib.sha256(), hashlib.sha256()
     buffer = memoryview(bytearray(1 << 20))
     at, size, start = 0, checkpoint.source.size, checkpoint.data_offset
-    with engine.native_errors():
+    with native_errors():
         while at < size:
             # One boundary falls on the first byte of tensor data, which the header-free hash begins with.
             end = min(at + len(buffer), start if at < start else size, size)
