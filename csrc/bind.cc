@@ -92,8 +92,8 @@ JobOperand make_operand(const py::handle& item) {
     return operand;
 }
 
-// A Job is (kind, index, out dtype, out offset, count, (operand, …), (constant, …), (first axis, last axis));
-// numbers_of_jobs() takes the constants.
+// A Job is (kind, index, out dtype, out offset, count, (operand, …), (constant, …), (first axis, last axis), elements
+// that its stages read or 0); numbers_of_jobs() takes the constants.
 Job make_job(const py::handle& item) {
     const py::tuple row = py::cast<py::tuple>(item);
     Job job{static_cast<Job::Kind>(row[0].cast<int>()),
@@ -104,6 +104,7 @@ Job make_job(const py::handle& item) {
             {}};
     if (job.kind < Job::copy || job.kind > Job::reduce) throw Error(Code::invalid, "unknown kind of job");
     for (const py::handle& operand : py::cast<py::tuple>(row[5])) job.operands.push_back(make_operand(operand));
+    if (row.size() > 8) job.read = row[8].cast<uint64_t>();
     if (row.size() > 7) std::tie(job.first_axis, job.last_axis) = row[7].cast<std::pair<uint64_t, uint64_t>>();
     return job;
 }

@@ -302,7 +302,7 @@ void Run::do_stages(const Tile& tile, Buffers& buffers) {
         buffers.stages.emplace_back(*programs_[job.index], *numbers, job.extents(), dtypes, target_);
     for (size_t stage = 0; stage < programs_[job.index]->stages.size(); ++stage) {
         for (Stages& stages : buffers.stages) stages.begin(stage);
-        if (buffers.stages[0].reads()) do_stretch(tile.job, 0, job.count, -1, buffers);
+        if (buffers.stages[0].reads()) do_stretch(tile.job, 0, job.elements(), -1, buffers);
         if (stop_) break;
         for (Stages& stages : buffers.stages) stages.end();
     }

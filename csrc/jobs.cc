@@ -17,7 +17,8 @@ void check_operand(const Job& job, size_t k, const std::vector<std::shared_ptr<S
     const Source& source = *sources[operand.source];
     if (job.kind == Job::evaluate && static_cast<int>(operand.element) >= kDTypes)
         refuse("a formula reads floats only");
-    uint64_t bytes = job.count * job.operand_bytes(k);
+    const uint64_t elements = std::max(job.count, job.elements());
+    uint64_t bytes = elements * job.operand_bytes(k);
     if (operand.encoding) {
         if (job.kind == Job::copy || operand.view || operand.check >= 0 || operand.element != Element::f32)
             refuse("an encoded weight is an operand of formulas only");
@@ -26,7 +27,7 @@ void check_operand(const Job& job, size_t k, const std::vector<std::shared_ptr<S
         } catch (const Error& error) {
             refuse(error.what());
         }
-        if (job.count > operand.encoding->elements()) refuse("a job reads past the end of a tensor");
+        if (elements > operand.encoding->elements()) refuse("a job reads past the end of a tensor");
         bytes = operand.encoding->stored_bytes();
     } else if (operand.view) {
         if (job.kind != Job::copy && operand.view->item() != job.operand_bytes(k)) refuse("wrong element size");
@@ -49,7 +50,8 @@ std::vector<Job> admitted(std::vector<Job> jobs, const std::vector<std::shared_p
         const Refusal refuse{i};
         if (job.kind == Job::reduce && (!outputs.empty() || job.operands.size() != 2))
             refuse("a reduction has two operands and no output");
-        if (job.count > (UINT64_MAX >> 4) || job.out_offset > (UINT64_MAX >> 1)) refuse("a job is too large");
+        if (job.count > (UINT64_MAX >> 4) || job.read > (UINT64_MAX >> 4) || job.out_offset > (UINT64_MAX >> 1))
+            refuse("a job is too large");
         if (job.out_offset < reached) refuse("jobs are not in the order of their output");
         reached = job.out_end();
         for (const Output& output : outputs) {
@@ -70,7 +72,7 @@ std::vector<Job> admitted(std::vector<Job> jobs, const std::vector<std::shared_p
                 if (!numbers || numbers->wide.size() != static_cast<size_t>(programs[job.index]->constants))
                     refuse("a job has the wrong number of constants for its program");
             }
-            const auto divides = [&job](uint64_t axis) { return axis != 0 && job.count % axis == 0; };
+            const auto divides = [&job](uint64_t axis) { return axis != 0 && job.elements() % axis == 0; };
             if (!programs[job.index]->stages.empty() && !(divides(job.first_axis) && divides(job.last_axis)))
                 refuse("a job of several stages needs the tensor's axes");
         }

@@ -71,7 +71,8 @@ class Region(NamedTuple):
 
 class Segment(NamedTuple):
     """``count`` elements of a piece from element ``first`` on, made by one formula (None: copied). What it gives goes
-    through the adapters' ``modules``, whose ``factors`` are (region, elements)."""
+    through the adapters' ``modules``, whose ``factors`` are (region, elements). ``elements``, where not 0: how many of
+    each operand the formula's stages read, when it gives only what they find."""
 
     formula: Work
     first: int
@@ -79,6 +80,7 @@ class Segment(NamedTuple):
     operands: tuple[Region, ...]
     modules: tuple[Module, ...] = ()
     factors: tuple[tuple[Region, int], ...] = ()
+    elements: int = 0
 
 
 class Piece(NamedTuple):
@@ -398,7 +400,7 @@ def _jobs(
             if program is not None and isinstance(program, Program) and program.stages:
                 axes = _axes(piece, segment)
             operands = tuple([_operand(first[region.source], region) for region in segment.operands])
-            job = Job(number, piece.dtype, at, segment.count, operands, index, numbers, axes)
+            job = Job(number, piece.dtype, at, segment.count, operands, index, numbers, axes, read=segment.elements)
             if segment.modules:
                 parts = [Factor(_operand(first[region.source], region), n) for region, n in segment.factors]
                 job = job._replace(modules=segment.modules, factors=tuple(parts))
@@ -428,6 +430,8 @@ def _runs(segment: Segment) -> Iterator[Segment]:
 
 def _axes(piece: Piece, segment: Segment) -> tuple[int, int]:
     """The first and last axis of a tensor whose formula reduces it. InputRefused for a part of a tensor."""
+    if segment.elements:
+        return (1, 1)  # values of whole tensors only
     if segment.first or segment.count != math.prod(piece.shape):
         raise InputRefused(
             "this method needs the whole tensor, and only some of its channels are merged here",

@@ -100,7 +100,8 @@ class Job(NamedTuple):
     ``numbers`` are its constants; ``count`` is in elements of ``dtype``, ``offset`` in bytes of the output; ``tensor``
     is the number of its tensor. ``axes`` are the lengths of the tensor's first and last axis, for a program that has
     stages: such a job makes a whole tensor. Its result goes through the adapters' ``modules``, one after the other,
-    before it is rounded."""
+    before it is rounded. ``read``, where not 0: its stages read so many elements, and it makes ``count`` of what they
+    find."""
 
     program: int | None
     dtype: DType
@@ -112,6 +113,12 @@ class Job(NamedTuple):
     axes: tuple[int, int] = (0, 0)
     modules: tuple[Module, ...] = ()
     factors: tuple[Factor, ...] = ()
+    read: int = 0
+
+    @property
+    def elements(self) -> int:
+        """How many elements of each operand are read."""
+        return self.read or self.count
 
     @property
     def nbytes(self) -> int:
@@ -165,7 +172,7 @@ class Plan:
     def bytes_to_read(self) -> int:
         """Input bytes that the jobs will read; dropped tensors are never read."""
         factors = sum([factor.elements * factor.operand.dtype.bits for job in self.jobs for factor in job.factors]) // 8
-        return factors + sum([part.stored_bytes(job.count) for job in self.jobs for part in job.operands])
+        return factors + sum([part.stored_bytes(job.elements) for job in self.jobs for part in job.operands])
 
 
 def together(plans: Sequence[Plan]) -> Plan | None:

@@ -6,11 +6,11 @@ A new setting is a row of ``Settings`` and its type in ``Keywords``; a verb that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol, TypedDict
 
-from .dtypes import BY_NAME, BY_OPTION, TORCH, DType
+from .dtypes import BY_NAME, BY_OPTION, F16, TORCH, DType
 from .errors import UsageError, printable
 from .suggest import did_you_mean
 
@@ -27,7 +27,7 @@ class TorchDtype(Protocol):
     def is_floating_point(self) -> bool: ...
 
 
-Dtype = Literal["keep", "fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2"] | TorchDtype
+Dtype = Literal["keep", "fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2", "fp8_scaled"] | TorchDtype
 Overflow = Literal["default", "inf", "saturate", "error"]
 OnNonfinite = Literal["keep", "error"]
 Compute = Literal["fp32", "fp64"]
@@ -68,7 +68,9 @@ class Settings:
     UsageError for a value that a field cannot have.
     """
 
-    dtype: str = _word("--dtype", ("keep", *BY_OPTION), "dtype of the output's weights; keep: A's, tensor by tensor")
+    dtype: str = _word(
+        "--dtype", ("keep", *BY_OPTION, "fp8_scaled"), "dtype of the output's weights; keep: A's, tensor by tensor"
+    )
     overflow: str = _word(
         "--overflow", ("default", "inf", "saturate", "error"),
         "a value too large for the dtype becomes Inf (default; fp8 saturates), the largest value, or an error",
@@ -117,7 +119,18 @@ class Settings:
     @property
     def target_dtype(self) -> DType | None:
         """The asked output dtype, None to keep each tensor's own."""
-        return BY_OPTION.get(self.dtype)
+        return F16 if self.scaled else BY_OPTION.get(self.dtype)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether linear layers become scaled fp8; everything else is F16 then."""
+        return self.dtype == "fp8_scaled"
+
+    def dtype_of(self, shape: Sequence[int]) -> DType | None:
+        """The asked dtype of a tensor of that shape. Norms and biases stay F16 in fp8 files: programs read the kind of
+        an SD 2 model off a norm's bias, and they are next to nothing of the file."""
+        dtype = self.target_dtype
+        return F16 if dtype is not None and dtype.bits == 8 and len(shape) < 2 else dtype
 
     @property
     def watched(self) -> bool:

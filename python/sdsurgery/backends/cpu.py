@@ -85,10 +85,10 @@ def _native_job(job: Job, place: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
     number, dtype, offset, count, operands, _, numbers, axes = job[:8]
     if number is None:
         parts = tuple([_native_operand(0, operand) for operand in operands])
-        return (_COPY, 0, 0, offset, job.nbytes, parts, (), axes)
+        return (_COPY, 0, 0, offset, job.nbytes, parts, (), axes, 0)
     kind, index = place[number]
     parts = tuple([_native_operand(code_of(operand.dtype), operand) for operand in operands])
-    return (kind, index, 0 if kind == _REDUCE else code_of(dtype), offset, count, parts, numbers, axes)
+    return (kind, index, 0 if kind == _REDUCE else code_of(dtype), offset, count, parts, numbers, axes, job.read)
 
 
 def _native_operand(code: int, operand: Operand) -> tuple[Any, ...]:
@@ -123,7 +123,7 @@ def last_stage(job: Job, program: Program, sources: Sequence[Source], wide: bool
     which see a tile at a time."""
     operands = [_native_operand(code_of(operand.dtype), operand) for operand in job.operands]
     steps, result, numbers = _native.last_stage(
-        native_program(program, wide), job.numbers, list(sources), operands, job.count, job.axes
+        native_program(program, wide), job.numbers, list(sources), operands, job.elements, job.axes
     )
     names = list(OPERATIONS)
     left = Program(program.inputs, len(numbers), tuple((names[op], args, to) for op, args, to in steps), result)

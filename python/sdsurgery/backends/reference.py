@@ -430,9 +430,9 @@ class ReferenceRun:
             return []
         if self._values[0] != index:
             wide = self.options.wide or any(operand.dtype is F64 for operand in job.operands)
-            inputs = [widen(stored, dtype, wide) for stored, dtype in self.inputs(job, 0, job.count)]
+            inputs = [widen(stored, dtype, wide) for stored, dtype in self.inputs(job, 0, job.elements)]
             self._values = (index, stage_values(Formula(program, job.numbers), inputs, job.axes))
-        return [value.beside(job.axes, job.count, first, count) for value in self._values[1]]
+        return [value.beside(job.axes, job.elements, first, count) for value in self._values[1]]
 
     def _elements(self, operand: Operand, first: int, count: int) -> bytes:
         """``count`` elements of an operand from element ``first`` on, row by row."""

@@ -171,7 +171,7 @@ def baked(info: TensorInfo, changes: Sequence[Change], settings: Settings) -> Pi
     """The tensor with all its changes, rounded once: to its own dtype, or fp16 where it was encoded. Rows that none of
     them touches are copied."""
     require_computable(info)
-    dtype = settings.target_dtype or (info.dtype if info.encoded is None else F16)
+    dtype = settings.dtype_of(info.shape) or (info.dtype if info.encoded is None else F16)
     whole = operand(0, info)
     row = info.elements // max(1, info.shape[0] if info.shape else 1)
     rows = sorted({(change.first, change.count) for change in changes})

@@ -145,7 +145,7 @@ def single_piece(
         return copied(source, info, name=name, note=note or "copied exactly (not a weight)")
     if info.dtype.kind in ("int", "bool"):
         return copied(source, info, name=name, note=note or "integers keep their dtype")
-    return rounded(source, info, settings.target_dtype, name=name, note=note, watched=settings.watched)
+    return rounded(source, info, settings.dtype_of(info.shape), name=name, note=note, watched=settings.watched)
 
 
 def planned(
@@ -162,6 +162,10 @@ def planned(
     if any(each.encodings or each.orphans for each in inputs):
         pieces, metadata, plain = _encodings_settled(pieces, metadata, inputs)
         notes += plain
+    if settings.scaled:
+        from .scaled_fp8 import MARKER, scaled
+
+        pieces, sources = scaled(pieces, layout, len(sources)), [*sources, MARKER]
     if settings.fix_clip:
         from .position_ids import repaired
 

@@ -254,7 +254,7 @@ class _Swap:
         infos = self.found[name]
         self._require_shape(name, shape)
         exact = self.layout.exact_copy(name) or infos[0].dtype.kind in ("int", "bool")
-        dtype = infos[0].dtype if exact else settings.target_dtype or infos[0].dtype
+        dtype = infos[0].dtype if exact else settings.dtype_of(infos[0].shape) or infos[0].dtype
         segments, first = [], 0
         for info in infos:
             formula = None

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import encodings
-from ..checkpoint import open_checkpoint
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..errors import printable
 from ..layouts import aliases, detect
 from ..layouts.completeness import completeness
 from .ema import state as ema_state
@@ -31,7 +32,8 @@ class Component:
 
 @dataclass(repr=False)
 class Inspection:
-    """What ``inspect`` found. ``ema`` is full, partial, counters or none; ``recipe`` is the stored merge recipe."""
+    """What ``inspect`` found. ``ema`` is full, partial, counters or none; ``encodings`` counts encoded
+    weights by format; ``recipe`` is the stored merge recipe."""
 
     path: str
     format: str
@@ -42,6 +44,7 @@ class Inspection:
     components: dict[str, Component]
     total: Component
     ema: str
+    encodings: dict[str, int]
     metadata: dict[str, str]
     recipe: dict[str, Any] | None
     notes: list[str]
@@ -62,19 +65,20 @@ def inspect(path: str | os.PathLike[str], **opening: Unpack[Reading]) -> Inspect
     from ..metadata import recipe_of
 
     with open_checkpoint(path, **opening) as checkpoint:
+        stored = checkpoint.tensors
+        encodings.decode(checkpoint)  # a family is recognised by the weights' own shapes
         found = detect(checkpoint.tensors)
         layout = found.layout
         components: dict[str, Component] = {}
         total = Component()
-        for name, info in checkpoint.tensors.items():
+        for name, info in stored.items():
             for part in (components.setdefault(layout.component(name), Component()), total):
                 part.tensors += 1
                 part.parameters += info.elements
                 part.bytes += info.nbytes
                 part.dtypes[info.dtype.name] = part.dtypes.get(info.dtype.name, 0) + 1
-        weights = checkpoint.borrowed()
-        encodings.decode(weights)
-        whole = completeness({name: info.shape for name, info in weights.tensors.items()}, layout)
+        kinds = checkpoint.encodings
+        whole = completeness({name: info.shape for name, info in checkpoint.tensors.items()}, layout)
         evidence = None
         if found.evidence_key is not None:
             evidence = f"{found.evidence_key} {list(found.evidence_shape or ())}"
@@ -88,10 +92,13 @@ def inspect(path: str | os.PathLike[str], **opening: Unpack[Reading]) -> Inspect
             components=components,
             total=total,
             ema=ema_state(checkpoint, layout),
+            encodings=dict(kinds),
             metadata=checkpoint.metadata(),
             recipe=recipe_of(checkpoint.metadata()),
             notes=[
                 *checkpoint.notes,
+                *(f"{count} weights are encoded: {printable(format)}" for format, count in kinds.items()),
+                *_undecodable(checkpoint),
                 *found.notes,
                 *(f"warning: {line}" for line in whole.lines()),
                 *aliases.remarks(checkpoint.tensors, layout),
@@ -99,3 +106,13 @@ def inspect(path: str | os.PathLike[str], **opening: Unpack[Reading]) -> Inspect
             ],
             absent=list(whole.absent),
         )
+
+
+def _undecodable(checkpoint: Checkpoint) -> list[str]:
+    """One line for the weights of each format that cannot be decoded."""
+    reasons: dict[str, str] = {}
+    for name, info in checkpoint.tensors.items():
+        if info.encoded is not None and info.encoded.encoding is None:
+            line = f"'{printable(name)}' ({printable(info.encoded.format)}) cannot be decoded: {info.encoded.reason}"
+            reasons.setdefault(info.encoded.format, line)
+    return list(reasons.values())

@@ -226,7 +226,7 @@ class _Decisions:
         settings: Settings,
     ) -> None:
         self.layout, self.checkpoints, self.tensors, self.ratios = layout, checkpoints, tensors, ratios
-        self.dtype, self.watched = settings.target_dtype, settings.watched
+        self.dtype_of, self.watched = settings.dtype_of, settings.watched
         self.notes: list[str] = []
         self.missing: list[tuple[int, str]] = []
 
@@ -248,7 +248,9 @@ class _Decisions:
                     dropped.append(Dropped(source, name, "not in A"))
                     continue
                 names.add(name)
-                dtype = None if self.layout.exact_copy(name) or info.dtype.kind != "float" else self.dtype
+                dtype = (
+                    None if self.layout.exact_copy(name) or info.dtype.kind != "float" else self.dtype_of(info.shape)
+                )
                 pieces.append(self.alone(source, name, info, dtype, action=ADDED))
         return pieces, dropped, self.missing
 
@@ -272,7 +274,7 @@ class _Decisions:
     ) -> Piece:  # fmt: skip
         formula, facts = self.ratios.of(name, traits.block, absent)
         segments = (Segment(formula, 0, info.elements, tuple(operands)),)
-        return Piece(name, self.dtype or self.plain(name, info), info.shape, MERGED, segments, facts=facts)
+        return Piece(name, self.written(name, info), info.shape, MERGED, segments, facts=facts)
 
     def unlike(self, name: str, info: TensorInfo, traits: Traits) -> Piece:
         """Where an input lacks the tensor, has it in another shape, or as something else than floats."""
@@ -290,7 +292,7 @@ class _Decisions:
         present = {at: each[name] for at, each in enumerate(self.tensors) if name in each and self.averaged(each[name])}
         inputs = self.ratios.inputs(frozenset(range(len(self.tensors))) - frozenset(present))
         if inputs is None:
-            return self.alone(0, name, info, self.dtype, action=KEPT, note="missing in another input")
+            return self.alone(0, name, info, self.dtype_of(info.shape), action=KEPT, note="missing in another input")
         for at in inputs:
             self.require_shape(name, info, present[at], self.checkpoints[at])
             require_computable(present[at])
@@ -332,7 +334,7 @@ class _Decisions:
         return is_variant(name, info, others)
 
     def variant(self, name: str, info: TensorInfo, others: Sequence[TensorInfo], traits: Traits) -> Piece:
-        dtype = self.dtype or self.plain(name, info)
+        dtype = self.written(name, info)
         rest = None if dtype is info.dtype and not self.watched and info.encoded is None else identity()
         formula, facts = self.ratios.of(name, traits.block)
         piece = merged_channels(name, (info, *others), dtype, formula, rest)._replace(facts=facts)
@@ -344,14 +346,15 @@ class _Decisions:
         self, source: int, name: str, info: TensorInfo, dtype: DType | None, *, action: str, note: str = ""
     ) -> Piece:
         if info.encoded is not None:
-            dtype = dtype or self.plain(name, info)
+            dtype = self.written(name, info)
         return rounded_piece(source, info, dtype, name=name, action=action, note=note, watched=self.watched)
 
-    def plain(self, name: str, info: TensorInfo) -> DType:
-        """The dtype that a tensor is written in when none is asked for: its own; of an encoded weight that of the first
+    def written(self, name: str, info: TensorInfo) -> DType:
+        """The dtype that a tensor is written in: the one asked for, or its own; of an encoded weight that of the first
         input with a plain one, else fp16."""
-        if info.encoded is None:
-            return info.dtype
+        asked = self.dtype_of(info.shape)
+        if asked is not None or info.encoded is None:
+            return asked or info.dtype
         others = (tensors.get(name) for tensors in self.tensors)
         return next((each.dtype for each in others if each is not None and each.encoded is None), F16)
 

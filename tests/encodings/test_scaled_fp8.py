@@ -1,0 +1,119 @@
+"""dtype="fp8_scaled" and the plain fp8 dtypes: which tensors they change, and into what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sdsurgery as sds
+from encoded_files import e4m3, write
+from numeric_tools import TARGETS
+from sdsurgery.testing import write_checkpoint
+
+MARKER = b'{"format": "float8_e4m3fn"}'
+
+
+def scaled_by_torch(weight: np.ndarray) -> tuple[np.ndarray, bytes]:
+    """Scale and codes as comfy-kitchen computes them, in torch's float32 arithmetic."""
+    torch = pytest.importorskip("torch")
+    values = torch.from_numpy(weight.astype(np.float32))
+    largest = values.abs().max()
+    scale = largest / 448 if largest > 0 else torch.ones(())
+    codes = (values * (1.0 / scale)).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return scale.numpy(), codes.view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("kind", ["usual", "small", "outlier", "zeros", "large"])
+def test_codes_and_scale_are_comfy_kitchen_s(tmp_path: Path, kind: str, dtype: type) -> None:
+    weight = np.random.default_rng(3).normal(size=(40, 72)).astype(np.float32)
+    weight = {"usual": weight * 0.05, "small": weight * 1e-4, "zeros": weight * 0, "large": weight * 900}.get(
+        kind, weight
+    )
+    if kind == "outlier":
+        weight[3, 3] = 4000
+    weight = weight.astype(dtype)
+    name = {np.float32: "F32", np.float16: "F16"}[dtype]
+    path = write(tmp_path / "a.safetensors", {"l.weight": (name, weight.shape, weight.tobytes())})
+    sds.cast(path, out=tmp_path / "b.safetensors", dtype="fp8_scaled")
+    scale, codes = scaled_by_torch(weight)
+    with sds.open(tmp_path / "b.safetensors") as found:
+        assert {each: (info.dtype.name, info.shape) for each, info in found.tensors.items()} == {
+            "l.weight": ("F8_E4M3", weight.shape),
+            "l.weight_scale": ("F32", ()),
+            "l.comfy_quant": ("U8", (27,)),
+        }
+        assert found.read(found.info("l.weight_scale")) == scale.astype(np.float32).tobytes()
+        assert found.read(found.info("l.weight")) == codes
+        assert found.read(found.info("l.comfy_quant")) == MARKER
+
+
+def test_it_decodes_to_nearly_the_weights_and_casts_back(tmp_path: Path) -> None:
+    weight = np.random.default_rng(4).normal(size=(64, 96)).astype(np.float32)
+    path = write(tmp_path / "a.safetensors", {"l.weight": ("F32", weight.shape, weight.tobytes())})
+    sds.cast(path, out=tmp_path / "b.safetensors", dtype="fp8_scaled")
+    found = sds.compare(path, tmp_path / "b.safetensors")
+    assert found.total.relative_l2 is not None and 0 < found.total.relative_l2 < 0.04
+    sds.cast(tmp_path / "b.safetensors", out=tmp_path / "c.safetensors", dtype="fp32")
+    with sds.open(tmp_path / "b.safetensors") as scaled, sds.open(tmp_path / "c.safetensors") as plain:
+        codes = scaled.read(scaled.info("l.weight"))
+        (scale,) = scaled.numbers(scaled.info("l.weight_scale"))
+        expected = np.array([e4m3(code) for code in codes], np.float32) * np.float32(scale)
+        assert plain.read(plain.info("l.weight")) == expected.tobytes()
+
+
+def test_only_linear_layers_of_the_network_are_scaled_and_the_rest_is_fp16(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_checkpoint(path, "sdxl-base", size="tiny")
+    sds.cast(path, out=tmp_path / "b.safetensors", dtype="fp8_scaled", hash=False)
+    with sds.open(tmp_path / "b.safetensors") as found:
+        kinds = {name: info.dtype.name for name, info in found.tensors.items()}
+        shapes = {name: info.shape for name, info in found.tensors.items()}
+    scaled = [name for name, kind in kinds.items() if kind == "F8_E4M3"]
+    assert len(scaled) > 400
+    assert all(name.startswith("model.diffusion_model.") and len(shapes[name]) == 2 for name in scaled)
+    assert not any("embed" in name or "label_emb" in name for name in scaled)
+    plain = {name for name in kinds if name.endswith((".weight", ".bias")) and name not in scaled}
+    assert {kinds[name] for name in plain} == {"F16"}
+    assert sorted(f"{name}_scale" for name in scaled) == sorted(n for n in kinds if n.endswith("weight_scale"))
+
+
+def test_merges_threads_tiles_targets_and_the_reference_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(7)
+    paths = [
+        write(
+            tmp_path / f"{name}.safetensors",
+            {"l.weight": ("F32", (130, 260), rng.normal(size=33800).astype("f4").tobytes())},
+        )
+        for name in "ab"
+    ]
+    out = tmp_path / "out.safetensors"
+
+    def merged(**settings: object) -> bytes:
+        sds.merge("slerp", paths, alpha=0.3, out=out, overwrite=True, hash=False, dtype="fp8_scaled", **settings)
+        return out.read_bytes()
+
+    first = merged(threads=1)
+    assert merged(threads=2, tile_bytes=4096) == first
+    assert merged(backend="reference") == first
+    for target in TARGETS:
+        monkeypatch.setenv("SDS_CPU", target)
+        assert merged() == first
+
+
+@pytest.mark.parametrize("dtype", ["fp8_e4m3", "fp8_e5m2"])
+def test_plain_fp8_leaves_norms_and_biases_in_fp16(tmp_path: Path, dtype: str) -> None:
+    given = {
+        "l.weight": ("F32", (4, 4), np.ones(16, np.float32).tobytes()),
+        "l.bias": ("F32", (4,), np.ones(4, np.float32).tobytes()),
+        "norm.weight": ("BF16", (2,), bytes(4)),
+    }
+    path = write(tmp_path / "a.safetensors", given)
+    sds.cast(path, out=tmp_path / "b.safetensors", dtype=dtype)
+    sds.merge("weighted-sum", [path, path], alpha=0.5, out=tmp_path / "c.safetensors", dtype=dtype)
+    for name in ("b", "c"):
+        with sds.open(tmp_path / f"{name}.safetensors") as found:
+            assert {each: info.dtype.name for each, info in found.tensors.items()} == {
+                "l.weight": dtype.upper().replace("FP8", "F8"), "l.bias": "F16", "norm.weight": "F16",
+            }  # fmt: skip
