@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .adapters.lora import Lora
+    from .adapters.svd import Rank
     from .checkpoint import Checkpoint
     from .recipe import Call, Model, Opened
     from .surgery.compare import Comparison
@@ -249,17 +250,75 @@ def extract_lora(
     full (differences as they are). ``names``: kohya or diffusers. A layer is left out where nothing differs, and only
     there. fp16 unless ``dtype`` says otherwise. InputRefused for different families, shapes, NaN or Inf.
     """
-    from .adapters.svd import Rank
     from .surgery.extract_lora import Extraction
     from .surgery.extract_lora import extract_lora as work
 
     own = ("out", "kind", "rank", "energy", "sigma_ratio", "conv_rank", "clamp", "unet", "te", "names")
     given = settings_of("extract_lora", {"dtype": "fp16", **settings}, own)
-    most = 32 if rank is None and energy is None and sigma_ratio is None else rank or 0
-    chosen = Rank(most, energy or 0.0, sigma_ratio or 0.0)
+    chosen = _rank(rank, energy, sigma_ratio, 32)
     of_conv = None if conv_rank is None else chosen._replace(most=conv_rank)
     wanted = Extraction(chosen, kind, of_conv, clamp, unet, te, names)
     return followed("extract_lora", given, lambda settings: work(tuned, base, wanted, settings, out=out))
+
+
+def _rank(rank: int | None, energy: float | None, sigma_ratio: float | None, default: int) -> Rank:
+    from .adapters.svd import Rank
+
+    most = default if rank is None and energy is None and sigma_ratio is None else rank or 0
+    return Rank(most, energy or 0.0, sigma_ratio or 0.0)
+
+
+@_spelled_out(Keywords)
+def merge_lora(
+    loras: Lora | Path | Mapping[str, float] | Sequence[Lora | Path],
+    *,
+    out: Path | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    sigma_ratio: float | None = None,
+    names: str = "kohya",
+    **settings: Unpack[Keywords],
+) -> Report:
+    """Write one adapter with the effects of several, each at its strength (as ``bake`` takes them).
+
+    Exact unless a rank is asked for: factors are put side by side and the ranks add up. ``rank``, ``energy`` and
+    ``sigma_ratio`` cut the sum as ``extract_lora`` does. LoRA, LoCon, LoHa, LoKr, full differences and norms in any
+    dialect; ``names``: kohya or diffusers. InputRefused for kinds whose effect depends on the weight, and for
+    adapters of different families.
+    """
+    from .surgery.bake import as_loras
+    from .surgery.merge_lora import merge_lora as work
+
+    own = ("loras", "out", "rank", "energy", "sigma_ratio", "names")
+    wanted, given = settings_of("merge_lora", settings, own), as_loras(loras)
+    is_cut = not (rank is None and energy is None and sigma_ratio is None)
+    chosen = _rank(rank, energy, sigma_ratio, 0) if is_cut else None
+    return followed(
+        "merge_lora", wanted, lambda settings: work(given, settings, rank=chosen, dialect=names, out=out)
+    )  # fmt: skip
+
+
+@_spelled_out(Keywords)
+def resize_lora(
+    path: Path,
+    *,
+    out: Path | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    sigma_ratio: float | None = None,
+    names: str = "kohya",
+    **settings: Unpack[Keywords],
+) -> Report:
+    """Write an adapter at another rank: the best approximation of each module, alpha/rank unchanged. The keywords are
+    those of ``extract_lora``; a DoRA keeps its lengths. InputRefused for kinds whose effect depends on the weight."""
+    from .surgery.bake import as_loras
+    from .surgery.merge_lora import merge_lora as work
+
+    wanted = settings_of("resize_lora", settings, ("out", "rank", "energy", "sigma_ratio", "names"))
+    chosen, given = _rank(rank, energy, sigma_ratio, 0), as_loras(path)
+    return followed("resize_lora", wanted, lambda settings: work(
+        given, settings, rank=chosen, dialect=names, verb="resize-lora", out=out,
+    ))  # fmt: skip
 
 
 @_spelled_out(Keywords)

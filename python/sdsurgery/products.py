@@ -109,7 +109,7 @@ def _matrix(factor: Array) -> Array:
     return factor.reshape(len(factor), -1)
 
 
-def _with_kernel(core: Array, right: Array) -> Array:
+def with_kernel(core: Array, right: Array) -> Array:
     """The right factor [rank, in·kh·kw] of a Tucker form: ``Σⱼ core[i, j, y, x] · right[j, q]``."""
     rank, inner = core.shape[:2]
     taps = core.reshape(rank, inner, -1)
@@ -121,7 +121,7 @@ def _with_kernel(core: Array, right: Array) -> Array:
 def _lora(factors: Factors, shape: tuple[int, ...], module: Module) -> Delta:
     up, down = _matrix(factors["up"]), _matrix(factors["down"])
     if "mid" in factors:
-        down = _with_kernel(factors["mid"], down)
+        down = with_kernel(factors["mid"], down)
     rest = factors["bias"].reshape(shape[0], -1) if "bias" in factors else None
     if "bias_indices" in factors:
         rest = np.zeros((shape[0], prod(shape[1:])), up.dtype)
@@ -140,7 +140,7 @@ def _loha(factors: Factors, shape: tuple[int, ...], module: Module) -> Delta:
     for number in (1, 2):
         left, right = factors[f"hada_w{number}_a"], factors[f"hada_w{number}_b"]
         if f"hada_t{number}" in factors:
-            left, right = left.T, _with_kernel(factors[f"hada_t{number}"], right)
+            left, right = left.T, with_kernel(factors[f"hada_t{number}"], right)
         pairs.append((left, right))
     (a1, b1), (a2, b2) = pairs
     return lambda first, count, weight: product(a1[first : first + count], b1) * product(a2[first : first + count], b2)
@@ -151,7 +151,7 @@ def _kronecker_factor(factors: Factors, name: str) -> Array:
         return _matrix(factors[name])
     left, right = factors[f"{name}_a"], factors[f"{name}_b"]
     core = factors.get(name.replace("w2", "t2")) if name.endswith("w2") else None
-    return product(left, _matrix(right)) if core is None else product(left.T, _with_kernel(core, right))
+    return product(left, _matrix(right)) if core is None else product(left.T, with_kernel(core, right))
 
 
 def _lokr(factors: Factors, shape: tuple[int, ...], module: Module) -> Delta:
@@ -167,7 +167,7 @@ def _lokr(factors: Factors, shape: tuple[int, ...], module: Module) -> Delta:
 def _glora(factors: Factors, shape: tuple[int, ...], module: Module) -> Delta:
     a1, a2, b1, b2 = (_matrix(factors[name]) for name in ("a1", "a2", "b1", "b2"))
     if "bm" in factors:
-        b2 = _with_kernel(factors["bm"], b2)
+        b2 = with_kernel(factors["bm"], b2)
     inputs = shape[1]
 
     def rows(first: int, count: int, weight: Array) -> Array:

@@ -71,7 +71,7 @@ def test_mypy_sees_wrong_keywords_and_values(tmp_path: Path) -> None:
 def test_a_mistyped_keyword_is_a_type_error_with_close_matches(verb: str, tmp_path: Path) -> None:
     function = getattr(sdsurgery, verb)
     given = {"replace": ("a", {"vae": "b"}), "extract": ("a", "vae"), "compare": ("a", "b"), "convert_all": (["a"],)}
-    given |= {"bake": ("a", ["b"]), "extract_lora": ("a", "b")}
+    given |= {"bake": ("a", ["b"]), "extract_lora": ("a", "b"), "merge_lora": (["a"],)}
     own = {"out_dir": tmp_path} if verb == "convert_all" else {}
     with pytest.raises(
         TypeError, match=rf"^{verb}\(\) got an unexpected keyword argument 'allow_inflat'; did you mean "

@@ -163,7 +163,7 @@ def _read(checkpoint: Checkpoint) -> Adapter:
         modules[module] = left
         if not left:
             del modules[module]
-    if adapters.foreign(list(checkpoint.tensors)) or not any(_changes(parts) for parts in modules.values()):
+    if adapters.foreign(list(checkpoint.tensors)) or not any(_changes(*each) for each in modules.items()):
         _refuse(checkpoint, found.layout.name, found.layout.title)
     base, evidence = adapters.base_of({name: info.shape for name, info in checkpoint.tensors.items()})
     return Adapter(
@@ -179,8 +179,8 @@ def _without_strangers(parts: Parts) -> Parts:
     return left if any(keys.Key("", part).is_telling for part in left) else {}
 
 
-def _changes(parts: Parts) -> bool:
-    return bool(kind_of("", {part: info.shape for part, info in parts.items()})) or any(p in parts for p in OF_BIAS)
+def _changes(module: str, parts: Parts) -> bool:
+    return bool(kind_of(module, {part: info.shape for part, info in parts.items()})) or any(p in parts for p in OF_BIAS)
 
 
 def _refuse(checkpoint: Checkpoint, family: str, title: str) -> None:

@@ -18,6 +18,8 @@ NAMES = (
     "merge",
     "bake",
     "extract-lora",
+    "merge-lora",
+    "resize-lora",
     "cast",
     "ema",
     "prune",

@@ -1,0 +1,197 @@
+"""What modules of adapters add to a weight, as low-rank factors or whole, and their sum as one module.
+
+Sums are of effects, never of factors: ``up₁ + up₂`` times ``down₁ + down₂`` has cross terms that nobody asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import InputRefused, printable
+from ..plan import Module
+from ..products import Effect, product, with_kernel
+from . import keys
+from .arrays import array
+from .kinds import Fitted, Kind, fitted
+from .read import Adapter
+from .svd import Factors, Rank, factored, of_product
+
+Array = Any
+Shape = tuple[int, ...]
+
+ADDITIVE = frozenset(("lora", "loha", "lokr", "full"))
+"""Formulas whose effect does not depend on the weight."""
+
+
+class LowRank(NamedTuple):
+    """``factor · up · down``, of [out, rank] and [rank, columns]."""
+
+    factor: float
+    up: Array
+    down: Array
+
+
+class Whole(NamedTuple):
+    """``factor · values``."""
+
+    factor: float
+    values: Array
+
+
+Term = LowRank | Whole
+
+
+class Combined(NamedTuple):
+    """A module of the output: factors with an alpha, or whole values. ``kept`` is the share of its norm."""
+
+    up: Array | None
+    down: Array | None
+    alpha: float
+    values: Array | None
+    kept: float
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.down is None else len(self.down)
+
+
+def shape_of(kind: Kind, shapes: dict[str, Shape]) -> Shape:
+    """The weight's shape as far as a module's own parts show it (a kernel may lie flat within the inputs)."""
+    if kind.formula == "lora" and keys.DOWN in shapes and keys.UP in shapes:
+        down, core = shapes[keys.DOWN], shapes.get(keys.MID)
+        return (shapes[keys.UP][0], down[1], *(core[2:] if core else down[2:]))
+    if kind.formula == "loha":
+        core = shapes.get("hada_t1")
+        if core and "hada_w1_a" in shapes and "hada_w1_b" in shapes:
+            return (shapes["hada_w1_a"][1], shapes["hada_w1_b"][1], *core[2:])
+        if "hada_w1_a" in shapes and "hada_w1_b" in shapes:
+            return (shapes["hada_w1_a"][0], prod(shapes["hada_w1_b"][1:]))
+    if kind.formula == "lokr":
+        outer, inner = (_factor_shape(shapes, name) for name in ("lokr_w1", "lokr_w2"))
+        if outer and inner:
+            return (outer[0] * inner[0], outer[1] * inner[1], *inner[2:])
+    if kind.formula == "full":
+        return next((shapes[part] for part in ("diff", "w_norm") if part in shapes), ())
+    return ()
+
+
+def _factor_shape(shapes: dict[str, Shape], name: str) -> Shape:
+    if name in shapes:
+        return shapes[name]
+    left, right = shapes.get(f"{name}_a"), shapes.get(f"{name}_b")
+    if left is None or right is None:
+        return ()
+    core = shapes.get("lokr_t2") if name == "lokr_w2" else None
+    return (left[0], right[1]) if core is None else (left[1], right[1], *core[2:])
+
+
+def term(adapter: Adapter, module: str, shape: Shape, strength: float) -> Term:
+    """What the module adds at that strength to a weight of the shape. InputRefused for a kind that isn't additive."""
+    kind = adapter.kind(module)
+    assert kind is not None
+    if kind.formula not in ADDITIVE:
+        raise InputRefused(
+            f"{printable(adapter.path)}: module '{printable(module)}' is {kind.title}, whose effect depends on the "
+            "weight; bake it into the base model and extract the difference (extract_lora) instead",
+            code="unusable_tensor",
+            tensor=module,
+            path=adapter.path,
+        )
+    fit = fitted(kind, module, adapter.shapes(module), shape)
+    parts = {name: array(adapter.checkpoint, adapter.modules[module][part]).reshape(size)
+             for name, part, size in fit.factors}  # fmt: skip
+    scale = adapter.scale(module, fit.rank)
+    made = _FACTORED.get(fit.kind, _none)(parts, shape)
+    if made is not None:
+        return LowRank(strength * scale, *made)
+    return Whole(strength, _dense(fit, parts, shape, scale))
+
+
+def _dense(fit: Fitted, parts: dict[str, Array], shape: Shape, scale: float) -> Array:
+    numbered = tuple((name, at, size) for at, (name, _, size) in enumerate(fit.factors))
+    effect = Effect(Module(fit.kind, shape, 1.0, numbered, scale), parts, np.float32)
+    return effect(np.zeros((shape[0], prod(shape[1:])), np.float32), 0)
+
+
+def _none(parts: dict[str, Array], shape: Shape) -> tuple[Array, Array] | None:
+    return None
+
+
+def _lora(parts: dict[str, Array], shape: Shape) -> tuple[Array, Array] | None:
+    if "bias" in parts or "bias_indices" in parts:
+        return None
+    down = with_kernel(parts["mid"], parts["down"]) if "mid" in parts else parts["down"]
+    return parts["up"], down.reshape(len(down), -1)
+
+
+def _loha(parts: dict[str, Array], shape: Shape) -> tuple[Array, Array] | None:
+    """The Khatri–Rao products of both pairs: rank r², where that is below the layer's own."""
+    pairs = []
+    for number in (1, 2):
+        left, right = parts[f"hada_w{number}_a"], parts[f"hada_w{number}_b"]
+        if f"hada_t{number}" in parts:
+            left, right = left.T, with_kernel(parts[f"hada_t{number}"], right)
+        pairs.append((left, right))
+    (a1, b1), (a2, b2) = pairs
+    if a1.shape[1] * a2.shape[1] >= min(shape[0], prod(shape[1:])):
+        return None
+    up = (a1[:, :, None] * a2[:, None, :]).reshape(len(a1), -1)
+    return up, (b1[:, None, :] * b2[None, :, :]).reshape(-1, b1.shape[1])
+
+
+def _lokr(parts: dict[str, Array], shape: Shape) -> tuple[Array, Array] | None:
+    """``kron(w1, w2a) · kron(I, w2b)``: rank m·r, where that is below the layer's own."""
+    if "lokr_w2_b" not in parts:
+        return None
+    outer = parts["lokr_w1"] if "lokr_w1" in parts else product(parts["lokr_w1_a"], parts["lokr_w1_b"])
+    left, right = parts["lokr_w2_a"], parts["lokr_w2_b"]
+    if "lokr_t2" in parts:
+        left, right = left.T, with_kernel(parts["lokr_t2"], right)
+    columns = outer.shape[1]
+    if columns * len(right) >= min(shape[0], prod(shape[1:])):
+        return None
+    return np.kron(outer, left), np.kron(np.eye(columns, dtype=right.dtype), right)
+
+
+_FACTORED = {"lora": _lora, "loha": _loha, "lokr": _lokr}
+
+
+def combined(terms: Sequence[Term], rank: Rank | None) -> Combined | None:
+    """The sum as one module: exact, the ranks adding up, or cut to a ``rank``. None of a sum that is zero.
+
+    Exact: where all factors are equal they go into alpha, and the matrices stay as they are; else into up. One term
+    that is cut keeps its factor as alpha/rank; several give alpha = rank.
+    """
+    low = [each for each in terms if isinstance(each, LowRank)]
+    if len(low) < len(terms):
+        total = sum(_whole(each) for each in terms)
+        if rank is None or np.ndim(total) < 2 or min(total.shape) < 2:  # type: ignore[arg-type]
+            return Combined(None, None, 0.0, total, 1.0)
+        return _cut(factored(total, rank), None)
+    if rank is None:
+        factors = {each.factor for each in low}
+        ups = [each.up if len(factors) == 1 else np.float32(each.factor) * each.up for each in low]
+        up, down = np.concatenate(ups, axis=1), np.concatenate([each.down for each in low])
+        scale = factors.pop() if len(factors) == 1 else 1.0
+        return Combined(up, down, scale * len(down), None, 1.0)
+    single = low[0].factor if len(low) == 1 and low[0].factor else None
+    ups = [each.up.astype(np.float64) * (1.0 if single else each.factor) for each in low]
+    found = of_product(np.concatenate(ups, axis=1), np.concatenate([each.down for each in low]), rank)
+    return _cut(found, single)
+
+
+def _whole(term: Term) -> Array:
+    if isinstance(term, LowRank):
+        return term.factor * (term.up.astype(np.float64) @ term.down.astype(np.float64))
+    return term.factor * term.values.astype(np.float64)
+
+
+def _cut(found: Factors | None, factor: float | None) -> Combined | None:
+    if found is None:
+        return None
+    alpha = len(found.down) * (1.0 if factor is None else factor)
+    return Combined(found.up, found.down, alpha, None, found.kept)

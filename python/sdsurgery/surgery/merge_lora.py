@@ -1,0 +1,334 @@
+"""merge-lora: several adapters as one, by their effects; one adapter at another rank or in another dialect.
+
+Sources: kohya-ss/sd-scripts 48d368f ``networks/{svd_merge_lora,resize_lora}.py``. Unlike ``merge_lora.py`` there, which
+adds factors (or, with ``--concat``, keeps the first alpha and squares the ratios), the sum is that of the products.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, NamedTuple
+
+from .. import engine
+from ..adapters import keys, names, writing
+from ..adapters.arrays import Array, array
+from ..adapters.facts import training_facts
+from ..adapters.kinds import OF_BIAS
+from ..adapters.lora import Lora
+from ..adapters.names import UNET, Place
+from ..adapters.read import Adapter, open_adapter
+from ..adapters.spool import Spool
+from ..adapters.sums import Combined, Term, Whole, combined, shape_of, term
+from ..adapters.svd import Rank
+from ..checkpoint import Checkpoint
+from ..dtypes import F32, DType
+from ..errors import InputRefused, UsageError, printable
+from ..layouts import Layout, detect
+from ..layouts.diffusers import transformed
+from ..metadata import Metadata
+from ..outline import EXTRACTED, Outline, rounded
+from ..settings import Settings
+from .bake import strengths
+from .common import close_all, parent, run, title_of
+from .report import Report
+
+
+class Slot(NamedTuple):
+    """Where effects are summed: a module of the family, or one of an unknown name."""
+
+    place: Place | None
+    name: str  # in the first file that has it
+
+
+@dataclass
+class _Sum:
+    """The terms of one module: of its weight, and whole ones of further parts (``diff_b``, ``w_norm``, …)."""
+
+    shape: tuple[int, ...] = ()
+    terms: list[Term] = field(default_factory=list)
+    others: dict[str, list[Whole]] = field(default_factory=dict)
+    magnitude: tuple[str, Array] | None = None
+    is_norm: bool = False
+
+
+class Row(NamedTuple):
+    """A module of the output, its rank (0: whole) and the share of its norm that is kept."""
+
+    name: str
+    rank: int
+    kept: float
+
+
+def merge_lora(
+    loras: Sequence[Lora],
+    settings: Settings,
+    *,
+    rank: Rank | None = None,
+    dialect: str = writing.KOHYA,
+    verb: str = "merge-lora",
+    out: str | os.PathLike[str] | None = None,
+) -> Report:
+    """``sdsurgery.merge_lora`` and ``resize_lora``."""
+    if not loras:
+        raise UsageError("give at least one adapter (loras=[…])", code="wrong_inputs")
+    if dialect not in writing.DIALECTS:
+        known = ", ".join(writing.DIALECTS)
+        raise UsageError(f"names= cannot be '{printable(dialect)}'; known: {known}", code="bad_value")
+    if rank is not None:
+        rank.check()
+    if out is not None:
+        engine.target_path(out, settings.overwrite or settings.dry_run)
+    opened: list[Checkpoint] = []
+    try:
+        adapters = []
+        for each in loras:
+            adapters.append(open_adapter(each.path, **settings.opening))
+            opened.append(adapters[-1].checkpoint)
+        with Spool() as spool:
+            work = _Work(loras, adapters, rank, dialect, spool)
+            rows = work.all(settings)
+            opened.append(spool.checkpoint())
+        parameters: dict[str, Any] = {"loras": [each.to_json(each.name) for each in loras], "names": dialect}
+        if rank is not None:
+            numbers = {"rank": rank.most, "energy": rank.energy, "sigma_ratio": rank.ratio}
+            parameters |= {name: value for name, value in numbers.items() if value}
+        recipe = {"method": verb, "parameters": parameters, **settings.recorded}
+        report = run(_outline(opened, work, recipe, settings, title_of(out)), out, settings, recipe)
+        report.inputs, report.sha256 = report.inputs[: len(loras)], report.sha256[: len(loras)]
+        report.adapters = [{"layers": [row._asdict() for row in rows]}]
+        report.notes[:0] = [*_lines(rows), *work.notes]
+        return report
+    finally:
+        close_all(opened)
+
+
+class _Work:
+    def __init__(
+        self, loras: Sequence[Lora], adapters: Sequence[Adapter], rank: Rank | None, dialect: str, spool: Spool
+    ) -> None:
+        self.loras, self.adapters, self.rank, self.dialect, self.spool = loras, adapters, rank, dialect, spool
+        self.layout = self._family()
+        self.ranks = writing.Ranks(set(), set())
+        self.notes: list[str] = []
+        self.shapes = {tensor.key: tensor.shape for tensor in self.layout.tensors()} if self.layout else {}
+
+    def _family(self) -> Layout | None:
+        bases = {adapter.base: adapter for adapter in self.adapters if adapter.base}
+        if len(bases) > 1:
+            (one, first), (other, second) = list(bases.items())[:2]
+            raise InputRefused(
+                f"{printable(first.path)} is for {one.upper()} ({first.evidence}), {printable(second.path)} for "
+                f"{other.upper()} ({second.evidence})",
+                code="family",
+                path=second.path,
+            )
+        return writing.layout_of(next(iter(bases))) if bases else None
+
+    def all(self, settings: Settings) -> list[Row]:
+        """Sum and write every module."""
+        slots = self._slots()
+        rows: list[Row] = []
+        for done, (slot, members) in enumerate(slots.items(), 1):
+            total = _Sum()
+            for at, module in members:
+                self._add(total, slot, self.loras[at], self.adapters[at], module)
+            rows += self._write(slot, total)
+            if settings.callback is not None:
+                settings.callback(done, len(slots))
+        if not rows:
+            raise InputRefused("the adapters' effects cancel out: nothing would be written", code="unlike")
+        self._bundled()
+        return rows
+
+    def _slots(self) -> dict[Slot, list[tuple[int, str]]]:
+        known: dict[Any, Slot] = {}
+        slots: dict[Slot, list[tuple[int, str]]] = {}
+        for at, adapter in enumerate(self.adapters):
+            for name in adapter.strangers:
+                self.notes.append(f"{printable(adapter.path)}: '{printable(name)}' is no part of an adapter; left out")
+            for module in adapter.modules:
+                found = names.find(self.layout, module) if self.layout else ()
+                place = found[0] if found else None
+                slot = known.setdefault(place or module, Slot(place, module))
+                slots.setdefault(slot, []).append((at, module))
+        return slots
+
+    def _add(self, total: _Sum, slot: Slot, lora: Lora, adapter: Adapter, module: str) -> None:
+        parts, place = adapter.modules[module], slot.place
+        if self.layout is not None and place is not None:
+            strength = strengths(lora, self.layout)(place, module)
+        else:
+            component = names.component_of(module)
+            te = lora.strength if lora.te is None else lora.te
+            strength = te if component not in (None, UNET) else lora.strength
+        kind = adapter.kind(module)
+        if kind is not None:
+            shape = self._shape(slot, shape_of(kind, adapter.shapes(module)))
+            if total.shape and shape != total.shape:
+                raise InputRefused(
+                    f"module '{printable(module)}' is for a weight of shape {list(shape)} in {printable(adapter.path)}"
+                    f", and of {list(total.shape)} in another adapter",
+                    code="shape",
+                    tensor=module,
+                    path=adapter.path,
+                )
+            total.shape = shape
+            self._magnitude(total, adapter, module)
+            total.terms.append(term(adapter, module, shape, strength))
+            total.is_norm = "w_norm" in parts
+        for part in OF_BIAS:
+            if part in parts:
+                scale = adapter.scale(module, adapter.shapes(module)[keys.DOWN][0]) if part == "up_bias" else 1.0
+                values = array(adapter.checkpoint, parts[part])
+                written = "diff_b" if part == "up_bias" else part
+                total.others.setdefault(written, []).append(Whole(strength * scale, values))
+
+    def _shape(self, slot: Slot, own: tuple[int, ...]) -> tuple[int, ...]:
+        """The family's shape of the weight, where it has as many elements as the parts show."""
+        if slot.place is not None and slot.place.weight is not None:
+            known = transformed(self.shapes[slot.place.weight.key], slot.place.weight.transform)
+            if prod(known) == prod(own) or not own:
+                return known
+        return own
+
+    def _magnitude(self, total: _Sum, adapter: Adapter, module: str) -> None:
+        part = next((each for each in (keys.MAGNITUDE, keys.MAGNITUDE_OUT) if each in adapter.modules[module]), None)
+        if part is None:
+            return
+        if len(self.adapters) > 1:
+            raise InputRefused(
+                f"{printable(adapter.path)}: module '{printable(module)}' is DoRA, whose effect depends on the weight; "
+                "bake it into the base model and extract the difference (extract_lora) instead",
+                code="unusable_tensor",
+                tensor=module,
+                path=adapter.path,
+            )
+        if self.loras[0].strength != 1 or self.loras[0].te not in (None, 1):
+            raise InputRefused(
+                f"{printable(adapter.path)}: a DoRA can't be scaled; give it strength 1",
+                code="unusable_tensor",
+                tensor=module,
+                path=adapter.path,
+            )
+        total.magnitude = (part, array(adapter.checkpoint, adapter.modules[module][part]))
+        note = "DoRA: the lengths are kept, which are right for whatever direction is left"
+        if self.rank is not None and note not in self.notes:
+            self.notes.append(note)
+
+    def _write(self, slot: Slot, total: _Sum) -> list[Row]:
+        module = slot.name
+        if self.layout is not None and slot.place is not None:
+            module = writing.module_name(self.layout, slot.place, self.dialect)
+        rows = []
+        found = combined(total.terms, None if total.is_norm else self.rank) if total.terms else None
+        if found is not None:
+            rows.append(Row(module, found.rank, found.kept))
+            self._factors(module, found, total)
+        for part, terms in total.others.items():
+            values = sum(each.factor * each.values.astype("f8") for each in terms)
+            self.spool.add(f"{module}.{part}", values.astype("f4"))  # type: ignore[union-attr]
+            rows.append(Row(f"{module}.{part}", 0, 1.0))
+        return rows
+
+    def _factors(self, module: str, found: Combined, total: _Sum) -> None:
+        import numpy as np
+
+        shape, dialect = total.shape, self.dialect
+        if found.values is not None:
+            part = "w_norm" if total.is_norm else "diff"
+            self.spool.add(f"{module}.{part}", found.values.reshape(shape).astype(np.float32))
+            return
+        assert found.up is not None and found.down is not None
+        up, down, rank = found.up, found.down, found.rank
+        if dialect == writing.DIFFUSERS and found.alpha != rank:
+            up = up * np.float32(found.alpha / rank)  # there is no alpha in these files
+        convolution = len(shape) == 4
+        (self.ranks.conv if prod(shape[2:]) > 1 else self.ranks.linear).add((rank, found.alpha))
+        self.spool.add(writing.key(module, keys.DOWN, dialect), down.reshape(rank, *shape[1:]).astype(np.float32))
+        self.spool.add(
+            writing.key(module, keys.UP, dialect),
+            up.reshape(shape[0], rank, *[1] * (2 if convolution else 0)).astype(np.float32),
+        )
+        if dialect == writing.KOHYA:
+            self.spool.add(writing.key(module, keys.ALPHA, dialect), np.float32(found.alpha))
+        if total.magnitude is not None:
+            part, values = total.magnitude
+            if part == keys.MAGNITUDE_OUT and dialect == writing.KOHYA:
+                values = values.reshape(-1, *[1] * (len(shape) - 1))
+            name = f"{module}.lora_magnitude_vector" if dialect == writing.DIFFUSERS else f"{module}.dora_scale"
+            self.spool.add(name, values)
+
+    def _bundled(self) -> None:
+        """The embeddings that the adapters carry, as they are."""
+        done = set()
+        for adapter in self.adapters:
+            for name in adapter.bundled:
+                if name in done:
+                    self.notes.append(f"{printable(adapter.path)}: '{printable(name)}' is in another adapter too")
+                    continue
+                done.add(name)
+                info = adapter.checkpoint.tensors[name]
+                self.spool.raw(name, adapter.checkpoint.read(info), info)
+
+
+def _outline(
+    opened: Sequence[Checkpoint], work: _Work, recipe: dict[str, Any], settings: Settings, title: str
+) -> Outline:
+    from .. import __version__
+
+    *inputs, spooled = opened
+    dtype = settings.target_dtype or _dtype(work.adapters)
+    first, *others = [each.metadata() for each in inputs]
+    agreed = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+    if words := _trigger_words([first, *others]):
+        agreed["modelspec.trigger_phrase"] = ", ".join(words)
+    v_prediction = agreed.get("ss_base_model_version") == "sd_v2_v"
+    module = "networks.lora" if all(name.endswith(_PLAIN) for name in spooled.tensors) else "lycoris.kohya"
+    texts = writing.metadata(work.layout, work.ranks, module=module, v_prediction=v_prediction, kept=agreed)
+    texts["ss_output_name"] = title
+    kind = writing.kind(work.layout, work.dialect, v_prediction=v_prediction)
+    number = len(inputs)
+    pieces = []
+    for info in spooled.tensors.values():
+        exact = info.name.endswith(".alpha") or info.name.startswith(keys.BUNDLED)
+        pieces.append(rounded(number, info, None if exact else dtype, action=EXTRACTED))
+    return Outline(
+        str(recipe["method"]),
+        tuple(opened),
+        tuple(pieces),
+        Metadata(texts, tuple(parent(each) for each in inputs), recipe, title, kind, __version__),
+        hashed=bool(settings.hash),
+        family=detect(spooled.tensors).layout.name,
+        notes=tuple(f"{printable(each.path)}: {note}" for each in inputs for note in each.notes),
+    )
+
+
+def _dtype(adapters: Sequence[Adapter]) -> DType:
+    """That of the adapters' tensors; float32 where they have several."""
+    found = {
+        info.dtype
+        for adapter in adapters for parts in adapter.modules.values() for part, info in parts.items()
+        if info.dtype.kind == "float" and part not in (keys.ALPHA, keys.MAGNITUDE, keys.MAGNITUDE_OUT, "scale")
+    }  # fmt: skip
+    return found.pop() if len(found) == 1 else F32
+
+
+_PLAIN = (".lora_down.weight", ".lora_up.weight", ".alpha", ".lora_A.weight", ".lora_B.weight")
+
+
+def _trigger_words(texts: Sequence[dict[str, str]]) -> list[str]:
+    found = [training_facts(each).get("trigger_words", []) for each in texts if "modelspec.trigger_phrase" in each]
+    return list(dict.fromkeys(word for words in found for word in words))
+
+
+def _lines(rows: Sequence[Row]) -> list[str]:
+    ranks = sorted({row.rank for row in rows if row.rank})
+    shown = f", rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "") if ranks else ""
+    lines = [f"{len(rows)} modules{shown}"]
+    worst = min(rows, key=lambda row: row.kept)
+    if worst.kept < 1 - 1e-9:
+        lines.append(f"least kept: {100 * worst.kept:.2f} % of {printable(worst.name)}")
+    return lines
