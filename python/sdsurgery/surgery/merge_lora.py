@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
 
-from .. import engine
+from .. import files
 from ..adapters import keys, names, writing
 from ..adapters.arrays import Array, array
 from ..adapters.facts import training_facts
@@ -80,7 +80,7 @@ def merge_lora(
     if rank is not None:
         rank.check()
     if out is not None:
-        engine.target_path(out, settings.overwrite or settings.dry_run)
+        files.target_path(out, settings.overwrite or settings.dry_run)
     opened: list[Checkpoint] = []
     try:
         adapters = []
