@@ -35,8 +35,8 @@ from pickle_builder import (
 from sdsurgery import formats
 from sdsurgery.errors import InputRefused
 from sdsurgery.formats import pickle_machine as pm
-from sdsurgery.formats import torch_legacy
-from sdsurgery.formats import torch_zip as zip_format
+from sdsurgery.formats.kinds import torch_legacy
+from sdsurgery.formats.kinds import torch_zip as zip_format
 from sdsurgery.formats.scan import scan_source
 
 

@@ -362,7 +362,7 @@ def test_a_suspicious_pickle_is_refused_with_the_names_of_what_it_would_have_run
 def test_neither_pickle_nor_torch_is_ever_imported_by_the_package():
     body = call("pickle", "loads", b"C\x02N.") + call("torch", "load", text("x"))
     code = (
-        "import sys, sdsurgery.formats.torch_zip, sdsurgery.formats.torch_legacy, sdsurgery.formats.scan\n"
+        "import sys, sdsurgery.formats.kinds.torch_zip, sdsurgery.formats.kinds.torch_legacy, sdsurgery.formats.scan\n"
         "from sdsurgery.formats.torch_pickle import parse\n"
         f"parse({pickled(tuple_of(body))!r})\n"
         "bad = {'pickle', '_pickle', 'torch', 'numpy', 'zipfile', 'tempfile', 'shutil'} & set(sys.modules)\n"

@@ -13,7 +13,7 @@ from safetensors_tools import entry, file, one, our_view, parse, reference_metad
 from sdsurgery import formats
 from sdsurgery.dtypes import BY_NAME
 from sdsurgery.errors import InputRefused
-from sdsurgery.formats import safetensors as ours
+from sdsurgery.formats.kinds import safetensors as ours
 
 DUPLICATES = re.compile(r"^(tensor '.*'|metadata key '.*'|__metadata__) appears twice in the header$", re.DOTALL)
 

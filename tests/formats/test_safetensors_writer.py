@@ -9,7 +9,7 @@ from safetensors.numpy import save
 from safetensors_tools import our_view, parse, reference_metadata, reference_view
 from sdsurgery.dtypes import BF16, BY_NAME, F8_E4M3, F16, F32, F64, I64, U8, DType
 from sdsurgery.errors import InputRefused, RunFailed, UsageError
-from sdsurgery.formats import safetensors as ours
+from sdsurgery.formats.kinds import safetensors as ours
 
 Tensors = list[tuple[str, DType, tuple[int, ...]]]
 SOME: Tensors = [

@@ -14,7 +14,8 @@ from cli_support import read_raw, write_raw
 from sdsurgery import formats
 from sdsurgery.checkpoint import Contents
 from sdsurgery.files import open_source
-from sdsurgery.formats import Format, safetensors
+from sdsurgery.formats import Format
+from sdsurgery.formats.kinds import safetensors
 from sdsurgery.testing import write_checkpoint
 
 BEGIN = b"two files\n"

@@ -30,7 +30,8 @@ from sdsurgery import formats
 from sdsurgery.checkpoint import open_checkpoint
 from sdsurgery.dtypes import BY_NAME
 from sdsurgery.errors import InputRefused
-from sdsurgery.formats import torch_legacy, torch_zip_writer
+from sdsurgery.formats import torch_zip_writer
+from sdsurgery.formats.kinds import torch_legacy
 from sdsurgery.formats.torch_tensors import MAX_BLOWUP
 from torch_support import DTYPES, RECORD, check, elements, read, sample, saved, torch
 

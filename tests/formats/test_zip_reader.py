@@ -12,8 +12,8 @@ import pytest
 from pickle_builder import Memory, dict_of, pickled, tensor, torch_zip, zipped
 from sdsurgery.checkpoint import open_checkpoint
 from sdsurgery.errors import InputRefused
-from sdsurgery.formats import torch_zip as zip_format
 from sdsurgery.formats import torch_zip_writer
+from sdsurgery.formats.kinds import torch_zip as zip_format
 from torch_support import RECORD, elements, read, saved, torch
 
 # --- the zip container -----------------------------------------------------------------------------------------------

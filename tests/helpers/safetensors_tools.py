@@ -9,7 +9,7 @@ import safetensors as reference
 from pickle_builder import Memory
 from sdsurgery.checkpoint import Contents
 from sdsurgery.errors import InputRefused
-from sdsurgery.formats import safetensors as ours
+from sdsurgery.formats.kinds import safetensors as ours
 
 
 def file(header: str | bytes, data: bytes = b"") -> bytes:

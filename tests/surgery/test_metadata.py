@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 from sdsurgery import layouts
 from sdsurgery.errors import UsageError
-from sdsurgery.formats.safetensors import layout
+from sdsurgery.formats.kinds.safetensors import layout
 from sdsurgery.layouts import Layout
 from sdsurgery.metadata import (
     MAX_ANCESTRY,

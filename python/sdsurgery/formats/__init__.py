@@ -1,4 +1,4 @@
-"""File formats, one file each: how a file is recognised, read, placed and written. A module is imported when asked.
+"""File formats, one file of ``kinds`` each: how a file is recognised, read, placed and written.
 
 A file's format is recognised by its content, an output's is chosen by its suffix.
 """
@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ..discovery import module_names
+from . import kinds
 
 if TYPE_CHECKING:
     from .._native import Source
@@ -67,9 +70,6 @@ class Format:
     writer: Writer | None = None
 
 
-_MODULES = ("safetensors", "torch_legacy", "torch_zip")
-"""The modules with a ``FORMAT``, in the order in which they are asked; the first that recognises a file wins."""
-
 _registered: list[Format] = []
 
 
@@ -85,13 +85,14 @@ def unregister(added: Format) -> None:
 
 
 def formats() -> Iterator[Format]:
-    """Every format; each module is imported when its turn comes."""
+    """Every format: the added ones, then the modules of ``kinds`` by name, each imported when its turn comes. The first
+    that recognises a file wins."""
     yield from _registered
-    yield from map(_own, _MODULES)
+    yield from map(_own, module_names(kinds.__path__))
 
 
 def _own(name: str) -> Format:
-    found: Format = import_module(f".{name}", __name__).FORMAT
+    found: Format = import_module(f".kinds.{name}", __name__).FORMAT
     return found
 
 

@@ -13,7 +13,7 @@ from struct import unpack
 from typing import Any
 
 from ..errors import InputRefused, printable
-from . import safetensors
+from .kinds import safetensors
 from .numpy_file import MAGIC as NUMPY
 from .numpy_file import read_header
 from .pickle_follow import TORCH_MAGIC, Blob, Bytes, LongText, Name, Pickle

@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
-from ..checkpoint import Contents, Record
-from ..errors import InputRefused, RunFailed, printable
-from . import Format, Pieces, Placed, Writer
-from .pickle_machine import MAX_PICKLE, Graph
-from .torch_pickle import parse, refuse_dangerous
-from .torch_state import contents
-from .torch_zip_writer import Layout, layout
-from .zip_reader import DEFLATED, MAX_RATIO, STORED, Entry, entry_bytes, inflate, is_zip, read_entries
+from ...checkpoint import Contents, Record
+from ...errors import InputRefused, RunFailed, printable
+from .. import Format, Pieces, Placed, Writer
+from ..pickle_machine import MAX_PICKLE, Graph
+from ..torch_pickle import parse, refuse_dangerous
+from ..torch_state import contents
+from ..torch_zip_writer import Layout, layout
+from ..zip_reader import DEFLATED, MAX_RATIO, STORED, Entry, entry_bytes, inflate, is_zip, read_entries
 
 if TYPE_CHECKING:
-    from .._native import Source
-    from ..dtypes import DType
+    from ..._native import Source
+    from ...dtypes import DType
 
 __all__ = ["FORMAT", "Layout", "layout", "read"]
 

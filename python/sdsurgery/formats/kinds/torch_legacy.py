@@ -13,17 +13,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..checkpoint import Contents, Record
-from ..errors import InputRefused, printable
-from . import Format
-from .pickle_follow import TORCH_MAGIC
-from .pickle_machine import DICT, INT, LIST, MAX_OPCODES, MAX_PICKLE, STORAGE, TEXT, Graph, TruncatedPickle
-from .torch_pickle import parse, refuse_dangerous
-from .torch_state import contents
-from .torch_values import Storage
+from ...checkpoint import Contents, Record
+from ...errors import InputRefused, printable
+from .. import Format
+from ..pickle_follow import TORCH_MAGIC
+from ..pickle_machine import DICT, INT, LIST, MAX_OPCODES, MAX_PICKLE, STORAGE, TEXT, Graph, TruncatedPickle
+from ..torch_pickle import parse, refuse_dangerous
+from ..torch_state import contents
+from ..torch_values import Storage
 
 if TYPE_CHECKING:
-    from .._native import Source
+    from ..._native import Source
 
 MAGIC = TORCH_MAGIC.to_bytes(10, "little")
 PROTOCOL_VERSION = 1001

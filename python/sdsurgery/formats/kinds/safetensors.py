@@ -20,14 +20,14 @@ from json.encoder import encode_basestring as _quoted
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..checkpoint import Contents, TensorInfo
-from ..dtypes import BY_NAME, DType
-from ..errors import InputRefused, RunFailed, UsageError, printable
-from ..suggest import did_you_mean
-from . import Format, Pieces, Placed, Writer
+from ...checkpoint import Contents, TensorInfo
+from ...dtypes import BY_NAME, DType
+from ...errors import InputRefused, RunFailed, UsageError, printable
+from ...suggest import did_you_mean
+from .. import Format, Pieces, Placed, Writer
 
 if TYPE_CHECKING:
-    from .._native import Source
+    from ..._native import Source
 
 MAX_HEADER = 100_000_000
 """Longest header in bytes, without the 8 bytes of its length (the reference implementation's limit)."""
