@@ -22,13 +22,15 @@ inline bool bit(int leaf, int subleaf, int which, int number) {  // `which` of e
 inline bool saved(unsigned long long registers) { return bit(1, 0, 2, 27) && (~_xgetbv(0) & registers) == 0; }
 }  // namespace detail
 
-inline bool has_avx2_f16c() { return detail::saved(0x6) && detail::bit(7, 0, 1, 5) && detail::bit(1, 0, 2, 29); }
+inline bool has_avx2() {  // and F16C, FMA
+    return detail::saved(0x6) && detail::bit(7, 0, 1, 5) && detail::bit(1, 0, 2, 29) && detail::bit(1, 0, 2, 12);
+}
 inline bool has_avx512() {  // F, DQ, BW, VL
     return detail::saved(0xe6) && detail::bit(7, 0, 1, 16) && detail::bit(7, 0, 1, 17) && detail::bit(7, 0, 1, 30) &&
-           detail::bit(7, 0, 1, 31) && has_avx2_f16c();
+           detail::bit(7, 0, 1, 31) && has_avx2();
 }
 inline bool has_pclmul() { return detail::bit(1, 0, 2, 1) && detail::bit(1, 0, 2, 19); }
-inline bool has_vpclmul() { return has_avx2_f16c() && detail::bit(7, 0, 2, 10) && has_pclmul(); }
+inline bool has_vpclmul() { return has_avx2() && detail::bit(7, 0, 2, 10) && has_pclmul(); }
 inline bool has_sha() { return detail::bit(7, 0, 1, 29) && detail::bit(1, 0, 2, 9) && detail::bit(1, 0, 2, 19); }
 
 }  // namespace sds::cpu
@@ -38,16 +40,16 @@ inline bool has_sha() { return detail::bit(7, 0, 1, 29) && detail::bit(1, 0, 2, 
 
 namespace sds::cpu {
 
-inline bool has_avx2_f16c() {
+inline bool has_avx2() {  // and F16C, FMA
     // Clang up to 16 and GCC up to 10 do not know "f16c" by name, so its bit is read here. "avx2" includes the question
     // whether the system saves the wide registers.
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
     const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
-    return f16c && __builtin_cpu_supports("avx2");
+    return f16c && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2");
 }
 inline bool has_avx512() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && has_avx2_f16c();
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && has_avx2();
 }
 inline bool has_pclmul() { return __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.1"); }
 inline bool has_vpclmul() {

@@ -226,6 +226,9 @@ void step_strip(Op op, const T* __restrict a, const T* __restrict b, const T* __
         case Op::where:
             for (size_t i = 0; i < n; ++i) to[i] = a[i] != 0 ? b[i] : c[i];
             break;
+        case Op::fma:
+            for (size_t i = 0; i < n; ++i) to[i] = std::fma(a[i], b[i], c[i]);
+            break;
         case Op::kCount: break;
     }
 }

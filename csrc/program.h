@@ -14,8 +14,8 @@
 namespace sds {
 
 // minimum and maximum give the second operand unless the first is smaller (larger) or NaN; comparisons give 1 or 0;
-// sign gives −1, 0, 1 or NaN; where gives its second operand unless the first is 0; exp, log and pow are those of
-// functions.h. python/sdsurgery/functions.py says the same in NumPy.
+// sign gives −1, 0, 1 or NaN; where gives its second operand unless the first is 0; fma gives a·b + c, rounded once;
+// exp, log and pow are those of functions.h. python/sdsurgery/functions.py says the same in NumPy.
 enum class Op : int {
     add = 0,
     sub,
@@ -37,8 +37,9 @@ enum class Op : int {
     sign,
     floor,
     exp,
-    log,    // of one
-    where,  // of three
+    log,  // of one
+    where,
+    fma,  // of three
     kCount
 };  // clang-format keeps the rows apart
 SDS_HD inline int arity(Op op) { return op < Op::neg ? 2 : op < Op::where ? 1 : 3; }

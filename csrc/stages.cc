@@ -45,6 +45,7 @@ double apply(int op, double a, double b, double c) {
         case Op::floor: return std::floor(a);
         case Op::exp: return scalars::exp(a);
         case Op::log: return scalars::log(a);
+        case Op::fma: return std::fma(a, b, c);
         default: return a != 0 ? b : c;
     }
 }

@@ -75,10 +75,10 @@ inline bool runs_here() { return true; }
 #ifdef SDS_X86
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,f16c,fma"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,f16c")
+#pragma GCC target("avx2,f16c,fma")
 #endif
 namespace avx2 {
 #include "lanes/avx2.h"
@@ -89,11 +89,12 @@ namespace avx2 {
 }  // namespace avx2
 #if defined(__clang__)
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,f16c,fma"))), \
+                             apply_to = function)
 #else
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,f16c")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,f16c,fma")
 #endif
 namespace avx512 {
 #include "lanes/avx512.h"
@@ -124,7 +125,7 @@ const std::vector<Target>& targets() {
     static const std::vector<Target> all = {
 #ifdef SDS_X86
         {"avx512", cpu::has_avx512, avx512::evaluate, avx512::fill, avx512::reduce, avx512::accumulate, avx512::decode},
-        {"avx2", cpu::has_avx2_f16c, avx2::evaluate, avx2::fill, avx2::reduce, avx2::accumulate, avx2::decode},
+        {"avx2", cpu::has_avx2, avx2::evaluate, avx2::fill, avx2::reduce, avx2::accumulate, avx2::decode},
 #endif
 #ifdef SDS_ARM
         {"neon", neon::runs_here, neon::evaluate, neon::fill, neon::reduce, neon::accumulate, neon::decode},

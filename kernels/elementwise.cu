@@ -236,6 +236,7 @@ __device__ void operate(Op op, const T* a, const T* b, const T* c, T* y) {
         case Op::exp: SDS_EACH(functions::lane_exp(a[e]));
         case Op::log: SDS_EACH(functions::lane_log(a[e]));
         case Op::where: SDS_EACH(a[e] != 0 ? b[e] : c[e]);
+        case Op::fma: SDS_EACH(fma(a[e], b[e], c[e]));
         case Op::kCount: break;
     }
 #undef SDS_EACH
@@ -258,7 +259,7 @@ __device__ void run_steps(const Steps& steps, Slots<T, V> slots, T* y) {
         T a[V], b[V], c[V], to[V];
         read(step.a, a);
         read(step.b, b);
-        if (static_cast<Op>(step.op) == Op::where) read(steps.step[++s].a, c);  // it takes two places
+        if (arity(static_cast<Op>(step.op)) > 2) read(steps.step[++s].a, c);  // it takes two places
         operate<T, V>(static_cast<Op>(step.op), a, b, c, to);
         slots.write(step.to, to);
     }
@@ -455,7 +456,7 @@ Steps packed(const Program& program, const Numbers& numbers, bool wide) {
     for (const Step& step : program.steps) {
         steps.step[steps.count++] = {static_cast<uint8_t>(step.op), static_cast<uint8_t>(program.inputs + step.to),
                                      at(step.a), at(arity(step.op) > 1 ? step.b : step.a)};
-        if (step.op == Op::where) steps.step[steps.count++].a = at(step.c);
+        if (arity(step.op) > 2) steps.step[steps.count++].a = at(step.c);
     }
     steps.result = at(program.result);
     for (size_t k = 0; k < numbers.wide.size(); ++k) steps.constants[k] = wide ? numbers.wide[k] : numbers.narrow[k];
@@ -480,7 +481,7 @@ std::string unsupported(const Program& program, const std::vector<DType>&, DType
     if (program.fused >= 0) return "";
     if (program.inputs < 1 || program.inputs > kStepInputs) return "it takes more than 32 inputs";
     size_t packed_steps = 0;
-    for (const Step& step : program.steps) packed_steps += step.op == Op::where ? 2 : 1;
+    for (const Step& step : program.steps) packed_steps += arity(step.op) > 2 ? 2 : 1;
     if (packed_steps > kMostSteps) return "it has more than 160 operations";
     if (program.constants > static_cast<int>(kMostConstants)) return "it has more than 48 numbers";
     if (slots_of(program) > kMostSlots) return "it needs too many intermediate results";

@@ -28,7 +28,7 @@ F64, F32, F16, BF16, E4M3, E5M2 = (tl.constexpr(code) for code in range(6))
 ADD, SUB, MUL, DIV = (tl.constexpr(OPERATIONS[name]) for name in ("add", "sub", "mul", "div"))
 MINIMUM, MAXIMUM, NEG, ABS = (tl.constexpr(OPERATIONS[name]) for name in ("minimum", "maximum", "neg", "abs"))
 LT, LE, GT, GE, EQ, NE = (tl.constexpr(OPERATIONS[name]) for name in ("lt", "le", "gt", "ge", "eq", "ne"))
-SQRT, SIGN, WHERE = (tl.constexpr(OPERATIONS[name]) for name in ("sqrt", "sign", "where"))
+SQRT, SIGN, WHERE, FMA = (tl.constexpr(OPERATIONS[name]) for name in ("sqrt", "sign", "where", "fma"))
 COPYSIGN, FLOOR = (tl.constexpr(OPERATIONS[name]) for name in ("copysign", "floor"))
 EXP, LOG, POW = (tl.constexpr(OPERATIONS[name]) for name in ("exp", "log", "pow"))
 EXP_FACTORS, LOG_FACTORS = tl.constexpr(elementary.EXP), tl.constexpr(elementary.LOG)
@@ -285,6 +285,8 @@ def _operate(a, b, c, OP: tl.constexpr, WIDE: tl.constexpr):
         return tl.where(a < 0, float("nan"), _log(a.to(tl.float64)).to(tl.float32))
     elif OP == POW:
         return _pow(a, b)
+    elif OP == FMA:
+        return tl.fma(a, b, c)
     else:
         if WIDE:
             return _magnitude(a, WIDE).to(tl.float64, bitcast=True)

@@ -67,8 +67,7 @@ def methods_page() -> str:
         inputs = " ".join(row["inputs"]) + (" …" if row["any_number_of_inputs"] else "")
         parameters = []
         for name, param in row["parameters"].items():
-            default = "" if param["default"] is None else f" (default {param['default']:g})"
-            parameters.append(f"`--{name.replace('_', '-')}` {param['help']}{default}")
+            parameters.append(f"`--{name.replace('_', '-')}` {param['text']}")
         cells = (f"`{row['name']}`", inputs, row["formula"], "; ".join(parameters) or "none")
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n" + BODIES + read("docs/methods.md").partition(BODIES)[2]

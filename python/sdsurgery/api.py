@@ -75,6 +75,7 @@ def merge(
     method: str,
     inputs: Iterable[Input | Model | Opened | Call],
     *,
+    variant: str | None = None,
     out: Path | None = None,
     add_missing: bool = False,
     use_ema: str | Sequence[str] = (),
@@ -103,10 +104,11 @@ def merge(
 ) -> Report:
     """Merge checkpoint files into one.
 
-    ``method`` is a name from ``methods()``; ``parameters`` are its numbers (``alpha=0.7``, ``weights=[…]``). ``inputs``
-    are A, B, C, … in the method's order: files, opened checkpoints, dictionaries of arrays or tensors, or other recipes
-    (``sdsurgery.weighted_sum(…)``), which are evaluated in the same pass; of those named in ``use_ema`` (``"A,B"``) the
-    U-Net's EMA weights are merged instead of the weights. ``add_missing`` adds tensors that only B (or C) has.
+    ``method`` is a name from ``methods()``, ``variant`` a word after it; ``parameters`` are its numbers (``alpha=0.7``,
+    ``weights=[…]``). ``inputs`` are A, B, C, … in the method's order: files, opened checkpoints, dictionaries of arrays
+    or tensors, or other recipes (``sdsurgery.weighted_sum(…)``), which are evaluated in the same pass; of those named
+    in ``use_ema`` (``"A,B"``) the U-Net's EMA weights are merged instead of the weights. ``add_missing`` adds tensors
+    that only B (or C) has.
 
     ``blocks`` gives merge blocks a ratio of their own: ``"GRAD_V,BASE=0.5"``, a list of numbers or ``{"IN04": 0.3}``;
     ``rules`` gives one to names that a regular expression finds: a file, or ``{r"attn2": 0.3}``. A rule wins over a
@@ -115,15 +117,11 @@ def merge(
     """
     from .methods.registry import get
     from .recipe import Call, Model, Opened, call, compose
-    from .suggest import did_you_mean
     from .surgery.merge import merge as merge_files
     from .surgery.merge import merge_tree
 
-    chosen = get(method)
-    for name in parameters:
-        if name not in chosen.params:
-            hint = did_you_mean(name, [*chosen.params, *OPTIONS, *_OWN])
-            raise UsageError(f"{chosen.name} has no parameter '{printable(name)}'{hint}", code="unknown_name")
+    chosen = get(method, variant)
+    numbers = chosen.named(parameters, [*OPTIONS, *_OWN])
     settings = Settings(
         dtype=dtype_word(dtype), overflow=overflow, on_nonfinite=on_nonfinite, compute=compute, io=io, backend=backend,
         gpu_memory=gpu_memory, fallback=fallback, threads=threads, fix_clip=fix_clip, fix_names=fix_names,
@@ -134,11 +132,11 @@ def merge(
     files = [item for item in inputs if not isinstance(item, Model | Opened | Call)]
     others: dict[str, Any] = {"out": out, "add_missing": add_missing, "use_ema": use_ema}
     if len(files) < len(inputs):
-        tree = compose(call(method, inputs, blocks=blocks, rules=rules, **parameters))
+        tree = compose(call(chosen.name, inputs, blocks=blocks, rules=rules, **numbers))
         return followed("merge", settings, lambda given: merge_tree(tree, given, **others)[0])
-    chosen.bind(len(files), parameters)  # which takes no list for a number: that is a sweep's
+    chosen.bind(len(files), numbers)  # which takes no list for a number: that is a sweep's
     return followed("merge", settings, lambda given: merge_files(
-        method, files, given, parameters=parameters, blocks=blocks, rules=rules, **others,
+        chosen.name, files, given, parameters=numbers, blocks=blocks, rules=rules, **others,
     )[0])  # fmt: skip
 
 
@@ -150,7 +148,7 @@ def _listed(inputs: Iterable[Any]) -> list[Any]:
     return list(inputs)
 
 
-_OWN = ("out", "add_missing", "use_ema", "blocks", "rules")
+_OWN = ("variant", "out", "add_missing", "use_ema", "blocks", "rules")
 
 
 @_spelled_out(Keywords)
@@ -159,6 +157,7 @@ def sweep(
     inputs: Iterable[Input | Model | Opened | Call] = (),
     *,
     parameters: Mapping[str, float | Sequence[float]],
+    variant: str | None = None,
     out: Path | None = None,
     add_missing: bool = False,
     use_ema: str | Sequence[str] = (),
@@ -176,7 +175,7 @@ def sweep(
     Of a recipe (``sweep(recipe, parameters=…)``) the parameters go by their path: ``{"B.alpha": [0.1, 0.2]}`` is the
     ``alpha`` of the call that is the root's input B. Those that are not given are the recipe's.
     """
-    from .methods.registry import PerInput, get
+    from .methods.registry import Param, get
     from .recipe import Call, Model, Opened, call, compose
     from .surgery.merge import merge as work
     from .surgery.merge import merge_tree
@@ -188,12 +187,14 @@ def sweep(
             raise UsageError("a recipe has inputs, blocks= and rules= of its own", code="conflict")
         tree = compose(method)
         return followed("merge", wanted, lambda given: merge_tree(tree, given, **others))
-    name: str = method
+    name = get(method, variant).name
     if not any(isinstance(item, Model | Opened | Call) for item in given_inputs):
         return followed("merge", wanted, lambda given: work(
             name, given_inputs, given, blocks=blocks, rules=rules, **others,
         ))  # fmt: skip
-    lists = {each: value for each, value in parameters.items() if isinstance(get(name).params.get(each), PerInput)}
+    lists: dict[str, Any] = {
+        each: value for each, value in parameters.items() if not isinstance(get(name).params.get(each), Param)
+    }
     root = call(name, given_inputs, blocks=blocks, rules=rules, **lists)
     return sweep(
         root, parameters={each: value for each, value in parameters.items() if each not in lists}, out=out,

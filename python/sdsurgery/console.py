@@ -162,10 +162,9 @@ def method_lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     lines = []
     for row in rows:
         inputs = " ".join(row["inputs"]) + (" …" if row["any_number_of_inputs"] else "")
-        lines.append(f"{row['name']:<14} {inputs:<8} {row['formula']}")
+        lines.append(f"{row['name']:<28} {inputs:<8} {row['formula']}")
         for name, param in row["parameters"].items():
-            default = "" if param["default"] is None else f" (default {param['default']:g})"
-            lines.append(f"{'':<14} --{name.replace('_', '-')}: {param['help']}{default}")
+            lines.append(f"{'':<28} --{name.replace('_', '-')}: {param['text']}")
     return lines
 
 

@@ -89,6 +89,22 @@ def pow(x: Any, y: Any) -> Any:
     return _function("pow", x, y)
 
 
+def is_nan(x: Any) -> Any:
+    """Whether x is not a number."""
+    return x != x  # noqa: PLR0124
+
+
+def flag(condition: Any, like: Any) -> Any:
+    """1 where the condition holds, else 0, in ``like``'s arithmetic: what a comparison gives, as a number."""
+    if isinstance(condition, Symbol | Value | Scalar):
+        return condition
+    if isinstance(condition, bool):
+        return float(condition)
+    if _is_numbers(condition):
+        return condition.beside(like)
+    return condition.astype(like.dtype) if hasattr(condition, "astype") else condition.to(like.dtype)
+
+
 def where(condition: Any, a: Any, b: Any) -> Any:
     """``a`` where the condition is not 0 (a NaN is not), else ``b``. Both are evaluated."""
     items = (condition, a, b)
@@ -113,6 +129,30 @@ def where(condition: Any, a: Any, b: Any) -> Any:
         condition = library.full_like(array, condition)
     truth = condition if str(condition.dtype).endswith("bool") else condition != 0
     return library.where(truth, a, b)
+
+
+def fma(x: Any, y: Any, z: Any) -> Any:
+    """x·y + z, rounded once; for tensors, or tensors and numbers."""
+    for item in (x, y, z):
+        if isinstance(item, Symbol):
+            return item.tracer.apply("fma", x, y, z)
+    from .fused import fma as definition
+
+    return definition(x, y, z)
+
+
+def multiply_add(x: Any, y: Any, z: Any, fused: bool = False) -> Any:
+    """z + x·y of a number y: with two roundings, or ``fused`` with one (``fma``)."""
+    return fma(x, y, z) if fused else z + y * x
+
+
+def lerp(a: Any, b: Any, t: Any, fused: bool = False) -> Any:
+    """a + t·(b − a) for |t| < ½, else b − (1 − t)·(b − a), of a number t, which is rounded to float32 first: what
+    ``torch.lerp`` computes; ``fused`` with one rounding of each product and sum, as it does on AVX2 and later."""
+    t = of_numbers(single, t)
+    if abs(t) < 0.5:
+        return multiply_add(b - a, t, a, fused)
+    return fma(b - a, t - 1, b) if fused else b - (b - a) * (1 - t)
 
 
 # ---- reductions
@@ -154,6 +194,26 @@ def cos(x: Any) -> Any:
 def acos(x: Any) -> Any:
     """The angle from 0 to π whose cosine is x; NaN for |x| > 1."""
     return _scalar("acos", x)
+
+
+def of_numbers(function: Callable[..., float], *args: Any) -> Any:
+    """A Python function of parameters alone, evaluated for each set of numbers."""
+    return Scalar(function, *args) if any(isinstance(arg, Scalar) for arg in args) else function(*args)
+
+
+def rounded(value: Any, tensor: Any) -> Any:
+    """What a reduction gives as an element of ``tensor``'s arithmetic: further operations on it are elementwise."""
+    if isinstance(value, Value):
+        return value.tracer.lift(value)
+    return value.beside(tensor) if _is_numbers(value) else value
+
+
+def single(x: float) -> float:
+    """The float32 nearest to a number."""
+    import struct
+
+    nearest: float = struct.unpack("f", struct.pack("f", x))[0]
+    return nearest
 
 
 # ---- how

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .methods.registry import Method
 
 # Names and codes of the operations; csrc/program.h has the same list.
-_NAMES = "add sub mul div minimum maximum lt le gt ge eq ne copysign pow neg abs sqrt sign floor exp log where"
+_NAMES = "add sub mul div minimum maximum lt le gt ge eq ne copysign pow neg abs sqrt sign floor exp log where fma"
 OPERATIONS = {name: code for code, name in enumerate(_NAMES.split())}
 # What an expression of reduced values may use besides; csrc/program.h has the same list.
 _FUNCTIONS = ("sin", "cos", "acos")
@@ -37,8 +37,8 @@ Reduced = tuple[str, int, tuple[Ref, ...]]
 
 MAY_USE = (
     "a method's body may use + - * /, comparisons, abs, and the functions of sdsurgery.functions: minimum, maximum, "
-    "clip, where, sqrt, sign, copysign, floor, exp, log and pow of tensors; sum, dot, norm, mean, minimum and maximum "
-    "over a tensor; sin, cos and acos of what these give (docs/methods.md has the list)"
+    "clip, where, sqrt, sign, copysign, floor, exp, log, pow and fma of tensors; sum, dot, norm, mean, minimum and "
+    "maximum over a tensor; sin, cos and acos of what these give (docs/methods.md has the list)"
 )
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Union
 
 from .errors import InputRefused, UsageError, printable
-from .methods.registry import Method, Param, PerInput, get
+from .methods.registry import Method, Param, Parameter, get
 from .suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -149,13 +149,15 @@ def model(given: Leaf, *, use_ema: bool = False) -> Model | Opened:
 
 
 def call(
-    method: str, inputs: Sequence[Recipe | Leaf], *, blocks: Any = None, rules: Any = None, **parameters: Any
-) -> Call:
+    method: str, inputs: Sequence[Recipe | Leaf], *, variant: str | None = None, blocks: Any = None, rules: Any = None,
+    **parameters: Any,
+) -> Call:  # fmt: skip
     """A method of its inputs: what ``model`` takes, or other recipes. UsageError for an unknown method or parameter, a
     value that is not a finite number, or a wrong number of inputs."""
-    chosen = get(method)
-    bound = chosen.bind(len(inputs), parameters)
-    given = tuple((name, bound[name]) for name in chosen.params if parameters.get(name) is not None)
+    chosen = get(method, variant)
+    rest = chosen.named(parameters)
+    bound = chosen.bind(len(inputs), rest)
+    given = tuple((name, bound[name]) for name in chosen.params if rest.get(name) is not None)
     nodes = tuple(item if isinstance(item, Model | Opened | Call) else model(item) for item in inputs)
     return Call(chosen.name, nodes, given, _json("blocks", blocks), _json("rules", rules))
 
@@ -246,7 +248,7 @@ class _Part:
         inputs = [item.value(leaves, numbers) if isinstance(item, _Part) else leaves[item] for item in self.inputs]
         return self.method.body(*inputs, **{name: numbers[self.prefix + name] for name in self.method.params})
 
-    def parameters(self) -> dict[str, Param | PerInput]:
+    def parameters(self) -> dict[str, Parameter]:
         """All parameters of the tree, by path and name."""
         found = {self.prefix + name: param for name, param in self.method.params.items()}
         for item in self.inputs:

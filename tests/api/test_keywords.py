@@ -166,9 +166,9 @@ def test_a_method_s_flags_do_not_change_those_of_another(registry: None) -> None
 
 
 def test_another_method_s_flag_is_refused_with_the_place_that_lists_the_right_ones(pair: tuple[Path, Path]) -> None:
-    ended = sds("merge", "--method", "add-diff", *pair, pair[0], "--weights", "1,1,1", "--dry-run")
-    refused(ended, 2, "no option '--weights'", "see sdsurgery merge --method add-diff --help")
-    text = done(sds("merge", "--method", "add-diff", "--help")).out
+    ended = sds("merge", "--method", "slerp", *pair, "--weights", "1,1", "--dry-run")
+    refused(ended, 2, "no option '--weights'", "see sdsurgery merge --method slerp --help")
+    text = done(sds("merge", "--method", "slerp", "--help")).out
     assert "--alpha NUMBER" in text and "--weights" not in text
 
 

@@ -4,6 +4,7 @@ find mistakes (ties, limits, NaN payloads) for every stored dtype."""
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from sdsurgery import _native, functions
 from sdsurgery.backends import cpu, reference
 from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
-from sdsurgery.methods import Method, Param, PerInput, registered
+from sdsurgery.methods import Flag, Method, Param, PerInput, registered
 from sdsurgery.plan import Job, Operand
 from sdsurgery.program import Formula, trace
 
@@ -157,17 +158,29 @@ class Case:
 def cases() -> Iterator[Case]:
     """Every registered method: default parameters, awkward ones, and lists for two to four inputs."""
     for name, method in registered().items():
-        numbers = [key for key, param in method.params.items() if not isinstance(param, PerInput)]
-        lists = [key for key, param in method.params.items() if isinstance(param, PerInput)]
-        choices: list[dict[str, Any]] = [{}]
-        if numbers:
-            choices += [{key: method.params[key].default * 0.37 - 0.211 for key in numbers}]
-        for given in choices:
+        numbers = {key: param for key, param in method.params.items() if isinstance(param, Param)}
+        lists = {key: param for key, param in method.params.items() if isinstance(param, PerInput)}
+        flags = {key: not param.default for key, param in method.params.items() if isinstance(param, Flag)}
+        needed = {key: _awkward(param) for key, param in numbers.items() if param.required}
+        odd = {key: _awkward(param) for key, param in numbers.items()}
+        for given in ({}, {**odd, **flags}) if odd or flags else ({},):
             count = len(method.inputs)
-            yield Case(method, count, method.bind(count, given), name + ("-odd" if given else ""))
-        for count in (2, 3, 4) if lists else ():
-            weights = [0.6180339887, -0.3, 1.1, 0.07][:count]
-            yield Case(method, count, method.bind(count, dict.fromkeys(lists, weights)), f"{name}-{count}")
+            yield Case(method, count, method.bind(count, {**needed, **given}), name + ("-odd" if given else ""))
+        least = len(method.inputs)
+        for count in (least + 1, least + 2) if method.many else (2, 3, 4) if lists and method.variadic else ():
+            several = {key: _WEIGHTS[: count - param.after] for key, param in lists.items()}
+            yield Case(method, count, method.bind(count, {**needed, **several}), f"{name}-{count}")
+
+
+_WEIGHTS = [0.6180339887, -0.3, 1.1, 0.07, 0.9]
+
+
+def _awkward(param: Param) -> float:
+    """A number within the parameter's range."""
+    if not param.within:
+        return (param.default or 0.0) * 0.37 - 0.211
+    low, high = (float(end) for end in re.findall(r"[-+.\w]+", param.within))
+    return low + 0.37 * (min(high, low + 1) - low)
 
 
 # ---- values
@@ -286,13 +299,27 @@ OPERATIONS = {
         Method("exponential", ("A",), {}, functions.exp),
         Method("logarithm", ("A",), {}, functions.log),
         Method("floor", ("A",), {}, functions.floor),
+        Method("once", ("A", "B", "C"), {}, functions.fma),
     )
 }
 
 
 def every(mixtures: Sequence[tuple[DType, ...]] = MIXTURES) -> list[tuple[str, tuple[DType, ...]]]:
     """Every case with every mixture of input dtypes that it has inputs for; ``ids=label`` names them."""
-    return [(name, mixture) for name, case in CASES.items() for mixture in mixtures if len(mixture) <= case.count]
+    return [pair for pair in spread(mixtures) if len(pair[1]) <= CASES[pair[0]].count]
+
+
+def spread(choices: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Every case with every choice (of dtypes, say), as pairs.
+
+    A case without a kernel of its own is evaluated by steps, which do not depend on the dtypes: it gets two of the
+    choices, each case others."""
+    found = []
+    for number, (name, case) in enumerate(CASES.items()):
+        own = bool(cpu.native_program(case.formula().program, False).fused)
+        some = [choices[(number + 3 * at) % len(choices)] for at in range(min(2, len(choices)))]
+        found += [(name, choice) for choice in (choices if own else some)]
+    return found
 
 
 def label(item: object) -> str:

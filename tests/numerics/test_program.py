@@ -304,7 +304,7 @@ def command(*args: str) -> str:
 
 
 def test_one_function_adds_a_method_to_the_command_line() -> None:
-    text = command("merge", "--help")
+    text = command("merge", "--method", "test-blend", "--help")
     assert "--strength" in text and "--floor" in text and "how much of the test" in text
     text = command("methods")
     assert "test-blend" in text and "A blend that only this test knows." in text

@@ -19,6 +19,7 @@ from ..decoding import decoded, e8m0
 from ..dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64, U8, DType
 from ..encoding import Companion
 from ..errors import Interrupted, RunFailed
+from ..fused import fma
 from ..plan import Fill, Job, Operand, Plan, Reduction
 from ..program import (
     ALL,
@@ -167,7 +168,7 @@ _OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
     "minimum": lambda a, b: _chosen((a < b) | np.isnan(a), a, b),
     "maximum": lambda a, b: _chosen((a > b) | np.isnan(a), a, b),
     "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal,
-    "neg": np.negative, "abs": np.abs, "sqrt": np.sqrt, "sign": _sign, "where": _where,
+    "neg": np.negative, "abs": np.abs, "sqrt": np.sqrt, "sign": _sign, "where": _where, "fma": fma,
     "copysign": np.copysign, "floor": np.floor,
     **{name: functools.partial(on_arrays, name) for name in _BY_DEFINITION},
 }  # fmt: skip

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, printable
+from ..methods.parameters import described
 from .common import numbers, words, writing, written
 
 if TYPE_CHECKING:
-    from ..methods.registry import Method
+    from ..methods.registry import Method, Parameter
     from ..recipe import Recipe
 
 HELP = "merge checkpoints into one"
@@ -28,6 +29,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     add("--method", required=recipe is None, help="see `sdsurgery methods`")
     add("--blocks", action="append", default=[], metavar="[RATIO:]WEIGHTS", help="ratios by merge block: "
         "IN04=0.3,OUT05-OUT08=0.8,BASE=0.5, a preset, or a list of numbers")  # fmt: skip
+    add("--variant", metavar="WORD", help="of a method that has variants (`sdsurgery methods`)")
     add("--rules", action="append", default=[], metavar="[RATIO:]FILE", help="ratios by regular expression over names: "
         "lines REGEX = NUMBER, the last that matches wins")  # fmt: skip
     parser.set_defaults(tree=recipe)
@@ -39,19 +41,22 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..api import merge, sweep
-    from ..methods.registry import Param, get
+    from ..methods.registry import Param, PerInput, get
 
     if args.tree is not None:
         return _of_recipe(args)
-    known = get(args.method).params
-    params = _given(args, known)
+    method = get(args.method, args.variant)
+    params = _given(args, method.params)
+    swept = [name for name, value in params.items() if isinstance(method.params[name], Param) and len(value) > 1]
     options = {name: getattr(args, name) for name in ("add_missing", "use_ema", "blocks", "rules")}
-    if any(isinstance(known[name], Param) and len(value) > 1 for name, value in params.items()):
+    for name, value in params.items():
+        one = isinstance(value, list) and len(value) == 1 and not isinstance(method.params[name], PerInput)
+        params[name] = value[0] if one else value
+    if swept:
         return written(
-            args, lambda **settings: sweep(args.method, args.inputs, parameters=params, **options, **settings)
+            args, lambda **settings: sweep(method.name, args.inputs, parameters=params, **options, **settings)
         )
-    numbers = {name: value[0] if isinstance(known[name], Param) else value for name, value in params.items()}
-    return written(args, lambda **settings: merge(args.method, args.inputs, **options, **settings, **numbers))
+    return written(args, lambda **settings: merge(method.name, args.inputs, **options, **settings, **params))
 
 
 def _given(args: argparse.Namespace, known: Mapping[str, object]) -> dict[str, Any]:
@@ -126,29 +131,27 @@ def _method_in(argv: Sequence[str]) -> Method | None:
 
     name = _value_in(argv, "--method")
     if name is not None:
-        return get(name)
+        return get(name, _value_in(argv, "--variant"))
     flags = {_flag(param) for method in registered().values() for param in method.params}
     for word in argv:
         if word.partition("=")[0] in flags:  # which would be called unknown
-            raise UsageError(f"{word} needs --method, one of {', '.join(registered())}")
+            raise UsageError(
+                f"{word} needs --method, one of {', '.join(name for name in registered() if '.' not in name)}"
+            )
     return None
 
 
 def _parameters(parser: argparse.ArgumentParser, method: Method | None) -> None:
-    """The flags of the method's parameters; without a method, a word about those of each."""
-    from ..methods.registry import PerInput, registered
-
+    """The flags of the method's parameters; without a method, where to read them."""
     if method is None:
-        rows = [f"{item.name}: {_flags(item)}" for item in registered().values() if item.params]
-        parser.description = f"{HELP}. Parameters of the methods: {'; '.join(rows)}.".replace("%", "%%")
+        parser.description = f"{HELP}. `sdsurgery merge --method NAME --help` shows the parameters of a method, "
+        parser.description += "`sdsurgery methods` those of all."
         return
     parser.prog += f" --method {method.name}"  # where --help shows its flags
     group = parser.add_argument_group(f"parameters of {method.name}", method.summary.replace("%", "%%"))
     for name, param in method.params.items():
-        kind, metavar = (numbers, "NUMBERS") if isinstance(param, PerInput) else (_values, "NUMBER")
-        default = "" if param.default is None else f" (default {param.default:g})"
-        text = (param.help + default).replace("%", "%%")
-        group.add_argument(_flag(name), dest=f"param_{name}", type=kind, metavar=metavar, help=text)
+        flags = [_flag(each) for each in (name, *param.also.split())]
+        group.add_argument(*flags, dest=f"param_{name}", help=described(param).replace("%", "%%"), **_how(param))
 
 
 def _values(text: str) -> list[float]:
@@ -163,8 +166,17 @@ def _values(text: str) -> list[float]:
         ) from None
 
 
-def _flags(method: Method) -> str:
-    return ", ".join(f"{_flag(name)} ({param.help})" for name, param in method.params.items())
+def _how(param: Parameter) -> dict[str, Any]:
+    """How argparse reads a parameter."""
+    from ..methods.registry import Flag, Param, PerInput, Whole
+
+    kinds: dict[type, dict[str, Any]] = {
+        Param: {"type": _values, "metavar": "NUMBER"},
+        Whole: {"type": numbers, "metavar": "NUMBER"},
+        PerInput: {"type": numbers, "metavar": "NUMBERS"},
+        Flag: {"action": argparse.BooleanOptionalAction},
+    }
+    return kinds[type(param)]
 
 
 def _flag(name: str) -> str:

@@ -16,6 +16,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from .. import console
+    from ..methods.parameters import described
     from ..methods.registry import registered
 
     rows = [
@@ -24,7 +25,10 @@ def run(args: argparse.Namespace) -> int:
             "inputs": list(method.inputs),
             "any_number_of_inputs": method.variadic,
             "formula": method.summary,
-            "parameters": {name: {"default": p.default, "help": p.help} for name, p in method.params.items()},
+            "parameters": {
+                name: {"default": param.default, "help": param.help, "text": described(param)}
+                for name, param in method.params.items()
+            },
         }
         for method in registered().values()
     ]

@@ -28,17 +28,21 @@ def apply(
     overflow: Overflow = "default",
     compute: Compute = "fp32",
     threads: int = 0,
+    variant: str | None = None,
     **params: float | Sequence[float],
 ) -> Any:
     """Evaluate a method on NumPy arrays or torch tensors, through the native kernels.
 
     ``inputs``: arrays of one shape and any float dtype, mixed as you like, contiguous or not. ``out``: an array of
     that shape that receives the result (it may be one of the inputs); else a new one like the first input, in
-    ``dtype`` ("fp32", "fp16", "bf16", …) when given. Returns ``out``. Parameters are keywords, as in ``merge``.
+    ``dtype`` ("fp32", "fp16", "bf16", …) when given. Returns ``out``. Parameters are keywords, as in ``merge``;
+    ``variant`` is a word after the method's name.
     Tensors on a GPU are evaluated there (docs/gpu.md), on the caller's current stream and without waiting for it.
     Raises UsageError for an unknown method or parameter, shapes that differ, or a dtype that is not a float.
     """
-    request = _Request(method, len(inputs), params, dtype=dtype, overflow=overflow, compute=compute, threads=threads)
+    request = _Request(
+        method, len(inputs), params, variant=variant, dtype=dtype, overflow=overflow, compute=compute, threads=threads
+    )
     return request.evaluate([(inputs, out)])[0]
 
 
@@ -50,6 +54,7 @@ def apply_many(
     overflow: Overflow = "default",
     compute: Compute = "fp32",
     threads: int = 0,
+    variant: str | None = None,
     **params: float | Sequence[float],
 ) -> MutableMapping[str, Any]:
     """``apply`` for every name of the first of several dictionaries of arrays or tensors (state dicts), in as few
@@ -60,7 +65,9 @@ def apply_many(
     the new ones for names it lacks; else a new one. Returns it. Tied weights (one memory under two names) are
     evaluated once, in place too. Raises UsageError as ``apply`` does, naming the tensor.
     """
-    request = _Request(method, len(inputs), params, dtype=dtype, overflow=overflow, compute=compute, threads=threads)
+    request = _Request(
+        method, len(inputs), params, variant=variant, dtype=dtype, overflow=overflow, compute=compute, threads=threads
+    )
     results: MutableMapping[str, Any] = {} if out is None else out
     tables = [_table(item) for item in inputs]
     names = list(tables[0]) if tables else []
@@ -95,7 +102,16 @@ class _Request:
     """A method with its parameters and the options of ``apply``, checked once for any number of tensors."""
 
     def __init__(
-        self, method: str, count: int, params: Any, *, dtype: Any, overflow: str, compute: str, threads: int
+        self,
+        method: str,
+        count: int,
+        params: Any,
+        *,
+        variant: str | None,
+        dtype: Any,
+        overflow: str,
+        compute: str,
+        threads: int,
     ) -> None:
         from ..dtypes import BY_OPTION
         from ..methods.registry import get
@@ -106,7 +122,7 @@ class _Request:
             require_word(option, value)
         if dtype is not None and dtype not in BY_OPTION:
             raise UsageError(f"dtype cannot be {dtype!r}; known: {', '.join(BY_OPTION)}", code="bad_value")
-        chosen = get(method)
+        chosen = get(method, variant)
         self.formula = _formula(chosen, count, chosen.bind(count, params))
         self.dtype = BY_OPTION[dtype] if dtype else None
         self.overflow, self.wide, self.threads = overflow, compute == "fp64", threads

@@ -13,9 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .registry import Method, Param, PerInput, get, method, registered
+    from .parameters import Flag, Param, PerInput, Whole
+    from .registry import Method, get, method, registered
 
-__all__ = ["Method", "Param", "PerInput", "get", "method", "registered"]
+__all__ = ["Flag", "Method", "Param", "PerInput", "Whole", "get", "method", "registered"]
 
 
 def __getattr__(name: str) -> Any:

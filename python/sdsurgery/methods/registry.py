@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,39 +10,24 @@ from importlib import import_module
 from typing import Any
 
 from ..discovery import module_names
-from ..errors import UsageError
+from ..errors import UsageError, printable
+from .parameters import Flag, Param, Parameter, PerInput, Whole
 
-
-@dataclass(frozen=True)
-class Param:
-    """A number of a method, with its default; ``help`` is its line in ``--help`` and the docs."""
-
-    default: float
-    help: str
-
-
-@dataclass(frozen=True)
-class PerInput:
-    """A list of numbers, one for each input. Given, it also decides how many inputs the method takes, and the
-    parameter that it stands in for (``instead_of``) has no value. ``weights``: the numbers weigh the inputs of a sum,
-    so inputs whose weights cancel enter as differences."""
-
-    help: str
-    instead_of: str
-    default: None = None
-    weights: bool = False
+__all__ = ["Flag", "Method", "Param", "Parameter", "PerInput", "Whole", "get", "method", "registered"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method of ``merge`` and ``apply``. ``inputs`` are the inputs' names in order; ``differences`` are those that
-    enter only through the difference between them: where they agree, they change nothing."""
+    """One method of ``merge`` and ``apply``. ``inputs`` are the inputs' names in order, ``many``: any number of inputs
+    may follow the last. ``differences`` are those that enter only through the difference between them: where they
+    agree, they change nothing. A variant is a method of its own, called ``name.variant``."""
 
     name: str
     inputs: tuple[str, ...]
-    params: Mapping[str, Param | PerInput]
+    params: Mapping[str, Parameter]
     body: Callable[..., Any]
     differences: frozenset[str] = frozenset()
+    many: bool = False
 
     @property
     def summary(self) -> str:
@@ -52,88 +36,93 @@ class Method:
 
     @property
     def variadic(self) -> bool:
-        """Whether any number of inputs is taken (with a list of numbers, one each)."""
-        return any(isinstance(param, PerInput) for param in self.params.values())
+        """Whether any number of inputs is taken (by some methods only with a list of numbers, one each)."""
+        return self.many or any(isinstance(param, PerInput) and param.instead_of for param in self.params.values())
 
     @property
     def ratios(self) -> tuple[str, ...]:
         """Names of the parameters that are one number: those that can differ from tensor to tensor."""
         return tuple(name for name, param in self.params.items() if isinstance(param, Param))
 
+    def named(self, given: Mapping[str, Any], others: Iterable[str] = ()) -> dict[str, Any]:
+        """The given parameters by their own names, whichever names they were given by. UsageError for an unknown one;
+        ``others`` are further words that may have been meant."""
+        names = {also: name for name, param in self.params.items() for also in param.also.split()}
+        found: dict[str, Any] = {}
+        for name, value in given.items():
+            known = names.get(name, name)
+            if known not in self.params:
+                from ..suggest import did_you_mean
+
+                raise UsageError(
+                    f"{self.name} has no parameter '{printable(name)}'{did_you_mean(name, [*self.params, *others])}",
+                    code="unknown_name",
+                )
+            if known in found:
+                raise UsageError(f"{self.name}: {known} is given twice", code="conflict")
+            found[known] = value
+        return found
+
     def bind(self, count: int, given: Mapping[str, Any]) -> dict[str, Any]:
         """Complete parameters for ``count`` inputs: defaults filled in, numbers as float64, lists as tuples, None for
         what has no value.
 
-        Raises UsageError for an unknown parameter, a value that is not a finite number, two parameters that exclude
-        each other, or a wrong number of inputs.
+        Raises UsageError for an unknown parameter, a value that is not a finite number or out of its range, two
+        parameters that exclude each other, or a wrong number of inputs.
         """
-        from ..suggest import did_you_mean
-
-        for name in given:
-            if name not in self.params:
-                raise UsageError(
-                    f"{self.name} has no parameter '{name}'{did_you_mean(name, self.params)}", code="unknown_name"
-                )
+        given = self.named(given)
         values: dict[str, Any] = {}
         for name, param in self.params.items():
             value = given.get(name, param.default)
-            convert = _numbers if isinstance(param, PerInput) else _number
-            values[name] = None if value is None else convert(self.name, name, value)
-        lists = {name: param for name, param in self.params.items() if isinstance(param, PerInput) and values[name]}
-        for name, param in lists.items():
+            values[name] = None if value is None else param.bound(self.name, name, value, count)
+        lists = [
+            (name, param) for name, param in self.params.items()
+            if isinstance(param, PerInput) and param.instead_of and values[name]
+        ]  # fmt: skip
+        for name, param in lists:
             if given.get(param.instead_of) is not None:
                 raise UsageError(f"{self.name}: give {param.instead_of} or {name}, not both", code="conflict")
             values[param.instead_of] = None
-            if count != len(values[name]):
-                raise UsageError(
-                    f"{self.name}: {name} has {len(values[name])} numbers for {count} inputs; give one for each",
-                    code="wrong_inputs",
-                )
-        if count != len(self.inputs) and not lists:
-            hint = "; for more inputs give weights=" if self.variadic else ""
-            raise UsageError(
-                f"{self.name} takes {len(self.inputs)} inputs ({' '.join(self.inputs)}), {count} given{hint}",
-                code="wrong_inputs",
-            )
+        for name, param in self.params.items():
+            if values[name] is None and param.required and not any(param_.instead_of == name for _, param_ in lists):
+                raise UsageError(f"{self.name} needs {name}= ({param.help})", code="bad_value")
+        self._require_count(count, bool(lists))
         return values
 
-
-def _number(method: str, name: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        several = "; sweep(…) makes an output for each of several" if isinstance(value, list | tuple) else ""
-        raise UsageError(f"{method}: {name} must be a number, not {value!r}{several}", code="bad_value") from None
-    if not math.isfinite(number):
-        raise UsageError(f"{method}: {name} must be finite, not {number}", code="bad_value")
-    return number
-
-
-def _numbers(method: str, name: str, value: Any) -> tuple[float, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise UsageError(f"{method}: {name} must be a list of numbers, not {value!r}", code="bad_value")
-    numbers = tuple(_number(method, name, item) for item in value)
-    if not numbers:
-        raise UsageError(f"{method}: {name} is empty; give one number for each input", code="bad_value")
-    return numbers
+    def _require_count(self, count: int, listed: bool) -> None:
+        names = " ".join(self.inputs)
+        if self.many and count < len(self.inputs):
+            raise UsageError(
+                f"{self.name} takes {len(self.inputs)} or more inputs ({names} …), {count} given", code="wrong_inputs"
+            )
+        if not self.many and not listed and count != len(self.inputs):
+            hint = "; for more inputs give weights=" if self.variadic else ""
+            raise UsageError(
+                f"{self.name} takes {len(self.inputs)} inputs ({names}), {count} given{hint}", code="wrong_inputs"
+            )
 
 
 _METHODS: dict[str, Method] = {}
 
 
 def method(
-    name: str, *, inputs: str, differences: str = "", **params: Param | PerInput
+    name: str, *, inputs: str, differences: str = "", **params: Parameter
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as the method ``name``. ``inputs`` are the positional arguments' names, blank-separated;
-    ``differences`` are those of them that enter only through the difference between them (B and C of ``A + α·(B − C)``)
-    and so may have more channels than A. ValueError for a name that is none of the inputs."""
+    """Register a function as the method ``name``. ``inputs`` are the positional arguments' names, blank-separated, with
+    ``…`` behind them if any number may follow; ``differences`` are those of them that enter only through the difference
+    between them (B and C of ``A + α·(B − C)``) and so may have more channels than A. A variant of a method is named
+    ``method.variant``. ValueError for a name that is none of the inputs."""
+    names = tuple(inputs.split())
+    many = names[-1] == "…"
+    if many:
+        names = names[:-1]
 
     def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
         if name in _METHODS:
             raise ValueError(f"the method {name} is registered twice")
-        if not set(differences.split()) <= set(inputs.split()):
+        if not set(differences.split()) <= set(names):
             raise ValueError(f"the method {name} has no input {differences}")
-        _METHODS[name] = Method(name, tuple(inputs.split()), params, body, frozenset(differences.split()))
+        _METHODS[name] = Method(name, names, params, body, frozenset(differences.split()), many)
         return body
 
     return decorate
@@ -152,14 +141,25 @@ def registered() -> dict[str, Method]:
     return dict(_METHODS)
 
 
-def get(name: str) -> Method:
-    """The method of that name; UsageError with close matches for an unknown name."""
+def get(name: str, variant: str | None = None) -> Method:
+    """The method of that name, or its variant; UsageError with close matches for an unknown name."""
     known_names = registered()
     found = known_names.get(name) or known_names.get(name.replace("_", "-"))  # weighted_sum, as Python writes it
     if found is None:
-        from ..errors import printable
         from ..suggest import did_you_mean
 
-        hint = did_you_mean(name, known_names) or f"; known: {', '.join(known_names)}"
+        plain = [known for known in known_names if "." not in known]
+        hint = did_you_mean(name, known_names if "." in name else plain) or f"; known: {', '.join(plain)}"
         raise UsageError(f"unknown method '{printable(name)}'{hint}", code="unknown_name")
-    return found
+    return _variant(found, variant) if variant else found
+
+
+def _variant(found: Method, variant: str) -> Method:
+    known = _METHODS.get(f"{found.name}.{variant}")
+    if known is None:
+        from ..suggest import did_you_mean
+
+        words = [name.partition(".")[2] for name in _METHODS if name.startswith(found.name + ".")]
+        hint = did_you_mean(variant, words) or (f"; it has {', '.join(words)}" if words else "; it has none")
+        raise UsageError(f"{found.name} has no variant '{printable(variant)}'{hint}", code="unknown_name")
+    return known

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..functions import acos, clip, dot, norm, sin, where
-from .registry import Param, method
+from ..functions import acos, clip, cos, dot, is_nan, maximum, norm, sin, sqrt, where
+from .registry import Flag, Param, PerInput, method
+from .sums import left_to_right, nonzero, total
+
+ARC = Param(0.5, "position on the arc from A to B, 0 to 1")
+PAIR = PerInput("weights of the two; B's share is its part of their sum", default=0.5)
 
 
-@method("slerp", inputs="A B", alpha=Param(0.5, "position on the arc from A to B, 0 to 1"))
+@method("slerp", inputs="A B", alpha=ARC)
 def slerp(a: Any, b: Any, alpha: Any) -> Any:
     """sin((1−α)·θ)/sin θ·A + sin(α·θ)/sin θ·B: from A to B along the arc; θ is the angle between the two tensors.
 
@@ -21,5 +25,168 @@ def slerp(a: Any, b: Any, alpha: Any) -> Any:
     return where(abs(cosine) > 0.9995, (1 - alpha) * a + alpha * b, curved)
 
 
+@method("slerp.norm", inputs="A B", alpha=ARC)
+def slerp_norm(a: Any, b: Any, alpha: Any) -> Any:
+    """The arc between the unit vectors A/‖A‖ and B/‖B‖, times (1 − α)·‖A‖ + α·‖B‖; the weighted sum where that is 0/0.
+
+    ``slerp`` of sd-mecha. Of opposite tensors it is the weighted sum too.
+    """
+    length_a, length_b = norm(a), norm(b)
+    cosine = clip(dot(a, b) / (length_a * length_b), -1, 1)
+    theta = acos(cosine)
+    length = (1 - alpha) * length_a + alpha * length_b
+    first = sin((1 - alpha) * theta) / sin(theta) / length_a * length
+    second = sin(alpha * theta) / sin(theta) / length_b * length
+    curves = (first - first == 0) * (second - second == 0) * (cosine > -1)
+    return where(curves, first * a + second * b, a + alpha * (b - a))
+
+
 def _or_one(length: Any) -> Any:
     return where(length > 1e-8, length, 1)
+
+
+@method("nuslerp", inputs="A B", weights=PAIR)
+def nuslerp(a: Any, b: Any, weights: tuple[float, float]) -> Any:
+    """The arc from A to B at t = w₂/(w₁ + w₂), of the whole tensors; t = ½ for |w₁ + w₂| < 1e-6.
+
+    ``nuslerp`` of mergekit. Norms are 1e-7 at least; where 1 − cos² ≤ 1e-16 it is the weighted sum.
+    """
+    return along_the_arc(a, b, weights, None)
+
+
+@method("nuslerp.last-axis", inputs="A B", weights=PAIR)
+def nuslerp_last(a: Any, b: Any, weights: tuple[float, float]) -> Any:
+    """As nuslerp, of each vector along the last axis.
+
+    ``nuslerp`` of mergekit with ``nuslerp_flatten`` off and ``nuslerp_row_wise`` off.
+    """
+    return along_the_arc(a, b, weights, -1)
+
+
+@method("nuslerp.first-axis", inputs="A B", weights=PAIR)
+def nuslerp_first(a: Any, b: Any, weights: tuple[float, float]) -> Any:
+    """As nuslerp, of each vector along the first axis.
+
+    ``nuslerp`` of mergekit with ``nuslerp_flatten`` off and ``nuslerp_row_wise`` on.
+    """
+    return along_the_arc(a, b, weights, 0)
+
+
+@method("nuslerp.base", inputs="A B C", weights=PerInput("weights of B and C", default=0.5, after=1))
+def nuslerp_base(base: Any, a: Any, b: Any, weights: tuple[float, float]) -> Any:
+    """A + nuslerp(B − A, C − A): the arc between two differences; A is the base.
+
+    ``nuslerp`` of mergekit with a base model.
+    """
+    return base + along_the_arc(a - base, b - base, weights, None)
+
+
+def along_the_arc(a: Any, b: Any, weights: tuple[float, float], axis: int | None) -> Any:
+    w1, w2 = weights
+    t = where(abs(w1 + w2) < 1e-6, 0.5, w2 / where(abs(w1 + w2) < 1e-6, 1.0, w1 + w2))
+    length_a, length_b = maximum(norm(a, axis), 1e-7), maximum(norm(b, axis), 1e-7)
+    cosine = clip(dot(a, b, axis) / (length_a * length_b), -1, 1)
+    theta = acos(cosine)
+    curves = 1 - cosine * cosine > 1e-16
+    scale = where(curves, sin(theta), 1)
+    first = where(curves, sin((1 - t) * theta) / scale, 1 - t)
+    second = where(curves, sin(t * theta) / scale, t)
+    return first * a + second * b
+
+
+@method("multislerp", inputs="A …", weights=PerInput("weight of each input", default=1.0),
+        normalize=Flag(True, "divide the weights by their sum"))  # fmt: skip
+def multislerp(*models: Any, weights: tuple[float, ...], normalize: bool) -> Any:
+    """The weighted mean of directions on the sphere, times the weighted mean of the norms.
+
+    u = T/(‖T‖ + 1e-8); μ = Σ w·u, normalised; v = Σ w·(u − ⟨u, μ⟩·μ), ν = ‖v‖ + 1e-8; Σ w·‖T‖·(cos ν·μ + sin ν/ν·v).
+    One model is left unchanged. ``multislerp`` of mergekit; refused for weights that sum to 0.
+    """
+    return on_the_sphere(models, weights, normalize)
+
+
+@method("multislerp.base", inputs="A B …", weights=PerInput("weight of each input but A", default=1.0, after=1),
+        normalize=Flag(True, "divide the weights by their sum"))  # fmt: skip
+def multislerp_base(base: Any, *models: Any, weights: tuple[float, ...], normalize: bool) -> Any:
+    """A + multislerp(B − A, C − A, …); A is the base. A single model is left unchanged.
+
+    ``multislerp`` of mergekit with a base model.
+    """
+    if len(models) == 1:
+        return models[0]
+    return base + on_the_sphere([model - base for model in models], weights, normalize)
+
+
+def on_the_sphere(models: Any, weights: tuple[float, ...], normalize: bool) -> Any:
+    """All of it is a combination of the models, whose coefficients follow from their products."""
+    if len(models) == 1:
+        return models[0]
+    if normalize:
+        whole = nonzero(left_to_right(weights), "the weights sum to 0")
+        weights = tuple(weight / whole for weight in weights)
+    each = range(len(models))
+    products = [[dot(models[min(i, j)], models[max(i, j)]) for j in each] for i in each]
+    lengths = [sqrt(products[i][i]) for i in each]
+    units = [1 / (length + 1e-8) for length in lengths]  # of u, in terms of T
+
+    def inner(x: Any, y: Any) -> Any:
+        """The product of two combinations."""
+        return left_to_right([x[i] * y[j] * products[i][j] for i in each for j in each])
+
+    mean = [weight * unit for weight, unit in zip(weights, units, strict=True)]
+    straight = sqrt(maximum(inner(mean, mean), 0))
+    mu = [number / straight for number in mean]
+    own = [[units[i] if i == k else 0 * units[i] for i in each] for k in each]
+    slopes = [inner(own[k], mu) for k in each]
+    turned = left_to_right([weight * slope for weight, slope in zip(weights, slopes, strict=True)])
+    v = [weight * unit - turned * number for weight, unit, number in zip(weights, units, mu, strict=True)]
+    nu = sqrt(maximum(inner(v, v), 0)) + 1e-8
+    length = left_to_right([weight * length for weight, length in zip(weights, lengths, strict=True)])
+    found = [length * (cos(nu) * mu[k] + sin(nu) / nu * v[k]) for k in each]
+    if len(models) == 2:  # opposite directions leave no mean: the weighted sum
+        found = [where(straight < 1e-8, weight, number) for weight, number in zip(weights, found, strict=True)]
+    return total(found, models)
+
+
+@method("norm-direction", inputs="A B", alpha=Param(0.5, "weight of B, for directions and norms"))
+def norm_direction(a: Any, b: Any, alpha: float) -> Any:
+    """The direction of (1 − α)·A/‖A‖ + α·B/‖B‖ with the norm (1 − α)·‖A‖ + α·‖B‖ (1e-12 is added to each norm).
+
+    "NORM" of Chattiori-Model-Merger.
+    """
+    length_a, length_b = norm(a) + 1e-12, norm(b) + 1e-12
+    mixed = (1 - alpha) * (a / length_a) + alpha * (b / length_b)
+    return mixed / (norm(mixed) + 1e-12) * ((1 - alpha) * length_a + alpha * length_b)
+
+
+@method("perpendicular", inputs="A B")
+def perpendicular(a: Any, b: Any) -> Any:
+    """B − A·⟨A, B⟩/‖A‖²: what of B is perpendicular to A; zeros where that is not a number.
+
+    ``perpendicular_component`` of sd-mecha.
+    """
+    return across(a, b)
+
+
+def across(a: Any, b: Any) -> Any:
+    part = b - a * (dot(a, b) / dot(a, a))
+    return where(is_nan(part), 0, part)
+
+
+@method("add-perpendicular", inputs="A B C", alpha=Param(1.0, "how much is added"))
+def add_perpendicular(a: Any, b: Any, c: Any, alpha: float) -> Any:
+    """A + α·p with p = (B − C) − (A − C)·⟨A − C, B − C⟩/‖A − C‖²: what B learned in other directions than A.
+
+    ``perpendicular_component`` of sd-mecha, of differences.
+    """
+    return a + alpha * across(a - c, b - c)
+
+
+@method("ortho", inputs="A B", alpha=Param(1.0, "how much is added"))
+def ortho(a: Any, b: Any, alpha: float) -> Any:
+    """A + α·(D − A·⟨D, A⟩/(‖A‖² + 1e-12)) with D = B − A: what of B − A is perpendicular to the weights of A.
+
+    "ORTHO" of Chattiori-Model-Merger.
+    """
+    away = b - a
+    return a + alpha * (away - a * (dot(away, a) / (dot(a, a) + 1e-12)))

@@ -17,7 +17,7 @@ from ..errors import InputRefused, UsageError, printable
 from ..files import target_path
 from ..layouts import Layout, Traits, detect
 from ..layouts.names import UNET, in_unet
-from ..methods.registry import Method, get
+from ..methods.registry import Flag, Method, PerInput, get
 from ..outline import ADDED, KEPT, MERGED, Dropped, Outline, Piece, Region, Segment, copied, operand, require_computable
 from ..outline import rounded as rounded_piece
 from ..program import identity
@@ -83,7 +83,7 @@ def merge_tree(
 
 
 def _float(value: Any) -> Any:
-    return value if isinstance(value, tuple) else float(value)
+    return value if isinstance(value, tuple | bool) else float(value)
 
 
 class Merge(NamedTuple):
@@ -124,7 +124,11 @@ def _written(
 def _recipe(wanted: Merge, settings: Settings) -> dict[str, Any]:
     recipe: dict[str, Any] = {
         "method": wanted.method.name,
-        "parameters": {name: value for name, value in wanted.params.items() if value is not None},
+        "parameters": {
+            name: value
+            for name, value in wanted.params.items()
+            if not (value is None or (isinstance(wanted.method.params[name], Flag) and value is False))
+        },
         **settings.recorded,
         "compute": settings.compute,
         "add_missing": wanted.add_missing,
@@ -183,9 +187,9 @@ def plan_merge(
     refuse_strangers(checkpoints, sum(piece.action == MERGED for piece in pieces), missing, settings.overwrite)
     notes += completenesses(checkpoints, detections, add_missing=add_missing)
     notes += [*decide.notes, *ratios.notes(), *remarks(checkpoints, detections, missing, fix_clip=settings.fix_clip)]
-    weights = params.get("weights")
-    if weights and abs(sum(weights) - 1) > 1e-6:
-        notes.append(f"the weights sum to {sum(weights):g}, not 1; they are used as given")
+    for name, param in method.params.items():
+        if isinstance(param, PerInput) and param.weights and params[name] and abs(sum(params[name]) - 1) > 1e-6:
+            notes.append(f"the {name} sum to {sum(params[name]):g}, not 1; they are used as given")
     metadata = merged_metadata(checkpoints, layout, recipe, title)
     return planned(
         "merge", checkpoints, pieces, metadata, settings=settings, layout=layout, notes=notes, dropped=dropped,

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout
-from ..methods.registry import Method, PerInput
+from ..methods.parameters import PerInput, range_of, require_within
+from ..methods.registry import Method
 from ..program import Body, Formula, body_of
+from .preflight import letter
 
 if TYPE_CHECKING:
     from ..layouts.blocks import Rules  # and its neighbours only for those who use them
@@ -34,7 +36,8 @@ class Ratios:
     """The numbers of ``method`` for ``count`` inputs, tensor by tensor.
 
     ``blocks`` and ``rules`` are specifications for the method's only ratio or, for any method, ratio's name to
-    specification; text may also carry the name in front (``alpha:GRAD_V``), and several such texts can be listed.
+    specification; text may also carry the name in front (``alpha:GRAD_V``), and several such texts can be listed. The
+    numbers of a list, one for each input, are ratios by the inputs' letters (``B:GRAD_V``).
     Raises UsageError for anything that isn't understood, InputRefused for a rules file that can't be read.
     """
 
@@ -44,9 +47,13 @@ class Ratios:
     ) -> None:  # fmt: skip
         self.method, self.count, self.params, self.layout = method, count, params, layout
         self.lists = {n: v for n, v in params.items() if isinstance(method.params[n], PerInput) and v is not None}
-        self.names = tuple(name for name in method.ratios if params[name] is not None)
+        self.letters = _letters(method, params)
         self.blocks = {n: _weights(spec, layout) for n, spec in by_ratio(method, params, "blocks=", blocks).items()}
         self.rules = {n: _rules(spec) for n, spec in by_ratio(method, params, "rules=", rules).items()}
+        asked = {*self.blocks, *self.rules}
+        numbers = {name: params[name] for name in method.ratios if params[name] is not None}
+        numbers |= {name: params[of][at] for name, (of, at) in self.letters.items() if name in asked}
+        self.numbers: Mapping[str, float] = numbers
         self._unused = {(name, index) for name, rules in self.rules.items() for index in range(len(rules.rules))}
         self.bodies: dict[frozenset[int], tuple[Body, tuple[int, ...]] | None] = {
             frozenset(): (body_of(method, count, params), tuple(range(count)))
@@ -75,10 +82,10 @@ class Ratios:
             key: Any = (block, absent)
             found = self._known.get(key)
             if found is None:
-                ratios = {ratio: self._by_block(ratio, block) for ratio in self.names}
+                ratios = {ratio: self._by_block(ratio, block) for ratio in self.numbers}
                 found = self._known[key] = self._made(block, ratios, absent)
             return found
-        ratios = {ratio: self._by_rule(ratio, name, block) for ratio in self.names}
+        ratios = {ratio: self._by_rule(ratio, name, block) for ratio in self.numbers}
         key = (block, absent, *(number.hex() for number in ratios.values()))
         found = self._known.get(key)
         if found is None:
@@ -109,14 +116,26 @@ class Ratios:
         self, block: str | None, ratios: Mapping[str, float], absent: frozenset[int]
     ) -> tuple[Formula, Mapping[str, Any]]:
         body, _ = self.bodies[absent]  # type: ignore[misc]  # asked for by ``inputs`` first
-        formula = body.formula(
-            {**self._of(body.method), **{n: v for n, v in ratios.items() if n in body.method.params}}
-        )
+        formula = body.formula({**self._of(body.method), **self._set(body.method, ratios)})
         return formula, {"block": block, "ratios": {**self.lists, **ratios}}
 
+    def _set(self, method: Method, ratios: Mapping[str, float]) -> dict[str, Any]:
+        """The parameters that the ratios of one tensor set. UsageError for a number out of its range."""
+        found: dict[str, Any] = {}
+        for ratio, number in ratios.items():
+            name, at = self.letters.get(ratio, (ratio, None))
+            if name not in method.params:
+                continue
+            require_within(method.name, ratio, number, range_of(method.params[name]))
+            if at is None:
+                found[name] = number
+            else:
+                each = found.get(name, self.params[name])
+                found[name] = (*each[:at], number, *each[at + 1 :])
+        return found
+
     def _by_block(self, ratio: str, block: str | None) -> float:
-        number: float = self.blocks.get(ratio, {}).get(block or "", self.params[ratio])
-        return number
+        return self.blocks.get(ratio, {}).get(block or "", self.numbers[ratio])
 
     def _by_rule(self, ratio: str, name: str, block: str | None) -> float:
         rules = self.rules.get(ratio)
@@ -131,24 +150,35 @@ def by_ratio(method: Method, params: Mapping[str, Any], option: str, given: Any)
     """Ratio's name -> specification. UsageError for a ratio that the method lacks, or one that is set twice."""
     found: dict[str, Any] = {}
     ratios = tuple(name for name in method.ratios if params[name] is not None)
+    letters = _letters(method, params)
     lists = [name for name, value in params.items() if isinstance(method.params[name], PerInput) and value is not None]
-    for asked, spec in _separate(given, method.ratios):
-        if lists and not ratios:
+    for asked, spec in _separate(given, (*method.ratios, *letters)):
+        if lists and not ratios and asked not in letters:
             raise UsageError(
                 f"{option} sets {' or '.join(method.ratios)}, one number for each block, and "
-                f"{lists[0]}= one for each input; give only one of them",
+                f"{lists[0]}= one for each input; give only one of them, or say whose: {next(iter(letters))}:…",
                 code="conflict",
             )
         ratio = _only(method, option) if asked is None else asked
-        if ratio not in method.ratios:
+        if ratio not in method.ratios and ratio not in letters:
             from ..suggest import did_you_mean
 
-            hint = did_you_mean(ratio, method.ratios) or f"; it has {', '.join(method.ratios) or 'none'}"
+            known = (*method.ratios, *letters)
+            hint = did_you_mean(ratio, known) or f"; it has {', '.join(known) or 'none'}"
             raise UsageError(f"{method.name} has no ratio '{printable(ratio)}' for {option}{hint}", code="unknown_name")
         if ratio in found:
             raise UsageError(f"{option} is given twice for {ratio}; put all of it into one", code="conflict")
         found[ratio] = spec
     return found
+
+
+def _letters(method: Method, params: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """The inputs by letter, with the list and the place in it of the number that each has; of several lists the
+    first."""
+    for name, param in method.params.items():
+        if isinstance(param, PerInput) and params.get(name) is not None:
+            return {letter(param.after + at): (name, at) for at in range(len(params[name]))}
+    return {}
 
 
 def _only(method: Method, option: str) -> str:
@@ -170,7 +200,12 @@ def _separate(given: Any, ratios: Sequence[str]) -> list[tuple[str | None, Any]]
     if given is None or (isinstance(given, list | tuple) and not given):
         return []
     if isinstance(given, str):
+        parts = given.split()
+        if len(parts) > 1 and all(part.partition(":")[0] in ratios for part in parts):
+            return _separate(parts, ratios)
         match = re.fullmatch(_WITH_RATIO, given)
+        if match and len(match[1]) == 1 and match[2][:1] in ("/", "\\"):
+            return [(None, given)]  # C:\rules.txt
         # Neither C:\rules.txt nor v1.5:rules.txt begins with a ratio; a block list has no colon of its own.
         if match and (match[1] in ratios or (len(match[1]) > 1 and "." not in match[1])):
             return [(match[1], match[2].strip())]

@@ -52,6 +52,7 @@ def variants(method: Method, parameters: Mapping[str, Any], out: str | os.PathLi
 
     UsageError for an output name that doesn't tell them apart, and for a parameter that takes no list.
     """
+    parameters = method.named(parameters)
     swept = [name for name, value in parameters.items() if is_list(method, name, value)]
     text = "" if out is None else os.fspath(out)
     named = _fields(text, parameters)

@@ -1,0 +1,85 @@
+"""Mixes that look how alike two models are, by cosines of rows or columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..functions import clip, dot, lerp, maximum, mean, norm, pow, rounded, where
+from .registry import Param, method
+
+
+def cosine(a: Any, b: Any, axis: int | None, least: float = 1e-8) -> Any:
+    """⟨a, b⟩/(‖a‖·‖b‖) along an axis, norms at least ``least``."""
+    return dot(a, b, axis) / (maximum(norm(a, axis), least) * maximum(norm(b, axis), least))
+
+
+@method("add-cosine-a", inputs="A B", alpha=Param(0.5, "how alike a column must be to stay A's"))
+def add_cosine_a(a: Any, b: Any, alpha: float) -> Any:
+    """k·B + (1 − k)·A with k = 1 − clip(c − α, 0, 1), c the cosine of a column, along the first axis.
+
+    ``add_cosine_a`` of sd-mecha, after mode A of supermerger.
+    """
+    return gated(a, b, cosine(a, b, 0), alpha)
+
+
+@method("add-cosine-b", inputs="A B", alpha=Param(0.5, "how alike a column must be to stay A's"))
+def add_cosine_b(a: Any, b: Any, alpha: float) -> Any:
+    """k·B + (1 − k)·A with k = 1 − clip(c − α, 0, 1), c the mean of the cosine of a column and that of the tensor.
+
+    ``add_cosine_b`` of sd-mecha, after mode B of supermerger. Columns lie along the first axis.
+    """
+    return gated(a, b, (cosine(a, b, 0) + cosine(a, b, None)) / 2, alpha)
+
+
+def gated(a: Any, b: Any, alike: Any, alpha: float) -> Any:
+    k = 1 - clip(alike - alpha, 0, 1)
+    return a + k * (b - a)
+
+
+@method(
+    "extract", inputs="A B C",
+    alpha=Param(0.5, "0: what B learned, 1: what C learned"),
+    beta=Param(0.0, "0: where both learned the same, 1: where they learned different things"),
+    gamma=Param(1.0, "how sharply that is told apart", "[0, inf)"),
+)  # fmt: skip
+def extract(a: Any, b: Any, c: Any, *, alpha: float, beta: float, gamma: float) -> Any:
+    """A + ((1 − α)·(B − A) + α·(C − A))·((1 − β)·d + β·(1 − d)), d = ((cos + 1)/2)^γ of each row of B − A and C − A.
+
+    "extract" of supermerger (``extract_super``); rows lie along the last axis, and A is the base.
+    """
+    return a + alike_part(b - a, c - a, alpha, beta, gamma)
+
+
+@method(
+    "extract.no-base", inputs="A B", alpha=Param(0.5, "0: A, 1: B"),
+    beta=Param(0.0, "0: where both are alike, 1: where they differ"),
+    gamma=Param(1.0, "how sharply that is told apart", "[0, inf)"),
+)  # fmt: skip
+def extract_without_base(a: Any, b: Any, alpha: float, beta: float, gamma: float) -> Any:
+    """((1 − α)·A + α·B)·((1 − β)·d + β·(1 − d)), d = ((cos + 1)/2)^γ of each row of A and B.
+
+    "extract" of supermerger without a base model.
+    """
+    return alike_part(a, b, alpha, beta, gamma)
+
+
+def alike_part(a: Any, b: Any, alpha: float, beta: float, gamma: float) -> Any:
+    alike = pow((clip(cosine(a, b, -1), -1, 1) + 1) / 2, gamma)
+    return lerp(a, b, alpha) * (alike + beta * ((1 - alike) - alike))
+
+
+@method(
+    "sum-cutoff", inputs="A B", alpha=Param(0.5, "weight of B in the columns that are mixed"),
+    beta=Param(0.9, "columns are mixed below this mean likeness"),
+    gamma=Param(0.4, "and above this"),
+)  # fmt: skip
+def sum_cutoff(a: Any, b: Any, alpha: float, beta: float, gamma: float) -> Any:
+    """(1 − t)·A + t·B with t = α in the columns where γ < mean((max D − D)/max D) < β, else 0; D = |A − B|.
+
+    "Weight sum cutoff" of ComfyUI-ModelUtils; columns lie along the first axis. A where A = B.
+    """
+    away = abs(a - b)
+    most = maximum(away)
+    alike = mean((most - away) / where(most > 0, most, 1), 0)
+    share = rounded(where((alike > gamma) * (alike < beta), alpha, 0), a)
+    return (1 - share) * a + share * b

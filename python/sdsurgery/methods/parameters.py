@@ -1,0 +1,154 @@
+"""The parameters of a method: what kinds there are, and how a given value becomes one that a body takes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UsageError
+
+
+@dataclass(frozen=True)
+class Param:
+    """A number of a method, with its default; ``help`` is its line in ``--help`` and the docs. Without a default it
+    must be given. ``within`` is its range, as in ``(0, 1]``; a number outside is refused. ``also``: other names that
+    tools give it."""
+
+    default: float | None
+    help: str
+    within: str = ""
+    also: str = ""
+
+    @property
+    def required(self) -> bool:
+        return self.default is None
+
+    def bound(self, method: str, name: str, value: Any, count: int) -> Any:
+        """The value as a body takes it, for ``count`` inputs. UsageError for one that it can't be."""
+        number = _number(method, name, value)
+        require_within(method, name, number, self.within)
+        return number
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number: a seed, a rank, a number of steps. It is the same for all tensors."""
+
+    default: int
+    help: str
+    within: str = ""
+    also: str = ""
+    required = False
+
+    def bound(self, method: str, name: str, value: Any, count: int) -> Any:
+        """As of ``Param``."""
+        number = _number(method, name, value)
+        if not number.is_integer():
+            raise UsageError(f"{method}: {name} must be a whole number, not {value!r}", code="bad_value")
+        require_within(method, name, number, self.within)
+        return number
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Yes or no."""
+
+    default: bool
+    help: str
+    also: str = ""
+    required = False
+
+    def bound(self, method: str, name: str, value: Any, count: int) -> Any:
+        """As of ``Param``."""
+        if value not in (0, 1):
+            raise UsageError(f"{method}: {name} must be True or False, not {value!r}", code="bad_value")
+        return bool(value)
+
+
+@dataclass(frozen=True)
+class PerInput:
+    """A list of numbers, one for each input but the first ``after``.
+
+    ``instead_of``: the parameter that it stands in for, which then has no value; the list also decides how many inputs
+    the method takes. Without it, one number given stands for all, and ``default`` is the number of each. ``weights``:
+    the numbers weigh the inputs of a sum, so inputs whose weights cancel enter as differences."""
+
+    help: str
+    instead_of: str = ""
+    default: float | None = None
+    weights: bool = False
+    after: int = 0
+    within: str = ""
+    also: str = ""
+    required = False
+
+    def bound(self, method: str, name: str, value: Any, count: int) -> Any:
+        """As of ``Param``."""
+        wanted = count - self.after
+        if not self.instead_of and isinstance(value, int | float):
+            value = (value,) * wanted
+        numbers = _numbers(method, name, value)
+        for number in numbers:
+            require_within(method, name, number, self.within)
+        if not self.instead_of and len(numbers) == 1:
+            numbers *= wanted
+        if len(numbers) != wanted:
+            but = f" after the first {self.after}" if self.after > 1 else " after the first" if self.after else ""
+            raise UsageError(
+                f"{method}: {name} has {len(numbers)} numbers for {wanted} inputs{but}; give one for each",
+                code="wrong_inputs",
+            )
+        return numbers
+
+
+Parameter = Param | Whole | Flag | PerInput
+
+
+def range_of(param: Parameter) -> str:
+    """The range of a parameter's numbers, empty for any."""
+    return "" if isinstance(param, Flag) else param.within
+
+
+def described(param: Parameter) -> str:
+    """The help of a parameter with its range and its default."""
+    facts: list[str] = []
+    if range_of(param):
+        facts.append(f"in {range_of(param)}")
+    if param.default is not None:
+        yes = param.default if isinstance(param, Flag) else None
+        facts.append(f"default {param.default:g}" if yes is None else f"default {'yes' if yes else 'no'}")
+    return param.help + (f" ({'; '.join(facts)})" if facts else "")
+
+
+def require_within(method: str, name: str, number: float, within: str) -> None:
+    """UsageError for a number outside a range such as ``(0, 1]``; an empty text is any number."""
+    if not within:
+        return
+    low, high = (float(end) for end in re.findall(r"[-+.\w]+", within))
+    above = number > low if within[0] == "(" else number >= low
+    below = number < high if within[-1] == ")" else number <= high
+    if not (above and below):
+        raise UsageError(f"{method}: {name} must be in {within}, not {number:g}", code="bad_value")
+
+
+def _number(method: str, name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        several = "; sweep(…) makes an output for each of several" if isinstance(value, list | tuple) else ""
+        raise UsageError(f"{method}: {name} must be a number, not {value!r}{several}", code="bad_value") from None
+    if not math.isfinite(number):
+        raise UsageError(f"{method}: {name} must be finite, not {number}", code="bad_value")
+    return number
+
+
+def _numbers(method: str, name: str, value: Any) -> tuple[float, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise UsageError(f"{method}: {name} must be a list of numbers, not {value!r}", code="bad_value")
+    numbers = tuple(_number(method, name, item) for item in value)
+    if not numbers:
+        raise UsageError(f"{method}: {name} is empty; give one number for each input", code="bad_value")
+    return numbers

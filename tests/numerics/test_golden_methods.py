@@ -1,0 +1,161 @@
+"""Every method against the values that other tools computed: the native kernels, the reference and the body itself.
+
+The values lie outside the repository (a folder shared/methods/golden above it, or SDS_GOLDEN_METHODS); index.tsv there
+says how equal each must be. A label without a method of its name is skipped, and says why.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import sdsurgery
+from sdsurgery.backends import reference
+from sdsurgery.dtypes import F32
+from sdsurgery.methods import registered
+from sdsurgery.methods.registry import get
+from sdsurgery.program import trace
+
+NOT_OFFERED = {
+    "sigmoid.tensor": "no mix: it gives B/2 at alpha 0, and nobody used it",
+    "geometric-sum.real": "NaN for every negative element",
+    "breadcrumbs.empty": "a fault of mergekit up to 0.1.4: it keeps nothing",
+}
+# What a variant is by name, and what the tools say by a parameter.
+IMPLIED = {"flatten", "row_wise", "filter_wise", "vote_sgn"}
+
+
+class Golden(NamedTuple):
+    """One case of index.tsv."""
+
+    row: dict[str, str]
+    values: dict[str, np.ndarray]
+
+    @property
+    def inputs(self) -> list[np.ndarray]:
+        return [self.values[f"in/{name}"] for name in self.row["inputs"].split()]
+
+    def parameters(self) -> dict[str, Any]:
+        """As the method takes them."""
+        params = registered()[self.row["formula"]].params
+        given = json.loads(self.row["parameters"])
+        if given.get("weights") == "1/n each":
+            del given["weights"]
+        return {name: value for name, value in given.items() if name in params or name not in IMPLIED}
+
+
+def folder() -> Path | None:
+    given = os.environ.get("SDS_GOLDEN_METHODS")
+    above = [parent / "shared" / "methods" / "golden" for parent in Path(__file__).resolve().parents]
+    return next((place for place in ([Path(given)] if given else above) if (place / "index.tsv").is_file()), None)
+
+
+@functools.cache
+def rows() -> list[dict[str, str]]:
+    place = folder()
+    if place is None:
+        return []
+    with open(place / "index.tsv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+@functools.lru_cache(maxsize=4)
+def tensors(name: str) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    place = folder()
+    assert place is not None
+    return load_file(place / name)
+
+
+def cases(label: str) -> list[Golden]:
+    found = []
+    for row in rows():
+        if row["formula"] == label:
+            prefix = row["case"] + "/"
+            values = {key[len(prefix) :]: each for key, each in tensors(row["file"]).items() if key.startswith(prefix)}
+            found.append(Golden(row, values))
+    return found
+
+
+LABELS = list(dict.fromkeys(row["formula"] for row in rows())) or [""]
+
+
+@pytest.fixture(name="label", params=LABELS)
+def _label(request: pytest.FixtureRequest) -> str:
+    label: str = request.param
+    if not label:
+        pytest.skip("no golden values (a folder shared/methods/golden above the repository, or SDS_GOLDEN_METHODS)")
+    if label in NOT_OFFERED:
+        pytest.skip(f"{label} is not offered: {NOT_OFFERED[label]}")
+    if label not in registered():
+        pytest.skip(f"there is no method {label} yet")
+    return label
+
+
+def ways(label: str, inputs: list[np.ndarray], given: dict[str, Any]) -> dict[str, np.ndarray]:
+    """One result by the native kernels, the reference and the body."""
+    name, _, variant = label.partition(".")
+    found = {"native": sdsurgery.apply(name, *inputs, variant=variant or None, **given)}
+    method = get(label)
+    bound = method.bind(len(inputs), given)
+    formula = trace(method, len(inputs), bound)
+    stored, *_ = reference.evaluate_tensor(formula, [(each, F32) for each in inputs], F32, "default", False)
+    found["reference"] = stored.reshape(inputs[0].shape)
+    with np.errstate(all="ignore"):
+        found["body"] = np.asarray(method.body(*inputs, **bound))
+    return found
+
+
+def equal(a: np.ndarray, b: np.ndarray) -> bool:
+    """Bit for bit, but any NaN is one."""
+    number = ~np.isnan(a)
+    same = np.array_equal(a.view(np.uint32)[number], b.view(np.uint32)[number])
+    return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(number, ~np.isnan(b)) and same
+
+
+def as_close(tolerance: str, got: np.ndarray, wanted: np.ndarray) -> bool:
+    if tolerance == "bits":
+        return equal(got, wanted)
+    if tolerance == "bits except signed zeros":
+        return equal(got + 0.0, wanted + 0.0)
+    if tolerance.startswith("rel "):
+        number = np.isfinite(wanted)
+        away = np.abs(got.astype(np.float64) - wanted)[number].max(initial=0)
+        largest = np.abs(wanted[number]).max(initial=0)
+        return equal(np.where(number, 0, got), np.where(number, 0, wanted)) and away <= float(tolerance[4:]) * largest
+    return np.isfinite(got).all()  # the tool's own value has no meaning, or is one of several
+
+
+REFUSED = {("weighted-subtract", "006")}
+"""Cases that we refuse and the tool answers."""
+
+
+def test_each_golden_case_is_met_by_the_kernels_the_reference_and_the_body(label: str) -> None:
+    for case in cases(label):
+        tolerance = case.row["tolerance"]
+        where = (label, case.row["case"], case.row["parameters"])
+        if tolerance == "refused" or (label, case.row["case"]) in REFUSED:
+            with pytest.raises(sdsurgery.UsageError):
+                sdsurgery.apply(label, *case.inputs, **case.parameters())
+            continue
+        found = ways(label, case.inputs, case.parameters())
+        assert as_close(tolerance, found["native"], case.values["out"]), (where, tolerance)
+        for way, result in found.items():
+            assert equal(result, found["native"]), (where, way)
+
+
+def test_fused_gives_what_the_tools_give_on_avx2(label: str) -> None:
+    if "fused" not in registered()[label].params:
+        pytest.skip(f"{label} has no fused form")
+    for case in cases(label):
+        if "out_fma" in case.values:
+            found = ways(label, case.inputs, {**case.parameters(), "fused": True})
+            for way, result in found.items():
+                assert equal(result, case.values["out_fma"]), (case.row["case"], way)
