@@ -303,7 +303,7 @@ def test_wrong_usage_is_one_line_and_code_2(tmp_path: Path) -> None:
 def test_did_you_mean_for_methods_backends_and_values(models: Path) -> None:
     a, b = models / "a.safetensors", models / "b.safetensors"
     merge = ("merge", "--method", "weighted-sum", a, b, "--dry-run")
-    refused(sds("merge", "--method", "weigthed-sum", a, b, "--dry-run"), 2, "did you mean 'weighted-sum'?")
+    refused(sds("merge", "--method", "weigthed-sum", a, b, "--dry-run"), 2, "did you mean 'weighted-sum'")
     refused(sds("merge", "--method", "xyzzy", a, b, "--dry-run"), 2, "known: ", "add-diff", "weighted-sum")
     for option, wrong, right in (
         ("--dtype", "fp61", "fp16"),

@@ -166,7 +166,9 @@ def test_traced_steps_equal_the_body_called_on_numpy_arrays(name: str, kind: typ
     steps = stepped(case.formula(), arrays)
     body = np.asarray(body_on(case, list(arrays)))
     assert steps.dtype == body.dtype == kind
-    assert np.array_equal(steps.view(CODE[dtype]), body.view(CODE[dtype]))
+    number = ~np.isnan(steps)  # a NaN is written as the canonical one, whichever it was
+    assert np.array_equal(number, ~np.isnan(body))
+    assert np.array_equal(steps[number].view(CODE[dtype]), body[number].view(CODE[dtype]))
 
 
 @pytest.mark.parametrize("name", CASES)
