@@ -24,6 +24,8 @@ from . import methods as _methods  # noqa: E402, F401
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from .adapters.lora import Lora, lora
     from .api import (
         bake,
@@ -51,13 +53,14 @@ if TYPE_CHECKING:
     from .interop.calls import apply, apply_many
     from .interop.saving import save
     from .methods.registry import Method
-    from .recipe import Call, Model, Opened, model
+    from .recipe import Call, Leaf, Model, Opened, Recipe, model
     from .recipe import from_json as recipe_from_json
     from .recipe import load as load_recipe
     from .settings import Settings
     from .surgery.compare import Comparison, Likeness, Place, TensorComparison
     from .surgery.convert import Conversion
     from .surgery.inspect import Component, Inspection
+    from .surgery.ratios import BlockWeights, RuleSet
     from .surgery.report import Report
     from .surgery.verify import Verification
 
@@ -201,7 +204,12 @@ def _method(name: str) -> Any:
         return None
     from .recipe import call
 
-    def recipe(*inputs: Any, blocks: Any = None, rules: Any = None, **parameters: Any) -> Any:
+    def recipe(
+        *inputs: Recipe | Leaf,
+        blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
+        rules: RuleSet | Mapping[str, RuleSet] | None = None,
+        **parameters: float | Sequence[float],
+    ) -> Call:
         return call(method.name, inputs, blocks=blocks, rules=rules, **parameters)
 
     recipe.__name__ = recipe.__qualname__ = name

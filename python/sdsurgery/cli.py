@@ -129,8 +129,9 @@ def ignore_signals() -> None:
 class _Parser(argparse.ArgumentParser):
     """argparse, with one line for a mistake (UsageError), "did you mean", and options between the files."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"epilog": EPILOG, "allow_abbrev": False, **options})
+    def __init__(self, prog: str, description: str, usage: str | None = None, raw: bool = False) -> None:
+        shape = argparse.RawDescriptionHelpFormatter if raw else argparse.HelpFormatter
+        super().__init__(prog, usage, description, EPILOG, formatter_class=shape, allow_abbrev=False)
         self._words: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
@@ -188,7 +189,7 @@ def parse(argv: Sequence[str]) -> tuple[commands.Command, argparse.Namespace]:
             prog="sdsurgery",
             usage="%(prog)s [-h] [--version] COMMAND …",
             description=_overview(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            raw=True,
         )
         parser.add_argument("--version", action="version", version=f"sdsurgery {__version__}")
         parser.parse(argv)

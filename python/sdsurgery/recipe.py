@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from .checkpoint import Checkpoint
     from .settings import Keywords
+    from .surgery.ratios import BlockWeights, RuleSet
     from .surgery.report import Report
 
 MOST_INPUTS = 64  # of one program
@@ -149,9 +150,14 @@ def model(given: Leaf, *, use_ema: bool = False) -> Model | Opened:
 
 
 def call(
-    method: str, inputs: Sequence[Recipe | Leaf], *, variant: str | None = None, blocks: Any = None, rules: Any = None,
-    **parameters: Any,
-) -> Call:  # fmt: skip
+    method: str,
+    inputs: Sequence[Recipe | Leaf],
+    *,
+    variant: str | None = None,
+    blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
+    rules: RuleSet | Mapping[str, RuleSet] | None = None,
+    **parameters: float | Sequence[float],
+) -> Call:
     """A method of its inputs: what ``model`` takes, or other recipes. UsageError for an unknown method or parameter, a
     value that is not a finite number, or a wrong number of inputs."""
     chosen = get(method, variant)
@@ -349,7 +355,7 @@ def compose(root: Call) -> Composition:
 def _as_method(part: _Part, params: Mapping[str, Any]) -> tuple[Method, tuple[int, ...]]:
     taken = tuple(sorted(part.leaves()))
 
-    def body(*inputs: Any, **numbers: Any) -> Any:
+    def body(*inputs: Any, **numbers: float) -> Any:
         return part.value(dict(zip(taken, inputs, strict=True)), {**params, **numbers})
 
     names = tuple(letter(number) for number in taken)

@@ -11,13 +11,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from ..errors import InputRefused, printable
 from ..layouts import UNKNOWN, adapters, detect
 from . import keys, names
 from .kinds import OF_BIAS, Kind, kind_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..settings import Reading
 
 Parts = dict[str, TensorInfo]
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors",
@@ -109,7 +114,7 @@ class Adapter:
         return counts
 
 
-def open_adapter(path: str | os.PathLike[str], **opening: Any) -> Adapter:
+def open_adapter(path: str | os.PathLike[str], **opening: Unpack[Reading]) -> Adapter:
     """Open an adapter: a file, or a folder as peft and diffusers write it. InputRefused for what is none."""
     text = os.fspath(path)
     if os.path.isdir(text):

@@ -79,13 +79,8 @@ def _of_recipe(args: argparse.Namespace) -> int:
     options = {"add_missing": args.add_missing, "use_ema": args.use_ema}
     given = _given(args, compose(recipe).numbers({}))
     numbers = {name: value if len(value) > 1 else value[0] for name, value in given.items()}
-    several = any(len(value) > 1 for value in given.values())
-
-    def work(**settings: Any) -> Any:
-        reports = sweep(recipe, parameters=numbers, **options, **settings)
-        return reports if several else reports[0]
-
-    return written(args, work)
+    first = slice(None) if any(len(value) > 1 for value in given.values()) else 0
+    return written(args, lambda **settings: sweep(recipe, parameters=numbers, **options, **settings)[first])
 
 
 def _recipe_in(argv: Sequence[str]) -> Recipe | None:

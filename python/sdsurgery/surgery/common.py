@@ -150,7 +150,8 @@ def single_piece(
 
 def planned(
     verb: str, sources: Sequence[Any], pieces: Sequence[Piece], metadata: Metadata, *, settings: Settings,
-    layout: Layout, notes: Sequence[str] = (), dropped: Sequence[Dropped] = (), frugal: bool = False, **facts: Any,
+    layout: Layout, notes: Sequence[str] = (), dropped: Sequence[Dropped] = (), frugal: bool = False,
+    keep_order: bool = False, missing: tuple[tuple[int, str], ...] = (),
 ) -> Outline:  # fmt: skip
     """The outline with what the shared settings ask for.
 
@@ -180,7 +181,7 @@ def planned(
         notes.append("the input's SHA-256 was left out: the dropped tensors would have to be read for it")
     return Outline(
         verb, tuple(sources), tuple(pieces), metadata, hashed=bool(settings.hash), hash_inputs=hash_inputs,
-        notes=tuple(notes), dropped=tuple(dropped), family=layout.name, **facts,
+        notes=tuple(notes), dropped=tuple(dropped), family=layout.name, keep_order=keep_order, missing=missing,
     )  # fmt: skip
 
 

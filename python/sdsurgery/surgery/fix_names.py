@@ -11,8 +11,8 @@ from collections.abc import Collection
 from typing import NoReturn
 
 from ..checkpoint import Checkpoint, TensorInfo
-from ..engine import native_errors
 from ..errors import InputRefused, printable
+from ..files import native_errors
 from ..layouts import Layout, aliases, detect
 from .matching import transposed, without_unit_tail
 
