@@ -206,11 +206,12 @@ def _method(name: str) -> Any:
 
     def recipe(
         *inputs: Recipe | Leaf,
+        variant: str | None = None,
         blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
         rules: RuleSet | Mapping[str, RuleSet] | None = None,
         **parameters: float | Sequence[float],
     ) -> Call:
-        return call(method.name, inputs, blocks=blocks, rules=rules, **parameters)
+        return call(name, inputs, variant=variant, blocks=blocks, rules=rules, **parameters)
 
     recipe.__name__ = recipe.__qualname__ = name
     recipe.__doc__ = method.body.__doc__

@@ -310,14 +310,18 @@ class Composition:
         """The parameters with other numbers for some of them, or lists of numbers. UsageError for an unknown one, one
         that the recipe gives a list of weights instead, and what is not a finite number."""
         ratios = {name: param for name, param in self.method.params.items() if isinstance(param, Param)}
-        plain = replace(self.method, params=ratios)
-        for name, value in given.items():
-            for each in value if isinstance(value, list | tuple) else [value]:
-                plain.bind(len(plain.inputs), {name: each})
+        found = dict(self.params)
+        for name, value in replace(self.method, params=ratios).named(given).items():
+            several = isinstance(value, list | tuple)
+            numbers = [
+                ratios[name].bound(self.method.name, name, each, len(self.leaves))
+                for each in (value if several else [value])
+            ]
             if self.params[name] is None:
                 text = f"the recipe has weights= in the place of '{name}'; change them in the recipe"
                 raise UsageError(text, code="conflict")
-        return {**self.params, **given}
+            found[name] = numbers if several else numbers[0]
+        return found
 
     def without(self, absent: frozenset[int]) -> tuple[Method, tuple[int, ...]] | None:
         """The method for a tensor that the leaves ``absent`` lack, and the leaves that it takes; None where the first

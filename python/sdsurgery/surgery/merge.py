@@ -73,17 +73,13 @@ def merge_tree(
     inputs = tuple(leaf.input for leaf in tree.leaves)
     wanted, outs = [], []
     for variant in variants(tree.method, tree.numbers(parameters or {}), out):
-        numbers = {name: value if value is None else _float(value) for name, value in variant.parameters.items()}
+        numbers = variant.parameters
         changed = replace(tree, params=numbers)
         wanted.append(
             Merge(tree.method, inputs, numbers, tree.blocks, tree.rules, add_missing, tuple(sorted(averaged)), changed)
         )
         outs.append(variant.out)
     return _written(wanted, outs, settings)
-
-
-def _float(value: Any) -> Any:
-    return value if isinstance(value, tuple | bool) else float(value)
 
 
 class Merge(NamedTuple):
