@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from .formats.scan import FileScan, ScanReport, scan
     from .interop.calls import apply, apply_many
     from .interop.saving import save
-    from .methods.registry import Method
-    from .recipe import Call, Leaf, Model, Opened, Recipe, model
+    from .methods.registry import Method, load_methods
+    from .recipe import Call, Leaf, Model, Opened, Recipe, formula, model
     from .recipe import from_json as recipe_from_json
     from .recipe import load as load_recipe
     from .settings import Settings
@@ -100,6 +100,7 @@ _PLACES = {
     "extract": ("api", "extract"),
     "extract_lora": ("api", "extract_lora"),
     "fix_clip": ("api", "fix_clip"),
+    "formula": ("recipe", "formula"),
     "inspect": ("api", "inspect"),
     "Call": ("recipe", "Call"),
     "Model": ("recipe", "Model"),
@@ -109,6 +110,7 @@ _PLACES = {
     "merge_lora": ("api", "merge_lora"),
     "resize_lora": ("api", "resize_lora"),
     "model": ("recipe", "model"),
+    "load_methods": ("methods.registry", "load_methods"),
     "load_recipe": ("recipe", "load"),
     "recipe_from_json": ("recipe", "from_json"),
     "open": ("checkpoint", "open_checkpoint"),
@@ -158,7 +160,9 @@ __all__ = [
     "extract",
     "extract_lora",
     "fix_clip",
+    "formula",
     "inspect",
+    "load_methods",
     "load_recipe",
     "lora",
     "merge",

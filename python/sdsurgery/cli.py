@@ -153,7 +153,7 @@ class _Parser(argparse.ArgumentParser):
 
     def option_strings(self) -> set[str]:
         """The long options that it knows."""
-        return set(re.findall(r"--[A-Za-z][\w.-]*", self.format_usage()))
+        return set(re.findall(r"--[A-Za-z][\w.-]*", self.format_help()))  # the usage leaves out the long form of -q
 
     def _refuse_unknown(self, words: Iterable[str]) -> None:
         known: set[str] = set()

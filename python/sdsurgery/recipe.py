@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from .errors import InputRefused, UsageError, printable
 from .methods.registry import Method, Param, Parameter, get
+from .methods.written import PREFIX, letter
 from .suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -166,6 +167,27 @@ def call(
     given = tuple((name, bound[name]) for name in chosen.params if rest.get(name) is not None)
     nodes = tuple(item if isinstance(item, Model | Opened | Call) else model(item) for item in inputs)
     return Call(chosen.name, nodes, given, _json("blocks", blocks), _json("rules", rules))
+
+
+class FormulaName(str):
+    """The name of a method that is written as text. Called with inputs and numbers it gives their recipe."""
+
+    __slots__ = ()
+
+    def __call__(
+        self, *inputs: Recipe | Leaf, blocks: Any = None, rules: Any = None, **parameters: float | Sequence[float]
+    ) -> Call:
+        return call(str(self), inputs, blocks=blocks, rules=rules, **parameters)
+
+
+def formula(text: str) -> FormulaName:
+    """A formula as a method: ``formula("A + k*(B - C)")``.
+
+    What it gives is a method's name, for ``merge``, ``sweep`` and ``apply``; called with inputs and the formula's
+    numbers it gives a recipe: ``formula("A + k*(B - C)")("a.safetensors", "b.safetensors", "c.safetensors", k=0.7)``.
+    docs/methods.md says what a formula may use. UsageError that points at the character for what is not a formula.
+    """
+    return FormulaName(get(PREFIX + text).name)
 
 
 def from_json(value: Mapping[str, Any]) -> Recipe:
@@ -373,8 +395,3 @@ def _by_ratio(
     from .surgery.ratios import by_ratio
 
     return {prefix + ratio: given for ratio, given in by_ratio(method, params, f"{kind}=", spec).items()}
-
-
-def letter(number: int) -> str:
-    """``A``, ``B``, … as the methods name their inputs; ``A26`` and so on after Z."""
-    return chr(ord("A") + number) if number < 26 else f"A{number}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, printable
 from ..methods.parameters import described
+from ..methods.written import PREFIX
 from .common import numbers, words, writing, written
 
 if TYPE_CHECKING:
@@ -23,10 +24,19 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     add("--add-missing", action="store_true", help="add tensors that only B (or C) has")
     add("--use-ema", action="extend", type=words, default=[], metavar="A,B",
         help="merge the EMA weights of these inputs")  # fmt: skip
+    add("--method-file", metavar="FILE", help="a Python file with methods of your own")
+    if (path := _value_in(argv, "--method-file")) is not None:
+        from ..methods.registry import load_methods
+
+        load_methods(path)
     add("--recipe", metavar="FILE", help="merges of merges as JSON, instead of --method and files")
     recipe = _recipe_in(argv)
     add("inputs", nargs="+" if recipe is None else "*", metavar="FILE", help="A B [C …], in the method's order")
-    add("--method", required=recipe is None, help="see `sdsurgery methods`")
+    method = parser.add_mutually_exclusive_group(required=recipe is None)
+    method.add_argument("--method", help="see `sdsurgery methods`")
+    method.add_argument("--formula", metavar="TEXT", help="a method of your own, such as 'A + k*(B - C)'")
+    add("--set", action="append", type=_assigned, default=[], dest="numbers", metavar="NAME=NUMBER",
+        help="a number of the method or formula")  # fmt: skip
     add("--blocks", action="append", default=[], metavar="[RATIO:]WEIGHTS", help="ratios by merge block: "
         "IN04=0.3,OUT05-OUT08=0.8,BASE=0.5, a preset, or a list of numbers")  # fmt: skip
     add("--variant", metavar="WORD", help="of a method that has variants (`sdsurgery methods`)")
@@ -45,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.tree is not None:
         return _of_recipe(args)
-    method = get(args.method, args.variant)
-    params = _given(args, method.params)
+    method = get(args.method or PREFIX + args.formula, args.variant)
+    params = {**_given(args, method.params), **method.named(dict(args.numbers))}
     swept = [name for name, value in params.items() if isinstance(method.params[name], Param) and len(value) > 1]
     options = {name: getattr(args, name) for name in ("add_missing", "use_ema", "blocks", "rules")}
     for name, value in params.items():
@@ -59,9 +69,17 @@ def run(args: argparse.Namespace) -> int:
     return written(args, lambda **settings: merge(method.name, args.inputs, **options, **settings, **params))
 
 
+def _assigned(text: str) -> tuple[str, list[float]]:
+    """An argument type: ``NAME=NUMBER``, or several numbers."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise argparse.ArgumentTypeError(f"'{printable(text)}' is not NAME=NUMBER")
+    return name.strip(), _values(value)
+
+
 def _given(args: argparse.Namespace, known: Mapping[str, object]) -> dict[str, Any]:
     """The parameters that are on the command line."""
-    values = {name: getattr(args, f"param_{name}") for name in known}
+    values = {name: getattr(args, f"param_{name}", None) for name in known}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -124,6 +142,8 @@ def _method_in(argv: Sequence[str]) -> Method | None:
     """The method that the command line names; what else is in it depends on that. None when it names none."""
     from ..methods.registry import get, registered
 
+    if (text := _value_in(argv, "--formula")) is not None:
+        return get(PREFIX + text)
     name = _value_in(argv, "--method")
     if name is not None:
         return get(name, _value_in(argv, "--variant"))
@@ -141,6 +161,8 @@ def _parameters(parser: argparse.ArgumentParser, method: Method | None) -> None:
     if method is None:
         parser.description = f"{HELP}. `sdsurgery merge --method NAME --help` shows the parameters of a method, "
         parser.description += "`sdsurgery methods` those of all."
+        return
+    if method.name.startswith(PREFIX):  # its numbers could have an option's name
         return
     parser.prog += f" --method {method.name}"  # where --help shows its flags
     group = parser.add_argument_group(f"parameters of {method.name}", method.summary.replace("%", "%%"))

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from ..discovery import module_names
-from ..errors import UsageError, printable
+from ..errors import InputRefused, UsageError, printable
 from .parameters import Flag, Param, Parameter, PerInput, Whole
 
 __all__ = ["Flag", "Method", "Param", "Parameter", "PerInput", "Whole", "get", "method", "registered"]
@@ -103,6 +103,7 @@ class Method:
 
 
 _METHODS: dict[str, Method] = {}
+_NAMED_BY: dict[str, Callable[[str], Method]] = {}
 
 
 def method(
@@ -128,6 +129,16 @@ def method(
     return decorate
 
 
+def named_by(prefix: str) -> Callable[[Callable[[str], Method]], Callable[[str], Method]]:
+    """Register a function as what makes the methods whose name begins with ``prefix``: of the name, a method."""
+
+    def decorate(make: Callable[[str], Method]) -> Callable[[str], Method]:
+        _NAMED_BY[prefix] = make
+        return make
+
+    return decorate
+
+
 @functools.cache
 def _import_modules() -> None:
     """Import this package's modules, which register their methods (even where a method from elsewhere came first)."""
@@ -141,10 +152,62 @@ def registered() -> dict[str, Method]:
     return dict(_METHODS)
 
 
+@functools.cache
+def _import_entry_points() -> None:
+    """Import what other packages offer as methods: the modules of their entry points ``sdsurgery.methods``."""
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="sdsurgery.methods"):
+        point.load()
+
+
+def load_methods(path: str | os.PathLike[str]) -> list[str]:
+    """Run a Python file that registers methods with ``@method``; gives their names. docs/methods.md shows one.
+
+    InputRefused for a file that cannot be read, UsageError with the line for one that fails or registers none.
+    """
+    import traceback
+    from importlib.machinery import SourceFileLoader
+    from importlib.util import module_from_spec, spec_from_loader
+
+    before, text = set(registered()), os.fspath(path)
+    name = "sdsurgery_methods_" + "".join(each if each.isalnum() else "_" for each in text)
+    loader = SourceFileLoader(name, text)
+    spec = spec_from_loader(name, loader)
+    assert spec is not None
+    try:
+        loader.exec_module(module_from_spec(spec))
+    except OSError as error:
+        if error.filename != text:
+            raise
+        code = "not_found" if isinstance(error, FileNotFoundError) else "io"
+        raise InputRefused(f"method file {printable(text)}: {error.strerror}", code=code, path=text) from None
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == text]
+        line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
+        at = f", line {line}" if line else ""
+        raise UsageError(
+            f"method file {printable(text)}{at}: {type(error).__name__}: {printable(error)}",
+            code="bad_value",
+            path=text,
+        ) from None
+    found = [each for each in _METHODS if each not in before]
+    if not found:
+        raise UsageError(f"method file {printable(text)} registers no method", code="bad_value", path=text)
+    return found
+
+
 def get(name: str, variant: str | None = None) -> Method:
     """The method of that name, or its variant; UsageError with close matches for an unknown name."""
     known_names = registered()
+    for prefix, make in _NAMED_BY.items():
+        if name.startswith(prefix):
+            return make(name)
     found = known_names.get(name) or known_names.get(name.replace("_", "-"))  # weighted_sum, as Python writes it
+    if found is None:
+        _import_entry_points()
+        known_names = registered()
+        found = known_names.get(name)
     if found is None:
         from ..suggest import did_you_mean
 

@@ -153,7 +153,7 @@ def by_ratio(method: Method, params: Mapping[str, Any], option: str, given: Any)
     letters = _letters(method, params)
     lists = [name for name, value in params.items() if isinstance(method.params[name], PerInput) and value is not None]
     for asked, spec in _separate(given, (*method.ratios, *letters)):
-        if lists and not ratios and asked not in letters:
+        if lists and not ratios and (method.ratios if asked is None else asked in method.ratios):
             raise UsageError(
                 f"{option} sets {' or '.join(method.ratios)}, one number for each block, and "
                 f"{lists[0]}= one for each input; give only one of them, or say whose: {next(iter(letters))}:…",
@@ -186,8 +186,10 @@ def _only(method: Method, option: str) -> str:
     if len(ratios) == 1:
         return ratios[0]
     if not ratios:
+        lists = [name for name, param in method.params.items() if isinstance(param, PerInput)]
+        hint = f"; of {lists[0]} say whose number: B:…" if lists else ""
         raise UsageError(
-            f"{method.name} has no ratio that can differ between tensors, which {option} needs", code="conflict"
+            f"{method.name} has no ratio that can differ between tensors, which {option} needs{hint}", code="conflict"
         )
     raise UsageError(
         f'{method.name} has several ratios ({", ".join(ratios)}); say which: {option}{{"{ratios[0]}": …}}',

@@ -1,0 +1,280 @@
+"""Methods written as text: ``A + k*where(abs(B - C) > quantile(abs(B - C), q), B - C, 0)``.
+
+A parser of our own, which never evaluates Python. ``A``, ``B``, … are the inputs; the functions are those that a
+method's body may use (docs/methods.md); every other name is a number of the formula, which a merge sets and block
+weights and rules may change. ``^`` is a power. The method is called ``formula:`` and the text, so that recipes hold it.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from ..errors import UsageError, printable
+from .parameters import Param
+from .registry import Method, named_by
+
+PREFIX = "formula:"
+_LONGEST, _DEEPEST = 10_000, 100  # characters; brackets and signs within each other
+_SPELLED = str.maketrans({"−": "-", "·": "*", "×": "*", "÷": "/"})
+_TOKEN = re.compile(
+    r"(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)|(?P<name>[^\W\d]\w*)|(?P<text>'[^']*'|\"[^\"]*\")"
+    r"|(?P<sign>\*\*|<=|>=|==|!=|[-+*/^<>(),=])|(?P<space>\s+)|(?P<other>.)"
+)
+_INPUT = re.compile(r"[A-Z]|A\d+")
+_LEVELS = (("<", "<=", ">", ">=", "==", "!="), ("+", "-"), ("*", "/"))  # from the loosest
+_NOT_HERE = {"of_numbers", "single", "rounded", "flag", "multiply_add"}  # of no use without Python around them
+
+
+@dataclass(frozen=True)
+class Node:
+    """A part of a formula: ``word`` is a number, a name, an operator or a function, at character ``at``; ``parts`` are
+    the numbers of the parts that it combines, which stand before it."""
+
+    at: int
+    kind: str
+    word: str
+    parts: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()  # of the parts, empty for those without
+
+
+@dataclass(frozen=True)
+class Written:
+    """The body of a method: a formula, evaluated with the functions and operators of all bodies."""
+
+    text: str
+    parts: tuple[Node, ...]  # the last is the whole
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]
+        return self.text
+
+    def __call__(self, *inputs: Any, **numbers: float) -> Any:
+        names = {letter(number): each for number, each in enumerate(inputs)} | numbers
+        values: list[Any] = []
+        for node in self.parts:
+            values.append(self._value(node, [values[part] for part in node.parts], names))
+        if not _is_of_elements(values[-1]):
+            raise refusal(self.text, 0, "the formula gives one number, not a tensor")
+        return values[-1]
+
+    def _value(self, node: Node, parts: list[Any], names: dict[str, Any]) -> Any:
+        if node.kind in ("number", "text"):
+            return float(node.word) if node.kind == "number" else node.word
+        if node.kind in ("input", "parameter"):
+            return names[node.word]
+        try:
+            return _result(node, parts)
+        except (TypeError, KeyError) as error:
+            raise refusal(self.text, node.at, f"{node.word}: {error.args[0] if error.args else error}") from None
+
+
+def _result(node: Node, values: list[Any]) -> Any:
+    if node.kind == "operator":
+        return _OPERATORS[node.word](*values)
+    given = dict(zip(node.names, values, strict=True))
+    plain = [value for name, value in zip(node.names, values, strict=True) if not name]
+    return _functions()[node.word](*plain, **{name: value for name, value in given.items() if name})
+
+
+def _compared(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def apply(x: Any, y: Any) -> Any:
+        from ..functions import flag
+
+        found = compare(x, y)
+        array = next((item for item in (x, y) if hasattr(type(item), "dtype")), None)
+        return found if array is None and not isinstance(found, bool) else flag(found, array)
+
+    return apply
+
+
+def _power(x: Any, y: Any) -> Any:
+    from ..functions import pow
+
+    return pow(x, y)
+
+
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    "+": lambda x, y=None: x if y is None else x + y, "-": lambda x, y=None: -x if y is None else x - y,
+    "*": operator.mul, "/": operator.truediv, "^": _power, "**": _power,
+    "<": _compared(operator.lt), "<=": _compared(operator.le), ">": _compared(operator.gt),
+    ">=": _compared(operator.ge), "==": _compared(operator.eq), "!=": _compared(operator.ne),
+}  # fmt: skip
+
+
+@functools.cache
+def _functions() -> dict[str, Callable[..., Any]]:
+    """What a formula may call."""
+    from .. import functions
+
+    found = {name: item for name, item in vars(functions).items() if name[0] != "_" and hasattr(item, "__code__")}
+    return {"abs": abs, **{name: item for name, item in found.items() if name not in _NOT_HERE}}
+
+
+def _is_of_elements(value: Any) -> bool:
+    from ..program import Scalar, Value
+
+    return not isinstance(value, Scalar | Value | int | float) and not hasattr(type(value), "beside")
+
+
+def letter(number: int) -> str:
+    """``A``, ``B``, … and ``A26`` after Z, as recipes name their inputs."""
+    return chr(ord("A") + number) if number < 26 else f"A{number}"
+
+
+def refusal(text: str, at: int, why: str) -> UsageError:
+    """The error of a formula, which points at a character."""
+    if at >= len(text):
+        return UsageError(f"formula: {why} at its end: {printable(text)}", code="bad_value")
+    marked = f"{printable(text[:at])}»{printable(text[at:])}"
+    return UsageError(f"formula, character {at + 1}: {why}: {marked}", code="bad_value")
+
+
+@named_by(PREFIX)
+@functools.lru_cache(maxsize=64)
+def method_of(name: str) -> Method:
+    """The method called ``formula:`` and a text. UsageError that points at the character for what is no formula."""
+    text = name.removeprefix(PREFIX).strip()
+    parts = _Parser(text).whole()
+    words = list(dict.fromkeys(node.word for node in parts if node.kind == "parameter"))
+    used = [node.word for node in parts if node.kind == "input"]
+    if not used:
+        raise refusal(text, 0, "the formula has no input A, B, …")
+    count = max(_number_of(word) for word in used) + 1
+    params = {word: Param(None, "a number of the formula") for word in words}
+    return Method(f"{PREFIX}{text}", tuple(map(letter, range(count))), params, Written(text, parts))
+
+
+def _number_of(word: str) -> int:
+    return ord(word) - ord("A") if len(word) == 1 else int(word[1:])
+
+
+class _Parser:
+    """From the text to its root: comparisons bind loosest, then sums, products, signs, powers."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        if len(text) > _LONGEST:
+            raise UsageError(f"formula: longer than {_LONGEST} characters", code="bad_value")
+        self.tokens = [
+            (found.lastgroup or "", found[0], found.start())
+            for found in _TOKEN.finditer(text.translate(_SPELLED))
+            if found.lastgroup != "space"
+        ]
+        self.next, self.depth = 0, 0
+        self.made: list[Node] = []
+
+    def whole(self) -> tuple[Node, ...]:
+        self.level(0)
+        if self.next < len(self.tokens):
+            kind, word, _ = self.tokens[self.next]
+            self.refuse(f"an operator is expected before '{word}'" if kind != "other" else f"'{word}' has no meaning")
+        return tuple(self.made)
+
+    def make(self, at: int, kind: str, word: str, parts: tuple[int, ...] = (), names: tuple[str, ...] = ()) -> int:
+        self.made.append(Node(at, kind, word, parts, names))
+        return len(self.made) - 1
+
+    def refuse(self, why: str, back: int = 0) -> NoReturn:
+        at = self.next - back
+        raise refusal(self.text, self.tokens[at][2] if at < len(self.tokens) else len(self.text), why)
+
+    def sees(self, *words: str) -> bool:
+        return (
+            self.next < len(self.tokens) and self.tokens[self.next][0] == "sign" and self.tokens[self.next][1] in words
+        )
+
+    def take(self) -> tuple[str, str, int]:
+        if self.next >= len(self.tokens):
+            self.refuse("a value is missing")
+        self.next += 1
+        return self.tokens[self.next - 1]
+
+    def expect(self, word: str) -> None:
+        if not self.sees(word):
+            self.refuse(f"'{word}' is missing")
+        self.next += 1
+
+    def level(self, number: int) -> int:
+        if number == len(_LEVELS):
+            return self.signed()
+        found = self.level(number + 1)
+        while self.sees(*_LEVELS[number]):
+            _, word, at = self.take()
+            found = self.make(at, "operator", word, (found, self.level(number + 1)))
+        return found
+
+    def signed(self) -> int:
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            self.refuse(f"more than {_DEEPEST} brackets and signs within each other")
+        if self.sees("-", "+"):
+            _, word, at = self.take()
+            found = self.make(at, "operator", word, (self.signed(),))
+        else:
+            found = self.single()
+            if self.sees("^", "**"):
+                _, word, at = self.take()
+                found = self.make(at, "operator", word, (found, self.signed()))
+        self.depth -= 1
+        return found
+
+    def single(self) -> int:
+        kind, word, at = self.take()
+        if kind == "number":
+            return self.make(at, "number", word)
+        if kind == "name":
+            if self.sees("("):
+                return self.called(word, at)
+            if word in _functions():
+                self.refuse(f"'{word}' is a function; write {word}(…)", back=1)
+            return self.make(at, "input" if _INPUT.fullmatch(word) else "parameter", word)
+        if word == "(":
+            found = self.level(0)
+            self.expect(")")
+            return found
+        self.refuse(f"a value is expected, not '{printable(word)}'", back=1)
+
+    def called(self, word: str, at: int) -> int:
+        if word not in _functions():
+            from ..suggest import did_you_mean
+
+            hint = did_you_mean(word, _functions()) or f"; known: {', '.join(sorted(_functions()))}"
+            self.refuse(f"there is no function '{printable(word)}'{hint}", back=1)
+        self.expect("(")
+        parts: list[int] = []
+        names: list[str] = []
+        while not self.sees(")"):
+            if parts:
+                self.expect(",")
+            names.append(self.keyword())
+            if self.next < len(self.tokens) and self.tokens[self.next][0] == "text":
+                _, text, place = self.take()
+                parts.append(self.make(place, "text", text[1:-1]))
+            else:
+                parts.append(self.level(0))
+        self.require_arguments(word, at, names)
+        self.expect(")")
+        return self.make(at, "call", word, tuple(parts), tuple(names))
+
+    def keyword(self) -> str:
+        """The name in ``axis=0``, empty without one."""
+        here = self.tokens[self.next : self.next + 2]
+        if len(here) == 2 and here[0][0] == "name" and here[1][1] == "=":
+            self.next += 2
+            return here[0][1]
+        return ""
+
+    def require_arguments(self, word: str, at: int, names: list[str]) -> None:
+        code = getattr(_functions()[word], "__code__", None)
+        known = ("x",) if code is None else code.co_varnames[: code.co_argcount]
+        optional = 0 if code is None else len(_functions()[word].__defaults__ or ())
+        given = [known[place] if not name and place < len(known) else name for place, name in enumerate(names)]
+        wrong = [name for name in given if name not in known]
+        missing = [name for name in known[: len(known) - optional] if name not in given]
+        if wrong or missing or len(set(given)) < len(given):
+            raise refusal(self.text, at, f"{word} takes {', '.join(known)}; {len(names)} given")

@@ -1,0 +1,225 @@
+"""Formulas written as text, methods from a file, variants and the kinds of parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sdsurgery as sds
+from cli_support import done, refused
+from cli_support import sds as command
+from sdsurgery.methods.registry import get
+
+
+def arrays(count: int = 3, shape: tuple[int, ...] = (12, 20)) -> list[np.ndarray]:
+    return list(np.random.default_rng(3).normal(size=(count, *shape)).astype(np.float32))
+
+
+@pytest.fixture(name="files")
+def _files(tmp_path: Path) -> list[str]:
+    from safetensors.numpy import save_file
+
+    paths = [str(tmp_path / f"{name}.safetensors") for name in "abc"]
+    for path, array in zip(paths, arrays(), strict=True):
+        save_file({"x.weight": array}, path)
+    return paths
+
+
+SAME = {
+    "A + k*(B - C)": lambda a, b, c, k: a + k * (b - c),
+    "A - -B*2 + +C": lambda a, b, c, k: a - -b * np.float32(2) + c,
+    "A^2 + 2*k^2*B - C": lambda a, b, c, k: np.power(a, 2) + np.float32(2.0 * (0.7 * 0.7)) * b - c,
+    "A + k * where(abs(B-C) > 0.5, B-C, 0)": lambda a, b, c, k: a + k * np.where(abs(b - c) > 0.5, b - c, 0),
+    "(A > B)*A + (A <= B)*B - (A > C) * (B != C)": lambda a, b, c, k: np.maximum(a, b) - (a > c) * (b != c),
+    "A − k·B÷2×C": lambda a, b, c, k: a - k * b / np.float32(2) * c,
+    "A*C/B*C": lambda a, b, c, k: a * c / b * c,
+    "minimum(A, maximum(B, C)) - mean(A, axis=-1)": lambda a, b, c, k: (
+        np.minimum(a, np.maximum(b, c)) - a.astype(float).mean(-1, keepdims=True).astype(np.float32)
+    ),
+}
+
+
+@pytest.mark.parametrize("text", SAME)
+def test_a_formula_gives_what_the_same_expression_gives_in_numpy(text: str) -> None:
+    a, b, c = arrays()
+    formula = sds.formula(text)
+    given: dict[str, Any] = {"k": 0.7} if "k" in get(formula).params else {}
+    count = len(get(formula).inputs)
+    got = sds.apply(formula, *(a, b, c)[:count], **given)
+    wanted = SAME[text](a, b, c, np.float32(0.7))  # type: ignore[no-untyped-call]
+    assert np.allclose(got, wanted, rtol=2e-7, atol=1e-7)
+    body = np.asarray(get(formula).body(*(a, b, c)[:count], **given))
+    assert np.array_equal(got, body)
+
+
+def test_a_formula_is_the_built_in_method_bit_for_bit() -> None:
+    a, b, c = arrays()
+    assert np.array_equal(sds.apply(sds.formula("A + 0.7*(B - C)"), a, b, c), sds.apply("add-diff", a, b, c, alpha=0.7))
+    many = sds.formula("+".join(["A", "B"] * 1000))  # no limit by the depth of Python's stack
+    assert sds.apply(many, a, b).shape == a.shape
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("A + sqr(B)", "character 5: there is no function 'sqr'; did you mean 'sqrt'"),
+        ("A + (B", "')' is missing at its end"),
+        ("A + 3 B", "character 7: an operator is expected before 'B'"),
+        ("3*k", "the formula has no input"),
+        ("A $ B", "character 3: '$' has no meaning"),
+        ("A + sqrt(A, B)", "character 5: sqrt takes x; 2 given"),
+        ("A + sqrt()", "character 5: sqrt takes x; 0 given"),
+        ("sqrt + A", "character 1: 'sqrt' is a function"),
+        ("A *", "a value is missing at its end"),
+        ("A + __import__('os')", "there is no function '__import__'"),
+        ("A.shape", "character 2: '.' has no meaning"),
+        ("A + lambda: 1", "character 11: ':' has no meaning"),
+        ("-" * 101 + "A", "character 101: more than 100 brackets and signs within each other"),
+        ("(" * 101 + "A" + ")" * 101, "more than 100 brackets and signs within each other"),
+        ("A" * 10001, "longer than 10000 characters"),
+        ("", "a value is missing at its end"),
+    ],
+)
+def test_what_is_no_formula_is_refused_at_its_character(text: str, words: str) -> None:
+    with pytest.raises(sds.UsageError) as caught:
+        sds.formula(text)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("mean(A)", "gives one number, not a tensor"),
+        ("A + acos(A)", "character 5: acos: "),
+        ("A + mean(A, axis=5)", "character 5: mean: "),
+        ("A + mean(3)", "character 5: mean: "),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_at_its_character(text: str, words: str) -> None:
+    with pytest.raises(sds.UsageError) as caught:
+        sds.apply(sds.formula(text), *arrays(1))
+    assert words in str(caught.value)
+
+
+def test_the_numbers_of_a_formula_are_set_swept_and_differ_by_rule(files: list[str], tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    out = tmp_path / "o.safetensors"
+    words = ["merge", "--formula", "A + k*(B - C)", *files, "-o", str(out), "--quiet"]
+    done(command(*words, "--set", "k=0.7"))
+    a, b, c = arrays()
+    assert np.array_equal(load_file(out)["x.weight"], a + np.float32(0.7) * (b - c))
+    (tmp_path / "rules.txt").write_text("x = 0.25\n")
+    done(command(*words, "--set", "k=0.7", "--rules", str(tmp_path / "rules.txt"), "--force"))
+    assert np.array_equal(load_file(out)["x.weight"], a + np.float32(0.25) * (b - c))
+    done(command(*words[:-3], "-o", str(tmp_path / "o-{k}.safetensors"), "--set", "k=0.1,0.2"))
+    assert sorted(path.name for path in tmp_path.glob("o-*")) == ["o-0.1.safetensors", "o-0.2.safetensors"]
+    refused(command(*words, "--force"), 2, "needs k=")
+    refused(command(*words, "--set", "z=1", "--force"), 2, "has no parameter 'z'")
+    refused(command(*words, "--set", "k", "--force"), 2, "'k' is not NAME=NUMBER")
+
+
+def test_a_formula_is_a_recipe_that_survives_json(files: list[str], tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    recipe = sds.formula("A + k*(B - C)")(*files, k=0.5)
+    assert sds.recipe_from_json(recipe.to_json()) == recipe
+    recipe.save(tmp_path / "o.safetensors")
+    a, b, c = arrays()
+    assert np.array_equal(load_file(tmp_path / "o.safetensors")["x.weight"], a + np.float32(0.5) * (b - c))
+
+
+METHOD_FILE = '''
+from sdsurgery.functions import where
+from sdsurgery.methods import Param, method
+
+@method("larger-of-two", inputs="A B", share=Param(0.5, "share of the larger"))
+def larger(a, b, share):
+    """A, moved towards the larger of A and B."""
+    return a + share * (where(abs(b) > abs(a), b, a) - a)
+'''
+
+
+def test_a_method_file_adds_its_methods_to_one_command(files: list[str], tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    path, out = tmp_path / "my.py", tmp_path / "o.safetensors"
+    path.write_text(METHOD_FILE)
+    words = ["merge", "--method", "larger-of-two", "--share", "1", *files[:2], "-o", str(out)]
+    refused(command(*words), 2, "unknown method 'larger-of-two'")
+    done(command(*words, "--method-file", str(path)))
+    a, b, _ = arrays()
+    assert np.array_equal(load_file(out)["x.weight"], a + (np.where(abs(b) > abs(a), b, a) - a))
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ("x = 1\ny = 1/0\n", 2, "bad.py, line 2: ZeroDivisionError"),
+        ("x = (\n", 2, "bad.py, line 1: SyntaxError"),
+        ("x = 1\n", 2, "registers no method"),
+        (None, 3, "No such file"),
+    ],
+)
+def test_a_method_file_that_fails_is_one_line(
+    files: list[str], tmp_path: Path, text: str | None, code: int, words: str
+) -> None:
+    path = tmp_path / "bad.py"
+    if text is not None:
+        path.write_text(text)
+    refused(command("merge", "--method-file", str(path), "--method", "slerp", *files[:2], "--dry-run"), code, words)
+
+
+# ---- variants and parameters
+
+
+def test_a_variant_is_a_method_called_with_a_dot() -> None:
+    a, b, _ = arrays()
+    plain = sds.apply("weighted-sum", a, b, alpha=0.3)
+    lerp = sds.apply("weighted-sum", a, b, alpha=0.3, variant="lerp")
+    assert not np.array_equal(plain, lerp)
+    assert np.array_equal(lerp, sds.apply("weighted-sum.lerp", a, b, alpha=0.3))
+    with pytest.raises(sds.UsageError, match="weighted-sum has no variant 'larp'; did you mean 'lerp'"):
+        sds.apply("weighted-sum", a, b, variant="larp")
+    with pytest.raises(sds.UsageError, match="slerp has no variant 'flat'; it has norm"):
+        sds.apply("slerp", a, b, variant="flat")
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "given", "words"),
+    [
+        ("ema-chain", 2, {"decay": 1}, "ema-chain: decay must be in [0, 1), not 1"),
+        ("nearswap", 2, {}, "nearswap needs t="),
+        ("nearswap", 2, {"t": 0}, "nearswap: t must be in (0, inf), not 0"),
+        ("weighted-sum.lerp", 2, {"fused": 2}, "fused must be True or False, not 2"),
+        ("n-sum", 3, {"weights": [1, 2]}, "weights has 2 numbers for 3 inputs; give one for each"),
+        ("n-sum.normalised", 2, {"weights": [1, -1]}, "the weights sum to 0"),
+        ("multislerp.base", 3, {"weights": [1, 2, 3]}, "for 2 inputs after the first; give one for each"),
+        ("model-stock", 2, {}, "model-stock takes 3 or more inputs (A B C …), 2 given"),
+        ("weighted-subtract", 2, {"alpha": 1, "beta": 1}, "alpha·beta is 1"),
+    ],
+)
+def test_parameters_are_refused_with_what_was_expected(name: str, count: int, given: Any, words: str) -> None:
+    with pytest.raises(sds.UsageError) as caught:
+        sds.apply(name, *arrays(count), **given)
+    assert words in str(caught.value)
+
+
+def test_one_number_stands_for_all_inputs() -> None:
+    several = arrays(4)
+    one, each = (sds.apply("n-sum.normalised", *several, weights=given) for given in (2.0, [2.0] * 4))
+    assert np.array_equal(one, each)
+
+
+def test_the_weight_of_one_input_differs_by_rule(files: list[str], tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    out = tmp_path / "o.safetensors"
+    sds.merge("n-sum", files, weights=[0.5, 0.3, 0.2], rules={"B": {"x": 0.75}}, out=out)
+    a, b, c = arrays()
+    numbers = [np.float32(number) for number in (0.5, 0.75, 0.2)]
+    assert np.array_equal(load_file(out)["x.weight"], numbers[0] * a + numbers[1] * b + numbers[2] * c)
+    with pytest.raises(sds.UsageError, match="has no ratio 'D'"):
+        sds.merge("n-sum", files, weights=[0.5, 0.3, 0.2], rules={"D": {"x": 0.75}}, dry_run=True)
