@@ -177,7 +177,8 @@ class FormulaName(str):
     def __call__(
         self, *inputs: Recipe | Leaf, blocks: Any = None, rules: Any = None, **parameters: float | Sequence[float]
     ) -> Call:
-        return call(str(self), inputs, blocks=blocks, rules=rules, **parameters)
+        numbers: dict[str, Any] = dict(parameters)
+        return call(str(self), inputs, blocks=blocks, rules=rules, **numbers)
 
 
 def formula(text: str) -> FormulaName:
