@@ -20,7 +20,7 @@ ROWS = {
     "engine": "engine hashing",
     "backends": "backends gpu adapted",
     "plan": "encoding decoding plan program functions reductions elementary fused methods scalars products",
-    "ground floor": "discovery dtypes errors files log progress settings suggest",
+    "ground floor": "discovery dtypes errors files log progress settings structure suggest",
 }
 """A module imports its own row and those below. The Plan goes from the outline to the backends: engine and backends
 read it, and it knows none of them. Only a registry imports what it finds by name, so that is not in the text."""

@@ -98,6 +98,7 @@ def merge(
     sync: bool = True,
     allow_suspicious: bool = False,
     allow_inflate: bool = False,
+    part: str = "",
     tile_bytes: int = 0,
     progress: Progress | bool | None = None,
     **parameters: float | Sequence[float],
@@ -126,7 +127,7 @@ def merge(
         dtype=dtype_word(dtype), overflow=overflow, on_nonfinite=on_nonfinite, compute=compute, io=io, backend=backend,
         gpu_memory=gpu_memory, fallback=fallback, threads=threads, fix_clip=fix_clip, fix_names=fix_names,
         dry_run=dry_run, overwrite=overwrite, hash=hash, sync=sync, allow_suspicious=allow_suspicious,
-        allow_inflate=allow_inflate, tile_bytes=tile_bytes, progress=progress,
+        allow_inflate=allow_inflate, part=part, tile_bytes=tile_bytes, progress=progress,
     )  # fmt: skip
     inputs = _listed(inputs)
     files = [item for item in inputs if not isinstance(item, Model | Opened | Call)]

@@ -16,6 +16,7 @@ from .log import debug
 if TYPE_CHECKING:
     from ._native import Source
     from .encoding import Encoded
+    from .structure import Structure
 
 
 class TensorInfo(NamedTuple):
@@ -70,6 +71,7 @@ class Contents:
     unusable: dict[str, str] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    structure: Structure | None = None  # of a pickle
     temporary: bool = False
 
 
@@ -122,6 +124,7 @@ class Checkpoint:
         self.notes = contents.notes
         self.data_offset = contents.data_offset
         self.unusable = contents.unusable
+        self.structure = contents.structure
         self.tensors: Mapping[str, TensorInfo] = {info.name: info for info in contents.tensors}
         # Once encodings.decode has been called: format -> how many weights; scales beside weights that are not encoded.
         self.encodings: dict[str, int] = {}
@@ -256,6 +259,7 @@ def open_checkpoint(
     *,
     allow_suspicious: bool = False,
     allow_inflate: bool = False,
+    part: str = "",
     framework: Framework = "auto",
 ) -> Checkpoint:
     """Open a checkpoint of any registered format and read its header, nothing else.
@@ -263,6 +267,7 @@ def open_checkpoint(
     ``allow_suspicious`` reads the tensors of a file whose pickle names dangerous functions; nothing is run either way.
     ``framework``: whether ``checkpoint[name]`` is a torch tensor or a NumPy array; auto is torch where it is installed.
     ``allow_inflate`` accepts compressed tensor data, which are inflated into a temporary file (in ``TMPDIR``).
+    ``part``: the key of one of several dictionaries of weights in a pickle.
     Raises InputRefused with one line when the file is missing, not a regular file, damaged or of an unknown format.
     The format is decided by content, not by the file's suffix.
     """
@@ -280,7 +285,7 @@ def open_checkpoint(
 
                 text = described(source) or f"not a checkpoint of a known format ({formats.known()})"
                 raise InputRefused(f"{printable(path)}: {text}", code="unknown_format", path=os.fspath(path))
-            given = {"allow_suspicious": allow_suspicious, "allow_inflate": allow_inflate}
+            given = {"allow_suspicious": allow_suspicious, "allow_inflate": allow_inflate, "part": part}
             options = {name: value for name, value in given.items() if name in reader.options}
             try:
                 contents = reader.read(source, **options)

@@ -18,6 +18,7 @@ from .errors import InputRefused, SdsError, printable
 from .metadata import Metadata, placeholder_hashes
 from .plan import Check, Factor, Fill, Job, Module, Operand, Plan, Reduction, View
 from .program import Formula, Program, identity
+from .structure import NESTED, Structure
 
 if TYPE_CHECKING:
     from ._native import Source
@@ -127,6 +128,7 @@ class Outline:
     missing: tuple[tuple[int, str], ...] = ()  # (source, name): A's tensors that another input lacks
     notes: tuple[str, ...] = ()
     family: str = "unknown"
+    structure: Structure = NESTED  # of a pickle
 
     def checkpoints(self) -> list[Checkpoint]:
         """The inputs that are files, in order."""
@@ -154,7 +156,8 @@ class Outline:
             pieces = tuple(sorted(pieces, key=lambda piece: -piece.dtype.bits))
         aliases = _aliases(self.sources, pieces) if writer.shares else {}
         entries = [(piece.name, piece.dtype, piece.shape) for piece in pieces]
-        file = writer.place(entries, aliases, self.metadata.texts(known, body))
+        given = {"structure": self.structure} if writer.structured else {}
+        file = writer.place(entries, aliases, self.metadata.texts(known, body), **given)
         jobs, programs = _jobs(pieces, file.offsets, aliases, self.sources)
         plan = Plan(
             _files(self.sources), programs, jobs, file.data_start, file.size, file.sums, _checks(self.sources, jobs)

@@ -97,6 +97,7 @@ class Settings:
         False, "--allow-suspicious", "read pickles that name dangerous functions (none is ever run)"
     )
     allow_inflate: bool = _row(False, "--allow-inflate", "inflate compressed tensors into a temporary file (in TMPDIR)")
+    part: str = _row("", "--part", "which of several dictionaries of weights to read from a pickle", "NAME")
     tile_bytes: int = _row(0, "", "bytes that a thread works on at a time; 0: what suits the processor")
     progress: Progress | bool | None = _row(None, "", "called with the bytes done and in all; True: a bar")  # noqa: RUF009
 
@@ -146,12 +147,12 @@ class Settings:
     @property
     def opening(self) -> Reading:
         """How inputs are opened: arguments of ``open_checkpoint``."""
-        return {"allow_suspicious": self.allow_suspicious, "allow_inflate": self.allow_inflate}
+        return {"allow_suspicious": self.allow_suspicious, "allow_inflate": self.allow_inflate, "part": self.part}
 
 
 OPTIONS: Mapping[str, Option] = {item.name: item.metadata["option"] for item in fields(Settings)}
 DEFAULTS: Mapping[str, Any] = {item.name: item.default for item in fields(Settings)}
-READING = ("allow_suspicious", "allow_inflate")
+READING = ("allow_suspicious", "allow_inflate", "part")
 """Settings of all verbs that read checkpoints."""
 COMPUTING = ("backend", "gpu_memory", "fallback", "threads")
 """Settings of all verbs that compute: what with."""
@@ -164,6 +165,7 @@ class Reading(TypedDict, total=False):
 
     allow_suspicious: bool
     allow_inflate: bool
+    part: str
 
 
 class Examining(Reading, total=False):

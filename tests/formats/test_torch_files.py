@@ -171,7 +171,7 @@ def test_later_values_of_a_key_win_as_in_python():
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: torch.ones(2, dtype=torch.complex64), "complex"),
+        (lambda: torch.ones(2, dtype=torch.complex32), "complex"),
         (lambda: torch.ones(2, dtype=torch.complex128), "complex"),
         (lambda: torch.eye(3).to_sparse(), "sparse"),
         (lambda: torch.eye(3).to_sparse_csr(), "sparse"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zipfile
 import zlib
@@ -74,8 +75,8 @@ def test_written_files_pass_zipfile_with_crc_and_alignment():
         assert archive.testzip() is None
         names = archive.namelist()
         assert names[0] == "archive/data.pkl"
-        assert {"archive/version", "archive/byteorder", "archive/.data/serialization_id"} <= set(names)
-        assert len(archive.read("archive/.data/serialization_id")) == 40
+        # The safe unpickler of the AUTOMATIC1111 web UI before 1.10 takes no other names than these.
+        assert all(re.fullmatch(r"([^/]+)/((data/\d+)|version|(data\.pkl))", name) for name in names)
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     assert all(offset % 64 == 0 for offset in plan.offsets)
 
@@ -142,6 +143,6 @@ def test_many_tensors_use_zip64_counts():
     for offset, piece in plan.finish([zlib.crc32(b"\0")] * len(tensors)):
         out[offset : offset + len(piece)] = piece
     with zipfile.ZipFile(io.BytesIO(out)) as archive:
-        assert len(archive.namelist()) == 66_004
-    with pytest.raises(InputRefused, match="66004 entries"):
+        assert len(archive.namelist()) == 66_002
+    with pytest.raises(InputRefused, match="66002 entries"):
         read_entries(Memory(bytes(out)))

@@ -44,6 +44,7 @@ class Writer:
     """How a format is written: ``place(entries, aliases, metadata)`` says where each tensor goes. The engine streams
     the tensors there, and the rest of the file is made once hashes and checksums are known.
 
+    ``structured``: ``place`` takes a ``structure`` (``structure.py``) too.
     ``by_width``: it wants tensors by falling dtype width. ``shares``: tensors can share their bytes (``aliases``: name
     to the earlier name). ``body_hashed``: its metadata hold the hash of all tensor data.
     """
@@ -53,7 +54,8 @@ class Writer:
     by_width: bool
     shares: bool
     body_hashed: bool
-    place: Callable[[Entries, Mapping[str, str], Mapping[str, str]], Placed]
+    place: Callable[..., Placed]
+    structured: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..checkpoint import Contents, Record
 from ..errors import InputRefused, printable
 from .numpy_values import Array, array
 from .pickle_machine import BYTES, DICT, INT, LIST, MAX_TEXT_TOTAL, OPAQUE, TENSOR, TEXT, TUPLE, Graph
 from .pickle_text import render
+from .torch_structure import structure_of
 from .torch_tensors import place
 from .torch_values import Tensor, known
 
@@ -22,6 +23,14 @@ from .torch_values import Tensor, known
 WRAPPERS = (
     "state_dict", "model_state_dict", "model", "module", "net", "params_ema", "params", "weights", "ema", "model_ema",
     "generator", "unet",
+)  # fmt: skip
+
+# Keys of the parts of a model that lie side by side in one pickle.
+PARTS = frozenset(
+    (
+        "unet", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "controlnet", "image_encoder",
+        "model", "text", "clip", "first_stage_model", "cond_stage_model", "adapter",
+    )
 )  # fmt: skip
 
 # Keys of a training run that are never weights of the model.
@@ -44,9 +53,10 @@ MAX_EXPANDED = 1 << 30  # bytes
 _PARAMETER_CONTAINERS = ("torch.nn.modules.container.ParameterDict", "torch.nn.modules.container.ParameterList")
 
 
-def contents(format_name: str, graph: Graph, records: Mapping[str, Record]) -> Contents:
-    """The checked tensors of a file, with metadata and notes. Raises InputRefused with one line."""
-    finder = Finder(graph)
+def contents(format_name: str, graph: Graph, records: Mapping[str, Record], part: str = "") -> Contents:
+    """The checked tensors of a file, with metadata and notes; ``part``: only those under that key of the pickle. Raises
+    InputRefused with one line."""
+    finder = Finder(graph, part)
     finder.run()
     found = Contents(format_name, [], records=sorted(records.values(), key=lambda record: record.offset))
     used: list[int] = []
@@ -59,6 +69,7 @@ def contents(format_name: str, graph: Graph, records: Mapping[str, Record]) -> C
         used.append(records[tensor.storage.key].offset)
     found.unusable |= {name: f"a {item.brief} inside the pickle" for name, item in finder.arrays.items()}
     found.data_offset = min(used, default=0)
+    found.structure = structure_of(graph, finder.base, finder.path, finder.tensors, finder.children)
     _check_sharing(found)
     _summarise(graph, finder.beside, found)
     _remark(graph, found, finder)
@@ -80,8 +91,11 @@ class Finder:
     for a summary, ``path`` that led to them, and what lay ``beside``.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, part: str = "") -> None:
         self.graph = graph
+        self.base = graph.root
+        self.part = part
+        self.others: list[str] = []  # dictionaries of the same weights beside the one that was taken
         self.tensors: dict[str, Tensor] = {}
         self.arrays: dict[str, Array] = {}
         self.path: list[str] = []
@@ -93,12 +107,12 @@ class Finder:
 
     def run(self) -> None:
         """Fill the fields. Raises InputRefused when there is nothing to read."""
-        base = self._unwrap()
+        base = self.base = self._unwrap()
         if self.graph.kinds[base] == TENSOR:
             self._add("tensor", self.graph.values[base])
             return
         self._seen.add(base)
-        for name, child in (self._children(base) or {}).items():
+        for name, child in (self.children(base) or {}).items():
             before = len(self.tensors)
             if name not in LEFTOVERS:
                 self._flatten(name, child)
@@ -137,8 +151,8 @@ class Finder:
         """The node of the state dict; notes the keys that led to it and what lay beside it on the way."""
         node = self.graph.root
         for _ in range(MAX_UNWRAP):
-            key = self._wrapper(node)
             mapping = self.entries(node)
+            key = self._wrapper(node) if not self.part or self.path else self._part(mapping or {})
             if key is None or mapping is None:
                 break
             self.beside += [(name, value) for name, value in mapping.items() if name != key]
@@ -149,25 +163,60 @@ class Finder:
     def _wrapper(self, node: int) -> str | None:
         """The key of the wrapped state dict, or None when the node is the state dict itself."""
         mapping = self.entries(node) or {}
+        own = self._count(node)
         if "state_dict" in mapping:
             inner = mapping["state_dict"]
-            if self.entries(inner) == {} or self._leads_to_tensors(inner):
+            # A state dict may have an entry of that name among more weights of its own.
+            if not own and self.entries(inner) == {}:
                 return "state_dict"
-        if self._holds_tensors(node):
+            if self._leads_to_tensors(inner) > own:
+                return self._alone("state_dict", mapping, [name for name in mapping if name in PARTS])
+        if own:
             return None
-        return next((key for key in WRAPPERS if key in mapping and self._leads_to_tensors(mapping[key])), None)
+        key = next((key for key in WRAPPERS if key in mapping and self._leads_to_tensors(mapping[key])), None)
+        return None if key is None else self._alone(key, mapping, [name for name in mapping if name not in LEFTOVERS])
 
-    def _leads_to_tensors(self, node: int) -> bool:
-        """Whether a mapping holds tensors, or again a wrapped state dict."""
+    def _alone(self, key: str, mapping: Mapping[str, int], beside: Sequence[str]) -> str | None:
+        """The key of the state dict, unless parts of the same model lie beside it: then all are read."""
+        least = self._leads_to_tensors(mapping[key]) / 20  # what is smaller is no part: a metric, say
+        others = [name for name in beside if name != key and self._leads_to_tensors(mapping[name]) > least]
+        if any(not self._alike(mapping[key], mapping[name]) for name in others):
+            return None
+        self.others += others
+        return key
+
+    def _part(self, mapping: Mapping[str, int]) -> str:
+        """The part that was asked for. InputRefused when there is none of that name."""
+        parts = [key for key, node in mapping.items() if self._leads_to_tensors(node)]
+        if self.part not in parts:
+            known = ", ".join(printable(key, 40) for key in parts[:12]) or "none"
+            raise InputRefused(
+                f"no part '{printable(self.part)}' with weights; its parts: {known}", code="unknown_name"
+            )
+        return self.part
+
+    def _alike(self, one: int, other: int) -> bool:
+        """Whether two mappings hold the same weights in two versions, as ``params`` and ``params_ema`` do: most names
+        of the smaller are in the larger."""
+        names, more = (set(self.entries(node) or {}) for node in (one, other))
+        return 2 * len(names & more) > min(len(names), len(more))
+
+    def _count(self, node: int) -> int:
+        """How many tensors a mapping holds itself."""
+        kinds = self.graph.kinds
+        return sum(kinds[child] == TENSOR for child in (self.entries(node) or {}).values())
+
+    def _leads_to_tensors(self, node: int) -> int:
+        """How many tensors a mapping holds, or the state dict that is wrapped in it."""
         for _ in range(MAX_UNWRAP):
             if self._holds_tensors(node):
-                return True
+                return self._count(node)
             mapping = self.entries(node) or {}
             key = next((key for key in WRAPPERS if key in mapping and self.entries(mapping[key])), None)
             if key is None:
-                return False
+                return 0
             node = mapping[key]
-        return False
+        return 0
 
     def _flatten(self, name: str, node: int) -> None:
         """Collect the tensors under one key, by dotted name. Containers are entered once, however often referred to."""
@@ -180,7 +229,7 @@ class Finder:
             if node in self._seen or depth >= MAX_DEPTH:
                 continue
             self._seen.add(node)
-            children = self._children(node)
+            children = self.children(node)
             if children is None:
                 self._keep_array(name, node)
                 continue
@@ -203,7 +252,7 @@ class Finder:
         if found is not None and found.numbers is None and len(self.arrays) < MAX_TENSORS and not _has_surrogates(name):
             self.arrays[name] = found
 
-    def _children(self, node: int) -> dict[str, int] | None:
+    def children(self, node: int) -> dict[str, int] | None:
         """Named children of a container that may hold weights, or None."""
         graph = self.graph
         if graph.kinds[node] in (LIST, TUPLE):
@@ -297,6 +346,9 @@ def _remark(graph: Graph, found: Contents, finder: Finder) -> None:
     notes = found.notes
     if finder.path:
         notes.append("weights read from " + " → ".join(f"'{key}'" for key in finder.path))
+    if finder.others:
+        names = ", ".join(f"'{printable(name, 40)}'" for name in finder.others[:8])
+        notes.append(f"the same weights in another version not read: {names} (part=… reads one)")
     left = [printable(name, 60) for name, _ in finder.beside if name in LEFTOVERS]
     if left:
         notes.append(f"training leftovers not read: {', '.join(left[:8])}")

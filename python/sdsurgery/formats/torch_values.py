@@ -41,8 +41,8 @@ DTYPES: dict[str, DType | None] = {
         "float8_e5m2fnuz": "F8_E5M2FNUZ", "float8_e8m0fnu": "F8_E8M0", "float4_e2m1fn_x2": "", "int64": "I64",
         "long": "I64", "int32": "I32", "int": "I32", "int16": "I16", "short": "I16", "int8": "I8", "uint8": "U8",
         "uint16": "U16", "uint32": "U32", "uint64": "U64", "bool": "BOOL", "complex32": "", "chalf": "",
-        "complex64": "",
-        "cfloat": "", "complex128": "", "cdouble": "", "quint8": "", "qint8": "", "qint32": "", "quint4x2": "",
+        "complex64": "C64",
+        "cfloat": "C64", "complex128": "", "cdouble": "", "quint8": "", "qint8": "", "qint32": "", "quint4x2": "",
         "quint2x4": "", "bits8": "", "bits16": "", "bits1x8": "", "bits2x4": "", "bits4x2": "",
     }.items()
 }  # fmt: skip

@@ -1,4 +1,5 @@
-"""The layout of a checkpoint that ``torch.load(weights_only=True)`` reads: ``{"state_dict": {name: tensor}}`` in a zip.
+"""The layout of a file that ``torch.load(weights_only=True)`` reads: ``{"state_dict": {name: tensor}}``, or another
+structure of dicts and lists, in a zip.
 
 Everything but the tensors' bytes is computed here: what goes where, and the structural bytes themselves. The engine
 streams the tensors to the offsets given; their CRC-32 is known only then, so the structure is written last
@@ -6,7 +7,9 @@ streams the tensors to the offsets given; their CRC-32 is known only then, so th
 begin at multiples of 64 bytes, padded by an extra field as torch does. Sources: PKWARE's APPNOTE 6.3, CPython's
 ``pickletools``.
 
-torch.load does not check CRC-32, but ``zipfile`` and ``unzip`` do, so they are always written.
+torch.load does not check CRC-32, but ``zipfile`` and ``unzip`` do, so they are always written. ``byteorder`` and
+``.data/serialization_id``, which torch has written since 2.1 and 2.3, are left out: the safe unpicklers of the
+AUTOMATIC1111 web UI before 1.10, SD.Next and Forge Classic refuse entries that they don't know; torch needs neither.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from struct import pack
+from typing import Any
 
 from ..dtypes import DType
 from ..errors import RunFailed, UsageError, printable
+from ..structure import NESTED, Ref, Structure
 
 ALIGNMENT = 64
 ROOT = "archive"
@@ -95,15 +100,11 @@ class Layout:
         left = iter(crcs)
         pieces: list[tuple[int, bytes]] = []
         central: list[bytes] = []
-        names = 0  # CRC-32 of the pickle, which comes first
         for file in self._files:
             data = file.data
             if metadata is not None and file.name.endswith("/data.pkl"):
                 data = _padded(self._pickle(metadata), file.size)
-            if file.name.endswith("/serialization_id"):
-                data = _serialization_id(names, crcs)
             crc = zlib.crc32(data) if data is not None else next(left)
-            names = names or crc
             pieces.append((file.header_offset, _local_header(file, crc) + (data or b"")))
             central.append(_central_header(file, crc))
         directory = b"".join(central)
@@ -117,23 +118,25 @@ def layout(
     *,
     aliases: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
+    structure: Structure = NESTED,
 ) -> Layout:
-    """The layout of a checkpoint with these tensors (contiguous, row by row), in this order.
+    """The layout of a file with these tensors (contiguous, row by row), in this order.
 
     ``aliases`` maps a tensor's name to that of an earlier one of the same dtype and number of elements whose bytes it
     shares: they are written once. ``metadata`` is stored beside the state dict as ``__metadata__``, long texts as lists
-    of their parts; None leaves it out. Raises UsageError for a dtype that torch lacks (floats of 4 and 6 bits), and for
-    names and aliases that do not fit.
+    of their parts; None leaves it out, and so does a ``structure`` that has no place for it.
+    Raises UsageError for a dtype that torch lacks (floats of 4 and 6 bits), for names and aliases that do not fit, and
+    for a tensor that has no place in the structure.
     """
+    if structure.tree is not None:
+        _require_places([name for name, _, _ in tensors], structure)
     record_of, sizes = _share(tensors, aliases or {})
-    pickled = functools.partial(_pickle, tensors, record_of)
+    pickled = functools.partial(_pickle, tensors, record_of, structure)
     plain = pickled(metadata)
     plan: list[tuple[str, bytes | None, int]] = [
         ("data.pkl", _padded(plain, len(plain) + _SLACK), 0),
-        ("byteorder", b"little", 0),
         *((f"data/{index}", None, size) for index, size in enumerate(sizes)),
         ("version", b"3\n", 0),
-        (".data/serialization_id", bytes(40), 0),
     ]
     files: list[_File] = []
     pos = 0
@@ -146,6 +149,17 @@ def layout(
     total = pos + directory + len(_end_records(len(files), directory, pos))
     offsets = tuple(records[index][0] for index in record_of)
     return Layout(offsets, tuple(record_of), records, total, tuple(files), pickled)
+
+
+def _require_places(names: Sequence[str], structure: Structure) -> None:
+    placed = structure.names()
+    for name in names:
+        if name not in placed:
+            raise UsageError(
+                f"tensor '{printable(name)}' has no place in the structure of the file that the others come from; "
+                "write a .safetensors file instead",
+                code="bad_output",
+            )
 
 
 def _share(
@@ -211,16 +225,40 @@ class _Pickler:
     def name(self, module: str, name: str) -> None:
         self._once(f"global {module} {name}", f"c{module}\n{name}\n".encode())
 
-    def integer(self, value: int) -> None:
-        if value < 256:
-            self.out += pack("<cB", b"K", value)
-        elif value < 65536:
-            self.out += pack("<cH", b"M", value)
-        elif value < 1 << 31:
-            self.out += pack("<ci", b"J", value)
+    def value(self, item: Any, tensor: Callable[[str], None]) -> None:
+        """A dict, list, tuple or plain value; ``tensor`` writes what a Ref stands for."""
+        if isinstance(item, Ref):
+            tensor(item.name)
+        elif isinstance(item, dict):
+            self.out += b"}("
+            for key, value in item.items():
+                self.value(key, tensor)
+                self.value(value, tensor)
+            self.out += b"u"
+        elif isinstance(item, list | tuple):
+            self.out += b"](" if isinstance(item, list) else b"("
+            for value in item:
+                self.value(value, tensor)
+            self.out += b"e" if isinstance(item, list) else b"t"
+        elif isinstance(item, str):
+            self.text(item)
+        elif isinstance(item, bool):
+            self.out += b"\x88" if item else b"\x89"
+        elif isinstance(item, int):
+            self.integer(item)
         else:
+            self.out += b"N" if item is None else b"G" + pack(">d", item)
+
+    def integer(self, value: int) -> None:
+        if not -(1 << 31) <= value < 1 << 31:
             raw = value.to_bytes((value.bit_length() + 8) // 8, "little", signed=True)
             self.out += pack("<cB", b"\x8a", len(raw)) + raw
+        elif not 0 <= value < 65536:
+            self.out += pack("<ci", b"J", value)
+        elif value < 256:
+            self.out += pack("<cB", b"K", value)
+        else:
+            self.out += pack("<cH", b"M", value)
 
     def integers(self, values: Sequence[int]) -> None:
         self.out += b"("
@@ -240,10 +278,16 @@ class _Pickler:
 def _pickle(
     tensors: Sequence[tuple[str, DType, tuple[int, ...]]],
     record_of: Sequence[int],
+    structure: Structure,
     metadata: Mapping[str, str] | None,
 ) -> bytes:
-    """``{"state_dict": {name: tensor, …}}``, and ``"__metadata__"`` when there is any."""
+    """``{"state_dict": {name: tensor, …}}``, and ``"__metadata__"`` when there is any; or another structure."""
     pickler = _Pickler()
+    if not structure.nested:
+        places = {name: (dtype, shape, record) for (name, dtype, shape), record in zip(tensors, record_of, strict=True)}
+        pickler.value(structure.value(places), lambda name: _tensor(pickler, *places[name]))
+        pickler.out += b"."
+        return bytes(pickler.out)
     pickler.out += b"}("
     pickler.text("state_dict")
     pickler.out += b"}("
@@ -342,9 +386,3 @@ def _end_records(count: int, nbytes: int, start: int) -> bytes:
 
 def _version(zip64: bool) -> int:
     return 45 if zip64 else 20
-
-
-def _serialization_id(names: int, crcs: Sequence[int]) -> bytes:
-    """40 digits that differ when the content does, as torch writes them (its formula needs its own string hash)."""
-    content = zlib.crc32(b"".join(pack("<L", crc) for crc in crcs))
-    return f"{names:020d}{content:020d}".encode()

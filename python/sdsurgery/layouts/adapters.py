@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from .. import structure
 from ..adapters.keys import DOWN, MAGNITUDE, MAGNITUDE_OUT, MID, PLAIN, UP, Key, split
 from .base import REGISTRY, Layout, register
 from .base import Adapters as Base
@@ -222,6 +223,9 @@ _KINDS = {
 }
 
 
+_ARRANGED = {"textual-inversion": structure.embedding, "hypernetwork": structure.hypernetwork}
+
+
 def register_all() -> None:
     """Add every kind of adapter, for each base model and for an unknown one."""
     bases = [(each.adapters.name, each) for each in REGISTRY if each.adapters and not each.variant_of]
@@ -233,4 +237,5 @@ def register_all() -> None:
 
 
 def _register(name: str, title: str, architecture: str | None, kind: str, base: str) -> None:
-    register(Layout(name, title, architecture, sniff=partial(_sniff, kind, base)))
+    sniff = partial(_sniff, kind, base)
+    register(Layout(name, title, architecture, sniff=sniff, arranged=_ARRANGED.get(kind, structure.flat)))

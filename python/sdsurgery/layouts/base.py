@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -11,6 +11,7 @@ from . import names
 from .shapes import Row, Shape
 
 if TYPE_CHECKING:
+    from ..structure import Structure
     from .detect import Match, Probe
 
 
@@ -181,6 +182,7 @@ class Layout:
     other_places: tuple[tuple[str, str], ...] = ()  # (prefix in some files, the family's own)
     diffusers: Diffusers | None = None  # None: no form of it in diffusers' names
     adapters: Adapters | None = None  # of a base model
+    arranged: Callable[[Sequence[str], str], Structure] | None = None  # names and title -> how a pickle holds them
     alone: str = ""  # the component that such a file holds, and nothing else
     original: Layout | None = None  # of a family in diffusers' names: the one that it is made from
     blocks: tuple[str, ...] = field(init=False)

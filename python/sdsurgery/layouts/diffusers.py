@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import NamedTuple
 
+from ..structure import flat
 from . import names
 from .base import REGISTRY, Diffusers, Layout, LayoutTensor, Part, register
 from .detect import Match, Probe
@@ -173,6 +174,7 @@ def _layout(source: Layout, sniff: Callable[[Layout, Probe], Match | None]) -> L
             prediction=source.prediction,
             implementation="diffusers",
             original=source,
+            arranged=flat,
             task=source.task,
         )
     )

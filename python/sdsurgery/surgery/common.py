@@ -19,6 +19,7 @@ from ..metadata import Metadata, Parent, stated_architecture
 from ..outline import COPIED, Outline, as_stored, copied, rounded
 from ..plan import together
 from ..settings import Settings
+from .arrangement import arranged
 from .preflight import letter
 from .report import Report, describe
 
@@ -241,6 +242,7 @@ def run_all(
 ) -> list[Report]:
     """Write the files of outlines of the same inputs, in one reading of these where they differ in numbers only; else
     one after the other. ``details["finished"]`` of an error lists those that were finished before it."""
+    outlines = [arranged(outline, out, title_of(out)) for outline, out in zip(outlines, outs, strict=True)]
     placed = [outline.placed(writer_for(out)) for outline, out in zip(outlines, outs, strict=True)]
     reports = []
     for each, out, recipe in zip(placed, outs, recipes, strict=True):

@@ -47,7 +47,7 @@ def sniff(source: Source) -> bool:
     return (len(head) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5) or is_old_tar(head)
 
 
-def read(source: Source, *, allow_suspicious: bool = False) -> Contents:
+def read(source: Source, *, allow_suspicious: bool = False, part: str = "") -> Contents:
     """The tensors of a legacy stream. Raises InputRefused with one line.
 
     ``allow_suspicious`` reads the tensors of a file whose pickle names dangerous functions; nothing is run either way.
@@ -65,7 +65,7 @@ def read(source: Source, *, allow_suspicious: bool = False) -> Contents:
     _check_system(stream.next(SMALL))
     graph = stream.next()
     records, end = _records(source, graph, _keys(stream.next(MAX_OPCODES // 4)), stream.pos)
-    found = contents("torch-legacy", graph, records)
+    found = contents("torch-legacy", graph, records, part)
     if end != source.size:
         found.notes.append(f"{source.size - end} bytes behind the last storage were not read")
     return found
@@ -171,4 +171,4 @@ def _refuse_plain(source: Source, allow_suspicious: bool) -> Contents:
     )
 
 
-FORMAT = Format("torch-legacy", sniff, read, ("allow_suspicious",))
+FORMAT = Format("torch-legacy", sniff, read, ("allow_suspicious", "part"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ...checkpoint import Contents, Record
 from ...errors import InputRefused, RunFailed, printable
+from ...structure import NESTED, Structure
 from .. import Format, Pieces, Placed, Writer
 from ..pickle_machine import MAX_PICKLE, Graph
 from ..torch_pickle import parse, refuse_dangerous
@@ -29,7 +30,12 @@ _RESAVE = "open it where it was made and save it with torch.save(model.state_dic
 
 
 def read(
-    source: Source, *, allow_suspicious: bool = False, allow_inflate: bool = False, inflate_dir: str | None = None
+    source: Source,
+    *,
+    allow_suspicious: bool = False,
+    allow_inflate: bool = False,
+    part: str = "",
+    inflate_dir: str | None = None,
 ) -> Contents:
     """The tensors of a torch zip file. Raises InputRefused with one line.
 
@@ -48,14 +54,14 @@ def read(
     storages = {name[len(prefix) :]: entry for name, entry in entries.items() if name.startswith(prefix)}
     packed = [entry for entry in storages.values() if entry.method != STORED]
     if not packed:
-        return contents("torch-zip", graph, _in_place(storages))
+        return contents("torch-zip", graph, _in_place(storages), part)
     if not allow_inflate:
         raise InputRefused(
             f"{len(packed)} of {len(storages)} storages are compressed, so they cannot be read in place; "
             "re-save the file with torch.save, or add allow_inflate=True to inflate it into a temporary file",
             code="compressed",
         )
-    return _inflated(source, graph, storages, inflate_dir)
+    return _inflated(source, graph, storages, inflate_dir, part)
 
 
 def _graph(source: Source, entry: Entry) -> Graph:
@@ -117,7 +123,7 @@ def _in_place(storages: Mapping[str, Entry]) -> dict[str, Record]:
     return {key: _record(entry, entry.offset) for key, entry in storages.items()}
 
 
-def _inflated(source: Source, graph: Graph, storages: Mapping[str, Entry], folder: str | None) -> Contents:
+def _inflated(source: Source, graph: Graph, storages: Mapping[str, Entry], folder: str | None, part: str) -> Contents:
     """Contents whose data lie in a temporary file, after everything that can be checked without it was checked."""
     import os
     import shutil
@@ -131,7 +137,7 @@ def _inflated(source: Source, graph: Graph, storages: Mapping[str, Entry], folde
         offset += entry.size + -entry.size % 64
     if offset > MAX_RATIO * source.size:
         raise InputRefused(f"compressed more than {MAX_RATIO} times as a whole")
-    found = contents("torch-zip", graph, records)
+    found = contents("torch-zip", graph, records, part)
     folder = folder or tempfile.gettempdir()
     if offset > shutil.disk_usage(folder).free:
         raise RunFailed(
@@ -170,17 +176,20 @@ def _pieces(source: Source, entry: Entry) -> Iterator[bytes]:
 
 
 def _place(
-    entries: Sequence[tuple[str, DType, tuple[int, ...]]], aliases: Mapping[str, str], metadata: Mapping[str, str]
+    entries: Sequence[tuple[str, DType, tuple[int, ...]]],
+    aliases: Mapping[str, str],
+    metadata: Mapping[str, str],
+    structure: Structure = NESTED,
 ) -> Placed:
-    placed = layout(entries, aliases=aliases, metadata=metadata)
+    placed = layout(entries, aliases=aliases, metadata=metadata, structure=structure)
     start = placed.records[0][0] if placed.records else placed.total
 
-    def structure(given: Mapping[str, str], sums: Sequence[int]) -> Pieces:
+    def rest(given: Mapping[str, str], sums: Sequence[int]) -> Pieces:
         return placed.finish(sums, given)
 
-    return Placed(placed.offsets, start, placed.total, placed.records, structure)
+    return Placed(placed.offsets, start, placed.total, placed.records, rest)
 
 
 _SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
-WRITER = Writer("ckpt", _SUFFIXES, by_width=False, shares=True, body_hashed=False, place=_place)
-FORMAT = Format("torch-zip", is_zip, read, ("allow_suspicious", "allow_inflate"), WRITER)
+WRITER = Writer("ckpt", _SUFFIXES, by_width=False, shares=True, body_hashed=False, place=_place, structured=True)
+FORMAT = Format("torch-zip", is_zip, read, ("allow_suspicious", "allow_inflate", "part"), WRITER)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from ...structure import by_head, flat
 from ..base import Layout, register
 from ..detect import Match, Probe
 from ..unet import CROSS_ATTENTION
@@ -80,13 +81,12 @@ def _motion(layout: Layout, probe: Probe) -> Match | None:
     return None if key is None or probe.unet_prefix is not None else Match(key, probe.shape(key) or ())
 
 
-register(Layout("controlnet", "ControlNet", sniff=partial(_controlnet, None)), first=True)
+register(Layout("controlnet", "ControlNet", sniff=partial(_controlnet, None), arranged=flat), first=True)
 for _width_of, (_name, _title) in _BASES.items():
-    register(
-        Layout(f"controlnet-{_name}", f"ControlNet for {_title}", sniff=partial(_controlnet, _width_of)), first=True
-    )
+    _sniff = partial(_controlnet, _width_of)
+    register(Layout(f"controlnet-{_name}", f"ControlNet for {_title}", sniff=_sniff, arranged=flat), first=True)
 register(Layout("t2i-adapter", "T2I adapter", sniff=_t2i), first=True)
 _IP = (("image_proj.", "ip_adapter."), ("image_proj_model.", "adapter_modules."))
-register(Layout("ip-adapter", "IP adapter", sniff=partial(_starts, _IP)), first=True)
+register(Layout("ip-adapter", "IP adapter", sniff=partial(_starts, _IP), arranged=by_head), first=True)
 register(Layout("motion-module", "AnimateDiff motion module", sniff=_motion), first=True)
 register(Layout("controllllite", "ControlNet-LLLite", sniff=partial(_starts, (("lllite_unet",),))), first=True)

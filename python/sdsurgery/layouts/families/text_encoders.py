@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from ...structure import flat
 from .. import names
 from ..base import Layout, register
 from ..detect import Match, Probe
@@ -62,7 +63,9 @@ for _width, _name, _title, _place in (
     (1280, "g", "OpenCLIP-bigG", "text_encoder_2"),
 ):
     _kind = f"text encoder {_title}"
-    register(Layout(f"clip-{_name}", _kind, sniff=partial(_clip, _width), alone=_place, embedder_0=_place))
+    register(
+        Layout(f"clip-{_name}", _kind, sniff=partial(_clip, _width), alone=_place, embedder_0=_place, arranged=flat)
+    )
     _kind += " in open_clip's names"
     register(Layout(f"openclip-{_name}", _kind, sniff=partial(_openclip, _width), alone=_place, embedder_0=_place))
 register(Layout("umt5", "text encoder UMT5", sniff=partial(_t5, True), alone="text_encoder"))
