@@ -1,4 +1,4 @@
-"""Runs the jobs whose result goes through adapters, over NumPy arrays, block of rows by block of rows.
+"""Runs the jobs that go through adapters, over NumPy arrays, block of rows by block of rows.
 
 Any backend does the other jobs of the plan. ``products.py`` says what is computed. In memory are a block
 of rows and the factors of one layer; kinds that need the whole weight (``products.Effect.step``) have it whole.
@@ -18,10 +18,10 @@ import numpy as np
 
 from . import _native
 from .backends import Options, RunHandle, damaged_of, refuse_values, sums_of
-from .backends.reference import ReferenceRun, run_steps, store, widen
+from .backends.reference import ReferenceRun, run_steps, store, values_beside, widen
 from .dtypes import F64
 from .errors import Interrupted, SdsError
-from .plan import Job, Plan
+from .plan import Job, Module, Plan
 from .products import Effect
 from .program import Formula, Program
 
@@ -118,7 +118,7 @@ class AdaptedRun:
         for index in jobs:
             job = self.plan.jobs[index]
             nonfinite = overflow = 0
-            for first, values, finite in self._rows(index, job):
+            for first, values, finite in self._rows(job):
                 out, over = store(values, finite, job.dtype, self.options.overflow)
                 nonfinite += int((~finite).sum())
                 overflow += over
@@ -132,7 +132,7 @@ class AdaptedRun:
             if nonfinite or overflow:
                 self._tallies[index] = (nonfinite, overflow)
 
-    def _rows(self, index: int, job: Job) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def _rows(self, job: Job) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Blocks of a job's result: their first element, the values, and which of them were made of finite numbers."""
         reader = self._reader
         kinds = [operand.dtype for operand in (*job.operands, *(factor.operand for factor in job.factors))]
@@ -141,27 +141,43 @@ class AdaptedRun:
         factors = [widen(*reader.stored(factor.operand, 0, factor.elements), wide) for factor in job.factors]
         known = all(bool(np.isfinite(factor).all()) for factor in factors)
         effects = [
-            Effect(module, {name: factors[at].reshape(shape) for name, at, shape in module.factors}, real)
+            (module, Effect(module, {name: factors[at].reshape(shape) for name, at, shape in module.factors}, real))
             for module in job.modules
         ]
-        rows = job.modules[0].shape[0]
-        columns = job.count // rows
-        step = math.lcm(*(effect.step for effect in effects))
-        size = rows if step >= rows else max(step, BLOCK // columns // step * step)
+        columns = math.prod(job.modules[0].shape[1:])
+        rows = job.count // columns
         program = None if job.program is None else self.plan.programs[job.program]
+        formula = Formula(program, job.numbers) if isinstance(program, Program) else None
+        step = math.lcm(*(effect.step if module.shape[0] == rows else rows for module, effect in effects))
+        if formula is not None and formula.program.stages:
+            step = rows
+        size = rows if step >= rows else max(step, BLOCK // columns // step * step)
         for row in range(0, rows, size):
             first, count = row * columns, min(size, rows - row) * columns
             inputs = [widen(*stored, wide) for stored in reader.inputs(job, first, count)]
             finite = np.logical_and.reduce([np.isfinite(each) for each in inputs]) & known
+            for at, each in enumerate(inputs):
+                chosen = [(module, effect) for module, effect in effects if module.input == at]
+                inputs[at] = _through(chosen, each.reshape(-1, columns), row, rows).reshape(-1)
             values = inputs[0]
-            if isinstance(program, Program):
-                beside = reader.beside(index, job, program, first, count)
-                values = run_steps(Formula(program, job.numbers), inputs, beside)
-            values = values.reshape(-1, columns)
-            with np.errstate(all="ignore"):
-                for effect in effects:
-                    values = effect(values, row)
+            if formula is not None:
+                beside = values_beside(formula, inputs, job.axes) if formula.program.stages else []
+                values = run_steps(formula, inputs, beside)
+            chosen = [(module, effect) for module, effect in effects if module.input < 0]
+            values = _through(chosen, values.reshape(-1, columns), row, rows)
             yield first, np.ascontiguousarray(values).reshape(-1), finite
+
+
+def _through(effects: Sequence[tuple[Module, Effect]], values: np.ndarray, row: int, rows: int) -> np.ndarray:
+    """Rows from ``row`` on of a tensor of ``rows``, after the modules. All of them where one changes only some."""
+    with np.errstate(all="ignore"):
+        for module, effect in effects:
+            if module.shape[0] == rows:
+                values = effect(values, row)
+            else:
+                values, part = values.copy(), slice(module.first, module.first + module.shape[0])
+                values[part] = effect(values[part], 0)
+    return values
 
 
 @contextmanager

@@ -81,6 +81,7 @@ def merge(
     use_ema: str | Sequence[str] = (),
     blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
     rules: RuleSet | Mapping[str, RuleSet] | None = None,
+    loras: Sequence[Lora | Path] | Mapping[str, float] = (),
     dtype: Dtype = "keep",
     overflow: Overflow = "default",
     on_nonfinite: OnNonfinite = "keep",
@@ -114,10 +115,15 @@ def merge(
     ``blocks`` gives merge blocks a ratio of their own: ``"GRAD_V,BASE=0.5"``, a list of numbers or ``{"IN04": 0.3}``;
     ``rules`` gives one to names that a regular expression finds: a file, or ``{r"attn2": 0.3}``. A rule wins over a
     block, a block over the parameter. A method with several ratios takes ``{"alpha": …}``. (See docs/verbs/merge.md.)
+    ``loras`` are adapters that are applied to the result before it is rounded, as ``bake`` takes them; those of an
+    input stand in a recipe (``sdsurgery.model("a") + 0.8 * sdsurgery.lora("x")``).
     The other keywords are settings. UsageError for a parameter that the method lacks.
     """
+    from dataclasses import replace
+
     from .methods.registry import get
     from .recipe import Call, Model, Opened, call, compose
+    from .surgery.bake import as_loras
     from .surgery.merge import merge as merge_files
     from .surgery.merge import merge_tree
 
@@ -133,11 +139,12 @@ def merge(
     files = [item for item in inputs if not isinstance(item, Model | Opened | Call)]
     others: dict[str, Any] = {"out": out, "add_missing": add_missing, "use_ema": use_ema}
     if len(files) < len(inputs):
-        tree = compose(call(chosen.name, inputs, blocks=blocks, rules=rules, **numbers))
+        root = call(chosen.name, inputs, blocks=blocks, rules=rules, **numbers)
+        tree = compose(replace(root, loras=tuple(as_loras(loras))))
         return followed("merge", settings, lambda given: merge_tree(tree, given, **others)[0])
     chosen.bind(len(files), numbers)  # which takes no list for a number: that is a sweep's
     return followed("merge", settings, lambda given: merge_files(
-        chosen.name, files, given, parameters=numbers, blocks=blocks, rules=rules, **others,
+        chosen.name, files, given, parameters=numbers, blocks=blocks, rules=rules, loras=as_loras(loras), **others,
     )[0])  # fmt: skip
 
 
@@ -149,7 +156,7 @@ def _listed(inputs: Iterable[Any]) -> list[Any]:
     return list(inputs)
 
 
-_OWN = ("variant", "out", "add_missing", "use_ema", "blocks", "rules")
+_OWN = ("variant", "out", "add_missing", "use_ema", "blocks", "rules", "loras")
 
 
 @_spelled_out(Keywords)

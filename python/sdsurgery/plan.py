@@ -60,6 +60,8 @@ class Module(NamedTuple):
     ``shape`` is W's. ``factors`` are (name in the formula, number in ``Job.factors``, shape). ``scale`` is alpha/rank,
     ``constraint`` OFT's alpha. ``transposed``: the adapter's W is the transpose of the stored one. ``channels``, where
     not 0: it changes only so many of the input channels, the first. ``on_input``: (IA)³'s vector is one of inputs.
+    W is the job's result, or (``input``) one of its operands before the program sees it; of these, the rows from
+    ``first`` on.
     """
 
     kind: str
@@ -71,6 +73,8 @@ class Module(NamedTuple):
     transposed: bool = False
     channels: int = 0
     on_input: bool = False
+    input: int = -1
+    first: int = 0
 
     @property
     def seen(self) -> tuple[int, ...]:
@@ -166,7 +170,7 @@ class Plan:
 
     @property
     def adapted(self) -> bool:
-        """Whether the result of some job goes through adapters."""
+        """Whether some job goes through adapters."""
         return any(job.modules for job in self.jobs)
 
     def bytes_to_read(self) -> int:

@@ -18,13 +18,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Union
 
+from .adapters.lora import Lora
+from .adapters.lora import from_json as lora_from_json
 from .errors import InputRefused, UsageError, printable
 from .methods.registry import Method, Param, Parameter, get
 from .methods.written import PREFIX, letter
 from .suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
     from .checkpoint import Checkpoint
     from .settings import Keywords
@@ -35,16 +37,38 @@ MOST_INPUTS = 64  # of one program
 _MOST_TEXT = 4_000_000  # characters of a file
 
 
+class _Adaptable:
+    """What adapters can be added to: ``model("a") + 0.8 * lora("x") - lora("y")``."""
+
+    loras: tuple[Lora, ...]
+
+    def __add__(self, other: Lora) -> Self:
+        if not isinstance(other, Lora):
+            return NotImplemented
+        return replace(self, loras=(*self.loras, other))  # type: ignore[type-var]
+
+    def __sub__(self, other: Lora) -> Self:
+        return self + -1.0 * other if isinstance(other, Lora) else NotImplemented
+
+    def _with_loras(self, text: str) -> str:
+        return f"({' + '.join([text, *map(str, self.loras)])})" if self.loras else text
+
+    def _loras_to_json(self) -> dict[str, Any]:
+        return {"loras": [item.to_json() for item in self.loras]} if self.loras else {}
+
+
 @dataclass(frozen=True)
-class Model:
-    """A leaf: a checkpoint file. ``use_ema``: its U-Net's EMA weights take the weights' place."""
+class Model(_Adaptable):
+    """A leaf: a checkpoint file. ``use_ema``: its U-Net's EMA weights take the weights' place. ``loras`` are adapters
+    that are applied to it, one after the other."""
 
     path: str
     use_ema: bool = False
+    loras: tuple[Lora, ...] = ()
 
     def __str__(self) -> str:
         name = os.path.splitext(os.path.basename(self.path))[0]
-        return f"{name} (EMA)" if self.use_ema else name
+        return self._with_loras(f"{name} (EMA)" if self.use_ema else name)
 
     @property
     def input(self) -> str:
@@ -53,7 +77,7 @@ class Model:
 
     def to_json(self) -> dict[str, Any]:
         """The leaf in JSON types."""
-        return {"path": self.path, **({"use_ema": True} if self.use_ema else {})}
+        return {"path": self.path, **({"use_ema": True} if self.use_ema else {}), **self._loras_to_json()}
 
     def save(self, out: str | os.PathLike[str], **settings: Unpack[Keywords]) -> Report:
         """Write the leaf alone, as ``sdsurgery.cast`` does, or ``sdsurgery.ema`` where its EMA weights are taken."""
@@ -61,21 +85,25 @@ class Model:
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
+class Opened(_Adaptable):
     """A leaf that is there already: an opened checkpoint, or tensors by name. It equals leaves of the same object."""
 
     input: Checkpoint | Mapping[str, Any]
     use_ema: bool = False
+    loras: tuple[Lora, ...] = ()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Opened) and (self.input is other.input and self.use_ema == other.use_ema)
+        mine, same = (self.use_ema, self.loras), isinstance(other, Opened) and self.input is other.input
+        return same and isinstance(other, Opened) and mine == (other.use_ema, other.loras)
 
     def __hash__(self) -> int:
-        return hash((id(self.input), self.use_ema))
+        return hash((id(self.input), self.use_ema, self.loras))
 
     def __str__(self) -> str:
         name = getattr(self.input, "path", None)
-        return f"{len(self.input)} tensors" if name is None else str(Model(name, self.use_ema))
+        if name is None:
+            return self._with_loras(f"{len(self.input)} tensors")
+        return str(Model(name, self.use_ema, self.loras))
 
     __repr__ = __str__
 
@@ -84,7 +112,7 @@ class Opened:
         name = getattr(self.input, "path", None)
         if name is None:
             raise UsageError("tensors in memory cannot stand in a recipe's JSON; save them first", code="wrong_inputs")
-        return Model(name, self.use_ema).to_json()
+        return Model(name, self.use_ema, self.loras).to_json()
 
     def save(self, out: str | os.PathLike[str], **settings: Unpack[Keywords]) -> Report:
         """As that of ``Model``."""
@@ -92,19 +120,21 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Call:
+class Call(_Adaptable):
     """A node: a method of its inputs. ``parameters`` are the given ones, in the method's order; ``blocks`` and
-    ``rules`` are JSON texts of what ``merge`` takes under these names, empty for none."""
+    ``rules`` are JSON texts of what ``merge`` takes under these names, empty for none. ``loras`` are adapters that are
+    applied to the result."""
 
     method: str
     inputs: tuple[Recipe, ...]
     parameters: tuple[tuple[str, float | tuple[float, ...]], ...] = ()
     blocks: str = ""
     rules: str = ""
+    loras: tuple[Lora, ...] = ()
 
     def __str__(self) -> str:
         given = "".join(f", {name}={_plain(value)}" for name, value in self.parameters)
-        return f"{self.method}({', '.join(map(str, self.inputs))}{given})"
+        return self._with_loras(f"{self.method}({', '.join(map(str, self.inputs))}{given})")
 
     def to_json(self) -> dict[str, Any]:
         """The tree in JSON types; ``from_json`` reads it back."""
@@ -113,7 +143,7 @@ class Call:
         for name, text in (("blocks", self.blocks), ("rules", self.rules)):
             if text:
                 found[name] = json.loads(text)
-        return found
+        return found | self._loras_to_json()
 
     def save(
         self,
@@ -195,15 +225,18 @@ def from_json(value: Mapping[str, Any]) -> Recipe:
     """The recipe of ``to_json``. UsageError when it isn't one."""
     try:
         known = ("path", "use_ema") if "method" not in value else ("method", "inputs", "parameters", "blocks", "rules")
+        known = (*known, "loras")
         for name in value:
             if name not in known:
                 hint = did_you_mean(str(name), known) or f"; known here: {', '.join(known)}"
                 raise UsageError(f"not a recipe: unknown key '{printable(name)}'{hint}", code="unknown_name")
+        loras = tuple(lora_from_json(item) for item in value.get("loras", ()))
         if "method" not in value:
-            return Model(str(value["path"]), bool(value.get("use_ema", False)))
+            return Model(str(value["path"]), bool(value.get("use_ema", False)), loras)
         extra = {name: value[name] for name in ("blocks", "rules") if name in value}
         parameters = dict(value.get("parameters", {}))
-        return call(str(value["method"]), [from_json(item) for item in value["inputs"]], **extra, **parameters)
+        found = call(str(value["method"]), [from_json(item) for item in value["inputs"]], **extra, **parameters)
+        return replace(found, loras=loras)
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"not a recipe: {printable(error)} in {printable(value)}", code="bad_value") from None
     except RecursionError:
@@ -242,6 +275,14 @@ def _save_leaf(leaf: Model | Opened, out: str | os.PathLike[str], settings: Keyw
     from .surgery.cast import cast
     from .surgery.ema import ema
 
+    if leaf.loras:
+        if leaf.use_ema:
+            raise UsageError("take the EMA weights first (ema), then bake adapters into them", code="conflict")
+        from .surgery.bake import bake
+
+        return followed(
+            "bake", settings_of("save", settings), lambda given: bake(leaf.input, leaf.loras, given, out=out)
+        )
     verb, work = ("ema", ema) if leaf.use_ema else ("cast", cast)
     return followed(verb, settings_of("save", settings), lambda given: work(leaf.input, given, out=out))
 
@@ -319,6 +360,7 @@ class Composition:
     blocks: Any
     rules: Any
     root: _Part
+    loras: tuple[Lora, ...] = ()  # applied to the result
 
     @property
     def is_tree(self) -> bool:
@@ -366,6 +408,12 @@ def compose(root: Call) -> Composition:
         for kind, text in (("blocks", node.blocks), ("rules", node.rules)):
             if text:
                 ratios[kind].update(_by_ratio(method, bound, prefix, kind, json.loads(text)))
+        if node.loras and node is not root:
+            raise UsageError(
+                f"adapters are applied to files and to the result of the whole recipe, not to that of {node.method} "
+                "within it; apply them to its inputs, or save it first",
+                code="conflict",
+            )
         inputs = [
             part(item, f"{prefix}{letter(number)}.") if isinstance(item, Call) else leaves.setdefault(item, len(leaves))
             for number, item in enumerate(node.inputs)
@@ -376,7 +424,8 @@ def compose(root: Call) -> Composition:
     if len(leaves) > MOST_INPUTS:
         raise UsageError(f"a recipe takes at most {MOST_INPUTS} files, {len(leaves)} given", code="wrong_inputs")
     method = whole.method if whole.inputs == tuple(range(len(root.inputs))) else _as_method(whole, params)[0]
-    return Composition(tuple(leaves), method, params, ratios["blocks"] or None, ratios["rules"] or None, whole)
+    weights = (ratios["blocks"] or None, ratios["rules"] or None)
+    return Composition(tuple(leaves), method, params, *weights, whole, root.loras)
 
 
 def _as_method(part: _Part, params: Mapping[str, Any]) -> tuple[Method, tuple[int, ...]]:

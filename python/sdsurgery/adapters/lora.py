@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
@@ -53,6 +53,15 @@ class Lora:
             if value not in (None, ""):
                 found[key] = value
         return found
+
+
+def from_json(value: Mapping[str, Any]) -> Lora:
+    """The value of ``Lora.to_json``. KeyError, TypeError or UsageError when it isn't one."""
+    others = {name: value[name] for name in value if name in ("strength", "te", "blocks", "others")}
+    unknown = [name for name in value if name not in ("lora", *others)]
+    if unknown:
+        raise UsageError(f"not a recipe: unknown key '{printable(unknown[0])}' of an adapter", code="unknown_name")
+    return Lora(str(value["lora"]), **others)
 
 
 def lora(

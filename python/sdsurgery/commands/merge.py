@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UsageError, printable
 from ..methods.parameters import described
 from ..methods.written import PREFIX
+from .bake import adapters, given
 from .common import numbers, words, writing, written
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     add("--variant", metavar="WORD", help="of a method that has variants (`sdsurgery methods`)")
     add("--rules", action="append", default=[], metavar="[RATIO:]FILE", help="ratios by regular expression over names: "
         "lines REGEX = NUMBER, the last that matches wins")  # fmt: skip
+    adapters(parser, required=False)
     parser.set_defaults(tree=recipe)
     if recipe is None:
         _parameters(parser, _method_in(argv))
@@ -62,10 +64,14 @@ def run(args: argparse.Namespace) -> int:
     for name, value in params.items():
         one = isinstance(value, list) and len(value) == 1 and not isinstance(method.params[name], PerInput)
         params[name] = value[0] if one else value
+    loras = given(args)
+    if swept and loras:
+        raise UsageError("a sweep takes no adapters (loras=…); bake them into its outputs", code="conflict")
     if swept:
         return written(
             args, lambda **settings: sweep(method.name, args.inputs, parameters=params, **options, **settings)
         )
+    options["loras"] = loras
     return written(args, lambda **settings: merge(method.name, args.inputs, **options, **settings, **params))
 
 
@@ -89,6 +95,7 @@ def _of_recipe(args: argparse.Namespace) -> int:
 
     recipe: Recipe = args.tree
     own = {"a method": args.method, "files": args.inputs, "block weights": args.blocks, "rules": args.rules}
+    own["adapters"] = args.loras
     for what in (name for name, value in own.items() if value):
         text = f"{printable(args.recipe)} has {what} of its own; leave out --recipe or what it replaces"
         raise UsageError(text, code="conflict")

@@ -99,7 +99,7 @@ def plan_bake(
     layout = detect(checkpoint.tensors).layout
     tensors = {name: info for name, info in checkpoint.tensors.items() if not layout.is_ema(name)}
     found = [
-        applied(adapter, number, checkpoint, layout, lora)
+        applied(adapter, number, checkpoint.tensors, layout, lora=lora, path=checkpoint.path)
         for number, (lora, adapter) in enumerate(zip(loras, adapters, strict=True), 1)
     ]
     reports = [described(*each) for each in zip(loras, adapters, found, strict=True)]
@@ -123,7 +123,9 @@ def plan_bake(
         Dropped(0, name, "EMA weights (they belong to the unbaked model)") for name in checkpoint.tensors
         if name not in tensors
     ]  # fmt: skip
-    notes = [*checkpoint.notes, *_notes(loras, adapters, found)]
+    notes = [*checkpoint.notes]
+    for each in zip(loras, adapters, found, strict=True):
+        notes += notes_of(*each)
     return planned(
         "bake", [checkpoint, *(each.checkpoint for each in adapters)], pieces,
         single_metadata(checkpoint, layout, recipe, title, [each.checkpoint for each in adapters]),
@@ -131,18 +133,18 @@ def plan_bake(
     ), reports  # fmt: skip
 
 
-def applied(adapter: Adapter, number: int, checkpoint: Checkpoint, layout: Layout, lora: Lora) -> Effects:
-    """What the adapter, input ``number``, does to the checkpoint at the strengths of ``lora``. InputRefused as
-    ``adapters.apply.effects``, and for a family whose modules are not known."""
+def applied(
+    adapter: Adapter, number: int, tensors: Mapping[str, TensorInfo], layout: Layout, *, lora: Lora, path: str
+) -> Effects:
+    """What the adapter, input ``number``, does to the checkpoint at ``path`` at the strengths of ``lora``. InputRefused
+    as ``adapters.apply.effects``, and for a family whose modules are not known."""
     try:
-        return effects(adapter, number, Adapted(layout, checkpoint.tensors), strengths(lora, layout))
+        return effects(adapter, number, Adapted(layout, tensors), strengths(lora, layout))
     except ValueError as error:
-        if isinstance(error, InputRefused):
-            raise
         raise InputRefused(
-            f"{printable(checkpoint.path)}: adapters are applied to Stable Diffusion 1, 2 and XL; {error}",
+            f"{printable(path)}: adapters are applied to Stable Diffusion 1, 2 and XL; {error}",
             code="family",
-            path=checkpoint.path,
+            path=path,
         ) from None
 
 
@@ -208,16 +210,15 @@ def described(lora: Lora, adapter: Adapter, found: Effects) -> AdapterReport:
     )  # fmt: skip
 
 
-def _notes(loras: Sequence[Lora], adapters: Sequence[Adapter], found: Sequence[Effects]) -> list[str]:
-    notes = []
-    for lora, adapter, each in zip(loras, adapters, found, strict=True):
-        name = printable(os.path.basename(adapter.path))
-        notes += [f"{name}: {text}" for text in (*adapter.checkpoint.notes, *each.notes)]
-        if lora.strength < 0 or (lora.te or 0) < 0:
-            notes.append(
-                f"{name}: a negative strength takes the adapter out again, to within the rounding of the weights; for "
-                "kinds that multiply (DoRA, OFT, BOFT, (IA)³, GLoRA) it is the opposite change, not the way back"
-            )
+def notes_of(lora: Lora, adapter: Adapter, found: Effects) -> list[str]:
+    """What the adapter's file and its modules have to be said of."""
+    name = printable(os.path.basename(adapter.path))
+    notes = [f"{name}: {text}" for text in (*adapter.checkpoint.notes, *found.notes)]
+    if lora.strength < 0 or (lora.te or 0) < 0:
+        notes.append(
+            f"{name}: a negative strength takes the adapter out again, to within the rounding of the weights; for "
+            "kinds that multiply (DoRA, OFT, BOFT, (IA)³, GLoRA) it is the opposite change, not the way back"
+        )
     return notes
 
 

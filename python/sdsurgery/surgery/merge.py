@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..adapters.lora import Lora
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F16, DType
 from ..errors import InputRefused, UsageError, printable
@@ -22,6 +23,7 @@ from ..outline import ADDED, KEPT, MERGED, Dropped, Outline, Piece, Region, Segm
 from ..outline import rounded as rounded_piece
 from ..program import identity
 from ..settings import Settings
+from .adapted import RESULT, Adapters, Loras
 from .common import Input, close_all, merged_metadata, open_all, planned, run_all, title_of
 from .matching import in_names_of, require_usable, without_unit_tail
 from .preflight import completenesses, letter, refuse_conflicts, refuse_strangers, remarks, who
@@ -48,6 +50,7 @@ def merge(
     blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
     rules: RuleSet | Mapping[str, RuleSet] | None = None,
     renames: Sequence[str] = (),
+    loras: Sequence[Lora] = (),
 ) -> list[Report]:
     """``sdsurgery.merge`` and ``sdsurgery.sweep`` of files: one report, or one for each of several numbers.
     ``parameters`` are the method's, those of a sweep as lists."""
@@ -56,7 +59,8 @@ def merge(
     wanted, outs = [], []
     for variant in variants(chosen, parameters, out):
         params = chosen.bind(len(inputs), variant.parameters)
-        wanted.append(Merge(chosen, tuple(inputs), params, blocks, rules, add_missing, averaged))
+        given = {RESULT: tuple(loras)} if loras else {}
+        wanted.append(Merge(chosen, tuple(inputs), params, blocks, rules, add_missing, averaged, loras=given))
         outs.append(variant.out)
     return _written(wanted, outs, settings)
 
@@ -71,20 +75,21 @@ def merge_tree(
     count = len(tree.leaves)
     averaged = {k for k, leaf in enumerate(tree.leaves) if leaf.use_ema}.union(_letters(use_ema, count))
     inputs = tuple(leaf.input for leaf in tree.leaves)
+    loras = {k: leaf.loras for k, leaf in enumerate(tree.leaves) if leaf.loras}
+    loras |= {RESULT: tree.loras} if tree.loras else {}
     wanted, outs = [], []
     for variant in variants(tree.method, tree.numbers(parameters or {}), out):
         numbers = variant.parameters
         changed = replace(tree, params=numbers)
-        wanted.append(
-            Merge(tree.method, inputs, numbers, tree.blocks, tree.rules, add_missing, tuple(sorted(averaged)), changed)
-        )
+        given = (tree.method, inputs, numbers, tree.blocks, tree.rules, add_missing, tuple(sorted(averaged)), changed)
+        wanted.append(Merge(*given, loras=loras))
         outs.append(variant.out)
     return _written(wanted, outs, settings)
 
 
 class Merge(NamedTuple):
     """A method of files, with its bound parameters; ``tree`` is where it comes from when it is more than one call.
-    ``use_ema`` are the numbers of the inputs whose EMA weights are taken."""
+    ``use_ema`` are the numbers of the inputs whose EMA weights are taken; ``loras`` adapters of inputs and result."""
 
     method: Method
     inputs: tuple[Input, ...]
@@ -94,6 +99,7 @@ class Merge(NamedTuple):
     add_missing: bool = False
     use_ema: tuple[int, ...] = ()
     tree: Composition | None = None
+    loras: Loras = {}  # noqa: RUF012
 
 
 def _written(
@@ -104,17 +110,25 @@ def _written(
         if out is not None:
             target_path(out, settings.overwrite or settings.dry_run)
     checkpoints = open_all(wanted[0].inputs, settings, selective=True)
+    adapters = None
     try:
+        adapters = Adapters(wanted[0].loras, settings)
         outlines, recipes = [], []
         for each, out in zip(wanted, outs, strict=True):
             recipes.append(_recipe(each, settings))
             outlines.append(plan_merge(
                 each.method, checkpoints, each.params, settings, recipe=recipes[-1], add_missing=each.add_missing,
                 title=title_of(out), use_ema=each.use_ema, blocks=each.blocks, rules=each.rules, tree=each.tree,
+                adapters=adapters,
             ))  # fmt: skip
-        return run_all(outlines, outs, settings, recipes)
+        reports = run_all(outlines, outs, settings, recipes)
+        for report in reports:
+            report.adapters = adapters.described()
+        return reports
     finally:
         close_all(checkpoints)
+        if adapters is not None:
+            adapters.close()
 
 
 def _recipe(wanted: Merge, settings: Settings) -> dict[str, Any]:
@@ -149,6 +163,7 @@ def plan_merge(
     blocks: Any = None,
     rules: Any = None,
     tree: Composition | None = None,
+    adapters: Adapters | None = None,
 ) -> Outline:
     """Decide what becomes of every tensor. Reads headers only; every refusal is made here.
 
@@ -186,9 +201,14 @@ def plan_merge(
     for name, param in method.params.items():
         if isinstance(param, PerInput) and param.weights and params[name] and abs(sum(params[name]) - 1) > 1e-6:
             notes.append(f"the {name} sum to {sum(params[name]):g}, not 1; they are used as given")
-    metadata = merged_metadata(checkpoints, layout, recipe, title)
+    sources = list(checkpoints)
+    if adapters is not None:
+        pieces, found = adapters.applied(pieces, tensors, layout, checkpoints[0].path)
+        notes, sources = found + notes, sources + adapters.checkpoints()
+        recipe.update(adapters.recipe())
+    metadata = merged_metadata(sources, layout, recipe, title)
     return planned(
-        "merge", checkpoints, pieces, metadata, settings=settings, layout=layout, notes=notes, dropped=dropped,
+        "merge", sources, pieces, metadata, settings=settings, layout=layout, notes=notes, dropped=dropped,
         missing=tuple(missing),
     )  # fmt: skip
 
