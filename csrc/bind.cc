@@ -8,7 +8,7 @@
 #include <map>
 
 #include "apply.h"
-#include "bind_encoding.h"
+#include "bind_operands.h"
 #include "bind_program.h"
 #include "engine.h"
 #include "hasher.h"
@@ -83,12 +83,17 @@ std::shared_ptr<View> make_view(const py::handle& item) {
                                   part[2].cast<std::vector<uint64_t>>(), part[3].cast<uint64_t>());
 }
 
-// An operand is (source, dtype, offset), then the view of a strided one, or None and the encoding of an encoded one.
+// An operand is (source, dtype, offset), then the view of a strided one, or None and what describes a
+// computed one: (0, encoding) or (1, low rank).
 JobOperand make_operand(const py::handle& item) {
     const py::tuple part = py::cast<py::tuple>(item);
     JobOperand operand{part[0].cast<uint32_t>(), element_from(part[1].cast<int>()), part[2].cast<uint64_t>()};
     if (part.size() > 3 && !part[3].is_none()) operand.view = make_view(part[3]);
-    if (part.size() > 4) operand.encoding = make_encoding(part[4]);
+    if (part.size() > 4) {
+        const py::tuple made = py::cast<py::tuple>(part[4]);
+        if (made[0].cast<int>() == 0) operand.encoding = make_encoding(made[1]);
+        if (made[0].cast<int>() == 1) operand.low_rank = make_low_rank(made[1]);
+    }
     return operand;
 }
 
@@ -180,16 +185,31 @@ std::pair<uint64_t, uint64_t> apply_at(const Program& program, std::vector<doubl
     return {tally.nonfinite, tally.overflow};
 }
 
-// Float32 of `count` elements of an encoded weight from element `first` on.
-const float* decoded(Decoder& decoder, const JobOperand& operand, const std::vector<std::shared_ptr<Source>>& sources,
-                     uint64_t first, uint64_t count, const std::string& target) {
-    if (first > operand.encoding->elements() || count > operand.encoding->elements() - first)
-        throw Error(Code::invalid, "a job reads past the end of a tensor");
-    decoder.prepare(operand.encoding, sources);
-    const auto [begin, bytes] = decoder.range(first, count);
-    uint8_t* const codes = decoder.room(bytes);
-    sources[operand.source]->read(codes, bytes, operand.offset + begin);
-    return decoder.decode(target_named(target), codes, first, count);
+// What one operand after the other is computed by.
+struct Computing {
+    Decoder decoder;
+    Multiplier multiplier;
+
+    // Float32 of `count` elements of an operand that is not stored as it is, from element `first` on.
+    const float* operator()(const JobOperand& operand, const std::vector<std::shared_ptr<Source>>& sources,
+                            uint64_t first, uint64_t count, const Target& target) {
+        const uint64_t all = operand.encoding ? operand.encoding->elements() : operand.low_rank->elements();
+        if (first > all || count > all - first) throw Error(Code::invalid, "a job reads past the end of a tensor");
+        if (operand.low_rank) {
+            multiplier.prepare(operand.low_rank, sources, target);
+            return multiplier.make(target, first, count);
+        }
+        decoder.prepare(operand.encoding, sources);
+        const auto [begin, bytes] = decoder.range(first, count);
+        uint8_t* const codes = decoder.room(bytes);
+        sources[operand.source]->read(codes, bytes, operand.offset + begin);
+        return decoder.decode(target, codes, first, count);
+    }
+};
+
+void check_computed(const JobOperand& operand, const std::vector<std::shared_ptr<Source>>& sources) {
+    if (operand.encoding) operand.encoding->check(sources);
+    if (operand.low_rank) operand.low_rank->check(sources);
 }
 
 py::tuple as_pair(Ref ref) { return py::make_tuple(static_cast<int>(ref.kind), ref.index); }
@@ -205,7 +225,7 @@ py::tuple last_stage(const Program& program, std::vector<double> constants,
         parts.push_back(make_operand(item));
         dtypes.push_back(parts.back().dtype());
         if (parts.back().source >= sources.size()) throw Error(Code::invalid, "a job refers to a missing source");
-        if (parts.back().encoding) parts.back().encoding->check(sources);
+        check_computed(parts.back(), sources);
     }
     if (parts.size() != static_cast<size_t>(program.inputs)) throw Error(Code::invalid, "wrong operand count");
     const Numbers numbers(program, std::move(constants));
@@ -216,7 +236,7 @@ py::tuple last_stage(const Program& program, std::vector<double> constants,
         Stages stages(program, numbers, {count, axes.first, axes.second}, dtypes, target_named(target));
         Scratch scratch;
         std::vector<std::vector<uint8_t>> buffers(parts.size());
-        std::vector<Decoder> decoders(parts.size());
+        std::vector<Computing> computing(parts.size());
         Operand here[Program::kMaxInputs];
         stages.work_off(scratch, [&](uint64_t first, uint64_t n) {
             for (size_t k = 0; k < parts.size(); ++k) {
@@ -224,9 +244,9 @@ py::tuple last_stage(const Program& program, std::vector<double> constants,
                 Source& source = *sources[part.source];
                 const uint64_t size = size_of(part.element);
                 buffers[k].resize((Stages::kStretch + 2) * size);
-                if (part.encoding) {
-                    const float* const weights = decoded(decoders[k], part, sources, first, n, target);
-                    here[k] = {reinterpret_cast<const uint8_t*>(weights), dtypes[k]};
+                if (part.is_made()) {
+                    const float* const made = computing[k](part, sources, first, n, target_named(target));
+                    here[k] = {reinterpret_cast<const uint8_t*>(made), dtypes[k]};
                 } else if (part.view) {
                     here[k] = {source.gather(*part.view, part.offset, first * size, n * size, buffers[k].data()),
                                dtypes[k]};
@@ -435,20 +455,20 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
           py::arg("target") = "", py::arg("axes") = std::make_pair(0, 0));
     m.def("last_stage", &last_stage, py::arg("program"), py::arg("constants"), py::arg("sources"), py::arg("operands"),
           py::arg("count"), py::arg("axes"), py::arg("target") = "");
-    // Float32 of the elements of an encoded weight from element `first` on, as many as the buffer has room for.
+    // Float32 of an operand that is not stored as it is, from element `first` on, as much as the buffer has room for.
     m.def(
-        "decode_into",
+        "compute_into",
         [](const std::vector<std::shared_ptr<Source>>& sources, const py::handle& operand, uint64_t first,
            const py::handle& buffer, const std::string& target) {
             const Bytes into(buffer, true);
-            const JobOperand weight = make_operand(operand);
+            const JobOperand made = make_operand(operand);
             py::gil_scoped_release release;
             const os::IeeeMode ieee;
-            if (weight.source >= sources.size() || !weight.encoding) throw Error(Code::invalid, "no encoded weight");
-            weight.encoding->check(sources);
+            if (made.source >= sources.size() || !made.is_made()) throw Error(Code::invalid, "nothing to compute");
+            check_computed(made, sources);
             const size_t bytes = static_cast<size_t>(into.buffer.len);
-            Decoder decoder;
-            std::memcpy(into.buffer.buf, decoded(decoder, weight, sources, first, bytes / sizeof(float), target),
+            Computing computing;
+            std::memcpy(into.buffer.buf, computing(made, sources, first, bytes / sizeof(float), target_named(target)),
                         bytes);
         },
         py::arg("sources"), py::arg("operand"), py::arg("first"), py::arg("buffer"), py::arg("target") = "");

@@ -33,21 +33,21 @@ float number(Companion::Kind kind, const uint8_t* p) {
     }
 }
 
-std::vector<float> numbers_of(const Companion& companion, const std::vector<std::shared_ptr<Source>>& sources) {
-    std::vector<uint8_t> bytes(companion.bytes());
-    sources[companion.source]->read(bytes.data(), bytes.size(), companion.offset);
-    std::vector<float> numbers(companion.count);
-    const uint64_t size = companion.count ? companion.bytes() / companion.count : 1;
-    for (uint64_t i = 0; i < companion.count; ++i) numbers[i] = number(companion.kind, bytes.data() + i * size);
-    return numbers;
-}
-
 // Where the scale of row i and block j lies among the tiled ones (cuBLAS's layout of block scales).
 uint64_t tiled_place(uint64_t i, uint64_t j, uint64_t blocks) {
     return (i / 128 * ((blocks + 3) / 4) + j / 4) * 512 + i % 32 * 16 + i % 128 / 32 * 4 + j % 4;
 }
 
 }  // namespace
+
+std::vector<float> Companion::numbers(const std::vector<std::shared_ptr<Source>>& sources) const {
+    std::vector<uint8_t> stored(bytes());
+    sources[source]->read(stored.data(), stored.size(), offset);
+    std::vector<float> found(count);
+    const uint64_t size = count ? bytes() / count : 1;
+    for (uint64_t i = 0; i < count; ++i) found[i] = number(kind, stored.data() + i * size);
+    return found;
+}
 
 void Encoding::check(const std::vector<std::shared_ptr<Source>>& sources) const {
     const auto refuse = [](const char* why) { throw Error(Code::invalid, why); };
@@ -81,13 +81,13 @@ void Decoder::prepare(const std::shared_ptr<const Encoding>& encoding,
     if (encoding_ == encoding) return;
     encoding_ = nullptr;
     const Encoding& e = *encoding;
-    std::vector<float> stored = numbers_of(e.scales, sources);
+    std::vector<float> stored = e.scales.numbers(sources);
     if (e.map) {
-        const std::vector<float> map = numbers_of(*e.map, sources);
+        const std::vector<float> map = e.map->numbers(sources);
         for (float& value : stored) value = map[static_cast<size_t>(value)];
     }
     if (e.times) {
-        const std::vector<float> times = numbers_of(*e.times, sources);
+        const std::vector<float> times = e.times->numbers(sources);
         for (size_t i = 0; i < stored.size(); ++i) stored[i] *= times[i / e.per];
     }
     if (e.plus != 0) {
@@ -102,7 +102,7 @@ void Decoder::prepare(const std::shared_ptr<const Encoding>& encoding,
     } else {
         scales_ = std::move(stored);
     }
-    by_column_ = e.by_column ? numbers_of(*e.by_column, sources) : std::vector<float>();
+    by_column_ = e.by_column ? e.by_column->numbers(sources) : std::vector<float>();
     encoding_ = encoding;
 }
 

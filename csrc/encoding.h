@@ -35,6 +35,7 @@ struct Companion {
     uint64_t offset, count;
 
     uint64_t bytes() const { return count * (kind == f32 ? 4 : kind == f16 || kind == bf16 ? 2 : 1); }
+    std::vector<float> numbers(const std::vector<std::shared_ptr<Source>>& sources) const;
 };
 
 struct Encoding {

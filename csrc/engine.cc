@@ -56,6 +56,7 @@ struct Run::Buffers {
     }
     std::vector<PageBuffer> out, in;
     std::map<size_t, Decoder> decoders;  // of the operands that were encoded in some job, by their number
+    std::map<size_t, Multiplier> multipliers;
     std::vector<Version> versions;
     std::vector<Stages> stages;  // of the job in work, for each output
     Scratch scratch;
@@ -114,7 +115,7 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
         if (has_stages(job)) continue;  // what is read twice goes through the page cache
         for (size_t k = 0; k < job.operands.size(); ++k) {
             const JobOperand& operand = job.operands[k];
-            if (taps_[operand.source] && !operand.view && !operand.encoding)
+            if (taps_[operand.source] && !operand.view && !operand.is_made())
                 taps_[operand.source]->expect(operand.offset, operand.offset + job.count * job.operand_bytes(k));
         }
     }
@@ -374,6 +375,9 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, int64_t a
                     work.decoders[k] = &decoder;
                     work.operands[k] = {fetch(codes_of(operand), begin, bytes, decoder.room(bytes + 2 * kPage), true),
                                         operand.dtype()};
+                } else if (operand.low_rank) {
+                    work.multipliers[k] = &buffers.multipliers[k];
+                    work.multipliers[k]->prepare(operand.low_rank, sources_, target_);
                 } else if (job.kind == Job::copy && is_read(operand)) {  // to where it is written from
                     sources_[operand.source]->read(versions[0].out, now * unit, operand.offset + from);
                     work.operands[k] = {versions[0].out, operand.dtype()};

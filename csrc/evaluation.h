@@ -29,17 +29,22 @@ struct Evaluation {
     Scratch& scratch;
     Reduction& reduction;
     Operand operands[Program::kMaxInputs] = {};
-    uint32_t crcs[Program::kMaxInputs] = {};      // of the operands' bytes, where they are checked
-    Decoder* decoders[Program::kMaxInputs] = {};  // of the encoded ones, whose codes `operands` has at first
+    uint32_t crcs[Program::kMaxInputs] = {};  // of the operands' bytes, where they are checked
+    // Of the operands that are computed: of an encoded one `operands` has the codes at first.
+    Decoder* decoders[Program::kMaxInputs] = {};
+    Multiplier* multipliers[Program::kMaxInputs] = {};
 
     static void run(void* context) {
         Evaluation& self = *static_cast<Evaluation*>(context);
         const bool staged = self.versions[0].stages, written = self.versions[0].out;
         for (size_t k = 0; k < self.job.operands.size(); ++k) {
-            if (!self.decoders[k]) continue;
-            const float* const weights =
-                self.decoders[k]->decode(self.target, self.operands[k].data, self.first, self.count);
-            self.operands[k] = {reinterpret_cast<const uint8_t*>(weights), DType::f32};
+            const float* made = nullptr;
+            if (self.decoders[k]) {
+                made = self.decoders[k]->decode(self.target, self.operands[k].data, self.first, self.count);
+            } else if (self.multipliers[k]) {
+                made = self.multipliers[k]->make(self.target, self.first, self.count);
+            }
+            if (made) self.operands[k] = {reinterpret_cast<const uint8_t*>(made), DType::f32};
         }
         for (size_t k = 0; k < self.job.operands.size() && (written || !staged); ++k) {
             if (self.job.operands[k].check < 0) continue;

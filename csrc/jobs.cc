@@ -19,16 +19,17 @@ void check_operand(const Job& job, size_t k, const std::vector<std::shared_ptr<S
         refuse("a formula reads floats only");
     const uint64_t elements = std::max(job.count, job.elements());
     uint64_t bytes = elements * job.operand_bytes(k);
-    if (operand.encoding) {
+    if (operand.is_made()) {
         if (job.kind == Job::copy || operand.view || operand.check >= 0 || operand.element != Element::f32)
-            refuse("an encoded weight is an operand of formulas only");
+            refuse("what is computed is an operand of formulas only");
         try {
-            operand.encoding->check(sources);
+            operand.encoding ? operand.encoding->check(sources) : operand.low_rank->check(sources);
         } catch (const Error& error) {
             refuse(error.what());
         }
-        if (elements > operand.encoding->elements()) refuse("a job reads past the end of a tensor");
-        bytes = operand.encoding->stored_bytes();
+        if (elements > (operand.encoding ? operand.encoding->elements() : operand.low_rank->elements()))
+            refuse("a job reads past the end of a tensor");
+        bytes = operand.encoding ? operand.encoding->stored_bytes() : 0;
     } else if (operand.view) {
         if (job.kind != Job::copy && operand.view->item() != job.operand_bytes(k)) refuse("wrong element size");
         if (bytes > operand.view->elements() * operand.view->item()) refuse("a job reads past the end of a tensor");

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "file.h"
+#include "low_rank.h"
 #include "stages.h"
 #include "targets.h"
 #include "view.h"
@@ -21,6 +22,10 @@ struct JobOperand {
     int32_t check = -1;                          // the Check that it is a part of
     // Of an encoded weight: `offset` is that of its codes, and `element` float32, which a formula sees.
     std::shared_ptr<const Encoding> encoding = nullptr;
+    // Of what an adapter's factors make: nothing of the operand itself is stored; `element` is float32.
+    std::shared_ptr<const LowRank> low_rank = nullptr;
+
+    bool is_made() const { return encoding || low_rank; }
 
     DType dtype() const { return static_cast<DType>(element); }  // of a formula's operand: one of the floats
 };

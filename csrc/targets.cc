@@ -69,6 +69,7 @@ namespace scalar {
 #include "reduce.inl.h"
 #include "stages.inl.h"
 #include "encoding.inl.h"
+#include "low_rank.inl.h"
 inline bool runs_here() { return true; }
 }  // namespace scalar
 
@@ -86,6 +87,7 @@ namespace avx2 {
 #include "reduce.inl.h"
 #include "stages.inl.h"
 #include "encoding.inl.h"
+#include "low_rank.inl.h"
 }  // namespace avx2
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -102,6 +104,7 @@ namespace avx512 {
 #include "reduce.inl.h"
 #include "stages.inl.h"
 #include "encoding.inl.h"
+#include "low_rank.inl.h"
 }  // namespace avx512
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -117,6 +120,7 @@ namespace neon {
 #include "reduce.inl.h"
 #include "stages.inl.h"
 #include "encoding.inl.h"
+#include "low_rank.inl.h"
 inline bool runs_here() { return true; }  // every AArch64 has it
 }  // namespace neon
 #endif
@@ -124,14 +128,17 @@ inline bool runs_here() { return true; }  // every AArch64 has it
 const std::vector<Target>& targets() {
     static const std::vector<Target> all = {
 #ifdef SDS_X86
-        {"avx512", cpu::has_avx512, avx512::evaluate, avx512::fill, avx512::reduce, avx512::accumulate, avx512::decode},
-        {"avx2", cpu::has_avx2, avx2::evaluate, avx2::fill, avx2::reduce, avx2::accumulate, avx2::decode},
+        {"avx512", cpu::has_avx512, avx512::evaluate, avx512::fill, avx512::reduce, avx512::accumulate, avx512::decode,
+         avx512::product},
+        {"avx2", cpu::has_avx2, avx2::evaluate, avx2::fill, avx2::reduce, avx2::accumulate, avx2::decode,
+         avx2::product},
 #endif
 #ifdef SDS_ARM
-        {"neon", neon::runs_here, neon::evaluate, neon::fill, neon::reduce, neon::accumulate, neon::decode},
+        {"neon", neon::runs_here, neon::evaluate, neon::fill, neon::reduce, neon::accumulate, neon::decode,
+         neon::product},
 #endif
         {"scalar", scalar::runs_here, scalar::evaluate, scalar::fill, scalar::reduce, scalar::accumulate,
-         scalar::decode},
+         scalar::decode, scalar::product},
     };
     return all;
 }

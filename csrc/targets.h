@@ -50,6 +50,9 @@ struct Target {
     // A run of codes of one row that share a scale, as float32 (encoding.h).
     void (*decode)(Coding kind, bool low_first, const uint8_t* codes, size_t first, size_t count, float scale,
                    float* out);
+    // out [rows, columns] = left [rows, rank] · right [rank, columns], strides in elements (low_rank.h).
+    void (*product)(const float* left, size_t left_stride, const float* right, size_t right_stride, size_t rows,
+                    size_t columns, size_t rank, float* out, size_t out_stride);
 };
 
 const std::vector<Target>& targets();                 // all that were built, the fastest first

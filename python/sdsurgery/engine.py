@@ -228,7 +228,12 @@ def _prepare(
     chosen: backends.Backend, plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options, *,
     further: Sequence[Sink] = (),
 ) -> RunHandle:  # fmt: skip
-    """The backend's run of the plan; jobs that go through adapters are computed beside it."""
+    """The backend's run of the plan; adapters' modules that are no operands of formulas are computed beside it."""
+    if plan.adapted:
+        from .module_operands import expressed
+
+        plan, apart = expressed(plan, options.wide)
+        backends.damaged_of(replace_fields(plan, checks=apart), sources, options)
     if plan.adapted:
         from .adapted import AdaptedRun
 

@@ -363,7 +363,7 @@ def _checks(sources: Sequence[Any], jobs: Sequence[Job]) -> tuple[Check, ...]:
     for index, job in enumerate(jobs):
         for number, part in enumerate(job.operands):
             nbytes = part.dtype.nbytes(job.count) or 0
-            if part.view is None and part.encoding is None and nbytes > reads.get((part.source, part.offset), (0,))[0]:
+            if part.view is None and not part.computed and nbytes > reads.get((part.source, part.offset), (0,))[0]:
                 reads[part.source, part.offset] = (nbytes, (index, number))
         for number, factor in enumerate(job.factors, len(job.operands)):
             part, nbytes = factor.operand, factor.operand.dtype.nbytes(factor.elements) or 0

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from .dtypes import DType
 from .encoding import Encoding
+from .low_rank import LowRank
 from .program import Program
 
 
@@ -26,25 +27,35 @@ class View:
 
 class Operand(NamedTuple):
     """Bytes of one input: which source, the element type, and where the tensor's first element lies in that file. Of
-    an encoded weight the codes lie there, and ``dtype`` is F32, which a formula sees."""
+    an encoded weight the codes lie there, and ``dtype`` is F32, which a formula sees. Of what an adapter's factors make
+    (``low_rank``) nothing lies there."""
 
     source: int
     dtype: DType
     offset: int
     view: View | None = None
     encoding: Encoding | None = None
+    low_rank: LowRank | None = None
+
+    @property
+    def computed(self) -> bool:
+        """Whether the engine computes its float32 values from what is stored."""
+        return self.encoding is not None or self.low_rank is not None
 
     def at(self, element: int) -> Operand:
         """The same without its first elements."""
         if self.encoding is not None:
             return self._replace(encoding=self.encoding.at(element))
+        if self.low_rank is not None:
+            return self._replace(low_rank=self.low_rank.at(element))
         if self.view is not None:
             return self._replace(view=replace(self.view, start=self.view.start + element))
         return self._replace(offset=self.offset + (self.dtype.nbytes(element) or 0))
 
     def stored_bytes(self, count: int) -> int:
-        """Bytes of ``count`` elements as they are stored; of an encoded weight those of all its codes."""
-        return (self.dtype.nbytes(count) or 0) if self.encoding is None else self.encoding.stored_bytes
+        """Bytes of ``count`` elements as they are stored; of what is computed, all that it is computed from."""
+        made = self.encoding or self.low_rank
+        return (self.dtype.nbytes(count) or 0) if made is None else made.stored_bytes
 
 
 class Factor(NamedTuple):

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .decoding import Numbers
+from .low_rank import LowRank, Matrix
 from .plan import Module
 from .reductions import reduced_rows
 
@@ -36,6 +38,31 @@ def product(left: Array, right: Array) -> Array:
     for k in range(1, left.shape[1]):
         total = total + left[:, k : k + 1] * right[k : k + 1]
     return total
+
+
+def computed(made: LowRank, numbers: Numbers) -> Array:
+    """All of a computed operand, float32, flat; ``start`` is not left out."""
+    left = _values(made.left, numbers)
+    if made.kind == "by_row":
+        return np.repeat(left.reshape(-1), made.columns)
+    if made.kind == "by_column":
+        return np.tile(np.repeat(left.reshape(-1), made.columns // made.left.columns), made.rows)
+    assert made.right is not None
+    right = _values(made.right, numbers)
+    return (product(left, right) if made.kind == "product" else np.kron(left, right)).reshape(-1)
+
+
+def _values(matrix: Matrix, numbers: Numbers) -> Array:
+    parts = [numbers(part) for part in matrix.parts]
+    if matrix.form == "stored":
+        return parts[0].reshape(matrix.rows, matrix.columns)
+    if matrix.form == "transposed":
+        return parts[0].reshape(matrix.columns, matrix.rows).T
+    if matrix.form == "product":
+        return product(parts[0].reshape(matrix.rows, -1), parts[1].reshape(-1, matrix.columns))
+    height = matrix.rows if matrix.form == "with_kernel" else matrix.rank
+    right = _with_kernel(parts[-2].reshape(height, matrix.inner, -1), parts[-1].reshape(matrix.inner, -1))
+    return right if matrix.form == "with_kernel" else product(parts[0].reshape(matrix.rank, -1).T, right)
 
 
 class Effect:

@@ -12,7 +12,7 @@ from encoded_files import KINDS, below, layer, write
 from numeric_tools import TARGETS
 from safetensors.numpy import load_file
 from sdsurgery import _native, encodings
-from sdsurgery.backends.cpu import decode_into
+from sdsurgery.backends.cpu import compute_into
 from sdsurgery.plan import Operand
 
 SHAPES = ((7, 48), (130, 160), (33, 64))
@@ -75,10 +75,10 @@ def test_any_stretch_decodes_as_it_does_in_the_whole(tmp_path: Path, kind: str) 
             start, first = (int(at) for at in rng.integers(0, flat.size // 3, 2))
             count = int(rng.integers(1, flat.size - start - first + 1))
             buffer = np.empty(count, np.float32)
-            decode_into(operand.at(start), checkpoint.files, first, buffer)
+            compute_into(operand.at(start), checkpoint.files, first, buffer)
             assert np.array_equal(bits(buffer), flat[start + first :][:count])
         with pytest.raises(_native.Error, match="past the end"):
-            decode_into(operand, checkpoint.files, 1, np.empty(flat.size, np.float32))
+            compute_into(operand, checkpoint.files, 1, np.empty(flat.size, np.float32))
 
 
 @pytest.mark.parametrize("kind", KINDS)

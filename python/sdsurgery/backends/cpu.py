@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _native
 from ..dtypes import DType
 from ..encoding import CODINGS, Companion, Encoding
+from ..low_rank import FORMS, KINDS, LowRank, Matrix
 from ..plan import Fill, Job, Operand, Plan, Reduction
 from ..program import OPERATIONS, REDUCTIONS, SCALAR_FUNCTIONS, Formula, Program, Stage, Step
 from . import Backend, Options
@@ -92,30 +93,42 @@ def _native_job(job: Job, place: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
 
 
 def _native_operand(code: int, operand: Operand) -> tuple[Any, ...]:
-    source, dtype, offset, view, encoding = operand
+    source, dtype, offset, view, encoding, low_rank = operand
     if encoding is not None:
-        return (source, code, offset, None, _native_encoding(encoding))
+        return (source, code, offset, None, (0, _native_encoding(encoding)))
+    if low_rank is not None:
+        return (source, code, offset, None, (1, _native_low_rank(low_rank)))
     if view is None:
         return (source, code, offset)
     return (source, code, offset, (dtype.itemsize, view.shape, view.strides, view.start))
 
 
-def _native_encoding(encoding: Encoding) -> tuple[Any, ...]:
-    def numbers(part: Companion | None) -> tuple[Any, ...] | None:
-        return None if part is None else (COMPANIONS.index(part.dtype.name), part.source, part.offset, part.count)
+def _native_numbers(part: Companion | None) -> tuple[Any, ...] | None:
+    return None if part is None else (COMPANIONS.index(part.dtype.name), part.source, part.offset, part.count)
 
+
+def _native_encoding(encoding: Encoding) -> tuple[Any, ...]:
     return (
         CODINGS.index(encoding.coding), encoding.low_first, encoding.rows, encoding.columns, encoding.stored_columns,
-        encoding.start, *encoding.block, numbers(encoding.scales), encoding.tiled, numbers(encoding.map),
-        numbers(encoding.times), encoding.per, encoding.plus, encoding.factor, encoding.group, encoding.inner,
-        numbers(encoding.by_column),
+        encoding.start, *encoding.block, _native_numbers(encoding.scales), encoding.tiled,
+        _native_numbers(encoding.map), _native_numbers(encoding.times), encoding.per, encoding.plus, encoding.factor,
+        encoding.group, encoding.inner, _native_numbers(encoding.by_column),
     )  # fmt: skip
 
 
-def decode_into(operand: Operand, sources: Sequence[Source], first: int, buffer: Any) -> None:
-    """Float32 of an encoded weight's elements from ``first`` on, as many as the buffer has room for: for the backends
+def _native_low_rank(made: LowRank) -> tuple[Any, ...]:
+    def matrix(given: Matrix) -> tuple[Any, ...]:
+        parts = tuple(_native_numbers(part) for part in given.parts)
+        return (FORMS.index(given.form), given.rows, given.columns, given.rank, given.inner, parts)
+
+    right = None if made.right is None else matrix(made.right)
+    return (KINDS.index(made.kind), made.rows, made.columns, made.start, matrix(made.left), right)
+
+
+def compute_into(operand: Operand, sources: Sequence[Source], first: int, buffer: Any) -> None:
+    """Float32 of a computed operand's elements from ``first`` on, as many as the buffer has room for: for the backends
     of devices."""
-    _native.decode_into(list(sources), _native_operand(code_of(operand.dtype), operand), first, buffer)
+    _native.compute_into(list(sources), _native_operand(code_of(operand.dtype), operand), first, buffer)
 
 
 def last_stage(job: Job, program: Program, sources: Sequence[Source], wide: bool) -> Formula:

@@ -327,7 +327,7 @@ class ReferenceRun:
         self.bytes_done = 0
         self._tallies: dict[int, list[int]] = {}
         self._reduced: dict[int, Reduced] = {}
-        self._weights: dict[Operand, np.ndarray] = {}  # of the encoded operand that was read last
+        self._weights: dict[Operand, np.ndarray] = {}  # of the computed operand that was read last
         self._values: tuple[int, list[Value]] = (-1, [])  # a job, and what its stages found
         self._work = self._chunks()
         self._cancelled = False
@@ -405,13 +405,21 @@ class ReferenceRun:
         """Some elements of a job's operands, as they are stored."""
         return [self.stored(operand, first, count) for operand in job.operands]
 
-    def _decoded(self, operand: Operand, first: int, count: int) -> np.ndarray:
-        encoding = operand.encoding
-        assert encoding is not None
+    def _computed(self, operand: Operand, first: int, count: int) -> np.ndarray:
         if operand not in self._weights:
-            codes = self.sources[operand.source].read(operand.offset, encoding.stored_bytes)
-            self._weights = {operand: decoded(encoding, codes, self._numbers)}  # of one tensor at a time
-        return self._weights[operand][encoding.start + first :][:count]
+            self._weights = {operand: self._all_of(operand)}  # of one tensor at a time
+        made = operand.encoding or operand.low_rank
+        assert made is not None
+        return self._weights[operand][made.start + first :][:count]
+
+    def _all_of(self, operand: Operand) -> np.ndarray:
+        if operand.low_rank is not None:
+            from ..products import computed
+
+            return np.asarray(computed(operand.low_rank, self._numbers))
+        assert operand.encoding is not None
+        codes = self.sources[operand.source].read(operand.offset, operand.encoding.stored_bytes)
+        return decoded(operand.encoding, codes, self._numbers)
 
     def _numbers(self, companion: Companion) -> np.ndarray:
         data = self.sources[companion.source].read(companion.offset, companion.dtype.nbytes(companion.count) or 0)
@@ -421,8 +429,8 @@ class ReferenceRun:
         return stored if companion.dtype is U8 else widen(stored, companion.dtype, False)
 
     def stored(self, operand: Operand, first: int, count: int) -> tuple[np.ndarray, DType]:
-        if operand.encoding is not None:
-            return self._decoded(operand, first, count), operand.dtype
+        if operand.computed:
+            return self._computed(operand, first, count), operand.dtype
         return np.frombuffer(self._elements(operand, first, count), _STORAGE[operand.dtype]), operand.dtype
 
     def beside(self, index: int, job: Job, program: Program, first: int, count: int) -> list[np.ndarray]:

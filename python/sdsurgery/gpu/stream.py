@@ -233,7 +233,7 @@ class StreamRun:
 
     def _read(self, part: Part, job: Job, staging: Staging) -> None:
         from .. import _native
-        from ..backends.cpu import decode_into
+        from ..backends.cpu import compute_into
 
         if job.program is None:
             wanted = [(job.operands[0], 1, staging.output, part.out)]
@@ -243,8 +243,8 @@ class StreamRun:
         for operand, size, buffer, at in wanted:
             source, place, view = self.sources[operand.source], buffer[at : at + part.count * size], operand.view
             try:
-                if operand.encoding is not None:
-                    decode_into(operand, self.sources, part.first, place)
+                if operand.computed:
+                    compute_into(operand, self.sources, part.first, place)
                 elif view is None:
                     source.read_into(operand.offset + part.first * size, place)
                 else:

@@ -1,4 +1,4 @@
-// How Python describes an encoded weight (encoding.py), as the engine takes it.
+// How Python describes operands that are computed (encoding.py, low_rank.py), as the engine takes them.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "encoding.h"
+#include "low_rank.h"
 
 namespace sds {
 
@@ -43,6 +44,33 @@ inline std::shared_ptr<const Encoding> make_encoding(const pybind11::handle& ite
     made.inner = part[16].cast<uint64_t>();
     made.by_column = perhaps(part[17]);
     return std::make_shared<const Encoding>(made);
+}
+
+// (form, rows, columns, rank, inner, (part, …))
+inline Matrix make_matrix(const pybind11::handle& item) {
+    const auto part = pybind11::cast<pybind11::tuple>(item);
+    Matrix made{static_cast<Matrix::Form>(part[0].cast<int>()),
+                part[1].cast<uint64_t>(),
+                part[2].cast<uint64_t>(),
+                part[3].cast<uint64_t>(),
+                part[4].cast<uint64_t>(),
+                {}};
+    for (const pybind11::handle& each : pybind11::cast<pybind11::tuple>(part[5]))
+        made.parts.push_back(make_companion(each));
+    return made;
+}
+
+// (kind, rows, columns, start, left, right or None)
+inline std::shared_ptr<const LowRank> make_low_rank(const pybind11::handle& item) {
+    const auto part = pybind11::cast<pybind11::tuple>(item);
+    LowRank made{static_cast<LowRank::Kind>(part[0].cast<int>()),
+                 part[1].cast<uint64_t>(),
+                 part[2].cast<uint64_t>(),
+                 part[3].cast<uint64_t>(),
+                 make_matrix(part[4]),
+                 {}};
+    if (!part[5].is_none()) made.right = make_matrix(part[5]);
+    return std::make_shared<const LowRank>(std::move(made));
 }
 
 }  // namespace sds

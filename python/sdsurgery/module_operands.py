@@ -1,0 +1,218 @@
+"""Adapters' modules as operands and steps of a job's formula, so that any backend computes them in its loop.
+
+``W + n·Δ`` is two steps more, with Δ an operand that is computed from the factors (``low_rank.py``). The values are
+those of ``products.py``, operation by operation. What needs norms, rotations or a part of the columns stays a module,
+which ``adapted.py`` computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+from typing import NamedTuple
+
+from .dtypes import BF16, F16, F32, F64
+from .encoding import Companion
+from .low_rank import LowRank, Matrix
+from .plan import Check, Factor, Fill, Job, Module, Operand, Plan, Reduction
+from .program import CONSTANT, INPUT, TEMP, Formula, Program, Ref, Step, identity
+
+_MOST_OPERANDS = 48  # of a job: the engine takes 64
+
+
+class _Inexpressible(Exception):
+    """A module that is more than operands and steps."""
+
+
+class Expressed(NamedTuple):
+    """A plan, and the checks of it that are about factors: nobody reads those from end to end any more."""
+
+    plan: Plan
+    checks: tuple[Check, ...]
+
+
+def expressed(plan: Plan, wide: bool) -> Expressed:
+    """The plan with its modules as operands where that can be. ``wide``: it is computed in float64."""
+    programs: dict[Program | Fill | Reduction, int] = {program: at for at, program in enumerate(plan.programs)}
+    jobs = []
+    changed = set()
+    for index, job in enumerate(plan.jobs):
+        program = None if job.program is None else plan.programs[job.program]
+        made = None if wide or not job.modules else _with_modules(job, program)
+        if made is None:
+            jobs.append(job)
+            continue
+        formula, operands = made
+        number = programs.setdefault(formula.program, len(programs))
+        plain = job._replace(program=number, numbers=formula.numbers, operands=operands, modules=(), factors=())
+        jobs.append(plain)
+        changed.add(index)
+    apart = [check for check in plan.checks if any(index in changed for index, _ in check.parts)]
+    kept = tuple(check for check in plan.checks if check not in apart)
+    return Expressed(replace(plan, programs=tuple(programs), jobs=tuple(jobs), checks=kept), tuple(apart))
+
+
+class _Formula:
+    """A formula that grows: its operands, steps and numbers, and where its result is."""
+
+    def __init__(self, formula: Formula, operands: tuple[Operand, ...]) -> None:
+        self._program = formula.program
+        self.steps: list[Step] = list(formula.program.steps)
+        self.numbers = list(formula.numbers)
+        self.operands = list(operands)
+        self.result: Ref = formula.program.result
+        self._free = 1 + max((to for _, _, to in self.steps), default=-1)
+        self._spare = 0
+
+    def operand(self, operand: Operand) -> Ref:
+        self.operands.append(operand)
+        if len(self.operands) > _MOST_OPERANDS:
+            raise _Inexpressible
+        return INPUT, len(self.operands) - 1
+
+    def step(self, op: str, a: Ref, b: Ref) -> Ref:
+        """An operation, into one of four places that are used in turn: a result outlives the next two."""
+        to = self._free + self._spare
+        self._spare = (self._spare + 1) % 4
+        self.steps.append((op, (a, b), to))
+        return TEMP, to
+
+    def add(self, number: float, delta: Ref) -> None:
+        """``result + number · delta``"""
+        self.numbers.append(number)
+        scaled = self.step("mul", (CONSTANT, len(self.numbers) - 1), delta)
+        self.result = self.step("add", self.result, scaled)
+
+    def made(self) -> Formula:
+        program = Program(len(self.operands), len(self.numbers), tuple(self.steps), self.result, self._program.stages)
+        return Formula(program, tuple(self.numbers))
+
+
+def _with_modules(
+    job: Job, program: Program | Fill | Reduction | None
+) -> tuple[Formula, tuple[Operand, ...]] | None:  # fmt: skip
+    """The job's formula and operands with its modules; None where one of them is more than that."""
+    if not isinstance(program, Program | None) or any(part.dtype is F64 for part in _parts(job)):
+        return None
+    growing = _Formula(identity() if program is None else Formula(program, job.numbers), job.operands)
+    try:
+        for module in job.modules:
+            make = _KINDS.get(module.kind)
+            parts = {name: _Part(job.factors[at], shape) for name, at, shape in module.factors}
+            if make is None or module.transposed or module.channels or parts.keys() & _LEFT_TO_MODULES:
+                return None
+            make(growing, module, parts)
+    except _Inexpressible:
+        return None
+    return growing.made(), tuple(growing.operands)
+
+
+def _parts(job: Job) -> list[Operand]:
+    return [*job.operands, *(factor.operand for factor in job.factors)]
+
+
+_LEFT_TO_MODULES = {"dora_in", "dora_out", "bias_indices"}
+
+
+class _Part(NamedTuple):
+    """A factor and its shape."""
+
+    factor: Factor
+    shape: tuple[int, ...]
+
+    def numbers(self) -> Companion:
+        operand = self.factor.operand
+        if operand.dtype not in (F32, F16, BF16) or operand.view is not None or operand.computed:
+            raise _Inexpressible
+        return Companion(operand.source, operand.dtype, operand.offset, self.factor.elements)
+
+    def whole(self, module: Module) -> Operand:
+        """A factor that has the shape of the weight."""
+        if self.factor.elements != prod(module.shape):
+            raise _Inexpressible
+        return self.factor.operand
+
+    def matrix(self) -> Matrix:
+        return Matrix("stored", self.shape[0], self.factor.elements // max(1, self.shape[0]), (self.numbers(),))
+
+    def turned(self) -> Matrix:
+        return Matrix("transposed", prod(self.shape[1:]), self.shape[0], (self.numbers(),))
+
+
+def _with_kernel(core: _Part, right: _Part) -> Matrix:
+    rank, inner = core.shape[:2]
+    columns = prod(core.shape[2:]) * (right.factor.elements // max(1, right.shape[0]))
+    return Matrix("with_kernel", rank, columns, (core.numbers(), right.numbers()), inner=inner)
+
+
+def _computed(kind: str, module: Module, left: Matrix, right: Matrix | None = None) -> Operand:
+    made = LowRank(kind, module.shape[0], prod(module.shape[1:]), left, right)
+    return Operand(0, F32, 0, low_rank=made)
+
+
+def _lora(formula: _Formula, module: Module, parts: dict[str, _Part]) -> None:
+    right = _with_kernel(parts["mid"], parts["down"]) if "mid" in parts else parts["down"].matrix()
+    delta = formula.operand(_computed("product", module, parts["up"].matrix(), right))
+    if "bias" in parts:
+        delta = formula.step("add", delta, formula.operand(parts["bias"].whole(module)))
+    formula.add(module.strength * module.scale, delta)
+
+
+def _loha(formula: _Formula, module: Module, parts: dict[str, _Part]) -> None:
+    pair = []
+    for number in (1, 2):
+        left, right = parts[f"hada_w{number}_a"], parts[f"hada_w{number}_b"]
+        core = parts.get(f"hada_t{number}")
+        factors = (left.matrix(), right.matrix()) if core is None else (left.turned(), _with_kernel(core, right))
+        pair.append(formula.operand(_computed("product", module, *factors)))
+    formula.add(module.strength * module.scale, formula.step("mul", *pair))
+
+
+def _kronecker_factor(parts: dict[str, _Part], name: str) -> Matrix:
+    if name in parts:
+        return parts[name].matrix()
+    left, right = parts[f"{name}_a"], parts[f"{name}_b"]
+    core = parts.get("lokr_t2") if name == "lokr_w2" else None
+    if core is None:
+        rank = right.shape[0]
+        columns = right.factor.elements // max(1, rank)
+        return Matrix("product", left.shape[0], columns, (left.numbers(), right.numbers()), rank=rank)
+    rank, inner = core.shape[:2]
+    columns = _with_kernel(core, right).columns
+    stored = (left.numbers(), core.numbers(), right.numbers())
+    return Matrix("turned_product", prod(left.shape[1:]), columns, stored, rank=rank, inner=inner)
+
+
+def _lokr(formula: _Formula, module: Module, parts: dict[str, _Part]) -> None:
+    outer, inner = (_kronecker_factor(parts, name) for name in ("lokr_w1", "lokr_w2"))
+    formula.add(module.strength * module.scale, formula.operand(_computed("kronecker", module, outer, inner)))
+
+
+def _full(formula: _Formula, module: Module, parts: dict[str, _Part]) -> None:
+    formula.add(module.strength * module.scale, formula.operand(parts["diff"].whole(module)))
+
+
+def _ia3(formula: _Formula, module: Module, parts: dict[str, _Part]) -> None:
+    vector = parts["weight"]
+    count = vector.factor.elements
+    if module.on_input:
+        left, kind = Matrix("stored", 1, count, (vector.numbers(),)), "by_column"
+    else:
+        left, kind = Matrix("stored", count, 1, (vector.numbers(),)), "by_row"
+    each = formula.operand(_computed(kind, module, left))
+    formula.add(module.strength * module.scale, formula.step("mul", formula.result, each))
+
+
+def _set(formula: _Formula, module: Module, parts: dict[str, _Part]) -> None:
+    formula.result = formula.operand(parts["set_weight"].whole(module))
+
+
+_KINDS: dict[str, Callable[[_Formula, Module, dict[str, _Part]], None]] = {
+    "lora": _lora,
+    "loha": _loha,
+    "lokr": _lokr,
+    "full": _full,
+    "ia3": _ia3,
+    "set": _set,
+}
