@@ -61,7 +61,7 @@ def _values(matrix: Matrix, numbers: Numbers) -> Array:
     if matrix.form == "product":
         return product(parts[0].reshape(matrix.rows, -1), parts[1].reshape(-1, matrix.columns))
     height = matrix.rows if matrix.form == "with_kernel" else matrix.rank
-    right = _with_kernel(parts[-2].reshape(height, matrix.inner, -1), parts[-1].reshape(matrix.inner, -1))
+    right = with_kernel(parts[-2].reshape(height, matrix.inner, -1), parts[-1].reshape(matrix.inner, -1))
     return right if matrix.form == "with_kernel" else product(parts[0].reshape(matrix.rank, -1).T, right)
 
 
