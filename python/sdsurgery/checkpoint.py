@@ -216,27 +216,31 @@ class Checkpoint:
             raise KeyError(f"no tensor {printable(name)!r} in {self.path}{did_you_mean(name, self.tensors)}") from None
 
     def read(self, info: TensorInfo) -> bytes:
-        """A tensor's elements, row by row. For small ones: all that lies between its first and last are read."""
+        """A tensor's elements, row by row. For small ones: all that lies between its first and last are read.
+
+        RunFailed when they can't be read.
+        """
+        from .files import native_errors
+
         file = self.files[info.file]
         if info.strides is None:
-            return file.read(info.offset, info.nbytes)
+            with native_errors():
+                return file.read(info.offset, info.nbytes)
         size, places = info.dtype.itemsize, [0]
         for count, stride in zip(info.shape, info.strides, strict=True):
             places = [place + stride * index for place in places for index in range(count)]
-        span = file.read(info.offset, (max(places, default=-1) + 1) * size)
+        with native_errors():
+            span = file.read(info.offset, (max(places, default=-1) + 1) * size)
         return b"".join(span[place * size : (place + 1) * size] for place in places)
 
     def numbers(self, info: TensorInfo) -> list[float]:
         """The numbers of a small tensor; none when its dtype has no plain number (FP8, complex, …)."""
         import struct
 
-        from .files import native_errors
-
         code = "f" if info.dtype.name == "BF16" else _CODES.get(info.dtype.name)
         if code is None:
             return []
-        with native_errors(InputRefused):
-            data = self.read(info)
+        data = self.read(info)
         if info.dtype.name == "BF16":  # the upper half of a float32
             data = b"".join(b"\0\0" + data[at : at + 2] for at in range(0, len(data), 2))
         return list(struct.unpack(f"<{info.elements}{code}", data))

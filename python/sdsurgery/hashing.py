@@ -45,9 +45,15 @@ _SHA256 = r"[0-9a-f]{64}"
 
 
 def legacy_hash(source: Source) -> str:
-    """AutoV1, A1111's ``model_hash``: 8 hexadecimal digits. Many files share one, and it changes with the header."""
+    """AutoV1, A1111's ``model_hash``: 8 hexadecimal digits. Many files share one, and it changes with the header.
+
+    RunFailed when they can't be read.
+    """
+    from .files import native_errors
+
     nbytes = max(0, min(_LEGACY_BYTES, source.size - _LEGACY_OFFSET))
-    part = source.read(_LEGACY_OFFSET, nbytes) if nbytes else b""
+    with native_errors():
+        part = source.read(_LEGACY_OFFSET, nbytes) if nbytes else b""
     return _native.sha256([part])[0][:8]
 
 

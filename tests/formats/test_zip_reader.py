@@ -67,6 +67,7 @@ LIES = {
     "nothing but its beginning": (b"PK\x03\x04" + bytes(30), "cut off"),
     "encrypted": (patched(GOOD, central(GOOD, STORAGE) + 8, "<H", 1), "encrypted"),
     "central name differs": (GOOD[:CDIR] + GOOD[CDIR:].replace(b"archive/data/0", b"archive/data/1"), "disagrees"),
+    "marked as a folder": (patched(GOOD, central(GOOD, STORAGE) + 38, "<L", 0x10), "marked as a folder"),
     "local name differs": (GOOD[:CDIR].replace(b"archive/data/0", b"archive/data/1") + GOOD[CDIR:], "disagrees"),
     "local size differs": (patched(GOOD, local(GOOD, STORAGE) + 22, "<L", 20), "disagrees"),
     "local method differs": (patched(GOOD, local(GOOD, STORAGE) + 8, "<H", 8), "disagrees"),

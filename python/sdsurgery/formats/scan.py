@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from ..errors import UsageError, printable
+from ..errors import RunFailed, SdsError, UsageError, printable
 from .pickle_follow import Bytes
 from .scan_content import Scanner
 from .scan_report import FileScan, ScanReport
@@ -48,7 +48,7 @@ def _once(path: str, read: dict[tuple[int, int], FileScan]) -> FileScan:
         if key not in read:
             read[key] = scan_file(path)
         return FileScan(**(vars(read[key]) | {"path": path}))
-    except (UsageError, OSError) as error:
+    except (SdsError, OSError) as error:
         return FileScan(path, "unreadable", problems=[str(error)])
 
 
@@ -87,14 +87,18 @@ def _within(path: str, folder: str) -> bool:
 
 
 def scan_file(path: str) -> FileScan:
-    """Scan one file. UsageError when it cannot be opened or is not a regular file."""
+    """Scan one file. UsageError when it cannot be opened or is not a regular file, RunFailed when it can't be read."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UsageError(f"{printable(path)}: not a regular file", code="not_regular")
-        with open(path, "rb") as file:
-            return scan_source(path, File(file))
+        file = open(path, "rb")  # noqa: SIM115
     except OSError as error:
         raise UsageError(f"{printable(path)}: {error.strerror or error}") from None
+    with file:
+        try:
+            return scan_source(path, File(file))
+        except OSError as error:
+            raise RunFailed(f"{printable(path)}: {error.strerror or error}", code="io", path=path) from None
 
 
 def scan_source(path: str, source: Bytes) -> FileScan:

@@ -28,6 +28,7 @@ _END64, _LOCATOR64 = b"PK\x06\x06", b"PK\x06\x07"
 _STREAMED = 0x0008  # sizes and CRC follow the data; the local header may hold zeros
 _UTF8 = 0x0800
 _REFUSED_FLAGS = {0x0001: "encrypted", 0x0020: "a patch", 0x0040: "encrypted", 0x2000: "encrypted"}
+_FOLDER = 0x10  # of MS-DOS, in the external attributes
 _FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
 
 
@@ -129,7 +130,7 @@ def _central(source: Source, raw: bytes, pos: int, limit: int) -> tuple[Entry, i
         raise InputRefused("zip: a damaged central directory")
     flags, method = unpack_from("<2H", raw, pos + 8)
     crc, packed, size, name_len, extra_len, comment_len, disk = unpack_from("<3L4H", raw, pos + 16)
-    header = unpack_from("<L", raw, pos + 42)[0]
+    attributes, header = unpack_from("<2L", raw, pos + 38)
     after = pos + 46 + name_len + extra_len + comment_len
     if after > len(raw):
         raise InputRefused("zip: a damaged central directory")
@@ -138,6 +139,8 @@ def _central(source: Source, raw: bytes, pos: int, limit: int) -> tuple[Entry, i
     extra = raw[pos + 46 + name_len : pos + 46 + name_len + extra_len]
     size, packed, header = _large(name, extra, [size, packed, header])
     _check_flags(name, flags, disk)
+    if size and (attributes & _FOLDER or name.endswith("/")):  # torch would take it for one, and read nothing
+        raise InputRefused(f"zip: entry '{printable(name)}' is marked as a folder, but has data")
     if method == STORED and packed != size:
         raise InputRefused(f"zip: entry '{printable(name)}' is stored, but with two different sizes")
     entry = Entry(name, method, crc, packed, size, header, 0)
