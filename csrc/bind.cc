@@ -20,9 +20,9 @@ using namespace sds;
 namespace {
 
 const char* name_of(Code code) {
-    static const char* const names[] = {"invalid",   "not_found", "permission", "not_regular", "io",
-                                        "truncated", "changed",   "no_space",   "exists",      "nonfinite",
-                                        "overflow",  "cancelled", "damaged"};
+    static const char* const names[] = {"invalid",   "not_found", "permission",     "not_regular", "io",
+                                        "truncated", "changed",   "no_space",       "exists",      "nonfinite",
+                                        "overflow",  "cancelled", "too_many_files", "damaged"};
     return names[static_cast<int>(code)];
 }
 
@@ -347,6 +347,8 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
             py::arg("offset"), py::arg("view"), py::arg("first"), py::arg("buffer"))
         .def("map", &Source::mapping, py::arg("copy_on_write") = false)
         .def("check_unchanged", &Source::check_unchanged)
+        .def_property_readonly("touched", &Source::touched)
+        .def("settle", &Source::settle)
         .def("close", &Source::close);
 
     py::class_<Sink, std::shared_ptr<Sink>>(m, "Sink")
@@ -358,6 +360,12 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
              py::arg("target"), py::arg("size"))
         .def_property_readonly("size", &Sink::size)
         .def_property_readonly("committed", &Sink::committed)
+        .def_property_readonly("leftovers",
+                               [](const Sink& self) {
+                                   py::list names;
+                                   for (const std::string& name : self.leftovers()) names.append(as_text(name));
+                                   return names;
+                               })
         .def(
             "write",
             [](Sink& self, uint64_t offset, const py::handle& data) {

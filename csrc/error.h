@@ -8,19 +8,20 @@
 namespace sds {
 
 enum class Code : int {
-    invalid,      // an invalid argument (a bug of the caller, or a usage error)
-    not_found,    // no such file or folder
-    permission,   // the system refuses access
-    not_regular,  // a directory, FIFO, device, socket or symlink loop where a file was expected
-    io,           // a read or write failed
-    truncated,    // a file ends before the data that its header describes
-    changed,      // an input changed while it was being read
-    no_space,     // the disk or quota is full
-    exists,       // the target appeared meanwhile
-    nonfinite,    // NaN or Inf in an input, and the policy is to refuse it
-    overflow,     // a result does not fit the output dtype, and the policy is to refuse it
-    cancelled,    // cancel() was called
-    damaged,      // bytes differ from the checksum that their file states
+    invalid,         // an invalid argument (a bug of the caller, or a usage error)
+    not_found,       // no such file or folder
+    permission,      // the system refuses access
+    not_regular,     // a directory, FIFO, device, socket or symlink loop where a file was expected
+    io,              // a read or write failed
+    truncated,       // a file ends before the data that its header describes
+    changed,         // an input changed while it was being read
+    no_space,        // the disk or quota is full
+    exists,          // the target appeared meanwhile
+    nonfinite,       // NaN or Inf in an input, and the policy is to refuse it
+    overflow,        // a result does not fit the output dtype, and the policy is to refuse it
+    cancelled,       // cancel() was called
+    too_many_files,  // the system's limit on open files
+    damaged,         // bytes differ from the checksum that their file states
 };
 
 struct Error : std::runtime_error {

@@ -12,6 +12,7 @@ Mapping::~Mapping() { os::unmap(data_, size_); }
 Source::Source(const std::string& path)
     : path_(path), in_memory_(false), file_(std::make_shared<OpenFile>(os::open_read(path))) {
     stat_ = os::stat(file_->handle);
+    ctime_ns_ = stat_.ctime_ns;
 }
 
 Source::Source(const std::vector<MemoryPiece>& pieces, std::shared_ptr<const void> owner)
@@ -150,7 +151,14 @@ void Source::check_unchanged() const {
     }
 }
 
+bool Source::touched() const { return !in_memory() && os::stat(opened()->handle).ctime_ns != ctime_ns_; }
+
+void Source::settle() {
+    if (!in_memory()) ctime_ns_ = os::stat(opened()->handle).ctime_ns;
+}
+
 Sink::Sink(const std::string& target, uint64_t size) : size_(size), pending_(os::create_beside(target)) {
+    leftovers_ = pending_.leftovers;
     try {
         os::reserve(pending_, size);
     } catch (...) {

@@ -76,6 +76,10 @@ class Source {
     void set_tap(std::shared_ptr<Tap> tap);
     std::shared_ptr<Tap> tap() const;
     void check_unchanged() const;  // throws changed when size or time differ from those at opening
+    // Whether only the time of the last change differs: the file has another name, mode or attribute, or its bytes
+    // were changed and the time of that put back.
+    bool touched() const;
+    void settle();  // from now on, what has touched it is as it was at opening
     void close() noexcept;
 
  private:
@@ -87,6 +91,7 @@ class Source {
     const std::shared_ptr<const void> owner_;
     const bool in_memory_;
     os::Stat stat_;
+    std::atomic<int64_t> ctime_ns_{0};
     mutable std::mutex mutex_;  // over what follows
     std::shared_ptr<const OpenFile> file_, direct_;
     bool direct_tried_ = false, closed_ = false;
@@ -111,12 +116,14 @@ class Sink {
     void start_flush(uint64_t offset, uint64_t bytes) noexcept;
     void commit(bool replace, bool sync);
     bool committed() const;
+    const std::vector<std::string>& leftovers() const { return leftovers_; }  // of dead runs, which it has removed
     void abort() noexcept;
 
  private:
     os::Handle open_file() const;  // under the lock; throws once committed or aborted
 
     const uint64_t size_;
+    std::vector<std::string> leftovers_;
     std::atomic<uint64_t> watermark_{0};
     mutable std::shared_mutex
         mutex_;  // over what follows: shared by users of the file, exclusive in commit() and abort()

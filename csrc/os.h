@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace sds::os {
 
@@ -15,6 +16,7 @@ struct Stat {
     uint64_t size = 0;
     uint64_t device = 0, inode = 0;  // together they identify a file under all its names
     int64_t mtime_ns = 0;
+    int64_t ctime_ns = 0;  // of the last change to the bytes or to anything about the file; 0 where there is none
 };
 
 // Reading. All throw sds::Error; `path` is UTF-8 (any bytes on POSIX).
@@ -45,8 +47,9 @@ class FaultGuard {
 // Writing: a nameless (or temporarily named) file beside the target, which takes the target's name at the end.
 struct Pending {
     Handle file = kNone;
-    std::string target;     // resolved path
-    std::string temporary;  // empty while the file has no name
+    std::string target;                  // resolved path
+    std::string temporary;               // empty while the file has no name
+    std::vector<std::string> leftovers;  // names of the files of dead runs that were removed from the folder
 };
 Pending create_beside(const std::string& target);
 void reserve(const Pending& pending, uint64_t size);  // throws no_space at once when the disk can't hold it

@@ -1,5 +1,7 @@
 // The operating system, POSIX side: Linux first, macOS and the BSDs where they differ.
+#include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -23,8 +25,12 @@
 #include "os.h"
 
 #ifdef __linux__
+#include <linux/capability.h>
+#include <linux/fs.h>
 #include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/xattr.h>
 #endif
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -41,6 +47,7 @@ namespace {
     if (error == ENOSPC || error == EDQUOT || error == EFBIG) code = Code::no_space;
     if (error == ELOOP || error == EISDIR) code = Code::not_regular;
     if (error == EEXIST) code = Code::exists;
+    if (error == EMFILE || error == ENFILE) code = Code::too_many_files;
     throw Error(code, what + ": " + std::strerror(error));
 }
 
@@ -58,12 +65,122 @@ std::string folder_of(const std::string& path) {
     return slash == 0 ? "/" : path.substr(0, slash);
 }
 
+const char kPrefix[] = ".sdsurgery-", kSuffix[] = ".tmp";
+
+std::string within(const std::string& folder, const std::string& name) {
+    return (folder == "/" ? "/" : folder + "/") + name;
+}
+
+// Named with its process, and locked by that as long as it lives (take_leftovers).
 std::string unused_name(const std::string& target) {
     std::random_device random;
-    char suffix[40];
-    std::snprintf(suffix, sizeof suffix, ".sdsurgery-%ld-%08x.tmp", static_cast<long>(getpid()), random());
+    char name[40];
+    std::snprintf(name, sizeof name, "%s%ld-%08x%s", kPrefix, static_cast<long>(getpid()), random(), kSuffix);
+    return within(folder_of(target), name);
+}
+
+bool is_temporary(const char* name) {
+    const size_t length = std::strlen(name), prefix = sizeof kPrefix - 1, suffix = sizeof kSuffix - 1;
+    return length > prefix + suffix && std::strncmp(name, kPrefix, prefix) == 0 &&
+           std::strcmp(name + length - suffix, kSuffix) == 0;
+}
+
+// Remove what runs that were killed have left in a folder: temporary files of this user that nobody holds a lock on.
+// Where there are no locks nothing is removed, since the run may be alive, on another machine too.
+std::vector<std::string> take_leftovers(const std::string& folder) {
+    std::vector<std::string> removed;
+    DIR* listing = opendir(folder.c_str());
+    if (listing == nullptr) return removed;
+    while (const dirent* entry = readdir(listing)) {
+        if (!is_temporary(entry->d_name)) continue;
+        const std::string path = within(folder, entry->d_name);
+        const int file = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+        if (file < 0) continue;
+        struct stat info;
+        const bool ours = fstat(file, &info) == 0 && S_ISREG(info.st_mode) && info.st_uid == geteuid();
+        if (ours && flock(file, LOCK_EX | LOCK_NB) == 0 && unlink(path.c_str()) == 0) removed.push_back(entry->d_name);
+        ::close(file);
+    }
+    closedir(listing);
+    return removed;
+}
+
+// A new file with a name, and a lock by which others see that its owner lives. They may look at it before it is
+// locked, and remove it: then it is made again.
+int create_locked(const std::string& target, std::string& name) {
+    for (;;) {
+        name = unused_name(target);
+        const int file = ::open(name.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0666);
+        if (file < 0) return file;
+        flock(file, LOCK_EX);
+        struct stat info;
+        if (fstat(file, &info) != 0 || info.st_nlink > 0) return file;
+        ::close(file);
+    }
+}
+
+bool may_act_as_owner() {
+#ifdef __linux__
+    __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+    __user_cap_data_struct data[2]{};
+    if (syscall(SYS_capget, &header, data) == 0) return (data[0].effective & (1u << CAP_FOWNER)) != 0;
+#endif
+    return geteuid() == 0;
+}
+
+// Refuse before the work what the rename at its end would fail with.
+void check_replaceable(const std::string& target, const struct stat& old) {
     const std::string folder = folder_of(target);
-    return (folder == "/" ? "/" : folder + "/") + suffix;
+    struct stat around;
+    if (::stat(folder.c_str(), &around) == 0 && (around.st_mode & S_ISVTX) && !may_act_as_owner() &&
+        geteuid() != around.st_uid && geteuid() != old.st_uid) {
+        throw Error(Code::permission, target + ": cannot be replaced: it belongs to another user, and in " + folder +
+                                          " only the owner may replace a file (sticky folder)");
+    }
+#ifdef FS_IOC_GETFLAGS
+    const auto is_fixed = [](const std::string& path) {
+        const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+        if (file < 0) return false;
+        int flags = 0;
+        const bool known = ioctl(file, FS_IOC_GETFLAGS, &flags) == 0;
+        ::close(file);
+        return known && (flags & (FS_IMMUTABLE_FL | FS_APPEND_FL)) != 0;
+    };
+    for (const std::string& path : {target, folder}) {
+        if (is_fixed(path))
+            throw Error(Code::permission, target + ": cannot be replaced: " + path + " is immutable or append-only");
+    }
+#endif
+}
+
+// The extended attributes of the file that is replaced: what can't be set is left out.
+void copy_attributes(const std::string& from, int to) {
+#ifdef __linux__
+    std::vector<char> names(64 << 10);
+    const ssize_t length = listxattr(from.c_str(), names.data(), names.size());
+    std::vector<char> value(64 << 10);
+    for (const char* name = names.data(); name < names.data() + std::max<ssize_t>(length, 0);
+         name += std::strlen(name) + 1) {
+        const ssize_t size = getxattr(from.c_str(), name, value.data(), value.size());
+        if (size >= 0) fsetxattr(to, name, value.data(), static_cast<size_t>(size), 0);
+    }
+#else
+    (void)from, (void)to;
+#endif
+}
+
+// Like rename(), but the target must not exist. False when the system or the file system has nothing like it.
+bool rename_to_new(const std::string& from, const std::string& to) {
+#if defined(__linux__) && defined(SYS_renameat2)
+    const unsigned kNoReplace = 1;
+    if (syscall(SYS_renameat2, AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), kNoReplace) == 0) return true;
+#elif defined(__APPLE__)
+    if (renamex_np(from.c_str(), to.c_str(), RENAME_EXCL) == 0) return true;
+#else
+    errno = ENOSYS;
+#endif
+    if (errno == EEXIST) fail(errno, to + ": cannot be created");
+    return false;
 }
 
 void sync_file(int file, const std::string& path) {
@@ -118,11 +235,15 @@ Stat stat(Handle file) {
     result.device = static_cast<uint64_t>(info.st_dev);
     result.inode = static_cast<uint64_t>(info.st_ino);
 #ifdef __APPLE__
-    const timespec time = info.st_mtimespec;
+    const timespec modified = info.st_mtimespec, changed = info.st_ctimespec;
 #else
-    const timespec time = info.st_mtim;
+    const timespec modified = info.st_mtim, changed = info.st_ctim;
 #endif
-    result.mtime_ns = static_cast<int64_t>(time.tv_sec) * 1000000000 + time.tv_nsec;
+    const auto in_ns = [](const timespec& time) {
+        return static_cast<int64_t>(time.tv_sec) * 1000000000 + time.tv_nsec;
+    };
+    result.mtime_ns = in_ns(modified);
+    result.ctime_ns = in_ns(changed);
     return result;
 }
 
@@ -318,19 +439,20 @@ Pending create_beside(const std::string& target) {
         if (!S_ISREG(info.st_mode)) {
             throw Error(Code::not_regular, target + ": is " + kind_of(info.st_mode) + ", cannot be replaced by a file");
         }
+        check_replaceable(target, info);
         replaces = true;
     } else if (errno != ENOENT) {
         fail(errno, target);
     }
     const std::string folder = folder_of(target);
+    pending.leftovers = take_leftovers(folder);
     int file = -1;
 #if defined(__linux__) && defined(O_TMPFILE)
     // A file without a name: even SIGKILL leaves nothing behind.
     if (access("/proc/self/fd", X_OK) == 0) file = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
 #endif
     if (file < 0) {
-        pending.temporary = unused_name(target);
-        file = ::open(pending.temporary.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0666);
+        file = create_locked(target, pending.temporary);
         if (file < 0) {
             const int error = errno;
             pending.temporary.clear();
@@ -339,9 +461,11 @@ Pending create_beside(const std::string& target) {
     }
     pending.file = file;
     if (replaces) {
-        // The new file stands in for the old one: same permissions, and the same owner where we may set it.
+        // The new file stands in for the old one: same permissions and attributes, and the same owner where we may set
+        // it. But nothing says that other bytes may run with its owner's rights.
         if (fchown(file, info.st_uid, info.st_gid) != 0) errno = 0;
-        fchmod(file, info.st_mode & 07777);
+        copy_attributes(target, file);
+        fchmod(file, info.st_mode & 0777);
     }
     return pending;
 }
@@ -412,6 +536,7 @@ void publish(Pending& pending, bool replace, bool sync) {
             return;
         }
         if (errno != EEXIST || !replace) fail(errno, target + ": cannot be created");
+        flock(file, LOCK_EX);
         const std::string name = unused_name(target);
         if (linkat(AT_FDCWD, link, AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) != 0) fail(errno, name);
         pending.temporary = name;
@@ -424,7 +549,17 @@ void publish(Pending& pending, bool replace, bool sync) {
             return;
         }
         if (errno == EEXIST) fail(errno, target + ": cannot be created");
-        // File systems without hard links: the check made at the start has to do.
+        // A file system without hard links.
+        if (rename_to_new(pending.temporary, target)) {
+            pending.temporary.clear();
+            discard(pending);
+            if (sync) sync_folder(folder_of(target));
+            return;
+        }
+        // Whoever creates the name has it, and replaces what it has created.
+        const int claimed = ::open(target.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666);
+        if (claimed < 0) fail(errno, target + ": cannot be created");
+        ::close(claimed);
     }
     if (std::rename(pending.temporary.c_str(), target.c_str()) != 0) fail(errno, target + ": cannot be replaced");
     pending.temporary.clear();

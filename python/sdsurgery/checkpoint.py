@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 from .dtypes import DType
 from .errors import InputRefused, RunFailed, UsageError, printable
@@ -60,7 +60,7 @@ class Contents:
     ``unusable``: tensors that the file has but that cannot be read (quantised, sparse, complex, …), with the reason;
     they are not in ``tensors``. ``records``: the stretches of tensor data. ``files``: paths of those with the tensor
     data, in the order of ``TensorInfo.file``; empty when it is the recognised file itself. ``temporary``: they are this
-    run's own, and are removed once they are opened.
+    run's own, and are removed once they are opened. ``held``: an open file that such a path leads to.
     """
 
     format: str
@@ -73,6 +73,7 @@ class Contents:
     files: list[str] = field(default_factory=list)
     structure: Structure | None = None  # of a pickle
     temporary: bool = False
+    held: BinaryIO | None = None
 
 
 Framework = Literal["auto", "torch", "numpy"]
@@ -314,9 +315,13 @@ def _open_files(contents: Contents) -> list[Source]:
     opened: list[Source] = []
     try:
         for path in contents.files:
-            opened.append(open_temporary(path) if contents.temporary else open_source(path))
+            named = contents.temporary and contents.held is None
+            opened.append(open_temporary(path) if named else open_source(path))
     except BaseException:
         for file in opened:
             file.close()
         raise
+    finally:
+        if contents.held is not None:
+            contents.held.close()
     return opened

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import _native, backends
 from .backends import Options, Reduced, RunHandle
-from .errors import DeviceFailed, Failure, InputRefused, Interrupted, SdsError, UsageError, printable
+from .errors import DeviceFailed, Failure, InputRefused, Interrupted, RunFailed, SdsError, UsageError, printable
 from .files import native_errors, with_suppressed
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Outcome:
     input_hashes: tuple[str | None, ...] = ()
     body_hash: str | None = None
     hash_seconds: float = 0.0  # waited for hashes after the last byte was written
+    notes: list[str] = field(default_factory=list)
 
 
 def preview(plan: Plan, sources: Sequence[Source], backend: str, options: Options) -> dict[str, Any]:
@@ -52,12 +53,18 @@ def examine(
     """Read and evaluate everything and keep nothing: non-finite values for ``verify``, reductions for ``compare``."""
     chosen, failed = _choose(backend, options)
     started = time.monotonic()
+    looks = _LOOKS
     with native_errors(InputRefused):
         while True:
             try:
                 run = _prepare(chosen, plan, sources, None, options)
                 _drive(run, plan, progress)
-                break
+                touched = [source for source in sources if source.touched]
+                looks -= bool(touched)
+                if not touched or not looks:
+                    break
+                for source in touched:
+                    source.settle()
             except DeviceFailed as error:
                 chosen, failed = _instead(chosen, options, error)
     outcome = _outcome(plan, run, chosen, started)
@@ -98,23 +105,29 @@ def execute(
     started = time.monotonic()
     writing = _Writing(plan, targets, hash_files)
     finished: list[str] = []
+
+    def once() -> tuple[RunHandle, list[Outcome]]:
+        run = writing.begin(chosen, sources, options)
+        _drive(run, plan, progress)
+        writing.written()
+        outcomes = [_outcome(plan, run, chosen, started, output) for output in range(len(targets))]
+        writing.collect(outcomes)
+        return run, outcomes
+
     try:
         with native_errors():
             writing.open()
         while True:
             try:
                 with native_errors():
-                    run = writing.begin(chosen, sources, options)
-                    _drive(run, plan, progress)
-                    writing.written()
+                    run, outcomes = once()
                 break
             except DeviceFailed as error:
                 # From the beginning, over what is written: every backend writes the same bytes.
                 chosen, failed = _instead(chosen, options, error)
                 writing.stop()
-        outcomes = [_outcome(plan, run, chosen, started, output) for output in range(len(targets))]
+        run, outcomes = _look_again(writing, sources, (run, outcomes), once)
         with native_errors():
-            writing.collect(outcomes)
             for target, sink, outcome in zip(targets, writing.sinks, outcomes, strict=True):
                 if failed:
                     outcome.how["fallback"] = failed
@@ -123,6 +136,9 @@ def execute(
                 sink.commit(replace, sync)
                 finished.append(target.path)
                 outcome.seconds = time.monotonic() - started
+                outcome.notes += [
+                    f"removed {printable(name)}, which a run that was killed had left" for name in sink.leftovers
+                ]
         return outcomes
     except KeyboardInterrupt:
         finished = [target.path for target, sink in zip(targets, writing.sinks, strict=False) if sink.committed]
@@ -133,6 +149,34 @@ def execute(
         raise with_finished(error, finished, targets) from None
     finally:
         writing.close()
+
+
+_LOOKS = 3
+
+
+def _look_again(
+    writing: _Writing, sources: Sequence[Source], done: tuple[RunHandle, list[Outcome]],
+    again: Callable[[], tuple[RunHandle, list[Outcome]]],
+) -> tuple[RunHandle, list[Outcome]]:  # fmt: skip
+    """An input that was only touched (a hard link, a new mode or attribute) is no reason to fail, but its bytes may
+    have been changed and their time put back: the run is done once more, and must write the same. One that is touched
+    all the time is looked at ``_LOOKS`` times. Gives the last run and its outcomes.
+    """
+    for _ in range(_LOOKS):
+        with native_errors():
+            touched = [source for source in sources if source.touched]
+            if not touched:
+                break
+            before, hashes = writing.digests(), done[1][0].input_hashes
+            for source in touched:
+                source.settle()
+            writing.stop()
+            done = again()
+            same = writing.digests() == before and done[1][0].input_hashes == hashes
+        if not same:
+            path = touched[0].path
+            raise RunFailed(f"{printable(path)}: the file changed while it was being read", code="changed", path=path)
+    return done
 
 
 def with_finished(error: Raised, finished: Sequence[str], targets: Sequence[object]) -> Raised:
@@ -190,6 +234,20 @@ class _Writing:
                 files, outcome.body_hash = hashing.result()
                 outcome.input_hashes = files or outcomes[0].input_hashes
             outcome.hash_seconds = time.monotonic() - started
+
+    def digests(self) -> list[bytes]:
+        """SHA-256 of the tensor data of each file."""
+        from hashlib import sha256
+
+        found, buffer = [], memoryview(bytearray(1 << 20))
+        for sink, start, size in zip(self.sinks, self._starts, self._sizes, strict=True):
+            hashed = sha256()
+            for at in range(start, size, len(buffer)):
+                piece = buffer[: min(len(buffer), size - at)]
+                sink.read_into(at, piece)
+                hashed.update(piece)
+            found.append(hashed.digest())
+        return found
 
     def stop(self) -> None:
         for hashing in filter(None, self._hashing):

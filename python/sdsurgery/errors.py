@@ -47,6 +47,7 @@ CODES = {
     # RunFailed
     "failed": "the run failed for a reason that has no code of its own",
     "io": "a read or write failed",
+    "too_many_files": "the system's limit on open files is reached",
     "no_space": "the disk or quota is full",
     "changed": "an input changed while it was being read",
     "overflow": 'a value does not fit the output dtype, with overflow="error"',

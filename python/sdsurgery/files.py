@@ -116,6 +116,8 @@ def _of_code(code: str, text: str, kind: type[SdsError]) -> SdsError:
         return UsageError(f"{text} (overwrite=True replaces it)", code=code)
     if code == "invalid":
         return UsageError(text)
+    if code == "too_many_files":
+        return RunFailed(f"{text} (the limit of this process; ulimit -n raises it)", code=code)
     if code == "damaged":
         return RunFailed(f"{text}; nothing was written", code=code)
     return kind(text, code=code if code in CODES else None)

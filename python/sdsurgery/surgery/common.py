@@ -318,6 +318,7 @@ def _write(
     for each, target, outcome, report in zip(placed, targets, outcomes, reports, strict=True):
         report.nonfinite, report.overflow = each.by_name(outcome.nonfinite), each.by_name(outcome.overflow)
         report.how = outcome.how
+        report.notes += outcome.notes
         report.seconds, report.hash_seconds = outcome.seconds, outcome.hash_seconds
         report.sha256 = list(outcome.input_hashes) if hash_inputs else [None] * len(files)
         report.body_sha256 = outcome.body_hash

@@ -144,15 +144,27 @@ def _inflated(source: Source, graph: Graph, storages: Mapping[str, Entry], folde
             f"inflating needs {offset} bytes in {printable(folder)}, and there is less free space", code="no_space"
         )
     handle, path = tempfile.mkstemp(prefix="sdsurgery-", suffix=".inflated", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            for key, entry in storages.items():
-                out.seek(records[key].offset)
-                _copy(source, entry, out)
-            out.truncate(offset)
-    except BaseException:
+    link = f"/proc/self/fd/{handle}"
+    nameless = os.path.exists(link)
+    if nameless:  # its name goes at once, so that even a kill leaves nothing behind
         os.unlink(path)
+        path = link
+    out = os.fdopen(handle, "wb")
+    try:
+        for key, entry in storages.items():
+            out.seek(records[key].offset)
+            _copy(source, entry, out)
+        out.truncate(offset)
+        out.flush()
+    except BaseException:
+        out.close()
+        if not nameless:
+            os.unlink(path)
         raise
+    if nameless:
+        found.held = out
+    else:
+        out.close()
     found.files, found.temporary = [path], True
     found.notes.append(f"inflated {offset} bytes into a temporary file")
     return found

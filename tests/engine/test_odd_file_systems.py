@@ -1,0 +1,265 @@
+"""File systems without nameless files, hard links or locks of their own; folders and targets with special rights;
+inputs that are touched while they are read; limits of the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import io
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from cli_support import Result, done, environment, f32, refused, sds, write_raw
+from pickle_builder import dict_of, pickled, tensor
+from test_read_faults import library  # noqa: F401
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or not shutil.which("cc"), reason="preloads a library that it compiles"
+)
+CAST = ("cast", "in.safetensors", "--dtype", "bf16", "-o", "out.safetensors", "-q")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with one small input."""
+    write_raw(tmp_path / "in.safetensors", {"w": ("F32", [50_000], f32(*range(50_000)))})
+    return tmp_path
+
+
+def odd(library: Path, **faults: str) -> dict[str, str]:  # noqa: F811
+    return {
+        **environment(),
+        "LD_PRELOAD": str(library),
+        **{f"SDS_FAULT_{name}": value for name, value in faults.items()},
+    }
+
+
+def run(folder: Path, env: dict[str, str], *words: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(("-c", code) if code else ("-m", "sdsurgery")), *words]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+# ---- without nameless files
+
+
+def killed_at_work(folder: Path, env: dict[str, str]) -> list[str]:
+    """Start a run, kill it while it has its temporary file open; the names of what it leaves."""
+    code = (
+        "import os, signal, sys\n"
+        "from sdsurgery import _native\n"
+        "sink = _native.Sink(b'other.safetensors', 1000)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = run(folder, env, code=code)
+    assert killed.returncode == -signal.SIGKILL
+    return [name for name in os.listdir(folder) if name.endswith(".tmp")]
+
+
+def test_what_a_killed_run_leaves_is_removed_by_the_next_which_says_so(folder: Path, library: Path) -> None:  # noqa: F811
+    env = odd(library, NO_TMPFILE="1")
+    (left,) = killed_at_work(folder, env)
+    assert left.startswith(".sdsurgery-") and left.split("-")[1].isdecimal()  # named with its process
+    alive = folder / ".sdsurgery-1-00000000.tmp"
+    alive.write_bytes(b"x")
+    with open(alive, "rb+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for faults in ({"NO_TMPFILE": "1"}, {}):
+            (folder / left).write_bytes(b"x")
+            made = run(folder, odd(library, **faults), *CAST[:-1], "--force")
+            assert made.returncode == 0, made.stderr
+            assert f"removed {left}, which a run that was killed had left" in made.stdout + made.stderr
+            assert alive.exists() and not (folder / left).exists()
+    again = run(folder, env, *CAST, "--force")
+    assert again.returncode == 0 and not alive.exists()
+    assert sorted(os.listdir(folder)) == ["in.safetensors", "out.safetensors"]
+
+
+def test_inflated_data_has_no_name_while_it_is_used(tmp_path: Path) -> None:
+    """A kill in the middle of inflating leaves nothing."""
+    out = io.BytesIO()
+    noise = os.urandom(1 << 12) * 8
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", pickled(dict_of({"w": tensor((1 << 13,), (1,), numel=1 << 13)})))
+        archive.writestr("a/data/0", noise)
+        archive.writestr("a/version", b"3\n")
+    (tmp_path / "in.ckpt").write_bytes(out.getvalue())
+    (tmp_path / "tmp").mkdir()
+    code = (
+        "import os, sdsurgery\n"
+        "from sdsurgery.formats.kinds import torch_zip\n"
+        "copy = torch_zip._copy\n"
+        "def watched(*given):\n"
+        "    copy(*given)\n"
+        "    assert os.listdir('tmp') == [], os.listdir('tmp')\n"
+        "torch_zip._copy = watched\n"
+        "with sdsurgery.open('in.ckpt', allow_inflate=True) as opened:\n"
+        "    assert opened.numpy('w').tobytes() and os.listdir('tmp') == []\n"
+    )
+    env = {**environment(), "TMPDIR": str(tmp_path / "tmp")}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True)
+
+
+# ---- without hard links
+
+
+@pytest.mark.parametrize("links", ["1", "2"])
+def test_two_writers_do_not_both_win_without_hard_links(folder: Path, library: Path, links: str) -> None:  # noqa: F811
+    code = (
+        "import sys\n"
+        "from sdsurgery import _native\n"
+        "sinks = [_native.Sink(b'out.safetensors', 4) for _ in range(2)]\n"
+        "won = 0\n"
+        "for number, sink in enumerate(sinks):\n"
+        "    sink.write(0, b'%d...' % number)\n"
+        "    try: sink.commit(False, False); won += 1\n"
+        "    except _native.Error as error: assert error.code == 'exists', error\n"
+        "    sink.abort()\n"
+        "assert won == 1 and open('out.safetensors').read() == '0...'\n"
+    )
+    env = odd(library, NO_TMPFILE="1", NO_LINK=links)
+    assert run(folder, env, code=code).returncode == 0
+    assert sorted(os.listdir(folder)) == ["in.safetensors", "out.safetensors"]
+    made = run(folder, env, *CAST, "--force")
+    assert (made.returncode, made.stderr) == (0, "")
+    assert sorted(os.listdir(folder)) == ["in.safetensors", "out.safetensors"]
+
+
+# ---- targets with special rights
+
+
+def without_ownership() -> None:
+    """For ``preexec_fn``: root may replace any file on Linux, but not without this capability."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pr_capbset_drop, cap_fowner = 24, 3
+    if libc.prctl(pr_capbset_drop, cap_fowner, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes files of another user")
+def test_a_target_in_a_sticky_folder_is_refused_before_the_work(folder: Path) -> None:
+    shared = folder / "shared"
+    shared.mkdir()
+    target = shared / "out.safetensors"
+    target.write_bytes(b"of another")
+    os.chmod(shared, 0o1777)
+    for path in (shared, target):
+        os.chown(path, 65534, 65534)
+    words = ("cast", "in.safetensors", "--dtype", "bf16", "-o", "shared/out.safetensors", "--force", "-q")
+    refused(sds(*words, cwd=folder, preexec_fn=without_ownership), 1, "sticky", "shared/out.safetensors")
+    assert target.read_bytes() == b"of another"
+    assert os.listdir(shared) == ["out.safetensors"]
+    done(sds(*words, cwd=folder))  # who may, may
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("chattr"), reason="sets a file's flags")
+def test_an_immutable_target_is_refused_before_the_work(folder: Path) -> None:
+    target = folder / "out.safetensors"
+    target.write_bytes(b"old")
+    if subprocess.run(["chattr", "+i", target], capture_output=True, check=False).returncode:
+        pytest.skip("the file system has no such flag")
+    try:
+        refused(sds(*CAST, "--force", cwd=folder), 1, "immutable")
+        assert target.read_bytes() == b"old"
+    finally:
+        subprocess.run(["chattr", "-i", target], check=True)
+
+
+def test_a_replaced_target_keeps_its_attributes_and_mode_but_not_setuid(folder: Path) -> None:
+    target = folder / "out.safetensors"
+    target.write_bytes(b"old")
+    try:
+        os.setxattr(target, "user.origin", b"somewhere")
+    except OSError:
+        pytest.skip("the file system has no extended attributes")
+    os.chmod(target, 0o6750)
+    done(sds(*CAST, "--force", cwd=folder))
+    assert os.getxattr(target, "user.origin") == b"somewhere"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o750
+    assert target.read_bytes() != b"old"
+
+
+# ---- inputs that are touched while they are read
+
+TOUCHED = """
+import os, sys
+from sdsurgery import engine, cli
+change = sys.argv.pop(1)
+once = engine._drive
+times = []
+def driven(run, plan, progress):
+    once(run, plan, progress)
+    times.append(1)
+    if len(times) > 1 and change != "always":
+        return
+    path = "in.safetensors"
+    if change == "link": os.link(path, f"in.link.{len(times)}")
+    elif change in ("mode", "always"): os.chmod(path, 0o600 + len(times))
+    elif change == "attribute": os.setxattr(path, "user.seen", b"1")
+    else:
+        stamp = os.stat(path)
+        with open(path, "rb+") as file:
+            file.seek(-1000, 2); file.write(bytes(1000))
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+engine._drive = driven
+code = cli.run(sys.argv[1:])
+print(len(times))
+sys.exit(code)
+"""
+
+
+def touched(folder: Path, change: str, *words: str) -> Result:
+    command = [sys.executable, "-c", TOUCHED, change, *words]
+    made = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, check=False)
+    return Result(made.returncode, made.stdout, made.stderr)
+
+
+@pytest.mark.parametrize("hashed", [(), ("--no-hash",)])
+@pytest.mark.parametrize("change", ["link", "mode", "attribute", "always"])
+def test_a_new_name_mode_or_attribute_of_an_input_is_no_change(
+    folder: Path, change: str, hashed: tuple[str, ...]
+) -> None:
+    done(sds(*CAST, *hashed, cwd=folder))
+    want = (folder / "out.safetensors").read_bytes()
+    result = touched(folder, change, *CAST, *hashed, "--force")
+    if change == "attribute" and result.rc and "Operation not supported" in result.err:
+        pytest.skip("the file system has no extended attributes")
+    assert (result.rc, result.err) == (0, "")
+    assert (folder / "out.safetensors").read_bytes() == want
+    assert int(result.out) == (2 if change != "always" else 4)  # it was looked at again
+
+
+@pytest.mark.parametrize("hashed", [(), ("--no-hash",)])
+def test_a_change_in_place_with_its_time_put_back_is_found(folder: Path, hashed: tuple[str, ...]) -> None:
+    result = touched(folder, "bytes", *CAST, *hashed)
+    assert result.rc == 1
+    assert result.err == "sdsurgery: in.safetensors: the file changed while it was being read\n"
+    assert os.listdir(folder) == ["in.safetensors"]
+
+
+# ---- limits of the process
+
+
+def test_the_limit_on_open_files_is_said_as_such(folder: Path) -> None:
+    code = (
+        "import os, resource, sys\n"
+        "from sdsurgery import cli\n"
+        "words = ['inspect', 'in.safetensors', '-q']\n"
+        "assert cli.run(words) == 0\n"  # everything is imported now
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "try:\n"
+        "    while True: os.open('in.safetensors', os.O_RDONLY)\n"
+        "except OSError: pass\n"
+        "sys.exit(cli.run(words))\n"
+    )
+    made = run(folder, environment(), code=code)
+    assert made.returncode == 1
+    assert made.stderr.count("\n") == 1
+    assert "in.safetensors: Too many open files (the limit of this process; ulimit -n raises it)" in made.stderr
