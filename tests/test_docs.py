@@ -143,7 +143,8 @@ def test_the_errors_page_says_what_the_errors_say() -> None:
 def test_every_code_of_an_error_is_documented_and_every_documented_code_is_used() -> None:
     from sdsurgery.errors import CODES
 
-    used = {"not_found", "permission", "not_regular", "io", "truncated", "changed", "no_space", "too_many_files"}  # csrc/error.h
+    # csrc/error.h
+    used = {"not_found", "permission", "not_regular", "io", "truncated", "changed", "no_space", "too_many_files"}
     for code in used:
         assert re.search(rf"^    {code},", read("csrc/error.h"), re.MULTILINE), code
     for path in (ROOT / "python").rglob("*.py"):
