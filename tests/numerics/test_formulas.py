@@ -223,3 +223,38 @@ def test_the_weight_of_one_input_differs_by_rule(files: list[str], tmp_path: Pat
     assert np.array_equal(load_file(out)["x.weight"], numbers[0] * a + numbers[1] * b + numbers[2] * c)
     with pytest.raises(sds.UsageError, match="has no ratio 'D'"):
         sds.merge("n-sum", files, weights=[0.5, 0.3, 0.2], rules={"D": {"x": 0.75}}, dry_run=True)
+
+
+# ---- modifiers
+
+
+def test_clamp_keeps_the_result_between_inputs(files: list[str], tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    out = tmp_path / "o.safetensors"
+    words = ["merge", "--method", "add-diff", "--alpha", "2", *files, "-o", str(out), "--force"]
+    a, b, c = arrays()
+    mixed = a + np.float32(2) * (b - c)
+    for more, bounds in (["--clamp"], (a, b)), (["--bounds", "A,B,C"], (a, b, c)):
+        done(command(*words, *more))
+        low, high = np.minimum.reduce(bounds), np.maximum.reduce(bounds)
+        assert np.array_equal(load_file(out)["x.weight"], np.clip(mixed, low, high))
+    assert np.array_equal(
+        sds.apply("clamp(A,B):add-diff", a, b, c, alpha=2), np.clip(mixed, np.minimum(a, b), np.maximum(a, b))
+    )
+    stiff = sds.apply("clamp(A,B,C):add-diff", a, b, c, alpha=2, stiffness=0.5)
+    assert np.array_equal(stiff, sds.apply("clamp", mixed, a, b, c, stiffness=0.5))
+    refused(command(*words, "--bounds", "A,Q"), 2, "there is no input Q")
+    refused(command(*words, "--bounds", "A"), 2, "clamp needs two or more inputs")
+
+
+def test_a_curve_shapes_the_ratio_of_any_method() -> None:
+    a, b, _ = arrays()
+    shaped = 0.3 * 0.3 * (3 - 2 * 0.3)
+    assert np.array_equal(sds.apply("smoothstep:slerp", a, b, alpha=0.3), sds.apply("slerp", a, b, alpha=shaped))
+    back = sds.apply("inverse-smoothstep:slerp", a, b, alpha=shaped)
+    assert np.allclose(back, sds.apply("slerp", a, b, alpha=0.3), rtol=1e-6)
+    with pytest.raises(sds.UsageError, match="ram has no ratio alpha"):
+        sds.apply("smoothstep:ram", a, b)
+    with pytest.raises(sds.UsageError, match="math domain error"):
+        sds.apply("inverse-smoothstep:slerp", a, b, alpha=2)

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, printable
+from ..methods.modifiers import CURVES, modified
 from ..methods.parameters import described
 from ..methods.written import PREFIX
 from .bake import adapters, given
-from .common import numbers, words, writing, written
+from .common import numbers, one_of, words, writing, written
 
 if TYPE_CHECKING:
     from ..methods.registry import Method, Parameter
@@ -41,6 +42,9 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     add("--blocks", action="append", default=[], metavar="[RATIO:]WEIGHTS", help="ratios by merge block: "
         "IN04=0.3,OUT05-OUT08=0.8,BASE=0.5, a preset, or a list of numbers")  # fmt: skip
     add("--variant", metavar="WORD", help="of a method that has variants (`sdsurgery methods`)")
+    add("--clamp", action="store_true", help="keep the result between A and B")
+    add("--bounds", metavar="A,B,…", help="keep the result between these inputs")
+    add("--curve", metavar="WORD", type=one_of("--curve", CURVES), help="shape alpha (smoothstep, inverse-smoothstep)")
     add("--rules", action="append", default=[], metavar="[RATIO:]FILE", help="ratios by regular expression over names: "
         "lines REGEX = NUMBER, the last that matches wins")  # fmt: skip
     adapters(parser, required=False)
@@ -57,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.tree is not None:
         return _of_recipe(args)
-    method = get(args.method or PREFIX + args.formula, args.variant)
+    method = modified(
+        get(args.method or PREFIX + args.formula, args.variant), args.curve, _bounds(args.clamp, args.bounds)
+    )
     params = {**_given(args, method.params), **method.named(dict(args.numbers))}
     swept = [name for name, value in params.items() if isinstance(method.params[name], Param) and len(value) > 1]
     options = {name: getattr(args, name) for name in ("add_missing", "use_ema", "blocks", "rules")}
@@ -73,6 +79,11 @@ def run(args: argparse.Namespace) -> int:
         )
     options["loras"] = loras
     return written(args, lambda **settings: merge(method.name, args.inputs, **options, **settings, **params))
+
+
+def _bounds(clamp: bool, given: str | None) -> str | None:
+    """The inputs between which the result stays, as modifiers name them."""
+    return given.replace(" ", "").upper() if given else "A,B" if clamp else None
 
 
 def _assigned(text: str) -> tuple[str, list[float]]:
@@ -150,10 +161,13 @@ def _method_in(argv: Sequence[str]) -> Method | None:
     from ..methods.registry import get, registered
 
     if (text := _value_in(argv, "--formula")) is not None:
-        return get(PREFIX + text)
-    name = _value_in(argv, "--method")
-    if name is not None:
-        return get(name, _value_in(argv, "--variant"))
+        found = get(PREFIX + text)
+    elif (name := _value_in(argv, "--method")) is not None:
+        found = get(name, _value_in(argv, "--variant"))
+    else:
+        found = None
+    if found is not None:
+        return modified(found, bounds=_bounds("--clamp" in argv, _value_in(argv, "--bounds")))
     flags = {_flag(param) for method in registered().values() for param in method.params}
     for word in argv:
         if word.partition("=")[0] in flags:  # which would be called unknown

@@ -204,6 +204,8 @@ def get(name: str, variant: str | None = None) -> Method:
         if name.startswith(prefix):
             return make(name)
     found = known_names.get(name) or known_names.get(name.replace("_", "-"))  # weighted_sum, as Python writes it
+    if found is None and variant:
+        found, variant = known_names.get(f"{name}.{variant}"), None  # of which there is only this one
     if found is None:
         _import_entry_points()
         known_names = registered()
