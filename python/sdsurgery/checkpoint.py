@@ -281,6 +281,12 @@ def open_checkpoint(
 
     if framework not in ("auto", "torch", "numpy"):
         raise UsageError(f"framework= cannot be '{printable(framework)}'; known: auto, torch, numpy", code="bad_value")
+    if os.path.isdir(path):
+        from .formats.strangers import folder
+
+        text = folder(os.fspath(path))
+        if text is not None:
+            raise InputRefused(f"{printable(path)}: {text}", code="unknown_format", path=os.fspath(path))
     source = open_source(path)
     try:
         with native_errors(InputRefused):

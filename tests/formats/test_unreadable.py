@@ -18,7 +18,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "quantised": lambda: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8),
     "sparse": lambda: torch.eye(4).to_sparse(),
     "meta": lambda: torch.empty(4, device="meta"),
-    "complex": lambda: torch.ones(4, dtype=torch.complex64),
+    "complex": lambda: torch.ones(4, dtype=torch.complex128),
     "NumPy array f8 [100]": lambda: np.zeros(100),
 }
 
@@ -44,7 +44,7 @@ IGNORED = {
     "prune a component": (VAE, "prune {bad} --drop vae"),
     "prune by name": (JUNK, "prune {bad} --drop-keys ^nobody"),
     "prune strictly": (JUNK, "prune {bad} --strict"),
-    "prune for inference": (JUNK, "prune {bad} --preset inference"),
+    "prune for inference": (JUNK, "prune {bad} --preset inference --strict"),
     "extract": (VAE, "extract {bad} --component unet"),
     "merge, EMA of A": (EMA, "merge {bad} {other} --method weighted-sum"),
     "merge, EMA of B": (EMA, "merge {other} {bad} --method weighted-sum"),

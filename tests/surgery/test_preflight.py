@@ -329,3 +329,18 @@ def test_nothing_in_common_is_refused_even_if_forced(tmp_path: Path) -> None:
     line = refused(sds("merge", "--method", "weighted-sum", a, b, "--force", "-o", tmp_path / "o.safetensors"), 3)
     assert "only 0 of 1 of A's tensors are in B" in line
     assert "overwrite" not in line
+
+
+def test_two_loras_are_refused_with_the_reason_and_the_verb_that_fits(tmp_path: Path) -> None:
+    """Means of factors are not the mean of their products."""
+    names = (
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k",
+        "lora_te_text_model_encoder_layers_0_mlp_fc1",
+    )
+    tensors = {f"{name}.lora_{end}.weight": ("F32", [1, 1], f32(2)) for name in names for end in ("down", "up")}
+    a, b = (write_raw(tmp_path / f"{name}.safetensors", tensors) for name in "ab")
+    line = refused(
+        sds("merge", "--method", "weighted-sum", a, b, "-o", tmp_path / "o.safetensors"), 3, "LoRA", "factors"
+    )
+    assert "merge-lora" in line
+    assert not (tmp_path / "o.safetensors").exists()

@@ -238,4 +238,5 @@ def register_all() -> None:
 
 def _register(name: str, title: str, architecture: str | None, kind: str, base: str) -> None:
     sniff = partial(_sniff, kind, base)
-    register(Layout(name, title, architecture, sniff=sniff, arranged=_ARRANGED.get(kind, structure.flat)))
+    register(Layout(name, title, architecture, sniff=sniff, arranged=_ARRANGED.get(kind, structure.flat),
+                    factors=kind in ("lora", "lycoris")))  # fmt: skip

@@ -183,6 +183,7 @@ class Layout:
     diffusers: Diffusers | None = None  # None: no form of it in diffusers' names
     adapters: Adapters | None = None  # of a base model
     arranged: Callable[[Sequence[str], str], Structure] | None = None  # names and title -> how a pickle holds them
+    factors: bool = False  # an adapter whose effect is a product of tensors
     alone: str = ""  # the component that such a file holds, and nothing else
     original: Layout | None = None  # of a family in diffusers' names: the one that it is made from
     blocks: tuple[str, ...] = field(init=False)

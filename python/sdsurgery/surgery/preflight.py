@@ -41,18 +41,43 @@ def who(source: int, checkpoints: Sequence[Checkpoint]) -> str:
 
 def refuse_conflicts(checkpoints: Sequence[Checkpoint], detections: Sequence[Detection]) -> None:
     """InputRefused when two inputs are of different families, with both families and the tensor that differs."""
+    _refuse_factors(checkpoints, detections)
     known = [source for source, found in enumerate(detections) if found.layout is not UNKNOWN]
     for source in known[1:]:
         first = known[0]
         reason = conflict(detections[first], detections[source], (letter(first), letter(source)))
         if reason is not None:
-            vae = any(detections[each].layout.components == {"vae"} for each in (first, source))
             raise InputRefused(
                 f"different families cannot be merged: {who(first, checkpoints)} and {who(source, checkpoints)}: "
-                f"{reason}" + ('; replace(component="vae") puts a VAE into a checkpoint' if vae else ""),
+                f"{reason}{_instead([detections[first].layout, detections[source].layout])}",
                 code="family",
                 path=checkpoints[source].path,
             )
+
+
+def _refuse_factors(checkpoints: Sequence[Checkpoint], detections: Sequence[Detection]) -> None:
+    """InputRefused for two adapters of factors: their effects are products, so means of the factors mean nothing."""
+    found = [source for source, each in enumerate(detections) if each.layout.factors]
+    if len(found) > 1:
+        raise InputRefused(
+            f"{who(found[0], checkpoints)} is {detections[found[0]].layout.title}, {who(found[1], checkpoints)} is "
+            f"{detections[found[1]].layout.title}: their effects are products of factors, and merging the factors one "
+            "by one gives another effect; merge-lora merges adapters by their effects",
+            code="family",
+            path=checkpoints[found[1]].path,
+        )
+
+
+def _instead(layouts: Sequence[Layout]) -> str:
+    """Which verb does what a refused merge may have been meant to do."""
+    if any(each.factors for each in layouts):
+        return "; bake puts an adapter's effect into a checkpoint"
+    parts = [next(iter(each.components)) if each.components == {"vae"} else each.alone for each in layouts]
+    part = next(filter(None, parts), None)
+    if part is None:
+        return ""
+    title = _COMPONENTS.get(part, part)
+    return f'; replace(component="{part}") puts a {title} into a checkpoint'
 
 
 def refuse_strangers(

@@ -57,7 +57,7 @@ def sniff(source: Source) -> bool:
     head = source.read(0, min(source.size, 64))
     if head[_PREFIX:].lstrip(b" \t\n\r").startswith(b"{"):
         return True
-    if head.startswith(b"PK") or head.startswith(b"\x80"):  # a zip archive or a pickle
+    if head.startswith((b"PK", b"\x80")) or (head and not head.strip(b"\0")):  # a zip archive, a pickle, or zeros
         return False
     return len(head) < _PREFIX or int.from_bytes(head[:_PREFIX], "little") <= MAX_HEADER
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMAT", "Layout", "layout", "read"]
 
+_MODELS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 _RESAVE = "open it where it was made and save it with torch.save(model.state_dict(), path)"
 
 
@@ -82,7 +83,12 @@ def _root(entries: Mapping[str, Entry]) -> str:
     if any(name.startswith(f"{root}/.data/extern_modules") for name in entries):
         raise InputRefused(f"a torch.package archive (a program with weights), which is not read; {_RESAVE}")
     if f"{root}/data.pkl" not in entries:
-        raise InputRefused(f"a zip archive, but not of torch.save: it has no {printable(root or 'ROOT', 60)}/data.pkl")
+        model = next((name for name in entries if name.lower().endswith(_MODELS)), None)
+        raise InputRefused(
+            f"a zip archive with a model inside ('{printable(model, 80)}'); unpack it first"
+            if model is not None
+            else f"a zip archive, but not of torch.save: it has no {printable(root or 'ROOT', 60)}/data.pkl"
+        )
     return root
 
 
