@@ -494,14 +494,17 @@ def convert_all(
 
 
 @_spelled_out(Reading)
-def inspect(path: Path, **opening: Unpack[Reading]) -> Inspection:
+def inspect(path: Path, *, base: Path | None = None, **opening: Unpack[Reading]) -> Inspection:
     """Family, components, EMA, dtypes, metadata, recipe and faulty position_ids; no other tensor is read.
 
-    The keywords are those of ``open``.
+    Of an adapter (``path`` may be a folder as peft writes it) also kinds, dialects, ranks, alphas and facts of its
+    training, and beside a ``base`` model how much each tensor changes: ``Inspection.adapter``. The other keywords are
+    those of ``open``. UsageError for a base of a file that is no adapter.
     """
     from .surgery.inspect import inspect as work
 
-    return work(path, **settings_of("inspect", opening, (), Reading.__annotations__).opening)
+    given = settings_of("inspect", opening, ("base",), Reading.__annotations__).opening
+    return work(path, base, **given)
 
 
 @_spelled_out(Comparing)

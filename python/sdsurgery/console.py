@@ -124,6 +124,8 @@ def inspection_lines(found: Inspection, verbose: bool = False) -> list[str]:
     for name, part in rows.items():
         dtypes = ", ".join(f"{dtype} {count}" for dtype, count in part.dtypes.items())
         lines.append(f"{name:<18} {part.tensors:>8} {part.parameters:>16,} {part.bytes:>16,}  {dtypes}")
+    if found.adapter is not None:
+        lines += found.adapter.lines(verbose)
     for key, value in found.metadata.items():
         lines.append(f"metadata {printable(key)}: {printable(value, 10_000 if verbose else 100)}")
     if found.recipe is not None:

@@ -40,39 +40,41 @@ class Place(NamedTuple):
 
 
 class _Prefix(NamedTuple):
-    """What a beginning of names says: the components that it may be of, and the spelling of the rest."""
+    """What a beginning of names says: the dialect, the components that it may be of, and the spelling of the rest."""
 
     text: str
+    dialect: str
     components: tuple[str, ...]
     dotted: bool
     original: bool = False  # whether the U-Net's paths are the original ones only
 
 
 _PREFIXES = (
-    # kohya and LyCORIS; U-Net paths of either kind
-    _Prefix("lora_unet_", (UNET,), False),
-    _Prefix("oft_unet_", (UNET,), False),
-    _Prefix("lora_te_", (FIRST,), False),
-    _Prefix("lora_te1_", (FIRST,), False),
-    _Prefix("lora_te2_", (SECOND,), False),
-    _Prefix("lycoris_", COMPONENTS, False),
-    # diffusers and peft
-    _Prefix("unet.base_model.model.", (UNET,), True),
-    _Prefix("unet.", (UNET,), True),
-    _Prefix("text_encoder.base_model.model.", (FIRST,), True),
-    _Prefix("text_encoder.", (FIRST,), True),
-    _Prefix("text_encoder_2.base_model.model.", (SECOND,), True),
-    _Prefix("text_encoder_2.", (SECOND,), True),
-    _Prefix("base_model.model.", COMPONENTS, True),
-    # ComfyUI
-    _Prefix("diffusion_model.", (UNET,), True, original=True),
-    _Prefix(names.UNET, (UNET,), True, original=True),
-    _Prefix("text_encoders.clip_l.transformer.", (FIRST,), True),
-    _Prefix("text_encoders.clip_h.transformer.", (FIRST,), True),
-    _Prefix("text_encoders.clip_g.transformer.", (SECOND,), True),
-    # diffusers of 2023: the bare path
-    _Prefix("", COMPONENTS, True),
+    _Prefix("lora_unet_", "kohya", (UNET,), False),  # with paths of either kind
+    _Prefix("oft_unet_", "kohya", (UNET,), False),
+    _Prefix("lora_te_", "kohya", (FIRST,), False),
+    _Prefix("lora_te1_", "kohya", (FIRST,), False),
+    _Prefix("lora_te2_", "kohya", (SECOND,), False),
+    _Prefix("lycoris_", "LyCORIS", COMPONENTS, False),
+    _Prefix("unet.base_model.model.", "peft", (UNET,), True),
+    _Prefix("unet.", "diffusers", (UNET,), True),
+    _Prefix("text_encoder.base_model.model.", "peft", (FIRST,), True),
+    _Prefix("text_encoder.", "diffusers", (FIRST,), True),
+    _Prefix("text_encoder_2.base_model.model.", "peft", (SECOND,), True),
+    _Prefix("text_encoder_2.", "diffusers", (SECOND,), True),
+    _Prefix("base_model.model.", "peft", COMPONENTS, True),
+    _Prefix("diffusion_model.", "ComfyUI", (UNET,), True, original=True),
+    _Prefix(names.UNET, "ComfyUI", (UNET,), True, original=True),
+    _Prefix("text_encoders.clip_l.transformer.", "ComfyUI", (FIRST,), True),
+    _Prefix("text_encoders.clip_h.transformer.", "ComfyUI", (FIRST,), True),
+    _Prefix("text_encoders.clip_g.transformer.", "ComfyUI", (SECOND,), True),
+    _Prefix("", "bare", COMPONENTS, True),  # of diffusers in 2023
 )
+
+
+def dialect_of(module: str) -> str:
+    """The dialect of a module's name, by its beginning."""
+    return next(prefix.dialect for prefix in _PREFIXES if module.startswith(prefix.text))
 
 
 def find(layout: Layout, module: str) -> tuple[Place, ...]:

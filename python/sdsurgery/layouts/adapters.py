@@ -105,7 +105,7 @@ def _base(shapes: Mapping[str, Shape]) -> tuple[str, str | None]:
     else the width of the only text encoder."""
     named = {key: parts for key in shapes if (parts := split(key))}
     for key, parts in named.items():
-        if re.search(_CROSS_ATTENTION, parts.module):
+        if len(shapes[key]) > 0 and parts.part != UP and re.search(_CROSS_ATTENTION, parts.module):
             base = _of_width(_input_width(shapes, named, parts.module))
             if base:
                 return base, key

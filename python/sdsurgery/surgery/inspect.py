@@ -11,6 +11,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import printable
 from ..layouts import aliases, detect
 from ..layouts.completeness import completeness
+from .adapter_anatomy import Anatomy, anatomy
 from .ema import state as ema_state
 from .position_ids import remarks
 
@@ -49,6 +50,7 @@ class Inspection:
     recipe: dict[str, Any] | None
     notes: list[str]
     absent: list[str] = field(default_factory=list)  # of components of which the file has other tensors
+    adapter: Anatomy | None = None  # of LoRA, LyCORIS and the like
 
     def __repr__(self) -> str:
         return f"<Inspection of {self.path}: {self.format}, family {self.family}, {self.total.tensors} tensors>"
@@ -57,12 +59,18 @@ class Inspection:
         return asdict(self)
 
 
-def inspect(path: str | os.PathLike[str], **opening: Unpack[Reading]) -> Inspection:
-    """Family, components, EMA, dtypes, metadata, recipe and faulty position_ids; no other tensor is read.
+def inspect(
+    path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, **opening: Unpack[Reading]
+) -> Inspection:
+    """Family, components, EMA, dtypes, metadata, recipe and faulty position_ids; no other tensor is read. Of an adapter
+    also what it consists of, and beside a ``base`` model how strong each of its layers is.
 
     ``opening``: as ``open_checkpoint`` takes them.
     """
     from ..metadata import recipe_of
+
+    adapter = anatomy(path, base, **opening)
+    path = adapter.path if adapter is not None else path
 
     with open_checkpoint(path, **opening) as checkpoint:
         stored = checkpoint.tensors
@@ -105,6 +113,7 @@ def inspect(path: str | os.PathLike[str], **opening: Unpack[Reading]) -> Inspect
                 *remarks(checkpoint, layout),
             ],
             absent=list(whole.absent),
+            adapter=adapter,
         )
 
 

@@ -1,0 +1,163 @@
+"""What an adapter consists of: kinds, dialects, ranks and alphas, modules, facts of its training, and how strong its
+layers are beside a base model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..adapters import names, writing
+from ..adapters.arrays import array, values
+from ..adapters.facts import training_facts
+from ..adapters.lora import Lora
+from ..adapters.read import Adapter, open_adapter
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..encodings import decode
+from ..errors import InputRefused, UsageError, printable
+from ..layouts import detect
+from .bake import applied
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass
+class Anatomy:
+    """``ranks`` and ``alphas``: number of modules by value (text for no alpha). ``strengths``: ‖W₁ − W‖/‖W‖ by the base
+    model's tensor, empty without a base. ``embeddings``: those that are bundled with it."""
+
+    path: str
+    base: str
+    kinds: dict[str, int]
+    dialects: dict[str, int]
+    components: dict[str, int]
+    ranks: dict[str, int]
+    alphas: dict[str, int]
+    decomposed: int
+    embeddings: list[str]
+    training: dict[str, Any]
+    strengths: dict[str, float] = field(default_factory=dict)
+
+    def lines(self, verbose: bool = False) -> list[str]:
+        """As text."""
+        made_for = self.base or "an unknown model"
+        lines = [
+            f"adapter: {_counted(self.kinds)}, names of {_counted(self.dialects)}, for {made_for}",
+            f"modules: {_counted(self.components)}" + (f"; DoRA: {self.decomposed}" if self.decomposed else ""),
+        ]
+        if self.ranks:
+            lines.append(f"rank: {_spread(self.ranks)}; alpha: {_spread(self.alphas)}")
+        if self.embeddings:
+            lines.append(f"bundled embeddings: {', '.join(map(printable, self.embeddings))}")
+        for name, value in self.training.items():
+            text = ", ".join(value) if isinstance(value, list) else str(value)
+            lines.append(f"{name.replace('_', ' ')}: {printable(text, 400)}")
+        return lines + list(self._strong(verbose))
+
+    def _strong(self, verbose: bool) -> Iterator[str]:
+        if not self.strengths:
+            return
+        order = sorted(self.strengths, key=lambda name: -self.strengths[name])
+        shown = order if verbose else order[:3]
+        for name in shown:
+            yield f"strength {100 * self.strengths[name]:8.3f} %  {printable(name)}"
+        if len(shown) < len(order):
+            median = sorted(self.strengths.values())[len(order) // 2]
+            yield f"strength {100 * median:8.3f} %  the median of {len(order)} tensors"
+
+
+def _counted(counts: dict[str, int]) -> str:
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _spread(counts: dict[str, int]) -> str:
+    values = list(counts)
+    if len(values) > 4:
+        return f"{values[0]} to {values[-1]} ({len(values)} values)"
+    return _counted(counts)
+
+
+def anatomy(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, **opening: Any) -> Anatomy | None:
+    """What an adapter consists of; None for a file that is none. UsageError for a ``base`` beside one that is none,
+    InputRefused for one of another family."""
+    try:
+        adapter = open_adapter(path, **opening)
+    except InputRefused:
+        if base is not None:
+            raise UsageError(
+                f"{printable(os.fspath(path))} is no adapter, so base= has no use", code="conflict"
+            ) from None
+        if os.path.isdir(path):
+            raise
+        return None
+    try:
+        found = _of(adapter)
+        if base is not None:
+            with open_checkpoint(base, **opening) as checkpoint:
+                decode(checkpoint)
+                found.strengths = _strengths(adapter, checkpoint)
+        return found
+    finally:
+        adapter.close()
+
+
+def _of(adapter: Adapter) -> Anatomy:
+    dialects: dict[str, int] = {}
+    components: dict[str, int] = {}
+    ranks: dict[float, int] = {}
+    alphas: dict[float | None, int] = {}
+    decomposed = 0
+    layout = writing.layout_of(adapter.base)
+    for module, parts in adapter.modules.items():
+        _count(dialects, names.dialect_of(module))
+        places = names.find(layout, module) if layout else ()
+        _count(components, places[0].component if places else names.component_of(module) or "unknown")
+        decomposed += any(part.startswith("magnitude") for part in parts)
+        rank = next((parts[part].shape[0] for part in _RANKED if part in parts and parts[part].shape), None)
+        if rank is not None:
+            _count(ranks, rank)
+            _count(alphas, adapter.alpha(module))
+    known = {f"{value:g}": alphas[value] for value in sorted(each for each in alphas if each is not None)}
+    if None in alphas:
+        known["none"] = alphas[None]
+    embeddings = sorted({name.split(".")[1] for name in adapter.bundled if name.count(".") > 1})
+    return Anatomy(
+        adapter.path, adapter.base, adapter.kinds(), dialects, components,
+        {str(rank): ranks[rank] for rank in sorted(ranks)}, known, decomposed, embeddings,
+        training_facts(adapter.checkpoint.metadata()),
+    )  # fmt: skip
+
+
+_RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "a2")
+
+
+def _count(counts: dict[Any, int], key: Any) -> None:
+    counts[key] = counts.get(key, 0) + 1
+
+
+def _strengths(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, float]:
+    """How much each tensor of the base changes at strength 1, beside its own Frobenius norm."""
+    import numpy as np
+
+    from ..products import Effect
+
+    layout = detect(checkpoint.tensors).layout
+    found = applied(adapter, 0, checkpoint.tensors, layout, lora=Lora(adapter.path), path=checkpoint.path)
+    strengths = {}
+    for name, changes in found.changes.items():
+        weight = array(checkpoint, checkpoint.tensors[name]).astype(np.float32)
+        flat = weight.reshape(len(weight), -1) if weight.ndim else weight.reshape(1, 1)
+        total = 0.0
+        for change in changes:
+            parts = [values(adapter.checkpoint, *factor) for factor in change.factors]
+            factors = {part: parts[at].reshape(shape) for part, at, shape in change.module.factors}
+            rows = flat[change.first : change.first + change.count]
+            changed = Effect(change.module, factors, np.float32)(rows, 0)
+            total += float(np.sum((changed.astype(np.float64) - rows) ** 2))
+        norm = float(np.sqrt(np.sum(flat.astype(np.float64) ** 2)))
+        strengths[name] = float(np.sqrt(total)) / norm if norm else float("inf")
+    return strengths
