@@ -81,7 +81,9 @@ def _spread(counts: dict[str, int]) -> str:
     return _counted(counts)
 
 
-def anatomy(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, **opening: Any) -> Anatomy | None:
+def anatomy(
+    path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, **opening: Unpack[Reading]
+) -> Anatomy | None:
     """What an adapter consists of; None for a file that is none. UsageError for a ``base`` beside one that is none,
     InputRefused for one of another family."""
     try:
