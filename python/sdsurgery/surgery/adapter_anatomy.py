@@ -20,6 +20,11 @@ from ..layouts import detect
 from .bake import applied
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..settings import Reading
+
+if TYPE_CHECKING:
     pass
 
 
