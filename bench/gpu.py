@@ -153,7 +153,7 @@ def kernels(copies: Copies, names: Sequence[str], sizes: Sequence[int]) -> tuple
     shares: dict[str, Any] = {}
     hosts: dict[str, Any] = {}
     for name, method in {**sdsurgery.methods(), "cast": cast}.items():
-        if trace(method, len(method.inputs), method.bind(len(method.inputs), {})).program.stages:
+        if trace(method, len(method.inputs), method.bind(len(method.inputs), {})).program.in_stages:
             continue  # the host reduces: no kernel's time
         for of, into in KINDS:
             kinds = [getattr(torch, into), *[getattr(torch, of)] * len(method.inputs)]

@@ -34,7 +34,7 @@ Tally apply_stages(const Program& program, const Numbers& numbers, const std::ve
     std::vector<uint8_t> buffer(kStretch * size_of(out_dtype));  // the result may replace an input
     for (uint64_t first = 0; first < extents.count; first += kStretch) {
         const uint64_t n = std::min(kStretch, extents.count - first);
-        stages.broadcast(last, first, n, at(first, n));
+        stages.add_generated(last, first, at(first, n));
         target.evaluate(*last.program, *last.numbers, here, buffer.data(), out_dtype, n, policy, tally, scratch);
         std::memcpy(out + first * size_of(out_dtype), buffer.data(), n * size_of(out_dtype));
     }
@@ -47,8 +47,7 @@ Tally apply(const Program& program, const Numbers& numbers, const std::vector<Op
             DType out_dtype, Extents extents, Overflow policy, unsigned threads, const std::string& target_name) {
     const Target& target = target_named(target_name);
     if (operands.size() != static_cast<size_t>(program.inputs)) throw Error(Code::invalid, "wrong operand count");
-    if (!program.stages.empty())
-        return apply_stages(program, numbers, operands, out, out_dtype, extents, policy, target);
+    if (program.in_stages()) return apply_stages(program, numbers, operands, out, out_dtype, extents, policy, target);
     const uint64_t count = extents.count;
     // The careful path reads the inputs a second time, so a result that replaces its input waits in a buffer.
     bool in_place = false;

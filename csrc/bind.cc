@@ -97,8 +97,8 @@ JobOperand make_operand(const py::handle& item) {
     return operand;
 }
 
-// A Job is (kind, index, out dtype, out offset, count, (operand, …), (constant, …), (first axis, last axis), elements
-// that its stages read or 0); numbers_of_jobs() takes the constants.
+// A Job is (kind, index, out dtype, out offset, count, (operand, …), (constant, …), shape, elements that its stages
+// read or 0); numbers_of_jobs() takes the constants.
 Job make_job(const py::handle& item) {
     const py::tuple row = py::cast<py::tuple>(item);
     Job job{static_cast<Job::Kind>(row[0].cast<int>()),
@@ -110,7 +110,7 @@ Job make_job(const py::handle& item) {
     if (job.kind < Job::copy || job.kind > Job::reduce) throw Error(Code::invalid, "unknown kind of job");
     for (const py::handle& operand : py::cast<py::tuple>(row[5])) job.operands.push_back(make_operand(operand));
     if (row.size() > 8) job.read = row[8].cast<uint64_t>();
-    if (row.size() > 7) std::tie(job.first_axis, job.last_axis) = row[7].cast<std::pair<uint64_t, uint64_t>>();
+    if (row.size() > 7) job.extents = Extents::of(row[7].cast<std::vector<uint64_t>>());
     return job;
 }
 
@@ -173,15 +173,18 @@ std::shared_ptr<Run> make_run(std::vector<std::shared_ptr<Source>> sources,
 std::pair<uint64_t, uint64_t> apply_at(const Program& program, std::vector<double> constants,
                                        const std::vector<std::pair<uintptr_t, int>>& operands, uintptr_t out,
                                        int out_dtype, uint64_t count, int overflow, unsigned threads,
-                                       const std::string& target, std::pair<uint64_t, uint64_t> axes) {
+                                       const std::string& target, const std::vector<uint64_t>& shape) {
     std::vector<Operand> native;
     for (const auto& [address, dtype] : operands)
         native.push_back({reinterpret_cast<const uint8_t*>(address), dtype_from(dtype)});
     const DType to = dtype_from(out_dtype);
     const Numbers numbers(program, std::move(constants));
+    Extents extents = Extents::of(shape);
+    if (!program.in_stages()) extents.count = count;
+    if (extents.count != count) throw Error(Code::invalid, "the shape is of another tensor");
     py::gil_scoped_release release;
-    const Tally tally = apply(program, numbers, native, reinterpret_cast<uint8_t*>(out), to,
-                              {count, axes.first, axes.second}, static_cast<Overflow>(overflow), threads, target);
+    const Tally tally = apply(program, numbers, native, reinterpret_cast<uint8_t*>(out), to, extents,
+                              static_cast<Overflow>(overflow), threads, target);
     return {tally.nonfinite, tally.overflow};
 }
 
@@ -214,11 +217,40 @@ void check_computed(const JobOperand& operand, const std::vector<std::shared_ptr
 
 py::tuple as_pair(Ref ref) { return py::make_tuple(static_cast<int>(ref.kind), ref.index); }
 
-// What is left of a program once its stages are worked off over whole tensors: (steps, result, constants). For devices,
-// which evaluate elements; values that differ by row or column are refused.
-py::tuple last_stage(const Program& program, std::vector<double> constants,
-                     const std::vector<std::shared_ptr<Source>>& sources, const py::sequence& operands, uint64_t count,
-                     std::pair<uint64_t, uint64_t> axes, const std::string& target) {
+// What is left of a program once its stages are worked off over whole tensors: for devices, which evaluate elements.
+struct LastStage {
+    std::shared_ptr<Program> program;
+    Numbers numbers;
+    std::unique_ptr<Stages> stages;
+    const Target& target;
+
+    const Elementwise& left() const { return stages->last(); }
+    py::tuple steps() const {
+        py::list found;
+        for (const Step& step : left().program->steps) {
+            py::list args;
+            const Ref refs[] = {step.a, step.b, step.c};
+            for (int k = 0; k < arity(step.op); ++k) args.append(as_pair(refs[k]));
+            found.append(py::make_tuple(static_cast<int>(step.op), py::tuple(args), step.to));
+        }
+        return py::tuple(found);
+    }
+    // Elements of a generated operand, in the dtype of float32 or float64 arithmetic.
+    void generate(size_t operand, uint64_t first, const py::handle& buffer, int dtype) const {
+        const DType kind = dtype_from(dtype);
+        if (operand >= left().generated.size() || (kind != DType::f32 && kind != DType::f64))
+            throw Error(Code::invalid, "no such operand");
+        const Bytes into(buffer, true);
+        const size_t count = static_cast<size_t>(into.buffer.len) / size_of(kind);
+        py::gil_scoped_release release;
+        const os::IeeeMode ieee;
+        target.generate(left().generated[operand], first, count, static_cast<uint8_t*>(into.buffer.buf), kind);
+    }
+};
+
+std::unique_ptr<LastStage> last_stage(std::shared_ptr<Program> program, std::vector<double> constants,
+                                      const std::vector<std::shared_ptr<Source>>& sources, const py::sequence& operands,
+                                      const std::vector<uint64_t>& shape, const std::string& target) {
     std::vector<JobOperand> parts;
     std::vector<DType> dtypes;
     for (const py::handle& item : operands) {
@@ -227,48 +259,37 @@ py::tuple last_stage(const Program& program, std::vector<double> constants,
         if (parts.back().source >= sources.size()) throw Error(Code::invalid, "a job refers to a missing source");
         check_computed(parts.back(), sources);
     }
-    if (parts.size() != static_cast<size_t>(program.inputs)) throw Error(Code::invalid, "wrong operand count");
-    const Numbers numbers(program, std::move(constants));
-    Elementwise last;
-    {
-        py::gil_scoped_release release;
-        const os::IeeeMode ieee;
-        Stages stages(program, numbers, {count, axes.first, axes.second}, dtypes, target_named(target));
-        Scratch scratch;
-        std::vector<std::vector<uint8_t>> buffers(parts.size());
-        std::vector<Computing> computing(parts.size());
-        Operand here[Program::kMaxInputs];
-        stages.work_off(scratch, [&](uint64_t first, uint64_t n) {
-            for (size_t k = 0; k < parts.size(); ++k) {
-                const JobOperand& part = parts[k];
-                Source& source = *sources[part.source];
-                const uint64_t size = size_of(part.element);
-                buffers[k].resize((Stages::kStretch + 2) * size);
-                if (part.is_made()) {
-                    const float* const made = computing[k](part, sources, first, n, target_named(target));
-                    here[k] = {reinterpret_cast<const uint8_t*>(made), dtypes[k]};
-                } else if (part.view) {
-                    here[k] = {source.gather(*part.view, part.offset, first * size, n * size, buffers[k].data()),
-                               dtypes[k]};
-                } else {
-                    source.read(buffers[k].data(), n * size, part.offset + first * size);
-                    here[k] = {buffers[k].data(), dtypes[k]};
-                }
+    if (parts.size() != static_cast<size_t>(program->inputs)) throw Error(Code::invalid, "wrong operand count");
+    Numbers numbers(*program, std::move(constants));
+    std::unique_ptr<LastStage> found(new LastStage{program, std::move(numbers), nullptr, target_named(target)});
+    py::gil_scoped_release release;
+    const os::IeeeMode ieee;
+    found->stages = std::make_unique<Stages>(*program, found->numbers, Extents::of(shape), dtypes, found->target);
+    Scratch scratch;
+    std::vector<std::vector<uint8_t>> buffers(parts.size());
+    std::vector<Computing> computing(parts.size());
+    Operand here[Program::kMaxInputs];
+    found->stages->work_off(scratch, [&](uint64_t first, uint64_t n) {
+        for (size_t k = 0; k < parts.size(); ++k) {
+            const JobOperand& part = parts[k];
+            Source& source = *sources[part.source];
+            const uint64_t size = size_of(part.element);
+            buffers[k].resize((Stages::kStretch + 2) * size);
+            if (part.is_made()) {
+                const float* const made = computing[k](part, sources, first, n, found->target);
+                here[k] = {reinterpret_cast<const uint8_t*>(made), dtypes[k]};
+            } else if (part.view) {
+                here[k] = {source.gather(*part.view, part.offset, first * size, n * size, buffers[k].data()),
+                           dtypes[k]};
+            } else {
+                source.read(buffers[k].data(), n * size, part.offset + first * size);
+                here[k] = {buffers[k].data(), dtypes[k]};
             }
-            return here;
-        });
-        last = stages.last();
-    }
-    if (!last.broadcasts.empty())
-        throw Error(Code::invalid, "the method takes a value of each row or column, which needs the CPU");
-    py::list steps;
-    for (const Step& step : last.program->steps) {
-        py::list args;
-        const Ref refs[] = {step.a, step.b, step.c};
-        for (int k = 0; k < arity(step.op); ++k) args.append(as_pair(refs[k]));
-        steps.append(py::make_tuple(static_cast<int>(step.op), py::tuple(args), step.to));
-    }
-    return py::make_tuple(py::tuple(steps), as_pair(last.program->result), last.numbers->wide);
+        }
+        return here;
+    });
+    found->stages->last();
+    return found;
 }
 
 }  // namespace
@@ -388,11 +409,19 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
 
     py::class_<Program, std::shared_ptr<Program>>(m, "Program")
         .def(py::init(&make_program), py::arg("inputs"), py::arg("constants"), py::arg("steps"), py::arg("result"),
-             py::arg("wide"), py::arg("stages") = py::tuple())
+             py::arg("wide"), py::arg("stages") = py::tuple(), py::arg("made") = py::tuple(), py::arg("generated") = 0)
         .def_property_readonly("fused", [](const Program& self) { return self.fused >= 0; })
         .def_readonly("id", &Program::id)
         .def_readonly("constants", &Program::constants)
         .def_readonly("inputs", &Program::inputs);
+
+    py::class_<LastStage>(m, "LastStage")
+        .def_property_readonly("steps", &LastStage::steps)
+        .def_property_readonly("result", [](const LastStage& self) { return as_pair(self.left().program->result); })
+        .def_property_readonly("constants", [](const LastStage& self) { return self.left().numbers->wide; })
+        .def_property_readonly("generated", [](const LastStage& self) { return self.left().generated.size(); })
+        .def("generate", &LastStage::generate, py::arg("operand"), py::arg("first"), py::arg("buffer"),
+             py::arg("dtype"));
 
     py::class_<Run, std::shared_ptr<Run>>(m, "Run")
         .def(py::init(&make_run), py::kw_only(), py::arg("sources"), py::arg("programs"), py::arg("fills"),
@@ -460,9 +489,9 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
 
     m.def("apply", &apply_at, py::arg("program"), py::arg("constants"), py::arg("operands"), py::arg("out"),
           py::arg("out_dtype"), py::arg("count"), py::arg("overflow") = 0, py::arg("threads") = 0,
-          py::arg("target") = "", py::arg("axes") = std::make_pair(0, 0));
+          py::arg("target") = "", py::arg("shape") = std::vector<uint64_t>());
     m.def("last_stage", &last_stage, py::arg("program"), py::arg("constants"), py::arg("sources"), py::arg("operands"),
-          py::arg("count"), py::arg("axes"), py::arg("target") = "");
+          py::arg("shape"), py::arg("target") = "");
     // Float32 of an operand that is not stored as it is, from element `first` on, as much as the buffer has room for.
     m.def(
         "compute_into",

@@ -17,7 +17,7 @@ inline DType dtype_from(int code) {
 
 inline Ref ref_from(const pybind11::handle& pair) {
     const auto [kind, index] = pair.cast<std::pair<int, int>>();
-    if (kind < 0 || kind > 3) throw Error(Code::invalid, "unknown kind of reference");
+    if (kind < 0 || kind >= Ref::kCount) throw Error(Code::invalid, "unknown kind of reference");
     return {static_cast<Ref::Kind>(kind), index};
 }
 
@@ -44,7 +44,7 @@ inline Stage stage_from(const pybind11::handle& item) {
         const pybind11::tuple row = pybind11::cast<pybind11::tuple>(part);
         const pybind11::tuple args = pybind11::cast<pybind11::tuple>(row[2]);
         const int kind = row[0].cast<int>(), along = row[1].cast<int>();
-        if (kind < 0 || kind >= Reduce::kCount || along < 0 || along > 2 ||
+        if (kind < 0 || kind >= Reduce::kCount || along < 0 || along >= static_cast<int>(Along::kCount) ||
             static_cast<int>(args.size()) != arity(static_cast<Reduce::Kind>(kind)))
             throw Error(Code::invalid, "unknown reduction");
         Reduce made{static_cast<Reduce::Kind>(kind), static_cast<Along>(along), {}, {}};
@@ -65,12 +65,29 @@ inline Stage stage_from(const pybind11::handle& item) {
     return stage;
 }
 
+// (kind, along, arguments).
+inline Made made_from(const pybind11::handle& item) {
+    const pybind11::tuple row = pybind11::cast<pybind11::tuple>(item);
+    const pybind11::tuple args = pybind11::cast<pybind11::tuple>(row[2]);
+    const int kind = row[0].cast<int>(), along = row[1].cast<int>();
+    if (kind < 0 || kind >= Made::kCount || along < 0 || along >= static_cast<int>(Along::kCount) ||
+        static_cast<int>(args.size()) != arity(static_cast<Made::Kind>(kind)))
+        throw Error(Code::invalid, "unknown generated operand");
+    Made made{static_cast<Made::Kind>(kind), static_cast<Along>(along), {}};
+    for (size_t k = 0; k < args.size(); ++k) made.args[k] = ref_from(args[k]);
+    return made;
+}
+
 inline std::shared_ptr<Program> make_program(int inputs, int constants, const pybind11::sequence& steps,
                                              const pybind11::handle& result, bool wide,
-                                             const pybind11::sequence& stages) {
+                                             const pybind11::sequence& stages, const pybind11::sequence& made,
+                                             int generated) {
     std::vector<Stage> native;
     for (const pybind11::handle& item : stages) native.push_back(stage_from(item));
-    return std::make_shared<Program>(inputs, constants, steps_from(steps), ref_from(result), wide, std::move(native));
+    std::vector<Made> operands;
+    for (const pybind11::handle& item : made) operands.push_back(made_from(item));
+    return std::make_shared<Program>(inputs, constants, steps_from(steps), ref_from(result), wide, std::move(native),
+                                     std::move(operands), inputs - generated);
 }
 
 }  // namespace sds

@@ -6,7 +6,6 @@
 // shows a NaN, an Inf or an overflow, the stretch is done again by the careful path, which has every case.
 
 #include "formulas.h"
-#include "functions.h"
 
 // ---- fused: one pass in registers, for the formulas of formulas.h with inputs of one dtype
 
@@ -309,6 +308,11 @@ struct Strips {
     void run(const Operand* operands, size_t first, size_t n) {
         for (int k = 0; k < program.inputs; ++k) {
             const DType dtype = operands[k].dtype;
+            if (operands[k].generated) {
+                generate(*operands[k].generated, operands[k].first + first, n,
+                         inputs + static_cast<size_t>(k) * kStrip);
+                continue;
+            }
             widen(dtype, operands[k].data + first * size_of(dtype), inputs + static_cast<size_t>(k) * kStrip, n);
         }
         for (const Step& step : program.steps) {
@@ -347,7 +351,7 @@ inline void evaluate(const Program& program, const Numbers& numbers, const Opera
     bool wide = program.wide, same = true;
     for (int k = 0; k < program.inputs; ++k) {
         wide |= operands[k].dtype == DType::f64;
-        same &= operands[k].dtype == operands[0].dtype;
+        same &= operands[k].dtype == operands[0].dtype && !operands[k].generated;
     }
     if (wide) {
         strips<double>(program, numbers.wide.data(), operands, out, out_dtype, count, policy, tally, scratch);
@@ -378,6 +382,21 @@ inline void evaluate(const Program& program, const Numbers& numbers, const Opera
 }
 
 // ---- generated data
+
+inline void generate_into(const Generated& of, uint64_t first, size_t count, uint8_t* out, DType dtype) {
+    for (size_t done = 0; done < count; done += kStrip) {
+        const size_t n = count - done < kStrip ? count - done : kStrip;
+        double strip[kStrip];
+        if (dtype == DType::f64) {
+            generate(of, first + done, n, strip);
+            memcpy(out + done * sizeof(double), strip, n * sizeof(double));
+        } else {
+            float* const narrow = reinterpret_cast<float*>(strip);
+            generate(of, first + done, n, narrow);
+            memcpy(out + done * sizeof(float), narrow, n * sizeof(float));
+        }
+    }
+}
 
 // SplitMix64's finaliser over a counter (Steele, Lea and Flood, 2014).
 inline uint64_t mix(uint64_t x) {

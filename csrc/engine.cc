@@ -300,12 +300,16 @@ void Run::do_stages(const Tile& tile, Buffers& buffers) {
     std::vector<DType> dtypes;
     for (const JobOperand& operand : job.operands) dtypes.push_back(operand.dtype());
     for (const auto& numbers : job.numbers)
-        buffers.stages.emplace_back(*programs_[job.index], *numbers, job.extents(), dtypes, target_);
+        buffers.stages.emplace_back(*programs_[job.index], *numbers, job.extents, dtypes, target_);
     for (size_t stage = 0; stage < programs_[job.index]->stages.size(); ++stage) {
         for (Stages& stages : buffers.stages) stages.begin(stage);
-        if (buffers.stages[0].reads()) do_stretch(tile.job, 0, job.elements(), -1, buffers);
-        if (stop_) break;
-        for (Stages& stages : buffers.stages) stages.end();
+        for (bool ended = false; !ended && !stop_;) {
+            bool reads = false;
+            for (const Stages& stages : buffers.stages) reads |= stages.reads();
+            if (reads) do_stretch(tile.job, 0, job.elements(), -1, buffers);
+            ended = true;
+            for (Stages& stages : buffers.stages) ended &= !stop_ && stages.end();
+        }
     }
     const uint64_t unit = job.element_bytes();
     for (uint64_t at = tile.begin; at < tile.end && !stop_;) {

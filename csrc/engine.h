@@ -71,7 +71,7 @@ class Run {
         size_t job;           // the first in it
     };
     void add_tiles();
-    bool has_stages(const Job& job) const { return job.kind == Job::evaluate && !programs_[job.index]->stages.empty(); }
+    bool has_stages(const Job& job) const { return job.kind == Job::evaluate && programs_[job.index]->in_stages(); }
     void work();
     void do_tile(const Tile& tile, Buffers& buffers);
     void do_stages(const Tile& tile, Buffers& buffers);

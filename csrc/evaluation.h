@@ -61,7 +61,7 @@ struct Evaluation {
             } else if (!version.out) {
                 version.stages->add(self.operands, self.count, self.scratch);
             } else {
-                if (staged) version.stages->broadcast(version.stages->last(), self.first, self.count, self.operands);
+                if (staged) version.stages->add_generated(version.stages->last(), self.first, self.operands);
                 self.target.evaluate(*version.program, *version.numbers, self.operands, version.out, self.job.out_dtype,
                                      self.count, self.policy, version.tally, self.scratch);
             }

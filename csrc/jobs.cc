@@ -73,9 +73,8 @@ std::vector<Job> admitted(std::vector<Job> jobs, const std::vector<std::shared_p
                 if (!numbers || numbers->wide.size() != static_cast<size_t>(programs[job.index]->constants))
                     refuse("a job has the wrong number of constants for its program");
             }
-            const auto divides = [&job](uint64_t axis) { return axis != 0 && job.elements() % axis == 0; };
-            if (!programs[job.index]->stages.empty() && !(divides(job.first_axis) && divides(job.last_axis)))
-                refuse("a job of several stages needs the tensor's axes");
+            if (programs[job.index]->in_stages() && job.extents.count != job.elements())
+                refuse("a job of several stages needs the tensor's shape");
         }
         if (job.kind == Job::fill && job.index >= fills.size()) refuse("a job refers to a missing fill rule");
         if (job.kind != Job::copy && job.kind != Job::reduce && job.out_offset % job.element_bytes() != 0)

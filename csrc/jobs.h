@@ -41,12 +41,11 @@ struct Job {
     std::vector<JobOperand> operands;
     std::vector<std::shared_ptr<const Numbers>> numbers = {};  // of an evaluation, for each output
     int32_t sum = -1;                                          // the summed range that it lies in
-    uint64_t first_axis = 0, last_axis = 0;                    // their lengths, where the program has stages
+    Extents extents = {};                                      // of the tensor, where the program is in stages
 
     uint64_t read = 0;  // elements that its stages read, where they are not as many as it makes
 
     uint64_t elements() const { return read ? read : count; }
-    Extents extents() const { return {elements(), first_axis, last_axis}; }
 
     uint64_t element_bytes() const { return kind == reduce ? operand_bytes(0) : kind == copy ? 1 : size_of(out_dtype); }
     uint64_t operand_bytes(size_t k) const { return kind == copy ? 1 : size_of(operands[k].element); }

@@ -45,7 +45,7 @@ enum class Op : int {
 SDS_HD inline int arity(Op op) { return op < Op::neg ? 2 : op < Op::where ? 1 : 3; }
 
 struct Ref {
-    enum Kind : int { input = 0, constant = 1, temp = 2, value = 3 } kind = input;  // value: of the stages
+    enum Kind : int { input = 0, constant, temp, value, made, kCount } kind = input;  // value: of the stages
     int index = 0;
 };
 
@@ -55,15 +55,31 @@ struct Step {
     int to;       // temp that receives the result
 };
 
-// What a reduction runs along: the whole tensor, its first axis (one value for each column), its last (for each row).
-enum class Along : int { all = 0, first = 1, last = 2 };
+// What a reduction runs along: the whole tensor, its first axis (one value for each column), its last (for each row),
+// all but the first (for each output channel). As the axis of an index: the first, the last, the second.
+enum class Along : int { all = 0, first, last, channel, kCount };
 
 struct Reduce {
-    enum Kind : int { sum = 0, dot, minimum, maximum, count, kCount } kind;
+    // kth is the k-th largest; top gives it, and the last index of its equals that belongs to the k largest (select.h).
+    // length is the tensor's number of elements along an axis, or (all) of axes.
+    enum Kind : int { sum = 0, dot, minimum, maximum, count, kth, top, length, kCount } kind;
     Along along;
-    Ref a, b;  // as many as the kind has
+    Ref a, b;  // as many as the kind has; of kth and top b is k, a constant or a value
+    bool selects() const { return kind == kth || kind == top; }
 };
-inline int arity(Reduce::Kind kind) { return kind == Reduce::count ? 0 : kind == Reduce::dot ? 2 : 1; }
+inline int expressions(Reduce::Kind kind) {  // that it reads for each element
+    return kind == Reduce::count || kind == Reduce::length ? 0 : kind == Reduce::dot ? 2 : 1;
+}
+inline int arity(Reduce::Kind kind) { return kind == Reduce::kth || kind == Reduce::top ? 2 : expressions(kind); }
+
+// An operand that no file holds (generated.h): an element's index along an axis, whether its index in the tensor is at
+// most `args[0]`, or a random number with the two words of its key and the number of the draw as arguments.
+struct Made {
+    enum Kind : int { index = 0, within, uniform, normal, kCount } kind;
+    Along along;
+    Ref args[3];  // constants and values
+};
+inline int arity(Made::Kind kind) { return kind == Made::index ? 0 : kind == Made::within ? 1 : 3; }
 
 // An operation on values, in float64: those of Op, and behind them these (scalars.h).
 enum class ScalarFunction : int { sin = static_cast<int>(Op::kCount), cos, acos, kEnd };
@@ -77,7 +93,7 @@ inline int scalar_arity(int op) {
 }
 
 // What must be known of whole tensors before the next stage begins. Values are numbered through all stages: of each its
-// reductions, then its scalars.
+// reductions (two of `top`), then its scalars.
 struct Stage {
     std::vector<Step> steps;
     std::vector<Reduce> reductions;
@@ -128,17 +144,19 @@ class Program {
 
     // `own`: how many of the inputs are elements of tensors, when values of rows or columns come behind them.
     Program(int inputs, int constants, std::vector<Step> steps, Ref result, bool wide, std::vector<Stage> stages = {},
-            int own = -1)
+            std::vector<Made> made = {}, int own = -1)
         : inputs(inputs),
           constants(constants),
           steps(std::move(steps)),
           result(result),
           wide(wide),
           stages(std::move(stages)),
+          made(std::move(made)),
           own(own < 0 ? inputs : own) {
         validate();
-        if (!this->stages.empty()) return;  // stages.h makes the program that is evaluated
+        if (in_stages()) return;  // stages.h makes the program that is evaluated
         id = shape();
+        if (this->own != inputs) return;  // generated operands go through the steps
         Finder finder{*this};
         formulas::for_each(finder);
         fused = finder.found;
@@ -150,7 +168,9 @@ class Program {
     const Ref result;
     const bool wide;  // evaluate in float64 even when every input is narrower
     const std::vector<Stage> stages;
+    const std::vector<Made> made;
     const int own;  // inputs that count as such: a NaN in them is no overflow
+    bool in_stages() const { return !stages.empty() || !made.empty(); }  // evaluated by stages.h, a tensor at a time
     int temps = 0;
     uint64_t id = 0;  // of its shape
     int fused = -1;   // index in formulas::for_each, -1 when only the steps can evaluate it
@@ -182,9 +202,14 @@ class Program {
     }
 
     void check(Ref ref, int known_temps, int known_values) const {
-        const int limits[] = {inputs, constants, known_temps, known_values};
+        const int limits[] = {inputs, constants, known_temps, known_values, static_cast<int>(made.size())};
         if (ref.index < 0 || ref.index >= limits[ref.kind])
             throw Error(Code::invalid, "a program refers to an unknown value");
+    }
+
+    static void check_number(Ref ref) {
+        if (ref.kind != Ref::constant && ref.kind != Ref::value)
+            throw Error(Code::invalid, "a function of scalars takes scalars");
     }
 
     int checked(const std::vector<Step>& some, int known_values) const {  // how many temps they need
@@ -213,17 +238,23 @@ class Program {
                     throw Error(Code::invalid, "unknown reduction");
                 if (arity(reduce.kind) > 0) check(reduce.a, known, values);
                 if (arity(reduce.kind) > 1) check(reduce.b, known, values);
+                if (reduce.selects()) check_number(reduce.b);
             }
-            values += static_cast<int>(stage.reductions.size());
+            for (const Reduce& reduce : stage.reductions) values += reduce.kind == Reduce::top ? 2 : 1;
             for (const ScalarStep& step : stage.scalars) {
                 if (step.op < 0 || step.op >= static_cast<int>(ScalarFunction::kEnd))
                     throw Error(Code::invalid, "unknown function of scalars");
                 for (int k = 0; k < scalar_arity(step.op); ++k) {
-                    if (step.args[k].kind != Ref::constant && step.args[k].kind != Ref::value)
-                        throw Error(Code::invalid, "a function of scalars takes scalars");
+                    check_number(step.args[k]);
                     check(step.args[k], 0, values);
                 }
                 ++values;
+            }
+        }
+        for (const Made& each : made) {
+            for (int k = 0; k < arity(each.kind); ++k) {
+                check_number(each.args[k]);
+                check(each.args[k], 0, values);
             }
         }
         if (values > kMaxValues) throw Error(Code::invalid, "a program has too many reduced values");

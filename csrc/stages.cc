@@ -54,16 +54,23 @@ double apply(int op, double a, double b, double c) {
 
 // ---- one reduction
 
-Accumulator::Accumulator(const Reduce& reduce, Extents extents)
+Accumulator::Accumulator(const Reduce& reduce, Extents extents, double k, int key_bits)
     : kind(reduce.kind),
       along(reduce.along),
-      line(along == Along::all     ? extents.count
-           : along == Along::first ? extents.first
-                                   : extents.last),
+      line(extents.along(along)),
       columns(along == Along::first && extents.count != 0 ? extents.count / extents.first : 1) {
     const uint64_t lines = extents.count == 0 ? 1 : extents.count / line;
     if (kind == Reduce::count) {
         values.assign(lines, static_cast<double>(line));
+        return;
+    }
+    if (kind == Reduce::length) {
+        const uint64_t lengths[] = {extents.axes, extents.first, extents.last, extents.second};
+        values.assign(1, static_cast<double>(lengths[static_cast<int>(along)]));
+        return;
+    }
+    if (reduce.selects()) {
+        selection = std::make_unique<Selection>(extents.count, k, key_bits, kind == Reduce::top);
         return;
     }
     if (!is_extreme()) {
@@ -117,49 +124,65 @@ Stages::Stages(const Program& program, const Numbers& numbers, Extents extents, 
                const Target& target)
     : program_(program), numbers_(numbers), extents_(extents), target_(target), wide_(program.wide) {
     for (DType dtype : dtypes) wide_ |= dtype == DType::f64;
-    if (extents.count != 0 && (extents.first == 0 || extents.last == 0 || extents.count % extents.first != 0 ||
-                               extents.count % extents.last != 0))
-        throw Error(Code::invalid, "the axes do not divide the tensor");
 }
 
 void Stages::begin(size_t stage) {
     stage_ = stage;
+    pass_ = 0;
+    ended_ = false;
     done_ = 0;
     const Stage& shape = program_.stages[stage];
     std::vector<Ref> wanted, found;
     for (const Reduce& reduce : shape.reductions) {
-        if (arity(reduce.kind) > 0) wanted.push_back(reduce.a);
-        if (arity(reduce.kind) > 1) wanted.push_back(reduce.b);
+        if (expressions(reduce.kind) > 0) wanted.push_back(reduce.a);
+        if (expressions(reduce.kind) > 1) wanted.push_back(reduce.b);
     }
     steps_ = filled(shape.steps, wanted, found);
     accumulators_.clear();
     size_t next = 0;
     for (Reduce reduce : shape.reductions) {
-        if (arity(reduce.kind) > 0) reduce.a = found[next++];
-        if (arity(reduce.kind) > 1) reduce.b = found[next++];
+        double k = 0;
+        if (reduce.selects() && !number(reduce.b, k)) throw Error(Code::invalid, "k is one number");
+        if (expressions(reduce.kind) > 0) reduce.a = found[next++];
+        if (expressions(reduce.kind) > 1) reduce.b = found[next++];
         steps_.reductions.push_back(reduce);
-        accumulators_.emplace_back(reduce, extents_);
+        accumulators_.emplace_back(reduce, extents_, k, wide_ ? 64 : 32);
     }
 }
 
 bool Stages::reads() const {
-    return std::any_of(steps_.reductions.begin(), steps_.reductions.end(),
-                       [](const Reduce& reduce) { return reduce.kind != Reduce::count; });
+    return !ended_ && std::any_of(accumulators_.begin(), accumulators_.end(),
+                                  [this](const Accumulator& each) { return each.wants(pass_); });
 }
 
 void Stages::add(const Operand* operands, uint64_t count, Scratch& scratch) {
+    if (!reads()) return;  // only another output's stages do
     Operand all[Program::kMaxInputs];
     std::copy(operands, operands + program_.inputs, all);
-    broadcast(steps_, done_, count, all);
+    add_generated(steps_, done_, all);
     target_.accumulate(*steps_.program, *steps_.numbers, all, count, steps_.reductions.data(), accumulators_.data(),
-                       accumulators_.size(), scratch);
+                       accumulators_.size(), pass_, scratch);
     done_ += count;
 }
 
-void Stages::end() {
-    for (size_t i = 0; i < accumulators_.size(); ++i)
-        values_.push_back({std::move(accumulators_[i].values), steps_.reductions[i].along});
+bool Stages::end() {
+    if (ended_) return true;
+    for (Accumulator& each : accumulators_) {
+        if (each.selection && !each.selection->done()) each.selection->end_pass();
+    }
+    ++pass_;
+    done_ = 0;
+    if (reads()) return false;
+    for (Accumulator& each : accumulators_) {
+        if (!each.selection) {
+            values_.push_back({std::move(each.values), each.kind == Reduce::length ? Along::all : each.along});
+            continue;
+        }
+        values_.push_back({{each.selection->threshold()}, Along::all});
+        if (each.kind == Reduce::top) values_.push_back({{each.selection->last()}, Along::all});
+    }
     for (const ScalarStep& step : program_.stages[stage_].scalars) values_.push_back(evaluated(step));
+    return ended_ = true;
 }
 
 Stages::Value Stages::evaluated(const ScalarStep& step) const {
@@ -179,13 +202,54 @@ Stages::Value Stages::evaluated(const ScalarStep& step) const {
         parts[k] = &value.numbers;
         if (value.along == Along::all) continue;
         if (made.along != Along::all && made.along != value.along)
-            throw Error(Code::invalid, "a value of each row meets one of each column");
+            throw Error(Code::invalid, "values along different axes meet");
         made.along = value.along;
         count = value.numbers.size();
     }
     const auto at = [&](int k, size_t i) { return k >= n ? 0 : (*parts[k])[parts[k]->size() == 1 ? 0 : i]; };
     for (size_t i = 0; i < count; ++i) made.numbers.push_back(apply(step.op, at(0, i), at(1, i), at(2, i)));
     return made;
+}
+
+bool Stages::number(Ref ref, double& value) const {
+    if (ref.kind == Ref::constant) value = numbers_.wide[static_cast<size_t>(ref.index)];
+    if (ref.kind != Ref::value) return ref.kind == Ref::constant;
+    value = values_[static_cast<size_t>(ref.index)].numbers[0];
+    return values_[static_cast<size_t>(ref.index)].along == Along::all;
+}
+
+Generated Stages::generated(Ref ref) const {
+    const uint64_t channel = std::max<uint64_t>(1, extents_.channel());
+    if (ref.kind == Ref::value) {
+        const Value& value = values_[static_cast<size_t>(ref.index)];
+        const uint64_t inner = value.along == Along::first  ? 1
+                               : value.along == Along::last ? std::max<uint64_t>(1, extents_.last)
+                                                            : channel;
+        return {Generated::numbers, inner, value.numbers.size(), value.numbers.data()};
+    }
+    const Made& made = program_.made[static_cast<size_t>(ref.index)];
+    double args[3] = {};
+    for (int k = 0; k < arity(made.kind); ++k) {
+        if (!number(made.args[k], args[k])) throw Error(Code::invalid, "a generated operand takes single numbers");
+    }
+    switch (made.kind) {
+        case Made::index:
+            if (made.along == Along::first) return {Generated::index, channel, std::max<uint64_t>(1, extents_.first)};
+            if (made.along == Along::last) return {Generated::index, 1, std::max<uint64_t>(1, extents_.last)};
+            return {Generated::index,
+                    extents_.axes < 2 ? 1 : std::max<uint64_t>(1, channel / std::max<uint64_t>(1, extents_.second)),
+                    std::max<uint64_t>(1, extents_.second)};
+        case Made::within: return {Generated::within, 1, 1, nullptr, args[0]};
+        default: break;
+    }
+    const auto word = [](double x) { return x >= 0 && x <= UINT32_MAX ? static_cast<uint32_t>(x) : 0; };
+    return {made.kind == Made::uniform ? Generated::uniform : Generated::normal,
+            1,
+            1,
+            nullptr,
+            0,
+            {word(args[0]), word(args[1])},
+            word(args[2])};
 }
 
 const Elementwise& Stages::last() {
@@ -196,31 +260,26 @@ const Elementwise& Stages::last() {
     return last_;
 }
 
-// The steps that `wanted` needs, with values as constants (those of rows and columns as inputs) and every `where` that
+// The steps that `wanted` needs, with values as constants (those of rows and columns as inputs, as is what is made) and
+// every `where` that
 // hangs on one number decided; `found` is where the wanted results are. Constants are numbered in the order of their
 // use, so that a formula of formulas.h is recognised.
 Elementwise Stages::filled(const std::vector<Step>& steps, const std::vector<Ref>& wanted,
                            std::vector<Ref>& found) const {
     // A temp is used for several results, one after the other: `made` has the step that made each, by its number.
-    struct Made {
+    struct Node {
         Op op;
         Ref args[3];  // Ref::temp: the number of a step
     };
-    std::vector<Made> made;
+    std::vector<Node> made;
     std::vector<Ref> stands_for;  // of each step: itself, or what a decided `where` gives
     std::vector<int> holder(Program::kMaxTemps, -1);
     const auto resolved = [&](Ref ref) {
         return ref.kind == Ref::temp ? stands_for[static_cast<size_t>(holder[static_cast<size_t>(ref.index)])] : ref;
     };
-    const auto number = [&](Ref ref, double& value) {  // whether it is one number
-        if (ref.kind == Ref::constant) value = numbers_.wide[static_cast<size_t>(ref.index)];
-        if (ref.kind == Ref::value) value = values_[static_cast<size_t>(ref.index)].numbers[0];
-        return ref.kind == Ref::constant ||
-               (ref.kind == Ref::value && values_[static_cast<size_t>(ref.index)].along == Along::all);
-    };
     for (const Step& step : steps) {
         const Ref given[] = {step.a, step.b, step.c};
-        Made next{step.op, {}};
+        Node next{step.op, {}};
         for (int k = 0; k < arity(step.op); ++k) next.args[k] = resolved(given[k]);
         const int at = static_cast<int>(made.size());
         double truth = 0;
@@ -262,15 +321,15 @@ Elementwise Stages::filled(const std::vector<Step>& steps, const std::vector<Ref
             now = {Ref::constant, static_cast<int>(constants.size())};
             constants.push_back(value);
         } else {
-            now = {Ref::input, program_.inputs + static_cast<int>(out.broadcasts.size())};
-            out.broadcasts.push_back(ref.index);
+            now = {Ref::input, program_.inputs + static_cast<int>(out.generated.size())};
+            out.generated.push_back(generated(ref));
         }
         known.emplace_back(ref, now);
         return now;
     };
     for (int i = 0; i < end; ++i) {
         if (last_use[static_cast<size_t>(i)] < 0) continue;
-        const Made& step = made[static_cast<size_t>(i)];
+        const Node& step = made[static_cast<size_t>(i)];
         Ref args[3];
         for (int k = 0; k < arity(step.op); ++k) args[k] = renumbered(step.args[k]);
         int& to = place[static_cast<size_t>(i)];
@@ -290,33 +349,16 @@ Elementwise Stages::filled(const std::vector<Step>& steps, const std::vector<Ref
     }
     for (Ref& ref : found) ref = renumbered(ref);
     const Ref result = found.empty() ? Ref{} : found[0];
-    out.program = std::make_shared<Program>(program_.inputs + static_cast<int>(out.broadcasts.size()),
+    out.program = std::make_shared<Program>(program_.inputs + static_cast<int>(out.generated.size()),
                                             static_cast<int>(constants.size()), std::move(kept), result, wide_,
-                                            std::vector<Stage>(), program_.inputs);
+                                            std::vector<Stage>(), std::vector<Made>(), program_.inputs);
     out.numbers = std::make_shared<Numbers>(*out.program, std::move(constants));
     return out;
 }
 
-void Stages::broadcast(const Elementwise& steps, uint64_t first, uint64_t count, Operand* operands) {
-    const size_t size = wide_ ? sizeof(double) : sizeof(float);
-    rows_.resize(std::max(rows_.size(), steps.broadcasts.size()));
-    for (size_t k = 0; k < steps.broadcasts.size(); ++k) {
-        const Value& value = values_[static_cast<size_t>(steps.broadcasts[k])];
-        std::vector<uint8_t>& row = rows_[k];
-        if (row.size() < count * size) row.resize(count * size);
-        const uint64_t columns = extents_.count / extents_.first;
-        for (uint64_t i = 0; i < count; ++i) {
-            const uint64_t at = first + i;
-            const double number = value.numbers[value.along == Along::last ? at / extents_.last : at % columns];
-            if (wide_) {
-                std::memcpy(row.data() + i * size, &number, size);
-            } else {
-                const float narrow = static_cast<float>(number);
-                std::memcpy(row.data() + i * size, &narrow, size);
-            }
-        }
-        operands[program_.inputs + static_cast<int>(k)] = {row.data(), wide_ ? DType::f64 : DType::f32};
-    }
+void Stages::add_generated(const Elementwise& steps, uint64_t first, Operand* operands) const {
+    for (size_t k = 0; k < steps.generated.size(); ++k)
+        operands[static_cast<size_t>(program_.inputs) + k] = {nullptr, DType::f32, &steps.generated[k], first};
 }
 
 }  // namespace sds

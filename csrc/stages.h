@@ -16,19 +16,37 @@
 #include <memory>
 #include <vector>
 
+#include "generated.h"
 #include "program.h"
+#include "select.h"
 #include "targets.h"
 
 namespace sds {
 
 struct Extents {
-    uint64_t count = 0, first = 0, last = 0;  // elements of the tensor, of its first axis, of its last
+    uint64_t count = 0;                        // elements of the tensor
+    uint64_t first = 1, second = 1, last = 1;  // of its axes; a tensor of one axis is a row, to the second too
+    uint64_t axes = 0;
+
+    static Extents of(const std::vector<uint64_t>& shape) {
+        Extents made{1, 1, 1, 1, shape.size()};
+        for (uint64_t size : shape) made.count *= size;
+        if (shape.empty()) return made;
+        made.first = shape.front();
+        made.second = shape.size() > 1 ? shape[1] : shape.front();
+        made.last = shape.back();
+        return made;
+    }
+    uint64_t channel() const { return first ? count / first : 0; }  // elements of one
+    uint64_t along(Along axis) const {                              // that a reduction adds up
+        return axis == Along::all ? count : axis == Along::first ? first : axis == Along::last ? last : channel();
+    }
 };
 
 // Elements of one reduction, added in order as they come; `values` are complete once all have been.
 class Accumulator {
  public:
-    Accumulator(const Reduce& reduce, Extents extents);
+    Accumulator(const Reduce& reduce, Extents extents, double k, int key_bits);
 
     const Reduce::Kind kind;
     const Along along;
@@ -38,7 +56,10 @@ class Accumulator {
     std::vector<double> lanes, chunk, total;  // eight lanes, one and one for each column
     std::vector<double> values;
 
+    std::unique_ptr<Selection> selection;  // of kth and top: any number of passes
+
     bool is_extreme() const { return kind == Reduce::minimum || kind == Reduce::maximum; }
+    bool wants(size_t pass) const { return selection ? !selection->done() : pass == 0 && expressions(kind) > 0; }
     void advance(uint64_t elements);  // after what lies within a block (a row of the columns) has been added to `lanes`
     void add_block(double sum, uint64_t elements);  // a whole block of a line, or the last one
 
@@ -48,13 +69,12 @@ class Accumulator {
     void end_block(uint64_t in_line);
 };
 
-// Steps with their values filled in: what a CPU target evaluates. Inputs behind the tensor's own are values that
-// differ by row or column.
+// Steps with their values filled in: what a CPU target evaluates. Inputs behind the tensor's own are generated.
 struct Elementwise {
     std::shared_ptr<const Program> program;
     std::shared_ptr<const Numbers> numbers;
-    std::vector<Reduce> reductions;  // of a stage, by this program's temps
-    std::vector<int> broadcasts;     // numbers of the values that the further inputs are
+    std::vector<Reduce> reductions;    // of a stage, by this program's temps
+    std::vector<Generated> generated;  // the further inputs
 };
 
 class Stages {
@@ -63,34 +83,32 @@ class Stages {
     Stages(const Program& program, const Numbers& numbers, Extents extents, const std::vector<DType>& dtypes,
            const Target& target);
 
-    // For each stage: begin(), the tensor's elements in order if it reads(), end(). A stretch that is not the tensor's
-    // last is whole blocks.
+    // For each stage: begin(), then the tensor's elements in order if it reads(), and end(), until that is true. A
+    // stretch that is not the tensor's last is whole blocks.
     size_t size() const { return program_.stages.size(); }
     void begin(size_t stage);
     bool reads() const;
     void add(const Operand* operands, uint64_t count, Scratch& scratch);
-    void end();
+    bool end();
 
     // The same for operands that `read` finds: called with the first element and the number of elements.
     template <class Read>
     void work_off(Scratch& scratch, Read read) {
         for (size_t stage = 0; stage < size(); ++stage) {
             begin(stage);
-            for (uint64_t first = 0, now; reads() && first < extents_.count; first += now) {
-                now = std::min(kStretch, extents_.count - first);
-                add(read(first, now), now, scratch);
-            }
-            end();
+            do {
+                for (uint64_t first = 0, now; reads() && first < extents_.count; first += now) {
+                    now = std::min(kStretch, extents_.count - first);
+                    add(read(first, now), now, scratch);
+                }
+            } while (!end());
         }
     }
     static constexpr uint64_t kStretch = 64 * kReduceBlock;
 
     const Elementwise& last();  // once all stages have ended
-    // Rows or columns as the further operands of `count` elements from element `first` on: `operands` has the tensor's.
-    void broadcast(const Elementwise& steps, uint64_t first, uint64_t count, Operand* operands);
-
-    const std::vector<double>& value(int number) const { return values_[static_cast<size_t>(number)].numbers; }
-    Along along(int number) const { return values_[static_cast<size_t>(number)].along; }
+    // The further operands, from element `first` on: `operands` has the tensor's own.
+    void add_generated(const Elementwise& steps, uint64_t first, Operand* operands) const;
 
  private:
     struct Value {
@@ -99,18 +117,20 @@ class Stages {
     };
     Elementwise filled(const std::vector<Step>& steps, const std::vector<Ref>& wanted, std::vector<Ref>& found) const;
     Value evaluated(const ScalarStep& step) const;
+    bool number(Ref ref, double& value) const;  // whether it is one
+    Generated generated(Ref ref) const;         // a value of rows or columns, or what is made
 
     const Program& program_;
     const Numbers& numbers_;
     const Extents extents_;
     const Target& target_;
     bool wide_;
-    size_t stage_ = 0;
+    size_t stage_ = 0, pass_ = 0;
+    bool ended_ = false;
     uint64_t done_ = 0;
     Elementwise steps_, last_;
     std::vector<Accumulator> accumulators_;
     std::vector<Value> values_;
-    std::vector<std::vector<uint8_t>> rows_;  // of broadcast operands
 };
 
 }  // namespace sds

@@ -75,16 +75,19 @@ void accumulate_columns(Accumulator& into, const T* x, const T* y, size_t n) {
 
 template <class T>
 void accumulate_strips(const Program& program, const T* constants, const Operand* operands, size_t count,
-                       const Reduce* reductions, Accumulator* into, size_t reduction_count, Scratch& scratch) {
+                       const Reduce* reductions, Accumulator* into, size_t reduction_count, size_t pass,
+                       Scratch& scratch) {
     Strips<T> work(program, constants, scratch);
     for (size_t first = 0; first < count; first += kStrip) {
         const size_t n = count - first < kStrip ? count - first : kStrip;
         work.run(operands, first, n);
         for (size_t k = 0; k < reduction_count; ++k) {
-            if (reductions[k].kind == Reduce::count) continue;
+            if (!into[k].wants(pass)) continue;
             const T* const x = work.at(reductions[k].a);
             const T* const y = reductions[k].kind == Reduce::dot ? work.at(reductions[k].b) : nullptr;
-            if (into[k].along == Along::first) {
+            if (into[k].selection) {
+                select_strip(*into[k].selection, x, n);
+            } else if (into[k].along == Along::first) {
                 accumulate_columns(into[k], x, y, n);
             } else {
                 accumulate_line(into[k], x, y, n);
@@ -105,7 +108,7 @@ void add_dots(const uint8_t* a, const uint8_t* b, size_t count, int first_input,
         add_block<Stored, Dots>(a + first * size, b + first * size, n, found);
         for (size_t k = 0; k < reduction_count; ++k) {
             const Reduce& reduce = reductions[k];
-            if (reduce.kind == Reduce::count) continue;
+            if (expressions(reduce.kind) == 0) continue;
             const bool same = reduce.a.index == reduce.b.index;
             into[k].add_block(!same                           ? found.sums.dot
                               : reduce.a.index == first_input ? found.sums.aa
@@ -120,7 +123,7 @@ inline bool accumulate_dots(const Program& program, const Operand* operands, siz
     int inputs[2] = {-1, -1};
     for (size_t k = 0; k < reduction_count; ++k) {
         const Reduce& reduce = reductions[k];
-        if (reduce.kind == Reduce::count) continue;
+        if (expressions(reduce.kind) == 0) continue;
         if (reduce.kind != Reduce::dot || reduce.along != Along::all || into[k].position % kReduceBlock != 0)
             return false;
         for (Ref ref : {reduce.a, reduce.b}) {
@@ -134,7 +137,7 @@ inline bool accumulate_dots(const Program& program, const Operand* operands, siz
     if (!program.steps.empty() || inputs[0] < 0) return false;
     if (inputs[1] < 0) inputs[1] = inputs[0];
     const Operand &a = operands[inputs[0]], &b = operands[inputs[1]];
-    if (a.dtype != b.dtype) return false;
+    if (a.dtype != b.dtype || a.generated || b.generated) return false;
     switch (a.dtype) {
         case DType::f64: add_dots<F64>(a.data, b.data, count, inputs[0], reductions, into, reduction_count); break;
         case DType::f32: add_dots<F32>(a.data, b.data, count, inputs[0], reductions, into, reduction_count); break;
@@ -147,13 +150,16 @@ inline bool accumulate_dots(const Program& program, const Operand* operands, siz
 }
 
 inline void accumulate(const Program& program, const Numbers& numbers, const Operand* operands, size_t count,
-                       const Reduce* reductions, Accumulator* into, size_t reduction_count, Scratch& scratch) {
+                       const Reduce* reductions, Accumulator* into, size_t reduction_count, size_t pass,
+                       Scratch& scratch) {
     if (accumulate_dots(program, operands, count, reductions, into, reduction_count)) return;
     bool wide = program.wide;
     for (int k = 0; k < program.inputs; ++k) wide |= operands[k].dtype == DType::f64;
     if (wide) {
-        accumulate_strips(program, numbers.wide.data(), operands, count, reductions, into, reduction_count, scratch);
+        accumulate_strips(program, numbers.wide.data(), operands, count, reductions, into, reduction_count, pass,
+                          scratch);
     } else {
-        accumulate_strips(program, numbers.narrow.data(), operands, count, reductions, into, reduction_count, scratch);
+        accumulate_strips(program, numbers.narrow.data(), operands, count, reductions, into, reduction_count, pass,
+                          scratch);
     }
 }

@@ -65,8 +65,11 @@ const float* packed_values(Coding kind) {
 
 namespace scalar {
 #include "lanes/scalar.h"
+#include "functions.h"
+#include "generated.inl.h"
 #include "elementwise.inl.h"
 #include "reduce.inl.h"
+#include "select.inl.h"
 #include "stages.inl.h"
 #include "encoding.inl.h"
 #include "low_rank.inl.h"
@@ -83,8 +86,11 @@ inline bool runs_here() { return true; }
 #endif
 namespace avx2 {
 #include "lanes/avx2.h"
+#include "functions.h"
+#include "generated.inl.h"
 #include "elementwise.inl.h"
 #include "reduce.inl.h"
+#include "select.inl.h"
 #include "stages.inl.h"
 #include "encoding.inl.h"
 #include "low_rank.inl.h"
@@ -100,8 +106,11 @@ namespace avx2 {
 #endif
 namespace avx512 {
 #include "lanes/avx512.h"
+#include "functions.h"
+#include "generated.inl.h"
 #include "elementwise.inl.h"
 #include "reduce.inl.h"
+#include "select.inl.h"
 #include "stages.inl.h"
 #include "encoding.inl.h"
 #include "low_rank.inl.h"
@@ -116,8 +125,11 @@ namespace avx512 {
 #ifdef SDS_ARM
 namespace neon {
 #include "lanes/neon.h"
+#include "functions.h"
+#include "generated.inl.h"
 #include "elementwise.inl.h"
 #include "reduce.inl.h"
+#include "select.inl.h"
 #include "stages.inl.h"
 #include "encoding.inl.h"
 #include "low_rank.inl.h"
@@ -128,17 +140,17 @@ inline bool runs_here() { return true; }  // every AArch64 has it
 const std::vector<Target>& targets() {
     static const std::vector<Target> all = {
 #ifdef SDS_X86
-        {"avx512", cpu::has_avx512, avx512::evaluate, avx512::fill, avx512::reduce, avx512::accumulate, avx512::decode,
-         avx512::product},
-        {"avx2", cpu::has_avx2, avx2::evaluate, avx2::fill, avx2::reduce, avx2::accumulate, avx2::decode,
-         avx2::product},
+        {"avx512", cpu::has_avx512, avx512::evaluate, avx512::fill, avx512::reduce, avx512::generate_into,
+         avx512::accumulate, avx512::decode, avx512::product},
+        {"avx2", cpu::has_avx2, avx2::evaluate, avx2::fill, avx2::reduce, avx2::generate_into, avx2::accumulate,
+         avx2::decode, avx2::product},
 #endif
 #ifdef SDS_ARM
-        {"neon", neon::runs_here, neon::evaluate, neon::fill, neon::reduce, neon::accumulate, neon::decode,
-         neon::product},
+        {"neon", neon::runs_here, neon::evaluate, neon::fill, neon::reduce, neon::generate_into, neon::accumulate,
+         neon::decode, neon::product},
 #endif
-        {"scalar", scalar::runs_here, scalar::evaluate, scalar::fill, scalar::reduce, scalar::accumulate,
-         scalar::decode, scalar::product},
+        {"scalar", scalar::runs_here, scalar::evaluate, scalar::fill, scalar::reduce, scalar::generate_into,
+         scalar::accumulate, scalar::decode, scalar::product},
     };
     return all;
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "encoding.h"
+#include "generated.h"
 #include "program.h"
 #include "reduce.h"
 
@@ -15,6 +16,8 @@ namespace sds {
 struct Operand {
     const uint8_t* data;  // any alignment
     DType dtype;
+    const Generated* generated = nullptr;  // what stands in the place of data, from element `first` on
+    uint64_t first = 0;
 };
 
 // What one evaluation met: elements with a NaN or Inf among their inputs, and elements whose inputs were all finite
@@ -44,9 +47,12 @@ struct Target {
     void (*fill)(const Fill& rule, uint64_t first, uint8_t* out, DType dtype, size_t count);
     // Whole blocks of a chunk, added to what `into` has of it already (reduce.h).
     void (*reduce)(Element a, const uint8_t* a_data, Element b, const uint8_t* b_data, size_t count, Reduction& into);
+    // What a generated operand is, in float32 or float64.
+    void (*generate)(const Generated& of, uint64_t first, size_t count, uint8_t* out, DType dtype);
     // Elements of a stage's reductions, added to what the accumulators have already (stages.h).
     void (*accumulate)(const Program& program, const Numbers& numbers, const Operand* operands, size_t count,
-                       const Reduce* reductions, Accumulator* into, size_t reduction_count, Scratch& scratch);
+                       const Reduce* reductions, Accumulator* into, size_t reduction_count, size_t pass,
+                       Scratch& scratch);
     // A run of codes of one row that share a scale, as float32 (encoding.h).
     void (*decode)(Coding kind, bool low_first, const uint8_t* codes, size_t first, size_t count, float scale,
                    float* out);

@@ -32,7 +32,7 @@ def formulas() -> dict[str, Formula]:
     for name, method in registered().items():
         for label, count, params in _bindings(name, method):
             formula = trace(method, count, params)
-            if formula.program.stages:  # the host's; their values are further constants of what is left
+            if formula.program.in_stages:  # the host's; their values are further constants of what is left
                 left = formula.program.without_stages()
                 formula = Formula(left, (1.0,) * left.constants)
             if formula.program not in programs:

@@ -313,10 +313,10 @@ def _formula(inputs, constants, STEPS: tl.constexpr, RESULT: tl.constexpr, WIDE:
 def _block(
     out, inputs, constants, counts, at, mask,
     DTYPES: tl.constexpr, OUT: tl.constexpr, STEPS: tl.constexpr, RESULT: tl.constexpr, WIDE: tl.constexpr,
-    LIMITS: tl.constexpr, SATURATE: tl.constexpr, COUNT: tl.constexpr, MASKED: tl.constexpr,
+    LIMITS: tl.constexpr, SATURATE: tl.constexpr, COUNT: tl.constexpr, OWN: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """One block's elements. LIMITS are the output's NaN, Inf, largest code, sign bit, and the magnitude from which a
-    result does not fit."""
+    """One block's elements. The first OWN inputs are those in which a NaN counts. LIMITS are the output's NaN, Inf,
+    largest code, sign bit, and the magnitude from which a result does not fit."""
     values = ()
     for k in tl.static_range(len(DTYPES)):
         if MASKED:
@@ -335,7 +335,7 @@ def _block(
         special = tl.full(magnitude.shape, LIMITS[1], tl.int32)
     if COUNT or SATURATE:
         finite = _magnitude(values[0], WIDE) < _infinity(WIDE)
-        for k in tl.static_range(1, len(DTYPES)):
+        for k in tl.static_range(1, OWN):
             finite = finite & (_magnitude(values[k], WIDE) < _infinity(WIDE))
         made = over & (finite | (magnitude < _infinity(WIDE)))  # not an Inf that was carried through
         if SATURATE:
@@ -371,7 +371,7 @@ def _negative(y, WIDE: tl.constexpr):
 def elementwise(
     out, inputs, constants, counts, count,
     DTYPES: tl.constexpr, OUT: tl.constexpr, STEPS: tl.constexpr, RESULT: tl.constexpr, WIDE: tl.constexpr,
-    LIMITS: tl.constexpr, SATURATE: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
+    LIMITS: tl.constexpr, SATURATE: tl.constexpr, COUNT: tl.constexpr, OWN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``count`` elements. ``inputs`` and ``out`` point to codes (integers of the dtype's size); ``constants`` are
     float32, or the bits of float64 as integers when WIDE; ``counts`` receives non-finite and overflow counts."""
@@ -386,12 +386,12 @@ def elementwise(
     # The last block apart: the others load without a mask, 16 bytes at a time.
     if start + BLOCK <= count:
         _block(
-            out, inputs, numbers, counts, at, at, DTYPES, OUT, STEPS, RESULT, WIDE, LIMITS, SATURATE, COUNT, False
+            out, inputs, numbers, counts, at, at, DTYPES, OUT, STEPS, RESULT, WIDE, LIMITS, SATURATE, COUNT, OWN, False
         )  # fmt: skip
     else:
         _block(
             out, inputs, numbers, counts, at, at < count, DTYPES, OUT, STEPS, RESULT, WIDE, LIMITS, SATURATE, COUNT,
-            True,
+            OWN, True,
         )  # fmt: skip
 
 
@@ -449,6 +449,7 @@ def constants_of(
         "LIMITS": (_NAN[code], _INF[code], _LARGEST[code], sign, careful),
         "SATURATE": saturate,
         "COUNT": count,
+        "OWN": formula.program.inputs - formula.program.generated,
         "BLOCK": 2048 if max(sizes) <= 2 else 1024,  # 16 to 64 bytes of an operand a thread
     }
 

@@ -31,7 +31,7 @@ struct Table {
     uint64_t careful;  // bits of the smallest magnitude that takes the careful store
     uint32_t rows, tiles;
     Overflow overflow;
-    int inputs;
+    int inputs, own;  // of which a NaN counts
     uint8_t out;
     uint8_t in[Inputs];
     uint64_t words[Words];
@@ -103,6 +103,7 @@ void in_tables(const Launch& launch, const std::vector<Row>& rows, Rows& table, 
                LaunchOne launch_one) {
     const uint64_t out_size = size_of(launch.out), out_pack = out_size * v;
     table.inputs = static_cast<int>(launch.in.size());
+    table.own = launch.program.own;
     for (size_t k = 0; k < launch.in.size(); ++k) table.in[k] = static_cast<uint8_t>(launch.in[k]);
     table.out = static_cast<uint8_t>(launch.out);
     table.overflow = launch.overflow;

@@ -130,7 +130,7 @@ __device__ __noinline__ void steps_singly(const StepTable& table, const Steps& s
         T x[V];
         for (int e = 0; e < V; ++e) {
             x[e] = e < n ? load_one<T>(from + e * size_of(dtype), dtype) : T(0);
-            finite[e] &= magnitude_bits(x[e]) < Bits<T>::inf;
+            finite[e] &= k >= table.own || magnitude_bits(x[e]) < Bits<T>::inf;
         }
         slots.write(k, x);
     }

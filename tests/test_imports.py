@@ -19,8 +19,8 @@ ROWS = {
     "outline": "outline metadata",
     "engine": "engine hashing",
     "backends": "backends gpu adapted",
-    "plan": "encoding decoding low_rank plan program functions reductions elementary fused methods scalars products "
-    "module_operands",
+    "plan": "encoding decoding low_rank plan program functions reductions elementary draws fused methods scalars "
+    "products module_operands",
     "ground floor": "discovery dtypes errors files log progress settings structure suggest",
 }
 """A module imports its own row and those below. The Plan goes from the outline to the backends: engine and backends

@@ -18,7 +18,7 @@ import numpy as np
 
 from . import _native
 from .backends import Options, RunHandle, damaged_of, refuse_values, sums_of
-from .backends.reference import ReferenceRun, run_steps, store, values_beside, widen
+from .backends.reference import ReferenceRun, beside_of, run_steps, store, widen
 from .dtypes import F64
 from .errors import Interrupted, SdsError
 from .plan import Job, Module, Plan
@@ -161,8 +161,7 @@ class AdaptedRun:
                 inputs[at] = _through(chosen, each.reshape(-1, columns), row, rows).reshape(-1)
             values = inputs[0]
             if formula is not None:
-                beside = values_beside(formula, inputs, job.axes) if formula.program.stages else []
-                values = run_steps(formula, inputs, beside)
+                values = run_steps(formula, inputs, beside_of(formula, inputs, job.shape, first))
             chosen = [(module, effect) for module, effect in effects if module.input < 0]
             values = _through(chosen, values.reshape(-1, columns), row, rows)
             yield first, np.ascontiguousarray(values).reshape(-1), finite

@@ -4,8 +4,9 @@ tensors and plain numbers.
 The definitions are those of the engine (``csrc/program.h``, ``csrc/stages.h``), spelled out where NumPy and torch
 differ or leave something open: which zero a minimum gives, what becomes of a NaN, the order of a sum.
 
-A reduction gives one float64 number for the whole tensor, or (``axis=-1``, ``axis=0``) one for each row along the last
-axis or for each column along the first. What it gives is used like a number: in expressions, which are evaluated in
+A reduction gives one float64 number for the whole tensor, or one for each row along the last axis (``axis=-1``), for
+each column along the first (``axis=0``), for each output channel (``axis="channel"``: along all axes but the first).
+What it gives is used like a number: in expressions, which are evaluated in
 float64, and beside tensors, where it is rounded once to their arithmetic.
 """
 
@@ -16,12 +17,16 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from .program import ALL, FIRST, LAST, Scalar, Symbol, Value
+from .program import ALL, CHANNEL, FIRST, LAST, SECOND, TENSOR, Scalar, Symbol, Tracer, Value
+
+Axis = int | str | None
+"""None for the whole tensor, 0, -1 or "channel"."""
+_AXES: dict[Axis, int] = {None: ALL, 0: FIRST, -1: LAST, "channel": CHANNEL}
 
 # ---- elementwise
 
 
-def minimum(a: Any, b: Any = None, axis: int | None = None) -> Any:
+def minimum(a: Any, b: Any = None, axis: Axis = None) -> Any:
     """The smaller of each two elements: ``a`` where a < b or a is NaN, else ``b`` (so a NaN in either is carried).
 
     Of one argument the smallest element, NaN when one is NaN; +0 when it is a zero.
@@ -29,7 +34,7 @@ def minimum(a: Any, b: Any = None, axis: int | None = None) -> Any:
     return _extreme("minimum", operator.lt, a, b, axis)
 
 
-def maximum(a: Any, b: Any = None, axis: int | None = None) -> Any:
+def maximum(a: Any, b: Any = None, axis: Axis = None) -> Any:
     """The larger of each two elements: ``a`` where a > b or a is NaN, else ``b`` (so a NaN in either is carried).
 
     Of one argument the largest element, NaN when one is NaN; +0 when it is a zero.
@@ -70,7 +75,7 @@ def copysign(a: Any, b: Any) -> Any:
 
 def floor(x: Any) -> Any:
     """The largest integer that is not above x."""
-    made = _traced("floor", math.floor, x)
+    made = _traced("floor", _floor, x)
     return _library(x).floor(x) if made is None else made
 
 
@@ -122,8 +127,11 @@ def where(condition: Any, a: Any, b: Any) -> Any:
         from .reductions import each
 
         return each(lambda truth, x, y: x if truth != 0 else y, condition, a, b)
-    array = next(item for item in items if hasattr(item, "dtype"))
-    library = _library(array)
+    arrays = [item for item in items if hasattr(item, "dtype")]
+    library = _library(arrays[0])
+    array = next((item for item in arrays if "bool" not in str(item.dtype)), None)
+    if array is None:
+        array = library.ones_like(arrays[0], dtype=library.float32)
     condition, a, b = (item.beside(array) if _is_numbers(item) else item for item in items)
     if isinstance(condition, int | float):
         condition = library.full_like(array, condition)
@@ -158,24 +166,151 @@ def lerp(a: Any, b: Any, t: Any, fused: bool = False) -> Any:
 # ---- reductions
 
 
-def sum(x: Any, axis: int | None = None) -> Any:
+def sum(x: Any, axis: Axis = None) -> Any:
     """Σ x, in float64 and in the order that docs/numerics.md gives."""
     return _reduced("sum", axis, x)
 
 
-def dot(a: Any, b: Any, axis: int | None = None) -> Any:
+def dot(a: Any, b: Any, axis: Axis = None) -> Any:
     """Σ a·b, every product and sum in float64, in the order that docs/numerics.md gives."""
     return _reduced("dot", axis, a, b)
 
 
-def norm(x: Any, axis: int | None = None) -> Any:
+def norm(x: Any, axis: Axis = None) -> Any:
     """The Euclidean norm, √Σ x²."""
     return sqrt(_reduced("dot", axis, x, x))
 
 
-def mean(x: Any, axis: int | None = None) -> Any:
+def mean(x: Any, axis: Axis = None) -> Any:
     """Σ x / n, of n elements; NaN of none."""
     return _reduced("sum", axis, x) / _reduced("count", axis, x)
+
+
+def variance(x: Any, axis: Axis = None) -> Any:
+    """The mean of (x − mean)², of the population: divided by n, not n − 1. 0 of equal elements; NaN of none."""
+    away = x - mean(x, axis)
+    return mean_of_products(away, axis)
+
+
+def mean_of_products(x: Any, axis: Axis = None) -> Any:
+    """Σ x² / n, of n elements; NaN of none."""
+    return _reduced("dot", axis, x, x) / _reduced("count", axis, x)
+
+
+def count(condition: Any, axis: Axis = None) -> Any:
+    """How many elements are not 0: those for which a condition holds. (``condition`` is no single number.)"""
+    return _reduced("sum", axis, where(condition, 1, 0))
+
+
+def size(x: Any, axis: int | str | None = None) -> Any:
+    """The number of elements: of the tensor, or along axis 0, 1 or −1, or of an output channel. Of a tensor of one axis
+    that one is axis 1 too; without axes it is 1."""
+    if axis == 1:
+        return _length(SECOND, x)
+    return _length(FIRST, x) if axis == 0 else _length(LAST, x) if axis == -1 else _reduced("count", _axis(axis), x)
+
+
+def axes(x: Any) -> Any:
+    """The number of axes: 4 for a convolution's weight, 1 for a bias, 0 for a number."""
+    return _length(ALL, x)
+
+
+# ---- selection, exact
+
+
+def kth_largest(x: Any, k: Any) -> Any:
+    """The k-th largest element, k from 1 and rounded down; Inf for k < 1, −Inf for k > n. A NaN counts as the
+    largest."""
+    tracer = _tracer(x)
+    if tracer is not None:
+        return tracer.select("kth", tracer.lift(x), k)
+    from .reductions import selected
+
+    return selected(x, k)[0]
+
+
+def quantile(x: Any, q: Any, between: str = "lower") -> Any:
+    """The element that a share q, from 0 to 1, of the others lies below: position q·(n − 1) of the sorted elements.
+
+    ``between``: where that is no whole number, the element at the next lower position (``lower``), their middle
+    (``midpoint``), or what lies between in that proportion (``linear``).
+    """
+    place = q * (size(x) - 1)
+    lower = floor(place)
+    low = kth_largest(x, size(x) - lower)
+    if between == "lower":
+        return low
+    if between not in ("midpoint", "linear"):
+        raise TypeError(f"quantile takes the element between two as lower, midpoint or linear, not {between!r}")
+    high = kth_largest(x, size(x) - minimum(lower + 1, size(x) - 1))
+    share = place - lower if between == "linear" else where(place > lower, 0.5, 0)
+    return where(share == 0, low, low + share * (high - low))
+
+
+def largest(x: Any, k: Any, ties: str = "first") -> Any:
+    """1 for the k largest elements (k rounded down), else 0. Of elements equal to the k-th those of lower index come
+    first, so that exactly k are chosen; with ``ties="all"`` all of them are. Every NaN is among the chosen."""
+    if ties not in ("first", "all"):
+        raise TypeError(f"largest takes ties as first or all, not {ties!r}")
+    tracer = _tracer(x)
+    if tracer is None:
+        from .reductions import largest_of
+
+        return largest_of(x, k, ties == "all")
+    if ties == "all":
+        return where(x >= kth_largest(x, k), 1, is_nan(x))
+    least = tracer.select("top", tracer.lift(x), k)
+    return where(x > least, 1, where(x == least, tracer.make("within", ALL, tracer.last_of(least)), is_nan(x)))
+
+
+# ---- places, and random numbers
+
+
+def index(x: Any, axis: int) -> Any:
+    """The element's index along axis 0, 1 or −1 of x: 0, 1, 2, …. A tensor of one axis is a row, whose axis 1 is its
+    only one."""
+    if axis not in (0, 1, -1):
+        raise TypeError(f"an index runs along axis 0, 1 or -1, not {axis!r}")
+    along = {0: FIRST, 1: SECOND, -1: LAST}[axis]
+    tracer = _tracer(x)
+    if tracer is not None:
+        return tracer.make("index", along)
+    from .reductions import index_of
+
+    return index_of(x, along)
+
+
+def uniform(x: Any, seed: Any, draw: int = 0) -> Any:
+    """A random number in [0, 1) for each element of x, keyed by the seed, the tensor's name, the element and the number
+    of the draw (docs/numerics.md): the same on every backend, in any order."""
+    return _drawn("uniform", x, seed, draw)
+
+
+def normal(x: Any, seed: Any, draw: int = 0) -> Any:
+    """A normally distributed random number of mean 0 and deviation 1 for each element of x, keyed as ``uniform``."""
+    return _drawn("normal", x, seed, draw)
+
+
+def bernoulli(x: Any, p: Any, seed: Any, draw: int = 0) -> Any:
+    """1 with probability p (a number, or one for each element), else 0, for each element of x: ``uniform(…) < p``."""
+    return uniform(x, seed, draw) < p
+
+
+def _drawn(kind: str, x: Any, seed: Any, draw: int) -> Any:
+    from .draws import key_word
+
+    key = [Scalar(key_word, seed, TENSOR, word) for word in (0, 1)]
+    tracer = _tracer(x)
+    if tracer is not None:
+        return tracer.make(
+            kind,
+            ALL,
+            *(tracer.once(("key", id(seed) if isinstance(seed, Scalar) else seed, word), key[word]) for word in (0, 1)),
+            draw,
+        )
+    from .reductions import drawn
+
+    return drawn(kind, x, (key_word(seed, "", 0), key_word(seed, "", 1)), draw)
 
 
 # ---- of what reductions give, and of parameters
@@ -219,19 +354,41 @@ def single(x: float) -> float:
 # ---- how
 
 
-def _along(axis: int | None) -> int:
-    if axis not in (None, 0, -1):
-        raise TypeError(f"a reduction runs over a tensor, or along axis 0 or -1, not {axis!r}")
-    return ALL if axis is None else FIRST if axis == 0 else LAST
+def _along(axis: Axis) -> int:
+    if axis not in _AXES:
+        raise TypeError(f'a reduction runs over a tensor, along axis 0 or -1, or "channel", not {axis!r}')
+    return _AXES[axis]
 
 
-def _reduced(op: str, axis: int | None, *args: Any) -> Any:
+def _axis(axis: Any) -> Axis:
+    _along(axis)
+    found: Axis = axis
+    return found
+
+
+def _tracer(x: Any) -> Tracer | None:
+    """Of a symbol, while a body is traced."""
+    if _is_single(x):
+        raise TypeError("a method's body asks a single number for what only a tensor has")
+    return x.tracer if isinstance(x, Symbol) else None
+
+
+def _length(along: int, x: Any) -> Any:
+    tracer = _tracer(x)
+    if tracer is not None:
+        return tracer.reduce("length", along)
+    from .reductions import length
+
+    return length(x, along)
+
+
+def _reduced(op: str, axis: Axis, *args: Any) -> Any:
     along = _along(axis)
     for item in args:
         if isinstance(item, Symbol):
             symbols = () if op == "count" else tuple(item.tracer.lift(arg) for arg in args)
             return item.tracer.reduce(op, along, *symbols)
-    if any(isinstance(item, Value | Scalar | int | float) for item in args):
+    if any(map(_is_single, args)):
         raise TypeError(f"a method's body takes the {op} of a single number; a reduction needs a tensor")
     from .reductions import reduced
 
@@ -283,11 +440,15 @@ def _scalar(op: str, *args: Any) -> Any:
     return made
 
 
+def _floor(x: float) -> float:
+    return x if x == 0 or not math.isfinite(x) else float(math.floor(x))
+
+
 def _sign(x: float) -> float:
     return x if math.isnan(x) else float(x > 0) - float(x < 0)
 
 
-def _extreme(op: str, wins: Callable[[Any, Any], Any], a: Any, b: Any, axis: int | None) -> Any:
+def _extreme(op: str, wins: Callable[[Any, Any], Any], a: Any, b: Any, axis: Axis) -> Any:
     """``a`` where it wins against b or is NaN, else b; of one argument the reduction."""
     if b is None:
         return _reduced(op, axis, a)
@@ -311,6 +472,11 @@ def _as_arrays(a: Any, b: Any) -> tuple[Any, Any]:
     if isinstance(b, int | float):
         return a, _library(a).full_like(a, b)
     return a, b
+
+
+def _is_single(item: Any) -> bool:
+    """Whether it is a number, and not a 0-d array's element (NumPy's float64 is a float too)."""
+    return isinstance(item, Value | Scalar | int | float) and not hasattr(item, "dtype")
 
 
 def _is_numbers(item: Any) -> bool:

@@ -399,11 +399,11 @@ def _jobs(
                 last = program
                 number = None if program is None else programs.setdefault(program, len(programs))
             at = offset + (piece.dtype.nbytes(segment.first) or 0)
-            axes = (0, 0)
-            if program is not None and isinstance(program, Program) and program.stages:
-                axes = _axes(piece, segment)
+            shape: tuple[int, ...] = ()
+            if program is not None and isinstance(program, Program) and program.in_stages:
+                shape = _whole_shape(piece, segment)
             operands = tuple([_operand(first[region.source], region) for region in segment.operands])
-            job = Job(number, piece.dtype, at, segment.count, operands, index, numbers, axes, read=segment.elements)
+            job = Job(number, piece.dtype, at, segment.count, operands, index, numbers, shape, read=segment.elements)
             if segment.modules:
                 parts = [Factor(_operand(first[region.source], region), n) for region, n in segment.factors]
                 job = job._replace(modules=segment.modules, factors=tuple(parts))
@@ -431,14 +431,14 @@ def _runs(segment: Segment) -> Iterator[Segment]:
     yield segment
 
 
-def _axes(piece: Piece, segment: Segment) -> tuple[int, int]:
-    """The first and last axis of a tensor whose formula reduces it. InputRefused for a part of a tensor."""
+def _whole_shape(piece: Piece, segment: Segment) -> tuple[int, ...]:
+    """The shape of a tensor whose formula reduces it. InputRefused for a part of a tensor."""
     if segment.elements:
-        return (1, 1)  # values of whole tensors only
+        return (segment.elements,)  # values of whole tensors only
     if segment.first or segment.count != math.prod(piece.shape):
         raise InputRefused(
             "this method needs the whole tensor, and only some of its channels are merged here",
             code="unusable_tensor",
             tensor=piece.name,
         ).of_tensor(piece.name)
-    return (piece.shape[0], piece.shape[-1]) if piece.shape else (1, 1)
+    return piece.shape

@@ -113,7 +113,7 @@ class Reduction:
 class Job(NamedTuple):
     """One byte range of the output. ``program`` indexes ``Plan.programs`` (or is None for a copy of bytes) and
     ``numbers`` are its constants; ``count`` is in elements of ``dtype``, ``offset`` in bytes of the output; ``tensor``
-    is the number of its tensor. ``axes`` are the lengths of the tensor's first and last axis, for a program that has
+    is the number of its tensor. ``shape`` is the tensor's, for a program that is evaluated in
     stages: such a job makes a whole tensor. Its result goes through the adapters' ``modules``, one after the other,
     before it is rounded. ``read``, where not 0: its stages read so many elements, and it makes ``count`` of what they
     find."""
@@ -125,7 +125,7 @@ class Job(NamedTuple):
     operands: tuple[Operand, ...]
     tensor: int
     numbers: tuple[float, ...] = ()
-    axes: tuple[int, int] = (0, 0)
+    shape: tuple[int, ...] = ()
     modules: tuple[Module, ...] = ()
     factors: tuple[Factor, ...] = ()
     read: int = 0

@@ -26,19 +26,27 @@ OPERATIONS = {name: code for code, name in enumerate(_NAMES.split())}
 # What an expression of reduced values may use besides; csrc/program.h has the same list.
 _FUNCTIONS = ("sin", "cos", "acos")
 SCALAR_FUNCTIONS = {name: len(OPERATIONS) + code for code, name in enumerate(_FUNCTIONS)}
-REDUCTIONS = {"sum": 0, "dot": 1, "minimum": 2, "maximum": 3, "count": 4}
-INPUT, CONSTANT, TEMP, VALUE = 0, 1, 2, 3
-ALL, FIRST, LAST = 0, 1, 2  # what a reduction runs along: the whole tensor, its first axis, its last
+REDUCTIONS = {"sum": 0, "dot": 1, "minimum": 2, "maximum": 3, "count": 4, "kth": 5, "top": 6, "length": 7}
+GENERATED = {"index": 0, "within": 1, "uniform": 2, "normal": 3}
+INPUT, CONSTANT, TEMP, VALUE, MADE = 0, 1, 2, 3, 4
+# What a reduction runs along: the whole tensor, its first axis, its last, all but the first. An index runs along the
+# first, the last or the second.
+ALL, FIRST, LAST, CHANNEL = 0, 1, 2, 3
+SECOND = CHANNEL
 
 Ref = tuple[int, int]
 Step = tuple[str, tuple[Ref, ...], int]
 Reduced = tuple[str, int, tuple[Ref, ...]]
-"""A reduction of a stage: its name, what it runs along, the expressions that it reduces."""
+"""A reduction of a stage: its name, what it runs along, the expressions that it reduces (of a selection also k)."""
+
+Made = tuple[str, int, tuple[Ref, ...]]
+"""An operand that no file holds (``csrc/generated.h``): its name, the axis of an index, constants and values."""
 
 MAY_USE = (
     "a method's body may use + - * /, comparisons, abs, and the functions of sdsurgery.functions: minimum, maximum, "
-    "clip, where, sqrt, sign, copysign, floor, exp, log, pow and fma of tensors; sum, dot, norm, mean, minimum and "
-    "maximum over a tensor; sin, cos and acos of what these give (docs/methods.md has the list)"
+    "clip, where, sqrt, sign, copysign, floor, exp, log, pow and fma of tensors; sum, dot, norm, mean, variance, "
+    "count, minimum, maximum, kth_largest and quantile over a tensor; sin, cos and acos of what these give "
+    "(docs/methods.md has the list)"
 )
 
 
@@ -47,7 +55,8 @@ class Stage:
     """What must be known of whole tensors before the next stage begins.
 
     ``steps`` are elementwise, as a Program's. Each of ``reductions`` gives a value, and after them each of ``scalars``
-    (operation, arguments: constants and values), evaluated in float64. Values are numbered through all stages.
+    (operation, arguments: constants and values), evaluated in float64. Values are numbered through all stages; ``top``
+    gives two.
     """
 
     steps: tuple[Step, ...]
@@ -60,7 +69,8 @@ class Program:
     """The shape of a formula. ``constants`` is how many numbers a job brings.
 
     ``steps`` are (operation, arguments, temp): an argument refers to an input, a constant, an earlier temp or a value
-    of the stages, as (kind, index). They are the last stage, the one that writes.
+    of the stages, as (kind, index). They are the last stage, the one that writes. ``generated`` is how many inputs, the
+    last ones, the host generates for a device (``without_stages``).
     """
 
     inputs: int
@@ -68,32 +78,59 @@ class Program:
     steps: tuple[Step, ...]
     result: Ref
     stages: tuple[Stage, ...] = ()
+    made: tuple[Made, ...] = ()
+    generated: int = 0
+
+    @property
+    def in_stages(self) -> bool:
+        """Whether it is evaluated a tensor at a time."""
+        return bool(self.stages or self.made)
 
     @property
     def values(self) -> int:
         """How many values the stages find."""
-        return sum(len(stage.reductions) + len(stage.scalars) for stage in self.stages)
+        return sum(len(_values_made(stage)) for stage in self.stages)
 
     def vectors(self) -> frozenset[int]:
         """The numbers of the values that differ by row or column."""
         found: set[int] = set()
         number = 0
         for stage in self.stages:
-            for _, along, _ in stage.reductions:
-                found |= {number} if along != ALL else set()
-                number += 1
+            for op, along, _ in stage.reductions:
+                found |= {number} if along != ALL and op != "length" else set()
+                number += 2 if op == "top" else 1
             for _, args in stage.scalars:
                 found |= {number} if any(kind == VALUE and index in found for kind, index in args) else set()
                 number += 1
         return frozenset(found)
 
     def without_stages(self) -> Program:
-        """The last stage by itself: what it takes from the others are further constants."""
-        steps = tuple((op, tuple(self._as_constant(ref) for ref in args), to) for op, args, to in self.steps)
-        return Program(self.inputs, self.constants + self.values, steps, self._as_constant(self.result))
+        """The last stage by itself: what it takes from the others are further constants and inputs."""
+        further = self.further()
 
-    def _as_constant(self, ref: Ref) -> Ref:
-        return (CONSTANT, self.constants + ref[1]) if ref[0] == VALUE else ref
+        def known(ref: Ref) -> Ref:
+            if ref in further:
+                return (INPUT, self.inputs + further.index(ref))
+            return (CONSTANT, self.constants + ref[1]) if ref[0] == VALUE else ref
+
+        steps = tuple((op, tuple(map(known, args)), to) for op, args, to in self.steps)
+        return Program(
+            self.inputs + len(further), self.constants + self.values, steps, known(self.result),
+            generated=len(further),
+        )  # fmt: skip
+
+    def further(self) -> tuple[Ref, ...]:
+        """What the last stage takes that differs from element to element, and no file holds."""
+        vectors = self.vectors() if self.stages else frozenset()
+        used = [ref for _, args, _ in self.steps for ref in args] + [self.result]
+        return tuple(dict.fromkeys(ref for ref in used if ref[0] == MADE or (ref[0] == VALUE and ref[1] in vectors)))
+
+
+def _values_made(stage: Stage) -> list[str]:
+    """The operations of a stage's values, in their order."""
+    return [name for op, *_ in stage.reductions for name in ([op, op] if op == "top" else [op])] + [
+        op for op, _ in stage.scalars
+    ]
 
 
 class Formula(NamedTuple):
@@ -122,11 +159,22 @@ class Scalar:
             return params[name] if index is None else params[name][index]
         return self.function(*(arg.value(params) if isinstance(arg, Scalar) else arg for arg in self.args))
 
+    @property
+    def names_tensor(self) -> bool:
+        """Whether it depends on the tensor's name."""
+        if self.function is None:
+            return bool(self.args[0] == _TENSOR)
+        return any(isinstance(arg, Scalar) and arg.names_tensor for arg in self.args)
+
     def _looked_at(self, *_: Any) -> Any:
         raise _LooksAtNumbers
 
     __bool__ = __float__ = __int__ = __index__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _looked_at
     __hash__ = object.__hash__
+
+
+_TENSOR = "tensor's name"  # among the parameters; no parameter can be called that
+TENSOR = Scalar(None, _TENSOR, None)
 
 
 def _scalar_operator(function: Callable[..., Any], reflected: bool = False) -> Callable[..., Any]:
@@ -154,10 +202,10 @@ class Value:
     operation of ``args`` (values and constants), or a reduction of Symbols.
     """
 
-    __slots__ = ("along", "args", "op", "tracer")
+    __slots__ = ("along", "args", "axis", "op", "tracer")
 
-    def __init__(self, tracer: Tracer, op: str, along: int, args: tuple[Any, ...]) -> None:
-        self.tracer, self.op, self.along, self.args = tracer, op, along, args
+    def __init__(self, tracer: Tracer, op: str, along: int, args: tuple[Any, ...], axis: int = ALL) -> None:
+        self.tracer, self.op, self.along, self.args, self.axis = tracer, op, along, args, axis
 
     def __bool__(self) -> bool:
         raise TypeError(f"a method's body cannot branch on what it reduces (use where); {MAY_USE}")
@@ -223,6 +271,7 @@ class Tracer:
 
     def __init__(self) -> None:
         self.constants: list[Scalar | float] = []
+        self.made: list[tuple[str, int, tuple[Any, ...]]] = []
         self._made: dict[Any, Any] = {}
 
     def apply(self, op: str, *args: Any) -> Symbol:
@@ -239,14 +288,48 @@ class Tracer:
 
     def reduce(self, op: str, along: int, *args: Symbol) -> Value:
         """A reduction of elementwise expressions."""
-        return self._once((op, along, *map(id, args)), lambda: Value(self, op, along, args))
+        kind = ALL if op == "length" else along
+        return self._once((op, along, *map(id, args)), lambda: Value(self, op, kind, args, axis=along))
+
+    def select(self, op: str, x: Symbol, k: Any) -> Value:
+        """``kth`` or ``top``: the k-th largest element; ``last_of`` is the second value of ``top``."""
+        number = self.number(k)
+        return self._once((op, id(x), self._same(number)), lambda: Value(self, op, ALL, (x, number)))
+
+    def _same(self, number: Any) -> Any:
+        """What is equal for two equal numbers: of a constant its value, or the expression of parameters."""
+        return number if isinstance(number, Value) else self.constants[number]
+
+    def once(self, key: Any, item: Any) -> Any:
+        """The first of several equal items."""
+        return self._once(key, lambda: item)
+
+    def last_of(self, top: Value) -> Value:
+        return self._once(("last", id(top)), lambda: Value(self, "last", ALL, (top,)))
+
+    def number(self, item: Any) -> Any:
+        """A value that is one number, or a constant."""
+        if isinstance(item, Symbol) or (isinstance(item, Value) and item.along != ALL):
+            raise TypeError("a method's body gives several numbers where one is asked for")
+        return item if isinstance(item, Value) else self._constant(item)
+
+    def make(self, op: str, along: int, *args: Any) -> Symbol:
+        """A generated operand of numbers."""
+        given = tuple(self.number(arg) for arg in args)
+        key = (op, along, *map(self._same, given))
+
+        def new() -> Symbol:
+            self.made.append((op, along, given))
+            return Symbol(self, "made", (len(self.made) - 1, *(arg for arg in given if isinstance(arg, Value))))
+
+        return self._once(key, new)
 
     def scalar(self, op: str, *args: Any) -> Value:
         """An operation on values, in float64."""
         lifted = tuple(arg if isinstance(arg, Value) else self._constant(arg) for arg in args)
         along = {arg.along for arg in args if isinstance(arg, Value)} - {ALL}
         if len(along) > 1:
-            raise TypeError("a method's body combines values of rows with values of columns")
+            raise TypeError("a method's body combines values of rows with values of columns or channels")
         kind = along.pop() if along else ALL
         return self._once((op, *map(id, lifted)), lambda: Value(self, op, kind, lifted))
 
@@ -273,19 +356,26 @@ class Body(NamedTuple):
     program: Program | None
     constants: tuple[Scalar | float, ...]
 
-    def formula(self, params: Mapping[str, Any]) -> Formula:
-        """The program with its numbers, for bound parameters. UsageError when an expression of them has no value."""
+    def draws(self, params: Mapping[str, Any]) -> bool:
+        """Whether it draws random numbers: then its numbers depend on the tensor's name."""
+        constants = self.constants if self.program is not None else _traced(self.method, self.inputs, params)[1]
+        return any(isinstance(c, Scalar) and c.names_tensor for c in constants)
+
+    def formula(self, params: Mapping[str, Any], tensor: str = "") -> Formula:
+        """The program with its numbers, for bound parameters and a tensor's name. UsageError when an expression of them
+        has no value."""
         program, constants = self.program, self.constants
         try:
             if program is None:
                 program, constants = _traced(self.method, self.inputs, params)
-            numbers = [_real(c.value(params)) if isinstance(c, Scalar) else c for c in constants]
+            given = {**params, _TENSOR: tensor}
+            numbers = [_real(c.value(given)) if isinstance(c, Scalar) else c for c in constants]
         except (ArithmeticError, ValueError) as error:  # a division by zero, say
             from .errors import UsageError
 
-            given = ", ".join(f"{name}={value}" for name, value in params.items())
+            text = ", ".join(f"{name}={value}" for name, value in params.items())
             raise UsageError(
-                f"{self.method.name} has no value for {given}: {error.args[-1]}", code="bad_value"
+                f"{self.method.name} has no value for {text}: {error.args[-1]}", code="bad_value"
             ) from None
         return Formula(program, tuple(numbers))
 
@@ -322,44 +412,67 @@ def _traced(method: Method, count: int, params: Mapping[str, Any]) -> tuple[Prog
     if not isinstance(result, Symbol):
         found = type(result).__name__
         raise TypeError(f"the body of {method.name} must return a combination of its inputs, not {found}; {MAY_USE}")
-    return linearised(result, count, len(tracer.constants)), tuple(tracer.constants)
+    return linearised(result, count, tracer), tuple(tracer.constants)
 
 
-def linearised(result: Symbol, inputs: int, constants: int) -> Program:
+def linearised(result: Symbol, inputs: int, tracer: Tracer) -> Program:
     """The graph in stages: each value in the first stage in which all that it depends on is known."""
     found = _values_below((result,))
+    constants = len(tracer.constants)
     if not found:
         steps, (last,) = _ordered((result,), {})
-        return Program(inputs, constants, steps, last)
+        return Program(inputs, constants, steps, last, (), _made(tracer, {}))
     level: dict[int, int] = {}
     for value in found:
         below = max((level[id(item)] for item in _values_of(value)), default=-1)
         level[id(value)] = below + 1 if _reduces(value) else below
     numbers: dict[int, int] = {}
+    next_number = 0
     stages = []
     for number in range(max(level.values()) + 1):
         here = [value for value in found if level[id(value)] == number]
         reduced = [value for value in here if _reduces(value)]
-        steps, refs = _ordered([arg for value in reduced for arg in value.args], numbers)
+        steps, refs = _ordered([arg for value in reduced for arg in value.args if isinstance(arg, Symbol)], numbers)
         given = iter(refs)
-        reductions = tuple((value.op, value.along, tuple(next(given) for _ in value.args)) for value in reduced)
+        reductions = tuple(
+            (
+                value.op,
+                value.axis,
+                tuple(next(given) if isinstance(arg, Symbol) else _number_ref(arg, numbers) for arg in value.args),
+            )
+            for value in reduced
+        )
         scalars = []
         for value in reduced:
-            numbers[id(value)] = len(numbers)
+            numbers[id(value)] = next_number
+            next_number += 2 if value.op == "top" else 1
         for value in here:
-            if not _reduces(value):
-                args = tuple(
-                    (VALUE, numbers[id(arg)]) if isinstance(arg, Value) else (CONSTANT, arg) for arg in value.args
-                )
-                scalars.append((value.op, args))
-                numbers[id(value)] = len(numbers)
+            if value.op == "last":
+                numbers[id(value)] = numbers[id(value.args[0])] + 1
+            elif not _reduces(value):
+                scalars.append((value.op, tuple(_number_ref(arg, numbers) for arg in value.args)))
+                numbers[id(value)] = next_number
+                next_number += 1
         stages.append(Stage(steps, reductions, tuple(scalars)))
     steps, (last,) = _ordered((result,), numbers)
-    return Program(inputs, constants, steps, last, tuple(stages))
+    return Program(inputs, constants, steps, last, tuple(stages), _made(tracer, numbers))
+
+
+def _made(tracer: Tracer, numbers: Mapping[int, int]) -> tuple[Made, ...]:
+    unused: Made = ("index", FIRST, ())  # in the place of one that nothing uses
+    return tuple(
+        (op, along, tuple(_number_ref(arg, numbers) for arg in args))
+        if all(id(arg) in numbers for arg in args if isinstance(arg, Value)) else unused
+        for op, along, args in tracer.made
+    )  # fmt: skip
+
+
+def _number_ref(item: Any, numbers: Mapping[int, int]) -> Ref:
+    return (VALUE, numbers[id(item)]) if isinstance(item, Value) else (CONSTANT, item)
 
 
 def _reduces(value: Value) -> bool:
-    return value.op == "count" or any(isinstance(arg, Symbol) for arg in value.args)
+    return value.op in ("count", "length") or any(isinstance(arg, Symbol) for arg in value.args)
 
 
 def _values_of(item: Symbol | Value) -> list[Value]:
@@ -416,6 +529,8 @@ def _ordered(results: Sequence[Symbol], values: Mapping[int, int]) -> tuple[tupl
     def ref(symbol: Symbol) -> Ref:
         if symbol.op == "value":
             return (VALUE, values[id(symbol.args[0])])
+        if symbol.op == "made":
+            return (MADE, symbol.args[0])
         if symbol.op in _LEAVES:
             return (INPUT if symbol.op == "input" else CONSTANT, symbol.args[0])
         return refs[id(symbol)]
@@ -435,7 +550,7 @@ def _ordered(results: Sequence[Symbol], values: Mapping[int, int]) -> tuple[tupl
     return tuple(steps), tuple(ref(result) for result in results)
 
 
-_LEAVES = ("input", "constant", "value")
+_LEAVES = ("input", "constant", "value", "made")
 
 
 @functools.cache

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from . import elementary, scalars
-from .program import ALL, FIRST
+from . import draws, elementary, scalars
+from .program import ALL, CHANNEL, FIRST, SECOND
 
 LANES, BLOCK, CHUNK = 8, 1024, 1 << 18  # of elements; csrc/reduce.h has the same numbers
 
@@ -59,7 +59,43 @@ def lines_of(x: np.ndarray, along: int) -> np.ndarray:
         return x.reshape(1, -1)
     if along == FIRST:
         return x.reshape(x.shape[0], math.prod(x.shape[1:])).T
+    if along == CHANNEL:
+        return x.reshape(x.shape[0], math.prod(x.shape[1:]))
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def places(shape: tuple[int, ...], along: int, index: np.ndarray) -> np.ndarray:
+    """The indexes along an axis of the elements at ``index`` of a tensor."""
+    if not shape:
+        return index * 0
+    axis = {FIRST: 0, SECOND: min(1, len(shape) - 1)}.get(along, len(shape) - 1)
+    found: np.ndarray = index // math.prod(shape[axis + 1 :]) % shape[axis]
+    return found
+
+
+def line_numbers(shape: tuple[int, ...], along: int, index: np.ndarray) -> np.ndarray:
+    """Which of the lines of ``lines_of`` the elements at ``index`` lie in."""
+    if along == ALL or not shape:
+        return index * 0
+    if along == FIRST:
+        return index % math.prod(shape[1:])
+    return index // (math.prod(shape[1:]) if along == CHANNEL else shape[-1])
+
+
+def kth_and_last(x: np.ndarray, k: float) -> tuple[float, float]:
+    """The k-th largest of flat elements, and the last index of its equals that belongs to the k largest, by sorting:
+    the definition of ``csrc/select.h``."""
+    if not (k >= 1 and x.size):
+        return math.inf, -1.0
+    if k > x.size:
+        return -math.inf, float(x.size)
+    number = int(k)
+    nan = np.isnan(x)
+    least = np.nan if number <= nan.sum() else np.sort(x[~nan])[::-1][number - 1 - nan.sum()] + 0.0
+    equal = np.flatnonzero(nan if np.isnan(least) else x == least)
+    above = 0 if np.isnan(least) else int((x > least).sum() + nan.sum())
+    kept = number - above
+    return float(least), math.inf if kept == equal.size else float(equal[kept - 1])
 
 
 class Numbers:
@@ -91,10 +127,12 @@ class Numbers:
 
 def _operator(name: str, reflected: bool) -> Callable[[Numbers, Any], Any]:
     def apply(self: Numbers, other: Any) -> Any:
-        if isinstance(other, Numbers | int | float):
+        if isinstance(other, Numbers | int | float) and not hasattr(other, "dtype"):
             pair = (self.values, other.values if isinstance(other, Numbers) else np.float64(other))
             with np.errstate(all="ignore"):
                 return Numbers(_OPERATIONS[name](*reversed(pair) if reflected else pair))
+        if "bool" in str(other.dtype):  # a comparison: 1 or 0
+            other = other.astype(np.float32) if isinstance(other, np.ndarray | np.generic) else other.float()
         pair = (self.beside(other), other)
         with np.errstate(all="ignore"):
             return _ON_TENSORS[name](*reversed(pair) if reflected else pair)
@@ -122,7 +160,55 @@ def reduced(op: str, along: int, *operands: Any) -> Numbers:
     found = reduced_rows(op, *(lines_of(np.broadcast_to(item, shape).astype(np.float64), along) for item in arrays))
     if along == ALL or not shape:
         return Numbers(found[0])
+    if along == CHANNEL:
+        return Numbers(found.reshape((shape[0], *(1 for _ in shape[1:]))))
     return Numbers(found.reshape((1, *shape[1:]) if along == FIRST else (*shape[:-1], 1)))
+
+
+def length(x: Any, along: int) -> Numbers:
+    """The number of elements along an axis, or (ALL) of axes."""
+    shape = tuple(x.shape)
+    if along == ALL or not shape:
+        return Numbers(np.asarray(len(shape) if along == ALL else 1))
+    return Numbers(np.asarray(shape[{FIRST: 0, SECOND: min(1, len(shape) - 1)}.get(along, -1)]))
+
+
+def selected(x: Any, k: Any) -> tuple[Numbers, Numbers]:
+    """The k-th largest of an array or tensor, and the last index of its equals that belongs to the k largest."""
+    found = kth_and_last(_array(x).reshape(-1), float(k))
+    return Numbers(np.asarray(found[0])), Numbers(np.asarray(found[1]))
+
+
+def largest_of(x: Any, k: Any, all_ties: bool) -> Any:
+    """Whether each element is among the k largest: those above the k-th, and of its equals the first (or all)."""
+    least, last = selected(x, k)
+    index = np.arange(math.prod(x.shape)).reshape(x.shape)
+    first: Any = (index <= last.values) | all_ties
+    library: Any = np
+    if not isinstance(x, np.ndarray | np.generic):
+        import torch
+
+        library, first = torch, torch.from_numpy(np.asarray(first)).to(x.device)
+    return (x > least) | ((x == least) & first) | library.isnan(x)
+
+
+def index_of(x: Any, along: int) -> Any:
+    """The elements' indexes along an axis."""
+    return _like(x, places(tuple(x.shape), along, np.arange(math.prod(x.shape))))
+
+
+def drawn(kind: str, x: Any, key: tuple[float, float], draw: int) -> Any:
+    """Random numbers for the elements of a tensor without a name."""
+    return _like(x, getattr(draws, kind)(key, draw, 0, math.prod(x.shape)))
+
+
+def _like(x: Any, flat: np.ndarray) -> Any:
+    """Elements in x's kind, dtype and shape."""
+    if isinstance(x, np.ndarray | np.generic):
+        return flat.astype(x.dtype).reshape(x.shape)
+    import torch
+
+    return torch.from_numpy(flat.astype(np.float64)).to(x.dtype).reshape(x.shape).to(x.device)
 
 
 def each(function: Callable[..., float], *args: Any) -> Numbers:

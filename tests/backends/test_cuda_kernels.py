@@ -44,7 +44,7 @@ def cuda() -> ModuleType:
 def program(cuda: ModuleType, formula: Formula, wide: bool) -> Any:
     shape = formula.program
     steps = [(CODES[op], args, to) for op, args, to in shape.steps]
-    return cuda.Program(shape.inputs, shape.constants, steps, shape.result, wide)
+    return cuda.Program(shape.inputs, shape.constants, steps, shape.result, wide, generated=shape.generated)
 
 
 def run(
@@ -88,9 +88,10 @@ def check(cuda: ModuleType, case: Case, mixture: tuple[DType, ...], out: DType, 
     rng = np.random.default_rng(len(case.label) + out.bits)
     whole = [(SORTS[sort](kind, SIZES[-1] + SIZES[-1] // 2, rng), kind) for kind in kinds(case, mixture)]
     rows = [[(codes[size // 2 : size // 2 + size], kind) for codes, kind in whole] for size in SIZES]
-    if case.formula().program.stages:
+    if case.formula().program.in_stages:
         found = [
-            run(cuda, without_stages(case.formula(), row, how.get("wide", False)), [row], out, **how)[0] for row in rows
+            run(cuda, left, [whole_row], out, **how)[0]
+            for left, whole_row in (without_stages(case.formula(), row, how.get("wide", False)) for row in rows)
         ]
     else:
         found = run(cuda, case.formula(), rows, out, **how)

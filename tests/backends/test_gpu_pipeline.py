@@ -17,10 +17,13 @@ import sdsurgery.kernels
 import torch
 from cuda_tools import install
 from odd_files import odd_files
+from safetensors.torch import save_file
 from sdsurgery.errors import DeviceFailed, InputRefused, RunFailed, UsageError
+from sdsurgery.functions import bernoulli, index, largest, maximum, mean, norm, normal, size, uniform
 from sdsurgery.gpu import tensors
 from sdsurgery.gpu.tiles import tiles
 from sdsurgery.interop import calls
+from sdsurgery.methods.registry import _METHODS, Param, method
 from triton_support import require_triton
 
 LEAST = 4 << 20
@@ -72,6 +75,32 @@ def test_a_checkpoint_has_the_cpus_bytes_for_any_memory_workers_and_devices(
         found = merged(trio, tmp_path, backend="cuda", gpu_memory=memory, threads=threads)
         assert found == wanted, (memory, threads, devices)
     assert merged(trio, tmp_path, backend="cuda", compute="fp64") == merged(trio, tmp_path, compute="fp64")
+
+
+def _all_kinds(a: Any, b: Any, share: Any) -> Any:
+    """What no file holds, of every kind: values of rows, columns and channels, places, random numbers, a selection."""
+    rows = a / norm(a, axis=-1) + mean(b, axis=0) * index(a, 0) + maximum(b, axis="channel")
+    return rows + largest(abs(b), share * size(b)) * b + bernoulli(a, share, 5) * normal(a, 5) * uniform(a, 6)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_what_no_file_holds_is_generated_by_the_host(tmp_path: Path, backend: str) -> None:
+    method("all-kinds", inputs="A B", share=Param(0.3, "a share"))(_all_kinds)
+    try:
+        files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+        torch.manual_seed(0)
+        for path in files:
+            save_file(
+                {"w": torch.randn(30, 3, 3, 3).half(), "d": torch.randn(300).double(), "s": torch.tensor(1.5)}, path
+            )
+        wanted = None
+        for how in ({}, {"backend": backend}, {"backend": backend, "threads": 1, "gpu_memory": LEAST}):
+            sdsurgery.merge("all-kinds", files, out=tmp_path / "o.safetensors", overwrite=True, sync=False, **how)
+            found = (tmp_path / "o.safetensors").read_bytes()
+            wanted = wanted or found
+            assert found == wanted, how
+    finally:
+        del _METHODS["all-kinds"]
 
 
 def test_strided_tensors_and_records_with_a_crc(tmp_path: Path, cuda: None) -> None:

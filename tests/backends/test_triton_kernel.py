@@ -58,8 +58,8 @@ def test_every_method_and_dtype_equals_the_reference(name: str, mixture: tuple[D
         out = FLOATS[number]
         for overflow, wide in (("default", False), (("inf", "saturate", "default")[number % 3], number % 2 == 1)):
             how: dict[str, Any] = {"overflow": overflow, "wide": wide}
-            left = without_stages(case.formula(), row, wide)
-            found = run(left, row, out, uncounted=overflow != "default", **how)
+            left, whole_row = without_stages(case.formula(), row, wide)
+            found = run(left, whole_row, out, uncounted=overflow != "default", **how)
             difference = found.differs(expected(case.formula(), row, out, **how))
             assert not difference, f"to {out}, {how}: {difference}"
 

@@ -101,7 +101,7 @@ def native(
         overflow=cpu.OVERFLOW[overflow],
         threads=threads,
         target=target,
-        axes=(count, count),
+        shape=(count,),
     )
     end = start + count * out.itemsize
     assert (room[:start] == 0xA5).all() and (room[end:] == 0xA5).all(), "written outside the output"
@@ -123,15 +123,25 @@ def expected(
     return Result(values.view(CODE[out]), nonfinite, overflows)
 
 
-def without_stages(formula: Formula, inputs: Sequence[tuple[np.ndarray, DType]], wide: bool = False) -> Formula:
-    """What the host leaves to a device, which evaluates elements: the formula itself, for most."""
-    if not formula.program.stages:
-        return formula
+Coded = tuple[np.ndarray, DType]
+
+
+def without_stages(formula: Formula, inputs: Sequence[Coded], wide: bool = False) -> tuple[Formula, Sequence[Coded]]:
+    """What the host leaves to a device, which evaluates elements: for most the formula and inputs themselves."""
+    if not formula.program.in_stages:
+        return formula, inputs
     sources = [_native.Source.memory(codes.astype(CODE[dtype]).tobytes()) for codes, dtype in inputs]
     operands = tuple(Operand(number, dtype, 0) for number, (_, dtype) in enumerate(inputs))
     count = inputs[0][0].size
-    job = Job(0, F32, 0, count, operands, 0, formula.numbers, (max(count, 1), max(count, 1)))
-    return cpu.last_stage(job, formula.program, sources, wide)
+    job = Job(0, F32, 0, count, operands, 0, formula.numbers, (count,))
+    left = cpu.last_stage(job, formula.program, sources, wide)
+    kind = F64 if wide or any(dtype is F64 for _, dtype in inputs) else F32
+    further = []
+    for number in range(left.formula.program.generated):
+        codes = np.empty(count, CODE[kind])
+        left.generate(number, 0, codes.view(np.uint8).data, kind)
+        further.append((codes, kind))
+    return left.formula, [*inputs, *further]
 
 
 # ---- the registry's cases

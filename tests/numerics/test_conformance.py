@@ -149,8 +149,9 @@ def test_the_hot_formulas_have_a_fused_kernel() -> None:
 
 def stepped(formula: program.Formula, arrays: list[np.ndarray]) -> np.ndarray:
     """The formula's stages and steps over whole arrays."""
-    values = reference.values_beside(formula, arrays, (arrays[0].size, arrays[0].size))
-    return reference.run_steps(formula, arrays, values)
+    shape = arrays[0].shape
+    beside = reference.Beside(formula, shape, reference.stage_values(formula, arrays, shape), 0, arrays[0].size)
+    return reference.run_steps(formula, arrays, beside)
 
 
 def body_on(case: Case, tensors: list[object]) -> object:

@@ -87,7 +87,7 @@ def native(formula: Formula, arrays: list[np.ndarray], target: str = "", wide: b
     _native.apply(
         cpu.native_program(formula.program, wide), formula.numbers,
         [(array.ctypes.data, F32.native) for array in arrays], out.ctypes.data, F32.native, out.size,
-        target=target, axes=(out.shape[0], out.shape[-1]) if out.shape else (1, 1),
+        target=target, shape=out.shape,
     )  # fmt: skip
     return out
 
@@ -134,7 +134,7 @@ def test_wide_arithmetic_and_every_stored_dtype(name: str) -> None:
                 found = _native.apply(
                     cpu.native_program(formula.program, wide), formula.numbers,
                     [(code.ctypes.data, dtype.native) for code in codes], out.ctypes.data, dtype.native, out.size,
-                    target=target, axes=(shape[0], shape[-1]),
+                    target=target, shape=shape,
                 )  # fmt: skip
                 assert np.array_equal(out.reshape(-1), expected.view(CODE[dtype])), (dtype, wide, target)
                 assert list(found) == counts
@@ -199,7 +199,7 @@ def test_sums_are_added_in_the_documented_order(target: str) -> None:
             _native.apply(
                 cpu.native_program(formula.program, True), formula.numbers,
                 [(array.ctypes.data, F32.native) for array in (a, b)], out.ctypes.data, F64.native, out.size,
-                target=target, axes=(a.shape[0], a.shape[-1]),
+                target=target, shape=a.shape,
             )  # fmt: skip
             return out
 

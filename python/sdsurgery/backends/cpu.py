@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import _native
@@ -11,7 +12,7 @@ from ..dtypes import DType
 from ..encoding import CODINGS, Companion, Encoding
 from ..low_rank import FORMS, KINDS, LowRank, Matrix
 from ..plan import Fill, Job, Operand, Plan, Reduction
-from ..program import OPERATIONS, REDUCTIONS, SCALAR_FUNCTIONS, Formula, Program, Stage, Step
+from ..program import GENERATED, OPERATIONS, REDUCTIONS, SCALAR_FUNCTIONS, Formula, Program, Stage, Step
 from . import Backend, Options
 
 if TYPE_CHECKING:
@@ -28,9 +29,11 @@ _COPY, _EVALUATE, _FILL, _REDUCE = 0, 1, 2, 3
 def native_program(program: Program, wide: bool) -> native.Program:
     """A traced program as the native engine takes it."""
     stages = [_native_stage(stage) for stage in program.stages]
+    made = [(GENERATED[op], along, args) for op, along, args in program.made]
     return _native.Program(
-        program.inputs, program.constants, _native_steps(program.steps), program.result, wide, stages
-    )
+        program.inputs, program.constants, _native_steps(program.steps), program.result, wide, stages, made,
+        program.generated,
+    )  # fmt: skip
 
 
 def _native_steps(steps: Sequence[Step]) -> list[tuple[Any, ...]]:
@@ -83,13 +86,13 @@ def prepare(
 
 
 def _native_job(job: Job, place: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
-    number, dtype, offset, count, operands, _, numbers, axes = job[:8]
+    number, dtype, offset, count, operands, _, numbers, shape = job[:8]
     if number is None:
         parts = tuple([_native_operand(0, operand) for operand in operands])
-        return (_COPY, 0, 0, offset, job.nbytes, parts, (), axes, 0)
+        return (_COPY, 0, 0, offset, job.nbytes, parts, (), shape, 0)
     kind, index = place[number]
     parts = tuple([_native_operand(code_of(operand.dtype), operand) for operand in operands])
-    return (kind, index, 0 if kind == _REDUCE else code_of(dtype), offset, count, parts, numbers, axes, job.read)
+    return (kind, index, 0 if kind == _REDUCE else code_of(dtype), offset, count, parts, numbers, shape, job.read)
 
 
 def _native_operand(code: int, operand: Operand) -> tuple[Any, ...]:
@@ -131,16 +134,31 @@ def compute_into(operand: Operand, sources: Sequence[Source], first: int, buffer
     _native.compute_into(list(sources), _native_operand(code_of(operand.dtype), operand), first, buffer)
 
 
-def last_stage(job: Job, program: Program, sources: Sequence[Source], wide: bool) -> Formula:
+@dataclass(frozen=True)
+class LastStage:
     """What is left to evaluate of a job's program once its stages have read the tensor: for the backends of devices,
-    which see a tile at a time."""
+    which see a tile at a time. The inputs behind the job's own are generated (``Program.without_stages``)."""
+
+    formula: Formula
+    native: native.LastStage
+
+    def generate(self, operand: int, first: int, buffer: Any, dtype: DType) -> None:
+        """Elements of the generated input from ``first`` on, F32 or F64; of one that isn't used, zeros."""
+        if operand < self.native.generated:
+            self.native.generate(operand, first, buffer, code_of(dtype))
+        else:
+            memoryview(buffer)[:] = bytes(len(buffer))
+
+
+def last_stage(job: Job, program: Program, sources: Sequence[Source], wide: bool) -> LastStage:
+    """Work off the stages of a job, by the native engine."""
     operands = [_native_operand(code_of(operand.dtype), operand) for operand in job.operands]
-    steps, result, numbers = _native.last_stage(
-        native_program(program, wide), job.numbers, list(sources), operands, job.elements, job.axes
-    )
+    found = _native.last_stage(native_program(program, wide), job.numbers, list(sources), operands, job.shape)
     names = list(OPERATIONS)
-    left = Program(program.inputs, len(numbers), tuple((names[op], args, to) for op, args, to in steps), result)
-    return Formula(left, tuple(numbers))
+    steps = tuple((names[op], args, to) for op, args, to in found.steps)
+    further, constants = len(program.further()), tuple(found.constants)
+    left = Program(program.inputs + further, len(constants), steps, found.result, generated=further)
+    return LastStage(Formula(left, constants), found)
 
 
 def code_of(dtype: DType) -> int:

@@ -93,7 +93,7 @@ def device_errors(name: str = "") -> Iterator[None]:
 @functools.lru_cache(maxsize=256)
 def _program(cuda: ModuleType, program: Program, wide: bool) -> Any:
     steps = [(OPERATIONS[op], args, to) for op, args, to in program.steps]
-    return cuda.Program(program.inputs, program.constants, steps, program.result, wide)
+    return cuda.Program(program.inputs, program.constants, steps, program.result, wide, generated=program.generated)
 
 
 def supports(program: Program, dtypes: Sequence[DType], dtype: DType, wide: bool) -> str | None:

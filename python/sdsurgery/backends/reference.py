@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .. import scalars
+from .. import draws, scalars
 from ..decoding import decoded, e8m0
 from ..dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64, U8, DType
 from ..encoding import Companion
@@ -24,9 +24,8 @@ from ..plan import Fill, Job, Operand, Plan, Reduction
 from ..program import (
     ALL,
     CONSTANT,
-    FIRST,
     INPUT,
-    LAST,
+    MADE,
     SCALAR_FUNCTIONS,
     TEMP,
     VALUE,
@@ -35,7 +34,17 @@ from ..program import (
     Ref,
     Step,
 )
-from ..reductions import CHUNK, on_arrays, ordered_sum, reduced_rows
+from ..reductions import (
+    CHUNK,
+    kth_and_last,
+    length,
+    line_numbers,
+    lines_of,
+    on_arrays,
+    ordered_sum,
+    places,
+    reduced_rows,
+)
 from . import Backend, Options, Reduced, damaged_of, refuse_values, sums_of
 
 if TYPE_CHECKING:
@@ -175,29 +184,52 @@ _OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
 
 
 class Value(NamedTuple):
-    """What a stage found: one number, or one of each row (LAST) or column (FIRST)."""
+    """What a stage found: one number, or one of each of the lines that it runs along."""
 
     numbers: np.ndarray  # float64, flat
     along: int
 
-    def beside(self, axes: tuple[int, int], elements: int, first: int, count: int) -> np.ndarray:
-        """The numbers that ``count`` elements of a tensor of so many, from element ``first`` on, meet."""
-        if self.along == ALL:
-            return self.numbers[0]
-        at = np.arange(first, first + count)
-        return self.numbers[at // axes[1] if self.along == LAST else at % (elements // axes[0])]
+
+class Beside:
+    """What elements of a tensor meet besides its inputs: the values of its stages, and generated operands. Those from
+    element ``first`` on, ``count`` of them."""
+
+    def __init__(
+        self, formula: Formula, shape: tuple[int, ...], values: Sequence[Value], first: int, count: int
+    ) -> None:
+        self.formula, self.shape, self.values = formula, shape, values
+        self.first, self.count = first, count
+
+    def value(self, number: int) -> np.ndarray:
+        found = self.values[number]
+        if found.along == ALL:
+            return found.numbers[0]
+        return found.numbers[line_numbers(self.shape, found.along, self._index())]
+
+    def made(self, number: int) -> np.ndarray:
+        op, along, refs = self.formula.program.made[number]
+        args = [self.formula.numbers[i] if kind == CONSTANT else float(self.value(i)) for kind, i in refs]
+        if op == "index":
+            return places(self.shape, along, self._index())
+        if op == "within":
+            return self._index() <= args[0]
+        drawn: np.ndarray = getattr(draws, op)((args[0], args[1]), args[2], self.first, self.count)
+        return drawn
+
+    def _index(self) -> np.ndarray:
+        return np.arange(self.first, self.first + self.count)
 
 
-def run_steps(formula: Formula, inputs: Sequence[np.ndarray], values: Sequence[np.ndarray] = ()) -> np.ndarray:
-    """The formula's last steps on arrays of one float type; constants and the stages' values meet them as that type."""
+def run_steps(formula: Formula, inputs: Sequence[np.ndarray], beside: Beside | None = None) -> np.ndarray:
+    """The formula's last steps on arrays of one float type; what lies beside the inputs meets them as that type."""
     program, numbers = formula
     with np.errstate(all="ignore"):
-        result = _looked_up(program.steps, numbers, inputs, values)(program.result)
+        result = _looked_up(program.steps, numbers, inputs, beside)(program.result)
         return result if np.ndim(result) else np.full_like(inputs[0], result)  # of constants only
 
 
 def _looked_up(
-    steps: Sequence[Step], numbers: Sequence[float], inputs: Sequence[np.ndarray], values: Sequence[np.ndarray]
+    steps: Sequence[Step], numbers: Sequence[float], inputs: Sequence[np.ndarray], beside: Beside | None
 ) -> Callable[[Ref], Any]:
     """Evaluates the steps; the result says what a reference refers to then."""
     temps: dict[int, np.ndarray] = {}
@@ -207,14 +239,17 @@ def _looked_up(
         place, index = ref
         if place in (INPUT, TEMP):
             return inputs[index] if place == INPUT else temps[index]
-        return kind(numbers[index]) if place == CONSTANT else np.asarray(values[index]).astype(kind)
+        if place == CONSTANT:
+            return kind(numbers[index])
+        assert beside is not None
+        return np.asarray(beside.made(index) if place == MADE else beside.value(index)).astype(kind)
 
     for op, args, to in steps:
         temps[to] = np.asarray(_OPERATIONS[op](*(look_up(ref) for ref in args))).astype(kind, copy=False)
     return look_up
 
 
-def stage_values(formula: Formula, inputs: Sequence[np.ndarray], axes: tuple[int, int]) -> list[Value]:
+def stage_values(formula: Formula, inputs: Sequence[np.ndarray], shape: tuple[int, ...]) -> list[Value]:
     """What the stages find in a whole tensor: ``inputs`` are its elements, widened and flat."""
     program, numbers = formula
     values: list[Value] = []
@@ -223,21 +258,24 @@ def stage_values(formula: Formula, inputs: Sequence[np.ndarray], axes: tuple[int
         return [Value(np.zeros(1), ALL)] * program.values
     for stage in program.stages:
         with np.errstate(all="ignore"):
-            beside = [value.beside(axes, count, 0, count) for value in values]
-            look_up = _looked_up(stage.steps, numbers, inputs, beside)
+            look_up = _looked_up(stage.steps, numbers, inputs, Beside(formula, shape, tuple(values), 0, count))
             for op, along, refs in stage.reductions:
-                operands = [np.broadcast_to(look_up(ref), (count,)).astype(np.float64) for ref in refs or ((INPUT, 0),)]
-                lines = [_lines(operand, along, axes) for operand in operands]
+                if op == "length":
+                    values.append(Value(length(np.empty(shape), along).values.reshape(1), ALL))
+                    continue
+                wide = [refs[0]] if op in ("kth", "top") else refs or ((INPUT, 0),)
+                operands = [np.broadcast_to(look_up(ref), (count,)).astype(np.float64) for ref in wide]
+                if op in ("kth", "top"):
+                    kind, index = refs[1]
+                    k = numbers[index] if kind == CONSTANT else values[index].numbers[0]
+                    least, last = kth_and_last(operands[0], float(k))
+                    values += [Value(np.array([each]), ALL) for each in ((least, last) if op == "top" else (least,))]
+                    continue
+                lines = [lines_of(operand.reshape(shape), along) for operand in operands]
                 values.append(Value(reduced_rows(op, *lines), along))
             for op, refs in stage.scalars:
                 values.append(_scalar(op, [values[i] if kind == VALUE else numbers[i] for kind, i in refs]))
     return values
-
-
-def _lines(x: np.ndarray, along: int, axes: tuple[int, int]) -> np.ndarray:
-    if along == ALL:
-        return x.reshape(1, -1)
-    return x.reshape(axes[0], -1).T if along == FIRST else x.reshape(-1, axes[1])
 
 
 def _scalar(op: str, args: Sequence[Value | float]) -> Value:
@@ -257,16 +295,15 @@ def evaluate(
     overflow: str,
     wide: bool,
     *,
-    values: Sequence[np.ndarray] = (),
+    beside: Beside | None = None,
 ) -> tuple[np.ndarray, int, int]:
-    """Stored inputs to stored output: (values, elements with a non-finite input, overflows). ``values`` are those of
-    the formula's stages, for these elements."""
+    """Stored inputs to stored output: (values, elements with a non-finite input, overflows)."""
     wide = wide or any(kind is F64 for _, kind in inputs)
     widened = [widen(stored, kind, wide) for stored, kind in inputs]
     finite = np.isfinite(widened[0])
     for each in widened[1:]:
         finite &= np.isfinite(each)
-    out, overflows = store(run_steps(formula, widened, values), finite, dtype, overflow)
+    out, overflows = store(run_steps(formula, widened, beside), finite, dtype, overflow)
     return out, int((~finite).sum()), overflows
 
 
@@ -274,17 +311,17 @@ def evaluate_tensor(
     formula: Formula, inputs: Sequence[tuple[np.ndarray, DType]], dtype: DType, overflow: str, wide: bool
 ) -> tuple[np.ndarray, int, int]:
     """``evaluate`` for a whole tensor of any shape, its stages included."""
-    shape = inputs[0][0].shape or (1,)
+    shape = inputs[0][0].shape
     flat = [(stored.reshape(-1), kind) for stored, kind in inputs]
     wider = wide or any(kind is F64 for _, kind in inputs)
-    values = values_beside(formula, [widen(stored, kind, wider) for stored, kind in flat], (shape[0], shape[-1]))
-    return evaluate(formula, flat, dtype, overflow, wide, values=values)
+    widened = [widen(stored, kind, wider) for stored, kind in flat]
+    return evaluate(formula, flat, dtype, overflow, wide, beside=beside_of(formula, widened, shape))
 
 
-def values_beside(formula: Formula, inputs: Sequence[np.ndarray], axes: tuple[int, int]) -> list[np.ndarray]:
-    """What the stages find in a whole tensor, as every element meets it."""
-    count = inputs[0].size
-    return [value.beside(axes, count, 0, count) for value in stage_values(formula, inputs, axes)]
+def beside_of(formula: Formula, inputs: Sequence[np.ndarray], shape: tuple[int, ...], first: int = 0) -> Beside:
+    """What elements of a tensor meet besides ``inputs``, which are some of its elements from ``first`` on, flat; all of
+    them for a formula with stages."""
+    return Beside(formula, shape, stage_values(formula, inputs, shape), first, inputs[0].size)
 
 
 # ---- reductions, in the order that csrc/reduce.h promises
@@ -392,7 +429,7 @@ class ReferenceRun:
             return bytes(count * job.dtype.itemsize)
         out, nonfinite, overflow = evaluate(
             Formula(program, job.numbers), inputs, job.dtype, self.options.overflow, self.options.wide,
-            values=self.beside(index, job, program, first, count),
+            beside=self.beside(index, job, program, first, count),
         )  # fmt: skip
         if nonfinite or overflow:
             counts = self._tallies.setdefault(index, [0, 0])
@@ -433,15 +470,15 @@ class ReferenceRun:
             return self._computed(operand, first, count), operand.dtype
         return np.frombuffer(self._elements(operand, first, count), _STORAGE[operand.dtype]), operand.dtype
 
-    def beside(self, index: int, job: Job, program: Program, first: int, count: int) -> list[np.ndarray]:
-        """What the job's stages found, for some of its elements."""
-        if not program.stages:
-            return []
+    def beside(self, index: int, job: Job, program: Program, first: int, count: int) -> Beside | None:
+        """What the job's elements meet besides its inputs."""
+        if not program.in_stages:
+            return None
         if self._values[0] != index:
             wide = self.options.wide or any(operand.dtype is F64 for operand in job.operands)
             inputs = [widen(stored, dtype, wide) for stored, dtype in self.inputs(job, 0, job.elements)]
-            self._values = (index, stage_values(Formula(program, job.numbers), inputs, job.axes))
-        return [value.beside(job.axes, job.elements, first, count) for value in self._values[1]]
+            self._values = (index, stage_values(Formula(program, job.numbers), inputs, job.shape))
+        return Beside(Formula(program, job.numbers), job.shape, self._values[1], first, count)
 
     def _elements(self, operand: Operand, first: int, count: int) -> bytes:
         """``count`` elements of an operand from element ``first`` on, row by row."""

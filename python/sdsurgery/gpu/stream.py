@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..backends import Options, damaged_of, refuse_values, sums_of
-from ..dtypes import DType
+from ..dtypes import F32, F64, DType
 from ..errors import Interrupted, UsageError, of_job
-from ..plan import Job, Plan, Reduction
-from ..program import VALUE, Formula, Program
+from ..plan import Job, Operand, Plan, Reduction
+from ..program import Formula, Program
 from .reductions import Chunk, Gathered, Row
 from .tiles import ALIGNMENT, Part, Tile, ratio, tiles
 
 if TYPE_CHECKING:
     from .._native import Sink, Source
+    from ..backends.cpu import LastStage
 
 MEMORY = 256 << 20  # of buffers on each device, unless --gpu-memory says otherwise
 LEAST_MEMORY = 4 << 20
@@ -90,7 +91,8 @@ class StreamRun:
     def __init__(
         self, plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options, devices: Sequence[Device]
     ) -> None:
-        self.plan, self.sources, self.sink, self.options = plan, sources, sink, options
+        self.plan, self.sources, self.sink, self.options = _with_generated(plan, options.wide), sources, sink, options
+        plan = self.plan
         self.devices = list(devices)
         self.bytes_done = 0
         self.workers = options.threads or _workers()
@@ -109,7 +111,7 @@ class StreamRun:
             self._in_bytes = int(self._out_bytes * ratio(plan)) + ALIGNMENT * (most + 1)
         self._reductions = Gathered()
         self._tiles = enumerate(tiles(plan, self._out_bytes - ALIGNMENT, self._in_bytes))
-        self._last_stages: dict[int, Formula] = {}  # of jobs whose program has stages
+        self._last_stages: dict[int, LastStage] = {}  # of jobs whose program is in stages
         self._reading = threading.Lock()
         self._finished: dict[int, int] = {}  # number of a finished tile: where it ends
         self._next = 0  # the first tile that is not finished
@@ -241,8 +243,12 @@ class StreamRun:
             operands = zip(job.operands, part.ins, strict=True)
             wanted = [(operand, operand.dtype.itemsize, staging.input, at) for operand, at in operands]
         for operand, size, buffer, at in wanted:
-            source, place, view = self.sources[operand.source], buffer[at : at + part.count * size], operand.view
+            place, view = buffer[at : at + part.count * size], operand.view
             try:
+                if operand.source == _GENERATED:
+                    self._last_stage(part.job).generate(operand.offset, part.first, place, operand.dtype)
+                    continue
+                source = self.sources[operand.source]
                 if operand.computed:
                     compute_into(operand, self.sources, part.first, place)
                 elif view is None:
@@ -277,8 +283,8 @@ class StreamRun:
             if not isinstance(program, Program):
                 continue
             dtypes = tuple(operand.dtype for operand in job.operands)
-            formula = self._last_stage(part.job, program) if program.stages else Formula(program, job.numbers)
-            key = (job.program if not program.stages else part.job, formula.numbers, dtypes, job.dtype)
+            formula = self._last_stage(part.job).formula if program.in_stages else Formula(program, job.numbers)
+            key = (job.program if not program.in_stages else part.job, formula.numbers, dtypes, job.dtype)
             if key not in gathered:
                 work = Work(formula, self.options.wide, dtypes, job.dtype, self.options.overflow, [])
                 gathered[key] = (work, [])
@@ -286,14 +292,18 @@ class StreamRun:
             gathered[key][1].append(part)
         return [work for work, _ in gathered.values()], [part for _, parts in gathered.values() for part in parts]
 
-    def _last_stage(self, number: int, program: Program) -> Formula:
+    def _last_stage(self, number: int) -> LastStage:
         """What the host's stages leave to the device. The host has the bytes, and the page cache has them for the
         tiles that follow."""
         from ..backends.cpu import last_stage
 
         with self._reading:  # one tensor after the other: the next tile is mostly of the same
             if number not in self._last_stages:
-                self._last_stages[number] = last_stage(self.plan.jobs[number], program, self.sources, self.options.wide)
+                job = self.plan.jobs[number]
+                program = self.plan.programs[job.program or 0]
+                assert isinstance(program, Program)
+                own = job._replace(operands=job.operands[: program.inputs])
+                self._last_stages[number] = last_stage(own, program, self.sources, self.options.wide)
             return self._last_stages[number]
 
     def _spans(self, tile: Tile) -> list[tuple[int, int]]:
@@ -341,21 +351,37 @@ def require_supported(plan: Plan, name: str, supports: Any, wide: bool, *, reduc
             raise UsageError(f'the backend {name} has no reductions; use backend="cpu" or "cuda"', code="backend")
         if not isinstance(program, Program):
             raise UsageError(f'the backend {name} evaluates formulas only; use backend="cpu"', code="backend")
-        dtypes = tuple(operand.dtype for operand in job.operands)
+        dtypes = tuple(operand.dtype for operand in _with_further(job, program, wide).operands)
         if (job.program, dtypes, job.dtype) in seen:
             continue
         seen.add((job.program, dtypes, job.dtype))
-        reason = _unsupported(program) or supports(program.without_stages(), dtypes, job.dtype, wide)
+        reason = supports(program.without_stages(), dtypes, job.dtype, wide)
         if reason is not None:
             raise of_job(
                 index, UsageError(f'the backend {name} cannot do this: {reason}; use backend="cpu"', code="backend")
             )
 
 
-def _unsupported(program: Program) -> str | None:
-    vectors = program.vectors()
-    used = {index for _, args, _ in program.steps for kind, index in args if kind == VALUE}
-    return "the method takes a value of each row or column" if used & vectors else None
+_GENERATED = -1  # the source of an operand that the host generates; its offset is its number
+
+
+def _with_generated(plan: Plan, wide: bool) -> Plan:
+    """The plan with an operand more for each that the last stages take and no file holds: values of rows, random
+    numbers. The host generates them where it reads the others."""
+    jobs = []
+    for job in plan.jobs:
+        program = None if job.program is None else plan.programs[job.program]
+        jobs.append(_with_further(job, program, wide) if isinstance(program, Program) else job)
+    return replace(plan, jobs=tuple(jobs))
+
+
+def _with_further(job: Job, program: Program, wide: bool) -> Job:
+    further = program.further() if program.in_stages else ()
+    if not further:
+        return job
+    kind = F64 if wide or any(operand.dtype is F64 for operand in job.operands) else F32
+    generated = tuple(Operand(_GENERATED, kind, number) for number in range(len(further)))
+    return job._replace(operands=job.operands + generated)
 
 
 def describe(run: StreamRun) -> dict[str, Any]:

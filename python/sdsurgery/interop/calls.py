@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..dtypes import F32
+from ..dtypes import F32, F64
 from ..errors import UsageError, printable
 from .arrays import Array, Tensor, device_of, is_torch, memory_of, require_separate
 from .names import TORCH, torch_dtype
@@ -14,7 +14,6 @@ from .names import TORCH, torch_dtype
 if TYPE_CHECKING:
     from ..backends import PlainRows
     from ..checkpoint import Checkpoint
-    from ..dtypes import DType
     from ..methods.registry import Method
     from ..program import Formula
     from ..settings import Compute, Dtype, Overflow
@@ -176,7 +175,7 @@ class _Request:
                 overflow=OVERFLOW[self.overflow],
                 threads=self.threads,
                 target=os.environ.get("SDS_CPU", ""),
-                axes=(result.shape[0], result.shape[-1]) if result.shape else (1, 1),
+                shape=tuple(result.shape),
             )
         if self.overflow == "error" and overflows:
             from ..errors import RunFailed
@@ -198,7 +197,7 @@ class _Request:
         is impossible: on the CPU, for a backend that launches tensors one by one, and to count overflows."""
         if self.overflow == "error" or not calls or not calls[0][0] or not is_torch(calls[0][0][0]):
             return None
-        if self.formula.program.stages:
+        if self.formula.program.in_stages:
             return None
         try:
             if device_of(calls[0][0], None) is None:
@@ -241,12 +240,14 @@ class _Request:
         """One batch for all rows of equal dtypes; a formula that reduces has other numbers for each row."""
         from ..gpu.tensors import evaluate
 
-        if self.formula.program.stages:
+        if self.formula.program.in_stages:
             for out, inputs in rows:
                 if out.numel():
-                    dtypes, dtype = tuple(torch_dtype(item) for item in inputs), torch_dtype(out)
-                    left = self._last_stage(inputs, dtypes)
-                    evaluate(left, [(out, inputs)], dtypes, dtype, overflow=self.overflow, wide=self.wide)
+                    left, all_of_them = self._last_stage(inputs)
+                    dtypes = tuple(torch_dtype(item) for item in all_of_them)
+                    evaluate(
+                        left, [(out, all_of_them)], dtypes, torch_dtype(out), overflow=self.overflow, wide=self.wide
+                    )
             return
         batches: dict[Any, list[Any]] = {}
         for out, inputs in rows:
@@ -257,8 +258,9 @@ class _Request:
             dtypes = tuple(torch_dtype(item) for item in inputs)
             evaluate(self.formula, batch, dtypes, torch_dtype(out), overflow=self.overflow, wide=self.wide)
 
-    def _last_stage(self, inputs: Sequence[Any], dtypes: Sequence[DType]) -> Formula:
-        """What is left of the formula once the host has reduced the tensors of a GPU."""
+    def _last_stage(self, inputs: Sequence[Any]) -> tuple[Formula, list[Any]]:
+        """What is left of the formula once the host has reduced the tensors of a GPU, and the tensors that it takes:
+        behind the inputs those that the host generates."""
         import torch
 
         from .. import _native
@@ -266,14 +268,21 @@ class _Request:
         from ..files import native_errors
         from ..plan import Job, Operand
 
-        first = inputs[0]
-        axes = (first.shape[0], first.shape[-1]) if first.dim() else (1, 1)
+        first, program = inputs[0], self.formula.program
+        dtypes = [torch_dtype(item) for item in inputs]
         operands = tuple(Operand(number, dtype, 0) for number, dtype in enumerate(dtypes))
-        job = Job(0, dtypes[0], 0, first.numel(), operands, 0, self.formula.numbers, axes)
+        job = Job(0, dtypes[0], 0, first.numel(), operands, 0, self.formula.numbers, tuple(first.shape))
         here = [item.detach().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8) for item in inputs]
         with native_errors(UsageError):
             sources = [_native.Source.memory(item.numpy().data) for item in here]
-            return last_stage(job, self.formula.program, sources, self.wide)
+            left = last_stage(job, program, sources, self.wide)
+        kind = F64 if self.wide or F64 in dtypes else F32
+        further = []
+        for number in range(len(program.further())):
+            made = torch.empty(first.shape, dtype=getattr(torch, TORCH[kind.name]))
+            left.generate(number, 0, made.view(torch.uint8).numpy().reshape(-1).data, kind)
+            further.append(made.to(first.device))
+        return left.formula, [*inputs, *further]
 
 
 _formulas: dict[tuple[Any, int, str], Formula] = {}  # traced lately: tracing takes longer than a launch

@@ -59,6 +59,7 @@ class Ratios:
             frozenset(): (body_of(method, count, params), tuple(range(count)))
         }
         self._without = without
+        self._drawing: dict[frozenset[int], bool] = {}
         self._known: dict[Any, tuple[Formula, Mapping[str, Any]]] = {}
 
     def inputs(self, absent: frozenset[int]) -> tuple[int, ...] | None:
@@ -78,19 +79,27 @@ class Ratios:
         ``absent`` are inputs that lack the tensor (see ``inputs``).
         """
         block = (block or _BASE) if self.layout.blocks else None
+        tensor = name if self._draws(absent) else ""
         if not self.rules:
-            key: Any = (block, absent)
+            key: Any = (block, absent, tensor)
             found = self._known.get(key)
             if found is None:
                 ratios = {ratio: self._by_block(ratio, block) for ratio in self.numbers}
-                found = self._known[key] = self._made(block, ratios, absent)
+                found = self._known[key] = self._made(block, ratios, absent, tensor)
             return found
         ratios = {ratio: self._by_rule(ratio, name, block) for ratio in self.numbers}
-        key = (block, absent, *(number.hex() for number in ratios.values()))
+        key = (block, absent, tensor, *(number.hex() for number in ratios.values()))
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = self._made(block, ratios, absent)
+            found = self._known[key] = self._made(block, ratios, absent, tensor)
         return found
+
+    def _draws(self, absent: frozenset[int]) -> bool:
+        """Whether the formula's numbers depend on the tensor's name."""
+        if absent not in self._drawing:
+            found = self.bodies.get(absent)
+            self._drawing[absent] = found is not None and found[0].draws(self._of(found[0].method))
+        return self._drawing[absent]
 
     def _of(self, method: Method) -> dict[str, Any]:
         return {name: self.params[name] for name in method.params}
@@ -113,10 +122,10 @@ class Ratios:
         ]
 
     def _made(
-        self, block: str | None, ratios: Mapping[str, float], absent: frozenset[int]
+        self, block: str | None, ratios: Mapping[str, float], absent: frozenset[int], tensor: str
     ) -> tuple[Formula, Mapping[str, Any]]:
         body, _ = self.bodies[absent]  # type: ignore[misc]  # asked for by ``inputs`` first
-        formula = body.formula({**self._of(body.method), **self._set(body.method, ratios)})
+        formula = body.formula({**self._of(body.method), **self._set(body.method, ratios)}, tensor)
         return formula, {"block": block, "ratios": {**self.lists, **ratios}}
 
     def _set(self, method: Method, ratios: Mapping[str, float]) -> dict[str, Any]:

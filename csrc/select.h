@@ -1,0 +1,121 @@
+// The k-th largest of a tensor's elements, by radix: a histogram of the upper 16 bits of their keys, then of the next
+// 16 within the one bucket that the k-th lies in, until all bits are known. Two passes of 256 KB for float32, four for
+// float64, and nothing is sorted.
+//
+// A key is the element's pattern in the order of the values: −0 counts as +0, a NaN as larger than everything. Where
+// `ties` are asked for, the elements above the k-th are counted too, and of those equal to it the first ones, in order
+// of index, make up the k; the last of these is found from the candidates of the last pass if they are few, else by a
+// pass of its own.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "dtypes.h"
+#include "error.h"
+
+namespace sds {
+
+SDS_HD inline uint32_t key_of(float x) {
+    const uint32_t bits = bits_as<uint32_t>(x + 0.0f);
+    const uint32_t key = bits ^ (bits & 0x80000000 ? 0xffffffff : 0x80000000);
+    return x != x ? 0xffffffff : key;
+}
+SDS_HD inline uint64_t key_of(double x) {
+    constexpr uint64_t sign = uint64_t{1} << 63;
+    const uint64_t bits = bits_as<uint64_t>(x + 0.0);
+    const uint64_t key = bits ^ (bits & sign ? ~uint64_t{0} : sign);
+    return x != x ? ~uint64_t{0} : key;
+}
+
+class Selection {
+ public:
+    // `k` counts from 1, and is rounded down; `bits` of a key: 32 or 64.
+    Selection(uint64_t count, double k, int bits, bool ties) : ties_(ties), bits_(bits) {
+        const double infinity = std::numeric_limits<double>::infinity();
+        if (count > UINT32_MAX) throw Error(Code::invalid, "a selection takes fewer than 2^32 elements");
+        if (!(k >= 1) || count == 0) {
+            finish(infinity, -1);
+        } else if (k > static_cast<double>(count)) {
+            finish(-infinity, static_cast<double>(count));
+        } else {
+            left_ = static_cast<uint64_t>(k);
+            shift = bits - 16;
+            histogram.resize(1 << 16);
+        }
+    }
+
+    // ---- for the loop that adds elements (select.inl.h)
+    static constexpr size_t kCandidates = 1 << 19;  // 4 MB
+    int shift = 0;                                  // of the 16 bits that this pass counts; −16: it looks for the index
+    uint64_t prefix = 0;                            // the bits above them, of the k-th
+    uint64_t position = 0;                          // elements so far
+    uint64_t wanted = 0;                            // equal elements to go, in the pass that looks for the index
+    std::vector<uint32_t> histogram;
+    std::vector<uint64_t> candidates;  // index·2^16 and the last 16 bits
+    bool collecting() const { return ties_ && shift == 0 && !overflowed_; }
+    void collect(uint64_t index, uint64_t low) {
+        if (candidates.size() == kCandidates) {
+            overflowed_ = true;
+            candidates.clear();
+        }
+        if (!overflowed_) candidates.push_back(index << 16 | low);
+    }
+
+    // ---- after each pass
+    void end_pass() {
+        position = 0;
+        if (shift < 0) return finish(threshold_, static_cast<double>(index_));
+        uint32_t bucket = 0xffff;
+        while (histogram[bucket] < left_) left_ -= histogram[bucket--];
+        prefix = prefix << 16 | bucket;
+        if (shift > 0) {
+            shift -= 16;
+            histogram.assign(1 << 16, 0);
+            return;
+        }
+        threshold_ = value_of(prefix);
+        if (!ties_ || left_ == histogram[bucket]) return finish(threshold_, std::numeric_limits<double>::infinity());
+        wanted = left_;
+        for (uint64_t candidate : candidates) {
+            if ((candidate & 0xffff) == bucket && --wanted == 0)
+                return finish(threshold_, static_cast<double>(candidate >> 16));
+        }
+        wanted = left_;
+        shift = -16;
+    }
+    void found_index(uint64_t index) { index_ = index; }
+
+    bool done() const { return done_; }
+    double threshold() const { return threshold_; }  // the k-th largest; Inf for k < 1, −Inf for one past the last
+    double last() const { return last_; }            // of its equals, the last index that belongs to the k largest
+
+ private:
+    void finish(double threshold, double last) {
+        threshold_ = threshold;
+        last_ = last;
+        done_ = true;
+        histogram = {};
+        candidates = {};
+    }
+    double value_of(uint64_t key) const {
+        if (bits_ == 32) {
+            const uint32_t code = static_cast<uint32_t>(key);
+            if (code == 0xffffffff) return bits_as<double>(F64::nan);
+            return bits_as<float>(code ^ (code & 0x80000000 ? 0x80000000 : 0xffffffff));
+        }
+        constexpr uint64_t sign = uint64_t{1} << 63;
+        return key == ~uint64_t{0} ? bits_as<double>(F64::nan)
+                                   : bits_as<double>(key ^ (key & sign ? sign : ~uint64_t{0}));
+    }
+
+    bool ties_, overflowed_ = false, done_ = false;
+    int bits_;
+    uint64_t left_ = 0;  // the k-th is the left_-th largest of those that share its prefix
+    uint64_t index_ = 0;
+    double threshold_ = 0, last_ = 0;
+};
+
+}  // namespace sds

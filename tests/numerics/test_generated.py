@@ -1,0 +1,289 @@
+"""Selections, places and random numbers: the same on every target, thread count, tile size and backend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sdsurgery as sds
+from numeric_tools import TARGETS, wild
+from sdsurgery import _native, draws
+from sdsurgery.backends import cpu, reference
+from sdsurgery.dtypes import F32, F64
+from sdsurgery.functions import (
+    axes,
+    bernoulli,
+    count,
+    index,
+    kth_largest,
+    largest,
+    mean,
+    normal,
+    quantile,
+    size,
+    sqrt,
+    sum,
+    uniform,
+    variance,
+    where,
+)  # fmt: skip
+from sdsurgery.methods import Method, Param
+from sdsurgery.methods.registry import _METHODS, method
+from sdsurgery.program import Formula, trace
+
+
+def top(a: Any, b: Any, share: Any) -> Any:
+    return a + largest(abs(b), share * size(b)) * b
+
+
+def top_with_ties(a: Any, b: Any, share: Any) -> Any:
+    return where(largest(b, share * size(b), ties="all"), b, a)
+
+
+def trimmed(a: Any, b: Any, share: Any) -> Any:
+    """Several selections of one stage, and one of what they give."""
+    low, high = quantile(a, 0.25), quantile(a, 0.75, between="linear")
+    inner = where(a > low, a, low) - quantile(b, share, between="midpoint")
+    return inner - kth_largest(inner, 2) + high + kth_largest(b, 1) * 0
+
+
+def dropped(a: Any, b: Any, share: Any) -> Any:
+    """Random numbers alone: no stage reads anything."""
+    return a + bernoulli(b, share, seed=3) * (b - a)
+
+
+def noisy(a: Any, b: Any, share: Any) -> Any:
+    return a + share * normal(a, seed=share, draw=1) * sqrt(variance(a)) + uniform(b, seed=7)
+
+
+def sliced(a: Any, b: Any, share: Any) -> Any:
+    """Rows of axis 0, columns of axis 1, and lengths."""
+    rows = index(a, 0) < share * size(a, 0)
+    columns = (index(a, 1) >= 1) * (index(a, -1) < size(a, 1) + axes(a))
+    return where(rows, b, a) + columns * a * size(a, -1) / size(a, "channel")
+
+
+def by_channel(a: Any, b: Any, share: Any) -> Any:
+    spread = variance(a, axis="channel")
+    above = count(b > mean(b), axis="channel") + count(a, axis="channel")
+    return (a - mean(a, axis="channel")) * spread + above * share + sum(a > b)
+
+
+BODIES: dict[str, Callable[..., Any]] = {
+    body.__name__: body for body in (top, top_with_ties, trimmed, dropped, noisy, sliced, by_channel)
+}
+SHAPES = [(10, 20), (3000, 7), (5,), (40, 4, 3, 3), (2, 100001), (1,), (4, 1030), (17, 0), ()]
+
+
+def formula_of(name: str, share: float = 0.3) -> Formula:
+    return trace(Method(name, ("A", "B"), {"share": Param(0.3, "")}, BODIES[name]), 2, {"share": share})
+
+
+def pair(shape: tuple[int, ...], seed: int = 0) -> list[np.ndarray]:
+    """Values of half precision, so that many are equal."""
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=shape).astype(np.float16).astype(np.float32) for _ in range(2)]
+
+
+def native(formula: Formula, arrays: list[np.ndarray], target: str = "", wide: bool = False) -> np.ndarray:
+    out = np.empty(arrays[0].shape, arrays[0].dtype)
+    code = (F32 if out.dtype == np.float32 else F64).native
+    _native.apply(
+        cpu.native_program(formula.program, wide), formula.numbers, [(array.ctypes.data, code) for array in arrays],
+        out.ctypes.data, code, out.size, target=target, shape=out.shape,
+    )  # fmt: skip
+    return out
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    number, code = ~np.isnan(a), f"u{a.itemsize}"
+    equal = np.array_equal(a.view(code)[number], b.view(code)[number])
+    return a.dtype == b.dtype and equal and np.array_equal(np.isnan(a), np.isnan(b))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", BODIES)
+def test_every_target_gives_what_the_body_gives_on_numpy_arrays_and_torch_tensors(
+    name: str, shape: tuple[int, ...]
+) -> None:
+    import torch
+
+    arrays, formula = pair(shape), formula_of(name)
+    with np.errstate(all="ignore"):
+        body = np.asarray(BODIES[name](*arrays, 0.3))
+    assert body.shape == shape and body.dtype == np.float32
+    for target in TARGETS:
+        assert same(native(formula, arrays, target), body), target
+    expected, *_ = reference.evaluate_tensor(formula, [(array, F32) for array in arrays], F32, "default", False)
+    assert same(expected.reshape(shape), body)
+    tensors = BODIES[name](*(torch.from_numpy(array) for array in arrays), 0.3)
+    assert same(np.asarray(tensors), body)
+    wide = [array.astype(np.float64) for array in arrays]
+    with np.errstate(all="ignore"):
+        body = np.asarray(BODIES[name](*wide, 0.3))
+    for target in TARGETS:
+        assert same(native(formula, wide, target), body), target
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_values_that_are_not_finite_and_equal_elements(name: str) -> None:
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        arrays = [wild(F32, 700, rng).view(np.float32).reshape(70, 10) for _ in range(2)]
+        if seed == 0:
+            arrays = [np.full((70, 10), value, np.float32) for value in (0.5, -0.0)]
+        elif seed % 2:
+            arrays = [np.where(np.isnan(array), np.float32(1), array) for array in arrays]
+        with np.errstate(all="ignore"):
+            body = np.asarray(BODIES[name](*arrays, 0.3))
+        for target in TARGETS:
+            assert same(native(formula_of(name), arrays, target), body), (seed, target)
+
+
+# ---- selection
+
+
+def test_the_kth_largest_is_that_of_the_sorted_elements() -> None:
+    rng = np.random.default_rng(1)
+    for values in (rng.normal(size=5001), rng.integers(-4, 4, 5001), np.full(5001, -0.0)):
+        a = values.astype(np.float32)
+        for k in (1, 2, 700, 5000, 5001):
+            formula = trace(Method("x", ("A",), {}, lambda a, k=k: kth_largest(a, k) + 0 * a), 1, {})
+            assert native(formula, [a])[0] == np.sort(a)[-k]
+    formulas = {k: trace(Method("x", ("A",), {}, lambda a, k=k: kth_largest(a, k) + 0 * a), 1, {}) for k in (0, 5002)}
+    assert native(formulas[0], [a])[0] == math.inf and native(formulas[5002], [a])[0] == -math.inf
+
+
+def test_quantiles_are_those_of_numpy() -> None:
+    a = pair((37, 41))[0]
+    for between in ("lower", "midpoint", "linear"):
+        for q in (0, 0.01, 0.25, 0.5, 0.99, 1):
+            found = float(quantile(a, q, between=between))
+            assert found == pytest.approx(np.quantile(a.astype(np.float64), q, method=between), abs=1e-12)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_exactly_k_are_chosen_and_of_equal_elements_the_first(target: str) -> None:
+    for n, values in ((4000, 9), (2_000_000, 3)):  # the second has more equal elements than are remembered
+        a = np.random.default_rng(2).integers(0, values, n).astype(np.float32)
+        for k in (0, 1, n // 3, n // 2 + 7, n - 1, n, n + 5):
+            formula = trace(Method("x", ("A",), {}, lambda a, k=k: largest(a, k) + 0 * a), 1, {})
+            chosen = native(formula, [a], target)
+            assert chosen.sum() == min(k, n)
+            expected = np.zeros(n, np.float32)
+            expected[np.argsort(-a, kind="stable")[:k]] = 1
+            assert np.array_equal(chosen, expected), k
+
+
+# ---- random numbers
+
+
+def test_philox_is_the_published_one() -> None:
+    """The known answers of the authors' Random123 library."""
+    for words, key, expected in (((0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),):
+        block = np.array([words[0] | words[1] << 32], np.uint64)
+        found = draws._philox(block, words[2], (float(key[0]), float(key[1])))
+        assert tuple(int(word[0]) for word in found) == expected
+
+
+def test_a_number_depends_on_seed_name_element_and_draw_alone() -> None:
+    key = (draws.key_word(1, "x", 0), draws.key_word(1, "x", 1))
+    whole = draws.uniform(key, 0, 0, 1000), draws.normal(key, 0, 0, 1000)
+    for first, number in ((0, 7), (1, 300), (513, 487), (999, 1)):
+        assert np.array_equal(draws.uniform(key, 0, first, number), whole[0][first : first + number])
+        assert np.array_equal(draws.normal(key, 0, first, number), whole[1][first : first + number])
+    others = [(draws.key_word(2, "x", 0), key[1]), (draws.key_word(1, "y", 0), key[1])]
+    for other in others:
+        assert not np.array_equal(draws.uniform(other, 0, 0, 1000), whole[0])
+    assert not np.array_equal(draws.uniform(key, 1, 0, 1000), whole[0])
+
+
+def test_the_numbers_are_distributed_as_they_should() -> None:
+    key = (draws.key_word(5, "w", 0), draws.key_word(5, "w", 1))
+    flat, bell = draws.uniform(key, 0, 0, 400_000), draws.normal(key, 0, 0, 400_000)
+    assert flat.min() >= 0 and flat.max() < 1
+    assert abs(flat.mean() - 0.5) < 2e-3 and abs(flat.var() - 1 / 12) < 1e-3
+    assert abs(bell.mean()) < 5e-3 and abs(bell.var() - 1) < 1e-2 and abs((bell**3).mean()) < 2e-2
+    assert abs((bell**4).mean() - 3) < 5e-2 and abs(np.corrcoef(bell[:-1], bell[1:])[0, 1]) < 5e-3
+    histogram = np.histogram(flat, 100)[0]
+    assert ((histogram - 4000) ** 2 / 4000).sum() < 160
+
+
+# ---- files
+
+
+@pytest.fixture
+def registered() -> Any:
+    """The bodies as methods."""
+    for name, body in BODIES.items():
+        method(f"x-{name}", inputs="A B", share=Param(0.3, "a share"))(body)
+    yield
+    for name in BODIES:
+        del _METHODS[f"x-{name}"]
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("name", BODIES)
+def test_threads_tiles_io_targets_and_backends_write_the_same_bytes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    rng = np.random.default_rng(3)
+    shapes = {"a.weight": (70, 33, 3, 3), "b.weight": (300, 40), "c.bias": (77,), "d": (1,), "e": ()}
+    paths = [tmp_path / f"{letter}.safetensors" for letter in "ab"]
+    for path in paths:
+        save_file({name: rng.normal(size=shape).astype(np.float16) for name, shape in shapes.items()}, path)
+    out, expected = tmp_path / "o.safetensors", None
+    for settings in (
+        {"backend": "reference"}, {}, {"threads": 1}, {"threads": 5, "tile_bytes": 4096}, {"io": "mmap"},
+        {"io": "pread"},
+    ):  # fmt: skip
+        sds.merge(f"x-{name}", paths, out=out, share=0.3, overwrite=True, **settings)
+        found = {key: value.tobytes() for key, value in load_file(out).items()}
+        expected = expected or found
+        assert found == expected, settings
+    for target in TARGETS:
+        monkeypatch.setenv("SDS_CPU", target)
+        sds.merge(f"x-{name}", paths, out=out, share=0.3, overwrite=True)
+        assert {key: value.tobytes() for key, value in load_file(out).items()} == expected, target
+    sources = [load_file(path) for path in paths]
+    if name in ("dropped", "noisy"):  # keyed by the names
+        alone = sds.apply(f"x-{name}", *(each["a.weight"] for each in sources), share=0.3)
+        assert alone.tobytes() != expected["a.weight"]
+    else:
+        for key in shapes:
+            alone = sds.apply(f"x-{name}", *(each[key] for each in sources), share=0.3)
+            assert alone.tobytes() == expected[key], key
+
+
+# ---- what a body may not do
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (lambda a, b: a * kth_largest(b, b), "several numbers where one is asked for"),
+        (lambda a, b: a * kth_largest(b, sum(b, axis=0)), "several numbers where one is asked for"),
+        (lambda a, b: a * kth_largest(2.0, 1), "asks a single number for what only a tensor has"),
+        (lambda a, b: a * quantile(b, 0.5, between="upper"), "lower, midpoint or linear"),
+        (lambda a, b: a * largest(b, 3, ties="last"), "ties as first or all"),
+        (lambda a, b: a * index(b, 2), "along axis 0, 1 or -1"),
+        (lambda a, b: a * uniform(mean(b), 1), "asks a single number"),
+    ],
+)
+def test_a_body_that_cannot_be_traced_gets_one_line(body: Any, text: str) -> None:
+    with pytest.raises(TypeError, match=text) as caught:
+        trace(Method("x", ("A", "B"), {}, body), 2, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_equal_selections_and_draws_are_made_once() -> None:
+    program = trace(Method("x", ("A", "B"), {}, lambda a, b: largest(a, 2) * a + largest(a, 2) * b), 2, {}).program
+    assert [op for op, *_ in program.stages[0].reductions] == ["top"] and len(program.made) == 1
+    seeded = Method("x", ("A",), {"seed": Param(0, "")}, lambda a, seed: uniform(a, seed) * a - uniform(a, seed))
+    assert len(trace(seeded, 1, {"seed": 4.0}).program.made) == 1
