@@ -18,6 +18,8 @@ import pytest
 from cli_support import Result, done, environment, listing, plain, refused, sds
 from sdsurgery.testing import write_checkpoint
 
+HELPERS = Path(interrupts.__file__).resolve().parent
+
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and quotas as POSIX has them")
 
 MERGE = (
@@ -65,20 +67,41 @@ def _folder(models: Path, folder: Path) -> Path:
     return folder
 
 
+# The command line, with the backend of tests/helpers/backends/meddling.py among its own.
+MEDDLING = f"""
+import sys
+from sdsurgery import __main__, backends
+backends.__path__.append({str(HELPERS / "backends")!r})
+sys.exit(__main__.main())
+"""
+
+
+def _meddled(
+    folder: Path, action: str, *extra: str, delay: float | None = None, inner: str = "cpu", code: str = MEDDLING
+) -> Result:
+    """A merge whose backend does something else besides: at once, or so many seconds after the run began."""
+    env = {"ACTION": action, "INNER": inner} | ({} if delay is None else {"DELAY": str(delay)})
+    return sds(*MERGE, "--threads", "2", "--backend", "meddling", *extra, cwd=folder, python=("-c", code), env=env)
+
+
 # ---- signals
 
 # Runs the command line as __main__ does, and informs its parent when the handlers of signals are in place.
 READY = """
 import os, signal, sys
-from sdsurgery import __main__, cli
+from sdsurgery import __main__
 for number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-parse = cli.parse
-def announced(argv):
-    os.write(1, b"ready")
-    return parse(argv)
-cli.parse = announced
+left = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+install = signal.signal
+def announced(number, handler):
+    before = install(number, handler)
+    if number in left:
+        left.remove(number)
+        left or os.write(1, b"ready")
+    return before
+signal.signal = announced
 sys.exit(__main__.main())
 """
 
@@ -133,15 +156,16 @@ def test_a_signal_at_any_moment_leaves_the_old_file_or_the_whole_new_one(
     assert interrupted >= 5, "too few were caught at work for this test to mean anything"
 
 
-# A merge whose commit is followed by a signal at once: the moment that random ones rarely meet.
+# A signal as soon as the output has its name: the moment that random ones rarely meet.
 LATE = """
-import os, signal, sys
-from sdsurgery import __main__, _native, engine
-commit = _native.Sink.commit
-def committed(self, replace, sync):
-    commit(self, replace, sync)
+import os, signal, sys, threading
+from sdsurgery import __main__
+old = os.stat("out.safetensors").st_ino
+def strike():
+    while os.stat("out.safetensors").st_ino == old:
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
-_native.Sink.commit = committed
+threading.Thread(target=strike, daemon=True).start()
 sys.exit(__main__.main())
 """
 
@@ -160,18 +184,8 @@ def test_an_interruption_after_the_rename_does_not_claim_that_nothing_was_writte
 
 def test_a_signal_that_the_parent_ignores_stays_ignored(models: Path, merged: bytes, tmp_path: Path) -> None:
     folder = _folder(models, tmp_path)
-    script = (
-        "import os, signal, sys\n"
-        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        "from sdsurgery import engine, __main__\n"
-        "drive = engine._drive\n"
-        "def hung_up(*args):\n"
-        "    os.kill(os.getpid(), signal.SIGHUP)\n"
-        "    drive(*args)\n"
-        "engine._drive = hung_up\n"
-        "sys.exit(__main__.main())\n"
-    )
-    done(sds(*MERGE, cwd=folder, python=("-c", script)))
+    ignoring = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    done(_meddled(folder, "hang up", code=ignoring + MEDDLING))
     assert (folder / "out.safetensors").read_bytes() == merged
 
 
@@ -227,25 +241,11 @@ def test_a_limit_on_the_size_of_files_is_one_line(models: Path, tmp_path: Path, 
     assert listing(folder) == before
 
 
-# A disk that fills up in the middle although the space was reserved (a quota, a snapshot, a network file system).
-FULL = """
-import errno, os, sys
-from sdsurgery import __main__, _native, engine
-import resource
-drive = engine._drive
-def filling(run, plan, progress):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (plan.size // 2, plan.size))
-    drive(run, plan, progress)
-engine._drive = filling
-sys.exit(__main__.main())
-"""
-
-
 def test_a_write_that_fails_in_the_middle_is_one_line_and_leaves_nothing(models: Path, tmp_path: Path) -> None:
     folder = _folder(models, tmp_path)
     before = listing(folder)
-    for extra in ((), ("--no-hash",), ("--backend", "reference")):
-        refused(sds(*MERGE, *extra, cwd=folder, python=("-c", FULL)), 1, "write")
+    for inner, extra in (("cpu", ()), ("cpu", ("--no-hash",)), ("reference", ())):
+        refused(_meddled(folder, "fill up", *extra, inner=inner), 1, "write")
         assert listing(folder) == before
 
 
@@ -338,45 +338,6 @@ def test_a_pager_that_quits_early_causes_no_traceback(models: Path) -> None:
 
 # ---- inputs that change
 
-# Calls the action when everything was checked and the first byte is about to be read (delay < 0), or so many
-# seconds after the run began, on a run slowed by tiny tiles.
-CHANGING = """
-import os, sys, threading, time
-import dataclasses
-from sdsurgery import __main__, backends, engine
-what, delay = os.environ["ACTION"], float(os.environ["DELAY"])
-def act():
-    time.sleep(max(delay, 0))
-    victim = "b.safetensors"
-    size = os.path.getsize(victim)
-    if what == "rewrite":
-        with open(victim, "r+b") as file:
-            file.seek(size // 2)
-            file.write(b"changed")
-    else:
-        os.truncate(victim, {"empty": 0, "half": size // 2, "a little": size - 100, "unaligned": size // 3 | 1}[what])
-options = backends.Options.of
-backends.Options.of = lambda settings: dataclasses.replace(options(settings), tile_bytes=4096)
-drive = engine._drive
-def changing(run, plan, progress):
-    if delay < 0:
-        act()
-        return drive(run, plan, progress)
-    thread = threading.Thread(target=act)
-    thread.start()
-    try:
-        return drive(run, plan, progress)
-    finally:
-        thread.join()
-engine._drive = changing
-sys.exit(__main__.main())
-"""
-
-
-def _changing(folder: Path, what: str, delay: float, *extra: str) -> Result:
-    env = {"ACTION": what, "DELAY": str(delay)}
-    return sds(*MERGE, "--threads", "2", *extra, cwd=folder, python=("-c", CHANGING), env=env)
-
 
 def _copies(models: Path, folder: Path) -> Path:
     """Inputs that may be damaged, written long enough ago that a change shows in their time."""
@@ -393,7 +354,7 @@ def _copies(models: Path, folder: Path) -> Path:
 def test_an_input_that_changes_before_it_is_read_is_one_line(models: Path, tmp_path: Path, io: str, what: str) -> None:
     folder = _copies(models, tmp_path)
     for extra in (("--no-hash",), ()):
-        result = _changing(folder, what, -1, "--io", io, *extra)
+        result = _meddled(folder, what, "--io", io, *extra)
         assert result.rc in (1, 3), (result.rc, result.err)
         refused(result, result.rc)
         assert "b.safetensors" in result.err
@@ -405,9 +366,7 @@ def test_an_input_that_changes_before_it_is_read_is_one_line(models: Path, tmp_p
 def test_a_shrinking_input_is_one_line_when_others_took_the_signal(models: Path, tmp_path: Path) -> None:
     folder = _copies(models, tmp_path)
     taken = "import faulthandler, sdsurgery\nsdsurgery.cast('a.safetensors', dtype='bf16', out='a.out', io='mmap')\n"
-    code = taken + "faulthandler.enable()\n" + CHANGING
-    env = {"ACTION": "half", "DELAY": "-1"}
-    result = sds(*MERGE, "--io", "mmap", "--no-hash", cwd=folder, python=("-c", code), env=env)
+    result = _meddled(folder, "half", "--io", "mmap", "--no-hash", code=taken + "faulthandler.enable()\n" + MEDDLING)
     refused(result, result.rc)
     assert "b.safetensors" in result.err
     assert (folder / "out.safetensors").read_bytes() == b"old"
@@ -441,7 +400,7 @@ def test_an_input_that_changes_while_it_is_read_is_one_line(
     noticed = 0
     for turn in range(4):
         folder = _copies(models, tmp_path / str(turn))
-        result = _changing(folder, what, 0.004 * turn, "--io", io, "--no-hash")
+        result = _meddled(folder, what, "--io", io, "--no-hash", delay=0.004 * turn)
         assert sorted(os.listdir(folder)) == ["a.safetensors", "b.safetensors", "out.safetensors"]
         now = (folder / "out.safetensors").read_bytes()
         if result.rc == 0:  # the run was over before
@@ -465,7 +424,7 @@ def test_a_script_that_is_interrupted_anywhere_ends_cleanly(tmp_path: Path, midd
 @pytest.mark.parametrize("io", ["pread", "mmap"])
 def test_the_reference_backend_survives_a_shrinking_input_too(models: Path, tmp_path: Path, io: str) -> None:
     folder = _copies(models, tmp_path)
-    result = _changing(folder, "half", -1, "--io", io, "--no-hash", "--backend", "reference")
+    result = _meddled(folder, "half", "--io", io, "--no-hash", inner="reference")
     assert result.rc in (1, 3), (result.rc, result.err)
     refused(result, result.rc)
     assert (folder / "out.safetensors").read_bytes() == b"old"
