@@ -28,6 +28,7 @@ from .settings import (
     Keywords,
     OnNonfinite,
     Overflow,
+    Pairs,
     Progress,
     Reading,
     Settings,
@@ -96,6 +97,12 @@ def merge(
     dry_run: bool = False,
     overwrite: bool = False,
     hash: Hash = True,
+    title: str = "",
+    author: str = "",
+    license: str = "",
+    metadata: Pairs = (),
+    store_recipe: bool = True,
+    store_names: bool = True,
     sync: bool = True,
     allow_suspicious: bool = False,
     allow_inflate: bool = False,
@@ -132,8 +139,10 @@ def merge(
     settings = Settings(
         dtype=dtype_word(dtype), overflow=overflow, on_nonfinite=on_nonfinite, compute=compute, io=io, backend=backend,
         gpu_memory=gpu_memory, fallback=fallback, threads=threads, fix_clip=fix_clip, fix_names=fix_names,
-        dry_run=dry_run, overwrite=overwrite, hash=hash, sync=sync, allow_suspicious=allow_suspicious,
-        allow_inflate=allow_inflate, part=part, tile_bytes=tile_bytes, progress=progress,
+        dry_run=dry_run, overwrite=overwrite, hash=hash, title=title, author=author, license=license,
+        metadata=metadata, store_recipe=store_recipe, store_names=store_names, sync=sync,
+        allow_suspicious=allow_suspicious, allow_inflate=allow_inflate, part=part, tile_bytes=tile_bytes,
+        progress=progress,
     )  # fmt: skip
     inputs = _listed(inputs)
     files = [item for item in inputs if not isinstance(item, Model | Opened | Call)]

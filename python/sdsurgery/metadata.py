@@ -33,6 +33,15 @@ RECIPE, MODELS = "sd_merge_recipe", "sd_merge_models"
 MAX_ANCESTRY = 1_000_000
 """Bytes that ``sd_merge_models`` may take in a header; the oldest generations are left out of a longer one."""
 
+KEPT = (
+    "modelspec.author", "modelspec.license", "modelspec.description", "modelspec.usage_hint",
+    "modelspec.trigger_phrase", "modelspec.tags", "modelspec.thumbnail", "modelspec.encoder_layer",
+    "ss_base_model_version",
+)  # fmt: skip
+"""What of A's metadata still holds of a merge."""
+
+_TITLE, _MERGED_FROM = "modelspec.title", "modelspec.merged_from"
+_MAX_KEPT = 1_000_000  # characters of a thumbnail, say
 _MAX_ENTRY = 100_000
 _MAX_PARSED = 4_000_000
 _MAX_DEPTH = 100
@@ -80,19 +89,40 @@ class Metadata:
     title: str = ""
     kind: Kind = field(default_factory=Kind)
     version: str = ""
+    given: Mapping[str, str] = field(default_factory=dict)  # what the user wants to be written
+    with_recipe: bool = True
+    with_names: bool = True
 
     def texts(self, hashes: Sequence[str | None], body: str | None) -> dict[str, str]:
         """The metadata with the inputs' SHA-256 and that of the tensor data (None where they are not known)."""
         if not self.parents:
-            return dict(self.source or {})
+            return {**(self.source or {}), **self.given}
         # inputs that are no parents (tensors that were computed) come last
         parents = [replace(item, sha256=digest) for item, digest in zip(self.parents, hashes, strict=False)]
+        title = self.given.get(_TITLE, self.title if self.with_names else "untitled")
+        if not self.with_names:
+            parents = [replace(item, name=_lettered(number)) for number, item in enumerate(parents)]
         facts: dict[str, Any] = {
-            "parents": parents, "title": self.title, "kind": self.kind, "version": self.version, "body_sha256": body,
+            "parents": parents, "title": title, "kind": self.kind, "version": self.version, "body_sha256": body,
         }  # fmt: skip
         if self.source is None:
-            return merge_metadata(recipe=self.recipe or {}, **facts)
-        return single_input_metadata(source=self.source, recipe=self.recipe, **facts)
+            texts = merge_metadata(recipe=self.recipe or {}, **facts)
+        else:
+            texts = single_input_metadata(source=self.source, recipe=self.recipe, **facts)
+        if not self.with_recipe:
+            texts = {key: text for key, text in texts.items() if key not in (RECIPE, MODELS, _MERGED_FROM)}
+        return {**texts, **{key: _clean(text) for key, text in self.given.items()}}
+
+    def left_out(self) -> tuple[str, ...]:
+        """A's own metadata that a file made from several does not have."""
+        if self.source is not None or not self.parents:
+            return ()
+        written = self.texts([None] * len(self.parents), None)
+        return tuple(key for key in self.parents[0].metadata if key not in written and not re.fullmatch(_STALE, key))
+
+
+def _lettered(number: int) -> str:
+    return chr(ord("A") + number) if number < 26 else f"input {number + 1}"
 
 
 def placeholder_hashes(count: int) -> tuple[str, ...]:
@@ -111,17 +141,19 @@ def merge_metadata(
 ) -> dict[str, str]:
     """Metadata of a file made from several.
 
-    ``recipe`` is what the verb did, in JSON types: method, parameters, dtype. The parents' training facts (``ss_*``),
-    graphs (``prompt``, ``workflow``), descriptions and thumbnails are not the child's and are left out.
+    ``recipe`` is what the verb did, in JSON types: method, parameters, dtype. What the first parent says of its author,
+    licence and use still holds of the child (``KEPT``). The parents' training facts (``ss_*``) and graphs (``prompt``,
+    ``workflow``) are not the child's and are left out.
     Raises UsageError when a parameter of ``recipe`` is not a finite number.
     """
     metadata = {"format": "pt", **_ancestry(recipe, parents, title, kind, version)}
     agreed = _agreed(parents)
     metadata.update(_modelspec(agreed, title, kind))
-    for key in ("modelspec.prediction_type", "modelspec.license"):
-        if key in agreed:
-            metadata[key] = agreed[key]
-    metadata["modelspec.merged_from"] = ", ".join(_name(parent).replace(",", " ") for parent in parents)
+    if "modelspec.prediction_type" in agreed:
+        metadata["modelspec.prediction_type"] = agreed["modelspec.prediction_type"]
+    first = parents[0].metadata if parents else {}
+    metadata |= {key: first[key] for key in KEPT if _is_text(first.get(key)) and len(first[key]) <= _MAX_KEPT}
+    metadata[_MERGED_FROM] = ", ".join(_name(parent).replace(",", " ") for parent in parents)
     return metadata | _body_hash(body_sha256)
 
 

@@ -34,6 +34,8 @@ Compute = Literal["fp32", "fp64"]
 Io = Literal["auto", "mmap", "pread"]
 Fallback = Literal["none", "cpu"]
 Hash = bool | Literal["full"]
+Pairs = Mapping[str, str] | Iterable[str] | tuple[tuple[str, str], ...]
+"""Metadata: a dictionary, or texts like ``KEY=VALUE``."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,12 @@ class Settings:
         "also the SHA-256 (and AutoV2) of the whole output, which is read again for it", "--hash", ("full",), "WORD",
         "--no-hash", "don't compute SHA-256 of inputs and output",
     )})  # fmt: skip
+    title: str = _row("", "--title", "the model's title in the metadata (default: the file's name)", "TEXT")
+    author: str = _row("", "--author", "the author in the metadata (default: A's)", "TEXT")
+    license: str = _row("", "--license", "the licence in the metadata (default: A's)", "TEXT")
+    metadata: Pairs = _row((), "--metadata", "a text of the metadata; may be repeated", "KEY=VALUE")  # noqa: RUF009
+    store_recipe: bool = _row(True, "--no-recipe", "leave recipe and ancestry out of the metadata")
+    store_names: bool = _row(True, "--no-names", "leave the names of files out of the metadata")
     sync: bool = _row(True, "--no-sync", "don't wait for the disk before the rename")
     allow_suspicious: bool = _row(
         False, "--allow-suspicious", "read pickles that name dangerous functions (none is ever run)"
@@ -107,6 +115,7 @@ class Settings:
             value = getattr(self, name)
             if option.words and not (option.off and isinstance(value, bool)):
                 require_word(name, value)
+        object.__setattr__(self, "metadata", _pairs(self.metadata))
         if not hasattr(self.threads, "__index__") or not 0 <= self.threads <= 1024:
             raise UsageError(
                 f"threads= must be a whole number between 0 (all) and 1024, not {self.threads!r}", code="bad_value"
@@ -143,6 +152,12 @@ class Settings:
         """What a recipe says of these settings: all that changes the output's tensors."""
         repairs = {name: True for name in ("fix_clip", "fix_names") if getattr(self, name)}
         return {"dtype": self.dtype, "overflow": self.overflow, **repairs}
+
+    @property
+    def given_metadata(self) -> dict[str, str]:
+        """Metadata that the user wants to be written."""
+        named = {"title": self.title, "author": self.author, "license": self.license}
+        return {**{f"modelspec.{key}": text for key, text in named.items() if text}, **dict(_pairs(self.metadata))}
 
     @property
     def opening(self) -> Reading:
@@ -207,9 +222,27 @@ class Keywords(Reading, total=False):
     dry_run: bool
     overwrite: bool
     hash: Hash
+    title: str
+    author: str
+    license: str
+    metadata: Pairs
+    store_recipe: bool
+    store_names: bool
     sync: bool
     tile_bytes: int
     progress: Progress | bool | None
+
+
+def _pairs(given: Any) -> tuple[tuple[str, str], ...]:
+    """``{"key": "value"}`` or ``["key=value"]`` as pairs. UsageError for anything else."""
+    items = given.items() if isinstance(given, Mapping) else given
+    found = []
+    for item in [items] if isinstance(items, str) else items:
+        key, equals, text = item.partition("=") if isinstance(item, str) else (item[0], "=", item[1])
+        if not (equals and key and isinstance(key, str) and isinstance(text, str)):
+            raise UsageError(f"metadata= needs texts like KEY=VALUE, not '{printable(item)}'", code="bad_value")
+        found.append((key, text))
+    return tuple(found)
 
 
 def settings_of(

@@ -119,8 +119,7 @@ def test_help_shows_the_settings_one_by_one(verb: str) -> None:
 def test_merge_passes_every_setting_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     default, words = settings.DEFAULTS[name], settings.OPTIONS[name].words if name in settings.OPTIONS else ()
     other = words[-1] if words else not default if isinstance(default, bool) else print if default is None else 1
-    if name == "backend":
-        other = "cpu"
+    other = {"backend": "cpu", "metadata": (("key", "value"),)}.get(name, other)
     got: list[object] = []
 
     def merge(*args: object, **kwargs: object) -> list[None]:

@@ -175,26 +175,35 @@ def test_the_family_says_what_modelspec_has_no_name_for(tmp_path) -> None:
         assert metadata["modelspec.implementation"] == implementation
 
 
-def test_training_facts_graphs_and_descriptions_do_not_survive_a_merge() -> None:
-    own = {
+def test_training_facts_and_graphs_do_not_survive_a_merge_and_a_s_own_words_do() -> None:
+    gone = {
         "ss_network_dim": "4",
         "sshs_legacy_hash": "a",
         "prompt": "{}",
         "workflow": "{}",
         "modelspec.date": "2024-01-01",
-        "modelspec.thumbnail": "data:",
-        "modelspec.description": "d",
-        "modelspec.prediction_type": "v",
-        "modelspec.license": "L",
         "other": "1",
     }
-    metadata = merged(parent(1, **own), parent(2, **own))
+    kept = {
+        "modelspec.thumbnail": "data:",
+        "modelspec.description": "d",
+        "modelspec.author": "someone",
+        "modelspec.license": "L",
+        "modelspec.usage_hint": "low guidance",
+        "modelspec.trigger_phrase": "cat style",
+        "modelspec.tags": "cats",
+        "ss_base_model_version": "sd_v1",
+    }
+    own = {**gone, **kept, "modelspec.prediction_type": "v"}
+    metadata = merged(parent(1, **own), parent(2, **{**own, "modelspec.author": "another"}))
     assert set(metadata) == {
         "format", "sd_merge_recipe", "sd_merge_models", "sshs_model_hash", "modelspec.hash_sha256",
         "modelspec.sai_model_spec", "modelspec.architecture", "modelspec.implementation", "modelspec.title",
-        "modelspec.resolution", "modelspec.merged_from", "modelspec.prediction_type", "modelspec.license",
+        "modelspec.resolution", "modelspec.merged_from", "modelspec.prediction_type", *kept,
     }  # fmt: skip
+    assert {key: metadata[key] for key in kept} == kept, "A's, whatever the others say"
     assert "modelspec.prediction_type" not in merged(parent(1, **own), parent(2))
+    assert not kept.keys() & merged(parent(1), parent(2, **own)).keys()
 
 
 def test_the_same_merge_gives_the_same_text_without_paths_or_dates() -> None:

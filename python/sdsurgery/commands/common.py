@@ -38,6 +38,11 @@ def options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
             action = "store_false" if DEFAULTS[name] else "store_true"
             parser.add_argument(option.flag, dest=name, action=action, help=option.help)
             continue
+        if isinstance(DEFAULTS[name], tuple):
+            parser.add_argument(
+                option.flag, dest=name, action="append", default=[], metavar=option.metavar, help=option.help
+            )
+            continue
         kind = one_of(option.flag, option.words) if option.words else _KINDS.get(name, str)
         text = f"{option.help} ({', '.join(option.words)})" if option.words else option.help
         parser.add_argument(

@@ -242,6 +242,7 @@ def run_all(
 ) -> list[Report]:
     """Write the files of outlines of the same inputs, in one reading of these where they differ in numbers only; else
     one after the other. ``details["finished"]`` of an error lists those that were finished before it."""
+    outlines = [_described(outline, settings) for outline in outlines]
     outlines = [arranged(outline, out, title_of(out)) for outline, out in zip(outlines, outs, strict=True)]
     placed = [outline.placed(writer_for(out)) for outline, out in zip(outlines, outs, strict=True)]
     reports = []
@@ -269,6 +270,24 @@ def run_all(
             raise engine.with_finished(error, finished, targets) from None
         finished.append(target)
     return reports
+
+
+def _described(outline: Outline, settings: Settings) -> Outline:
+    """The outline with what the user wants its metadata to say, and a note of what of A's they do not say."""
+    metadata = replace(
+        outline.metadata,
+        given=settings.given_metadata,
+        with_recipe=settings.store_recipe,
+        with_names=settings.store_names,
+    )
+    notes = outline.notes
+    left = metadata.left_out()
+    if left:
+        shown = ", ".join(printable(key, 60) for key in left[:6]) + (
+            f", … ({len(left)} in all)" if len(left) > 6 else ""
+        )
+        notes = (*notes, f"A's metadata that were left out, since they are not true of a merge: {shown}")
+    return replace(outline, metadata=metadata, notes=notes)
 
 
 def _preview(placed: PlacedOutline, out: str | os.PathLike[str] | None, settings: Settings, report: Report) -> None:

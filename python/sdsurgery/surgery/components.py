@@ -26,6 +26,7 @@ from .common import (
     title_of,
 )
 from .matching import common_front, transposed, without_unit_tail
+from .preflight import letter
 from .prune import patterns
 from .report import Report
 
@@ -123,7 +124,10 @@ def replace(
         target_path(out, settings.overwrite or settings.dry_run)
     opened = open_all((path, *donors.values()), settings, selective=True)
     try:
-        with_names = {name: os.path.basename(donor.path) for name, donor in zip(donors, opened[1:], strict=True)}
+        with_names = {
+            name: os.path.basename(donor.path) if settings.store_names else letter(number)
+            for number, (name, donor) in enumerate(zip(donors, opened[1:], strict=True), 1)
+        }
         recipe: dict[str, Any] = {
             "method": "replace",
             "parameters": {"components": with_names, "allow_missing": allow_missing},
