@@ -226,6 +226,7 @@ def bake(
     *,
     out: Path | None = None,
     strict: bool = False,
+    check: bool = False,
     **settings: Unpack[Keywords],
 ) -> Report:
     """Write a checkpoint with adapters (LoRA, LyCORIS, …) applied, one after the other, rounded once.
@@ -233,13 +234,14 @@ def bake(
     ``loras``: files, ``{file: strength}``, or values of ``sdsurgery.lora``, which say the strengths of U-Net and text
     encoders and block weights. Every kind and dialect of docs/adapters.md. ``strict`` refuses an adapter with modules
     that match no tensor. InputRefused for an adapter of another family, an incomplete one, one whose modules don't fit
-    the checkpoint or change nothing in it. What became of every key is in ``Report.adapters``.
+    the checkpoint or change nothing in it. What became of every key is in ``Report.adapters``. ``check`` computes every
+    changed tensor of the output again and says how far it is from what a UI computes (``Report.checked``).
     """
     from .surgery.bake import as_loras
     from .surgery.bake import bake as work
 
-    wanted, given = settings_of("bake", settings, ("loras", "out", "strict")), as_loras(loras)
-    return followed("bake", wanted, lambda settings: work(path, given, settings, out=out, strict=strict))
+    wanted, given = settings_of("bake", settings, ("loras", "out", "strict", "check")), as_loras(loras)
+    return followed("bake", wanted, lambda settings: work(path, given, settings, out=out, strict=strict, check=check))
 
 
 @_spelled_out(Keywords)

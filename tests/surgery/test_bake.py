@@ -149,6 +149,19 @@ def test_encoded_weights_are_decoded_first(
     rounded_once(after[SD1_KEY].numpy(), exact)
 
 
+@pytest.mark.parametrize("dtype", ["keep", "bf16", "fp32"])
+def test_a_check_says_how_far_the_output_is_from_the_unrounded_values(
+    base: Path, adapter: Path, parts: dict[str, np.ndarray], tmp_path: Path, dtype: str
+) -> None:
+    settings: dict[str, Any] = {"dtype": dtype}
+    report = sdsurgery.bake(base, [adapter], out=tmp_path / "out.safetensors", check=True, **settings)
+    assert set(report.checked) == set(SD1.values())
+    for found in report.checked.values():
+        assert found["ulps"] == 0 if dtype == "fp32" else 0.3 < found["ulps"] <= 0.5
+        assert found["error"] == 0 if dtype == "fp32" else 1e-5 < found["error"] < 0.1
+    assert any("checked 3 tensors" in note for note in report.notes)
+
+
 class TestLayers:
     def test_thirds_of_a_fused_projection_are_separate_targets(self, tmp_path: Path) -> None:
         base = tmp_path / "sd2.safetensors"

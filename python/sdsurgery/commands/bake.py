@@ -21,6 +21,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument("input", metavar="FILE")
     adapters(parser, required=True)
     parser.add_argument("--strict", action="store_true", help="refuse an adapter with modules that match nothing")
+    parser.add_argument("--check", action="store_true", help="compute the changed tensors of the output again")
 
 
 def adapters(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -61,4 +62,4 @@ def run(args: argparse.Namespace) -> int:
     from ..api import bake
 
     loras = given(args)
-    return written(args, lambda **settings: bake(args.input, loras, strict=args.strict, **settings))
+    return written(args, lambda **settings: bake(args.input, loras, strict=args.strict, check=args.check, **settings))

@@ -62,6 +62,7 @@ def bake(
     *,
     out: str | os.PathLike[str] | None = None,
     strict: bool = False,
+    check: bool = False,
 ) -> Report:
     """``sdsurgery.bake``."""
     if not loras:
@@ -73,12 +74,18 @@ def bake(
     try:
         adapters += [open_adapter(each.path, **settings.opening) for each in loras]
         recipe: dict[str, Any] = {"method": "bake", "parameters": {}, **settings.recorded}
-        outline, found = plan_bake(
+        outline, found, changes = plan_bake(
             checkpoint, loras, adapters, settings, recipe=recipe, title=title_of(out), strict=strict
         )
         report = run(outline, out, settings, recipe)
         report.adapters = [asdict(each) for each in found]
         report.notes[:0] = [each.line() for each in found]
+        if check and report.output is not None and not settings.dry_run:
+            from . import bake_check
+
+            checked = bake_check.check(checkpoint, adapters, changes, report.output)
+            report.checked = bake_check.as_json(checked)
+            report.notes.append(bake_check.line(checked))
         return report
     finally:
         close_all([checkpoint, *(each.checkpoint for each in adapters)])
@@ -93,9 +100,9 @@ def plan_bake(
     recipe: dict[str, Any],
     title: str,
     strict: bool = False,
-) -> tuple[Outline, list[AdapterReport]]:
+) -> tuple[Outline, list[AdapterReport], dict[str, list[Change]]]:
     """Decide what becomes of every tensor; reads headers and alphas only. The adapters are inputs 1, 2, … of the
-    outline; ``recipe`` is completed with what is known of them."""
+    outline; ``recipe`` is completed with what is known of them. Also gives the report of each, and what they change."""
     layout = detect(checkpoint.tensors).layout
     tensors = {name: info for name, info in checkpoint.tensors.items() if not layout.is_ema(name)}
     found = [
@@ -130,7 +137,7 @@ def plan_bake(
         "bake", [checkpoint, *(each.checkpoint for each in adapters)], pieces,
         single_metadata(checkpoint, layout, recipe, title, [each.checkpoint for each in adapters]),
         settings=settings, layout=layout, notes=notes, dropped=dropped, keep_order=True,
-    ), reports  # fmt: skip
+    ), reports, changes  # fmt: skip
 
 
 def applied(

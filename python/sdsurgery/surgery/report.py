@@ -39,6 +39,7 @@ class Report:
     dry_run: bool = False
     tensors: list[dict[str, Any]] = field(default_factory=list)  # of a dry run: every tensor and what becomes of it
     adapters: list[dict[str, Any]] = field(default_factory=list)  # what became of each adapter's modules and keys
+    checked: dict[str, dict[str, float]] = field(default_factory=dict)  # of bake(check=True): by tensor
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {action}" for action, count in self.counts.items() if count)

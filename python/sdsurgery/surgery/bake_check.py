@@ -1,0 +1,91 @@
+"""bake --check: what of the adapters is in the output, beside what a UI computes each time that it loads them.
+
+A UI adds the effects to float32 copies of the weights and rounds once, as bake does (ComfyUI; others round more often).
+So a right output is at most half a unit in the last place from the unrounded value.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..adapters.apply import Change
+from ..adapters.arrays import Array, array, values
+from ..adapters.read import Adapter
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..dtypes import DType
+
+
+class Checked(NamedTuple):
+    """``ulps``: the largest difference of the output from the unrounded value, in units in the last place of the
+    output's dtype there. ``error``: of the change that is in the output, ‖(W' − W) − Δ‖/‖Δ‖: what rounding took of it.
+    """
+
+    ulps: float
+    error: float
+
+
+def check(
+    checkpoint: Checkpoint, adapters: Sequence[Adapter], changes: Mapping[str, Sequence[Change]],
+    out: str | os.PathLike[str],
+) -> dict[str, Checked]:  # fmt: skip
+    """Every changed tensor of the output, computed again one by one; ``adapters`` are inputs 1, 2, … of the changes."""
+    found = {}
+    with open_checkpoint(out) as written:
+        for name, own in changes.items():
+            info = written.tensors[name]
+            before = array(checkpoint, checkpoint.tensors[name])
+            exact = _changed(before, own, adapters)
+            found[name] = _compared(array(written, info), exact, before, info.dtype)
+    return found
+
+
+def _changed(weight: Array, changes: Sequence[Change], adapters: Sequence[Adapter]) -> Array:
+    import numpy as np
+
+    from ..products import Effect
+
+    flat = weight.astype(np.float32).reshape(len(weight) if weight.ndim else 1, -1)
+    for change in changes:
+        source = adapters[change.factors[0][0].source - 1].checkpoint
+        parts = [values(source, *factor) for factor in change.factors]
+        factors = {part: parts[at].reshape(shape).astype(np.float32) for part, at, shape in change.module.factors}
+        rows = slice(change.first, change.first + change.count)
+        flat[rows] = Effect(change.module, factors, np.float32)(flat[rows], 0)
+    return flat.reshape(weight.shape)
+
+
+def _compared(found: Array, exact: Array, before: Array, dtype: DType) -> Checked:
+    import numpy as np
+
+    found, exact, before = (each.astype(np.float64) for each in (found, exact, before))
+    bits, least = _PRECISION.get(dtype.name, (0, 0))
+    _, exponents = np.frexp(np.abs(exact))
+    unit = np.exp2(np.maximum(exponents - 1, least).astype(np.float64) - bits)
+    change = exact - before
+    size = float(np.sqrt(np.sum(change**2)))
+    error = float(np.sqrt(np.sum((found - exact) ** 2)))
+    return Checked(float((np.abs(found - exact) / unit).max(initial=0)), error / size if size else 0.0)
+
+
+_PRECISION = {
+    "F64": (52, -1022), "F32": (23, -126), "F16": (10, -14), "BF16": (7, -126), "F8_E4M3": (3, -6), "F8_E5M2": (2, -14)
+}  # fmt: skip
+"""Bits of the mantissa, and the exponent below which numbers are subnormal."""
+
+
+def line(found: Mapping[str, Checked]) -> str:
+    """The worst of all, for the report."""
+    farthest = max(found, key=lambda name: found[name].ulps)
+    weakest = max(found, key=lambda name: found[name].error)
+    text = f"checked {len(found)} tensors: at most {found[farthest].ulps:.3g} units in the last place from what a UI "
+    return (
+        text
+        + f"computes ({farthest}); rounding took at most {100 * found[weakest].error:.3g} % of a change ({weakest})"
+    )
+
+
+def as_json(found: Mapping[str, Checked]) -> dict[str, Any]:
+    """By tensor, in JSON types."""
+    return {name: each._asdict() for name, each in found.items()}
