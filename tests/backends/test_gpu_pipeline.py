@@ -16,6 +16,7 @@ import sdsurgery
 import sdsurgery.kernels
 import torch
 from cuda_tools import install
+from encoded_files import below, layer, write
 from odd_files import odd_files
 from safetensors.torch import save_file
 from sdsurgery.errors import DeviceFailed, InputRefused, RunFailed, UsageError
@@ -101,6 +102,18 @@ def test_what_no_file_holds_is_generated_by_the_host(tmp_path: Path, backend: st
             assert found == wanted, how
     finally:
         del _METHODS["all-kinds"]
+
+
+def test_encoded_weights_are_decoded_by_the_host(tmp_path: Path, backend: str) -> None:
+    tensors, _ = layer("nf4 nested", 30, 70)
+    rotated, _ = layer("int8 rotated", 30, 64)
+    file = write(tmp_path / "a.safetensors", {**below("l", tensors), **below("r", rotated)})
+    found = []
+    for name in ("cpu", backend):
+        out = tmp_path / "out.safetensors"
+        sdsurgery.merge("weighted-sum", [file, file], alpha=0.3, out=out, overwrite=True, sync=False, backend=name)
+        found.append(out.read_bytes())
+    assert found[0] == found[1]
 
 
 def test_strided_tensors_and_records_with_a_crc(tmp_path: Path, cuda: None) -> None:
