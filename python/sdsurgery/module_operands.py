@@ -1,8 +1,8 @@
 """Adapters' modules as operands and steps of a job's formula, so that any backend computes them in its loop.
 
-``W + n·Δ`` is two steps more, with Δ an operand that is computed from the factors (``low_rank.py``). The values are
-those of ``products.py``, operation by operation. What needs norms, rotations or a part of the columns stays a module,
-which ``adapted.py`` computes.
+``W + n·Δ`` is two steps more, with Δ an operand that is computed from the factors (``low_rank.py``); the norms of DoRA
+are a stage. The values are those of ``products.py``, operation by operation. What rotates, and what changes a part of
+the columns, stays a module, which ``adapted.py`` computes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from .dtypes import BF16, F16, F32, F64
 from .encoding import Companion
 from .low_rank import LowRank, Matrix
 from .plan import Check, Factor, Fill, Job, Module, Operand, Plan, Reduction
-from .program import CONSTANT, INPUT, TEMP, Formula, Program, Ref, Step, identity
+from .products import NEAR_ZERO
+from .program import CHANNEL, CONSTANT, FIRST, INPUT, TEMP, VALUE, Formula, Program, Ref, Stage, Step, identity
 
 _MOST_OPERANDS = 48  # of a job: the engine takes 64
 
@@ -45,7 +46,10 @@ def expressed(plan: Plan, wide: bool) -> Expressed:
             continue
         formula, operands = made
         number = programs.setdefault(formula.program, len(programs))
-        plain = job._replace(program=number, numbers=formula.numbers, operands=operands, modules=(), factors=())
+        shape = job.modules[0].shape if formula.program.in_stages else ()
+        plain = job._replace(
+            program=number, numbers=formula.numbers, operands=operands, shape=shape, modules=(), factors=()
+        )
         jobs.append(plain)
         changed.add(index)
     apart = [check for check in plan.checks if any(index in changed for index, _ in check.parts)]
@@ -57,11 +61,12 @@ class _Formula:
     """A formula that grows: its operands, steps and numbers, and where its result is."""
 
     def __init__(self, formula: Formula, operands: tuple[Operand, ...]) -> None:
-        self._program = formula.program
         self.steps: list[Step] = list(formula.program.steps)
         self.numbers = list(formula.numbers)
         self.operands = list(operands)
         self.result: Ref = formula.program.result
+        self.stages, self.drawn = list(formula.program.stages), formula.program.made
+        self._values = formula.program.values
         self._free = 1 + max((to for _, _, to in self.steps), default=-1)
         self._spare = 0
 
@@ -72,20 +77,30 @@ class _Formula:
         return INPUT, len(self.operands) - 1
 
     def step(self, op: str, a: Ref, b: Ref) -> Ref:
-        """An operation, into one of four places that are used in turn: a result outlives the next two."""
+        """An operation, into one of a few places that are used in turn: its result outlives the next ten."""
         to = self._free + self._spare
-        self._spare = (self._spare + 1) % 4
+        self._spare = (self._spare + 1) % 12
         self.steps.append((op, (a, b), to))
         return TEMP, to
 
     def add(self, number: float, delta: Ref) -> None:
         """``result + number · delta``"""
+        self.result = self.step("add", self.result, self.step("mul", self.constant(number), delta))
+
+    def constant(self, number: float) -> Ref:
         self.numbers.append(number)
-        scaled = self.step("mul", (CONSTANT, len(self.numbers) - 1), delta)
-        self.result = self.step("add", self.result, scaled)
+        return CONSTANT, len(self.numbers) - 1
+
+    def length(self, of: Ref, along: int) -> Ref:
+        """The Euclidean norm of each row or column, plus what keeps it from zero: a stage of its own."""
+        first, near_zero = self._values, self.constant(NEAR_ZERO)
+        scalars = (("sqrt", ((VALUE, first),)), ("add", ((VALUE, first + 1), near_zero)))
+        self.stages.append(Stage(tuple(self.steps), (("dot", along, (of, of)),), scalars))
+        self._values += 3
+        return VALUE, first + 2
 
     def made(self) -> Formula:
-        program = Program(len(self.operands), len(self.numbers), tuple(self.steps), self.result, self._program.stages)
+        program = Program(len(self.operands), len(self.numbers), tuple(self.steps), self.result, tuple(self.stages))
         return Formula(program, tuple(self.numbers))
 
 
@@ -102,7 +117,7 @@ def _with_modules(
             parts = {name: _Part(job.factors[at], shape) for name, at, shape in module.factors}
             if make is None or module.transposed or module.channels or parts.keys() & _LEFT_TO_MODULES:
                 return None
-            make(growing, module, parts)
+            _change(growing, module, make(growing, module, parts), parts)
     except _Inexpressible:
         return None
     return growing.made(), tuple(growing.operands)
@@ -112,7 +127,7 @@ def _parts(job: Job) -> list[Operand]:
     return [*job.operands, *(factor.operand for factor in job.factors)]
 
 
-_LEFT_TO_MODULES = {"dora_in", "dora_out", "bias_indices"}
+_LEFT_TO_MODULES = {"bias_indices"}
 
 
 class _Part(NamedTuple):
@@ -140,6 +155,33 @@ class _Part(NamedTuple):
         return Matrix("transposed", prod(self.shape[1:]), self.shape[0], (self.numbers(),))
 
 
+def _change(formula: _Formula, module: Module, delta: Ref, parts: dict[str, _Part]) -> None:
+    """What a module makes of the result so far, from its Δ (of ``set``: from the weight that it gives)."""
+    if module.kind == "set":
+        formula.result = delta
+    elif not parts.keys() & {"dora_in", "dora_out"}:
+        formula.add(module.strength * module.scale, delta)
+    else:
+        weight = formula.result
+        formula.add(module.scale, delta)
+        made = formula.step("mul", formula.result, _of_trained_length(formula, module, parts))
+        change = formula.step("sub", made, weight)
+        formula.result = formula.step("add", weight, formula.step("mul", formula.constant(module.strength), change))
+
+
+def _of_trained_length(formula: _Formula, module: Module, parts: dict[str, _Part]) -> Ref:
+    """By what DoRA multiplies rows or columns of the result."""
+    rows, columns = module.shape[0], prod(module.shape[1:])
+    if "dora_out" in parts:
+        along, scale = CHANNEL, _computed("by_row", module, Matrix("stored", rows, 1, (parts["dora_out"].numbers(),)))
+    else:
+        if columns != module.shape[1]:  # the inputs of a kernel are no axis that stages know
+            raise _Inexpressible
+        along = FIRST
+        scale = _computed("by_column", module, Matrix("stored", 1, columns, (parts["dora_in"].numbers(),)))
+    return formula.step("div", formula.operand(scale), formula.length(formula.result, along))
+
+
 def _with_kernel(core: _Part, right: _Part) -> Matrix:
     rank, inner = core.shape[:2]
     columns = prod(core.shape[2:]) * (right.factor.elements // max(1, right.shape[0]))
@@ -151,22 +193,22 @@ def _computed(kind: str, module: Module, left: Matrix, right: Matrix | None = No
     return Operand(0, F32, 0, low_rank=made)
 
 
-def _lora(formula: _Formula, module: Module, parts: dict[str, _Part]) -> None:
+def _lora(formula: _Formula, module: Module, parts: dict[str, _Part]) -> Ref:
     right = _with_kernel(parts["mid"], parts["down"]) if "mid" in parts else parts["down"].matrix()
     delta = formula.operand(_computed("product", module, parts["up"].matrix(), right))
     if "bias" in parts:
         delta = formula.step("add", delta, formula.operand(parts["bias"].whole(module)))
-    formula.add(module.strength * module.scale, delta)
+    return delta
 
 
-def _loha(formula: _Formula, module: Module, parts: dict[str, _Part]) -> None:
+def _loha(formula: _Formula, module: Module, parts: dict[str, _Part]) -> Ref:
     pair = []
     for number in (1, 2):
         left, right = parts[f"hada_w{number}_a"], parts[f"hada_w{number}_b"]
         core = parts.get(f"hada_t{number}")
         factors = (left.matrix(), right.matrix()) if core is None else (left.turned(), _with_kernel(core, right))
         pair.append(formula.operand(_computed("product", module, *factors)))
-    formula.add(module.strength * module.scale, formula.step("mul", *pair))
+    return formula.step("mul", *pair)
 
 
 def _kronecker_factor(parts: dict[str, _Part], name: str) -> Matrix:
@@ -184,16 +226,16 @@ def _kronecker_factor(parts: dict[str, _Part], name: str) -> Matrix:
     return Matrix("turned_product", prod(left.shape[1:]), columns, stored, rank=rank, inner=inner)
 
 
-def _lokr(formula: _Formula, module: Module, parts: dict[str, _Part]) -> None:
+def _lokr(formula: _Formula, module: Module, parts: dict[str, _Part]) -> Ref:
     outer, inner = (_kronecker_factor(parts, name) for name in ("lokr_w1", "lokr_w2"))
-    formula.add(module.strength * module.scale, formula.operand(_computed("kronecker", module, outer, inner)))
+    return formula.operand(_computed("kronecker", module, outer, inner))
 
 
-def _full(formula: _Formula, module: Module, parts: dict[str, _Part]) -> None:
-    formula.add(module.strength * module.scale, formula.operand(parts["diff"].whole(module)))
+def _full(formula: _Formula, module: Module, parts: dict[str, _Part]) -> Ref:
+    return formula.operand(parts["diff"].whole(module))
 
 
-def _ia3(formula: _Formula, module: Module, parts: dict[str, _Part]) -> None:
+def _ia3(formula: _Formula, module: Module, parts: dict[str, _Part]) -> Ref:
     vector = parts["weight"]
     count = vector.factor.elements
     if module.on_input:
@@ -201,14 +243,14 @@ def _ia3(formula: _Formula, module: Module, parts: dict[str, _Part]) -> None:
     else:
         left, kind = Matrix("stored", count, 1, (vector.numbers(),)), "by_row"
     each = formula.operand(_computed(kind, module, left))
-    formula.add(module.strength * module.scale, formula.step("mul", formula.result, each))
+    return formula.step("mul", formula.result, each)
 
 
-def _set(formula: _Formula, module: Module, parts: dict[str, _Part]) -> None:
-    formula.result = formula.operand(parts["set_weight"].whole(module))
+def _set(formula: _Formula, module: Module, parts: dict[str, _Part]) -> Ref:
+    return formula.operand(parts["set_weight"].whole(module))
 
 
-_KINDS: dict[str, Callable[[_Formula, Module, dict[str, _Part]], None]] = {
+_KINDS: dict[str, Callable[[_Formula, Module, dict[str, _Part]], Ref]] = {
     "lora": _lora,
     "loha": _loha,
     "lokr": _lokr,

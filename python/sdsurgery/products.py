@@ -111,14 +111,14 @@ class Effect:
         if per_row is not None:
             wide = weight.astype(np.float64)
             lengths = np.sqrt(reduced_rows("dot", wide, wide))
-            ratio = per_row.astype(np.float64).reshape(-1)[first : first + len(weight)] / (lengths + NEAR_ZERO)
-            return weight * ratio.astype(self.real)[:, None]
+            ratio = per_row.reshape(-1)[first : first + len(weight)] / (lengths + NEAR_ZERO).astype(self.real)
+            return weight * ratio[:, None]
         assert per_column is not None
         inputs = self.shape[1]
         each = weight.reshape(len(weight), inputs, -1)
         wide = np.moveaxis(each, 1, 0).reshape(inputs, -1).astype(np.float64)
         lengths = np.sqrt(reduced_rows("dot", wide, wide))
-        ratio = (per_column.astype(np.float64).reshape(-1) / (lengths + NEAR_ZERO)).astype(self.real)
+        ratio = per_column.reshape(-1) / (lengths + NEAR_ZERO).astype(self.real)
         return (each * ratio[:, None]).reshape(weight.shape)
 
 

@@ -45,6 +45,11 @@ KINDS: dict[str, tuple[str, tuple[int, ...], dict[str, tuple[int, ...]]]] = {
     "full": ("full", CONV, {"diff": CONV}),
     "ia3 of outputs": ("ia3", CONV, {"weight": (24,)}),
     "ia3 of inputs": ("ia3", CONV, {"weight": (10,)}),
+    "dora of outputs": ("lora", LINEAR, {"up": (67, 5), "down": (5, 83), "dora_out": (67, 1)}),
+    "dora of outputs, conv": (
+        "lora", CONV, {"up": (24, 7, 1, 1), "down": (7, 10, 3, 3), "dora_out": (24, 1, 1, 1)},
+    ),
+    "dora of inputs": ("lora", LINEAR, {"up": (67, 5), "down": (5, 83), "dora_in": (1, 83)}),
     "set": ("set", LINEAR, {"set_weight": LINEAR}),
 }  # fmt: skip
 
