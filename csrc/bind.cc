@@ -461,6 +461,16 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
                  }
                  return rows;
              })
+        // Of a run without a sink, the jobs whose program has stages: (job, their whole-tensor values).
+        .def("values",
+             [](const Run& self) {
+                 std::vector<std::pair<size_t, std::vector<double>>> rows;
+                 for (size_t i = 0; i < self.jobs().size(); ++i) {
+                     std::vector<double> found = self.values(i);
+                     if (!found.empty()) rows.emplace_back(i, std::move(found));
+                 }
+                 return rows;
+             })
         // Only an output's jobs that met something: (job, nonfinite, overflow).
         .def(
             "tallies",

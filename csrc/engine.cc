@@ -90,6 +90,7 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
     if (!jobs_.empty()) begin_ = jobs_.front().out_offset;
     add_tiles();
     watermark_ = begin_;
+    if (outputs_.empty()) values_.resize(jobs_.size());
     finished_.resize(tiles_.size());
     tallies_.resize(std::max<size_t>(1, outputs_.size()), std::vector<Tally>(jobs_.size()));
     chunk_bytes_ = kChunk;
@@ -179,6 +180,11 @@ std::vector<std::vector<Tally>> Run::tallies() const {
 Reduction Run::reduction(size_t job) const {
     std::lock_guard<std::mutex> lock(mutex_);
     return reductions_.total(job);
+}
+
+std::vector<double> Run::values(size_t job) const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return values_.empty() ? std::vector<double>() : values_.at(job);
 }
 
 uint64_t Run::buffer_bytes() const {
@@ -310,6 +316,10 @@ void Run::do_stages(const Tile& tile, Buffers& buffers) {
             ended = true;
             for (Stages& stages : buffers.stages) ended &= !stop_ && stages.end();
         }
+    }
+    if (outputs_.empty() && !stop_) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        values_[tile.job] = buffers.stages[0].of_whole_tensor();
     }
     const uint64_t unit = job.element_bytes();
     for (uint64_t at = tile.begin; at < tile.end && !stop_;) {

@@ -55,6 +55,8 @@ class Run {
     uint64_t bytes_done() const { return bytes_done_; }  // output bytes of finished tiles
     std::vector<std::vector<Tally>> tallies() const;     // of each output, by job, so far
     Reduction reduction(size_t job) const;               // after finish()
+    // Of a run without outputs: the whole-tensor values of a job's stages, in their order; after finish().
+    std::vector<double> values(size_t job) const;
     const std::vector<Job>& jobs() const { return jobs_; }
     std::vector<uint32_t> sums() const { return checksums_.sums(); }      // of each summed range, once finished
     std::vector<size_t> damaged() const { return checksums_.damaged(); }  // failed checks, when those are not errors
@@ -119,6 +121,7 @@ class Run {
     size_t mark_ = 0;                          // the first that is not
     std::vector<std::vector<Tally>> tallies_;  // of each output, by job
     Reductions reductions_;
+    std::vector<std::vector<double>> values_;  // by job, of a run without outputs
     unsigned worker_count_ = 1, running_ = 0;
     bool started_ = false, cancelled_ = false;
     std::unique_ptr<Error> error_;

@@ -107,6 +107,7 @@ class Stages {
     static constexpr uint64_t kStretch = 64 * kReduceBlock;
 
     const Elementwise& last();  // once all stages have ended
+    std::vector<double> of_whole_tensor() const;  // the values that are one number, in their order
     // The further operands, from element `first` on: `operands` has the tensor's own.
     void add_generated(const Elementwise& steps, uint64_t first, Operand* operands) const;
 

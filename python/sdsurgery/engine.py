@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from . import _native, backends
-from .backends import Options, Reduced, RunHandle
+from .backends import Options, Reduced, RunHandle, ValuesHandle
 from .errors import DeviceFailed, Failure, InputRefused, Interrupted, RunFailed, SdsError, UsageError, printable
 from .files import native_errors, with_suppressed
 
@@ -25,12 +25,13 @@ Structure = Callable[[Sequence[str | None], str | None, Sequence[int]], list[tup
 
 @dataclass
 class Outcome:
-    """What a run met, by the number of the tensor: non-finite inputs and overflows counted, reductions; hashes, times,
-    how it ran."""
+    """What a run met, by the number of the tensor: non-finite inputs and overflows counted, reductions, what stages
+    found; hashes, times, how it ran."""
 
     nonfinite: dict[int, int] = field(default_factory=dict)
     overflow: dict[int, int] = field(default_factory=dict)
     reduced: dict[int, Reduced] = field(default_factory=dict)
+    values: dict[int, Sequence[float]] = field(default_factory=dict)
     damaged: list[Check] = field(default_factory=list)  # only of a run that goes on in spite of them
     seconds: float = 0.0
     how: dict[str, Any] = field(default_factory=dict)
@@ -48,10 +49,17 @@ def preview(plan: Plan, sources: Sequence[Source], backend: str, options: Option
 
 
 def examine(
-    plan: Plan, sources: Sequence[Source], options: Options, progress: Progress | None = None, backend: str = "cpu"
-) -> Outcome:
-    """Read and evaluate everything and keep nothing: non-finite values for ``verify``, reductions for ``compare``."""
+    plan: Plan, sources: Sequence[Source], options: Options, progress: Progress | None = None, backend: str = "cpu", *,
+    values: bool = False,
+) -> Outcome:  # fmt: skip
+    """Read and evaluate everything and keep nothing: non-finite values for ``verify``, reductions for ``compare``.
+
+    ``values``: ``Outcome.values`` is wanted too: what the stages of each job found of whole tensors (not of rows or
+    columns), in the order of the program's values. UsageError for a backend that does not keep it.
+    """
     chosen, failed = _choose(backend, options)
+    if values and not chosen.values:
+        raise UsageError(f'the backend {chosen.name} keeps no values of stages; use backend="cpu"', code="backend")
     started = time.monotonic()
     looks = _LOOKS
     with native_errors(InputRefused):
@@ -68,6 +76,9 @@ def examine(
             except DeviceFailed as error:
                 chosen, failed = _instead(chosen, options, error)
     outcome = _outcome(plan, run, chosen, started)
+    if values:
+        kept = cast(ValuesHandle, run).values()
+        outcome.values = {plan.jobs[job].tensor: found for job, found in kept}
     if failed:
         outcome.how["fallback"] = failed
     return outcome

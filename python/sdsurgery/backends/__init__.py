@@ -87,6 +87,12 @@ class RunHandle(Protocol):
     def bytes_done(self) -> int: ...
 
 
+class ValuesHandle(RunHandle, Protocol):
+    """A run of a backend with ``Backend.values``."""
+
+    def values(self) -> Sequence[tuple[int, Sequence[float]]]: ...  # (job, Outcome.values), after finish()
+
+
 class PlainRows(Protocol):
     """Rows of tensors (an output and its inputs) that need no care. ``left`` are the numbers of those that do."""
 
@@ -100,7 +106,8 @@ class Backend:
     """``available`` gives None, or the reason why it can't be used here. ``prepare`` makes a run of a Plan (``sink``
     None: evaluate and keep nothing); ``describe`` says how a prepared run will work. ``supports`` gives None, or why
     a program cannot be evaluated on these dtypes. ``versions``: whether a run takes a plan with further outputs, whose
-    sinks are ``prepare``'s last argument. ``on_tensors`` evaluates one on tensors of the backend's devices
+    sinks are ``prepare``'s last argument. ``values``: whether a run without a sink keeps what its jobs' stages find.
+    ``on_tensors`` evaluates one on tensors of the backend's devices
     (gpu/tensors.py), where there is such a thing; ``plain_rows`` takes the tensors among many that it can evaluate
     without a Python call for each."""
 
@@ -113,6 +120,7 @@ class Backend:
     plain_rows: Callable[[Sequence[Any], int], PlainRows | None] = lambda *_: None
     devices: Callable[[], list[dict[str, Any]]] = list
     versions: bool = False
+    values: bool = False
 
 
 def sums_of(plan: Plan, sink: Sink) -> list[int]:

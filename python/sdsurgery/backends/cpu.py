@@ -177,4 +177,4 @@ def describe(run: Run) -> dict[str, Any]:
     }
 
 
-BACKEND = Backend("cpu", lambda: None, prepare, describe, versions=True)
+BACKEND = Backend("cpu", lambda: None, prepare, describe, versions=True, values=True)

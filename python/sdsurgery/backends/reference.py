@@ -366,6 +366,7 @@ class ReferenceRun:
         self._reduced: dict[int, Reduced] = {}
         self._weights: dict[Operand, np.ndarray] = {}  # of the computed operand that was read last
         self._values: tuple[int, list[Value]] = (-1, [])  # a job, and what its stages found
+        self._kept: dict[int, list[float]] = {}  # the whole-tensor values of each, of a run without a sink
         self._work = self._chunks()
         self._cancelled = False
 
@@ -393,6 +394,9 @@ class ReferenceRun:
 
     def reductions(self) -> list[tuple[Any, ...]]:
         return [(job, *reduced) for job, reduced in self._reduced.items()]
+
+    def values(self) -> list[tuple[int, list[float]]]:
+        return list(self._kept.items())
 
     def sums(self) -> list[int]:
         return sums_of(self.plan, self.sink) if self.sink is not None else []
@@ -478,6 +482,8 @@ class ReferenceRun:
             wide = self.options.wide or any(operand.dtype is F64 for operand in job.operands)
             inputs = [widen(stored, dtype, wide) for stored, dtype in self.inputs(job, 0, job.elements)]
             self._values = (index, stage_values(Formula(program, job.numbers), inputs, job.shape))
+            if self.sink is None:
+                self._kept[index] = [float(value.numbers[0]) for value in self._values[1] if value.along == ALL]
         return Beside(Formula(program, job.numbers), job.shape, self._values[1], first, count)
 
     def _elements(self, operand: Operand, first: int, count: int) -> bytes:
@@ -494,4 +500,4 @@ class ReferenceRun:
         return span[places - low].tobytes()
 
 
-BACKEND = Backend("reference", lambda: None, ReferenceRun, lambda run: {"numpy": np.__version__})
+BACKEND = Backend("reference", lambda: None, ReferenceRun, lambda run: {"numpy": np.__version__}, values=True)

@@ -1,0 +1,77 @@
+"""What the stages of jobs find, where a plan writes nothing: ``engine.examine(values=True)``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import sdsurgery as sds
+from numeric_tools import TARGETS
+from sdsurgery import _native, engine
+from sdsurgery.backends import Options
+from sdsurgery.dtypes import F16, F32
+from sdsurgery.functions import dot, sum
+from sdsurgery.methods import Method
+from sdsurgery.plan import Job, Operand, Plan
+from sdsurgery.program import Program, trace
+from sdsurgery.reductions import ordered_sum
+
+COUNTS = (1, 7, 1024, 3001, 300_001)
+
+
+def gram(a: Any, b: Any) -> Any:
+    """Three dots of differences, a sum by columns (no whole-tensor value), an expression of the others."""
+    d = b - a
+    return a * (dot(d, d) + dot(a, d)) + sum(d, axis=0)
+
+
+def plan_of(arrays: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Plan, list[Any]]:
+    program = trace(Method("gram", ("A", "B"), {}, gram), 2, {}).program
+    assert isinstance(program, Program)
+    data = b"".join(each.tobytes() for pair in arrays for each in pair)
+    jobs, at = [], 0
+    for number, pair in enumerate(arrays):
+        operands = []
+        for each in pair:
+            operands.append(Operand(0, F16 if each.dtype == np.float16 else F32, at))
+            at += each.nbytes
+        jobs.append(Job(0, F32, 4 * number, 1, tuple(operands), number, shape=(pair[0].size,), read=pair[0].size))
+    return Plan((data,), (program,), tuple(jobs), 0, 4 * len(jobs)), [_native.Source.memory(data)]
+
+
+def pairs(dtype: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(3)
+    return [(rng.normal(size=n).astype(dtype), rng.normal(size=n).astype(dtype)) for n in COUNTS]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_values_are_those_of_the_written_order_on_every_target_thread_count_and_backend(dtype: Any) -> None:
+    arrays = pairs(dtype)
+    plan, sources = plan_of(arrays)
+    runs = [engine.examine(plan, sources, Options(), backend="reference", values=True)]
+    runs += [engine.examine(plan, sources, Options(cpu=cpu, threads=3), values=True) for cpu in TARGETS]
+    for run in runs:
+        assert sorted(run.values) == list(range(len(arrays)))
+        for number, pair in enumerate(arrays):
+            a, b = (each.astype(np.float32) for each in pair)
+            d = (b - a).astype(np.float64)
+            dd, ad = ordered_sum(np.stack((d * d, a.astype(np.float64) * d))).tolist()
+            assert list(run.values[number]) == [dd, ad, dd + ad]
+
+
+def test_values_are_kept_only_where_they_are_wanted() -> None:
+    plan, sources = plan_of(pairs(np.float32))
+    assert engine.examine(plan, sources, Options()).values == {}
+
+
+def test_a_backend_that_keeps_none_is_refused() -> None:
+    from sdsurgery import backends
+
+    plan, sources = plan_of(pairs(np.float32)[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        without = dataclasses.replace(backends.get("cpu"), values=False)
+        patch.setattr(backends, "choose", lambda name: without)
+        with pytest.raises(sds.UsageError, match="keeps no values of stages"):
+            engine.examine(plan, sources, Options(), values=True)
