@@ -13,7 +13,7 @@ using namespace sds::cuda;
 
 namespace {
 
-class DeviceGuard {  // the caller's current device is the caller's again afterwards
+class DeviceGuard {  // restores the caller's current device
  public:
     explicit DeviceGuard(int device) {
         check(cudaGetDevice(&before_));
@@ -126,7 +126,7 @@ class Stream {
         const DeviceGuard guard(device_);
         check(cudaMemsetAsync(pointer(at), 0, bytes, stream_));
     }
-    void synchronize() {  // asleep: the processor belongs to those who read and write meanwhile
+    void synchronize() {  // sleeps: the processor is for the threads that read and write meanwhile
         const DeviceGuard guard(device_);
         check(cudaEventRecord(done_, stream_));
         check(cudaEventSynchronize(done_));

@@ -383,7 +383,7 @@ def elementwise(
             numbers = numbers + (tl.full((1,), constants[k], tl.int64).to(tl.float64, bitcast=True),)
         else:
             numbers = numbers + (tl.full((1,), constants[k], tl.float32),)
-    # The last block apart: the others load without a mask, 16 bytes at a time.
+    # The last block by itself: the others load without a mask, 16 bytes at a time.
     if start + BLOCK <= count:
         _block(
             out, inputs, numbers, counts, at, at, DTYPES, OUT, STEPS, RESULT, WIDE, LIMITS, SATURATE, COUNT, OWN, False

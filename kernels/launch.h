@@ -1,4 +1,4 @@
-// What the host code knows of the CUDA kernels: a Launch is one formula over rows of equal dtypes, and becomes as few
+// The CUDA kernels as host code sees them: a Launch is one formula over rows of equal dtypes, and becomes as few
 // kernel launches as its rows need. Plain C++: no CUDA header is needed to include this.
 #pragma once
 
@@ -11,7 +11,7 @@
 namespace sds {
 namespace cuda {
 
-// A failed CUDA call. `code` is what Python decides by: "no_memory", "lost" (the device is unusable from now on) or
+// A failed CUDA call. Python acts on `code`: "no_memory", "lost" (the device is unusable from now on) or
 // "failed".
 struct CudaError : std::runtime_error {
     CudaError(const char* code, const std::string& message) : std::runtime_error(message), code(code) {}

@@ -1,4 +1,4 @@
-// Elements in and out of device memory: one at a time with every care, or a pack of V of them as 16 bytes of raw words.
+// Elements in and out of device memory: one by one with all special cases, or a pack of V as 16 bytes of raw words.
 //
 // Numeric rule: csrc/dtypes.h. A pack may only be stored when all its results are finite and fit the dtype.
 #pragma once
@@ -25,7 +25,7 @@ __device__ typename Bits<T>::type magnitude_bits(T x) {
     return bits_as<typename Bits<T>::type>(x) & Bits<T>::magnitude;
 }
 
-// ---- one element, with every care
+// ---- one element, all cases
 
 template <class T>
 __device__ T load_one(const uint8_t* p, DType dtype) {
@@ -135,7 +135,7 @@ __device__ void widen_pack(const uint4& raw, float* x) {
 
 template <int V>
 __device__ void widen(const uint4& raw, DType dtype, float* x) {
-    switch (dtype) {  // a dtype that is too wide for packs of V never comes here
+    switch (dtype) {  // a dtype that is too wide for packs of V never gets here
         case DType::f32:
             if constexpr (V <= 4) widen_pack<F32, V>(raw, x);
             break;

@@ -1,8 +1,8 @@
 // Reductions over two runs of stored elements: how alike they are.
 //
 // Numeric rule: csrc/reduce.h, to the bit. Eight threads share a block of 1024 elements, one for each lane; a second
-// kernel adds the lanes of each block, a third the blocks of each chunk, in the order that is promised. The chunks are
-// added by the caller. (Eight neighbouring threads read eight neighbouring elements.)
+// kernel adds the lanes of each block, a third the blocks of each chunk, in the promised order. The caller adds the
+// chunks. (Eight neighbouring threads read eight neighbouring elements.)
 //
 // Compiled by CMakeLists.txt (SDS_CUDA); the tests read the PTX: tests/backends/test_ptx.py.
 

@@ -1,7 +1,7 @@
 // Rows (tensors, or stretches of them) of equal dtypes, cut into tiles: the table of them that a launch carries, how a
 // block finds its row in it, and how the host fills it.
 //
-// A pack is what one thread loads at a time: as many elements as make 16 bytes of the widest dtype at hand. Operands
+// A pack is what one thread loads at a time: as many elements as make 16 bytes of the launch's widest dtype. Operands
 // that are aligned for it are loaded at once, others element by element. Elements before the output's first aligned
 // pack (the head) and after its last (the tail) are done singly. A block takes a tile of packs, finds its row, and
 // strides on when there are more tiles than blocks; so a thousand small tensors are one launch.

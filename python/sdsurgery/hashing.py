@@ -70,7 +70,7 @@ class Hashing:
     """SHA-256 of input files and of the output's tensor data, by native threads beside a run (``csrc/hasher.h``).
 
     Hashes that are remembered are taken from there. The threads belong to this object: ``cancel`` ends them, and so
-    does its end, so none is left when the interpreter exits. ``map`` as ``Options.io`` allows it.
+    does its destruction: none is left when the interpreter exits. ``map`` as ``Options.io`` allows it.
     """
 
     def __init__(

@@ -151,7 +151,7 @@ class LastStage:
 
 
 def last_stage(job: Job, program: Program, sources: Sequence[Source], wide: bool) -> LastStage:
-    """Work off the stages of a job, by the native engine."""
+    """Run a job's stages in the native engine."""
     operands = [_native_operand(code_of(operand.dtype), operand) for operand in job.operands]
     found = _native.last_stage(native_program(program, wide), job.numbers, list(sources), operands, job.shape)
     names = list(OPERATIONS)

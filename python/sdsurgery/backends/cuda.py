@@ -68,7 +68,7 @@ def built_for(capability: str, architectures: str) -> bool:
 
 
 def devices() -> list[dict[str, Any]]:
-    """Those that this build has code for."""
+    """The devices that this build has code for."""
     if available():
         return []
     cuda = module()
