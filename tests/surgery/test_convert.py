@@ -159,7 +159,7 @@ def test_many_files_at_once_and_one_that_fails(tmp_path):
     result = sds("convert", *names, "--out-dir", "out", "--json", cwd=tmp_path)
     assert result.rc == 3
     last = result.err.splitlines()[-1]
-    assert last.startswith("sdsurgery: 1 of 4 files were not converted, the first: bad.ckpt: zip")
+    assert last.startswith("sdsurgery: 1 of 4 files were not written, the first: bad.ckpt: zip")
     rows = result.json()["files"]
     assert [row["error"] is None for row in rows] == [True, False, True, True]
     assert rows[1]["error"]["exit_code"] == 3

@@ -249,3 +249,21 @@ def test_refusals(trained: Path, tmp_path: Path) -> None:
     refused(sds("prune", odd, "--keep-keys", "(", "-o", out), 2, "regular expression")
     with pytest.raises(UsageError):
         sdsurgery.prune(trained, out=out, drop=["unet"])
+
+
+@pytest.mark.parametrize("words", [("prune", "--drop", "vae"), ("cast", "--dtype", "bf16"), ("ema",)])
+def test_many_files_go_into_a_folder_under_their_names(words: tuple[str, ...], tmp_path: Path) -> None:
+    for seed in range(2):
+        write_checkpoint(tmp_path / f"m{seed}.safetensors", "sd1", size="tiny", seed=seed, ema=True)
+    (tmp_path / "bad.safetensors").write_bytes(bytes(100))
+    files = [tmp_path / f"m{seed}.safetensors" for seed in range(2)]
+    small = tmp_path / "small"
+    done(sds(*words, *files, "--out-dir", small))
+    for file in files:
+        done(sds(*words, file, "-o", tmp_path / f"one-{file.name}"))
+        assert read_raw(small / file.name)[0] == read_raw(tmp_path / f"one-{file.name}")[0]
+    found = sds(*words, tmp_path / "bad.safetensors", files[0], "--out-dir", tmp_path / "other")
+    assert found.rc == 3
+    assert "1 of 2 files were not written" in found.err
+    assert (tmp_path / "other" / files[0].name).exists(), "one that fails does not stop the others"
+    refused(sds(*words, *files, "-o", tmp_path / "o.safetensors"), 2, "--out-dir")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from .common import writing, written
+from . import batch
+from .common import writing
 
 HELP = "put the EMA weights in the U-Net's place"
 
@@ -13,7 +14,7 @@ HELP = "put the EMA weights in the U-Net's place"
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     writing(parser)
     add = parser.add_argument
-    add("input", metavar="FILE")
+    batch.inputs(parser)
     add("--keep-counters", action="store_true", help="keep model_ema.decay and model_ema.num_updates")
     add("--to-ema", action="store_true", help="the reverse: add EMA twins made from the weights")
 
@@ -22,4 +23,4 @@ def run(args: argparse.Namespace) -> int:
     from ..api import ema
 
     options = {"keep_counters": args.keep_counters, "to_ema": args.to_ema}
-    return written(args, lambda **settings: ema(args.input, **options, **settings))
+    return batch.run(args, lambda path, **settings: ema(path, **options, **settings))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from .common import words, writing, written
+from . import batch
+from .common import words, writing
 
 HELP = "drop what isn't needed: training leftovers, EMA, components"
 
@@ -13,7 +14,7 @@ HELP = "drop what isn't needed: training leftovers, EMA, components"
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     writing(parser)
     add = parser.add_argument
-    add("input", metavar="FILE")
+    batch.inputs(parser)
     add("--preset", default="full", metavar="WORD", help="full (default), no-ema, ema-only or inference")
     add("--drop", action="extend", type=words, default=[], metavar="NAMES", help="components, as ema,buffers,vae")
     add(
@@ -30,4 +31,4 @@ def run(args: argparse.Namespace) -> int:
     from ..api import prune
 
     options = {name: getattr(args, name) for name in ("preset", "drop", "keep_keys", "drop_keys", "strict")}
-    return written(args, lambda **settings: prune(args.input, **options, **settings))
+    return batch.run(args, lambda path, **settings: prune(path, **options, **settings))

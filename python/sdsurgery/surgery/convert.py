@@ -70,47 +70,57 @@ def convert_all(
 ) -> list[Conversion]:
     """``sdsurgery.convert_all``."""
     todo = [Conversion(os.fspath(path), _target(path, out_dir, to)) for path in paths]
-    taken: dict[str, str] = {}
-    for item in todo:
-        place = os.path.normcase(item.out)
-        if place in taken:
-            raise UsageError(
-                f"{printable(taken[place])} and {printable(item.path)} would both become {printable(item.out)}",
-                code="conflict",
-            )
-        taken[place] = item.path
-    folder = _folder(out_dir, dry_run=settings.dry_run)
+    refuse_twice([item.path for item in todo], [item.out for item in todo])
+    target = folder(out_dir, dry_run=settings.dry_run)
     for item in todo:
         started(item)
         try:
-            item.report = convert(item.path, settings, out=os.path.join(folder, os.path.basename(item.out)))
+            item.report = convert(item.path, settings, out=os.path.join(target, os.path.basename(item.out)))
             item.report.output = item.out
         except (InputRefused, RunFailed, UsageError) as error:
             item.error = error
     return todo
 
 
-def _folder(out_dir: str | os.PathLike[str], *, dry_run: bool) -> str:
-    """The folder to write to, made when it is missing; in a dry run the one in which it would be made."""
-    folder = os.fspath(out_dir)
+def refuse_twice(paths: Sequence[str], outs: Sequence[str]) -> None:
+    """UsageError when two files would be written to one place."""
+    taken: dict[str, str] = {}
+    for path, out in zip(paths, outs, strict=True):
+        place = os.path.normcase(out)
+        if place in taken:
+            raise UsageError(
+                f"{printable(taken[place])} and {printable(path)} would both become {printable(out)}", code="conflict"
+            )
+        taken[place] = path
+
+
+def folder(out_dir: str | os.PathLike[str], *, dry_run: bool) -> str:
+    """The folder to write to, made when it is missing; in a dry run the one in which it would be made. UsageError when
+    it is a file, or cannot be made."""
+    path = os.fspath(out_dir)
     try:
         if not dry_run:
-            os.makedirs(folder, exist_ok=True)
-        while dry_run and not os.path.lexists(folder):
-            folder = os.path.dirname(os.path.abspath(folder))
+            os.makedirs(path, exist_ok=True)
+        while dry_run and not os.path.lexists(path):
+            path = os.path.dirname(os.path.abspath(path))
     except FileExistsError:
         pass
     except OSError as error:
         raise UsageError(f"{printable(out_dir)}: {error.strerror}", code="bad_output") from None
-    if not os.path.isdir(folder):
-        raise UsageError(f"{printable(folder)} is a file; out_dir= needs a folder", code="bad_output")
-    return folder
+    if not os.path.isdir(path):
+        raise UsageError(f"{printable(path)} is a file; out_dir= needs a folder", code="bad_output")
+    return path
 
 
 def _target(path: str | os.PathLike[str], out_dir: str | os.PathLike[str], to: str) -> str:
+    return os.path.join(out_dir, os.path.splitext(os.path.basename(path))[0] + suffix_of(to))
+
+
+def suffix_of(to: str) -> str:
+    """The suffix of a format's files. UsageError for an unknown format, with close matches."""
     writer = next((writer for writer in writers() if writer.name == to), None)
     if writer is None:
         names = [writer.name for writer in writers()]
         hint = did_you_mean(to, names) or f"; known: {', '.join(names)}"
         raise UsageError(f"no format '{printable(to)}'{hint}", code="unknown_name")
-    return os.path.join(out_dir, os.path.splitext(os.path.basename(path))[0] + writer.suffixes[0])
+    return writer.suffixes[0]

@@ -1,0 +1,79 @@
+"""One verb over many files: ``--out-dir FOLDER`` in place of ``-o``. A failure of one does not stop the others."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..errors import InputRefused, RunFailed, SdsError, UsageError, printable
+from ..settings import WRITING
+from .common import chosen, error_dict, print_json, show, written
+from .spelling import in_shell
+
+
+def inputs(parser: argparse.ArgumentParser) -> None:
+    """The files of a verb, and the folder for the outputs of several."""
+    parser.add_argument("inputs", nargs="+", metavar="FILE")
+    parser.add_argument("--out-dir", metavar="FOLDER", help="write all files into a folder, under their own names")
+
+
+def run(args: argparse.Namespace, work: Callable[..., Any], suffix: str | None = None) -> int:
+    """``work(path, out=…, …)`` for the file, or for each of them. ``suffix`` of the outputs; None: the inputs' own."""
+    if args.out_dir is None:
+        if len(args.inputs) > 1:
+            raise UsageError("several files need --out-dir FOLDER in place of -o", code="conflict")
+        return written(args, lambda **given: work(args.inputs[0], **given))
+    if args.out is not None:
+        raise UsageError("--out-dir names the files itself; it can't be combined with -o", code="conflict")
+    return _many(args, work, suffix)
+
+
+def _many(args: argparse.Namespace, work: Callable[..., Any], suffix: str | None) -> int:
+    from ..progress import display
+    from ..surgery.convert import folder, refuse_twice
+
+    outs = [_target(path, args.out_dir, suffix) for path in args.inputs]
+    refuse_twice(args.inputs, outs)
+    target = folder(args.out_dir, dry_run=args.dry_run)
+    rows, failed = [], []
+    with display(args.verb, quiet=args.quiet) as progress:
+        for path, out in zip(args.inputs, outs, strict=True):
+            report, error = None, None
+            try:
+                report = work(path, out=os.path.join(target, os.path.basename(out)), progress=progress,
+                              **chosen(args, WRITING))  # fmt: skip
+                report.output = out
+            except (InputRefused, RunFailed, UsageError) as reason:
+                error = reason
+                failed.append(reason)
+            rows.append((path, out, report, error))
+    return _told(args, rows, failed)
+
+
+def _told(args: argparse.Namespace, rows: Sequence[tuple[str, str, Any, SdsError | None]], failed: list[Any]) -> int:
+    error = failed[0].within(f"{len(failed)} of {len(rows)} files were not written, the first") if failed else None
+    if args.json:
+        print_json({"files": [
+            {"path": path, "output": out, "report": report and report.to_dict(), "error": reason and error_dict(reason)}
+            for path, out, report, reason in rows
+        ]}, error)  # fmt: skip
+    for _, _, report, reason in rows:
+        if report is not None:
+            show(args, report)
+        elif not args.quiet:
+            print(f"failed: {in_shell(printable(reason, 1000))}", file=sys.stderr)
+    if error is not None:
+        raise error
+    return 0
+
+
+def _target(path: str, folder: str, suffix: str | None) -> str:
+    name = os.path.basename(path)
+    if suffix is not None:
+        return os.path.join(folder, os.path.splitext(name)[0] + suffix)
+    from ..formats import is_named
+
+    return os.path.join(folder, name if is_named(name) else f"{name}.safetensors")
