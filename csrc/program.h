@@ -140,7 +140,7 @@ uint64_t id_of() {
 
 class Program {
  public:
-    static constexpr int kMaxInputs = 64, kMaxTemps = 64, kMaxConstants = 256, kMaxValues = 4096;
+    static constexpr int kMaxInputs = 64, kMaxTemps = 64, kMaxConstants = 256, kMaxValues = 1 << 16;
 
     // `own`: how many of the inputs are elements of tensors, when values of rows or columns come behind them.
     Program(int inputs, int constants, std::vector<Step> steps, Ref result, bool wide, std::vector<Stage> stages = {},

@@ -341,7 +341,13 @@ class Tracer:
     def _constant(self, item: Any) -> int:
         if isinstance(item, bool) or not isinstance(item, int | float | Scalar):
             raise TypeError(f"a method's body combines tensors with numbers, not with {type(item).__name__}")
-        self.constants.append(item if isinstance(item, Scalar) else float(item))
+        if isinstance(item, Scalar):
+            return self._new_constant(item)
+        number: int = self._once(("number", repr(float(item))), lambda: self._new_constant(float(item)))
+        return number
+
+    def _new_constant(self, item: Scalar | float) -> int:
+        self.constants.append(item)
         return len(self.constants) - 1
 
 

@@ -178,14 +178,17 @@ def cases() -> Iterator[Case]:
             yield Case(method, count, method.bind(count, {**needed, **given}), name + ("-odd" if given else ""))
         least = len(method.inputs)
         for count in (least + 1, least + 2) if method.many else (2, 3, 4) if lists and method.variadic else ():
-            several = {key: _WEIGHTS[: count - param.after] for key, param in lists.items()}
+            several = {
+                key: ([_awkward(param)] * (count - param.after) if param.within else _WEIGHTS[: count - param.after])
+                for key, param in lists.items()
+            }
             yield Case(method, count, method.bind(count, {**needed, **several}), f"{name}-{count}")
 
 
 _WEIGHTS = [0.6180339887, -0.3, 1.1, 0.07, 0.9]
 
 
-def _awkward(param: Param) -> float:
+def _awkward(param: Param | PerInput) -> float:
     """A number within the parameter's range."""
     if not param.within:
         return (param.default or 0.0) * 0.37 - 0.211

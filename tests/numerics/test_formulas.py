@@ -116,7 +116,7 @@ def test_the_numbers_of_a_formula_are_set_swept_and_differ_by_rule(files: list[s
     assert np.array_equal(load_file(out)["x.weight"], a + np.float32(0.25) * (b - c))
     done(command(*words[:-3], "-o", str(tmp_path / "o-{k}.safetensors"), "--set", "k=0.1,0.2"))
     assert sorted(path.name for path in tmp_path.glob("o-*")) == ["o-0.1.safetensors", "o-0.2.safetensors"]
-    refused(command(*words, "--force"), 2, "needs k=")
+    refused(command(*words, "--force"), 2, "needs a number for k")
     refused(command(*words, "--set", "z=1", "--force"), 2, "has no parameter 'z'")
     refused(command(*words, "--set", "k", "--force"), 2, "'k' is not NAME=NUMBER")
 
@@ -191,7 +191,7 @@ def test_a_variant_is_a_method_called_with_a_dot() -> None:
     ("name", "count", "given", "words"),
     [
         ("ema-chain", 2, {"decay": 1}, "ema-chain: decay must be in [0, 1), not 1"),
-        ("nearswap", 2, {}, "nearswap needs t="),
+        ("nearswap", 2, {}, "nearswap needs a number for t"),
         ("nearswap", 2, {"t": 0}, "nearswap: t must be in (0, inf), not 0"),
         ("weighted-sum.lerp", 2, {"fused": 2}, "fused must be True or False, not 2"),
         ("n-sum", 3, {"weights": [1, 2]}, "weights has 2 numbers for 3 inputs; give one for each"),

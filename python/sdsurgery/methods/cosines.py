@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..functions import clip, dot, lerp, maximum, mean, norm, pow, rounded, where
+from ..functions import axes, clip, dot, lerp, maximum, mean, norm, pow, rounded, sqrt, variance, where
+from .differences import similar_parts
 from .registry import Param, method
 
 
-def cosine(a: Any, b: Any, axis: int | None, least: float = 1e-8) -> Any:
+def cosine(a: Any, b: Any, axis: Any, least: float = 1e-8) -> Any:
     """⟨a, b⟩/(‖a‖·‖b‖) along an axis, norms at least ``least``."""
     return dot(a, b, axis) / (maximum(norm(a, axis), least) * maximum(norm(b, axis), least))
 
@@ -83,3 +84,48 @@ def sum_cutoff(a: Any, b: Any, alpha: float, beta: float, gamma: float) -> Any:
     alike = mean((most - away) / where(most > 0, most, 1), 0)
     share = rounded(where((alike > gamma) * (alike < beta), alpha, 0), a)
     return (1 - share) * a + share * b
+
+
+@method("channel-cosine-gate", inputs="A B", alpha=Param(0.5, "weight of B where the channels differ"),
+        beta=Param(0.5, "how much a difference counts"))  # fmt: skip
+def channel_cosine_gate(a: Any, b: Any, alpha: float, beta: float) -> Any:
+    """(1 − g)·A + g·((1 − α)·A + α·B) with g = clip((1 − cos)·β, 0, 1) of each output channel.
+
+    "CHAN" of Chattiori-Model-Merger; of tensors with 2 or 4 axes, others are a weighted sum.
+    """
+    mixed = (1 - alpha) * a + alpha * b
+    gate = clip((1 - cosine(a, b, "channel")) * beta, 0, 1)
+    many = axes(a)
+    return where((many == 2) + (many == 4), a * (1 - gate) + mixed * gate, mixed)
+
+
+@method("cosine-channel", inputs="A B", alpha=Param(0.5, "weight of B where the channels are alike"))
+def cosine_channel(a: Any, b: Any, alpha: float) -> Any:
+    """(1 − t)·A + t·B with t = clip(|α|·g, 0, 1), g = clip((cos + 1)/2, 0, 1) of each output channel, matched to A.
+
+    "cosine" of Chattiori-Model-Merger 2026; a tensor of one axis has one cosine. Mean and deviation of the result then
+    move half way towards those of A.
+    """
+    whole, channel = cosine(a, b, None), cosine(a, b, "channel")
+    gate = clip((where(axes(a) < 2, whole, channel) + 1) / 2, 0, 1)
+    return half_way_to(a, a + clip(abs(alpha) * gate, 0, 1) * (b - a))
+
+
+def half_way_to(a: Any, mixed: Any) -> Any:
+    """The mix, its mean and its deviation (of the population) moved half way towards those of A."""
+    mean_a, mean_m = mean(a), mean(mixed)
+    deviation_a, deviation_m = sqrt(variance(a)), sqrt(variance(mixed))
+    alone = (mixed - mean_m) / where(deviation_m > 0, deviation_m, 1)
+    return alone * ((deviation_a + deviation_m) / 2) + (mean_a + mean_m) / 2
+
+
+@method("similarity-add-diff.matched", inputs="A B C", alpha=Param(1.0, "how much of B − C is added"),
+        beta=Param(0.5, "how much the similarity counts"))  # fmt: skip
+def similarity_matched(a: Any, b: Any, c: Any, alpha: float, beta: float) -> Any:
+    """As similarity-add-diff, by a lerp; mean and deviation of the result move half way towards those of A.
+
+    ``similarity_add_difference`` of Chattiori-Model-Merger since 2025.
+    """
+    share, added, mixed = similar_parts(a, b, c, alpha, beta)
+    away = mixed - added
+    return half_way_to(a, where(abs(share) < 0.5, added + share * away, mixed - away * (1 - share)))

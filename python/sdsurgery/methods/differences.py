@@ -68,15 +68,16 @@ def similarity_add_difference(a: Any, b: Any, c: Any, alpha: float, beta: float)
 
     ``similarity_add_difference`` of meh.
     """
-    return similar_mix(a, b, c, alpha, beta)
+    share, added, mixed = similar_parts(a, b, c, alpha, beta)
+    return (1 - share) * added + share * mixed
 
 
-def similar_mix(a: Any, b: Any, c: Any, alpha: float, beta: float) -> Any:
+def similar_parts(a: Any, b: Any, c: Any, alpha: float, beta: float) -> tuple[Any, Any, Any]:
+    """The share of the mix, what is added to A, and the mix of A and B."""
     threshold = maximum(abs(a), abs(b))
     similarity = (a * b / (threshold * threshold) + 1) / 2
     share = where(is_nan(similarity), beta, similarity * beta)
-    added, mixed = a + alpha * (b - c), (1 - alpha / 2) * a + (alpha / 2) * b
-    return (1 - share) * added + share * mixed
+    return share, a + alpha * (b - c), (1 - alpha / 2) * a + (alpha / 2) * b
 
 
 @method("add-opposite", inputs="A B C", alpha=LEARNED)

@@ -42,7 +42,7 @@ def geometric_sum(a: Any, b: Any, alpha: float) -> Any:
     size = pow(abs(a), 1 - alpha) * pow(abs(b), alpha)
     first, second = turned(1 - alpha), turned(alpha)
     both = turned(1)  # (1 − α) + α half turns
-    return size * where(a < 0, where(b < 0, both, first), where(b < 0, second, 1))
+    return where(a < 0, where(b < 0, size * both, size * first), where(b < 0, size * second, size))
 
 
 def turned(half_turns: Any) -> Any:
@@ -61,7 +61,8 @@ def multiply_quotient(a: Any, b: Any, c: Any, alpha: float) -> Any:
     x, y = log(abs(a)) - log(abs(c)), log(abs(b)) - log(abs(c))
     larger = maximum(abs(x), abs(y))
     power = alpha * maximum(-(x * y) / (larger * larger), 0)
-    found = a * exp(power * y) * where((b < 0) != (c < 0), cosine_of_half_turns(power), 1)
+    found = a * exp(power * y)
+    found = where((b < 0) != (c < 0), found * cosine_of_half_turns(power), found)
     return where(is_nan(found), a, found)
 
 

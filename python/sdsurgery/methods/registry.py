@@ -85,7 +85,7 @@ class Method:
             values[param.instead_of] = None
         for name, param in self.params.items():
             if values[name] is None and param.required and not any(param_.instead_of == name for _, param_ in lists):
-                raise UsageError(f"{self.name} needs {name}= ({param.help})", code="bad_value")
+                raise UsageError(f"{self.name} needs a number for {name} ({param.help})", code="bad_value")
         self._require_count(count, bool(lists))
         return values
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..functions import acos, clip, cos, dot, is_nan, maximum, norm, sin, sqrt, where
+from ..functions import acos, clip, copysign, cos, dot, is_nan, maximum, norm, sin, sqrt, where
 from .registry import Flag, Param, PerInput, method
 from .sums import left_to_right, nonzero, total
 
@@ -190,3 +190,24 @@ def ortho(a: Any, b: Any, alpha: float) -> Any:
     """
     away = b - a
     return a + alpha * (away - a * (dot(away, a) / (dot(a, a) + 1e-12)))
+
+
+@method(
+    "euclidean-add-diff", inputs="A B C", alpha=Param(0.5, "0: what A learned beyond C, 1: what B learned", "[0, 1]")
+)
+def euclidean_add_difference(a: Any, b: Any, c: Any, alpha: float) -> Any:
+    """C + d·‖s‖/‖d‖ with d = √((1 − α)·x² + α·y²), x and y the directions of A − C and B − C, s = (1 − α)·A + α·B − C.
+
+    d has the signs of s. ``euclidean_add_difference`` of meh; C where A = B = C.
+    """
+    s = (1 - alpha) * a + alpha * b - c
+    x, y = direction(a - c), direction(b - c)
+    d = copysign(sqrt((1 - alpha) * (x * x) + alpha * (y * y)), s)
+    length = norm(d)
+    return c + where(length > 0, d * (norm(s) / where(length > 0, length, 1)), 0)
+
+
+def direction(x: Any) -> Any:
+    """x/‖x‖, 0 of zeros."""
+    length = norm(x)
+    return x / where(length > 0, length, 1)
