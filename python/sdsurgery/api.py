@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .surgery.compare import Comparison
     from .surgery.convert import Conversion
     from .surgery.inspect import Inspection
+    from .surgery.matching import Names
     from .surgery.ratios import BlockWeights, RuleSet
     from .surgery.report import Report
     from .surgery.verify import Verification
@@ -82,6 +83,7 @@ def merge(
     use_ema: str | Sequence[str] = (),
     blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
     rules: RuleSet | Mapping[str, RuleSet] | None = None,
+    map: Names = (),
     loras: Sequence[Lora | Path] | Mapping[str, float] = (),
     dtype: Dtype = "keep",
     overflow: Overflow = "default",
@@ -122,6 +124,8 @@ def merge(
     ``blocks`` gives merge blocks a ratio of their own: ``"GRAD_V,BASE=0.5"``, a list of numbers or ``{"IN04": 0.3}``;
     ``rules`` gives one to names that a regular expression finds: a file, or ``{r"attn2": 0.3}``. A rule wins over a
     block, a block over the parameter. A method with several ratios takes ``{"alpha": …}``. (See docs/verbs/merge.md.)
+    ``map`` reads names of B, C, … that begin with one text as names that begin with another
+    (``{"model.diffusion_model.": "control_model."}`` moves a ControlNet to another base).
     ``loras`` are adapters that are applied to the result before it is rounded, as ``bake`` takes them; those of an
     input stand in a recipe (``sdsurgery.model("a") + 0.8 * sdsurgery.lora("x")``).
     The other keywords are settings. UsageError for a parameter that the method lacks.
@@ -148,12 +152,15 @@ def merge(
     files = [item for item in inputs if not isinstance(item, Model | Opened | Call)]
     others: dict[str, Any] = {"out": out, "add_missing": add_missing, "use_ema": use_ema}
     if len(files) < len(inputs):
+        if map:
+            raise UsageError(_MAP_NEEDS_FILES, code="conflict")
         root = call(chosen.name, inputs, blocks=blocks, rules=rules, **numbers)
         tree = compose(replace(root, loras=tuple(as_loras(loras))))
         return followed("merge", settings, lambda given: merge_tree(tree, given, **others)[0])
     chosen.bind(len(files), numbers)  # which takes no list for a number: that is a sweep's
     return followed("merge", settings, lambda given: merge_files(
-        chosen.name, files, given, parameters=numbers, blocks=blocks, rules=rules, loras=as_loras(loras), **others,
+        chosen.name, files, given, parameters=numbers, blocks=blocks, rules=rules, map=map, loras=as_loras(loras),
+        **others,
     )[0])  # fmt: skip
 
 
@@ -165,7 +172,8 @@ def _listed(inputs: Iterable[Any]) -> list[Any]:
     return list(inputs)
 
 
-_OWN = ("variant", "out", "add_missing", "use_ema", "blocks", "rules", "loras")
+_OWN = ("variant", "out", "add_missing", "use_ema", "blocks", "rules", "map", "loras")
+_MAP_NEEDS_FILES = "map= goes with a method of files, not with recipes"
 
 
 @_spelled_out(Keywords)
@@ -180,6 +188,7 @@ def sweep(
     use_ema: str | Sequence[str] = (),
     blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
     rules: RuleSet | Mapping[str, RuleSet] | None = None,
+    map: Names = (),
     **settings: Unpack[Keywords],
 ) -> list[Report]:
     """Merge the same files with several numbers, one output for each, from one reading of the inputs.
@@ -199,6 +208,8 @@ def sweep(
 
     wanted, given_inputs = settings_of("sweep", settings, (*_OWN, "parameters")), _listed(inputs)
     others: dict[str, Any] = {"parameters": parameters, "out": out, "add_missing": add_missing, "use_ema": use_ema}
+    if map and (isinstance(method, Call) or any(isinstance(item, Model | Opened | Call) for item in given_inputs)):
+        raise UsageError(_MAP_NEEDS_FILES, code="conflict")
     if isinstance(method, Call):
         if given_inputs or blocks is not None or rules is not None:
             raise UsageError("a recipe has inputs, blocks= and rules= of its own", code="conflict")
@@ -207,7 +218,7 @@ def sweep(
     name = get(method, variant).name
     if not any(isinstance(item, Model | Opened | Call) for item in given_inputs):
         return followed("merge", wanted, lambda given: work(
-            name, given_inputs, given, blocks=blocks, rules=rules, **others,
+            name, given_inputs, given, blocks=blocks, rules=rules, map=map, **others,
         ))  # fmt: skip
     lists: dict[str, Any] = {
         each: value for each, value in parameters.items() if not isinstance(get(name).params.get(each), Param)

@@ -137,3 +137,26 @@ def test_leftovers_of_a_trainer_are_not_called_tensors_that_a_family_may_lack(tm
     a = write_raw(tmp_path / "a.safetensors", {**tensors, **more})
     report = sdsurgery.merge("weighted-sum", [a, tmp_path / "b.safetensors"], alpha=0.5, out=tmp_path / "o.safetensors")
     assert not [note for note in report.notes if "may lack" in note]
+
+
+def test_a_difference_is_added_to_tensors_under_other_names(tmp_path: Path) -> None:
+    """A ControlNet is moved to another base: it gets what that U-Net has beyond the one that it was made with."""
+    shape = {
+        "input_blocks.0.0.weight": 2,
+        "input_blocks.1.0.in_layers.2.weight": 2,
+        "middle_block.0.out_layers.3.bias": 2,
+    }
+    net = {f"control_model.{key}": ("F32", [2], f32(1, 1)) for key in shape}
+    own = {"control_model.input_hint_block.0.weight": ("F32", [1], f32(5))}
+    base = {UNET + key: ("F32", [2], f32(3, 3)) for key in shape} | {UNET + "out.0.weight": ("F32", [1], f32(9))}
+    old = {UNET + key: ("F32", [2], f32(1, 2)) for key in shape}
+    files = [write_raw(tmp_path / f"{n}.safetensors", part) for n, part in enumerate((net | own, base, old))]
+    words = ("merge", "--method", "add-diff", *files, "-o", tmp_path / "o.safetensors")
+    line = refused(sds(*words, "--map", "control_model."), 2, "OLD=NEW")
+    assert "control_model." in line
+    said = done(sds(*words, "--map", f"{UNET}=control_model.")).err
+    assert f"4 names under '{UNET}' read under 'control_model.'" in said
+    merged = {key: ("F32", [2], f32(3, 2)) for key in net}
+    assert read_raw(tmp_path / "o.safetensors")[0] == merged | own
+    report = sdsurgery.merge("add-diff", files, map={UNET: "control_model."}, out=tmp_path / "p.safetensors")
+    assert report.recipe["map"] == [f"{UNET}=control_model."]

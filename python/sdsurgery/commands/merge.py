@@ -47,6 +47,8 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     add("--curve", metavar="WORD", type=one_of("--curve", CURVES), help="shape alpha (smoothstep, inverse-smoothstep)")
     add("--rules", action="append", default=[], metavar="[RATIO:]FILE", help="ratios by regular expression over names: "
         "lines REGEX = NUMBER, the last that matches wins")  # fmt: skip
+    add("--map", action="append", default=[], metavar="OLD=NEW", help="read names of B, C, … that begin with OLD "
+        "as names that begin with NEW, as 'model.diffusion_model.=control_model.'")  # fmt: skip
     adapters(parser, required=False)
     parser.set_defaults(tree=recipe)
     if recipe is None:
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     )
     params = {**_given(args, method.params), **method.named(dict(args.numbers))}
     swept = [name for name, value in params.items() if isinstance(method.params[name], Param) and len(value) > 1]
-    options = {name: getattr(args, name) for name in ("add_missing", "use_ema", "blocks", "rules")}
+    options = {name: getattr(args, name) for name in ("add_missing", "use_ema", "blocks", "rules", "map")}
     for name, value in params.items():
         one = isinstance(value, list) and len(value) == 1 and not isinstance(method.params[name], PerInput)
         params[name] = value[0] if one else value

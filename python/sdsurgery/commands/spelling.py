@@ -10,7 +10,18 @@ from . import NAMES
 
 _OWN = {
     *("out", "out_dir", "component", "preset", "drop", "keep_keys", "drop_keys", "strict", "add_missing", "use_ema"),
-    *("variant", "blocks", "rules", "to_ema", "keep_counters", "allow_missing", "strip_prefix", "prefix", "keys"),
+    *(
+        "variant",
+        "blocks",
+        "rules",
+        "to_ema",
+        "keep_counters",
+        "allow_missing",
+        "strip_prefix",
+        "prefix",
+        "keys",
+        "map",
+    ),
     *("loras", "check", "kind", "rank", "energy", "sigma_ratio", "conv_rank", "clamp", "unet", "te", "names"),
 }
 """Keywords of single verbs; a test says that these are all."""

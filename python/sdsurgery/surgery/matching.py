@@ -8,11 +8,11 @@ by its columns. The output keeps A's names.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 
 from ..checkpoint import Checkpoint, TensorInfo
-from ..errors import InputRefused, printable
+from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, aliases, names
 
 
@@ -56,6 +56,36 @@ def in_names_of(
     if renamed:
         other = {renamed.get(name, name): flipped.get(name, info) for name, info in other.items()}
     return other, notes
+
+
+Names = Sequence[str] | Mapping[str, str]
+"""What names begin with, and what they are read with instead: ``["OLD=NEW"]`` or a dictionary."""
+
+
+def fronts(given: Names) -> tuple[tuple[str, str], ...]:
+    """``OLD=NEW`` as pairs. UsageError for anything else."""
+    items = list(given.items()) if isinstance(given, Mapping) else [text.partition("=")[::2] for text in given]
+    for (old, new), text in zip(items, given, strict=True):
+        if not old or (isinstance(given, Sequence) and "=" not in text):
+            raise UsageError(f"map= needs OLD=NEW, beginnings of names, not '{printable(text)}'", code="bad_value")
+        assert isinstance(new, str)
+    return tuple(items)
+
+
+def read_under(checkpoint: Checkpoint, places: Sequence[tuple[str, str]]) -> None:
+    """Read a checkpoint's tensors under other names, and note how many. InputRefused when two would get one name."""
+    for old, new in places:
+        renamed = {new + name[len(old) :] if name.startswith(old) else name: name for name in checkpoint.tensors}
+        if len(renamed) < len(checkpoint.tensors):
+            raise InputRefused(
+                f"{printable(checkpoint.path)}: two tensors would get one name with '{printable(new)}' for "
+                f"'{printable(old)}'",
+                code="extra_tensors",
+                path=checkpoint.path,
+            )
+        count = sum(name.startswith(old) for name in checkpoint.tensors)
+        checkpoint.tensors = {key: checkpoint.tensors[name]._replace(name=key) for key, name in renamed.items()}
+        checkpoint.notes.append(f"{count} names under '{printable(old)}' read under '{printable(new)}'")
 
 
 _ROOTS = ("", names.UNET, "diffusion_model.", names.VAE)

@@ -25,7 +25,7 @@ from ..program import identity
 from ..settings import Settings
 from .adapted import RESULT, Adapters, Loras
 from .common import Input, close_all, merged_metadata, open_all, planned, run_all, title_of
-from .matching import in_names_of, require_usable, without_unit_tail
+from .matching import Names, fronts, in_names_of, read_under, require_usable, without_unit_tail
 from .preflight import completenesses, letter, refuse_conflicts, refuse_strangers, remarks, who
 from .ratios import BlockWeights, Ratios, RuleSet
 from .report import Report
@@ -49,7 +49,7 @@ def merge(
     use_ema: str | Sequence[str] = (),
     blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
     rules: RuleSet | Mapping[str, RuleSet] | None = None,
-    renames: Sequence[str] = (),
+    map: Names = (),
     loras: Sequence[Lora] = (),
 ) -> list[Report]:
     """``sdsurgery.merge`` and ``sdsurgery.sweep`` of files: one report, or one for each of several numbers.
@@ -60,7 +60,8 @@ def merge(
     for variant in variants(chosen, parameters, out):
         params = chosen.bind(len(inputs), variant.parameters)
         given = {RESULT: tuple(loras)} if loras else {}
-        wanted.append(Merge(chosen, tuple(inputs), params, blocks, rules, add_missing, averaged, loras=given))
+        places = fronts(map)
+        wanted.append(Merge(chosen, tuple(inputs), params, blocks, rules, add_missing, averaged, None, given, places))
         outs.append(variant.out)
     return _written(wanted, outs, settings)
 
@@ -100,6 +101,7 @@ class Merge(NamedTuple):
     use_ema: tuple[int, ...] = ()
     tree: Composition | None = None
     loras: Loras = {}  # noqa: RUF012
+    map: tuple[tuple[str, str], ...] = ()  # what names of B, C, … begin with, and what they are read with instead
 
 
 def _written(
@@ -112,6 +114,8 @@ def _written(
     checkpoints = open_all(wanted[0].inputs, settings, selective=True)
     adapters = None
     try:
+        for checkpoint in checkpoints[1:]:
+            read_under(checkpoint, wanted[0].map)
         adapters = Adapters(wanted[0].loras, settings)
         outlines, recipes = [], []
         for each, out in zip(wanted, outs, strict=True):
@@ -145,6 +149,8 @@ def _recipe(wanted: Merge, settings: Settings) -> dict[str, Any]:
     }
     if wanted.tree is not None and wanted.tree.is_tree:
         recipe["inputs"] = wanted.tree.lettered()
+    if wanted.map:
+        recipe["map"] = [f"{old}={new}" for old, new in wanted.map]
     if wanted.use_ema:
         recipe["use_ema"] = [letter(source) for source in wanted.use_ema]
     return recipe
@@ -174,7 +180,8 @@ def plan_merge(
 
         modernise(checkpoints[0])  # what is added stands beside it under the names of a whole checkpoint
     detections = [detect(checkpoint.tensors) for checkpoint in checkpoints]
-    refuse_conflicts(checkpoints, detections)
+    if "map" not in recipe:  # which moves one kind's tensors to another's names
+        refuse_conflicts(checkpoints, detections)
     layout = next((found.layout for found in detections if found.layout.name != "unknown"), detections[0].layout)
     without = {} if tree is None else {"without": tree.without}
     ratios = Ratios(method, len(checkpoints), params, layout, blocks=blocks, rules=rules, **without)
