@@ -85,6 +85,45 @@ def test_the_methods_page_says_what_the_registry_says() -> None:
     assert read("docs/methods.md") == methods_page(), "write it again with: python tests/test_docs.py"
 
 
+# ---- docs/compat.md
+
+
+COMPAT = """# Other tools' numbers
+
+The tables are written by `python tests/test_docs.py` from `python/sdsurgery/methods/compat.py`.
+
+`merge --method weighted-sum --compat supermerger` computes what that tool computes of float32 tensors: its variant of
+the method, its order of operations, and the roundings of torch on x86-64 with AVX2 (`torch.lerp`, `addcmul` and
+`add(alpha=)` round once there; in its portable kernels they round twice, and such a tool gives other last bits). From
+Python the method is called `"supermerger:weighted-sum"`. The keys and the merge blocks are chosen as in every merge
+([semantics.md](semantics.md) has the differences). A method that is not in a tool's table is refused.
+
+What no table has: random masks (no tool's stream is reproduced), rounding of intermediate results to fp16 or bf16, and
+the choice of keys.
+"""
+
+
+def compat_page() -> str:
+    from sdsurgery.methods.compat import TOOLS
+
+    lines = [COMPAT]
+    for tool, forms in TOOLS.items():
+        lines += [
+            f"## {tool}",
+            "",
+            "| method | computed as | rounded once | equal to the tool within |",
+            "|---|---|---|---|",
+        ]
+        for name, form in forms.items():
+            lines.append(f"| `{name}` | `{form.name}` | {'yes' if form.fused else 'no'} | {form.equal} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def test_the_compat_page_says_what_the_table_says() -> None:
+    assert read("docs/compat.md") == compat_page(), "write it again with: python tests/test_docs.py"
+
+
 # ---- docs/errors.md
 
 
@@ -338,5 +377,6 @@ def test_examples_run(script: Path, tmp_path: Path) -> None:
 if __name__ == "__main__":
     (ROOT / "docs" / "methods.md").write_text(methods_page(), encoding="utf-8")
     (ROOT / "docs" / "errors.md").write_text(errors_page(), encoding="utf-8")
+    (ROOT / "docs" / "compat.md").write_text(compat_page(), encoding="utf-8")
     verbs = ROOT / "docs" / "verbs" / "README.md"
     verbs.write_text(with_settings(verbs.read_text(encoding="utf-8")), encoding="utf-8")

@@ -191,3 +191,26 @@ def test_fused_gives_what_the_tools_give_on_avx2(label: str) -> None:
             found = ways(label, case.inputs, {**case.parameters(), "fused": True})
             for way, result in found.items():
                 assert equal(result, case.values["out_fma"]), (case.row["case"], way)
+
+
+PEERS = {
+    "supermerger": "supermerger@",
+    "sd-mecha": "sd-mecha==",
+    "mergekit": "mergekit==",
+    "chattiori": "chattiori@10914d2",
+}
+
+
+@pytest.mark.parametrize("tool", PEERS)
+def test_a_compat_form_gives_the_tools_numbers_to_the_bit(tool: str) -> None:
+    from sdsurgery.methods.compat import TOOLS
+
+    compared = 0
+    for name, form in TOOLS[tool].items():
+        for case in cases(form.name):
+            if not case.row["peer"].startswith(PEERS[tool]) or case.row["tolerance"] != "bits" or not form.fused:
+                continue
+            got = sdsurgery.apply(f"{tool}:{name}", *case.inputs, **case.parameters())
+            assert equal(got, case.values.get("out_fma", case.values["out"])), (name, case.row["case"])
+            compared += 1
+    assert compared or not rows()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, printable
+from ..methods.compat import SEPARATOR, TOOLS
 from ..methods.modifiers import CURVES, modified
 from ..methods.parameters import described
 from ..methods.written import PREFIX
@@ -42,6 +43,8 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     add("--blocks", action="append", default=[], metavar="[RATIO:]WEIGHTS", help="ratios by merge block: "
         "IN04=0.3,OUT05-OUT08=0.8,BASE=0.5, a preset, or a list of numbers")  # fmt: skip
     add("--variant", metavar="WORD", help="of a method that has variants (`sdsurgery methods`)")
+    add("--compat", metavar="TOOL", type=one_of("--compat", TOOLS), help="the method as this tool computes it: "
+        f"{', '.join(TOOLS)}")  # fmt: skip
     add("--clamp", action="store_true", help="keep the result between A and B")
     add("--bounds", metavar="A,B,…", help="keep the result between these inputs")
     add("--curve", metavar="WORD", type=one_of("--curve", CURVES), help="shape alpha (smoothstep, inverse-smoothstep)")
@@ -59,13 +62,12 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..api import merge, sweep
-    from ..methods.registry import Param, PerInput, get
+    from ..methods.registry import Param, PerInput
 
     if args.tree is not None:
         return _of_recipe(args)
-    method = modified(
-        get(args.method or PREFIX + args.formula, args.variant), args.curve, _bounds(args.clamp, args.bounds)
-    )
+    plain = _chosen(args.method or PREFIX + args.formula, args.variant, args.compat)
+    method = modified(plain, args.curve, _bounds(args.clamp, args.bounds))
     params = {**_given(args, method.params), **method.named(dict(args.numbers))}
     swept = [name for name, value in params.items() if isinstance(method.params[name], Param) and len(value) > 1]
     options = {name: getattr(args, name) for name in ("add_missing", "use_ema", "blocks", "rules", "map")}
@@ -86,6 +88,14 @@ def run(args: argparse.Namespace) -> int:
 def _bounds(clamp: bool, given: str | None) -> str | None:
     """The inputs between which the result stays, as modifiers name them."""
     return given.replace(" ", "").upper() if given else "A,B" if clamp else None
+
+
+def _chosen(name: str, variant: str | None, compat: str | None) -> Method:
+    """The method of that name, as a tool computes it if one is named."""
+    from ..methods.registry import get
+
+    found = get(name, variant)
+    return get(f"{compat}{SEPARATOR}{found.name}") if compat in TOOLS else found
 
 
 def _assigned(text: str) -> tuple[str, list[float]]:
@@ -165,7 +175,7 @@ def _method_in(argv: Sequence[str]) -> Method | None:
     if (text := _value_in(argv, "--formula")) is not None:
         found = get(PREFIX + text)
     elif (name := _value_in(argv, "--method")) is not None:
-        found = get(name, _value_in(argv, "--variant"))
+        found = _chosen(name, _value_in(argv, "--variant"), _value_in(argv, "--compat"))
     else:
         found = None
     if found is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..functions import bernoulli, lerp, maximum, normal, pow, sum, where
+from ..functions import bernoulli, flag, lerp, maximum, normal, pow, sum, where
 from .registry import Flag, Param, PerInput, Whole, method
 from .sparse import LAM, WEIGHTS, differences, elected, weighted
 from .sums import left_to_right
@@ -112,7 +112,7 @@ def dare_mean(*models: Any, probability: float, rescale: float, seed: Any) -> An
 
 
 def dare_mean_of(models: Any, drawn: Any, probability: float, rescale: float) -> Any:
-    many = left_to_right([mask * 1 for mask in drawn])
+    many = left_to_right([flag(mask, models[0]) for mask in drawn])
     left = where(probability < 1, 1 - probability, 1)
     return models[0] + left_to_right(kept(models, drawn)) / maximum(many, 1) / pow(left, rescale)
 
@@ -187,5 +187,5 @@ def comparative_interp(a: Any, b: Any, *, alpha: float, beta: float, gamma: floa
     alike = (most - away) / where(most > 0, most, 1)
     x = alike + beta * (share - alike) if beta != 0 else alike
     k = pow(x, 1 / maximum(alpha, 0.001) - 1)
-    mask = k if gamma == 1 else (1 - gamma) * bernoulli(a, k, seed) + gamma * k
+    mask = k if gamma == 1 else (1 - gamma) * flag(bernoulli(a, k, seed), a) + gamma * k
     return where(most > 0, a * (1 - mask) + b * mask, a)
