@@ -161,10 +161,10 @@ class _Parser(argparse.ArgumentParser):
             name = word.partition("=")[0]
             known = known or {"--help", *self.option_strings()}
             if name not in known:
-                raise UsageError(
-                    f"no option '{printable(word)}'{did_you_mean(name, sorted(known))} (see {self.prog} --help)",
-                    code="unknown_name",
-                )
+                # Without the dashes, by which all options are alike.
+                hint = did_you_mean(name.lstrip("-"), sorted(each.lstrip("-") for each in known)).replace(" '", " '--")
+                text = f"no option '{printable(word)}'{hint} (see {self.prog} --help)"
+                raise UsageError(text, code="unknown_name")
 
 
 def _with_numbers(words: Sequence[str]) -> list[str]:

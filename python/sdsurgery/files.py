@@ -22,8 +22,12 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     path = expanded(path)
     if not _is_name(os.fsdecode(path)):
         raise InputRefused(f"'{printable(os.fsdecode(path))}' is not a valid file name", code="not_found")
-    with native_errors(InputRefused):
-        return _native.Source(os.fsencode(path))
+    try:
+        with native_errors(InputRefused):
+            return _native.Source(os.fsencode(path))
+    except SdsError as error:
+        error.path = os.fsdecode(path)
+        raise
 
 
 def open_temporary(path: str) -> Source:

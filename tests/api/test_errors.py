@@ -48,6 +48,12 @@ def test_a_wrong_shape_says_which_tensor_and_file_and_both_shapes(tmp_path: Path
     assert str(again) == str(error)
 
 
+def test_a_file_that_is_not_there_is_named_by_the_error(tmp_path: Path) -> None:
+    with pytest.raises(sdsurgery.InputRefused) as caught:
+        sdsurgery.cast(tmp_path / "none.safetensors", out=tmp_path / "o.safetensors")
+    assert (caught.value.code, caught.value.path) == ("not_found", str(tmp_path / "none.safetensors"))
+
+
 def test_a_damaged_file_and_an_unknown_format_have_different_codes(tmp_path: Path) -> None:
     damaged = write_raw(tmp_path / "a.safetensors", {"w": ("F32", [2], b"\0" * 8)})
     damaged.write_bytes(damaged.read_bytes() + b"more")
