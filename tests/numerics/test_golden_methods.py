@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import sdsurgery
+from numeric_tools import cases as case_table
 from sdsurgery.backends import reference
 from sdsurgery.dtypes import F32
 from sdsurgery.methods import dropout, registered
@@ -214,3 +215,32 @@ def test_a_compat_form_gives_the_tools_numbers_to_the_bit(tool: str) -> None:
             assert equal(got, case.values.get("out_fma", case.values["out"])), (name, case.row["case"])
             compared += 1
     assert compared or not rows()
+
+
+# ---- tensors at the edges, of every method
+
+
+@pytest.mark.parametrize("kind", ["normal", "zero", "equal", "nan", "inf"])
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (5,), (3, 4), (2, 3, 3, 3)], ids=str)
+def test_every_method_has_the_reference_s_answer_at_the_edges(shape: tuple[int, ...], kind: str) -> None:
+    """0-d, empty and one-element tensors; all zero, all equal, with a NaN, with an Inf."""
+    if kind in ("nan", "inf") and 0 in shape:
+        pytest.skip("there is no element")
+    rng = np.random.default_rng(1)
+    for case in case_table():
+        arrays = [rng.normal(size=shape).astype(np.float32) for _ in range(case.count)]
+        if kind == "zero":
+            arrays = [np.zeros(shape, np.float32) for _ in arrays]
+        elif kind == "equal":
+            arrays = [arrays[0].copy() for _ in arrays]
+        elif kind != "normal":
+            arrays[-1] = arrays[-1].copy()
+            arrays[-1][(0,) * len(shape)] = np.float32(kind)
+        got = sdsurgery.apply(case.method.name, *arrays, **case.given)
+        wanted, *_ = reference.evaluate_tensor(case.formula(), [(each, F32) for each in arrays], F32, "default", False)
+        assert equal(np.asarray(got), wanted.reshape(shape)), case.label
+        if kind in ("zero", "equal", "normal") and case.method.name not in OPEN:
+            assert np.isfinite(got).all(), case.label
+
+
+OPEN = {"geometric-sum", "model-stock.consecutive"}  # a negative power of 0; no guard, as in the tool

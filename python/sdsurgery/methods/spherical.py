@@ -100,7 +100,8 @@ def multislerp(*models: Any, weights: tuple[float, ...], normalize: bool) -> Any
     """The weighted mean of directions on the sphere, times the weighted mean of the norms.
 
     u = T/(‖T‖ + 1e-8); μ = Σ w·u, normalised; v = Σ w·(u − ⟨u, μ⟩·μ), ν = ‖v‖ + 1e-8; Σ w·‖T‖·(cos ν·μ + sin ν/ν·v).
-    One model is left unchanged. ``multislerp`` of mergekit; refused for weights that sum to 0.
+    One model is left unchanged; where the directions cancel it is the weighted sum (mergekit refuses more than two such
+    models). ``multislerp`` of mergekit; refused for weights that sum to 0.
     """
     return on_the_sphere(models, weights, normalize)
 
@@ -135,7 +136,7 @@ def on_the_sphere(models: Any, weights: tuple[float, ...], normalize: bool) -> A
 
     mean = [weight * unit for weight, unit in zip(weights, units, strict=True)]
     straight = sqrt(maximum(inner(mean, mean), 0))
-    mu = [number / straight for number in mean]
+    mu = [number / where(straight < 1e-8, 1, straight) for number in mean]
     own = [[units[i] if i == k else 0 * units[i] for i in each] for k in each]
     slopes = [inner(own[k], mu) for k in each]
     turned = left_to_right([weight * slope for weight, slope in zip(weights, slopes, strict=True)])
@@ -143,9 +144,8 @@ def on_the_sphere(models: Any, weights: tuple[float, ...], normalize: bool) -> A
     nu = sqrt(maximum(inner(v, v), 0)) + 1e-8
     length = left_to_right([weight * length for weight, length in zip(weights, lengths, strict=True)])
     found = [length * (cos(nu) * mu[k] + sin(nu) / nu * v[k]) for k in each]
-    if len(models) == 2:  # opposite directions leave no mean: the weighted sum
-        found = [where(straight < 1e-8, weight, number) for weight, number in zip(weights, found, strict=True)]
-    return total(found, models)
+    # Zeros, and directions that cancel, leave no mean: the weighted sum.
+    return total([where(straight < 1e-8, w, number) for w, number in zip(weights, found, strict=True)], models)
 
 
 @method("norm-direction", inputs="A B", alpha=Param(0.5, "weight of B, for directions and norms"))
