@@ -286,7 +286,7 @@ def open_checkpoint(
 
         text = folder(os.fspath(path))
         if text is not None:
-            raise InputRefused(f"{printable(path)}: {text}", code="unknown_format", path=os.fspath(path))
+            raise InputRefused(f"{printable(path)}: {text}", code="not_regular", path=os.fspath(path))
     source = open_source(path)
     try:
         with native_errors(InputRefused):
