@@ -559,6 +559,11 @@ def _ordered(results: Sequence[Symbol], values: Mapping[int, int]) -> tuple[tupl
 _LEAVES = ("input", "constant", "value", "made")
 
 
+def scaled(factor: float) -> Formula:
+    """A formula that gives its only input times a number."""
+    return Formula(Program(1, 1, (("mul", ((INPUT, 0), (CONSTANT, 0)), 0),), (TEMP, 0)), (factor,))
+
+
 @functools.cache
 def identity() -> Formula:
     """A formula that gives its only input: what a cast evaluates."""

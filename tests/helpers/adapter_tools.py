@@ -44,7 +44,7 @@ def lora(
 def delta(parts: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     """alpha/rank · up · down of a plain module, in float64."""
     down, up = (parts[f"{name}.lora_{part}.weight"].astype(np.float64) for part in ("down", "up"))
-    alpha = float(parts.get(f"{name}.alpha", np.array(len(down))))
+    alpha = float(parts.get(f"{name}.alpha", np.array(len(down))))  # none: a scale of 1
     made = up.reshape(len(up), -1) @ down.reshape(len(down), -1) * (alpha / len(down))
     return made.reshape(len(up), *down.shape[1:])
 

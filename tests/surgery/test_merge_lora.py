@@ -41,7 +41,9 @@ def test_effects_are_added_and_ranks_add_up(tmp_path: Path) -> None:
     found = loaded(tmp_path / "m.safetensors")
     for name in (KEY, CONV):
         close(delta(found, name), 0.8 * delta(a, name) - 0.5 * delta(b, name))
-        assert len(found[f"{name}.lora_down.weight"]) == 5 and found[f"{name}.alpha"] == 5
+        assert len(found[f"{name}.lora_down.weight"]) == 5
+    # several ranks: diffusers would give some modules the alpha of others, so there is none
+    assert not [name for name in found if name.endswith(".alpha")]
     close(delta(found, QUERY), 0.8 * delta(a, QUERY))
 
 

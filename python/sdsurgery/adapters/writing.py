@@ -67,6 +67,11 @@ class Ranks(NamedTuple):
     linear: set[tuple[int, float]]
     conv: set[tuple[int, float]]
 
+    def are_uniform(self) -> bool:
+        """Whether all modules have one rank and one alpha. Where they don't, no alpha is written, and the factors give
+        the whole effect: diffusers applies the alphas of such files to other modules."""
+        return len(self.linear | self.conv) <= 1
+
 
 def metadata(
     base: Layout | None, ranks: Ranks, *, module: str = "networks.lora", v_prediction: bool = False,

@@ -247,7 +247,7 @@ def _outline(spooled: Checkpoint, work: _Work, recipe: dict[str, Any], settings:
     pieces = [
         rounded(len(checkpoints), info, None if info.name.endswith(".alpha") else settings.target_dtype,
                 action=EXTRACTED)
-        for info in spooled.tensors.values()
+        for info in spooled.tensors.values() if work.ranks.are_uniform() or not info.name.endswith(".alpha")
     ]  # fmt: skip
     return Outline(
         "extract-lora",

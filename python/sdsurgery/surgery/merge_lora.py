@@ -29,7 +29,8 @@ from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, detect
 from ..layouts.diffusers import transformed
 from ..metadata import Metadata
-from ..outline import EXTRACTED, Outline, rounded
+from ..outline import EXTRACTED, Outline, Piece, operand, rounded, whole
+from ..program import scaled
 from ..settings import Settings
 from .bake import strengths
 from .common import close_all, parent, run, title_of
@@ -112,6 +113,7 @@ class _Work:
         self.loras, self.adapters, self.rank, self.dialect, self.spool = loras, adapters, rank, dialect, spool
         self.layout = self._family()
         self.ranks = writing.Ranks(set(), set())
+        self.scales: dict[str, float] = {}  # left factor -> alpha/rank, for a file without alphas
         self.notes: list[str] = []
         self.shapes = {tensor.key: tensor.shape for tensor in self.layout.tensors()} if self.layout else {}
 
@@ -243,15 +245,12 @@ class _Work:
             return
         assert found.up is not None and found.down is not None
         up, down, rank = found.up, found.down, found.rank
-        if dialect == writing.DIFFUSERS and found.alpha != rank:
-            up = up * np.float32(found.alpha / rank)  # there is no alpha in these files
         convolution = len(shape) == 4
         (self.ranks.conv if prod(shape[2:]) > 1 else self.ranks.linear).add((rank, found.alpha))
         self.spool.add(writing.key(module, keys.DOWN, dialect), down.reshape(rank, *shape[1:]).astype(np.float32))
-        self.spool.add(
-            writing.key(module, keys.UP, dialect),
-            up.reshape(shape[0], rank, *[1] * (2 if convolution else 0)).astype(np.float32),
-        )
+        name = writing.key(module, keys.UP, dialect)
+        self.spool.add(name, up.reshape(shape[0], rank, *[1] * (2 if convolution else 0)).astype(np.float32))
+        self.scales[name] = found.alpha / rank
         if dialect == writing.KOHYA:
             self.spool.add(writing.key(module, keys.ALPHA, dialect), np.float32(found.alpha))
         if total.magnitude is not None:
@@ -292,7 +291,14 @@ def _outline(
     kind = writing.kind(work.layout, work.dialect, v_prediction=v_prediction)
     number = len(inputs)
     pieces = []
+    without = work.dialect == writing.DIFFUSERS or not work.ranks.are_uniform()
     for info in spooled.tensors.values():
+        if without and info.name.endswith(".alpha"):
+            continue
+        if without and work.scales.get(info.name, 1.0) != 1.0:
+            segments = whole(scaled(work.scales[info.name]), info.elements, (operand(number, info),))
+            pieces.append(Piece(info.name, dtype, info.shape, EXTRACTED, segments))
+            continue
         exact = info.name.endswith(".alpha") or info.name.startswith(keys.BUNDLED)
         pieces.append(rounded(number, info, None if exact else dtype, action=EXTRACTED))
     return Outline(
