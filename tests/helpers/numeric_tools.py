@@ -13,7 +13,7 @@ import numpy as np
 from sdsurgery import _native, functions
 from sdsurgery.backends import cpu, reference
 from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
-from sdsurgery.methods import Flag, Method, Param, PerInput, registered
+from sdsurgery.methods import Flag, Method, Param, PerInput, Whole, registered
 from sdsurgery.plan import Job, Operand
 from sdsurgery.program import Formula, trace
 
@@ -172,6 +172,8 @@ def cases() -> Iterator[Case]:
         lists = {key: param for key, param in method.params.items() if isinstance(param, PerInput)}
         flags = {key: not param.default for key, param in method.params.items() if isinstance(param, Flag)}
         needed = {key: _awkward(param) for key, param in numbers.items() if param.required}
+        # A hundred steps show no more than five, and the reference takes them one by one.
+        needed |= {key: min(param.default, 5) for key, param in method.params.items() if isinstance(param, Whole)}
         odd = {key: _awkward(param) for key, param in numbers.items()}
         for given in ({}, {**odd, **flags}) if odd or flags else ({},):
             count = len(method.inputs)
