@@ -45,6 +45,8 @@ JobOperand codes_of(const JobOperand& operand) { return {operand.source, Element
 
 }  // namespace
 
+constexpr size_t kKeptFree = 1 << 20;
+
 struct Run::Buffers {
     Buffers(uint64_t tile_bytes, uint64_t chunk_bytes, size_t operands, size_t outputs) {
         for (size_t k = 0; k < outputs; ++k) out.emplace_back(tile_bytes);
@@ -165,6 +167,7 @@ void Run::join() {
     threads_.clear();
     if (flusher_.joinable()) flusher_.join();
     guard_.reset();
+    buffers_.clear();  // of workers that were never started
 }
 
 unsigned Run::workers() const {
@@ -200,6 +203,8 @@ void Run::start() {
     if (std::any_of(mappings_.begin(), mappings_.end(), mapped) ||
         std::any_of(windows_.begin(), windows_.end(), mapped))
         guard_.emplace();
+    threads_.reserve(worker_count_);
+    make_buffers();
     try {
         while (running_ < worker_count_) {
             threads_.emplace_back([this] { work(); });
@@ -229,15 +234,48 @@ void Run::finish() {
     {
         std::lock_guard<std::mutex> lock(mutex_);
         if (error_) throw *error_;
+        if (out_of_memory_) throw Error(Code::io, "out of memory for the workers' buffers");
         if (cancelled_) throw Error(Code::cancelled, "cancelled");
     }
     for (const auto& source : sources_) source->check_unchanged();
 }
 
-void Run::fail(const Error& error) {
+// Called where an exception was caught on a worker's thread, which another one would end the process on.
+void Run::fail(const Error& error) noexcept {
     std::lock_guard<std::mutex> lock(mutex_);
-    if (!error_) error_ = std::make_unique<Error>(error);
+    try {
+        if (!error_) error_ = std::make_unique<Error>(error);
+    } catch (const std::bad_alloc&) {
+        out_of_memory_ = true;
+    }
     stop_ = true;
+}
+
+void Run::fail_for_memory() noexcept {
+    std::lock_guard<std::mutex> lock(mutex_);
+    out_of_memory_ = stop_ = true;
+}
+
+// Under the lock, before the threads: where there is no room for all workers' buffers, those that have some do all the
+// work. Some memory is kept free meanwhile, for what a thread needs to start.
+void Run::make_buffers() {
+    const std::vector<char> kept(kKeptFree);
+    try {
+        while (buffers_.size() < worker_count_) {
+            buffers_.push_back(
+                std::make_unique<Buffers>(options_.tile_bytes, chunk_bytes_, most_operands_, tallies_.size()));
+        }
+    } catch (const std::bad_alloc&) {
+        if (buffers_.empty()) throw Error(Code::io, "out of memory for the workers' buffers");
+        worker_count_ = static_cast<unsigned>(buffers_.size());
+    }
+}
+
+std::unique_ptr<Run::Buffers> Run::take_buffers() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    std::unique_ptr<Buffers> taken = std::move(buffers_.back());
+    buffers_.pop_back();
+    return taken;
 }
 
 // ---- The work, on every worker's thread: work → do_tile → do_stretch → fetch.
@@ -245,7 +283,8 @@ void Run::fail(const Error& error) {
 void Run::work() {
     const os::IeeeMode ieee;
     try {
-        Buffers buffers(options_.tile_bytes, chunk_bytes_, most_operands_, tallies_.size());
+        const std::unique_ptr<Buffers> held = take_buffers();
+        Buffers& buffers = *held;
         while (!stop_) {
             const uint64_t number = next_tile_++;
             if (number >= tiles_.size()) break;
@@ -261,7 +300,7 @@ void Run::work() {
     } catch (const Error& error) {
         fail(error);
     } catch (const std::bad_alloc&) {
-        fail(Error(Code::io, "out of memory for the workers' buffers"));
+        fail_for_memory();
     }
     std::lock_guard<std::mutex> lock(mutex_);
     --running_;

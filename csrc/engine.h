@@ -87,7 +87,10 @@ class Run {
     void release_mapped();
     void tile_done(size_t tile);
     void flush_behind();
-    void fail(const Error& error);
+    void fail(const Error& error) noexcept;
+    void fail_for_memory() noexcept;
+    void make_buffers();
+    std::unique_ptr<Buffers> take_buffers();
 
     std::vector<std::shared_ptr<Source>> sources_;
     std::vector<std::shared_ptr<Program>> programs_;
@@ -123,7 +126,8 @@ class Run {
     Reductions reductions_;
     std::vector<std::vector<double>> values_;  // by job, of a run without outputs
     unsigned worker_count_ = 1, running_ = 0;
-    bool started_ = false, cancelled_ = false;
+    std::vector<std::unique_ptr<Buffers>> buffers_;  // of workers that haven't begun
+    bool started_ = false, cancelled_ = false, out_of_memory_ = false;
     std::unique_ptr<Error> error_;
 };
 

@@ -79,6 +79,7 @@ void Hasher::start() {
     for (const auto& stream : streams_) {
         if (stream->mapping && !guard_) guard_.emplace();
     }
+    threads_.reserve(threads_wanted_);
     try {
         while (running_ < threads_wanted_) {
             const unsigned number = running_;
@@ -143,6 +144,7 @@ void Hasher::finish() {
     join();
     std::lock_guard<std::mutex> lock(mutex_);
     if (error_) throw *error_;
+    if (out_of_memory_) throw Error(Code::io, "out of memory for hashing");
     if (cancelled_) throw Error(Code::cancelled, "cancelled");
     for (size_t i = 0; i < streams_.size(); ++i) {
         if (streams_[i]->source) streams_[i]->source->check_unchanged();
@@ -150,10 +152,19 @@ void Hasher::finish() {
     }
 }
 
-void Hasher::fail(const Error& error) {
+// Called where an exception was caught on a thread, which another one would end the process on.
+void Hasher::fail(const Error& error) noexcept {
+    try {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (!error_) error_ = std::make_unique<Error>(error);
+    } catch (const std::bad_alloc&) {
+    }
+    fail_for_memory();  // which counts only when there is no error
+}
+
+void Hasher::fail_for_memory() noexcept {
     std::lock_guard<std::mutex> lock(mutex_);
-    if (!error_) error_ = std::make_unique<Error>(error);
-    stop_ = true;
+    out_of_memory_ = stop_ = true;
     freed_.notify_all();
     stopped_.notify_all();
     close_taps();
@@ -176,7 +187,7 @@ void Hasher::work(unsigned number) {
     } catch (const Error& error) {
         fail(error);
     } catch (const std::bad_alloc&) {
-        fail(Error(Code::io, "out of memory for hashing"));
+        fail_for_memory();
     }
     std::lock_guard<std::mutex> lock(mutex_);
     --running_;

@@ -49,7 +49,8 @@ class Hasher {
     void work(unsigned number);
     std::vector<Stream*> take(unsigned number, bool& over);
     void advance(const std::vector<Stream*>& streams, std::vector<std::vector<uint8_t>>& buffers);
-    void fail(const Error& error);
+    void fail(const Error& error) noexcept;
+    void fail_for_memory() noexcept;
     void close_taps();
 
     std::shared_ptr<Sink> sink_;
@@ -66,6 +67,7 @@ class Hasher {
     unsigned running_ = 0, busy_ = 0;
     bool started_ = false, stop_ = false, cancelled_ = false;
     std::unique_ptr<Error> error_;
+    bool out_of_memory_ = false;
     std::vector<std::string> digests_;
     std::string body_digest_;
 };

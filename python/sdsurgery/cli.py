@@ -24,6 +24,7 @@ from .errors import Failure, Interrupted, RunFailed, UsageError, printable
 from .suggest import did_you_mean
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+_NO_ROOM = "failed to map segment"  # how the system's loader says that there is no memory for a library
 EPILOG = "exit codes: 0 done, 1 failed while running, 2 wrong usage, 3 input refused, 4 differs, 130 interrupted"
 
 
@@ -50,7 +51,7 @@ def _failure(error: BaseException) -> Failure:
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("interrupted")
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, ImportError) and _NO_ROOM in str(error)):
         return RunFailed("out of memory", code="memory")
     if isinstance(error, OSError):
         where = f"{printable(error.filename)}: " if error.filename else ""

@@ -512,7 +512,7 @@ class Pickle:
             return UNKNOWN
         if not isinstance(function, Name):
             raise _Stopped("calls what cannot be called")
-        if not isinstance(args, tuple | list | Made):
+        if args is None or isinstance(args, int | float):  # Python's own unpickler takes what can be iterated over
             raise _Stopped("a call whose arguments are not a tuple")
         label = function.label
         known = tuple(args) if isinstance(args, tuple | list) else None
