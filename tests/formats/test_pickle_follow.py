@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from attacks import attacks
@@ -48,6 +51,21 @@ def mutated(rng: random.Random, pool: list[bytes]) -> bytes:
     return bytes(out)
 
 
+@pytest.fixture(autouse=True)
+def _little_memory() -> Iterator[None]:
+    """CPython makes room for a memo of whatever size a mutated pickle asks for."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_all_that_cpython_calls_is_seen(seed: int) -> None:
     rng = random.Random(seed)
@@ -57,6 +75,6 @@ def test_all_that_cpython_calls_is_seen(seed: int) -> None:
         data = mutated(rng, pool)
         want = calls(data)
         found = Pickle(Memory(data))
-        assert found.exhausted or all(names & found.calls.keys() for names in want), (number, data)
+        assert found.exhausted or found.odd or all(names & found.calls.keys() for names in want), (number, data)
         ran += bool(want)
     assert ran > ROUNDS // 3

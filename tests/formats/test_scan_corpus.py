@@ -16,6 +16,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from attacks import Watch
 from pickle_builder import Memory, call, pickled
 from scan_corpus import harmless, hostile, run_all
 from sdsurgery.formats.scan import scan_source
@@ -27,7 +28,8 @@ HARMLESS = harmless()
 @pytest.mark.parametrize("name", HOSTILE)
 def test_every_hostile_file_is_named(name):
     _, data = HOSTILE[name]
-    found = scan_source("x", Memory(data))
+    with Watch():
+        found = scan_source("x", Memory(data))
     assert found.verdict != "clean"
     assert list(found.findings())
 

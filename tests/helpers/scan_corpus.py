@@ -52,6 +52,7 @@ from pickle_builder import (
 
 LOADERS = {
     "pickle": "import pickle\nwith open(path, 'rb') as f:\n    while True: pickle.load(f)",
+    "memory": "import io, pickle; pickle.load(io.BytesIO(open(path, 'rb').read()))",
     "python": "import pickle\nwith open(path, 'rb') as f:\n    while True: pickle._load(f)",
     "torch": "import torch; torch.load(path, weights_only=False)",
     "twice": "import torch\nwith open(path, 'rb') as f:\n    while True: torch.load(f, weights_only=False)",
@@ -242,6 +243,7 @@ def plain(canary: str) -> Corpus:
         "without a mark": textual,
         "mark within": b"N0N0" + evil,
         "twenty constants before": b"N0" * 20 + textual,
+        "inst at the end of the file": b"(V" + canary.encode() + b"\nios\nmkdir!",
         "inst of protocol 0": b"(V" + canary.encode() + b"\nimailbox\nMaildir\n.",
         "second pickle": number + evil,
         "tenth pickle": number * 9 + evil,
@@ -250,6 +252,11 @@ def plain(canary: str) -> Corpus:
         "second of protocol 0": b"I1\n." + textual,
         "frames": b"\x80\x04\x95" + pack("<Q", 3) + evil[2:],
         "frames that lie": b"\x80\x04\x95" + pack("<Q", 1) + b"N0" + evil[2:],
+        # The reader in C takes what lies behind the frame for the line: "os", where others read "collections.os".
+        "a frame that ends within a name": b"\x80\x04\x95"
+        + pack("<Q", 13)
+        + b"ccollections.os\nmkdir\n"
+        + evil[evil.index(b"(") :],
         "long text before": b"\x80\x02" + text("x" * 300_000) + b"0" + evil[2:],
         "long line before": b"V" + b"x" * 300_000 + b"\n0" + textual,
         "begins as safetensors": b"X\x04\0\0\0\0\0\0{" + b"0" + textual,
@@ -259,7 +266,8 @@ def plain(canary: str) -> Corpus:
     for lead in b"V":  # takes all up to the first newline
         filled = header.ljust(lead + 256) if lead + 256 > len(header) else header
         bodies["is safetensors too"] = len(filled).to_bytes(8, "little") + filled + b"x\n0" + textual
-    return {key: ("pickle", data) for key, data in bodies.items()}
+    others = {"a frame that ends within a name": "memory", "inst at the end of the file": "python"}
+    return {key: (others.get(key, "pickle"), data) for key, data in bodies.items()}
 
 
 def streams(canary: str) -> Corpus:

@@ -32,9 +32,6 @@ class _Watched:
 
             def __setitem__(self, key: object, value: object) -> None: ...
 
-            def __call__(self, *given: object) -> Named:
-                return self
-
             def append(self, item: object) -> None: ...
 
             def extend(self, items: object) -> None: ...

@@ -5,7 +5,7 @@ Source: ``numpy/lib/format.py`` (format versions 1.0 to 3.0), read as documentat
 
 from __future__ import annotations
 
-import ast
+import json
 import re
 from math import prod
 from typing import Any, NamedTuple
@@ -16,7 +16,8 @@ from .pickle_follow import Bytes
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 1 << 20
 _SIMPLE = re.compile(r"[<>|=]?([a-zA-Z?])(\d*)(\[\w+\])?")
-_LONG = re.compile(r"(?<=\d)L\b")  # of Python 2
+_TOKEN = re.compile(r"""\s+|'([^'\\]*)'|"([^"\\]*)"|True|False|None|[][(){},:]|-?\d+L?""")
+_WORDS = {"True": "true", "False": "false", "None": "null", "(": "[", ")": "]"}
 
 
 class Header(NamedTuple):
@@ -40,13 +41,33 @@ def read_header(source: Bytes) -> Header:
         raise InputRefused("NumPy array with a damaged header")
     text = source.read(8 + width, length).decode("utf-8" if version == 3 else "latin-1", "replace")
     try:
-        header = ast.literal_eval(_LONG.sub("", text).strip())
+        header = _literal(text)
         descr, shape = header["descr"], header["shape"]
         count = prod(int(size) for size in shape)
-    except (SyntaxError, ValueError, TypeError, KeyError, MemoryError, RecursionError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise InputRefused("NumPy array with a damaged header") from None
     pickled, size = _element(descr, 0)
     return Header(pickled, start, None if size is None or count < 0 else start + count * size)
+
+
+def _literal(text: str) -> Any:
+    """The header's Python literal, tuples as lists. Not by Python's own parser, which would compile it."""
+    parts, pos = [], 0
+    while pos < len(text):
+        token = _TOKEN.match(text, pos)
+        if token is None:
+            raise ValueError(text)
+        pos = token.end()
+        quoted = token[1] if token[1] is not None else token[2]
+        word = token[0]
+        if quoted is not None:
+            parts.append(json.dumps(quoted))
+        elif not word.isspace():
+            closes = word in (")", "]", "}")
+            if closes and parts and parts[-1] == ",":
+                parts.pop()
+            parts.append(_WORDS.get(word, word.rstrip("L")))
+    return json.loads("".join(parts))
 
 
 def _element(descr: Any, depth: int) -> tuple[bool, int | None]:
@@ -59,10 +80,10 @@ def _element(descr: Any, depth: int) -> tuple[bool, int | None]:
             return "O" in descr, None
         code, digits = simple[1], int(simple[2] or 0)
         return code == "O", {"?": 1, "b": digits or 1, "U": 4 * digits}.get(code, digits)
-    if isinstance(descr, tuple) and len(descr) == 2:  # (dtype, shape) of a subarray
+    if isinstance(descr, list) and len(descr) == 2 and _is_shape(descr[1]):  # a subarray
         pickled, size = _element(descr[0], depth + 1)
-        shape = descr[1] if isinstance(descr[1], tuple) else (descr[1],)
-        return pickled, None if size is None else size * prod(int(count) for count in shape)
+        shape = descr[1] if isinstance(descr[1], list) else [descr[1]]
+        return pickled, None if size is None else size * prod(shape)
     if isinstance(descr, list):
         fields = [_field(field, depth + 1) for field in descr]
         sizes = [size for _, size in fields]
@@ -71,8 +92,12 @@ def _element(descr: Any, depth: int) -> tuple[bool, int | None]:
     return True, None
 
 
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, list) and all(isinstance(size, int) for size in value))
+
+
 def _field(field: Any, depth: int) -> tuple[bool, int | None]:
     """(name, dtype[, shape])"""
-    if not isinstance(field, tuple) or len(field) not in (2, 3):
+    if not isinstance(field, list) or len(field) not in (2, 3):
         raise InputRefused("NumPy array with a damaged header")
-    return _element((field[1], field[2]) if len(field) == 3 else field[1], depth)
+    return _element([field[1], field[2]] if len(field) == 3 else field[1], depth)

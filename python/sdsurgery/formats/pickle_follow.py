@@ -123,6 +123,7 @@ class Pickle:
         self._allowed = max_opcodes
         self._text, self._containers = MAX_TEXT_TOTAL, MAX_CONTAINERS
         self._base, self._at, self._data = start, 0, b""
+        self._frame_end = 0
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
@@ -191,7 +192,15 @@ class Pickle:
         self._data = self.source.read(pos, min(max(count, WINDOW), self.source.size - pos))
         self._base, self._at = pos, 0
 
+    def _check_frame(self, begin: int, end: int) -> None:
+        """CPython's readers lose what is left of a frame when an argument goes on behind it, each in its own way."""
+        if begin < self._frame_end < end:
+            self.odd["an argument crosses the end of its frame, which loaders read differently"] = None
+
     def _take(self, count: int) -> bytes:
+        if self._frame_end:
+            pos = self._base + self._at
+            self._check_frame(pos, pos + count)
         if self._at + count > len(self._data):
             self._fill(count)
         raw = self._data[self._at : self._at + count]
@@ -201,6 +210,7 @@ class Pickle:
     def _skip(self, count: int) -> int:
         """Where the skipped bytes begin."""
         pos = self._base + self._at
+        self._check_frame(pos, pos + count)
         if pos + count > self.source.size:
             self._fill(count)
         self._at += count
@@ -209,10 +219,16 @@ class Pickle:
         return pos
 
     def _line(self) -> bytes:
-        """Up to the next newline; of a very long line only its beginning."""
+        """Up to the next newline; of a very long line only its beginning. At the end of the data CPython takes what is
+        left for a line, but for its last byte.
+        """
+        begin = self._base + self._at
         kept, seen = bytearray(), 0
         while seen <= MAX_LINE:
             if self._at >= len(self._data):
+                if seen and self._base + self._at == self.source.size:
+                    self._check_frame(begin, self.source.size)
+                    return bytes(kept[:-1])
                 self._fill(1)
             end = self._data.find(b"\n", self._at)
             piece = self._data[self._at : end if end >= 0 else len(self._data)]
@@ -220,6 +236,7 @@ class Pickle:
             kept += piece[: max(0, MAX_ESCAPED - len(kept))]
             self._at += len(piece) + (end >= 0)
             if end >= 0:
+                self._check_frame(begin, self._base + self._at)
                 return bytes(kept)
         self.exhausted = True
         raise _Stopped("too long to follow to the end")
@@ -263,11 +280,15 @@ class Pickle:
         if opcode == 0x49 and line in (b"00", b"01"):
             self._stack.append(line == b"01")
             return
+        if b"\0" in line:  # where the text ends for C, and not for Python
+            self._stack.append(UNKNOWN)
+            return
         text = line.rstrip(b"L") if opcode == 0x4C else line
         self._stack.append(int(text, 8) if _OCTAL.fullmatch(text) else int(text, 0))
 
     def _float_line(self, opcode: int) -> None:
-        self._stack.append(float(self._line()))
+        line = self._line()
+        self._stack.append(UNKNOWN if b"\0" in line else float(line))
 
     def _string_line(self, opcode: int) -> None:
         line = self._line()
@@ -310,7 +331,10 @@ class Pickle:
             raise _Stopped(f"of the unknown protocol {self.protocol}")
 
     def _frame(self, opcode: int) -> None:
-        self._take(8)  # how far to read ahead; binds nothing
+        begin = self._base + self._at - 1
+        length = int.from_bytes(self._take(8), "little")
+        self._check_frame(begin, self._frame_end + 1)
+        self._frame_end = begin + 9 + length
 
     # --- stack, memo, containers -------------------------------------------------------------------------------------
 
@@ -337,8 +361,11 @@ class Pickle:
     def _get(self, opcode: int) -> None:
         self._stack.append(self._memo[self._take(1)[0]])
 
+    def _index(self) -> int:
+        return int(self._line().partition(b"\0")[0] or b"0")
+
     def _get_far(self, opcode: int) -> None:
-        index = int(self._line()) if opcode == 0x67 else int.from_bytes(self._take(4), "little")
+        index = self._index() if opcode == 0x67 else int.from_bytes(self._take(4), "little")
         self._stack.append(self._memo[index])
 
     def _memoize(self, opcode: int) -> None:
@@ -348,7 +375,7 @@ class Pickle:
         self._memo[self._take(1)[0]] = self._stack[-1]
 
     def _put_far(self, opcode: int) -> None:
-        index = int(self._line()) if opcode == 0x70 else int.from_bytes(self._take(4), "little")
+        index = self._index() if opcode == 0x70 else int.from_bytes(self._take(4), "little")
         if index < 0:
             raise _Stopped("a memo entry of negative number")
         self._memo[index] = self._stack[-1]
@@ -390,7 +417,7 @@ class Pickle:
             target.extend(items)
         elif isinstance(target, Name):
             self._doubt(f"changes {target.label}")
-        elif not isinstance(target, Made | set):
+        elif items and not isinstance(target, Made | set | Blob):
             raise _Stopped("adds items to a value that takes none")
 
     def _setitem(self, opcode: int) -> None:
@@ -410,7 +437,7 @@ class Pickle:
                 self._hooks(target.label, self._oddity(items))
             elif self._oddity(items):
                 target.blank = False
-        else:
+        elif items and not isinstance(target, Blob):
             raise _Stopped("sets items of a value that has none")
 
     def _set(self, target: Pairs | list[Any], items: list[Any]) -> None:
@@ -548,8 +575,7 @@ class Pickle:
                     self._hooks(target.label, part.odd)
                 elif isinstance(part, Made) and not part.blank and not part.label.startswith(_NO_DICTS):
                     self._doubt(f"sets attributes of {target.label or 'an object'} whose names are not known")
-        elif not isinstance(target, Pairs | list | set):
-            raise _Stopped("sets the state of a value that has none")
+        # Of other values an empty state is taken, and any other ends the loading.
 
     def _doubt(self, what: str) -> None:
         if len(self.unjudged) < MAX_NAMES:
