@@ -265,9 +265,19 @@ def require_word(name: str, value: object) -> None:
         raise UsageError(f"{name}= cannot be '{printable(value)}'{hint}", code="bad_value")
 
 
+_SYNONYMS = {
+    "float16": "fp16", "half": "fp16", "f16": "fp16", "float32": "fp32", "float": "fp32", "full": "fp32", "f32": "fp32",
+    "bfloat16": "bf16", "float8_e4m3fn": "fp8_e4m3", "fp8_e4m3fn": "fp8_e4m3", "float8_e5m2": "fp8_e5m2",
+}  # fmt: skip
+"""What other programs call the dtypes."""
+
+
 def dtype_word(value: Any) -> Any:
     """``torch.float16`` as ``"fp16"``; everything else unchanged."""
-    if isinstance(value, str) or value is None:
+    if isinstance(value, str):
+        word = value.lower().removeprefix("torch.")
+        return value if value in BY_OPTION else _SYNONYMS.get(word, word if word in BY_OPTION else value)
+    if value is None:
         return value
     names = {f"torch.{torch_name}": BY_NAME[name].option for name, torch_name in TORCH.items()}
     return names.get(str(value)) or str(value)

@@ -265,3 +265,21 @@ def test_components_are_known_by_other_words_and_letters(models: Path, tmp_path:
         done(sds("extract", models / "a.safetensors", "--component", word, "-o", a))
         done(sds("extract", models / "a.safetensors", "--component", component, "-o", b))
         assert raw(a) == raw(b)
+
+
+def test_a_wide_donor_makes_an_inpainting_model(models: Path, tmp_path: Path) -> None:
+    wide, out = tmp_path / "wide.safetensors", tmp_path / "o.safetensors"
+    write_checkpoint(wide, "sd1-inpainting", size="tiny", seed=7)
+    report = sdsurgery.replace(models / "a.safetensors", {"unet": wide}, out=out)
+    assert raw(out) == baked(raw(models / "a.safetensors"), raw(wide), "model.diffusion_model.")
+    assert report.family == sdsurgery.inspect(out).family == "sd1-inpainting"
+    assert read_raw(out)[1]["modelspec.architecture"] == "stable-diffusion-v1-inpainting"
+    back = tmp_path / "back.safetensors"
+    sdsurgery.replace(out, {"unet": models / "a.safetensors"}, out=back)
+    assert sdsurgery.inspect(back).family == "sd1"
+
+
+@pytest.mark.parametrize("word", ["float16", "half", "FP16", "torch.float16"])
+def test_dtypes_are_known_by_the_words_of_other_programs(word: str, models: Path, tmp_path: Path) -> None:
+    done(sds("cast", models / "a.safetensors", "--dtype", word, "--output", tmp_path / "o.safetensors"))
+    assert {value[0] for name, value in raw(tmp_path / "o.safetensors").items() if name.startswith(VAE)} == {"F16"}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from ..errors import Failure, RunFailed, UsageError, printable
-from ..settings import DEFAULTS, OPTIONS, WRITING
+from ..settings import DEFAULTS, OPTIONS, WRITING, dtype_word
 from .spelling import in_shell
 
 _CLOSED = "cannot write to standard output: it is closed"
@@ -43,7 +43,7 @@ def options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
                 option.flag, dest=name, action="append", default=[], metavar=option.metavar, help=option.help
             )
             continue
-        kind = one_of(option.flag, option.words) if option.words else _KINDS.get(name, str)
+        kind = one_of(option.flag, option.words, _WORDS.get(name)) if option.words else _KINDS.get(name, str)
         text = f"{option.help} ({', '.join(option.words)})" if option.words else option.help
         parser.add_argument(
             option.flag, dest=name, type=kind, default=DEFAULTS[name], metavar=option.metavar, help=text
@@ -60,15 +60,18 @@ def chosen(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
 def writing(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that write a checkpoint."""
     plain(parser)
-    parser.add_argument("-o", "--out", metavar="OUT", help="the output: .safetensors, or .ckpt / .pt for torch's form")
+    parser.add_argument(
+        "-o", "--out", "--output", metavar="OUT", help="the output: .safetensors, or .ckpt / .pt for torch's form"
+    )
     options(parser, WRITING)
 
 
-def one_of(option: str, allowed: Iterable[str]) -> Callable[[str], str]:
-    """An argument type: one of some words, with "did you mean" for the others."""
+def one_of(option: str, allowed: Iterable[str], synonym: Callable[[str], str] | None = None) -> Callable[[str], str]:
+    """An argument type: one of some words, or a ``synonym`` of one, with "did you mean" for the others."""
     known = list(allowed)
 
     def parse(text: str) -> str:
+        text = text if synonym is None else synonym(text)
         if text in known:
             return text
         from ..suggest import did_you_mean
@@ -102,6 +105,7 @@ def numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"'{printable(text)}' is not a list of numbers like 0.5,0.3,0.2") from None
 
 
+_WORDS: dict[str, Callable[[str], str]] = {"dtype": dtype_word}
 _KINDS: dict[str, Callable[[str], Any]] = {"threads": int, "gpu_memory": size}
 
 

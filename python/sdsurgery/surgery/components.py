@@ -29,6 +29,7 @@ from .matching import common_front, transposed, without_unit_tail
 from .preflight import letter
 from .prune import patterns
 from .report import Report
+from .variants import is_first_convolution
 
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "depth")
 """Components that a checkpoint's family lists, so that another file's can be put in their place."""
@@ -185,7 +186,7 @@ def _plan_replace(
         if swap is None:
             pieces.append(single_piece(layout, settings, info))
         elif name in swap.found:
-            pieces.append(swap.piece(name, info.shape, settings))
+            pieces.append(swap.piece(name, swap.outer_shape(name, info.shape), settings))
         else:
             pieces.append(single_piece(layout, settings, info, note="not in the donor"))
     for swap in swaps.values():
@@ -193,6 +194,10 @@ def _plan_replace(
             if name not in base:
                 shape = swap.wanted[name] or swap.shape(name)
                 pieces.append(swap.piece(name, shape, settings, action=ADDED))
+    made = _family(pieces)
+    if made is not layout and made.base == layout.base:
+        notes.append(f"the output is {made.title}, by the donor's first convolution")
+        layout = made
     dropped = [Dropped(swap.source, name, "extra in the donor") for swap in swaps.values() for name in swap.extra]
     missing = [(swap.source, name) for swap in swaps.values() for name in swap.absent]
     remarks = [f"{printable(donor.path)}: {note}" for donor in opened[1:] for note in donor.notes]
@@ -201,6 +206,12 @@ def _plan_replace(
         settings=settings, layout=layout, notes=(*base.notes, *remarks, *notes), dropped=dropped,
         missing=tuple(missing), keep_order=True,
     )  # fmt: skip
+
+
+def _family(pieces: Sequence[Piece]) -> Layout:
+    """The family of the output: another first convolution makes another one of it."""
+    infos = (TensorInfo(piece.name, piece.dtype, piece.shape, 0, 0) for piece in pieces)
+    return detect({info.name: info for info in infos}).layout
 
 
 class _Swap:
@@ -326,6 +337,12 @@ class _Swap:
         if any(info.shape[1:] != tail or not info.shape for info in infos[1:]):
             raise InputRefused(f"{printable(self.donor.path)}: the parts of '{printable(name)}' have different widths")
         return (sum(info.shape[0] for info in infos), *tail) if len(infos) > 1 else infos[0].shape
+
+    def outer_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The checkpoint's shape; the donor's for a first convolution of other input channels (an inpainting U-Net)."""
+        given = self.shape(name)
+        wider = len(given) == len(shape) == 4 and (given[0], given[2:]) == (shape[0], shape[2:])
+        return given if wider and given[1] != shape[1] and is_first_convolution(name) else shape
 
     def _require_shape(self, name: str, shape: tuple[int, ...]) -> None:
         given = self.shape(name)
