@@ -69,3 +69,9 @@ def test_a_shard_that_is_missing_or_lacks_a_tensor_is_named(tmp_path: Path) -> N
 def test_a_hostile_or_damaged_index_is_refused(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "x.index.json").write_text(text)
     refused(sds("inspect", tmp_path / "x.index.json"), 3, words)
+
+
+def test_a_folder_of_shards_is_named_with_its_index(tmp_path: Path) -> None:
+    index = shards(tmp_path)
+    refused(sds("inspect", tmp_path), 3, "shards", index.name)
+    refused(sds("convert", tmp_path, "-o", tmp_path / "o.safetensors"), 3, "shards", index.name)

@@ -132,8 +132,11 @@ def _inside(folder: str) -> str:
     for name in _WEIGHTS:
         if os.path.isfile(os.path.join(folder, name)):
             return os.path.join(folder, name)
+    from ..formats.strangers import folder as told
+
+    neither = f"a folder with an adapter has {_WEIGHTS[0]} or {_WEIGHTS[2]} in it; this one has neither"
     raise InputRefused(
-        f"{printable(folder)}: a folder with an adapter has {_WEIGHTS[0]} or {_WEIGHTS[2]} in it; this one has neither",
+        f"{printable(folder)}: {told(folder) or neither}",
         code="not_found",
         path=folder,
     )
