@@ -1,5 +1,5 @@
-// The CRC-32 of byte ranges that a run reads (zip files state theirs) and of ranges that it writes (those that it
-// will state), computed on the way, from the pieces that the workers handle.
+// The CRC-32 of byte ranges that a run reads (zip files record theirs) and of ranges that it writes (to be recorded
+// there), computed on the way, from the pieces that the workers handle.
 #pragma once
 
 #include <cstdint>

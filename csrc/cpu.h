@@ -1,4 +1,4 @@
-// Which instruction sets this processor has and its operating system lets programs use.
+// Which instruction sets the processor has and the operating system enables.
 #pragma once
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -41,8 +41,8 @@ inline bool has_sha() { return detail::bit(7, 0, 1, 29) && detail::bit(1, 0, 2, 
 namespace sds::cpu {
 
 inline bool has_avx2() {  // and F16C, FMA
-    // Clang up to 16 and GCC up to 10 do not know "f16c" by name, so its bit is read here. "avx2" includes the question
-    // whether the system saves the wide registers.
+    // Clang up to 16 and GCC up to 10 do not know "f16c" by name, so its bit is read here. "avx2" includes whether the
+    // system saves the wide registers.
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
     const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
     return f16c && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2");

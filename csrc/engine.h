@@ -3,8 +3,8 @@
 //
 // A tile is a page-aligned stretch of the output file (it may hold many small tensors, or a part of a large one).
 // Workers take tiles from a counter in order: read the operands' bytes, evaluate, write the tile with one call. So
-// neither the number of threads nor the tile size can change a byte of the result, and memory is a few buffers a
-// worker whatever the size of the files. A job whose program has stages is a tile of its own: one worker reads the
+// neither the number of threads nor the tile size can change a byte of the result, and memory is a few buffers per
+// worker, whatever the size of the files. A job whose program has stages is a tile of its own: one worker reads the
 // tensor once for each stage and a last time to write, the later times from the page cache.
 #pragma once
 
@@ -63,7 +63,7 @@ class Run {
     std::vector<Io> io() const { return io_; }
     unsigned workers() const;
     const char* target() const { return target_.name; }
-    uint64_t buffer_bytes() const;  // what all workers' buffers can come to
+    uint64_t buffer_bytes() const;  // upper bound for all workers' buffers
 
  private:
     struct Buffers;

@@ -1,5 +1,5 @@
-// One chunk of one job, whose operands are in memory: what is made of it for every output, in one call that a fault of
-// mapped memory can end (os::guarded).
+// One chunk of one job, whose operands are in memory: what is made of it for every output, in one call, which a fault
+// in mapped memory may end (os::guarded).
 #pragma once
 
 #include <cstring>

@@ -13,7 +13,7 @@
 
 namespace sds {
 
-// One way to compute it. Every one gives the same digests.
+// One implementation. All give the same digests.
 struct HashTarget {
     static constexpr size_t kMost = 3;  // streams that are interleaved; a fourth gains nothing
 
@@ -35,8 +35,8 @@ class Sha256 {
         const uint8_t* data;
         size_t bytes;
     };
-    // Any number of pieces, of different streams. They are used up: put in another order, and empty afterwards.
-    // (Nothing is allocated: a fault in mapped data may leave by a jump.)
+    // Any number of pieces, of different streams. They are consumed: reordered, and empty afterwards.
+    // (Nothing is allocated: a fault in mapped data may jump out of it.)
     static void update(const HashTarget& target, Piece* pieces, size_t count);
 
     void update(const HashTarget& target, const uint8_t* data, size_t bytes) {

@@ -2,8 +2,8 @@
 //
 // The bytes of each stream are taken in order: an input's from its first to its last, the output's tensor data behind
 // the Sink's watermark. Nothing is read from a disk twice: what the page cache holds is hashed there, and of what isn't
-// cached a tap (tap.h) passes on what the run reads. A thread takes as many streams as fall to its share and hashes a
-// stretch of each together (hash.h); while the run's workers still need the processors, only half of them are used
+// cached a tap (tap.h) passes on what the run reads. Each thread takes its share of the streams and hashes a stretch of
+// each together (hash.h); while the run's workers still need the processors, only half of them are used
 // here.
 //
 // No thread outlives the Hasher, and none needs Python.
@@ -27,7 +27,7 @@ namespace sds {
 class Hasher {
  public:
     // `sink` may be empty: nothing is being written. Otherwise its bytes from `body_begin` on are hashed too, unless
-    // `body_begin` is negative. `map`: files may be read through mappings, which needs a handler of SIGBUS. `target` is
+    // `body_begin` is negative. `map`: files may be read through mappings, which needs a SIGBUS handler. `target` is
     // one of hash_targets(), empty for the best.
     Hasher(std::vector<std::shared_ptr<Source>> files, std::shared_ptr<Sink> sink, int64_t body_begin, bool map,
            const std::string& target);

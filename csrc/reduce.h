@@ -8,7 +8,7 @@
 // are added in this order, which is a promise and the same on every target, device, thread count and tile size:
 //
 //   block   1024 elements, the last one of a tensor shorter: eight lanes, which start at +0; element i of the block is
-//           added to lane i mod 8, in rising order of i; then lane j takes j + 4, j + 2 and j + 1 in:
+//           added to lane i mod 8, in rising order of i; then lane j adds lane j + 4, then j + 2, then j + 1:
 //           ((l0 + l4) + (l2 + l6)) + ((l1 + l5) + (l3 + l7))
 //   chunk   256 blocks, the last one shorter: starts at +0, its blocks are added in rising order
 //   tensor  starts at +0, its chunks are added in rising order
@@ -19,7 +19,7 @@
 // Maxima of |a|, |b| and |a−b| and the counts do not depend on an order: non-finite elements of a and of b, and equal
 // elements: of one dtype those whose stored bits are equal, of two those whose values are (so no NaN, and −0 = +0).
 //
-// The same, for reading, in backends/reference.py; the tests hold every target bit-equal to it.
+// backends/reference.py is the readable version; the tests hold every target to its bits.
 #pragma once
 
 #include <cstddef>

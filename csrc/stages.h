@@ -7,7 +7,7 @@
 // element is, and +0 when it is a zero; a NaN result is the canonical one. Expressions of these values are evaluated in
 // float64 (scalars.h); the next stage meets them like constants.
 //
-// One thread works a tensor's stages off, one after the other, so the order needs no care. backends/reference.py and
+// One thread runs a tensor's stages one after the other, so their order is certain. backends/reference.py and
 // reductions.py have the same in NumPy.
 #pragma once
 
@@ -106,7 +106,7 @@ class Stages {
     }
     static constexpr uint64_t kStretch = 64 * kReduceBlock;
 
-    const Elementwise& last();  // once all stages have ended
+    const Elementwise& last();                    // once all stages have ended
     std::vector<double> of_whole_tensor() const;  // the values that are one number, in their order
     // The further operands, from element `first` on: `operands` has the tensor's own.
     void add_generated(const Elementwise& steps, uint64_t first, Operand* operands) const;

@@ -1,9 +1,9 @@
 // What a run reads of a file past the page cache, passed on to whoever hashes the file, so that the disk is read once.
 //
-// The run's workers come by the bytes in pieces, roughly in order; the hasher wants them in order. Between them is a
-// window of the file, which moves on with the hasher: a worker that is ahead of it waits. What no worker brings (a
+// The run's workers read the bytes in pieces, roughly in order; the hasher needs them in order. Between them is a
+// window of the file, which moves on with the hasher: a worker that is ahead of it waits. What no worker delivers (a
 // header, a tensor that is not needed, pieces out of order) the hasher reads itself: what a run reads, and in which
-// order, decides how much is read twice, never what the digest is.
+// order, decides how much is read twice, never the digest.
 #pragma once
 
 #include <chrono>
