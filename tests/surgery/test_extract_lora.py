@@ -164,9 +164,11 @@ def test_thirds_of_a_fused_projection_are_layers_of_their_own(tmp_path: Path) ->
 
 
 class TestRefusals:
-    def test_equal_models(self, base: Path) -> None:
+    def test_equal_models(self, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         with pytest.raises(InputRefused, match="don't differ in any layer"):
             sdsurgery.extract_lora(base, base, dry_run=True)
+        assert list(tmp_path.iterdir()) == []
 
     def test_other_families(self, base: Path, tmp_path: Path) -> None:
         other = tmp_path / "sd2.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from types import TracebackType
 from typing import Any
@@ -20,13 +21,15 @@ class Spool:
     def __init__(self) -> None:
         self._file = tempfile.NamedTemporaryFile(prefix="sdsurgery-", delete=False)  # noqa: SIM115
         self._infos: list[TensorInfo] = []
-        self._at = 0
+        self._at, self._taken = 0, False
 
     def __enter__(self) -> Spool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
+        if not self._taken:  # by an error
+            os.unlink(self._file.name)
 
     def __len__(self) -> int:
         return len(self._infos)
@@ -47,5 +50,6 @@ class Spool:
     def checkpoint(self) -> Checkpoint:
         """What was added. The file's name is removed; close the checkpoint when it has been read."""
         self._file.close()
+        self._taken = True
         source = open_temporary(self._file.name)
         return Checkpoint("computed", source, Contents("memory", self._infos, files=["computed"]), [source])
