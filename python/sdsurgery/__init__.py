@@ -41,9 +41,11 @@ if TYPE_CHECKING:
         merge,
         merge_lora,
         prune,
+        relations,
         replace,
         resize_lora,
         sweep,
+        unmix,
         verify,
     )
     from .checkpoint import Checkpoint, TensorInfo, TensorSlice
@@ -61,7 +63,9 @@ if TYPE_CHECKING:
     from .surgery.convert import Conversion
     from .surgery.inspect import Component, Inspection
     from .surgery.ratios import BlockWeights, RuleSet
+    from .surgery.relations import Relations
     from .surgery.report import Report
+    from .surgery.unmix import Unmixing
     from .surgery.verify import Verification
 
 _PLACES = {
@@ -76,12 +80,14 @@ _PLACES = {
     "Settings": ("settings", "Settings"),
     "TensorComparison": ("surgery.compare", "TensorComparison"),
     "TensorSlice": ("checkpoint", "TensorSlice"),
+    "Unmixing": ("surgery.unmix", "Unmixing"),
     "Verification": ("surgery.verify", "Verification"),
     "save": ("interop.saving", "save"),
     "Checkpoint": ("checkpoint", "Checkpoint"),
     "Comparison": ("surgery.compare", "Comparison"),
     "InputRefused": ("errors", "InputRefused"),
     "Interrupted": ("errors", "Interrupted"),
+    "Relations": ("surgery.relations", "Relations"),
     "Report": ("surgery.report", "Report"),
     "RunFailed": ("errors", "RunFailed"),
     "SdsError": ("errors", "SdsError"),
@@ -115,9 +121,11 @@ _PLACES = {
     "recipe_from_json": ("recipe", "from_json"),
     "open": ("checkpoint", "open_checkpoint"),
     "prune": ("api", "prune"),
+    "relations": ("api", "relations"),
     "replace": ("api", "replace"),
     "scan": ("formats.scan", "scan"),
     "sweep": ("api", "sweep"),
+    "unmix": ("api", "unmix"),
     "verify": ("api", "verify"),
 }
 
@@ -137,6 +145,7 @@ __all__ = [
     "Model",
     "Opened",
     "Place",
+    "Relations",
     "Report",
     "RunFailed",
     "ScanReport",
@@ -145,6 +154,7 @@ __all__ = [
     "TensorComparison",
     "TensorInfo",
     "TensorSlice",
+    "Unmixing",
     "UsageError",
     "Verification",
     "VerificationDiffers",
@@ -172,11 +182,13 @@ __all__ = [
     "open",
     "prune",
     "recipe_from_json",
+    "relations",
     "replace",
     "resize_lora",
     "save",
     "scan",
     "sweep",
+    "unmix",
     "verify",
 ]
 

@@ -48,7 +48,9 @@ if TYPE_CHECKING:
     from .surgery.inspect import Inspection
     from .surgery.matching import Names
     from .surgery.ratios import BlockWeights, RuleSet
+    from .surgery.relations import Relations
     from .surgery.report import Report
+    from .surgery.unmix import Unmixing
     from .surgery.verify import Verification
 
 Path = str | os.PathLike[str]
@@ -541,6 +543,45 @@ def compare(a: Input, b: Input, **settings: Unpack[Comparing]) -> Comparison:
 
     wanted = settings_of("compare", settings, (), Comparing.__annotations__)
     return followed("compare", wanted, lambda given: work(a, b, given))
+
+
+@_spelled_out(Comparing)
+def unmix(
+    mix: Input,
+    candidates: Sequence[Input] = (),
+    *,
+    folder: Path | None = None,
+    prove: bool = False,
+    **settings: Unpack[Comparing],
+) -> Unmixing:
+    """Find out which of the candidates a model was mixed from: ratios that sum to one, overall and by block, by least
+    squares on the weights (docs/unmix.md). ``folder``: its files of the same family are candidates too. ``prove`` makes
+    the merge again, in a temporary file, and compares it bit for bit.
+
+    All files are read once, in one pass. The other settings are those of ``compare``. InputRefused when a candidate is
+    of another family or has no weight of the mix; UsageError without candidates, and for a backend that keeps no values
+    of stages.
+    """
+    from .surgery.unmix import unmix as work
+
+    wanted = settings_of("unmix", settings, ("candidates", "folder", "prove"), Comparing.__annotations__)
+    given = _listed(candidates)
+    return followed("unmix", wanted, lambda settings: work(mix, given, settings, folder=folder, prove=prove))
+
+
+@_spelled_out(Comparing)
+def relations(files: Iterable[Input], **settings: Unpack[Comparing]) -> Relations:
+    """How far several models of one family are from each other: every pair, by component and block, from one pass over
+    all; what is identical, the shortest tree between them, clusters (docs/verbs/map.md).
+
+    The settings are those of ``compare``. InputRefused when a file is of another family; UsageError for fewer than two
+    or more than 64 files.
+    """
+    from .surgery.relations import relations as work
+
+    wanted = settings_of("relations", settings, ("files",), Comparing.__annotations__)
+    given = _listed(files)
+    return followed("relations", wanted, lambda settings: work(given, settings))
 
 
 @_spelled_out(Examining)

@@ -390,7 +390,7 @@ def _jobs(
     last: Program | Fill | Reduction | None = None
     number: int | None = None
     for index, (piece, offset) in enumerate(zip(pieces, offsets, strict=True)):
-        for segment in (run for whole_one in piece.segments for run in _runs(whole_one)):
+        for segment in (run for whole_one in piece.segments for run in runs(whole_one)):
             if segment.count == 0 or piece.name in aliases:
                 continue
             work = segment.formula
@@ -418,7 +418,7 @@ def _operand(first: int, region: Region) -> Operand:
     return Operand(first + region.file, region.dtype, region.offset, region.view, encoding)
 
 
-def _runs(segment: Segment) -> Iterator[Segment]:
+def runs(segment: Segment) -> Iterator[Segment]:
     """The segment, cut where one of its operands goes on in another tensor."""
     while len(segment.operands) and (ends := [part.parts[0][0] for part in segment.operands if part.parts]):
         count = min(*ends, segment.count)

@@ -29,6 +29,8 @@ NAMES = (
     "convert",
     "inspect",
     "compare",
+    "unmix",
+    "map",
     "verify",
     "scan",
     "methods",

@@ -1,0 +1,85 @@
+"""``sdsurgery unmix``"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import printable
+from ..settings import COMPUTING, READING
+from .common import chosen, options, plain, print_json, print_lines
+from .spelling import in_shell
+
+if TYPE_CHECKING:
+    from ..surgery.unmix import Unmixing
+
+HELP = "find out what a model was mixed from, and in what ratio"
+
+_SETTINGS = ("fix_names", *COMPUTING, *READING)
+
+
+def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    plain(parser)
+    add = parser.add_argument
+    add("mix", metavar="MIX", help="the model")
+    add("candidates", nargs="*", metavar="CANDIDATE", help="what it may be made of")
+    add("--in", dest="folder", metavar="FOLDER", help="all files of its family in a folder are candidates")
+    add("--prove", action="store_true", help="make the merge again, in a temporary file, and compare")
+    options(parser, _SETTINGS)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..api import unmix
+    from ..progress import display
+
+    with display("unmix", quiet=args.quiet) as progress:
+        found = unmix(
+            args.mix, args.candidates, folder=args.folder, prove=args.prove, progress=progress,
+            **chosen(args, _SETTINGS),
+        )  # fmt: skip
+    if args.json:
+        print_json(found.to_dict())
+    elif not args.quiet:
+        print_lines(lines(found, verbose=args.verbose))
+    return 0
+
+
+def lines(found: Unmixing, *, verbose: bool = False) -> Iterator[str]:
+    """What was found as text: the formula, the ratios by block, notes, the command."""
+    from ..surgery.unmix import short_names
+
+    yield f"{printable(found.path)} (family {found.family}, {found.tensors} weights)"
+    yield f"= {found.formula}"
+    short = dict(zip(found.candidates, short_names(found.candidates), strict=True))
+    parents = list(found.ratios)
+    rows = [("block", *(short[path] for path in parents), "unexplained", "× rounding")]
+    rows.append(("all", *(_ratio(found.ratios[path], found.errors[path]) for path in parents),
+                 f"{found.unexplained:.3%}", ""))  # fmt: skip
+    for block, ratios in found.blocks.items():
+        left = found.block_residuals[block]
+        cells = (_ratio(ratios[path], found.block_errors[block][path]) for path in parents)
+        rows.append((block, *cells, f"{left['unexplained']:.3%}", f"{left['over_rounding']:.2f}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        first, *others = (
+            cell.ljust(width) if number == 0 else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join([first, *others]).rstrip()
+    if found.left_out:
+        yield f"explain nothing: {', '.join(short[path] for path in found.left_out)}"
+    if verbose or found.condition > 1e4:
+        yield f"condition number of the candidates: {found.condition:.3g}"
+    if verbose:
+        for layer in found.residual_ranks:
+            yield f"residual of {printable(layer['name'])}: rank {layer['rank']} of {layer['full']}"
+    for note in found.notes:
+        yield note if note.startswith("warning: ") else f"note: {in_shell(printable(note, 600))}"
+    if found.proof is not None:
+        yield f"proof: {found.proof['text']}"
+    yield f"made by: {found.command}"
+
+
+def _ratio(ratio: float, error: float) -> str:
+    return f"{ratio:.5f} ± {error:.1g}" if error else f"{ratio:.5f}"

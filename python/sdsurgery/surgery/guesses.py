@@ -1,0 +1,296 @@
+"""What merges give the ratios that were found: methods and numbers, as a formula and as a command."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import permutations
+from math import isclose
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..dtypes import BY_OPTION, DType
+from .preflight import letter
+
+if TYPE_CHECKING:
+    from ..layouts import Layout
+    from .mixture import Fit
+    from .unmix import BlockMix, _Unmixer
+
+Row = tuple[float, ...]
+"""Ratios of a merge's inputs, in their order."""
+_PRESET = 2e-3
+_MOST_ORDERS = 6
+
+
+class Form(NamedTuple):
+    """A method that gives weighted sums. ``numbers`` makes its parameters from the ratios of its inputs, None where it
+    can't give those. ``fixed`` are further parameters."""
+
+    method: str
+    inputs: int  # 0: any number
+    numbers: Callable[[Row], dict[str, Any] | None]
+    fixed: Mapping[str, Any] = {}
+
+
+def _alpha(r: Row) -> dict[str, Any]:
+    return {"alpha": r[1]}
+
+
+def _difference(r: Row) -> dict[str, Any] | None:
+    return {"alpha": r[1]} if isclose(r[0], 1, abs_tol=1e-9) and isclose(r[1], -r[2], abs_tol=1e-9) else None
+
+
+def _two(r: Row) -> dict[str, Any]:
+    return {"alpha": r[1], "beta": r[2]}
+
+
+def _twice(r: Row) -> dict[str, Any] | None:
+    return None if isclose(r[2], 1) else {"alpha": round(r[1] / (1 - r[2]), 9), "beta": r[2]}
+
+
+def _weights(r: Row) -> dict[str, Any]:
+    return {"weights": r}
+
+
+def _equal(r: Row) -> dict[str, Any] | None:
+    return {} if all(isclose(each, 1 / len(r), abs_tol=1e-6) for each in r) else None
+
+
+_FUSED = {"fused": True}
+FORMS = (
+    Form("weighted-sum", 2, _alpha),
+    Form("add-diff", 3, _difference),
+    Form("n-sum", 0, _weights),
+    Form("weighted-sum.lerp", 2, _alpha),
+    Form("weighted-sum.lerp", 2, _alpha, _FUSED),
+    Form("add-diff", 3, _difference, _FUSED),
+    Form("mean", 0, _equal),
+    Form("n-sum.running-mean", 0, _equal),
+    Form("triple-sum", 3, _two),
+    Form("triple-sum.lerp", 3, _two),
+    Form("triple-sum.lerp", 3, _two, _FUSED),
+    Form("sum-twice", 3, _twice),
+    Form("sum-twice.lerp", 3, _twice),
+    Form("sum-twice.lerp", 3, _twice, _FUSED),
+    Form("n-sum", 0, _weights, _FUSED),
+)
+"""In the order in which they are tried; the first that can give the ratios is what is said without a proof."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A merge of the candidates ``order`` (their numbers). ``blocks``: block weights by ratio; the numbers of a list
+    are ratios by the inputs' letters."""
+
+    method: str
+    order: tuple[int, ...]
+    parameters: dict[str, Any]
+    blocks: dict[str, dict[str, float]] = field(default_factory=dict)
+    formula: str = ""
+    command: str = ""
+    preset: str | None = None
+
+    def of_block(self, block: str) -> dict[str, Any]:
+        """The parameters for a tensor of the block."""
+        found = dict(self.parameters)
+        for ratio, weights in self.blocks.items():
+            if block not in weights:
+                continue
+            if ratio in found:
+                found[ratio] = weights[block]
+            else:
+                at = ord(ratio) - ord("A")
+                found["weights"] = (*found["weights"][:at], weights[block], *found["weights"][at + 1 :])
+        return found
+
+
+class _Found(NamedTuple):
+    """Who the parents are, and the rounded ratios of the model ("") and of the blocks that have others."""
+
+    work: _Unmixer
+    parents: Sequence[int]
+    rows: Mapping[str, Row]
+    dtype: DType | None
+
+
+def guesses(
+    work: _Unmixer, parents: Sequence[int], by_block: Mapping[str, BlockMix], main: tuple[Fit, set[str]]
+) -> list[Guess]:
+    """The merges that give the ratios, rounded to the nearest short decimals; the likeliest first. There is always
+    one."""
+    fitted, apart = main
+    usual = rounded([fitted.ratios[i] for i in parents], [fitted.errors[i] for i in parents])
+    each = {
+        block: rounded([mix.ratios[i] for i in parents], [mix.errors[i] for i in parents]) if block in apart else usual
+        for block, mix in by_block.items()
+    }
+    # What most blocks have; of equally frequent ratios the text encoder's, which no preset has.
+    usual = max([each.get("BASE", usual), *each.values()], key=list(each.values()).count)
+    rows = {"": usual, **{block: row for block, row in each.items() if row != usual}}
+    given = _Found(work, parents, rows, _dtype_of(work))
+    if len(parents) == 1:
+        return [_alone(given)]
+    chosen = [form for form in FORMS if form.inputs in (0, len(parents))]
+    tried = (_guess(given, form, order) for form in chosen for order in _orders(len(parents), rows[""], form))
+    return [guess for guess in tried if guess is not None]
+
+
+def _orders(count: int, main: Row, form: Form) -> Iterator[tuple[int, ...]]:
+    """Orders of the inputs to try: as given, the largest ratio first, then the others of few inputs."""
+    falling = tuple(sorted(range(count), key=lambda at: -main[at]))
+    given = tuple(range(count))
+    if form.numbers is _difference:  # A is what has the ratio 1, B what is added
+        one = min(given, key=lambda at: abs(main[at] - 1))
+        rest = sorted((at for at in given if at != one), key=lambda at: -main[at])
+        yield (one, *rest)
+        return
+    yield from list(dict.fromkeys([given, falling, *(permutations(given) if count <= 3 else ())]))[:_MOST_ORDERS]
+
+
+def _guess(given: _Found, form: Form, order: tuple[int, ...]) -> Guess | None:
+    rows = {block: tuple(row[at] for at in order) for block, row in given.rows.items()}
+    numbers: dict[str, dict[str, Any]] = {}
+    for block, row in rows.items():
+        made = form.numbers(row)
+        if made is None:
+            return None
+        numbers[block] = made
+    main = numbers.pop("")
+    blocks: dict[str, dict[str, float]] = {}
+    for block, own in numbers.items():
+        for name, value in own.items():
+            each = value if isinstance(value, tuple) else (value,)
+            ratios = [letter(at) for at in range(len(each))] if isinstance(value, tuple) else [name]
+            for ratio, weight in zip(ratios, each, strict=True):
+                blocks.setdefault(ratio, {})[block] = weight
+    _vae_and_base(blocks, main)
+    files = tuple(given.parents[at] for at in order)
+    network = given.work.layout.network
+    preset = _preset(blocks.get("alpha"), main.get("alpha"), given.work.layout)
+    if preset and network is not None:
+        blocks["alpha"].update(zip(network.blocks, network.presets()[preset], strict=True))
+    names = [given.work.short[i] for i in files]
+    text = formula(rows[""], names, form.numbers is _difference)
+    if blocks:
+        text += "; " + _block_text(blocks, preset, names)
+    guess = Guess(form.method, files, {**main, **form.fixed}, blocks, text, preset=preset)
+    return replace(guess, command=_command(given, guess))
+
+
+def _vae_and_base(blocks: dict[str, dict[str, float]], main: Mapping[str, Any]) -> None:
+    """A weight of BASE goes for the VAE too unless that has its own."""
+    for ratio, weights in blocks.items():
+        if "BASE" in weights and "VAE" not in weights:
+            weights["VAE"] = main[ratio] if ratio in main else main["weights"][ord(ratio) - ord("A")]
+
+
+def _alone(given: _Found) -> Guess:
+    work, (only,) = given.work, given.parents
+    words = ["sdsurgery", "cast", work.names[only], *_dtype_words(given.dtype or _commonest(work, 0))]
+    return Guess("cast", (only,), {}, {}, work.short[only], shlex.join([*words, "-o", "OUT.safetensors"]))
+
+
+def formula(row: Row, names: Sequence[str], difference: bool) -> str:
+    """The weighted sum with file names."""
+    if difference:
+        return f"{names[0]} + {row[1]:.9g}·({names[1]} − {names[2]})"
+    text = ""
+    for ratio, name in zip(row, names, strict=True):
+        if ratio == 0:
+            continue
+        sign = (" − " if text else "−") if ratio < 0 else (" + " if text else "")
+        text += f"{sign}{name}" if isclose(abs(ratio), 1) else f"{sign}{abs(ratio):.9g}·{name}"
+    return text
+
+
+def _block_text(blocks: Mapping[str, Mapping[str, float]], preset: str | None, names: Sequence[str]) -> str:
+    parts = []
+    for ratio, weights in blocks.items():
+        name = names[ord(ratio) - ord("A")] if len(ratio) == 1 else f"α of {names[1]}" if ratio == "alpha" else ratio
+        listed = ", ".join(f"{block} {weight:.6g}" for block, weight in weights.items())
+        parts.append(f"{name} by block: {preset or listed}")
+    return "; ".join(parts)
+
+
+def _preset(weights: Mapping[str, float] | None, main: float | None, layout: Layout) -> str | None:
+    """The preset whose numbers the network's blocks have."""
+    if weights is None or main is None or layout.network is None:
+        return None
+    network = layout.network
+    row = [weights.get(block, main) for block in network.blocks]
+    for name, values in network.presets().items():
+        if len(set(values)) > 1 and all(abs(a - b) <= _PRESET for a, b in zip(row, values, strict=True)):
+            return name
+    return None
+
+
+def _command(given: _Found, guess: Guess) -> str:
+    work, network = given.work, given.work.layout.network
+    words = ["sdsurgery", "merge", *(work.names[i] for i in guess.order), "--method", guess.method]
+    for name, value in guess.parameters.items():
+        flag = "--" + name.replace("_", "-")
+        each = value if isinstance(value, tuple) else (value,)
+        words.append(flag if value is True else f"{flag}={','.join(map(_text, each))}")
+    for ratio, weights in guess.blocks.items():
+        own = {b: w for b, w in weights.items() if not (guess.preset and network and b in network.blocks)}
+        listed = [*([guess.preset] if guess.preset else []), *(f"{block}={_text(own[block])}" for block in own)]
+        words += ["--blocks", f"{ratio}:{','.join(listed)}"]
+    if given.dtype is not None and given.dtype is not _commonest(work, guess.order[0] + 1):
+        words += _dtype_words(given.dtype)
+    return shlex.join([*words, "-o", "OUT.safetensors"])
+
+
+def _text(value: float) -> str:
+    return f"{value:.9g}"
+
+
+def _dtype_words(dtype: DType | None) -> list[str]:
+    return ["--dtype", word] if (word := option_of(dtype)) else []
+
+
+def option_of(dtype: DType | None) -> str | None:
+    """A dtype as ``--dtype`` takes it."""
+    return next((word for word, each in BY_OPTION.items() if each is dtype), None)
+
+
+def _commonest(work: _Unmixer, source: int) -> DType | None:
+    counts: dict[DType, int] = {}
+    for each in work.tensors:
+        dtype = each.dtypes[source]
+        if dtype is not None:
+            counts[dtype] = counts.get(dtype, 0) + 1
+    return max(counts, key=lambda dtype: counts[dtype]) if counts else None
+
+
+def _dtype_of(work: _Unmixer) -> DType | None:
+    """The mix's dtype, where all its weights have one."""
+    found = {each.dtypes[0] for each in work.tensors}
+    return found.pop() if len(found) == 1 else None
+
+
+# ---- short decimals
+
+
+def rounded(ratios: Sequence[float], errors: Sequence[float]) -> Row:
+    """Each ratio as the shortest decimal within five standard errors (and 2e-5); the one that is known worst takes what
+    is left of 1."""
+    found = [short(float(ratio), max(5 * float(error), 2e-5)) for ratio, error in zip(ratios, errors, strict=True)]
+    if len(found) > 1 and not isclose(sum(found), 1, abs_tol=1e-12):
+        worst = max(range(len(found)), key=lambda at: errors[at])
+        found[worst] = round(1 - sum(found[:worst]) - sum(found[worst + 1 :]), 9)
+    return tuple(found)
+
+
+def short(value: float, tolerance: float) -> float:
+    """The decimal of fewest digits within ``tolerance``, or a fraction of small numbers where that takes four or
+    more."""
+    for digits in range(7):
+        if digits >= 4:
+            for below in (3, 6, 7, 9, 11, 12):
+                fraction = round(value * below) / below
+                if abs(fraction - value) <= tolerance:
+                    return fraction
+        if abs(round(value, digits) - value) <= tolerance:
+            return round(value, digits) + 0.0
+    return value

@@ -1,0 +1,115 @@
+"""Least squares on weights: which mix of candidates C₁ … Cₙ with ratios that sum to one is nearest to a tensor M.
+
+With d = C − M the mix misses M by Σ rᵢ·dᵢ, so all that is needed are the products G = ⟨dᵢ, dⱼ⟩: minimise rᵀGr under
+Σr = 1. One candidate is taken as the origin, and the normal equations of the others' differences from it are solved in
+float64: their condition is that of the candidates, however well the mix fits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
+
+Array = Any
+
+_CUT = 1e-11
+"""Eigenvalues of the scaled normal equations below this share of the largest count as 0 (float64 gives 1e-16·n)."""
+SIGNIFICANT = 6.0
+"""A candidate is kept when its ratio is so many standard errors from 0 …"""
+LEAST = 2e-3
+"""… and at least so large; a smaller share of a candidate changes nothing that could be told from rounding twice."""
+MISSING = 4.0
+"""The residual's energy beside that of rounding, above which something is missing from the mix: twice the size."""
+SHARE = 0.01
+"""Then a candidate must also lower the residual's energy by this share."""
+
+_MANTISSA = {F64: 52, F32: 23, F16: 10, BF16: 7, F8_E4M3: 3, F8_E5M2: 2}
+_SMALLEST = {F64: 2.0**-1074, F32: 2.0**-149, F16: 2.0**-24, BF16: 2.0**-133, F8_E4M3: 2.0**-9, F8_E5M2: 2.0**-16}
+# An element x = m·2^e is off by a uniform error of ±ulp/2, ulp = 2^(e−p): ulp²/12 on average. With log m uniform on
+# 1 ≤ m < 2 the mean of 1/m² is 3/(8·ln 2), so that is x²·4^−p·0.0451.
+_SHARE = 3 / (8 * float(np.log(2.0))) / 12
+
+
+def noise(square: float, elements: int, dtypes: Any) -> float:
+    """The expected Σ(error²) of rounding a tensor with ``square`` = Σx² to the coarsest of the dtypes."""
+    coarsest = min((dtype for dtype in dtypes if dtype in _MANTISSA), key=lambda dtype: _MANTISSA[dtype], default=F32)
+    return float(square * 4.0 ** -_MANTISSA[coarsest] * _SHARE + elements * _SMALLEST[coarsest] ** 2 / 12)
+
+
+def coarser(dtype: DType | None, other: DType | None) -> bool:
+    """Whether one dtype rounds more than the other."""
+    return dtype in _MANTISSA and other in _MANTISSA and _MANTISSA[dtype] < _MANTISSA[other]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """``ratios`` and their standard ``errors`` [n], 0 for candidates that were not asked for; ``residual`` rᵀGr;
+    ``condition`` of the scaled normal equations; ``unique``: whether only one mix is nearest."""
+
+    ratios: Array
+    errors: Array
+    residual: float
+    condition: float
+    unique: bool
+
+
+def fit(products: Array, elements: int, keep: list[int], floor: float = 0.0) -> Fit:
+    """The nearest mix of the candidates ``keep``. Its errors follow from the residual, or from ``floor`` (the residual
+    of rounding alone) where that is larger."""
+    count = len(products)
+    ratios, errors = np.zeros(count), np.zeros(count)
+    origin = min(keep, key=lambda i: products[i, i])
+    rest = [i for i in keep if i != origin]
+    condition, unique = 1.0, True
+    if rest:
+        g = products
+        e = g[np.ix_(rest, rest)] - g[rest, origin][:, None] - g[origin, rest][None, :] + g[origin, origin]
+        b = g[origin, origin] - g[rest, origin]
+        scale = np.sqrt(np.maximum(np.diag(e), 0))
+        usable = scale > 0
+        unique = bool(usable.all())
+        inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=usable)
+        values, vectors = np.linalg.eigh(e * inverse[:, None] * inverse[None, :])
+        large = values > _CUT * max(values.max(), 0.0)
+        if usable.sum() > large.sum():
+            unique = False
+        condition = float(values.max() / max(values.min(), 1e-300)) if unique else float("inf")
+        pseudo = (vectors[:, large] / values[large]) @ vectors[:, large].T * inverse[:, None] * inverse[None, :]
+        ratios[rest] = pseudo @ b
+        ratios[origin] = 1 - ratios[rest].sum()
+        spread = pseudo
+        errors[rest] = np.maximum(np.diag(spread), 0)
+        errors[origin] = max(float(spread.sum()), 0.0)
+    else:
+        ratios[origin] = 1.0
+    residual = max(float(ratios @ products @ ratios), 0.0)
+    variance = max(residual, floor) / max(1, elements - len(keep) + 1)
+    return Fit(ratios, np.sqrt(errors * variance), residual, condition, unique)
+
+
+def eliminated(products: Array, elements: int, keep: list[int], floor: float = 0.0) -> tuple[list[int], Fit]:
+    """Backward elimination, with ``products`` in units of rounding, as ``unmix`` weighs them.
+
+    While some candidate's ratio is within ``SIGNIFICANT`` standard errors of 0, or below ``LEAST``, or lowers a large
+    residual by less than ``SHARE``, or while the answer isn't unique, the one without which the residual grows least is
+    left out; of equal ones that without which the ratios are smallest in sum. Gives who is left, and the fit.
+    """
+    keep = list(keep)
+    while True:
+        now = fit(products, elements, keep, floor)
+        least = SIGNIFICANT
+        if now.residual > MISSING * elements:  # what is missing points somewhere: errors are not only chance
+            least = max(least, (SHARE * elements) ** 0.5)
+        weak = [i for i in keep if abs(now.ratios[i]) < max(least * now.errors[i], LEAST)]
+        if len(keep) == 1 or (now.unique and not weak):
+            return keep, now
+        scale = 1e-9 * float(np.abs(np.diag(products)[keep]).max()) + 1e-300
+        without = []
+        for i in keep if not now.unique else weak:
+            other = fit(products, elements, [j for j in keep if j != i], floor)
+            without.append((round(other.residual / scale), float(np.abs(other.ratios).sum()), i))
+        keep.remove(min(without)[2])

@@ -1,0 +1,196 @@
+"""The guess made again and compared: which arithmetic gives the mix, on a sample, then the whole file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..adapters.arrays import values
+from ..dtypes import DType
+from ..methods.registry import get
+from ..outline import operand
+from .guesses import Guess, option_of
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint, TensorInfo
+    from .unmix import _Unmixer
+
+_SAMPLE = 1 << 16
+"""Elements of a block that are tried, and of each tensor at most."""
+_FIRST = 2048
+_ALIKE = 0.99
+"""Share of the sample that a guess must give; what none does is no single merge of these, and the first is made."""
+_MOST_MADE = 3
+_STRETCH = 1 << 22
+
+
+@dataclass(frozen=True)
+class Proof:
+    """``guess`` is the merge that was made; ``equal`` of the mix's ``tensors`` have its bits, no element of the others
+    is more than ``ulps`` steps of its dtype away (None where dtypes differ, or there is none to compare)."""
+
+    guess: Guess
+    tensors: int
+    equal: int
+    ulps: int | None
+    unequal_elements: int
+    text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        found = asdict(self)
+        guess = found.pop("guess")
+        return {**found, "method": guess["method"], "parameters": guess["parameters"], "blocks": guess["blocks"]}
+
+
+def proved(work: _Unmixer, guesses: Sequence[Guess]) -> Proof:
+    """The guess that has most of a sample's bits, made into a temporary file, compared, and removed."""
+    likely = [guesses[0]]
+    if len(guesses) > 1:
+        sample = _sample(work, sorted(set().union(*(guess.order for guess in guesses))))
+        for most in (_FIRST, _SAMPLE):  # few elements part most of them
+            equal = [_equal_share(sample, guess, most) for guess in guesses]
+            best = max(equal)
+            guesses = [guess for guess, found in zip(guesses, equal, strict=True) if found == best]
+        if best >= _ALIKE:
+            likely = list(guesses[:_MOST_MADE])
+    proofs: list[Proof] = []
+    with tempfile.TemporaryDirectory(prefix="sdsurgery-proof-") as folder:
+        made = os.path.join(folder, "made.safetensors")
+        for guess in likely:
+            _make(work, guess, made)
+            proofs.append(_compared(work, guess, made))
+            if proofs[-1].equal == proofs[-1].tensors:
+                break
+    return max(proofs, key=lambda proof: (proof.equal, -proof.unequal_elements))
+
+
+def _make(work: _Unmixer, guess: Guess, path: str) -> None:
+    from .cast import cast
+    from .merge import merge
+
+    dtypes = {each.dtypes[0] for each in work.tensors}
+    word = (option_of(next(iter(dtypes))) if len(dtypes) == 1 else None) or "keep"
+    settings = replace(work.settings, dtype=word, hash=False, sync=False, overwrite=True, progress=None)
+    inputs = [work.opened[i + 1] for i in guess.order]
+    if guess.method == "cast":
+        cast(inputs[0], settings, out=path)
+        return
+    merge(guess.method, inputs, settings, out=path, parameters=guess.parameters, blocks=guess.blocks or None)
+
+
+class _Tensor(NamedTuple):
+    """Elements of the mix and of candidates (by their numbers), widened."""
+
+    block: str
+    dtype: DType
+    mix: Any
+    inputs: dict[int, Any]
+
+
+def _sample(work: _Unmixer, candidates: Sequence[int]) -> list[_Tensor]:
+    """Of the largest tensors of each block, as many as have the sample's elements."""
+    taken: dict[str, int] = {}
+    found = []
+    for each in sorted(work.tensors, key=lambda each: -each.elements):
+        block = work.block_of(each.name)
+        sources = [0, *(i + 1 for i in candidates)]
+        infos = [work.read.tables[source].get(each.name) for source in sources]
+        if taken.get(block, 0) >= _SAMPLE or any(info is None or info.parts for info in infos):
+            continue
+        count = min(each.elements, _SAMPLE)
+        taken[block] = taken.get(block, 0) + count
+        mix, *inputs = [
+            values(work.opened[source], operand(source, info), count)
+            for source, info in zip(sources, infos, strict=True) if info is not None
+        ]  # fmt: skip
+        found.append(_Tensor(block, work.stored(0, each.name).dtype, mix, dict(zip(candidates, inputs, strict=True))))
+    return found
+
+
+def _equal_share(sample: Sequence[_Tensor], guess: Guess, most: int) -> float:
+    """The share of the sample's elements, ``most`` of each tensor, that has the mix's values."""
+    import numpy as np
+
+    from ..backends.reference import store, widen
+
+    found = total = 0
+    method = get(guess.method)
+    for tensor in sample:
+        inputs = [tensor.inputs[i][:most] for i in guess.order]
+        with np.errstate(all="ignore"):
+            result = method.body(*inputs, **method.bind(len(inputs), guess.of_block(tensor.block)))
+        stored, _ = store(result, np.isfinite(result), tensor.dtype, "default")
+        total += len(inputs[0])
+        found += int((widen(stored, tensor.dtype, False) == tensor.mix[:most]).sum())
+    return found / max(1, total)
+
+
+def _compared(work: _Unmixer, guess: Guess, path: str) -> Proof:
+    from ..checkpoint import open_checkpoint
+    from .compare import compare
+    from .matching import in_names_of
+
+    mix = work.opened[0]
+    with open_checkpoint(path) as made:
+        made.tensors = in_names_of(mix.tensors, made.tensors, work.layout)[0]
+        found = compare(mix, made, replace(work.settings, progress=None))
+        unequal = [tensor.name for tensor in found.tensors if not tensor.equal]
+        ulps, elements = 0, 0
+        for name in unequal:
+            steps = _steps(mix, mix.tensors[name], made, made.tensors[name])
+            if steps is None:
+                ulps = None  # type: ignore[assignment]
+                break
+            ulps, elements = max(ulps, steps[0]), elements + steps[1]
+    total = len(mix.tensors)
+    equal = found.total.equal
+    lacking = len(found.only_in_a)
+    if equal == total:
+        text = f"all {total:,} tensors equal bit for bit"
+    elif ulps is None:
+        text = f"{equal:,} of {total:,} tensors equal bit for bit; the others are of another dtype"
+    else:
+        text = f"{equal:,} of {total:,} tensors equal bit for bit"
+        if unequal:
+            text += f"; in the others {elements:,} elements are up to {ulps:,} steps of the dtype (ulps) away"
+        if lacking or found.shape_differs:
+            text += f"; {lacking + len(found.shape_differs):,} are not in the merge"
+    if found.only_in_b:
+        text += f"; the merge has {len(found.only_in_b):,} more"
+    return Proof(guess, total, equal, ulps, elements, text)
+
+
+def _steps(a: Checkpoint, first: TensorInfo, b: Checkpoint, second: TensorInfo) -> tuple[int, int] | None:
+    """How many values of the dtype lie between two tensors' elements at most, and how many elements differ."""
+    import numpy as np
+
+    size = first.dtype.itemsize
+    if (
+        first.dtype is not second.dtype
+        or first.encoded
+        or first.strides
+        or second.strides
+        or not first.dtype.computable
+    ):
+        return None
+    most = count = 0
+    for at in range(0, first.nbytes, _STRETCH):
+        nbytes = min(_STRETCH, first.nbytes - at)
+        x, y = (
+            _ordered(np.frombuffer(file.files[info.file].read(info.offset + at, nbytes), f"i{size}"))
+            for file, info in ((a, first), (b, second))
+        )
+        apart = np.abs(x - y)
+        most, count = max(most, int(apart.max(initial=0))), count + int((apart != 0).sum())
+    return most, count
+
+
+def _ordered(codes: Any) -> Any:
+    """Codes of floats as integers in the order of their values; both zeros are 0."""
+    import numpy as np
+
+    lowest = np.iinfo(codes.dtype).min
+    return np.where(codes < 0, np.int64(lowest) - codes, codes.astype(np.int64))

@@ -1,0 +1,79 @@
+"""map: distances of every pair, what is identical, the tree and clusters, against NumPy in float64."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sdsurgery as sds
+from cli_support import sds as command
+from mix_tools import base_of, tuned
+from safetensors.numpy import load_file
+from sdsurgery.errors import InputRefused, UsageError
+from sdsurgery.testing import write_checkpoint
+
+SHARES = {"a": 0.05, "b": 0.1, "c": 0.03}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = base_of(tmp_path_factory.mktemp("map"))
+    made = {name: tuned(base, name, share, seed) for seed, (name, share) in enumerate(SHARES.items())}
+    sds.replace(made["c"], {"vae": made["a"]}, out=base.with_name("d.safetensors"), sync=False)
+    return {"base": base, **made, "d": base.with_name("d.safetensors")}
+
+
+def by_numpy(first: Path, second: Path, origin: Path, prefix: str) -> float:
+    x, y, o = (load_file(path) for path in (first, second, origin))
+    buffers = ("alphas", "betas", "log_", "sqrt", "posterior", "lvlb", "scale_factor")
+    names = [n for n in o if n.startswith(prefix) and o[n].dtype == np.float16 and not n.startswith(buffers)]
+    apart = sum(float(np.sum((x[n].astype(np.float64) - y[n].astype(np.float64)) ** 2)) for n in names)
+    return float((apart / sum(float(np.sum(o[n].astype(np.float64) ** 2)) for n in names)) ** 0.5)
+
+
+def test_distances_are_those_of_numpy(models: dict[str, Path]) -> None:
+    files = list(models.values())
+    found = sds.relations(files)
+    assert found.origin == str(files[0]) and found.family == "sd1"
+    for i, j in ((0, 1), (1, 2), (2, 4), (3, 3)):
+        wanted = by_numpy(files[i], files[j], files[0], "")
+        assert found.distances[i][j] == pytest.approx(wanted, rel=1e-6) == found.distances[j][i]
+        vae = by_numpy(files[i], files[j], files[0], "first_stage_model.")
+        assert found.components["vae"][i][j] == pytest.approx(vae, rel=1e-6)
+    first_block = by_numpy(files[1], files[2], files[0], "model.diffusion_model.input_blocks.1.")
+    assert found.blocks["IN01"][1][2] == pytest.approx(first_block, rel=1e-6)
+
+
+def test_identical_components_tree_and_clusters(models: dict[str, Path], tmp_path: Path) -> None:
+    stranger = tmp_path / "stranger.safetensors"
+    write_checkpoint(stranger, "sd1", size="tiny", seed=99)
+    files = [*models.values(), stranger]
+    found = sds.relations(files)
+    names = {(each["component"], *(Path(path).stem for path in each["files"])) for each in found.identical}
+    assert names == {("vae", "a", "d"), ("unet", "c", "d"), ("text_encoder", "c", "d")}
+    assert Path(found.root).stem == "base"
+    links = {(Path(each["from"]).stem, Path(each["to"]).stem) for each in found.tree}
+    assert links == {("base", "c"), ("c", "d"), ("base", "a"), ("base", "b"), ("base", "stranger")}
+    assert [[Path(path).stem for path in cluster] for cluster in found.clusters] == [
+        ["base", "a", "b", "c", "d"],
+        ["stranger"],
+    ]
+
+
+def test_the_command_line(models: dict[str, Path]) -> None:
+    files = [models[name] for name in ("base", "a", "d")]
+    run = command("map", *files, "--json")
+    assert run.rc == 0, run.err
+    assert json.loads(run.out)["files"] == list(map(str, files))
+    text = command("map", *files).out
+    assert "the same vae: a, d" in text and "root: base" in text
+
+
+def test_refusals(models: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at least two"):
+        sds.relations([models["a"]])
+    write_checkpoint(tmp_path / "xl.safetensors", "sdxl-base", size="tiny")
+    with pytest.raises(InputRefused, match="another family"):
+        sds.relations([models["a"], tmp_path / "xl.safetensors"])

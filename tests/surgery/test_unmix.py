@@ -1,0 +1,231 @@
+"""unmix: the truth of synthetic mixes comes out again, is proved bit for bit, and what is missing is said."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sdsurgery as sds
+from cli_support import sds as command
+from mix_tools import base_of, tuned
+from safetensors.numpy import load_file, save_file
+from sdsurgery.errors import InputRefused, UsageError
+
+QUICK: dict[str, Any] = {"overwrite": True, "sync": False, "hash": False}
+SHARES = {"a": 0.05, "b": 0.1, "c": 0.03, "d": 0.15, "e": 0.01, "f": 0.07, "g": 0.12}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = base_of(tmp_path_factory.mktemp("unmix"))
+    made = {name: tuned(base, name, share, seed) for seed, (name, share) in enumerate(SHARES.items())}
+    return {"base": base, **made}
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = base_of(tmp_path_factory.mktemp("unmix_xl"), "sdxl-base")
+    return {"base": base, **{name: tuned(base, name, SHARES[name], seed) for seed, name in enumerate("abc")}}
+
+
+def mixed(models: dict[str, Path], names: str, method: str, **parameters: Any) -> Path:
+    """A merge of models by their letters; ``name`` is that of the file."""
+    out = models["base"].with_name(f"{parameters.pop('name', 'mix')}.safetensors")
+    sds.merge(method, [models[name] for name in names.split()], out=out, **QUICK, **parameters)
+    return out
+
+
+def ratios(found: sds.Unmixing) -> dict[str, float]:
+    return {Path(path).stem: ratio for path, ratio in found.ratios.items()}
+
+
+def pick(models: dict[str, Path], names: str) -> list[Path]:
+    return [models[name] for name in names.split()]
+
+
+UNIFORM = [
+    ("a b", "weighted-sum", {"alpha": 0.3}, {"a": 0.7, "b": 0.3}),
+    ("a b", "weighted-sum.lerp", {"alpha": 0.45}, {"a": 0.55, "b": 0.45}),
+    ("a b", "weighted-sum.lerp", {"alpha": 0.45, "fused": True}, {"a": 0.55, "b": 0.45}),
+    ("b a", "weighted-sum", {"alpha": 1.2}, {"a": 1.2, "b": -0.2}),
+    ("a b base", "add-diff", {"alpha": 0.7}, {"a": 1.0, "b": 0.7, "base": -0.7}),
+    ("a b base", "add-diff", {"alpha": 0.35, "fused": True}, {"a": 1.0, "b": 0.35, "base": -0.35}),
+    ("a b c", "n-sum", {"weights": [0.5, 0.3, 0.2]}, {"a": 0.5, "b": 0.3, "c": 0.2}),
+    ("a b c", "mean", {}, {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}),
+    ("c b a", "sum-twice", {"alpha": 0.3, "beta": 0.2}, {"c": 0.56, "b": 0.24, "a": 0.2}),
+    ("a b c", "sum-twice.lerp", {"alpha": 0.3, "beta": 0.2, "fused": True}, {"a": 0.56, "b": 0.24, "c": 0.2}),
+    ("a b d", "triple-sum", {"alpha": 0.2, "beta": 0.4}, {"a": 0.4, "b": 0.2, "d": 0.4}),
+    (
+        "a b c d e f", "n-sum", {"weights": [0.3, 0.2, 0.1, 0.15, 0.2, 0.05]},
+        {"a": 0.3, "b": 0.2, "c": 0.1, "d": 0.15, "e": 0.2, "f": 0.05},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("names", "method", "parameters", "truth"), UNIFORM)
+def test_linear_methods_are_found_and_proved_bit_for_bit(
+    models: dict[str, Path], names: str, method: str, parameters: dict[str, Any], truth: dict[str, float]
+) -> None:
+    mix = mixed(models, names, method, **parameters)
+    found = sds.unmix(mix, list(models.values()), prove=True)
+    assert ratios(found) == pytest.approx(truth, abs=1e-4)
+    for block in found.blocks.values():
+        assert {Path(path).stem: ratio for path, ratio in block.items()} == pytest.approx(truth, abs=5e-4)
+    assert found.complete and found.constant and found.unexplained < 4e-4
+    assert found.proof is not None and found.proof["text"] == "all 1,143 tensors equal bit for bit"
+
+
+def test_the_command_makes_the_same_file(models: dict[str, Path], tmp_path: Path) -> None:
+    mix = mixed(models, "a b", "weighted-sum", alpha=0.25, blocks="IN04=0.5,OUT05=0.8,VAE=1")
+    found = sds.unmix(mix, pick(models, "a b c"), prove=True)
+    assert found.proof is not None and found.proof["equal"] == found.proof["tensors"]
+    words = shlex.split(found.command)
+    assert command(*words[1:-1], str(tmp_path / "out.safetensors")).rc == 0
+    assert sds.compare(mix, tmp_path / "out.safetensors").equal
+    assert found.formula == "0.75·a + 0.25·b; α of b by block: IN04 0.5, OUT05 0.8, VAE 1"
+
+
+@pytest.mark.parametrize("method", ["weighted-sum", "weighted-sum.lerp"])
+def test_a_preset_is_named_and_proved(models: dict[str, Path], method: str) -> None:
+    mix = mixed(models, "a b", method, alpha=0.35, blocks="SMOOTHSTEP")
+    found = sds.unmix(mix, pick(models, "a b c"), prove=True)
+    assert found.preset == "SMOOTHSTEP" and "SMOOTHSTEP" in found.command and not found.constant
+    assert found.proof is not None and found.proof["equal"] == found.proof["tensors"]
+
+
+def test_sdxl_with_ratios_by_block(xl: dict[str, Path]) -> None:
+    mix = mixed(xl, "a b", "weighted-sum", alpha=0.2, blocks="IN08=0.6,M00=0.4,OUT00-OUT02=0.9")
+    found = sds.unmix(mix, list(xl.values()), prove=True)
+    assert found.family == "sdxl-base"
+    alpha = {block: each[str(xl["b"])] for block, each in found.blocks.items()}
+    assert [alpha[block] for block in ("BASE", "IN08", "M00", "OUT01", "OUT03")] == pytest.approx(
+        [0.2, 0.6, 0.4, 0.9, 0.2], abs=5e-4
+    )
+    assert found.proof is not None and found.proof["equal"] == found.proof["tensors"]
+
+
+def test_a_chain_of_two_generations_is_found(models: dict[str, Path]) -> None:
+    first = mixed(models, "a b", "weighted-sum", alpha=0.4, name="first")
+    out = first.with_name("second.safetensors")
+    sds.merge("add-diff", [first, models["c"], models["base"]], alpha=0.5, out=out, **QUICK)
+    found = sds.unmix(out, list(models.values()), prove=True)
+    assert ratios(found) == pytest.approx({"a": 0.6, "b": 0.4, "c": 0.5, "base": -0.5}, abs=1e-4)
+    assert found.complete and found.proof is not None and found.proof["ulps"] > 0
+
+
+def test_a_vae_of_another_model_is_named(models: dict[str, Path]) -> None:
+    first = mixed(models, "a b c", "n-sum", weights=[0.5, 0.3, 0.2], name="first")
+    out = first.with_name("other_vae.safetensors")
+    sds.replace(first, {"vae": models["d"]}, out=out, **QUICK)
+    found = sds.unmix(out, pick(models, "a b c d"))
+    assert "vae is that of d, unchanged" in found.notes
+    assert found.blocks["VAE"][str(models["d"])] == pytest.approx(1)
+    assert {name: ratio for name, ratio in ratios(found).items() if name != "d"} == pytest.approx(
+        {"a": 0.5, "b": 0.3, "c": 0.2}, abs=1e-4
+    )
+
+
+def test_a_missing_parent_is_said_and_the_base_keeps_the_others_near_the_truth(models: dict[str, Path]) -> None:
+    mix = mixed(models, "a b c", "n-sum", weights=[0.45, 0.3, 0.25])
+    with_base = sds.unmix(mix, pick(models, "a c d base"))
+    assert not with_base.complete and with_base.unexplained > 0.01 > 20 * with_base.rounding
+    known = ratios(with_base)
+    assert (known["a"], known["c"]) == pytest.approx((0.45, 0.25), abs=0.02) and "d" not in known
+    without = sds.unmix(mix, pick(models, "a c d"))
+    assert any("a parent is missing" in note and "upper bounds" in note for note in without.notes)
+    assert without.residual_ranks and not any(row["low"] for row in without.residual_ranks)
+
+
+def test_a_baked_adapter_shows_as_low_rank(models: dict[str, Path], tmp_path: Path) -> None:
+    mix = load_file(mixed(models, "a b", "weighted-sum", alpha=0.3))
+    rng = np.random.default_rng(1)
+    layers = [key for key in mix if "attn1.to_" in key and key.endswith("weight") and min(mix[key].shape) >= 32]
+    for key in layers[:12]:
+        rows, columns = mix[key].shape
+        change = rng.normal(size=(rows, 4)) @ rng.normal(size=(4, columns)) * (0.05 / columns**0.5)
+        mix[key] = (mix[key].astype(np.float32) + change.astype(np.float32)).astype(np.float16)
+    save_file(mix, tmp_path / "baked.safetensors")
+    found = sds.unmix(tmp_path / "baked.safetensors", pick(models, "a b c base"))
+    assert (ratios(found)["a"], ratios(found)["b"]) == pytest.approx((0.7, 0.3), abs=5e-3)
+    assert not found.complete and found.residual_ranks
+    assert all(row["low"] and row["rank"] == 4 for row in found.residual_ranks)
+    assert any("adapter is baked" in note for note in found.notes)
+
+
+def test_candidates_that_are_mixes_of_each_other_are_not_unique(models: dict[str, Path]) -> None:
+    half = mixed(models, "a b", "weighted-sum", alpha=0.5, name="half")
+    mix = half.with_name("quarter.safetensors")
+    sds.merge("weighted-sum", [models["a"], half], alpha=0.5, out=mix, **QUICK)
+    found = sds.unmix(mix, [models["a"], models["b"], half])
+    assert not found.unique and any("the answer is not unique" in note for note in found.notes)
+    assert len(found.ratios) == 2
+
+
+def test_identical_candidates_count_once(models: dict[str, Path], tmp_path: Path) -> None:
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(models["a"].read_bytes())
+    found = sds.unmix(mixed(models, "a b", "weighted-sum", alpha=0.3), [copy, *pick(models, "a b")])
+    assert ratios(found) == pytest.approx({"copy": 0.7, "b": 0.3}, abs=1e-4)
+    assert any("a has the same weights as copy" in note for note in found.notes)
+
+
+def test_a_cast_and_the_model_itself(models: dict[str, Path], tmp_path: Path) -> None:
+    sds.cast(models["a"], out=tmp_path / "cast.safetensors", dtype="bf16")
+    found = sds.unmix(tmp_path / "cast.safetensors", pick(models, "a b c"), prove=True)
+    assert ratios(found) == {"a": 1.0} and found.complete
+    assert found.proof is not None and found.proof["equal"] == found.proof["tensors"]
+    itself = sds.unmix(models["a"], [*pick(models, "b c"), tmp_path / "cast.safetensors"])
+    assert ratios(itself) == {"cast": 1.0} and "cast is this model in BF16" in itself.notes
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_false_parent(models: dict[str, Path], seed: int) -> None:
+    """Random sums of random models among all of them; tests/helpers/mix_tools.py says what these are."""
+    rng = np.random.default_rng(seed)
+    chosen = [str(name) for name in rng.choice(list(models), size=int(rng.integers(2, 6)), replace=False)]
+    parts = np.round(rng.dirichlet(np.full(len(chosen), 2.0)), 2) + 0.02
+    weights = [*parts[:-1].tolist(), 1 - float(parts[:-1].sum())]
+    found = sds.unmix(mixed(models, " ".join(chosen), "n-sum", weights=weights), list(models.values()))
+    assert ratios(found) == pytest.approx(
+        {name: weight for name, weight in zip(chosen, weights, strict=True) if abs(weight) > 1e-9}, abs=1e-4
+    )
+
+
+def test_backends_and_threads_give_the_same_answer(models: dict[str, Path]) -> None:
+    mix = mixed(models, "a b c", "n-sum", weights=[0.5, 0.3, 0.2])
+    given = pick(models, "a b c")
+    plain, other = sds.unmix(mix, given), sds.unmix(mix, given, threads=3, io="mmap")
+    reference = sds.unmix(mix, given, backend="reference")
+    assert plain.ratios == other.ratios == reference.ratios
+    assert plain.blocks == reference.blocks and plain.errors == reference.errors
+
+
+def test_the_command_line(models: dict[str, Path]) -> None:
+    mix = mixed(models, "a b", "weighted-sum", alpha=0.3)
+    run = command("unmix", mix, "--in", mix.parent, "--json", "--prove")
+    assert run.rc == 0, run.err
+    found = json.loads(run.out)
+    assert found["formula"] == "0.7·a + 0.3·b" and found["proof"]["text"].startswith("all 1,143")
+    keys = "ratios blocks errors unexplained formula command proof"
+    assert set(keys.split()) <= set(found) and str(mix) not in found["candidates"]
+    text = command("unmix", mix, models["a"], models["b"]).out
+    assert "= 0.7·a + 0.3·b" in text and "made by: sdsurgery merge" in text
+
+
+def test_refusals(models: dict[str, Path], xl: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="no candidates"):
+        sds.unmix(models["a"], [])
+    with pytest.raises(InputRefused, match="another family"):
+        sds.unmix(models["a"], [xl["a"]])
+    with pytest.raises(InputRefused):
+        sds.unmix(models["a"], [models["b"].with_name("nowhere.safetensors")])
+    with pytest.raises(InputRefused, match="cannot be listed"):
+        sds.unmix(models["a"], [], folder=models["a"].with_name("nowhere"))
+    with pytest.raises(UsageError, match=r"keeps no values|cannot be used"):
+        sds.unmix(models["a"], [models["b"]], backend="cuda")
+    run = command("unmix", models["a"])
+    assert run.rc == 2 and run.err.count("\n") == 1
