@@ -28,7 +28,7 @@ def tuned(base: Path, name: str, share: float, seed: int, only: Sequence[str] = 
             continue
         size = float(np.sqrt(np.mean(tensor.astype(np.float64) ** 2)))
         change = rng.normal(size=tensor.shape).astype(np.float32) * np.float32(share * size)
-        found[key] = (tensor.astype(np.float32) + change).astype(np.float16)
+        found[key] = np.asarray(tensor.astype(np.float32) + change, np.float16)
     path = base.with_name(f"{name}.safetensors")
     save_file(found, path)
     return path

@@ -89,6 +89,13 @@ def test_the_command_makes_the_same_file(models: dict[str, Path], tmp_path: Path
     assert found.formula == "0.75·a + 0.25·b; α of b by block: IN04 0.5, OUT05 0.8, VAE 1"
 
 
+def test_the_proof_says_whose_arithmetic_it_is(models: dict[str, Path]) -> None:
+    mix = mixed(models, "a b", "supermerger:weighted-sum", alpha=0.3)
+    found = sds.unmix(mix, pick(models, "a b c"), prove=True)
+    assert found.proof is not None and found.proof["method"] == "weighted-sum.lerp"
+    assert "supermerger" in found.proof["tools"] and "a1111" not in found.proof["tools"]
+
+
 @pytest.mark.parametrize("method", ["weighted-sum", "weighted-sum.lerp"])
 def test_a_preset_is_named_and_proved(models: dict[str, Path], method: str) -> None:
     mix = mixed(models, "a b", method, alpha=0.35, blocks="SMOOTHSTEP")

@@ -77,7 +77,8 @@ def lines(found: Unmixing, *, verbose: bool = False) -> Iterator[str]:
     for note in found.notes:
         yield note if note.startswith("warning: ") else f"note: {in_shell(printable(note, 600))}"
     if found.proof is not None:
-        yield f"proof: {found.proof['text']}"
+        tools = found.proof["tools"]
+        yield f"proof: {found.proof['text']}" + (f"; the arithmetic of {', '.join(tools)}" if tools else "")
     yield f"made by: {found.command}"
 
 

@@ -67,13 +67,17 @@ FORMS = (
     Form("add-diff", 3, _difference, _FUSED),
     Form("mean", 0, _equal),
     Form("n-sum.running-mean", 0, _equal),
+    Form("n-sum.running-mean", 0, _equal, _FUSED),
     Form("triple-sum", 3, _two),
+    Form("triple-sum", 3, _two, _FUSED),
     Form("triple-sum.lerp", 3, _two),
     Form("triple-sum.lerp", 3, _two, _FUSED),
     Form("sum-twice", 3, _twice),
     Form("sum-twice.lerp", 3, _twice),
     Form("sum-twice.lerp", 3, _twice, _FUSED),
     Form("n-sum", 0, _weights, _FUSED),
+    Form("n-sum.normalised", 0, _weights),
+    Form("n-sum.normalised", 0, _weights, _FUSED),
 )
 """In the order in which they are tried; the first that can give the ratios is what is said without a proof."""
 

@@ -26,6 +26,8 @@ MISSING = 4.0
 """The residual's energy beside that of rounding, above which something is missing from the mix: twice the size."""
 SHARE = 0.01
 """Then a candidate must also lower the residual's energy by this share."""
+WORSE = 1.5
+"""As many times the residual's energy as an answer without a mix of the others may have."""
 
 _MANTISSA = {F64: 52, F32: 23, F16: 10, BF16: 7, F8_E4M3: 3, F8_E5M2: 2}
 _SMALLEST = {F64: 2.0**-1074, F32: 2.0**-149, F16: 2.0**-24, BF16: 2.0**-133, F8_E4M3: 2.0**-9, F8_E5M2: 2.0**-16}
@@ -47,11 +49,13 @@ def coarser(dtype: DType | None, other: DType | None) -> bool:
 
 @dataclass(frozen=True)
 class Fit:
-    """``ratios`` and their standard ``errors`` [n], 0 for candidates that were not asked for; ``residual`` rᵀGr;
+    """``ratios`` and their standard ``errors`` [n], 0 for candidates that were not asked for; ``own`` [n] the energy of
+    what of each candidate no mix of the others makes, infinite for a single one; ``residual`` rᵀGr;
     ``condition`` of the scaled normal equations; ``unique``: whether only one mix is nearest."""
 
     ratios: Array
     errors: Array
+    own: Array
     residual: float
     condition: float
     unique: bool
@@ -88,7 +92,8 @@ def fit(products: Array, elements: int, keep: list[int], floor: float = 0.0) -> 
         ratios[origin] = 1.0
     residual = max(float(ratios @ products @ ratios), 0.0)
     variance = max(residual, floor) / max(1, elements - len(keep) + 1)
-    return Fit(ratios, np.sqrt(errors * variance), residual, condition, unique)
+    own = np.divide(1.0, errors, out=np.full(count, np.inf), where=errors > 0)
+    return Fit(ratios, np.sqrt(errors * variance), own, residual, condition, unique)
 
 
 def eliminated(products: Array, elements: int, keep: list[int], floor: float = 0.0) -> tuple[list[int], Fit]:
@@ -96,20 +101,26 @@ def eliminated(products: Array, elements: int, keep: list[int], floor: float = 0
 
     While some candidate's ratio is within ``SIGNIFICANT`` standard errors of 0, or below ``LEAST``, or lowers a large
     residual by less than ``SHARE``, or while the answer isn't unique, the one without which the residual grows least is
-    left out; of equal ones that without which the ratios are smallest in sum. Gives who is left, and the fit.
+    left out; of equal ones that without which the ratios are smallest in sum. So is a candidate that the others make to
+    within rounding, unless the residual grows by more than ``WORSE``: roundings of the same sums resemble each other.
+    Gives who is left, and the fit.
     """
     keep = list(keep)
-    while True:
+    while len(keep) > 1:
         now = fit(products, elements, keep, floor)
         least = SIGNIFICANT
         if now.residual > MISSING * elements:  # what is missing points somewhere: errors are not only chance
             least = max(least, (SHARE * elements) ** 0.5)
-        weak = [i for i in keep if abs(now.ratios[i]) < max(least * now.errors[i], LEAST)]
-        if len(keep) == 1 or (now.unique and not weak):
-            return keep, now
         scale = 1e-9 * float(np.abs(np.diag(products)[keep]).max()) + 1e-300
         without = []
-        for i in keep if not now.unique else weak:
+        for i in keep:
+            weak = not now.unique or abs(now.ratios[i]) < max(least * now.errors[i], LEAST)
+            if not weak and now.own[i] > MISSING * elements:
+                continue
             other = fit(products, elements, [j for j in keep if j != i], floor)
-            without.append((round(other.residual / scale), float(np.abs(other.ratios).sum()), i))
+            if weak or other.residual <= WORSE * now.residual:
+                without.append((round(other.residual / scale), float(np.abs(other.ratios).sum()), i))
+        if not without:
+            return keep, now
         keep.remove(min(without)[2])
+    return keep, fit(products, elements, keep, floor)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..adapters.arrays import values
 from ..dtypes import DType
+from ..methods.compat import TOOLS
 from ..methods.registry import get
 from ..outline import operand
 from .guesses import Guess, option_of
@@ -30,13 +31,15 @@ _STRETCH = 1 << 22
 @dataclass(frozen=True)
 class Proof:
     """``guess`` is the merge that was made; ``equal`` of the mix's ``tensors`` have its bits, no element of the others
-    is more than ``ulps`` steps of its dtype away (None where dtypes differ, or there is none to compare)."""
+    is more than ``ulps`` steps of its dtype away (None where dtypes differ, or there is none to compare). ``tools``
+    compute the method so (docs/compat.md)."""
 
     guess: Guess
     tensors: int
     equal: int
     ulps: int | None
     unequal_elements: int
+    tools: list[str]
     text: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,7 +163,15 @@ def _compared(work: _Unmixer, guess: Guess, path: str) -> Proof:
             text += f"; {lacking + len(found.shape_differs):,} are not in the merge"
     if found.only_in_b:
         text += f"; the merge has {len(found.only_in_b):,} more"
-    return Proof(guess, total, equal, ulps, elements, text)
+    return Proof(guess, total, equal, ulps, elements, _tools(guess), text)
+
+
+def _tools(guess: Guess) -> list[str]:
+    """The programs whose arithmetic the guess is."""
+    wanted = (guess.method, bool(guess.parameters.get("fused")))
+    forms = ((tool, form) for tool, table in TOOLS.items() for form in table.values())
+    found = (tool for tool, form in forms if (form.name, form.fused) == wanted and form.equal.startswith("bits"))
+    return list(dict.fromkeys(found))
 
 
 def _steps(a: Checkpoint, first: TensorInfo, b: Checkpoint, second: TensorInfo) -> tuple[int, int] | None:
