@@ -409,7 +409,8 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
 
     py::class_<Program, std::shared_ptr<Program>>(m, "Program")
         .def(py::init(&make_program), py::arg("inputs"), py::arg("constants"), py::arg("steps"), py::arg("result"),
-             py::arg("wide"), py::arg("stages") = py::tuple(), py::arg("made") = py::tuple(), py::arg("generated") = 0)
+             py::arg("wide"), py::arg("stages") = py::tuple(), py::arg("made") = py::tuple(), py::arg("generated") = 0,
+             py::arg("functions") = py::tuple())
         .def_property_readonly("fused", [](const Program& self) { return self.fused >= 0; })
         .def_readonly("id", &Program::id)
         .def_readonly("constants", &Program::constants)

@@ -44,6 +44,12 @@ inline Stage stage_from(const pybind11::handle& item) {
         const pybind11::tuple row = pybind11::cast<pybind11::tuple>(part);
         const pybind11::tuple args = pybind11::cast<pybind11::tuple>(row[2]);
         const int kind = row[0].cast<int>(), along = row[1].cast<int>();
+        if (kind == Reduce::whole) {
+            Reduce made{Reduce::whole, Along::each, {}, {}, along, {}};
+            for (const pybind11::handle& arg : args) made.args.push_back(ref_from(arg));
+            stage.reductions.push_back(std::move(made));
+            continue;
+        }
         if (kind < 0 || kind >= Reduce::kCount || along < 0 || along >= static_cast<int>(Along::kCount) ||
             static_cast<int>(args.size()) != arity(static_cast<Reduce::Kind>(kind)))
             throw Error(Code::invalid, "unknown reduction");
@@ -78,16 +84,44 @@ inline Made made_from(const pybind11::handle& item) {
     return made;
 }
 
+// (number of arrays, function): called with a list of buffers, a list of numbers, the shape, whether the buffers hold
+// float64, and the buffer to fill.
+inline WholeFunction function_from(const pybind11::handle& item) {
+    const pybind11::tuple row = pybind11::cast<pybind11::tuple>(item);
+    const std::shared_ptr<pybind11::object> held(new pybind11::object(row[1]), [](pybind11::object* object) {
+        const pybind11::gil_scoped_acquire gil;
+        delete object;
+    });
+    const auto view = [](const WholeFunction::Bytes& bytes) {
+        return pybind11::memoryview::from_memory(const_cast<uint8_t*>(bytes.data()),
+                                                 static_cast<pybind11::ssize_t>(bytes.size()), false);
+    };
+    const auto call = [held, view](const std::vector<WholeFunction::Bytes>& arrays, const std::vector<double>& numbers,
+                                   const std::vector<uint64_t>& shape, bool wide, WholeFunction::Bytes& out) {
+        const pybind11::gil_scoped_acquire gil;
+        try {
+            pybind11::list views;
+            for (const WholeFunction::Bytes& array : arrays) views.append(view(array));
+            (*held)(views, numbers, shape, wide, view(out));
+        } catch (pybind11::error_already_set& error) {
+            throw Error(Code::invalid, std::string("a method's function failed: ") + error.what());
+        }
+    };
+    return {row[0].cast<int>(), call};
+}
+
 inline std::shared_ptr<Program> make_program(int inputs, int constants, const pybind11::sequence& steps,
                                              const pybind11::handle& result, bool wide,
                                              const pybind11::sequence& stages, const pybind11::sequence& made,
-                                             int generated) {
+                                             int generated, const pybind11::sequence& functions) {
     std::vector<Stage> native;
     for (const pybind11::handle& item : stages) native.push_back(stage_from(item));
     std::vector<Made> operands;
     for (const pybind11::handle& item : made) operands.push_back(made_from(item));
+    std::vector<WholeFunction> whole;
+    for (const pybind11::handle& item : functions) whole.push_back(function_from(item));
     return std::make_shared<Program>(inputs, constants, steps_from(steps), ref_from(result), wide, std::move(native),
-                                     std::move(operands), inputs - generated);
+                                     std::move(operands), inputs - generated, std::move(whole));
 }
 
 }  // namespace sds

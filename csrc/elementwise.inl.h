@@ -84,6 +84,66 @@ struct FusedTable {
     FusedTable() { formulas::for_each(*this); }
 };
 
+// ---- sums of any number of inputs of one dtype: in registers too, an input after the other
+
+template <class In, class Out>
+uint32_t weighted_sum(const Operand* operands, int inputs, uint8_t* out, size_t count, const float* constants) {
+    constexpr size_t W = Lanes::width, in_size = sizeof(typename In::Code), out_size = sizeof(typename Out::Code);
+    Peak peak = Peak::none();
+    size_t i = 0;
+    for (; i + 4 * W <= count; i += 4 * W) {
+        const auto at = [i](const Operand& operand, size_t part) {
+            return load<In>(operand.data + (i + part * W) * in_size);
+        };
+        Lanes c = Lanes::all(constants[0]);
+        Lanes y0 = c * at(operands[0], 0), y1 = c * at(operands[0], 1);
+        Lanes y2 = c * at(operands[0], 2), y3 = c * at(operands[0], 3);
+        for (int k = 1; k < inputs; ++k) {
+            c = Lanes::all(constants[k]);
+            y0 = y0 + c * at(operands[k], 0);
+            y1 = y1 + c * at(operands[k], 1);
+            y2 = y2 + c * at(operands[k], 2);
+            y3 = y3 + c * at(operands[k], 3);
+        }
+        const Lanes results[] = {y0, y1, y2, y3};
+        for (size_t part = 0; part < 4; ++part) {
+            peak.see(results[part]);
+            store<Out>(out + (i + part * W) * out_size, results[part]);
+        }
+    }
+    for (; i < count; i += W) {  // the rest goes through full registers too, padded with zeros
+        const size_t left = count - i < W ? count - i : W;
+        uint8_t padded[W * 4] = {};
+        memcpy(padded, operands[0].data + i * in_size, left * in_size);
+        Lanes y = Lanes::all(constants[0]) * load<In>(padded);
+        for (int k = 1; k < inputs; ++k) {
+            memcpy(padded, operands[k].data + i * in_size, left * in_size);
+            y = y + Lanes::all(constants[k]) * load<In>(padded);
+        }
+        peak.see(y);
+        store<Out>(padded, y);
+        memcpy(out + i * out_size, padded, left * out_size);
+    }
+    return peak.value();
+}
+
+using SumKernel = uint32_t (*)(const Operand*, int, uint8_t*, size_t, const float*);
+template <class In>
+SumKernel sum_kernel_to(DType out) {
+    static const SumKernel kernels[] = {weighted_sum<In, F32>, weighted_sum<In, F16>, weighted_sum<In, BF16>,
+                                        weighted_sum<In, E4M3>, weighted_sum<In, E5M2>};
+    return kernels[static_cast<int>(out) - 1];
+}
+inline SumKernel sum_kernel(DType in, DType out) {
+    switch (in) {
+        case DType::f32: return sum_kernel_to<F32>(out);
+        case DType::f16: return sum_kernel_to<F16>(out);
+        case DType::bf16: return sum_kernel_to<BF16>(out);
+        case DType::e4m3: return sum_kernel_to<E4M3>(out);
+        default: return sum_kernel_to<E5M2>(out);
+    }
+}
+
 // ---- strips: any program, any mixture of dtypes, one operation at a time over a strip in the L1 cache
 
 constexpr size_t kStrip = 512;
@@ -357,14 +417,17 @@ inline void evaluate(const Program& program, const Numbers& numbers, const Opera
         strips<double>(program, numbers.wide.data(), operands, out, out_dtype, count, policy, tally, scratch);
         return;
     }
-    if (program.fused < 0 || !same || out_dtype == DType::f64) {
+    if ((program.fused < 0 && !program.summed) || !same || out_dtype == DType::f64) {
         strips<float>(program, numbers.narrow.data(), operands, out, out_dtype, count, policy, tally, scratch);
         return;
     }
     static const FusedTable table;
     const DType in_dtype = operands[0].dtype;
+    const SumKernel sum = sum_kernel(in_dtype, out_dtype);
     const FusedKernel kernel =
-        table.rows[program.fused].kernel[static_cast<int>(in_dtype) - 1][static_cast<int>(out_dtype) - 1];
+        program.summed
+            ? nullptr
+            : table.rows[program.fused].kernel[static_cast<int>(in_dtype) - 1][static_cast<int>(out_dtype) - 1];
     // In stretches, so that one odd value sends a few thousand elements through the careful path, not a whole tile.
     constexpr size_t kStretch = 16384;
     const uint32_t limit = careful_from(out_dtype);
@@ -375,7 +438,10 @@ inline void evaluate(const Program& program, const Numbers& numbers, const Opera
             here[k] = {operands[k].data + first * size_of(in_dtype), in_dtype};
         }
         uint8_t* to = out + first * size_of(out_dtype);
-        if (kernel(here, to, n, numbers.narrow.data()) >= limit) {
+        const float* const constants = numbers.narrow.data();
+        const uint32_t peak =
+            program.summed ? sum(here, program.inputs, to, n, constants) : kernel(here, to, n, constants);
+        if (peak >= limit) {
             strips<float>(program, numbers.narrow.data(), here, to, out_dtype, n, policy, tally, scratch);
         }
     }

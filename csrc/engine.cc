@@ -18,8 +18,10 @@ constexpr uint64_t kPage = 4096;
 // written. The page cache takes folios of the size of the write: on a virtual machine those of 512 KiB can take twice
 // as long as ones of 256 KiB, whenever the memory for them has to be fetched from the host; 128 KiB cost a fifth more.
 constexpr uint64_t kTile = 256 << 10;
-constexpr uint64_t kChunk = 256 << 10;    // of one operand: read, used and overwritten while in L2
-constexpr uint64_t kColdChunk = 1 << 20;  // a cold disk wants long reads, and several in flight
+constexpr uint64_t kChunk = 256 << 10;  // of one operand: read, used and overwritten while in L2
+constexpr uint64_t kLeastChunk = 16 << 10;
+constexpr uint64_t kInputBudget = 8 << 20;  // of a worker's input buffers, however many inputs
+constexpr uint64_t kColdChunk = 1 << 20;    // a cold disk wants long reads, and several in flight
 constexpr uint64_t kColdBudget = 40 << 20;
 constexpr unsigned kColdWorkers = 8;  // that many, however few the processors
 // Of mapped input, until it is released: each time costs an interrupt on every processor that works for us.
@@ -95,7 +97,8 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
     if (outputs_.empty()) values_.resize(jobs_.size());
     finished_.resize(tiles_.size());
     tallies_.resize(std::max<size_t>(1, outputs_.size()), std::vector<Tally>(jobs_.size()));
-    chunk_bytes_ = kChunk;
+    chunk_bytes_ =
+        std::max(kLeastChunk, std::min(kChunk, kInputBudget / std::max<size_t>(1, most_operands_) / kPage * kPage));
     bool cold = false;
     for (const auto& source : sources_) {
         Io io = source->resolve(options_.io);
@@ -128,7 +131,7 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
         const uint64_t share = kColdBudget / worker_count_;
         const uint64_t left = share > options_.tile_bytes ? share - options_.tile_bytes : 0;
         chunk_bytes_ =
-            std::max(kChunk, std::min(kColdChunk, left / std::max<size_t>(1, most_operands_) / kPage * kPage));
+            std::max(chunk_bytes_, std::min(kColdChunk, left / std::max<size_t>(1, most_operands_) / kPage * kPage));
     }
     worker_count_ = static_cast<unsigned>(std::max<uint64_t>(1, std::min<uint64_t>(worker_count_, tiles_.size())));
 }

@@ -15,10 +15,12 @@
 namespace sds {
 
 struct Generated {
-    enum Kind : int { numbers, index, within, uniform, normal } kind;
-    uint64_t inner = 1, length = 1;      // of numbers and index: element i has place i / inner mod length
-    const double* values = nullptr;      // of numbers, one for each place
-    double last = 0;                     // of within: 1 up to this element, 0 behind it
+    enum Kind : int { numbers, index, within, uniform, normal, elements } kind;
+    uint64_t inner = 1, length = 1;   // of numbers and index: element i has place i / inner mod length
+    const double* values = nullptr;   // of numbers, one for each place
+    double last = 0;                  // of within: 1 up to this element, 0 behind it
+    const uint8_t* stored = nullptr;  // of elements: float32, or float64 if `wide`
+    bool wide = false;
     uint32_t key[2] = {0, 0}, draw = 0;  // of random numbers
 };
 

@@ -62,7 +62,19 @@ void draw_numbers(const Generated& of, uint64_t first, size_t n, T* to) {
 // Elements from `first` on.
 template <class T>
 void generate(const Generated& of, uint64_t first, size_t n, T* to) {
-    if (of.kind == Generated::within) {
+    if (of.kind == Generated::elements) {
+        for (size_t i = 0; i < n; ++i) {
+            if (of.wide) {
+                double x;
+                memcpy(&x, of.stored + (first + i) * sizeof x, sizeof x);
+                to[i] = static_cast<T>(x);
+            } else {
+                float x;
+                memcpy(&x, of.stored + (first + i) * sizeof x, sizeof x);
+                to[i] = x;
+            }
+        }
+    } else if (of.kind == Generated::within) {
         for (size_t i = 0; i < n; ++i) to[i] = static_cast<double>(first + i) <= of.last ? T(1) : T(0);
     } else if (of.kind == Generated::uniform || of.kind == Generated::normal) {
         draw_numbers(of, first, n, to);

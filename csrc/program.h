@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -57,20 +58,32 @@ struct Step {
 
 // What a reduction runs along: the whole tensor, its first axis (one value for each column), its last (for each row),
 // all but the first (for each output channel). As the axis of an index: the first, the last, the second.
-enum class Along : int { all = 0, first, last, channel, kCount };
+enum class Along : int { all = 0, first, last, channel, kCount, each = kCount };  // each: of `whole` only
 
 struct Reduce {
     // kth is the k-th largest; top gives it, and the last index of its equals that belongs to the k largest (select.h).
     // length is the tensor's number of elements along an axis, or (all) of axes.
-    enum Kind : int { sum = 0, dot, minimum, maximum, count, kth, top, length, kCount } kind;
+    enum Kind : int { sum = 0, dot, minimum, maximum, count, kth, top, length, whole, kCount } kind;
     Along along;
-    Ref a, b;  // as many as the kind has; of kth and top b is k, a constant or a value
+    Ref a, b;                    // as many as the kind has; of kth and top b is k, a constant or a value
+    int function = 0;            // of whole: which of the program's
+    std::vector<Ref> args = {};  // of whole: expressions, then constants and values
     bool selects() const { return kind == kth || kind == top; }
 };
 inline int expressions(Reduce::Kind kind) {  // that it reads for each element
-    return kind == Reduce::count || kind == Reduce::length ? 0 : kind == Reduce::dot ? 2 : 1;
+    return kind == Reduce::count || kind == Reduce::length || kind == Reduce::whole ? 0 : kind == Reduce::dot ? 2 : 1;
 }
 inline int arity(Reduce::Kind kind) { return kind == Reduce::kth || kind == Reduce::top ? 2 : expressions(kind); }
+
+// A function of whole tensors: it gets the elements of `arrays` expressions, and numbers, and fills `out` with an
+// element for each of theirs; all in float32, or float64 if `wide`.
+struct WholeFunction {
+    using Bytes = std::vector<uint8_t>;
+    int arrays;
+    std::function<void(const std::vector<Bytes>& arrays, const std::vector<double>& numbers,
+                       const std::vector<uint64_t>& shape, bool wide, Bytes& out)>
+        call;
+};
 
 // An operand that no file holds (generated.h): an element's index along an axis, whether its index in the tensor is at
 // most `args[0]`, or a random number with the two words of its key and the number of the draw as arguments.
@@ -140,11 +153,11 @@ uint64_t id_of() {
 
 class Program {
  public:
-    static constexpr int kMaxInputs = 64, kMaxTemps = 64, kMaxConstants = 256, kMaxValues = 1 << 16;
+    static constexpr int kMaxInputs = 512, kMaxTemps = 64, kMaxConstants = 2048, kMaxValues = 1 << 16;
 
     // `own`: how many of the inputs are elements of tensors, when values of rows or columns come behind them.
     Program(int inputs, int constants, std::vector<Step> steps, Ref result, bool wide, std::vector<Stage> stages = {},
-            std::vector<Made> made = {}, int own = -1)
+            std::vector<Made> made = {}, int own = -1, std::vector<WholeFunction> functions = {})
         : inputs(inputs),
           constants(constants),
           steps(std::move(steps)),
@@ -152,6 +165,7 @@ class Program {
           wide(wide),
           stages(std::move(stages)),
           made(std::move(made)),
+          functions(std::move(functions)),
           own(own < 0 ? inputs : own) {
         validate();
         if (in_stages()) return;  // stages.h makes the program that is evaluated
@@ -160,6 +174,7 @@ class Program {
         Finder finder{*this};
         formulas::for_each(finder);
         fused = finder.found;
+        summed = fused < 0 && inputs > 1 && constants == inputs && id == sum_of(inputs);
     }
 
     const int inputs;
@@ -169,11 +184,13 @@ class Program {
     const bool wide;  // evaluate in float64 even when every input is narrower
     const std::vector<Stage> stages;
     const std::vector<Made> made;
+    const std::vector<WholeFunction> functions;
     const int own;  // inputs that count as such: a NaN in them is no overflow
     bool in_stages() const { return !stages.empty() || !made.empty(); }  // evaluated by stages.h, a tensor at a time
     int temps = 0;
-    uint64_t id = 0;  // of its shape
-    int fused = -1;   // index in formulas::for_each, -1 when only the steps can evaluate it
+    uint64_t id = 0;      // of its shape
+    int fused = -1;       // index in formulas::for_each, -1 when only the steps can evaluate it
+    bool summed = false;  // c0·x0 + c1·x1 + …, from left to right, of more inputs than formulas.h has
 
  private:
     struct Finder {
@@ -187,6 +204,12 @@ class Program {
             ++next;
         }
     };
+
+    static uint64_t sum_of(int inputs) {
+        Shape total = Shape::of(Ref::constant, 0) * Shape::of(Ref::input, 0);
+        for (int k = 1; k < inputs; ++k) total = total + Shape::of(Ref::constant, k) * Shape::of(Ref::input, k);
+        return total.id;
+    }
 
     uint64_t shape() const {
         std::vector<Shape> made(static_cast<size_t>(temps));
@@ -205,6 +228,17 @@ class Program {
         const int limits[] = {inputs, constants, known_temps, known_values, static_cast<int>(made.size())};
         if (ref.index < 0 || ref.index >= limits[ref.kind])
             throw Error(Code::invalid, "a program refers to an unknown value");
+    }
+
+    void check_whole(const Reduce& reduce, int known_temps, int known_values) const {
+        if (reduce.function < 0 || static_cast<size_t>(reduce.function) >= functions.size() ||
+            static_cast<int>(reduce.args.size()) < functions[static_cast<size_t>(reduce.function)].arrays)
+            throw Error(Code::invalid, "a program refers to an unknown function");
+        for (size_t k = 0; k < reduce.args.size(); ++k) {
+            check(reduce.args[k], known_temps, known_values);
+            if (static_cast<int>(k) >= functions[static_cast<size_t>(reduce.function)].arrays)
+                check_number(reduce.args[k]);
+        }
     }
 
     static void check_number(Ref ref) {
@@ -227,9 +261,9 @@ class Program {
     }
 
     void validate() {
-        if (inputs < 0 || inputs > kMaxInputs) throw Error(Code::invalid, "a program takes at most 64 inputs");
+        if (inputs < 0 || inputs > kMaxInputs) throw Error(Code::invalid, "a program takes at most 512 inputs");
         if (constants < 0 || constants > kMaxConstants)
-            throw Error(Code::invalid, "a program has at most 256 constants");
+            throw Error(Code::invalid, "a program has at most 2048 constants");
         int values = 0;
         for (const Stage& stage : stages) {
             const int known = checked(stage.steps, values);
@@ -239,6 +273,7 @@ class Program {
                 if (arity(reduce.kind) > 0) check(reduce.a, known, values);
                 if (arity(reduce.kind) > 1) check(reduce.b, known, values);
                 if (reduce.selects()) check_number(reduce.b);
+                if (reduce.kind == Reduce::whole) check_whole(reduce, known, values);
             }
             for (const Reduce& reduce : stage.reductions) values += reduce.kind == Reduce::top ? 2 : 1;
             for (const ScalarStep& step : stage.scalars) {

@@ -69,6 +69,7 @@ Accumulator::Accumulator(const Reduce& reduce, Extents extents, double k, int ke
         values.assign(1, static_cast<double>(lengths[static_cast<int>(along)]));
         return;
     }
+    if (kind == Reduce::whole) return;
     if (reduce.selects()) {
         selection = std::make_unique<Selection>(extents.count, k, key_bits, kind == Reduce::top);
         return;
@@ -136,6 +137,8 @@ void Stages::begin(size_t stage) {
     for (const Reduce& reduce : shape.reductions) {
         if (expressions(reduce.kind) > 0) wanted.push_back(reduce.a);
         if (expressions(reduce.kind) > 1) wanted.push_back(reduce.b);
+        const size_t arrays = reduce.kind == Reduce::whole ? arrays_of(reduce) : 0;
+        wanted.insert(wanted.end(), reduce.args.begin(), reduce.args.begin() + static_cast<std::ptrdiff_t>(arrays));
     }
     steps_ = filled(shape.steps, wanted, found);
     accumulators_.clear();
@@ -145,8 +148,14 @@ void Stages::begin(size_t stage) {
         if (reduce.selects() && !number(reduce.b, k)) throw Error(Code::invalid, "k is one number");
         if (expressions(reduce.kind) > 0) reduce.a = found[next++];
         if (expressions(reduce.kind) > 1) reduce.b = found[next++];
+        const size_t arrays = reduce.kind == Reduce::whole ? arrays_of(reduce) : 0;
+        for (size_t i = 0; i < arrays; ++i) reduce.args[i] = found[next++];
         steps_.reductions.push_back(reduce);
         accumulators_.emplace_back(reduce, extents_, k, wide_ ? 64 : 32);
+        if (reduce.kind != Reduce::whole) continue;
+        static std::recursive_mutex mutex;  // one tensor at a time, of all threads
+        if (!whole_) whole_ = std::unique_lock<std::recursive_mutex>(mutex);
+        accumulators_.back().arrays.resize(arrays, WholeFunction::Bytes(extents_.count * (wide_ ? 8 : 4)));
     }
 }
 
@@ -173,7 +182,13 @@ bool Stages::end() {
     ++pass_;
     done_ = 0;
     if (reads()) return false;
-    for (Accumulator& each : accumulators_) {
+    for (size_t i = 0; i < accumulators_.size(); ++i) {
+        Accumulator& each = accumulators_[i];
+        if (each.kind == Reduce::whole) {
+            values_.push_back(called(steps_.reductions[i], each.arrays));
+            each.arrays = {};
+            continue;
+        }
         if (!each.selection) {
             values_.push_back({std::move(each.values), each.kind == Reduce::length ? Along::all : each.along});
             continue;
@@ -182,7 +197,25 @@ bool Stages::end() {
         if (each.kind == Reduce::top) values_.push_back({{each.selection->last()}, Along::all});
     }
     for (const ScalarStep& step : program_.stages[stage_].scalars) values_.push_back(evaluated(step));
+    whole_ = {};
     return ended_ = true;
+}
+
+size_t Stages::arrays_of(const Reduce& reduce) const {
+    return static_cast<size_t>(program_.functions[static_cast<size_t>(reduce.function)].arrays);
+}
+
+Stages::Value Stages::called(const Reduce& reduce, const std::vector<WholeFunction::Bytes>& arrays) const {
+    std::vector<double> numbers;
+    for (size_t k = arrays.size(); k < reduce.args.size(); ++k) {
+        numbers.push_back(0);
+        if (!number(reduce.args[k], numbers.back())) throw Error(Code::invalid, "a function of tensors takes numbers");
+    }
+    Value made{{0}, Along::each, WholeFunction::Bytes(extents_.count * (wide_ ? 8 : 4))};
+    if (extents_.count != 0)
+        program_.functions[static_cast<size_t>(reduce.function)].call(arrays, numbers, extents_.shape, wide_,
+                                                                      made.elements);
+    return made;
 }
 
 Stages::Value Stages::evaluated(const ScalarStep& step) const {
@@ -222,6 +255,12 @@ Generated Stages::generated(Ref ref) const {
     const uint64_t channel = std::max<uint64_t>(1, extents_.channel());
     if (ref.kind == Ref::value) {
         const Value& value = values_[static_cast<size_t>(ref.index)];
+        if (value.along == Along::each) {
+            Generated made{Generated::elements};
+            made.stored = value.elements.data();
+            made.wide = wide_;
+            return made;
+        }
         const uint64_t inner = value.along == Along::first  ? 1
                                : value.along == Along::last ? std::max<uint64_t>(1, extents_.last)
                                                             : channel;
@@ -243,13 +282,11 @@ Generated Stages::generated(Ref ref) const {
         default: break;
     }
     const auto word = [](double x) { return x >= 0 && x <= UINT32_MAX ? static_cast<uint32_t>(x) : 0; };
-    return {made.kind == Made::uniform ? Generated::uniform : Generated::normal,
-            1,
-            1,
-            nullptr,
-            0,
-            {word(args[0]), word(args[1])},
-            word(args[2])};
+    Generated drawn{made.kind == Made::uniform ? Generated::uniform : Generated::normal};
+    drawn.key[0] = word(args[0]);
+    drawn.key[1] = word(args[1]);
+    drawn.draw = word(args[2]);
+    return drawn;
 }
 
 std::vector<double> Stages::of_whole_tensor() const {

@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "generated.h"
@@ -27,9 +28,10 @@ struct Extents {
     uint64_t count = 0;                        // elements of the tensor
     uint64_t first = 1, second = 1, last = 1;  // of its axes; a tensor of one axis is a row, to the second too
     uint64_t axes = 0;
+    std::vector<uint64_t> shape = {};
 
     static Extents of(const std::vector<uint64_t>& shape) {
-        Extents made{1, 1, 1, 1, shape.size()};
+        Extents made{1, 1, 1, 1, shape.size(), shape};
         for (uint64_t size : shape) made.count *= size;
         if (shape.empty()) return made;
         made.first = shape.front();
@@ -59,7 +61,10 @@ class Accumulator {
     std::unique_ptr<Selection> selection;  // of kth and top: any number of passes
 
     bool is_extreme() const { return kind == Reduce::minimum || kind == Reduce::maximum; }
-    bool wants(size_t pass) const { return selection ? !selection->done() : pass == 0 && expressions(kind) > 0; }
+    bool wants(size_t pass) const {
+        return selection ? !selection->done() : pass == 0 && (expressions(kind) > 0 || kind == Reduce::whole);
+    }
+    std::vector<WholeFunction::Bytes> arrays;  // of whole: the elements of its expressions
     void advance(uint64_t elements);  // after what lies within a block (a row of the columns) has been added to `lanes`
     void add_block(double sum, uint64_t elements);  // a whole block of a line, or the last one
 
@@ -115,9 +120,12 @@ class Stages {
     struct Value {
         std::vector<double> numbers;  // one, or as many as there are rows or columns
         Along along = Along::all;
+        WholeFunction::Bytes elements = {};  // of Along::each: float32, or float64
     };
     Elementwise filled(const std::vector<Step>& steps, const std::vector<Ref>& wanted, std::vector<Ref>& found) const;
     Value evaluated(const ScalarStep& step) const;
+    size_t arrays_of(const Reduce& reduce) const;
+    Value called(const Reduce& reduce, const std::vector<WholeFunction::Bytes>& arrays) const;
     bool number(Ref ref, double& value) const;  // whether it is one
     Generated generated(Ref ref) const;         // a value of rows or columns, or what is made
 
@@ -128,6 +136,7 @@ class Stages {
     bool wide_;
     size_t stage_ = 0, pass_ = 0;
     bool ended_ = false;
+    std::unique_lock<std::recursive_mutex> whole_;  // held while the arguments of a function are in memory
     uint64_t done_ = 0;
     Elementwise steps_, last_;
     std::vector<Accumulator> accumulators_;

@@ -83,6 +83,13 @@ void accumulate_strips(const Program& program, const T* constants, const Operand
         work.run(operands, first, n);
         for (size_t k = 0; k < reduction_count; ++k) {
             if (!into[k].wants(pass)) continue;
+            if (into[k].kind == Reduce::whole) {
+                for (size_t a = 0; a < into[k].arrays.size(); ++a)
+                    memcpy(into[k].arrays[a].data() + into[k].position * sizeof(T), work.at(reductions[k].args[a]),
+                           n * sizeof(T));
+                into[k].position += n;
+                continue;
+            }
             const T* const x = work.at(reductions[k].a);
             const T* const y = reductions[k].kind == Reduce::dot ? work.at(reductions[k].b) : nullptr;
             if (into[k].selection) {
@@ -123,7 +130,7 @@ inline bool accumulate_dots(const Program& program, const Operand* operands, siz
     int inputs[2] = {-1, -1};
     for (size_t k = 0; k < reduction_count; ++k) {
         const Reduce& reduce = reductions[k];
-        if (expressions(reduce.kind) == 0) continue;
+        if (expressions(reduce.kind) == 0 && reduce.kind != Reduce::whole) continue;
         if (reduce.kind != Reduce::dot || reduce.along != Along::all || into[k].position % kReduceBlock != 0)
             return false;
         for (Ref ref : {reduce.a, reduce.b}) {

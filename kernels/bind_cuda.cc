@@ -212,7 +212,8 @@ PYBIND11_MODULE(_cuda, m) {
 
     py::class_<Program, std::shared_ptr<Program>>(m, "Program", py::module_local())
         .def(py::init(&make_program), py::arg("inputs"), py::arg("constants"), py::arg("steps"), py::arg("result"),
-             py::arg("wide"), py::arg("stages") = py::tuple(), py::arg("made") = py::tuple(), py::arg("generated") = 0)
+             py::arg("wide"), py::arg("stages") = py::tuple(), py::arg("made") = py::tuple(), py::arg("generated") = 0,
+             py::arg("functions") = py::tuple())
         .def_property_readonly("fused", [](const Program& self) { return self.fused >= 0; });
 
     py::class_<Memory>(m, "Memory")

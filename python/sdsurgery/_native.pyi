@@ -64,6 +64,7 @@ class Program:
         stages: Sequence[tuple[Any, ...]] = (),
         made: Sequence[tuple[int, int, tuple[tuple[int, int], ...]]] = (),
         generated: int = 0,
+        functions: Sequence[tuple[int, Any]] = (),
     ) -> None: ...
     @property
     def fused(self) -> bool: ...

@@ -19,7 +19,7 @@ from .plan import Check, Factor, Fill, Job, Module, Operand, Plan, Reduction
 from .products import NEAR_ZERO
 from .program import CHANNEL, CONSTANT, FIRST, INPUT, TEMP, VALUE, Formula, Program, Ref, Stage, Step, identity
 
-_MOST_OPERANDS = 48  # of a job: the engine takes 64
+_MOST_OPERANDS = 48  # of a job: the engine takes 512
 
 
 class _Inexpressible(Exception):
@@ -65,7 +65,8 @@ class _Formula:
         self.numbers = list(formula.numbers)
         self.operands = list(operands)
         self.result: Ref = formula.program.result
-        self.stages, self.drawn = list(formula.program.stages), formula.program.made
+        self.stages, self._made = list(formula.program.stages), formula.program.made
+        self._functions = formula.program.functions
         self._values = formula.program.values
         self._free = 1 + max((to for _, _, to in self.steps), default=-1)
         self._spare = 0
@@ -100,7 +101,10 @@ class _Formula:
         return VALUE, first + 2
 
     def made(self) -> Formula:
-        program = Program(len(self.operands), len(self.numbers), tuple(self.steps), self.result, tuple(self.stages))
+        program = Program(
+            len(self.operands), len(self.numbers), tuple(self.steps), self.result, tuple(self.stages), self._made,
+            functions=self._functions,
+        )  # fmt: skip
         return Formula(program, tuple(self.numbers))
 
 

@@ -431,6 +431,10 @@ def runs(segment: Segment) -> Iterator[Segment]:
     yield segment
 
 
+WHOLE_MEMORY = 1 << 30
+"""Bytes, at most, of one tensor's arguments and results of functions of whole tensors (``functions.whole``)."""
+
+
 def _whole_shape(piece: Piece, segment: Segment) -> tuple[int, ...]:
     """The shape of a tensor whose formula reduces it. InputRefused for a part of a tensor."""
     if segment.elements:
@@ -441,4 +445,15 @@ def _whole_shape(piece: Piece, segment: Segment) -> tuple[int, ...]:
             code="unusable_tensor",
             tensor=piece.name,
         ).of_tensor(piece.name)
+    work = segment.formula
+    if isinstance(work, Formula) and work.program.functions:
+        wide = any(part.dtype.name == "F64" for part in segment.operands)
+        needed = work.program.whole_arrays * segment.count * (8 if wide else 4)
+        if needed > WHOLE_MEMORY:
+            raise InputRefused(
+                f"this method needs {needed >> 20} MB of memory for this tensor, more than {WHOLE_MEMORY >> 20} MB; "
+                "leave it out, or use another method",
+                code="unusable_tensor",
+                tensor=piece.name,
+            ).of_tensor(piece.name)
     return piece.shape

@@ -26,18 +26,20 @@ OPERATIONS = {name: code for code, name in enumerate(_NAMES.split())}
 # What an expression of reduced values may use besides; csrc/program.h has the same list.
 _FUNCTIONS = ("sin", "cos", "acos")
 SCALAR_FUNCTIONS = {name: len(OPERATIONS) + code for code, name in enumerate(_FUNCTIONS)}
-REDUCTIONS = {"sum": 0, "dot": 1, "minimum": 2, "maximum": 3, "count": 4, "kth": 5, "top": 6, "length": 7}
+REDUCTIONS = {"sum": 0, "dot": 1, "minimum": 2, "maximum": 3, "count": 4, "kth": 5, "top": 6, "length": 7, "whole": 8}
 GENERATED = {"index": 0, "within": 1, "uniform": 2, "normal": 3}
 INPUT, CONSTANT, TEMP, VALUE, MADE = 0, 1, 2, 3, 4
 # What a reduction runs along: the whole tensor, its first axis, its last, all but the first. An index runs along the
 # first, the last or the second.
 ALL, FIRST, LAST, CHANNEL = 0, 1, 2, 3
 SECOND = CHANNEL
+EACH = 4  # one value for each element: what a function of whole tensors gives
 
 Ref = tuple[int, int]
 Step = tuple[str, tuple[Ref, ...], int]
 Reduced = tuple[str, int, tuple[Ref, ...]]
-"""A reduction of a stage: its name, what it runs along, the expressions that it reduces (of a selection also k)."""
+"""A reduction of a stage: its name, what it runs along, the expressions that it reduces (of a selection also k). Of
+``whole`` the second is the number of the program's function, and numbers follow the expressions."""
 
 Made = tuple[str, int, tuple[Ref, ...]]
 """An operand that no file holds (``csrc/generated.h``): its name, the axis of an index, constants and values."""
@@ -70,7 +72,8 @@ class Program:
 
     ``steps`` are (operation, arguments, temp): an argument refers to an input, a constant, an earlier temp or a value
     of the stages, as (kind, index). They are the last stage, the one that writes. ``generated`` is how many inputs, the
-    last ones, the host generates for a device (``without_stages``).
+    last ones, the host generates for a device (``without_stages``). ``functions`` are those of whole tensors, each with
+    the number of arrays that it takes.
     """
 
     inputs: int
@@ -80,6 +83,12 @@ class Program:
     stages: tuple[Stage, ...] = ()
     made: tuple[Made, ...] = ()
     generated: int = 0
+    functions: tuple[tuple[int, Callable[..., Any]], ...] = ()
+
+    @property
+    def whole_arrays(self) -> int:
+        """How many whole tensors are in memory, at most: the arguments and results of functions."""
+        return sum(arrays + 1 for arrays, _ in self.functions)
 
     @property
     def in_stages(self) -> bool:
@@ -97,7 +106,7 @@ class Program:
         number = 0
         for stage in self.stages:
             for op, along, _ in stage.reductions:
-                found |= {number} if along != ALL and op != "length" else set()
+                found |= {number} if op == "whole" or (along != ALL and op != "length") else set()
                 number += 2 if op == "top" else 1
             for _, args in stage.scalars:
                 found |= {number} if any(kind == VALUE and index in found for kind, index in args) else set()
@@ -272,6 +281,7 @@ class Tracer:
     def __init__(self) -> None:
         self.constants: list[Scalar | float] = []
         self.made: list[tuple[str, int, tuple[Any, ...]]] = []
+        self.functions: list[tuple[int, Callable[..., Any]]] = []
         self._made: dict[Any, Any] = {}
 
     def apply(self, op: str, *args: Any) -> Symbol:
@@ -299,6 +309,16 @@ class Tracer:
     def _same(self, number: Any) -> Any:
         """What is equal for two equal numbers: of a constant its value, or the expression of parameters."""
         return number if isinstance(number, Value) else self.constants[number]
+
+    def whole(self, function: Callable[..., Any], arrays: Sequence[Any], numbers: Sequence[Any]) -> Symbol:
+        """A function of whole tensors, and numbers."""
+        symbols, given = tuple(map(self.lift, arrays)), tuple(map(self.number, numbers))
+
+        def new() -> Value:
+            self.functions.append((len(symbols), function))
+            return Value(self, "whole", EACH, (*symbols, *given), axis=len(self.functions) - 1)
+
+        return self.lift(self._once(("whole", function, *map(id, symbols), *map(self._same, given)), new))
 
     def once(self, key: Any, item: Any) -> Any:
         """The first of several equal items."""
@@ -427,7 +447,7 @@ def linearised(result: Symbol, inputs: int, tracer: Tracer) -> Program:
     constants = len(tracer.constants)
     if not found:
         steps, (last,) = _ordered((result,), {})
-        return Program(inputs, constants, steps, last, (), _made(tracer, {}))
+        return Program(inputs, constants, steps, last, (), _made(tracer, {}), functions=tuple(tracer.functions))
     level: dict[int, int] = {}
     for value in found:
         below = max((level[id(item)] for item in _values_of(value)), default=-1)
@@ -461,7 +481,8 @@ def linearised(result: Symbol, inputs: int, tracer: Tracer) -> Program:
                 next_number += 1
         stages.append(Stage(steps, reductions, tuple(scalars)))
     steps, (last,) = _ordered((result,), numbers)
-    return Program(inputs, constants, steps, last, tuple(stages), _made(tracer, numbers))
+    made = _made(tracer, numbers)
+    return Program(inputs, constants, steps, last, tuple(stages), made, functions=tuple(tracer.functions))
 
 
 def _made(tracer: Tracer, numbers: Mapping[int, int]) -> tuple[Made, ...]:

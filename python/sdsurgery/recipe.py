@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .surgery.ratios import BlockWeights, RuleSet
     from .surgery.report import Report
 
-MOST_INPUTS = 64  # of one program
+MOST_INPUTS = 512  # of one program
 _MOST_TEXT = 4_000_000  # characters of a file
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import draws, elementary, scalars
-from .program import ALL, CHANNEL, FIRST, SECOND
+from .program import ALL, CHANNEL, EACH, FIRST, SECOND
 
 LANES, BLOCK, CHUNK = 8, 1024, 1 << 18  # of elements; csrc/reduce.h has the same numbers
 
@@ -75,6 +75,8 @@ def places(shape: tuple[int, ...], along: int, index: np.ndarray) -> np.ndarray:
 
 def line_numbers(shape: tuple[int, ...], along: int, index: np.ndarray) -> np.ndarray:
     """Which of the lines of ``lines_of`` the elements at ``index`` lie in."""
+    if along == EACH:
+        return index
     if along == ALL or not shape:
         return index * 0
     if along == FIRST:
@@ -195,6 +197,43 @@ def largest_of(x: Any, k: Any, all_ties: bool) -> Any:
 def index_of(x: Any, along: int) -> Any:
     """The elements' indexes along an axis."""
     return _like(x, places(tuple(x.shape), along, np.arange(math.prod(x.shape))))
+
+
+def whole_of(function: Callable[..., Any], arrays: Any, numbers: Any) -> Any:
+    """A function of whole NumPy arrays, or tensors."""
+    given = [_array(item, keep=True) for item in arrays]
+    return _like(arrays[0], called(function, given, [float(number) for number in numbers]).reshape(-1))
+
+
+def called(function: Callable[..., Any], arrays: Any, numbers: Any) -> np.ndarray:
+    """What the function makes of arrays of one shape. TypeError unless it is of that shape."""
+    with np.errstate(all="ignore"):
+        found = np.asarray(function(*arrays, *numbers))
+    if found.shape != arrays[0].shape:
+        raise TypeError(f"a function of tensors of shape {arrays[0].shape} returned {found.shape}")
+    return found.astype(arrays[0].dtype, copy=False)
+
+
+def on_buffers(function: Callable[..., Any]) -> Callable[..., None]:
+    """The same on the native engine's memory: called with the arguments' buffers, numbers, the shape, whether they hold
+    float64, and the buffer to fill."""
+
+    def call(buffers: Any, numbers: Any, shape: Any, wide: bool, out: Any) -> None:
+        kind = np.float64 if wide else np.float32
+        arrays = [np.frombuffer(buffer, kind).reshape(shape) for buffer in buffers]
+        np.frombuffer(out, kind).reshape(shape)[...] = called(function, arrays, numbers)
+
+    return call
+
+
+def ranks(x: np.ndarray, axis: float) -> np.ndarray:
+    """The ranks of the elements, from 1: in the tensor (0), or along axis 1 (a tensor of one axis is a row) or −1."""
+    along = min(1, x.ndim - 1) if axis == 1 else x.ndim - 1
+    lines = x.reshape(-1) if axis == 0 else np.moveaxis(np.atleast_1d(x), along, -1)
+    order = np.argsort(lines, axis=-1, kind="stable")
+    found = np.empty(lines.shape, x.dtype)
+    np.put_along_axis(found, order, np.arange(1, lines.shape[-1] + 1, dtype=x.dtype), axis=-1)
+    return found.reshape(x.shape) if axis == 0 or x.ndim == 0 else np.moveaxis(found, -1, along)
 
 
 def drawn(kind: str, x: Any, key: tuple[float, float], draw: int) -> Any:

@@ -20,7 +20,7 @@ from encoded_files import below, layer, write
 from odd_files import odd_files
 from safetensors.torch import save_file
 from sdsurgery.errors import DeviceFailed, InputRefused, RunFailed, UsageError
-from sdsurgery.functions import bernoulli, index, largest, maximum, mean, norm, normal, size, uniform
+from sdsurgery.functions import bernoulli, index, largest, maximum, mean, norm, normal, rank, size, uniform
 from sdsurgery.gpu import tensors
 from sdsurgery.gpu.tiles import tiles
 from sdsurgery.interop import calls
@@ -81,7 +81,12 @@ def test_a_checkpoint_has_the_cpus_bytes_for_any_memory_workers_and_devices(
 def _all_kinds(a: Any, b: Any, share: Any) -> Any:
     """What no file holds, of every kind: values of rows, columns and channels, places, random numbers, a selection."""
     rows = a / norm(a, axis=-1) + mean(b, axis=0) * index(a, 0) + maximum(b, axis="channel")
-    return rows + largest(abs(b), share * size(b)) * b + bernoulli(a, share, 5) * normal(a, 5) * uniform(a, 6)
+    return (
+        rows
+        + largest(abs(b), share * size(b)) * b
+        + bernoulli(a, share, 5) * normal(a, 5) * uniform(a, 6)
+        + rank(b, axis=1)
+    )
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

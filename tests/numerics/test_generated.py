@@ -24,12 +24,14 @@ from sdsurgery.functions import (
     mean,
     normal,
     quantile,
+    rank,
     size,
     sqrt,
     sum,
     uniform,
     variance,
     where,
+    whole,
 )  # fmt: skip
 from sdsurgery.methods import Method, Param
 from sdsurgery.methods.registry import _METHODS, method
@@ -73,8 +75,19 @@ def by_channel(a: Any, b: Any, share: Any) -> Any:
     return (a - mean(a, axis="channel")) * spread + above * share + sum(a > b)
 
 
+def reversed_rows(x: np.ndarray, y: np.ndarray, share: float) -> np.ndarray:
+    """A function of whole tensors: rows of x from the other end, and a mean of y."""
+    return x[::-1] * x.dtype.type(share) + y.mean(dtype=np.float64).astype(x.dtype) if x.size and x.ndim else x
+
+
+def ranked(a: Any, b: Any, share: Any) -> Any:
+    """Functions of whole tensors, of what a stage finds, and in an expression that a stage reduces."""
+    other = whole(reversed_rows, a - mean(a), b, share)
+    return where(rank(abs(b)) > share * size(b), a, other) + rank(a, axis=1) * rank(a, axis=-1) / size(a) - sum(other)
+
+
 BODIES: dict[str, Callable[..., Any]] = {
-    body.__name__: body for body in (top, top_with_ties, trimmed, dropped, noisy, sliced, by_channel)
+    body.__name__: body for body in (top, top_with_ties, trimmed, dropped, noisy, sliced, by_channel, ranked)
 }
 SHAPES = [(10, 20), (3000, 7), (5,), (40, 4, 3, 3), (2, 100001), (1,), (4, 1030), (17, 0), ()]
 
@@ -274,6 +287,8 @@ def test_threads_tiles_io_targets_and_backends_write_the_same_bytes(
         (lambda a, b: a * largest(b, 3, ties="last"), "ties as first or all"),
         (lambda a, b: a * index(b, 2), "along axis 0, 1 or -1"),
         (lambda a, b: a * uniform(mean(b), 1), "asks a single number"),
+        (lambda a, b: whole(reversed_rows, a, 1.0, b), "tensors first, and numbers behind them"),
+        (lambda a, b: rank(a, axis=2), "along axis 1 or -1"),
     ],
 )
 def test_a_body_that_cannot_be_traced_gets_one_line(body: Any, text: str) -> None:
@@ -287,3 +302,63 @@ def test_equal_selections_and_draws_are_made_once() -> None:
     assert [op for op, *_ in program.stages[0].reductions] == ["top"] and len(program.made) == 1
     seeded = Method("x", ("A",), {"seed": Param(0, "")}, lambda a, seed: uniform(a, seed) * a - uniform(a, seed))
     assert len(trace(seeded, 1, {"seed": 4.0}).program.made) == 1
+
+
+# ---- whole tensors, and any number of them
+
+
+def test_ranks_count_from_one_and_equal_elements_in_order() -> None:
+    a = np.array([[3, 1, 3], [2, np.nan, -0.0], [0, 5, 5]], np.float32)
+    assert rank(a).tolist() == [[5, 3, 6], [4, 9, 1], [2, 7, 8]]
+    assert rank(a, axis=-1).tolist() == [[2, 1, 3], [2, 3, 1], [1, 2, 3]]
+    assert rank(a.reshape(1, 3, 3), axis=1).tolist() == [[[3, 1, 2], [2, 3, 1], [1, 2, 3]]]
+
+
+def failing(x: np.ndarray) -> np.ndarray:
+    raise ValueError("no such tensor")
+
+
+def test_a_function_that_fails_is_one_line_and_a_wrong_shape_too(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    for function, words in ((failing, "no such tensor"), (np.ravel, "returned")):
+        method("x-failing", inputs="A")(lambda a, function=function: whole(function, a))
+        try:
+            save_file({"w": np.ones((3, 4), np.float32)}, tmp_path / "a.safetensors")
+            with pytest.raises(sds.SdsError, match=words) as caught:
+                sds.merge("x-failing", [tmp_path / "a.safetensors"], out=tmp_path / "o.safetensors")
+            assert "\n" not in str(caught.value)
+            assert not (tmp_path / "o.safetensors").exists()
+        finally:
+            del _METHODS["x-failing"]
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_tensor_that_needs_too_much_memory_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.numpy import save_file
+    from sdsurgery import outline
+
+    monkeypatch.setattr(outline, "WHOLE_MEMORY", 1 << 16)
+    paths = [tmp_path / f"{letter}.safetensors" for letter in "ab"]
+    for path in paths:
+        save_file({"small": np.ones(7, np.float32), "large": np.ones((100, 70), np.float32)}, path)
+    with pytest.raises(sds.InputRefused, match=r"large.*needs .* MB of memory"):
+        sds.merge("x-ranked", paths, out=tmp_path / "o.safetensors")
+    assert not (tmp_path / "o.safetensors").exists()
+
+
+@pytest.mark.parametrize("count", [4, 7, 200])
+def test_sums_of_many_inputs_are_added_from_left_to_right(count: int) -> None:
+    rng = np.random.default_rng(count)
+    arrays = [rng.normal(size=1003).astype(np.float32) for _ in range(count)]
+    arrays[1][[3, 900]] = np.inf, np.nan
+    weights = rng.normal(size=count).tolist()
+    total = np.float32(weights[0]) * arrays[0]
+    for weight, array in zip(weights[1:], arrays[1:], strict=True):
+        total = total + np.float32(weight) * array
+    chosen = sds.methods()["weighted-sum"]
+    formula = trace(chosen, count, chosen.bind(count, {"weights": weights}))
+    for target in TARGETS:
+        assert same(native(formula, arrays, target), total), target

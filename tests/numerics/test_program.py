@@ -258,18 +258,18 @@ def test_a_formula_that_needs_too_much_is_refused_by_the_engine_with_one_line() 
             total = parts.pop() - total
         return total
 
-    for formula in (traced(deep), traced(lambda a, b: sum((a * float(n) for n in range(300)), b))):
-        with pytest.raises(Exception, match=r"too many intermediate|at most 256") as caught:
+    for formula in (traced(deep), traced(lambda a, b: sum((a * float(n) for n in range(2100)), b))):
+        with pytest.raises(Exception, match=r"too many intermediate|at most 2048") as caught:
             cpu.native_program(formula.program, False)
         assert "\n" not in str(caught.value)
 
 
-def test_64_inputs_run_and_65_are_refused_with_one_line() -> None:
-    arrays = [np.full(3, n, np.float32) for n in range(65)]
-    result = calls.apply("weighted-sum", *arrays[:64], weights=[1.0] * 64)
-    assert result.tolist() == [sum(range(64))] * 3
-    with pytest.raises(UsageError, match="at most 64 inputs") as caught:
-        calls.apply("weighted-sum", *arrays, weights=[1.0] * 65)
+def test_512_inputs_run_and_513_are_refused_with_one_line() -> None:
+    arrays = [np.full(3, n, np.float32) for n in range(513)]
+    result = calls.apply("weighted-sum", *arrays[:512], weights=[1.0] * 512)
+    assert result.tolist() == [sum(range(512))] * 3
+    with pytest.raises(UsageError, match="at most 512 inputs") as caught:
+        calls.apply("weighted-sum", *arrays, weights=[1.0] * 513)
     assert "\n" not in str(caught.value)
 
 

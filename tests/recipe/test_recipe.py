@@ -155,8 +155,8 @@ def test_a_recipe_that_is_nested_too_deeply_is_one_line() -> None:
 
 
 def test_too_many_files_are_refused() -> None:
-    recipe = sds.weighted_sum(*(f"{n}" for n in range(65)), weights=[1 / 65] * 65)
-    with pytest.raises(UsageError, match="at most 64 files"):
+    recipe = sds.weighted_sum(*(f"{n}" for n in range(513)), weights=[1 / 513] * 513)
+    with pytest.raises(UsageError, match="at most 512 files"):
         compose(recipe)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +32,14 @@ def native_program(program: Program, wide: bool) -> native.Program:
     made = [(GENERATED[op], along, args) for op, along, args in program.made]
     return _native.Program(
         program.inputs, program.constants, _native_steps(program.steps), program.result, wide, stages, made,
-        program.generated,
+        program.generated, [(arrays, _on_buffers(function)) for arrays, function in program.functions],
     )  # fmt: skip
+
+
+def _on_buffers(function: Callable[..., Any]) -> Callable[..., None]:
+    from ..reductions import on_buffers  # which needs NumPy
+
+    return on_buffers(function)
 
 
 def _native_steps(steps: Sequence[Step]) -> list[tuple[Any, ...]]:

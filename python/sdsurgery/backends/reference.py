@@ -24,6 +24,7 @@ from ..plan import Fill, Job, Operand, Plan, Reduction
 from ..program import (
     ALL,
     CONSTANT,
+    EACH,
     INPUT,
     MADE,
     SCALAR_FUNCTIONS,
@@ -36,6 +37,7 @@ from ..program import (
 )
 from ..reductions import (
     CHUNK,
+    called,
     kth_and_last,
     length,
     line_numbers,
@@ -262,6 +264,14 @@ def stage_values(formula: Formula, inputs: Sequence[np.ndarray], shape: tuple[in
             for op, along, refs in stage.reductions:
                 if op == "length":
                     values.append(Value(length(np.empty(shape), along).values.reshape(1), ALL))
+                    continue
+                if op == "whole":
+                    arrays, function = program.functions[along]
+                    tensors = [np.broadcast_to(look_up(ref), (count,)).reshape(shape) for ref in refs[:arrays]]
+                    given = [
+                        numbers[i] if kind == CONSTANT else float(values[i].numbers[0]) for kind, i in refs[arrays:]
+                    ]
+                    values.append(Value(called(function, tensors, given).reshape(-1).astype(np.float64), EACH))
                     continue
                 wide = [refs[0]] if op in ("kth", "top") else refs or ((INPUT, 0),)
                 operands = [np.broadcast_to(look_up(ref), (count,)).astype(np.float64) for ref in wide]

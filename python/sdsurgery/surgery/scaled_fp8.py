@@ -97,7 +97,9 @@ def _formulas(formula: Formula) -> tuple[Formula, Formula]:
     stages = (*program.stages, stage)
     constants = program.constants + 4
     all_numbers = (*numbers, _LARGEST, 1.0, 0.0, -_LARGEST)
-    codes = Program(program.inputs, constants, steps, (TEMP, free + 3), stages, program.made)
+    codes = Program(
+        program.inputs, constants, steps, (TEMP, free + 3), stages, program.made, functions=program.functions
+    )
     return Formula(codes, all_numbers), Formula(
-        Program(program.inputs, constants, (), scale, stages, program.made), all_numbers
+        Program(program.inputs, constants, (), scale, stages, program.made, functions=program.functions), all_numbers
     )
