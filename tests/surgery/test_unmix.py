@@ -96,6 +96,14 @@ def test_the_proof_says_whose_arithmetic_it_is(models: dict[str, Path]) -> None:
     assert "supermerger" in found.proof["tools"] and "a1111" not in found.proof["tools"]
 
 
+def test_parents_that_are_few_ulps_apart_are_proved_although_rounding_hides_the_ratio(models: dict[str, Path]) -> None:
+    mix = mixed(models, "base e", "weighted-sum", alpha=0.81)
+    found = sds.unmix(mix, pick(models, "base a e"), prove=True)
+    assert ratios(found) == pytest.approx({"base": 0.19, "e": 0.81}, abs=1e-3)
+    assert found.proof is not None and found.proof["equal"] == found.proof["tensors"]
+    assert found.proof["parameters"]["alpha"] == 0.81
+
+
 @pytest.mark.parametrize("method", ["weighted-sum", "weighted-sum.lerp"])
 def test_a_preset_is_named_and_proved(models: dict[str, Path], method: str) -> None:
     mix = mixed(models, "a b", method, alpha=0.35, blocks="SMOOTHSTEP")

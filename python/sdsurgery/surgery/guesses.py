@@ -119,16 +119,18 @@ class _Found(NamedTuple):
 
 
 def guesses(
-    work: _Unmixer, parents: Sequence[int], by_block: Mapping[str, BlockMix], main: tuple[Fit, set[str]]
-) -> list[Guess]:
+    work: _Unmixer, parents: Sequence[int], by_block: Mapping[str, BlockMix], main: tuple[Fit, set[str]],
+    tolerance: float = 2e-5,
+) -> list[Guess]:  # fmt: skip
     """The merges that give the ratios, rounded to the nearest short decimals; the likeliest first. There is always
-    one."""
+    one. ``tolerance``: how far a decimal may be away, where five standard errors are less."""
     fitted, apart = main
-    usual = rounded([fitted.ratios[i] for i in parents], [fitted.errors[i] for i in parents])
-    each = {
-        block: rounded([mix.ratios[i] for i in parents], [mix.errors[i] for i in parents]) if block in apart else usual
-        for block, mix in by_block.items()
-    }
+
+    def row(ratios: Any, errors: Any) -> Row:
+        return rounded([ratios[i] for i in parents], [errors[i] for i in parents], tolerance)
+
+    usual = row(fitted.ratios, fitted.errors)
+    each = {block: row(mix.ratios, mix.errors) if block in apart else usual for block, mix in by_block.items()}
     # What most blocks have; of equally frequent ratios the text encoder's, which no preset has.
     usual = max([each.get("BASE", usual), *each.values()], key=list(each.values()).count)
     rows = {"": usual, **{block: row for block, row in each.items() if row != usual}}
@@ -276,10 +278,11 @@ def _dtype_of(work: _Unmixer) -> DType | None:
 # ---- short decimals
 
 
-def rounded(ratios: Sequence[float], errors: Sequence[float]) -> Row:
-    """Each ratio as the shortest decimal within five standard errors (and 2e-5); the one that is known worst takes what
-    is left of 1."""
-    found = [short(float(ratio), max(5 * float(error), 2e-5)) for ratio, error in zip(ratios, errors, strict=True)]
+def rounded(ratios: Sequence[float], errors: Sequence[float], tolerance: float) -> Row:
+    """Each ratio as the shortest decimal within five standard errors and ``tolerance``; the one that is known worst
+    takes what is left of 1."""
+    pairs = zip(ratios, errors, strict=True)
+    found = [short(float(ratio), max(5 * float(error), tolerance)) for ratio, error in pairs]
     if len(found) > 1 and not isclose(sum(found), 1, abs_tol=1e-12):
         worst = max(range(len(found)), key=lambda at: errors[at])
         found[worst] = round(1 - sum(found[:worst]) - sum(found[worst + 1 :]), 9)

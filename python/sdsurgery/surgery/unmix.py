@@ -26,6 +26,8 @@ MISSING_SHARE = 3e-3
 """A residual below this share of the spread is not called a missing parent where no block stands out."""
 _CONSTANT = 5.0  # standard errors within which a block has the overall ratio
 _BLOCKWISE = 2e-3
+_FURTHER = (2e-4, 2e-3)
+"""A proof also tries decimals so far away: where parents are few ulps apart, rounding is not independent of them."""
 
 
 @dataclass
@@ -233,7 +235,8 @@ class _Unmixer:
             found.residual_ranks = residual_ranks(self, by_block)
             found.notes += _rank_notes(found.residual_ranks)
         if prove:
-            self._prove(found, best)
+            more = [guess for far in _FURTHER for guess in guesses(self, parents, by_block, main, far)]
+            self._prove(found, list({guess.command: guess for guess in [*best, *more]}.values()))
         return found
 
     # ---- who
