@@ -4,8 +4,9 @@ find mistakes (ties, limits, NaN payloads) for every stored dtype."""
 from __future__ import annotations
 
 import functools
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -320,21 +321,27 @@ OPERATIONS = {
 
 
 def every(mixtures: Sequence[tuple[DType, ...]] = MIXTURES) -> list[tuple[str, tuple[DType, ...]]]:
-    """Every case with every mixture of input dtypes that it has inputs for; ``ids=label`` names them."""
-    return [pair for pair in spread(mixtures) if len(pair[1]) <= CASES[pair[0]].count]
+    """Cases with mixtures of input dtypes that they have inputs for, as ``spread``; ``ids=label`` names them."""
+    return spread(mixtures, lambda case, mixture: len(mixture) <= case.count)
 
 
-def spread(choices: Sequence[Any]) -> list[tuple[str, Any]]:
-    """Every case with every choice (of dtypes, say), as pairs.
+def spread(choices: Sequence[Any], fits: Callable[[Case, Any], bool] = lambda case, choice: True) -> list[Any]:
+    """Every case with every choice (of dtypes, say) that fits, as pairs.
 
-    A case without a kernel of its own is evaluated by steps, which do not depend on the dtypes: it gets two of the
-    choices, each case others."""
+    A case without a kernel of its own is evaluated by steps, which do not depend on the dtypes: it gets one of the
+    choices, each case another. With SDS_THOROUGH set all get all of them."""
     found = []
     for number, (name, case) in enumerate(CASES.items()):
-        own = bool(cpu.native_program(case.formula().program, False).fused)
-        some = [choices[(number + 3 * at) % len(choices)] for at in range(min(2, len(choices)))]
-        found += [(name, choice) for choice in (choices if own else some)]
+        fitting = [choice for choice in choices if fits(case, choice)]
+        some = fitting if thorough(name) else [fitting[number % len(fitting)]]
+        found += [(name, choice) for choice in some]
     return found
+
+
+@functools.cache
+def thorough(name: str) -> bool:
+    """Whether a case is to be tested with everything: it has a kernel of its own, or SDS_THOROUGH is set."""
+    return bool(os.environ.get("SDS_THOROUGH") or cpu.native_program(CASES[name].formula().program, False).fused)
 
 
 def label(item: object) -> str:

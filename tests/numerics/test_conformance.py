@@ -21,6 +21,7 @@ from numeric_tools import (
     expected,
     label,
     native,
+    thorough,
     values_of,
 )
 from sdsurgery import program
@@ -66,6 +67,11 @@ def compare(
     assert not difference, f"{sort}, {size} elements to {out}, {overflow}, wide={wide}, shift={shift}: {difference}"
 
 
+def outputs(name: str) -> tuple[DType, ...]:
+    """The dtypes that a case is rounded to: how is no matter of its steps, so most cases get one, each another."""
+    return tuple(FLOATS) if thorough(name) else (FLOATS[zlib.crc32(name.encode()) % len(FLOATS)],)
+
+
 EVERY = [(*pair, target) for pair in every() for target in TARGETS]
 
 
@@ -73,9 +79,9 @@ EVERY = [(*pair, target) for pair in every() for target in TARGETS]
 def test_native_kernels_equal_the_reference_at_every_size_and_alignment(
     name: str, mixture: tuple[DType, ...], target: str
 ) -> None:
-    for out in FLOATS:
+    for out in outputs(name):
         for sort in ("wild", "plain"):
-            for number, size in enumerate(SMALL):
+            for number, size in enumerate(SMALL if thorough(name) else (0, 1, 9, 33, 513)):
                 compare((name, mixture, target), sort, size, out, shift=number % 3)
 
 
@@ -83,13 +89,13 @@ def test_native_kernels_equal_the_reference_at_every_size_and_alignment(
 def test_native_kernels_equal_the_reference_for_every_policy_and_precision(
     name: str, mixture: tuple[DType, ...], target: str
 ) -> None:
-    for out in FLOATS:
+    for out in outputs(name):
         for overflow in POLICIES:
             compare((name, mixture, target), "wild", 2049, out, overflow=overflow)
             compare((name, mixture, target), "wild", 1025, out, overflow=overflow, wide=True)
         compare((name, mixture, target), "wild", LARGE[1], out, shift=1)
-        compare((name, mixture, target), "mixed", LARGE[0], out)
-        compare((name, mixture, target), "mixed", LARGE[1], out)
+        for size in LARGE if thorough(name) else LARGE[1:]:
+            compare((name, mixture, target), "mixed", size, out)
         compare((name, mixture, target), "plain", 1025, out, wide=True, shift=3)
 
 
