@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -328,10 +329,14 @@ def every(mixtures: Sequence[tuple[DType, ...]] = MIXTURES) -> list[tuple[str, t
 def spread(choices: Sequence[Any], fits: Callable[[Case, Any], bool] = lambda case, choice: True) -> list[Any]:
     """Every case with every choice (of dtypes, say) that fits, as pairs.
 
-    A case without a kernel of its own is evaluated by steps, which do not depend on the dtypes: it gets one of the
-    choices, each case another. With SDS_THOROUGH set all get all of them."""
+    A case without a kernel of its own is evaluated by steps, which do not depend on the dtypes: one case of such a
+    method gets one of the choices, each method another. With SDS_THOROUGH set all get all of them."""
     found = []
+    seen = set()
     for number, (name, case) in enumerate(CASES.items()):
+        if not thorough(name) and case.method.name in seen:
+            continue
+        seen.add(case.method.name)
         fitting = [choice for choice in choices if fits(case, choice)]
         some = fitting if thorough(name) else [fitting[number % len(fitting)]]
         found += [(name, choice) for choice in some]
@@ -342,6 +347,11 @@ def spread(choices: Sequence[Any], fits: Callable[[Case, Any], bool] = lambda ca
 def thorough(name: str) -> bool:
     """Whether a case is to be tested with everything: it has a kernel of its own, or SDS_THOROUGH is set."""
     return bool(os.environ.get("SDS_THOROUGH") or cpu.native_program(CASES[name].formula().program, False).fused)
+
+
+def outputs(name: str) -> tuple[DType, ...]:
+    """The dtypes that a case is rounded to: how is no matter of its steps, so most cases get one, each another."""
+    return FLOATS if thorough(name) else (FLOATS[zlib.crc32(name.encode()) % len(FLOATS)],)
 
 
 def label(item: object) -> str:

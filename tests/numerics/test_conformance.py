@@ -11,7 +11,6 @@ import pytest
 from numeric_tools import (
     CASES,
     CODE,
-    FLOATS,
     OPERATIONS,
     SORTS,
     TARGETS,
@@ -21,6 +20,7 @@ from numeric_tools import (
     expected,
     label,
     native,
+    outputs,
     thorough,
     values_of,
 )
@@ -65,11 +65,6 @@ def compare(
     got = native(CASES[name].formula(), inputs, out, overflow=overflow, wide=wide, target=target, shift=shift)
     difference = got.differs(wanted(name, mixture, sort, size, out, overflow=overflow, wide=wide))
     assert not difference, f"{sort}, {size} elements to {out}, {overflow}, wide={wide}, shift={shift}: {difference}"
-
-
-def outputs(name: str) -> tuple[DType, ...]:
-    """The dtypes that a case is rounded to: how is no matter of its steps, so most cases get one, each another."""
-    return tuple(FLOATS) if thorough(name) else (FLOATS[zlib.crc32(name.encode()) % len(FLOATS)],)
 
 
 EVERY = [(*pair, target) for pair in every() for target in TARGETS]
