@@ -18,20 +18,25 @@ from pathlib import Path
 from typing import Any
 
 from sdsurgery.dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64, DType
-from sdsurgery.methods import Method, PerInput, registered
+from sdsurgery.methods import Method, Param, PerInput, registered
 from sdsurgery.program import Formula, identity, trace
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 DTYPES = (F64, F32, F16, BF16, F8_E4M3, F8_E5M2)
 
 
-def formulas() -> dict[str, Formula]:
-    """A cast, and one formula for every method and number of inputs; methods that trace to the same one share it."""
+def formulas(hot: bool = False) -> dict[str, Formula]:
+    """A cast, and one formula for every method and number of inputs; methods that trace to the same one share it.
+    ``hot``: only those that have a kernel of their own on the CPU."""
+    from sdsurgery.backends.cpu import native_program
+
     found = {"cast": identity()}
     programs = {identity().program}
     for name, method in registered().items():
         for label, count, params in _bindings(name, method):
             formula = trace(method, count, params)
+            if hot and not native_program(formula.program, False).fused:
+                continue
             if formula.program.in_stages:  # the host's; their values are further constants of what is left
                 left = formula.program.without_stages()
                 formula = Formula(left, (1.0,) * left.constants)
@@ -42,11 +47,14 @@ def formulas() -> dict[str, Formula]:
 
 
 def _bindings(name: str, method: Method) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    yield name, len(method.inputs), method.bind(len(method.inputs), {})
-    lists = [key for key, param in method.params.items() if isinstance(param, PerInput)]
-    for count in (3, 4) if lists else ():
-        weights = [1 / (number + 2) for number in range(count)]
-        yield f"{name} of {count}", count, method.bind(count, dict.fromkeys(lists, weights))
+    """Numbers of inputs, and parameters: any that the method takes, since a program holds no numbers."""
+    least = len(method.inputs)
+    needed = {key: 0.5 for key, param in method.params.items() if isinstance(param, Param) and param.required}
+    yield name, least, method.bind(least, needed)
+    lists = {key: param for key, param in method.params.items() if isinstance(param, PerInput)}
+    for count in (3, 4) if lists and method.variadic else ():
+        given = {key: [0.5] * (count - param.after) for key, param in lists.items()}
+        yield f"{name} of {count}", count, method.bind(count, {**needed, **given})
 
 
 def compile_one(formula: Formula, dtype: DType, architecture: int) -> Any:
@@ -99,15 +107,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sdsurgery.kernels.aot", description=__doc__.partition("\n")[0])
     parser.add_argument("--arch", type=_architectures, default=list(ARCHITECTURES), metavar="80,90,…")
     parser.add_argument("--ptx", default="", metavar="FOLDER", help="write every PTX there")
+    parser.add_argument("--hot", action="store_true", help="only formulas with a kernel of their own on the CPU")
     args = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET is set: Triton's interpreter compiles nothing")
     if args.ptx:
         Path(args.ptx).mkdir(parents=True, exist_ok=True)
+    from sdsurgery.kernels import elementwise
+
     tasks = [
         (label, formula, dtype.name, architecture, args.ptx)
-        for label, formula in formulas().items()
+        for label, formula in formulas(args.hot).items()
         for dtype in DTYPES
+        if elementwise.unsupported(formula.program, dtype is F64) is None
         for architecture in args.arch
     ]
     print("cubin bytes".ljust(32) + "".join(f"sm_{architecture}".rjust(9) for architecture in args.arch))
