@@ -40,6 +40,12 @@ KINDS = (*((name, name) for name in DTYPES), ("float32", "float16"))  # of the i
 # ---- contenders
 
 
+def bound(method: Method) -> dict[str, Any]:
+    """Parameters that the method takes; what it does not do without is 0.5."""
+    needed = {name: 0.5 for name, param in method.params.items() if param.required}
+    return method.bind(len(method.inputs), needed)
+
+
 def usable() -> list[str]:
     from sdsurgery import backends
     from sdsurgery.errors import SdsError
@@ -106,7 +112,7 @@ def contenders(
     """For each its works, one for every set of operands (the output, then the inputs)."""
     import torch
 
-    params = method.bind(len(method.inputs), {})
+    params = bound(method)
     kind = operands[0][0].dtype
     works: dict[str, list[Work]] = {}
     for backend in names:
@@ -153,7 +159,7 @@ def kernels(copies: Copies, names: Sequence[str], sizes: Sequence[int]) -> tuple
     shares: dict[str, Any] = {}
     hosts: dict[str, Any] = {}
     for name, method in {**sdsurgery.methods(), "cast": cast}.items():
-        if trace(method, len(method.inputs), method.bind(len(method.inputs), {})).program.in_stages:
+        if trace(method, len(method.inputs), bound(method)).program.in_stages:
             continue  # the host reduces: no kernel's time
         for of, into in KINDS:
             kinds = [getattr(torch, into), *[getattr(torch, of)] * len(method.inputs)]

@@ -1,8 +1,8 @@
 """Adapters' modules as operands and steps of a job's formula, so that any backend computes them in its loop.
 
 ``W + n·Δ`` is two steps more, with Δ an operand that is computed from the factors (``low_rank.py``); the norms of DoRA
-are a stage. The values are those of ``products.py``, operation by operation. What rotates, and what changes a part of
-the columns, stays a module, which ``adapted.py`` computes.
+are a stage. The values are those of ``products.py``, operation by operation. What rotates, what changes an input of
+the formula, and what changes some rows or columns only, stays a module, which ``adapted.py`` computes.
 """
 
 from __future__ import annotations
@@ -119,6 +119,8 @@ def _with_modules(
         for module in job.modules:
             make = _KINDS.get(module.kind)
             parts = {name: _Part(job.factors[at], shape) for name, at, shape in module.factors}
+            if module.input >= 0 or module.first or prod(module.shape) != job.count:
+                return None  # it changes one of the inputs, or some rows
             if make is None or module.transposed or module.channels or parts.keys() & _LEFT_TO_MODULES:
                 return None
             _change(growing, module, make(growing, module, parts), parts)

@@ -125,7 +125,11 @@ def test_nvcc_rounds_every_operation(tmp_path: Path, architecture: str) -> None:
         *((name, pack) for name in fused_formulas() for pack in ("d2", "f4", "f8", "f16")),
         *(("any_steps", pack) for pack in ("d2", "f2", "f4", "f8")),
     }
-    assert not faults(text)
+    # The kernel for any program has fma as an operation, and functions that are no entries; no formula has.
+    entries = re.split(r"^(?=\s*(?:\.visible |\.weak |\.func )*\.(?:entry|func) )", text, flags=re.MULTILINE)
+    for entry in entries:
+        operation = ("fma.rn.f32 ", "fma.rn.f64 ") if "formulas" not in entry[:400] else ()
+        assert not [line for line in faults(entry) if not line.startswith(operation)], entry[:200]
     assert ARITHMETIC.search(text) and "div.rn.f32" in text and "ld.global.v4" in text and "st.global.v4" in text
     text = nvcc_ptx(tmp_path, "reduce.cu", architecture)
     assert kernels(text) == {(f"reduce_{part}", "") for part in ("lanes", "blocks", "chunks")}

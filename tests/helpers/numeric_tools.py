@@ -323,17 +323,22 @@ OPERATIONS = {
 
 def every(mixtures: Sequence[tuple[DType, ...]] = MIXTURES) -> list[tuple[str, tuple[DType, ...]]]:
     """Cases with mixtures of input dtypes that they have inputs for, as ``spread``; ``ids=label`` names them."""
-    return spread(mixtures, lambda case, mixture: len(mixture) <= case.count)
+    return spread(mixtures, lambda case, mixture: len(mixture) <= case.count, cast=True)
 
 
-def spread(choices: Sequence[Any], fits: Callable[[Case, Any], bool] = lambda case, choice: True) -> list[Any]:
-    """Every case with every choice (of dtypes, say) that fits, as pairs.
+def spread(
+    choices: Sequence[Any], fits: Callable[[Case, Any], bool] = lambda case, choice: True, *, cast: bool = False
+) -> list[Any]:
+    """Every case with every choice (of dtypes, say) that fits, as pairs; with ``cast`` also the cast, which is no
+    method.
 
     A case without a kernel of its own is evaluated by steps, which do not depend on the dtypes: one case of such a
     method gets one of the choices, each method another. With SDS_THOROUGH set all get all of them."""
     found = []
     seen = set()
     for number, (name, case) in enumerate(CASES.items()):
+        if case is CAST and not cast:
+            continue
         if not thorough(name) and case.method.name in seen:
             continue
         seen.add(case.method.name)

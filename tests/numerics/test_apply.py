@@ -274,7 +274,7 @@ def _frozen() -> np.ndarray:
         ("weighted-sum", (A, A), {"out": np.ones(4, np.int8)}, "I8"),
         ("weighted-sum", (A, A), {"out": _frozen()}, "read-only"),
         ("weighted-sum", (A, A), {"out": np.ones(4, np.float32), "dtype": "fp16"}, "out is F32"),
-        ("weighted-sum", (A, A), {"dtype": "half"}, "known"),
+        ("weighted-sum", (A, A), {"dtype": "quarter"}, "known"),
         ("weighted-sum", (A, A), {"dtype": "bf16"}, "NumPy has no BF16"),
         ("weighted-sum", (A, A), {"overflow": "wrap"}, "known"),
         ("weighted-sum", (A, A), {"compute": "fp16"}, "did you mean"),

@@ -334,11 +334,11 @@ def test_any_text_is_understood_or_refused(text: str, layout: layouts.Layout) ->
 
 
 def test_families_without_merge_blocks_refuse_them(tmp_path: Path) -> None:
-    names = [f"lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_{end}.weight" for end in ("up", "down")]
-    path = write_raw(tmp_path / "lora.safetensors", {n: ("F32", [1, 2], f32(1, 2)) for n in names})
-    with pytest.raises(UsageError, match=r"LoRA.* has no merge blocks"):
+    names = ["model.1.sub.0.RDB1.conv1.0.weight", "model.0.weight"]
+    path = write_raw(tmp_path / "esrgan.safetensors", {n: ("F32", [1, 2, 1, 1], f32(1, 2)) for n in names})
+    with pytest.raises(UsageError, match=r"ESRGAN.* has no merge blocks"):
         sdsurgery.merge("weighted-sum", [path, path], dry_run=True, blocks="IN00=0.5")
-    assert dry("weighted-sum", [path, path], rules={"up": 0.25})[names[0]]["ratios"] == {"alpha": 0.25}
+    assert dry("weighted-sum", [path, path], rules={"RDB": 0.25})[names[0]]["ratios"] == {"alpha": 0.25}
 
 
 def test_a_vae_takes_only_its_own_block(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ A file's format is recognised by its content, an output's is chosen by its suffi
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,12 @@ def formats() -> Iterator[Format]:
     """Every format: the added ones, then the modules of ``kinds`` by name, each imported when its turn comes. The first
     that recognises a file wins."""
     yield from _registered
-    yield from map(_own, module_names(kinds.__path__))
+    yield from map(_own, _names())
+
+
+@functools.cache
+def _names() -> Sequence[str]:
+    return module_names(kinds.__path__)
 
 
 def _own(name: str) -> Format:
