@@ -40,7 +40,7 @@ KINDS = (*((name, name) for name in DTYPES), ("float32", "float16"))  # of the i
 # ---- contenders
 
 
-def bound(method: Method) -> dict[str, Any]:
+def bound(method: Any) -> dict[str, Any]:
     """Parameters that the method takes; what it does not do without is 0.5."""
     needed = {name: 0.5 for name, param in method.params.items() if param.required}
     return method.bind(len(method.inputs), needed)
@@ -152,6 +152,7 @@ def kernels(copies: Copies, names: Sequence[str], sizes: Sequence[int]) -> tuple
     that the host needs for a call."""
     import sdsurgery
     import torch
+    from sdsurgery.backends.cpu import native_program
     from sdsurgery.methods import Method
     from sdsurgery.program import trace
 
@@ -159,8 +160,9 @@ def kernels(copies: Copies, names: Sequence[str], sizes: Sequence[int]) -> tuple
     shares: dict[str, Any] = {}
     hosts: dict[str, Any] = {}
     for name, method in {**sdsurgery.methods(), "cast": cast}.items():
-        if trace(method, len(method.inputs), bound(method)).program.in_stages:
-            continue  # the host reduces: no kernel's time
+        program = trace(method, len(method.inputs), bound(method)).program
+        if program.in_stages or not native_program(program, False).fused:
+            continue  # the host reduces; or the time is that of the steps, which is no method's
         for of, into in KINDS:
             kinds = [getattr(torch, into), *[getattr(torch, of)] * len(method.inputs)]
             label = of if of == into else f"{of} to {into}"

@@ -73,6 +73,8 @@ def test_every_method_and_dtype_equals_the_reference(name: str, mixture: tuple[D
             continue
         for overflow, wide in (("default", False), (("inf", "saturate", "default")[number % 3], number % 2 == 1)):
             how: dict[str, Any] = {"overflow": overflow, "wide": wide}
+            if (wide or F64 in kinds) and elementwise.unsupported(case.formula().program, True):
+                continue  # exp, log and pow of float64
             left, whole_row = without_stages(case.formula(), row, wide)
             found = run(left, whole_row, out, uncounted=overflow != "default", **how)
             difference = found.differs(expected(case.formula(), row, out, **how))
