@@ -96,15 +96,17 @@ def test_native_kernels_equal_the_reference_for_every_policy_and_precision(
 
 def test_the_values_reach_both_paths_and_all_counts() -> None:
     """The tests above would prove little if no value were odd, or if all of them were."""
-    overflowing = 0
+    quiet = []
     for name, case in CASES.items():
-        result = wanted(name, (F32,), "wild", 2049, F16, overflow="default", wide=False)
-        assert result.nonfinite > 4, name
-        overflowing += result.overflow > 100
+        result = wanted(name, (F32,), "wild", 4097, F16, overflow="default", wide=False)
+        assert result.nonfinite > 8, name
         ordinary = wanted(name, (F32,), "plain", 513, F16, overflow="default", wide=False)
-        assert ordinary.nonfinite == 0 and ordinary.overflow < 20, name
+        assert ordinary.nonfinite == 0, name
         assert np.unique(ordinary.codes).size > 100, case
-    assert overflowing > 0.95 * len(CASES)  # the others take the smaller of what they are given
+        if result.overflow <= 100 or ordinary.overflow:
+            quiet.append(name)
+    # A method may take the smaller of its inputs, or give something large for ordinary ones.
+    assert len(quiet) < 0.02 * len(CASES) and not any(thorough(name) for name in quiet), quiet
 
 
 @pytest.mark.parametrize("target", TARGETS)
