@@ -52,7 +52,7 @@ VERBS = {
     "ema": ("ema", "{path}", "--dtype", "fp16"),
     "no-ema": ("prune", "{path}", "--preset", "no-ema"),
     "ema-only": ("prune", "{path}", "--preset", "ema-only"),
-    "inference": ("prune", "{path}", "--preset", "no-ema", "--drop-keys", "input_blocks"),
+    "by name": ("prune", "{path}", "--preset", "no-ema", "--drop-keys", "input_blocks"),
     "extract": ("extract", "{path}", "--component", "unet"),
 }
 
