@@ -1,4 +1,4 @@
-// How Python describes operands that are computed (encoding.py, low_rank.py), as the engine takes them.
+// How Python describes operands that are computed (operands/encoding.py, low_rank.py), as the engine takes them.
 #pragma once
 
 #include <pybind11/pybind11.h>

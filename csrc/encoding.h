@@ -1,6 +1,6 @@
 // Encoded weights: float32 from codes and scales, decoded in the loop. One description covers scaled fp8, int8, and the
-// 4-bit and block formats; python/sdsurgery/encodings/ recognises them in files and decoding.py says the same in
-// NumPy.
+// 4-bit and block formats; python/sdsurgery/encodings/ recognises them in files and definitions/decoding.py says the
+// same in NumPy.
 //
 // A weight is a matrix of rows × columns. Its code stands for a value; blocks of the matrix share a scale:
 //     W = value(code) · scale        (float32, rounded once)

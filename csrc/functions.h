@@ -1,6 +1,7 @@
 // exp, log and pow of a float32 lane: evaluated in float64 by the operations written here, each rounded by itself, and
 // rounded once to float32. Nothing but + − × ÷, comparisons and integer operations on bits is used, so every compiler,
-// SIMD target and GPU gives the same bits, and so does python/sdsurgery/elementary.py, which is the reference.
+// SIMD target and GPU gives the same bits, and so does python/sdsurgery/definitions/elementary.py, which is the
+// reference.
 //
 // Error: the float64 value is off by less than 2^-48 of itself (2^-44 for pow), before it is rounded. So exp is the
 // nearest float32 for each of the 2^32 inputs, log for all but five, which lie that close to a middle; pow is within

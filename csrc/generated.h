@@ -6,7 +6,7 @@
 //   uniform  element i takes word i mod 4 of block i/4: its upper 24 bits, in [0, 1)
 //   normal   element i takes words 2·(i mod 2) and the next of block i/2: √(−2·ln u)·cos 2πv (Box & Muller, 1958) with
 //            u = (word + 1)/2^32 and v = word/2^32, in float64 by functions.h, rounded once
-// The same in NumPy: python/sdsurgery/draws.py.
+// The same in NumPy: python/sdsurgery/definitions/draws.py.
 #pragma once
 
 #include <cstdint>

@@ -2,7 +2,8 @@
 // products, and numbers of each row or column. Never a whole tensor in memory; the factors of one layer are.
 //
 // Numeric rule: an element of a product is summed over the rank from its first term on, ((u₀d₀ + u₁d₁) + u₂d₂) + …,
-// each product and each sum rounded to float32 by itself. python/sdsurgery/products.py says the same in NumPy.
+// each product and each sum rounded to float32 by itself. python/sdsurgery/definitions/products.py says the same in
+// NumPy.
 #pragma once
 
 #include <cstdint>

@@ -20,7 +20,7 @@
 //   acos      by the series of asin on [0, ½] and acos x = 2·asin √((1 − x)/2).
 //   pow       exp(y·log x).
 //
-// A call takes 1 to 7 µs (one x86-64 core). The reference, by mpmath, is python/sdsurgery/scalars.py;
+// A call takes 1 to 7 µs (one x86-64 core). The reference, by mpmath, is python/sdsurgery/definitions/scalars.py;
 // tests/numerics/test_scalars.py compares.
 #pragma once
 

@@ -8,7 +8,7 @@
 // float64 (scalars.h); the next stage meets them like constants.
 //
 // One thread runs a tensor's stages one after the other, so their order is certain. backends/reference.py and
-// reductions.py have the same in NumPy.
+// definitions/reductions.py have the same in NumPy.
 #pragma once
 
 #include <algorithm>

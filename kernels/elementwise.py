@@ -19,7 +19,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from sdsurgery import elementary
+from sdsurgery.definitions import elementary
 from sdsurgery.dtypes import DType
 from sdsurgery.program import CONSTANT, INPUT, OPERATIONS, TEMP, Formula, Program
 

@@ -11,17 +11,16 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "python" / "sdsurgery"
 
 ROWS = {
-    "command line": "__main__ cli commands console demo info",
+    "command line": "__main__ cli commands report.console",
     "library": "api interop.calls interop.saving",
     "recipe": "recipe",
-    "surgery": "surgery heatmap testing",
+    "surgery": "surgery report.heatmap testing",
     "inputs": "checkpoint encodings formats layouts interop adapters",
     "outline": "outline metadata",
     "engine": "engine hashing",
     "backends": "backends gpu adapted",
-    "plan": "encoding decoding low_rank plan program functions reductions elementary draws fused methods scalars "
-    "products module_operands",
-    "ground floor": "discovery dtypes errors files log progress settings structure suggest",
+    "plan": "operands plan program functions definitions methods",
+    "ground floor": "discovery dtypes errors files log report report.progress settings structure suggest",
 }
 """A module imports its own row and those below. The Plan goes from the outline to the backends: engine and backends
 read it, and it knows none of them. Only a registry imports what it finds by name, so that is not in the text."""

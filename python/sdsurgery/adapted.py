@@ -1,6 +1,6 @@
 """Runs the jobs that go through adapters, over NumPy arrays, block of rows by block of rows.
 
-Any backend does the other jobs of the plan. ``products.py`` says what is computed. In memory are a block
+Any backend does the other jobs of the plan. ``definitions/products.py`` says what is computed. In memory are a block
 of rows and the factors of one layer; kinds that need the whole weight (``products.Effect.step``) have it whole.
 """
 
@@ -19,10 +19,10 @@ import numpy as np
 from . import _native
 from .backends import Options, RunHandle, damaged_of, refuse_values, sums_of
 from .backends.reference import ReferenceRun, beside_of, run_steps, store, widen
+from .definitions.products import Effect
 from .dtypes import F64
 from .errors import Interrupted, SdsError
 from .plan import Job, Module, Plan
-from .products import Effect
 from .program import Formula, Program
 
 if TYPE_CHECKING:

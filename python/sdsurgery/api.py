@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, Union
 
 from .errors import UsageError, printable
-from .progress import followed
+from .report.progress import followed
 from .settings import (
     DEFAULTS,
     OPTIONS,

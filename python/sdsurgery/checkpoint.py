@@ -15,7 +15,7 @@ from .log import debug
 
 if TYPE_CHECKING:
     from ._native import Source
-    from .encoding import Encoded
+    from .operands.encoding import Encoded
     from .structure import Structure
 
 

@@ -299,7 +299,7 @@ def _prepare(
 ) -> RunHandle:  # fmt: skip
     """The backend's run of the plan; adapters' modules that are no operands of formulas are computed beside it."""
     if plan.adapted:
-        from .module_operands import expressed
+        from .operands.modules import expressed
 
         plan, apart = expressed(plan, options.wide)
         backends.damaged_of(replace_fields(plan, checks=apart), sources, options)

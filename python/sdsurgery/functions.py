@@ -49,7 +49,7 @@ def clip(x: Any, low: Any, high: Any) -> Any:
 
 def sqrt(x: Any) -> Any:
     """The square root, correctly rounded; NaN for a negative number (refused in an expression of parameters alone)."""
-    from . import scalars
+    from .definitions import scalars
 
     made = _traced("sqrt", scalars.sqrt if _is_numbers(x) else math.sqrt, x)
     if made is not None:
@@ -128,7 +128,7 @@ def where(condition: Any, a: Any, b: Any) -> Any:
     if all(isinstance(item, int | float) for item in items):
         return a if condition else b
     if all(isinstance(item, int | float) or _is_numbers(item) for item in items):
-        from .reductions import each
+        from .definitions.reductions import each
 
         return each(lambda truth, x, y: x if truth != 0 else y, condition, a, b)
     arrays = [item for item in items if hasattr(item, "dtype")]
@@ -148,7 +148,7 @@ def fma(x: Any, y: Any, z: Any) -> Any:
     for item in (x, y, z):
         if isinstance(item, Symbol):
             return item.tracer.apply("fma", x, y, z)
-    from .fused import fma as definition
+    from .definitions.fused import fma as definition
 
     return definition(x, y, z)
 
@@ -228,7 +228,7 @@ def kth_largest(x: Any, k: Any) -> Any:
     tracer = _tracer(x)
     if tracer is not None:
         return tracer.select("kth", tracer.lift(x), k)
-    from .reductions import selected
+    from .definitions.reductions import selected
 
     return selected(x, k)[0]
 
@@ -258,7 +258,7 @@ def largest(x: Any, k: Any, ties: str = "first") -> Any:
         raise TypeError(f"largest takes ties as first or all, not {ties!r}")
     tracer = _tracer(x)
     if tracer is None:
-        from .reductions import largest_of
+        from .definitions.reductions import largest_of
 
         return largest_of(x, k, ties == "all")
     if ties == "all":
@@ -279,7 +279,7 @@ def index(x: Any, axis: int) -> Any:
     tracer = _tracer(x)
     if tracer is not None:
         return tracer.make("index", along)
-    from .reductions import index_of
+    from .definitions.reductions import index_of
 
     return index_of(x, along)
 
@@ -301,7 +301,7 @@ def bernoulli(x: Any, p: Any, seed: Any, draw: int = 0) -> Any:
 
 
 def _drawn(kind: str, x: Any, seed: Any, draw: int) -> Any:
-    from .draws import key_word
+    from .definitions.draws import key_word
 
     key = [Scalar(key_word, seed, TENSOR, word) for word in (0, 1)]
     tracer = _tracer(x)
@@ -312,7 +312,7 @@ def _drawn(kind: str, x: Any, seed: Any, draw: int) -> Any:
             *(tracer.once(("key", id(seed) if isinstance(seed, Scalar) else seed, word), key[word]) for word in (0, 1)),
             draw,
         )
-    from .reductions import drawn
+    from .definitions.reductions import drawn
 
     return drawn(kind, x, (key_word(seed, "", 0), key_word(seed, "", 1)), draw)
 
@@ -335,7 +335,7 @@ def whole(function: Callable[..., Any], *args: Any) -> Any:
     for item in arrays:
         if isinstance(item, Symbol):
             return item.tracer.whole(function, arrays, numbers)
-    from .reductions import whole_of
+    from .definitions.reductions import whole_of
 
     return whole_of(function, arrays, numbers)
 
@@ -343,7 +343,7 @@ def whole(function: Callable[..., Any], *args: Any) -> Any:
 def rank(x: Any, axis: int | None = None) -> Any:
     """The rank of each element by its value, 1 for the smallest, in the tensor or along axis 1 or −1 of it; of equal
     ones the first has the lower rank, and a NaN is above everything. (``whole`` says what it needs.)"""
-    from .reductions import ranks
+    from .definitions.reductions import ranks
 
     if axis not in (None, 1, -1):
         raise TypeError(f"a rank is one in the tensor, or along axis 1 or -1, not {axis!r}")
@@ -414,7 +414,7 @@ def _length(along: int, x: Any) -> Any:
     tracer = _tracer(x)
     if tracer is not None:
         return tracer.reduce("length", along)
-    from .reductions import length
+    from .definitions.reductions import length
 
     return length(x, along)
 
@@ -427,7 +427,7 @@ def _reduced(op: str, axis: Axis, *args: Any) -> Any:
             return item.tracer.reduce(op, along, *symbols)
     if any(map(_is_single, args)):
         raise TypeError(f"a method's body takes the {op} of a single number; a reduction needs a tensor")
-    from .reductions import reduced
+    from .definitions.reductions import reduced
 
     return reduced(op, along, *args)
 
@@ -445,7 +445,7 @@ def _traced(op: str, of_numbers: Callable[..., float], *args: Any) -> Any:
     if all(isinstance(item, int | float) for item in args):
         return float(of_numbers(*args))
     if all(isinstance(item, int | float) or _is_numbers(item) for item in args):
-        from .reductions import each
+        from .definitions.reductions import each
 
         return each(of_numbers, *args)
     return None
@@ -453,12 +453,12 @@ def _traced(op: str, of_numbers: Callable[..., float], *args: Any) -> Any:
 
 def _function(op: str, *args: Any) -> Any:
     """exp, log or pow."""
-    from . import scalars
+    from .definitions import scalars
 
     made = _traced(op, getattr(scalars, op), *args)
     if made is not None:
         return made
-    from .reductions import on_arrays
+    from .definitions.reductions import on_arrays
 
     return on_arrays(op, *(_as_arrays(*args) if len(args) == 2 else args))
 
@@ -467,11 +467,11 @@ def _scalar(op: str, *args: Any) -> Any:
     for item in args:
         if isinstance(item, Symbol):
             raise TypeError(f"a method's body takes the {op} of a tensor; {op} is for parameters and reduced values")
-    from . import scalars
+    from .definitions import scalars
 
     made = _traced(op, getattr(scalars, op), *args)
     if made is None:
-        from .reductions import each
+        from .definitions.reductions import each
 
         return each(getattr(scalars, op), *args)
     return made

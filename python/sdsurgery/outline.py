@@ -23,8 +23,8 @@ from .structure import NESTED, Structure
 if TYPE_CHECKING:
     from ._native import Source
     from .checkpoint import Checkpoint, TensorInfo
-    from .encoding import Encoded
     from .formats import Placed, Writer
+    from .operands.encoding import Encoded
 
 Value = TypeVar("Value")
 

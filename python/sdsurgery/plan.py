@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .dtypes import DType
-from .encoding import Encoding
-from .low_rank import LowRank
+from .operands.encoding import Encoding
+from .operands.low_rank import LowRank
 from .program import Program
 
 
@@ -66,7 +66,8 @@ class Factor(NamedTuple):
 
 
 class Module(NamedTuple):
-    """What an adapter makes of a weight W: ``W + strength·(W₁ − W)``; ``products.py`` defines W₁ for every ``kind``.
+    """What an adapter makes of a weight W: ``W + strength·(W₁ − W)``; ``definitions/products.py`` defines W₁ for every
+    ``kind``.
 
     ``shape`` is W's. ``factors`` are (name in the formula, number in ``Job.factors``, shape). ``scale`` is alpha/rank,
     ``constraint`` OFT's alpha. ``transposed``: the adapter's W is the transpose of the stored one. ``channels``, where

@@ -154,7 +154,7 @@ class Call(_Adaptable):
         **settings: Unpack[Keywords],
     ) -> Report:
         """Merge into the file ``out``. ``settings`` are the keywords of ``sdsurgery.merge``; raises as it does."""
-        from .progress import followed
+        from .report.progress import followed
         from .settings import settings_of
         from .surgery.merge import merge_tree
 
@@ -270,7 +270,7 @@ def load(path: str | os.PathLike[str]) -> Recipe:
 
 
 def _save_leaf(leaf: Model | Opened, out: str | os.PathLike[str], settings: Keywords) -> Report:
-    from .progress import followed
+    from .report.progress import followed
     from .settings import settings_of
     from .surgery.cast import cast
     from .surgery.ema import ema

@@ -9,8 +9,8 @@ import adapter_golden as golden
 import numpy as np
 import pytest
 from sdsurgery.adapters import keys, kinds
+from sdsurgery.definitions.products import Effect
 from sdsurgery.plan import Module
-from sdsurgery.products import Effect
 
 
 def effects(
@@ -106,7 +106,7 @@ def test_thirds_of_a_fused_projection(adapters: Path) -> None:
 
 @pytest.mark.parametrize("rank", [1, 2, 7])
 def test_a_product_is_summed_over_the_rank_in_its_order(rank: int) -> None:
-    from sdsurgery.products import product
+    from sdsurgery.definitions.products import product
 
     random = np.random.default_rng(rank)
     up, down = random.normal(size=(3, rank)).astype("f4"), random.normal(size=(rank, 5)).astype("f4")

@@ -1,4 +1,4 @@
-"""Adapters' products in the engine's loop: the values of products.py on every target, for any tiles and threads."""
+"""Adapters' products in the engine's loop: the values of definitions/products.py on any target, tiles and threads."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from numeric_tools import TARGETS
 from sdsurgery import _native
 from sdsurgery.backends import Options, cpu, reference
+from sdsurgery.definitions.products import Effect
 from sdsurgery.dtypes import F16, F32
-from sdsurgery.module_operands import expressed
+from sdsurgery.operands.modules import expressed
 from sdsurgery.plan import Factor, Job, Module, Operand, Plan
-from sdsurgery.products import Effect
 
 LINEAR, CONV = (67, 83), (24, 10, 3, 3)
 

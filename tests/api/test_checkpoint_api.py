@@ -216,7 +216,7 @@ def test_nothing_is_printed_and_the_command_line_imports_no_logging(pair: tuple[
 
 
 def test_progress_true_shows_a_bar(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdsurgery import progress
+    from sdsurgery.report import progress
 
     shown: list[tuple[int, int]] = []
     monkeypatch.setattr(progress._Bar, "update", lambda self, done, total: shown.append((done, total)))
@@ -227,7 +227,7 @@ def test_progress_true_shows_a_bar(pair: tuple[Path, Path], tmp_path: Path, monk
 
 
 def test_in_a_notebook_the_bar_is_text_that_needs_no_widgets(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from sdsurgery import progress
+    from sdsurgery.report import progress
 
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     monkeypatch.setattr(progress, "_QUICK", 0)

@@ -133,7 +133,7 @@ def test_a_picture_that_cannot_be_is_refused_before_anything_is_read(pair: tuple
 
 
 def test_the_cells_are_the_distances_of_blocks_and_kinds(pair: tuple[Path, Path]) -> None:
-    from sdsurgery import heatmap
+    from sdsurgery.report import heatmap
 
     found = sdsurgery.compare(*pair)
     rows, columns, values = heatmap.cells(found)

@@ -10,8 +10,9 @@ import mpmath
 import numpy as np
 import pytest
 from numeric_tools import TARGETS
-from sdsurgery import _native, elementary, functions, scalars
+from sdsurgery import _native, functions
 from sdsurgery.backends import cpu
+from sdsurgery.definitions import elementary, scalars
 from sdsurgery.dtypes import F32, F64
 from sdsurgery.methods import Method
 from sdsurgery.program import trace

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import sdsurgery as sds
 from numeric_tools import TARGETS, wild
-from sdsurgery import _native, draws
+from sdsurgery import _native
 from sdsurgery.backends import cpu, reference
+from sdsurgery.definitions import draws
 from sdsurgery.dtypes import F32, F64
 from sdsurgery.functions import (
     axes,

@@ -1,11 +1,12 @@
-"""The scalar functions (csrc/scalars.h) give the bits of their definition (sdsurgery/scalars.py) everywhere."""
+"""The scalar functions (csrc/scalars.h) give the bits of definitions/scalars.py everywhere."""
 
 import math
 import random
 import struct
 
 import pytest
-from sdsurgery import _native, scalars
+from sdsurgery import _native
+from sdsurgery.definitions import scalars
 
 INF, NAN = math.inf, math.nan
 UNARY = ["sqrt", "sin", "cos", "acos", "exp", "log"]

@@ -11,12 +11,12 @@ import sdsurgery as sds
 from numeric_tools import TARGETS
 from sdsurgery import _native, engine
 from sdsurgery.backends import Options
+from sdsurgery.definitions.reductions import ordered_sum
 from sdsurgery.dtypes import F16, F32
 from sdsurgery.functions import dot, sum
 from sdsurgery.methods import Method
 from sdsurgery.plan import Job, Operand, Plan
 from sdsurgery.program import Program, trace
-from sdsurgery.reductions import ordered_sum
 
 COUNTS = (1, 7, 1024, 3001, 300_001)
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..definitions.products import Effect, product, with_kernel
 from ..errors import InputRefused, printable
 from ..plan import Module
-from ..products import Effect, product, with_kernel
 from . import keys
 from .arrays import array
 from .kinds import Fitted, Kind, fitted

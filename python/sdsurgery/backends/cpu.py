@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from ..dtypes import DType
-from ..encoding import CODINGS, Companion, Encoding
-from ..low_rank import FORMS, KINDS, LowRank, Matrix
+from ..operands.encoding import CODINGS, Companion, Encoding
+from ..operands.low_rank import FORMS, KINDS, LowRank, Matrix
 from ..plan import Fill, Job, Operand, Plan, Reduction
 from ..program import GENERATED, OPERATIONS, REDUCTIONS, SCALAR_FUNCTIONS, Formula, Program, Stage, Step
 from . import Backend, Options
@@ -37,7 +37,7 @@ def native_program(program: Program, wide: bool) -> native.Program:
 
 
 def _on_buffers(function: Callable[..., Any]) -> Callable[..., None]:
-    from ..reductions import on_buffers  # which needs NumPy
+    from ..definitions.reductions import on_buffers  # which needs NumPy
 
     return on_buffers(function)
 

@@ -14,12 +14,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .. import draws, scalars
-from ..decoding import decoded, e8m0
+from ..definitions import draws, scalars
+from ..definitions.decoding import decoded, e8m0
+from ..definitions.fused import fma
+from ..definitions.reductions import (
+    CHUNK,
+    called,
+    kth_and_last,
+    length,
+    line_numbers,
+    lines_of,
+    on_arrays,
+    ordered_sum,
+    places,
+    reduced_rows,
+)
 from ..dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64, U8, DType
-from ..encoding import Companion
 from ..errors import Interrupted, RunFailed
-from ..fused import fma
+from ..operands.encoding import Companion
 from ..plan import Fill, Job, Operand, Plan, Reduction
 from ..program import (
     ALL,
@@ -34,18 +46,6 @@ from ..program import (
     Program,
     Ref,
     Step,
-)
-from ..reductions import (
-    CHUNK,
-    called,
-    kth_and_last,
-    length,
-    line_numbers,
-    lines_of,
-    on_arrays,
-    ordered_sum,
-    places,
-    reduced_rows,
 )
 from . import Backend, Options, Reduced, damaged_of, refuse_values, sums_of
 
@@ -465,7 +465,7 @@ class ReferenceRun:
 
     def _all_of(self, operand: Operand) -> np.ndarray:
         if operand.low_rank is not None:
-            from ..products import computed
+            from ..definitions.products import computed
 
             return np.asarray(computed(operand.low_rank, self._numbers))
         assert operand.encoding is not None

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace, work: Callable[..., Any], suffix: str | None =
 
 
 def _many(args: argparse.Namespace, work: Callable[..., Any], suffix: str | None) -> int:
-    from ..progress import display
+    from ..report.progress import display
     from ..surgery.convert import folder, refuse_twice
 
     outs = [_target(path, args.out_dir, suffix) for path in args.inputs]

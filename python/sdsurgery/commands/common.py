@@ -115,7 +115,7 @@ _KINDS: dict[str, Callable[[str], Any]] = {"threads": int, "gpu_memory": size}
 def written(args: argparse.Namespace, work: Callable[..., Any]) -> int:
     """Run a writing verb under a progress display and report: ``work(out=…, …)`` gets the shared settings, and gives a
     report, or a list of them."""
-    from ..progress import display
+    from ..report.progress import display
 
     if args.out is None and not args.dry_run:
         raise UsageError("no output given (out=FILE, or dry_run=True)", code="no_output")
@@ -139,8 +139,8 @@ def written(args: argparse.Namespace, work: Callable[..., Any]) -> int:
 
 def show(args: argparse.Namespace, report: Any) -> None:
     """A report for people, unless ``--quiet`` or ``--json`` excludes it."""
-    from ..console import report_lines
-    from ..progress import say
+    from ..report.console import report_lines
+    from ..report.progress import say
 
     if not args.quiet and not (args.json and args.dry_run):
         lines = report_lines(report, verbose=args.verbose)

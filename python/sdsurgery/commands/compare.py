@@ -32,9 +32,9 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from .. import heatmap
     from ..api import compare
-    from ..progress import display
+    from ..report import heatmap
+    from ..report.progress import display
 
     if args.plot is not None:
         heatmap.check(args.plot, overwrite=args.overwrite)
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 def lines(found: Comparison, *, verbose: bool = False) -> Iterator[str]:
     """The comparison as text: a table by component and block, then what only one file has, then the verdict."""
-    from ..console import some
+    from ..report.console import some
 
     yield f"A {printable(found.a)} (family {found.a_family})"
     yield f"B {printable(found.b)} (family {found.b_family})"

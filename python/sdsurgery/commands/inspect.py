@@ -20,8 +20,8 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from .. import console
     from ..api import inspect
+    from ..report import console
 
     found = inspect(args.input, base=args.base, **chosen(args, READING))
     return print_json(found.to_dict()) if args.json else print_lines(console.inspection_lines(found, args.verbose))

@@ -27,7 +27,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..api import relations
-    from ..progress import display
+    from ..report.progress import display
 
     with display("map", quiet=args.quiet) as progress:
         found = relations(args.files, progress=progress, **chosen(args, _SETTINGS))

@@ -15,9 +15,9 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from .. import console
     from ..methods.parameters import described
     from ..methods.registry import registered
+    from ..report import console
 
     rows = [
         {

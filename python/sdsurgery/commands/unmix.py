@@ -31,7 +31,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..api import unmix
-    from ..progress import display
+    from ..report.progress import display
 
     with display("unmix", quiet=args.quiet) as progress:
         found = unmix(

@@ -21,10 +21,10 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from .. import console
     from ..api import verify
     from ..errors import VerificationDiffers
-    from ..progress import display
+    from ..report import console
+    from ..report.progress import display
 
     with display("verify", quiet=args.quiet) as progress:
         found = verify(args.input, progress=progress, hash=args.hash, **chosen(args, _SETTINGS))

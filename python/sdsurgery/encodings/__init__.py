@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..dtypes import F32
-from ..encoding import Encoded
+from ..operands.encoding import Encoded
 from .layer import METADATA, Layer, Undecodable, layers
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from ..dtypes import F32, U8
-from ..encoding import Encoding
+from ..operands.encoding import Encoding
 from .layer import Found, Layer, Undecodable, contiguous, matrix
 
 _STATE = "weight.quant_state.bitsandbytes__"

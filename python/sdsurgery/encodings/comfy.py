@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..dtypes import F8_E4M3, F32, U8, named
-from ..encoding import Encoding
+from ..operands.encoding import Encoding
 from .layer import Found, Layer, Undecodable, contiguous, matrix
 from .scaled_fp8 import scaled
 

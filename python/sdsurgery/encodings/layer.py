@@ -7,8 +7,8 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..dtypes import BF16, F8_E4M3, F16, F32, DType
-from ..encoding import Companion, Encoding
 from ..errors import printable
+from ..operands.encoding import Companion, Encoding
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint, TensorInfo

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ..dtypes import U8, named
-from ..encoding import Encoding
+from ..operands.encoding import Encoding
 from .layer import FLOATS, Found, Layer, Undecodable, codes_as, contiguous, matrix
 
 FORMAT = "scaled fp8"

@@ -150,7 +150,7 @@ def _strengths(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, float]:
     """How much each tensor of the base changes at strength 1, beside its own Frobenius norm."""
     import numpy as np
 
-    from ..products import Effect
+    from ..definitions.products import Effect
 
     layout = detect(checkpoint.tensors).layout
     found = applied(adapter, 0, checkpoint.tensors, layout, lora=Lora(adapter.path), path=checkpoint.path)

@@ -44,7 +44,7 @@ def check(
 def _changed(weight: Array, changes: Sequence[Change], adapters: Sequence[Adapter]) -> Array:
     import numpy as np
 
-    from ..products import Effect
+    from ..definitions.products import Effect
 
     flat = weight.astype(np.float32).reshape(len(weight) if weight.ndim else 1, -1)
     for change in changes:

@@ -178,7 +178,7 @@ class Comparison:
 
     def plot(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write a heat map (PNG) of the relative L2 distance, blocks × kinds of layer. See ``heatmap.write``."""
-        from .. import heatmap
+        from ..report import heatmap
 
         heatmap.write(self, path, overwrite=overwrite)
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ..program import ALL, CHANNEL, EACH, FIRST, SECOND
 from . import draws, elementary, scalars
-from .program import ALL, CHANNEL, EACH, FIRST, SECOND
 
 LANES, BLOCK, CHUNK = 8, 1024, 1 << 18  # of elements; csrc/reduce.h has the same numbers
 

@@ -8,13 +8,13 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from . import _native
-from .errors import RunFailed, UsageError, printable
-from .files import native_errors, target_path
-from .layouts.kinds import KINDS
+from .. import _native
+from ..errors import RunFailed, UsageError, printable
+from ..files import native_errors, target_path
+from ..layouts.kinds import KINDS
 
 if TYPE_CHECKING:
-    from .surgery.compare import Comparison
+    from ..surgery.compare import Comparison
 
 
 def check(path: str | os.PathLike[str], *, overwrite: bool = False) -> str:

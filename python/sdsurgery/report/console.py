@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .commands.spelling import in_shell
-from .errors import printable
+from ..commands.spelling import in_shell
+from ..errors import printable
 from .progress import human_bytes
 
 if TYPE_CHECKING:
-    from .surgery.inspect import Component, Inspection
-    from .surgery.report import Report
-    from .surgery.verify import Verification
+    from ..surgery.inspect import Component, Inspection
+    from ..surgery.report import Report
+    from ..surgery.verify import Verification
 
 
 def report_lines(report: Report, *, verbose: bool = False) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .encoding import PACKED, Companion, Encoding
+from ..operands.encoding import PACKED, Companion, Encoding
 
 Numbers = Callable[[Companion], np.ndarray]
 """Gives a companion's numbers as float32 (of U8: the integers)."""

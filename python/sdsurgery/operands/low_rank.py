@@ -1,6 +1,6 @@
 """What an adapter's factors make of a tensor, as numbers of a Plan: an operand that nothing is stored of.
 
-``csrc/low_rank.h`` computes it, in the order that ``products.py`` defines.
+``csrc/low_rank.h`` computes it, in the order that ``definitions/products.py`` defines.
 """
 
 from __future__ import annotations

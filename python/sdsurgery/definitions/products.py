@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..operands.low_rank import LowRank, Matrix
+from ..plan import Module
 from .decoding import Numbers
-from .low_rank import LowRank, Matrix
-from .plan import Module
 from .reductions import reduced_rows
 
 Array = Any  # a NumPy array of the run's float type

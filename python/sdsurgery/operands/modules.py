@@ -1,8 +1,8 @@
 """Adapters' modules as operands and steps of a job's formula, so that any backend computes them in its loop.
 
 ``W + n·Δ`` is two steps more, with Δ an operand that is computed from the factors (``low_rank.py``); the norms of DoRA
-are a stage. The values are those of ``products.py``, operation by operation. What rotates, what changes an input of
-the formula, and what changes some rows or columns only, stays a module, which ``adapted.py`` computes.
+are a stage. The values are those of ``definitions/products.py``, operation by operation. What rotates, what changes
+an input of the formula, and what changes some rows or columns only, stays a module, which ``adapted.py`` computes.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
-from .dtypes import BF16, F16, F32, F64
+from ..definitions.products import NEAR_ZERO
+from ..dtypes import BF16, F16, F32, F64
+from ..plan import Check, Factor, Fill, Job, Module, Operand, Plan, Reduction
+from ..program import CHANNEL, CONSTANT, FIRST, INPUT, TEMP, VALUE, Formula, Program, Ref, Stage, Step, identity
 from .encoding import Companion
 from .low_rank import LowRank, Matrix
-from .plan import Check, Factor, Fill, Job, Module, Operand, Plan, Reduction
-from .products import NEAR_ZERO
-from .program import CHANNEL, CONSTANT, FIRST, INPUT, TEMP, VALUE, Formula, Program, Ref, Stage, Step, identity
 
 _MOST_OPERANDS = 48  # of a job: the engine takes 512
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import log
+from .. import log
 
 if TYPE_CHECKING:
-    from .settings import Progress, Settings
+    from ..settings import Progress, Settings
 
 Found = TypeVar("Found")
 

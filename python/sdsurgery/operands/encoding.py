@@ -1,16 +1,16 @@
 """How weights lie in codes and scales, as numbers: what a reader finds and what the engine decodes by.
 
-``csrc/encoding.h`` states the rule, ``decoding.py`` is the same in NumPy.
+``csrc/encoding.h`` states the rule, ``definitions/decoding.py`` is the same in NumPy.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from .dtypes import DType
+from ..dtypes import DType
 
 if TYPE_CHECKING:
-    from .checkpoint import TensorInfo
+    from ..checkpoint import TensorInfo
 
 CODINGS = ("e4m3", "e5m2", "i8", "nf4", "fp4", "e2m1", "i4")
 """Kinds of codes, by the native engine's numbers for them. The last four put two codes into a byte."""
