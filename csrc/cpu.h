@@ -66,6 +66,7 @@ inline bool has_sha() {  // GCC has no name for it before version 14
 #endif
 
 #elif defined(__aarch64__) || defined(_M_ARM64)
+#define SDS_ARM 1
 
 #if defined(__linux__)
 #include <sys/auxv.h>

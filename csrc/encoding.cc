@@ -40,6 +40,47 @@ uint64_t tiled_place(uint64_t i, uint64_t j, uint64_t blocks) {
 
 }  // namespace
 
+// Values of 4-bit codes: NF4 (Dettmers and others, arXiv 2305.14314), the FP4 of bitsandbytes, E2M1 of OCP's MX
+// formats, two's complement.
+const float* packed_values(Coding kind) {
+    static const float nf4[] = {-1.0f,
+                                -0.6961928009986877f,
+                                -0.5250730514526367f,
+                                -0.39491748809814453f,
+                                -0.28444138169288635f,
+                                -0.18477343022823334f,
+                                -0.09105003625154495f,
+                                0.0f,
+                                0.07958029955625534f,
+                                0.16093020141124725f,
+                                0.24611230194568634f,
+                                0.33791524171829224f,
+                                0.44070982933044434f,
+                                0.5626170039176941f,
+                                0.7229568362236023f,
+                                1.0f};
+    static const float fp4[] = {0.0f,
+                                0.0052083334885537624f,
+                                0.6666666865348816f,
+                                1.0f,
+                                0.3333333432674408f,
+                                0.5f,
+                                0.1666666716337204f,
+                                0.25f,
+                                -0.0f,
+                                -0.0052083334885537624f,
+                                -0.6666666865348816f,
+                                -1.0f,
+                                -0.3333333432674408f,
+                                -0.5f,
+                                -0.1666666716337204f,
+                                -0.25f};
+    static const float e2m1[] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
+                                 -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
+    static const float i4[] = {0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
+    return kind == Coding::nf4 ? nf4 : kind == Coding::fp4 ? fp4 : kind == Coding::e2m1 ? e2m1 : i4;
+}
+
 std::vector<float> Companion::numbers(const std::vector<std::shared_ptr<Source>>& sources) const {
     std::vector<uint8_t> stored(bytes());
     sources[source]->read(stored.data(), stored.size(), offset);

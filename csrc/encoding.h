@@ -27,6 +27,7 @@ struct Target;
 
 enum class Coding : int { e4m3 = 0, e5m2, i8, nf4, fp4, e2m1, i4, kCount };
 inline bool is_packed(Coding codes) { return codes >= Coding::nf4; }  // two in a byte
+const float* packed_values(Coding codes);                             // of a packed coding, the sixteen numbers
 
 // Numbers beside the codes: `count` of them from byte `offset` of a source on.
 struct Companion {

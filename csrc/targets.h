@@ -1,4 +1,5 @@
-// The CPU targets of this build. Each evaluates a Program over elements in memory; one is chosen at run time.
+// The CPU targets of this build. Each evaluates a Program over elements in memory; one is chosen at run time. A target
+// is a file target_*.cc: the loops of loops.inl.h, compiled for its instructions.
 #pragma once
 
 #include <cstddef>
@@ -39,9 +40,8 @@ struct Fill {
 
 class Accumulator;
 
-struct Target {
-    const char* name;
-    bool (*runs_here)();
+// The loops of one target.
+struct Loops {
     void (*evaluate)(const Program& program, const Numbers& numbers, const Operand* operands, uint8_t* out,
                      DType out_dtype, size_t count, Overflow policy, Tally& tally, Scratch& scratch);
     void (*fill)(const Fill& rule, uint64_t first, uint8_t* out, DType dtype, size_t count);
@@ -59,6 +59,11 @@ struct Target {
     // out [rows, columns] = left [rows, rank] · right [rank, columns], strides in elements (low_rank.h).
     void (*product)(const float* left, size_t left_stride, const float* right, size_t right_stride, size_t rows,
                     size_t columns, size_t rank, float* out, size_t out_stride);
+};
+
+struct Target : Loops {
+    const char* name;
+    bool (*runs_here)();
 };
 
 const std::vector<Target>& targets();                 // all that were built, the fastest first

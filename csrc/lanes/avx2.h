@@ -1,4 +1,4 @@
-// Eight floats at a time: AVX2 with F16C. Included inside a namespace and a target region by targets.cc.
+// Eight floats at a time: AVX2 with F16C. Included inside a namespace and a target region by target_avx2.cc.
 
 struct Lanes {
     static constexpr int width = 8;

@@ -1,4 +1,5 @@
-// Sixteen floats at a time: AVX-512 (F, BW, VL, DQ). Included inside a namespace and a target region by targets.cc.
+// Sixteen floats at a time: AVX-512 (F, BW, VL, DQ). Included inside a namespace and a target region by
+// target_avx512.cc.
 
 struct Lanes {
     static constexpr int width = 16;

@@ -1,4 +1,4 @@
-// Four floats at a time: NEON (AArch64). Included inside a namespace by targets.cc.
+// Four floats at a time: NEON (AArch64). Included inside a namespace by target_neon.cc.
 
 struct Lanes {
     static constexpr int width = 4;

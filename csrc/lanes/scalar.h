@@ -1,4 +1,4 @@
-// One float at a time: the target every machine has. Included inside a namespace by targets.cc.
+// One float at a time: the target every machine has. Included inside a namespace by target_scalar.cc.
 
 struct Lanes {
     static constexpr int width = 1;

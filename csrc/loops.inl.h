@@ -1,0 +1,17 @@
+// All loops of a CPU target, and their table. Included by target_*.cc inside that target's namespace and region, after
+// a lanes/*.h.
+//
+// What lies outside a region may run on any machine of the family, and a linker keeps one of the copies of an inline
+// function, whichever file it comes from. So a target_*.cc includes every header that is not the target's own before
+// its region, this file includes none but the loops, and nothing in a region runs before the target has been chosen.
+
+#include "functions.h"
+#include "generated.inl.h"
+#include "elementwise.inl.h"
+#include "reduce.inl.h"
+#include "select.inl.h"
+#include "stages.inl.h"
+#include "encoding.inl.h"
+#include "low_rank.inl.h"
+
+constexpr Loops loops = {evaluate, fill, reduce, generate_into, accumulate, decode, product};
