@@ -14,7 +14,7 @@ ROWS = {
     "command line": "__main__ cli commands report.console",
     "library": "api interop.calls interop.saving",
     "recipe": "recipe",
-    "surgery": "surgery report.heatmap testing",
+    "surgery": "surgery report.formula report.heatmap testing",
     "inputs": "checkpoint encodings formats layouts interop adapters",
     "outline": "outline metadata",
     "engine": "engine hashing",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -124,6 +124,21 @@ def _is_of_elements(value: Any) -> bool:
 def letter(number: int) -> str:
     """``A``, ``B``, … and ``A26`` after Z, as recipes name their inputs."""
     return chr(ord("A") + number) if number < 26 else f"A{number}"
+
+
+def substituted(name: str, inputs: Sequence[str], numbers: Mapping[str, str]) -> str:
+    """The formula of the method called ``name`` with texts in the place of its inputs and of some of its numbers."""
+    text = name.removeprefix(PREFIX).strip()
+    parts: list[str] = []
+    for found in _TOKEN.finditer(text):
+        word, rest = found[0], text[found.end() :].lstrip()
+        free = found.lastgroup == "name" and not rest.startswith("(") and not re.match("=(?!=)", rest)
+        if free and _INPUT.fullmatch(word):
+            word = inputs[_number_of(word)]
+        elif free:
+            word = numbers.get(word, word)
+        parts.append(word)
+    return "".join(parts)
 
 
 def refusal(text: str, at: int, why: str) -> UsageError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
     counts = ", ".join(f"{count} {action}" for action, count in report.counts.items() if count)
     target = printable(report.output) if report.output else "(no output named)"
     verb = "would write" if report.dry_run else "wrote"
-    lines = [f"{verb} {target}: {human_bytes(report.bytes_written)}, family {report.family}"]
+    lines = [_formula(report)] if report.formula else []
+    lines += [f"{verb} {target}: {human_bytes(report.bytes_written)}, family {report.family}"]
     lines.append(f"tensors: {counts or 'none'}")
     for path, names in report.missing.items():
         lines.append(f"missing in {printable(path)}: {some(names, verbose)} (A's were kept)")
@@ -60,6 +62,13 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
         reason = in_shell(printable(report.how["fallback"], 400))
         lines.append(f"note: done by the backend {report.how['backend']}, because: {reason}")
     return lines
+
+
+def _formula(report: Report) -> str:
+    """``0.6 × A + 0.4 × B → mix.safetensors (AutoV3 85cda4d20f1b)``"""
+    known = f" (AutoV3 {report.body_sha256[:12]})" if report.body_sha256 else ""
+    out = f" → {printable(os.path.basename(report.output))}{known}" if report.output else ""
+    return f"{report.formula}{out}"
 
 
 def _output_hashes(report: Report) -> list[str]:

@@ -6,6 +6,8 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..report.formula import formula, names_of
+
 if TYPE_CHECKING:
     from ..outline import PlacedOutline
 
@@ -27,6 +29,7 @@ class Report:
     bytes_read: int
     bytes_written: int
     recipe: dict[str, Any]
+    formula: str = ""  # what the output is, in file names
     notes: list[str] = field(default_factory=list)
     nonfinite: dict[str, int] = field(default_factory=dict)  # tensor -> elements with NaN or Inf in an input
     overflow: dict[str, int] = field(default_factory=dict)  # tensor -> elements that did not fit
@@ -82,6 +85,7 @@ def describe(
         bytes_read=plan.bytes_to_read(),
         bytes_written=plan.size,
         recipe=recipe,
+        formula=formula(outline.verb, recipe, names_of(paths)),
         notes=list(outline.notes),
         dry_run=dry_run,
     )
