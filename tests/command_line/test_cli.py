@@ -264,7 +264,7 @@ def _on_terminal(extra: dict[str, str]) -> bytes:
     import pty
 
     script = (
-        "import time; from sdsurgery import progress; progress._QUICK = -1\n"
+        "import time; from sdsurgery.report import progress; progress._QUICK = -1\n"
         "with progress.display('merge') as show:\n"
         "    for i in range(3): show(i * 1000000, 9000000); time.sleep(0.15)\n"
     )
