@@ -11,16 +11,17 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "python" / "sdsurgery"
 
 ROWS = {
-    "command line": "__main__ cli commands report.console",
+    "command line": "__main__ cli commands report.console report.inspection",
     "library": "api interop.calls interop.saving",
     "recipe": "recipe",
     "surgery": "surgery report.formula report.heatmap testing",
     "inputs": "checkpoint encodings formats layouts interop adapters",
     "outline": "outline metadata",
-    "engine": "engine hashing",
+    "engine": "engine file_hashes hashing",
     "backends": "backends gpu adapted",
     "plan": "operands plan program functions definitions methods",
-    "ground floor": "discovery dtypes errors files log report report.progress settings structure suggest",
+    "ground floor": "discovery dtypes errors files log report report.fitting report.progress "
+    "settings structure suggest",
 }
 """A module imports its own row and those below. The Plan goes from the outline to the backends: engine and backends
 read it, and it knows none of them. Only a registry imports what it finds by name, so that is not in the text."""

@@ -518,17 +518,28 @@ def convert_all(
 
 
 @_spelled_out(Reading)
-def inspect(path: Path, *, base: Path | None = None, **opening: Unpack[Reading]) -> Inspection:
+def inspect(
+    path: Path,
+    *,
+    base: Path | None = None,
+    keys: str | None = None,
+    hashes: bool = False,
+    progress: Progress | None = None,
+    **opening: Unpack[Reading],
+) -> Inspection:
     """Family, components, EMA, dtypes, metadata, recipe and faulty position_ids; no other tensor is read.
 
     Of an adapter (``path`` may be a folder as peft writes it) also kinds, dialects, ranks, alphas and facts of its
-    training, and beside a ``base`` model how much each tensor changes: ``Inspection.adapter``. The other keywords are
-    those of ``open``. UsageError for a base of a file that is no adapter.
+    training, and beside a ``base`` model how much each tensor changes: ``Inspection.adapter``. ``keys`` lists the
+    tensors whose names this regular expression finds (``""``: all): ``Inspection.tensors``. ``hashes`` reads the whole
+    file and computes every hash of it. The other keywords are those of ``open``. UsageError for a base of a file that
+    is no adapter, and for a bad expression.
     """
     from .surgery.inspect import inspect as work
 
-    given = settings_of("inspect", opening, ("base",), Reading.__annotations__).opening
-    return work(path, base, **given)
+    own = ("base", "keys", "hashes", "progress")
+    given = settings_of("inspect", opening, own, Reading.__annotations__).opening
+    return work(path, base, keys=keys, hashes=hashes, progress=progress, **given)
 
 
 @_spelled_out(Comparing)
@@ -585,12 +596,14 @@ def relations(files: Iterable[Input], **settings: Unpack[Comparing]) -> Relation
 
 
 @_spelled_out(Examining)
-def verify(path: Path, **settings: Unpack[Examining]) -> Verification:
+def verify(path: Path, *, expect: str | Sequence[str] = (), **settings: Unpack[Examining]) -> Verification:
     """Check a file's structure, count its NaN and Inf, compute its hashes and compare them with the stored ones.
 
-    ``hash=False`` skips the hashes. What differs is in the result; InputRefused when the structure is damaged.
+    ``expect``: digests that the file should have, as sites list them: with or without ``0x``, in any letters' case,
+    with a name (``"BLAKE3:…"``, ``"AutoV2=…"``) or by their length. ``hash=False`` skips the hashes. What differs is in
+    the result; InputRefused when the structure is damaged, UsageError for what is no digest.
     """
     from .surgery.verify import verify as work
 
-    wanted = settings_of("verify", settings, (), Examining.__annotations__)
-    return followed("verify", wanted, lambda given: work(path, given))
+    wanted = settings_of("verify", settings, ("expect",), Examining.__annotations__)
+    return followed("verify", wanted, lambda given: work(path, given, expect))

@@ -21,6 +21,8 @@ from . import __version__, commands
 from .commands.common import error_dict, flush_stdout, print_json
 from .commands.spelling import in_shell
 from .errors import Failure, Interrupted, RunFailed, UsageError, printable
+from .report.fitting import fitted
+from .report.fitting import width as line_width
 from .suggest import did_you_mean
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -132,7 +134,8 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str, usage: str | None = None, raw: bool = False) -> None:
         shape = argparse.RawDescriptionHelpFormatter if raw else argparse.HelpFormatter
-        super().__init__(prog, usage, description, EPILOG, formatter_class=shape, allow_abbrev=False)
+        epilog = "\n".join(fitted([EPILOG], line_width(sys.stdout)))
+        super().__init__(prog, usage, description, epilog, formatter_class=shape, allow_abbrev=False)
         self._words: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
@@ -193,6 +196,9 @@ def parse(argv: Sequence[str]) -> tuple[commands.Command, argparse.Namespace]:
             raw=True,
         )
         parser.add_argument("--version", action="version", version=f"sdsurgery {__version__}")
+        if not argv:
+            parser.print_help()
+            raise SystemExit(UsageError.exit_code)
         parser.parse(argv)
         parser.error("no command given")
     name = argv[0]
@@ -215,5 +221,8 @@ def command_parser(name: str, words: Sequence[str] = ()) -> _Parser:
 
 
 def _overview() -> str:
-    rows = "\n".join(f"  {name:<10} {commands.command(name).HELP}" for name in commands.NAMES)
-    return f"Exact, flat-memory surgery on Stable Diffusion checkpoints.\n\ncommands:\n{rows}"
+    columns = line_width(sys.stdout)
+    width = max(map(len, commands.NAMES))
+    rows = [f"  {name:<{width}}  {commands.command(name).HELP}" for name in commands.NAMES]
+    head = "Exact, flat-memory surgery on Stable Diffusion checkpoints."
+    return "\n".join([*fitted([head, "", "commands:"], columns), *fitted(rows, columns, hang=width + 2)])

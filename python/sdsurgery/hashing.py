@@ -66,6 +66,11 @@ def autov3(body_sha256: str) -> str:
     return body_sha256[:12]
 
 
+def recalled(source: Source) -> str | None:
+    """SHA-256 of a whole file, where this or another program remembers it."""
+    return None if source.in_memory else _File(source).recall()
+
+
 class Hashing:
     """SHA-256 of input files and of the output's tensor data, by native threads beside a run (``csrc/hasher.h``).
 

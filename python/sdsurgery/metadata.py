@@ -190,6 +190,15 @@ def stated_architecture(parents: Sequence[Parent]) -> str | None:
     return _agreed(parents).get("modelspec.architecture")
 
 
+def stated_body_hash(metadata: Mapping[str, str]) -> str | None:
+    """SHA-256 of the tensor data that a file states of itself: 64 digits in small letters."""
+    for key in ("sshs_model_hash", "modelspec.hash_sha256"):
+        digits = metadata.get(key, "").strip().lower().removeprefix("0x")
+        if re.fullmatch("[0-9a-f]{64}", digits):
+            return digits
+    return None
+
+
 def recipe_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
     """The stored recipe, whichever tool wrote it; None when there isn't one or it is not a valid JSON object."""
     recipe = _parse(metadata.get(RECIPE))

@@ -97,7 +97,7 @@ def test_cast_inspect_and_verify_return_what_they_found(tmp_path: Path) -> None:
     verified = sdsurgery.verify(out)
     assert verified.ok
     assert verified.nonfinite == {}
-    assert verified.body_sha256 == report.body_sha256
+    assert verified.hashes.body_sha256 == report.body_sha256
 
 
 def test_unknown_keywords_are_errors_and_not_ignored(pair: tuple[Path, Path], tmp_path: Path) -> None:

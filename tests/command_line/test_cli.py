@@ -157,6 +157,11 @@ def test_info_lists_version_targets_and_packages() -> None:
         assert word in text, word
 
 
+def test_without_a_command_the_overview_is_shown() -> None:
+    bare, asked = sds(), done(sds("--help"))
+    assert (bare.rc, bare.out, bare.err) == (2, asked.out, "")
+
+
 def test_info_reports_the_target_that_sds_cpu_asks_for() -> None:
     assert done(sds("info", "--json", env={"SDS_CPU": "scalar"})).json()["cpu_target"] == "scalar"
 

@@ -77,7 +77,7 @@ def test_the_report_begins_with_it(tmp_path: Path) -> None:
     first, second, *_ = done(sds("merge", "--method", "weighted-sum", a, b, "--alpha", "0.4", "-o", out)).err.split(
         "\n"
     )
-    hash_ = sdsurgery.verify(out).body_sha256
+    hash_ = sdsurgery.verify(out).hashes.body_sha256
     assert hash_ is not None
     assert first == f"0.6 × DreamMix_v8 + 0.4 × anything-V3 → mix.safetensors (AutoV3 {hash_[:12]})"
     assert second.startswith("wrote ")

@@ -1,4 +1,5 @@
-"""One verb over many files: ``--out-dir FOLDER`` in place of ``-o``. A failure of one does not stop the others."""
+"""One verb over many files. A failure of one does not stop the others; a verb that writes takes ``--out-dir FOLDER`` in
+place of ``-o``."""
 
 from __future__ import annotations
 
@@ -68,6 +69,21 @@ def _told(args: argparse.Namespace, rows: Sequence[tuple[str, str, Any, SdsError
     if error is not None:
         raise error
     return 0
+
+
+def each(paths: Sequence[str], work: Callable[[str], Any], word: str) -> tuple[list[tuple[str, Any]], SdsError | None]:
+    """What ``work`` finds of every file, its error where it fails, and what the command then fails with: "2 of 3 files
+    ``word``, the first: …"."""
+    rows: list[tuple[str, Any]] = []
+    for path in paths:
+        try:
+            rows.append((path, work(path)))
+        except (InputRefused, RunFailed) as reason:
+            rows.append((path, reason))
+    failed = [found for _, found in rows if isinstance(found, SdsError)]
+    if not failed:
+        return rows, None
+    return rows, failed[0].within(f"{len(failed)} of {len(paths)} files {word}, the first")
 
 
 def _target(path: str, folder: str, suffix: str | None) -> str:

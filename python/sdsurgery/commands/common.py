@@ -169,8 +169,11 @@ def require_stdout() -> None:
 
 
 def print_lines(lines: Iterable[str]) -> int:
-    """Print lines on stdout; returns 0. RunFailed with one line when stdout is closed or broken."""
-    _write("\n".join(lines))
+    """Print lines on stdout, in the width of a terminal; returns 0. RunFailed with one line when stdout is closed or
+    broken."""
+    from ..report.fitting import fitted, width
+
+    _write("\n".join(fitted(lines, width(sys.stdout))))
     return 0
 
 

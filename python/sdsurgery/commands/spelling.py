@@ -21,6 +21,9 @@ _OWN = {
         "prefix",
         "keys",
         "map",
+        "expect",
+        "hashes",
+        "vae",
     ),
     *("loras", "check", "kind", "rank", "energy", "sigma_ratio", "conv_rank", "clamp", "unet", "te", "names"),
 }

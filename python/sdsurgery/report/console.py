@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..commands.spelling import in_shell
 from ..errors import printable
+from ..file_hashes import KINDS
 from .progress import human_bytes
 
 if TYPE_CHECKING:
-    from ..surgery.inspect import Component, Inspection
     from ..surgery.report import Report
     from ..surgery.verify import Verification
 
@@ -120,30 +120,8 @@ def some(names: list[str], everything: bool) -> str:
     return ", ".join(printable(name) for name in shown) + more
 
 
-def inspection_lines(found: Inspection, verbose: bool = False) -> list[str]:
-    """``inspect`` as text."""
-    lines = [
-        f"{printable(found.path)}: {found.format}, {human_bytes(found.bytes)}",
-        f"family: {found.family} ({found.title})"
-        + (f", identified by {printable(found.evidence)}" if found.evidence else ""),
-        f"EMA weights: {found.ema}",
-        f"{'component':<18} {'tensors':>8} {'parameters':>16} {'bytes':>16}  dtypes",
-    ]
-    rows: dict[str, Component] = {**found.components, "total": found.total}
-    for name, part in rows.items():
-        dtypes = ", ".join(f"{dtype} {count}" for dtype, count in part.dtypes.items())
-        lines.append(f"{name:<18} {part.tensors:>8} {part.parameters:>16,} {part.bytes:>16,}  {dtypes}")
-    if found.adapter is not None:
-        lines += found.adapter.lines(verbose)
-    for key, value in found.metadata.items():
-        lines.append(f"metadata {printable(key)}: {printable(value, 10_000 if verbose else 100)}")
-    if found.recipe is not None:
-        lines.append("recipe:")
-        lines += [f"  {printable(key)}: {printable(value)}" for key, value in found.recipe.items()]
-    return lines + _notes(found.notes)
-
-
-def _notes(notes: Iterable[str]) -> list[str]:
+def noted(notes: Iterable[str]) -> list[str]:
+    """Notes and warnings, one line each."""
     shown = (in_shell(printable(note, 1000)) for note in notes)
     return [note if note.startswith("warning: ") else f"note: {note}" for note in shown]
 
@@ -158,14 +136,16 @@ def verification_lines(found: Verification) -> list[str]:
         lines.append(f"NaN or Inf: {sum(found.nonfinite.values())} in {some(list(found.nonfinite), False)}")
     else:
         lines.append("NaN or Inf: none")
-    if found.crc32 is not None:
+    if found.storages_checked is not None:
         wrong = sum(text.startswith("CRC-32") for text in found.differs)
-        lines.append(f"CRC-32: {found.crc32} storages checked, {wrong} damaged")
-    if found.sha256:
-        lines += [f"sha256 {found.sha256} (AutoV2 {found.sha256[:10]})", f"AutoV1 {found.autov1}"]
-    if found.body_sha256:
-        lines.append(f"sha256 of the tensor data {found.body_sha256} (AutoV3 {found.body_sha256[:12]})")
-    return lines + _notes(found.notes)
+        lines.append(f"CRC-32: {found.storages_checked} storages checked, {wrong} damaged")
+    if found.hashes is not None:
+        own = found.hashes.to_dict()
+        lines += [f"{kind.title} {own[name]}" for name, kind in KINDS.items() if own[name]]
+        if found.hashes.blake3 is None:
+            lines.append("BLAKE3 not computed: the package blake3 is not installed")
+    lines += [f"{KINDS[name].title} is the expected {printable(text, 100)}" for text, name in found.matches.items()]
+    return lines + noted(found.notes)
 
 
 def method_lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:

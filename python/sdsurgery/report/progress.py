@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import log
+from .fitting import fitted, width
 
 if TYPE_CHECKING:
     from ..settings import Progress, Settings
@@ -32,9 +33,9 @@ def human_bytes(count: float) -> str:
 
 
 def say(lines: Iterable[str]) -> None:
-    """Print lines on stderr. If it has been closed, the work goes on."""
+    """Print lines on stderr, in the width of a terminal. If it has been closed, the work goes on."""
     try:
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        print("\n".join(fitted(lines, width(sys.stderr))), file=sys.stderr, flush=True)
     except OSError:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the interpreter flushes what is left once more)
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import encodings
-from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from ..errors import printable
 from ..layouts import aliases, detect
 from ..layouts.completeness import completeness
 from .adapter_anatomy import Anatomy, anatomy
 from .ema import state as ema_state
 from .position_ids import remarks
+from .prune import patterns
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ..settings import Reading
+    from ..layouts import Layout
+    from ..settings import Progress, Reading
 
 
 @dataclass
@@ -31,10 +35,24 @@ class Component:
     dtypes: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class TensorRow:
+    """A tensor as the file holds it."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    component: str
+    bytes: int
+
+
 @dataclass(repr=False)
 class Inspection:
     """What ``inspect`` found. ``ema`` is full, partial, counters or none; ``encodings`` counts encoded
-    weights by format; ``recipe`` is the stored merge recipe."""
+    weights by format; ``recipe`` is the stored merge recipe.
+
+    ``hashes`` by the names of ``FileHashes``: those that the file states of its tensor data and that an earlier run
+    remembers of the file; all of them, computed, where that was asked for. ``tensors`` are those asked for."""
 
     path: str
     format: str
@@ -51,6 +69,8 @@ class Inspection:
     notes: list[str]
     absent: list[str] = field(default_factory=list)  # of components of which the file has other tensors
     adapter: Anatomy | None = None  # of LoRA, LyCORIS and the like
+    hashes: dict[str, str] = field(default_factory=dict)
+    tensors: list[TensorRow] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return f"<Inspection of {self.path}: {self.format}, family {self.family}, {self.total.tensors} tensors>"
@@ -60,15 +80,13 @@ class Inspection:
 
 
 def inspect(
-    path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, **opening: Unpack[Reading]
-) -> Inspection:
-    """Family, components, EMA, dtypes, metadata, recipe and faulty position_ids; no other tensor is read. Of an adapter
-    also what it consists of, and beside a ``base`` model how strong each of its layers is.
-
-    ``opening``: as ``open_checkpoint`` takes them.
-    """
+    path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, *, keys: str | None = None,
+    hashes: bool = False, progress: Progress | None = None, **opening: Unpack[Reading],
+) -> Inspection:  # fmt: skip
+    """``sdsurgery.inspect``. ``opening``: as ``open_checkpoint`` takes them."""
     from ..metadata import recipe_of
 
+    wanted = patterns("keys=", keys)
     adapter = anatomy(path, base, **opening)
     path = adapter.path if adapter is not None else path
 
@@ -114,7 +132,31 @@ def inspect(
             ],
             absent=list(whole.absent),
             adapter=adapter,
+            hashes=_computed(checkpoint, progress) if hashes else _known(checkpoint),
+            tensors=[row for info in stored.values() for row in _rows(info, layout, wanted)],
         )
+
+
+def _rows(info: TensorInfo, layout: Layout, wanted: Sequence[re.Pattern[str]]) -> list[TensorRow]:
+    if not any(pattern.search(info.name) for pattern in wanted):
+        return []
+    return [TensorRow(info.name, info.dtype.name, list(info.shape), layout.component(info.name), info.nbytes)]
+
+
+def _computed(checkpoint: Checkpoint, progress: Progress | None) -> dict[str, str]:
+    from ..file_hashes import file_hashes
+
+    return {name: digits for name, digits in file_hashes(checkpoint, progress).to_dict().items() if digits}
+
+
+def _known(checkpoint: Checkpoint) -> dict[str, str]:
+    """What is known of the file's hashes without reading it."""
+    from ..hashing import autov2, autov3, recalled
+    from ..metadata import stated_body_hash
+
+    whole, body = recalled(checkpoint.source), stated_body_hash(checkpoint.metadata())
+    found = {"sha256": whole, "autov2": autov2(whole)} if whole else {}
+    return found | ({"body_sha256": body, "autov3": autov3(body)} if body else {})
 
 
 def _undecodable(checkpoint: Checkpoint) -> list[str]:

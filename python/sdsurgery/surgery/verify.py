@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -10,8 +11,8 @@ from .. import encodings, engine
 from ..backends import Options
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..dtypes import U8
-from ..errors import printable
-from ..files import native_errors
+from ..errors import UsageError, printable
+from ..file_hashes import Expected, FileHashes, expected, file_hashes
 from ..layouts import detect
 from ..layouts.completeness import completeness
 from ..outline import COPIED, Outline, Piece, Region, operand, whole
@@ -23,9 +24,10 @@ from .position_ids import remarks
 
 @dataclass(repr=False)
 class Verification:
-    """What ``verify`` found. ``nonfinite`` counts NaN and Inf per tensor; ``differs`` lists stored hashes and CRC-32
-    that do not match, and what the file lacks of its family (then the command's exit code is 4). ``crc32`` counts the
-    storages whose CRC-32 was checked, None where the format has none."""
+    """What ``verify`` found. ``nonfinite`` counts NaN and Inf per tensor; ``differs`` lists stored and expected hashes
+    and CRC-32 that do not match, and what the file lacks of its family (then the command's exit code is 4).
+    ``storages_checked`` counts those whose CRC-32 was compared, None where the format has none; ``matches`` has the
+    expected digests that were found, and which hash each one is."""
 
     path: str
     format: str
@@ -33,10 +35,9 @@ class Verification:
     tensors: int
     bytes: int
     nonfinite: dict[str, int]
-    sha256: str | None = None
-    body_sha256: str | None = None
-    autov1: str | None = None
-    crc32: int | None = None
+    hashes: FileHashes | None = None
+    storages_checked: int | None = None
+    matches: dict[str, str] = field(default_factory=dict)
     differs: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)  # tensors that the file lacks of components of its family
     notes: list[str] = field(default_factory=list)
@@ -53,8 +54,11 @@ class Verification:
         return {**asdict(self), "ok": self.ok}
 
 
-def verify(path: str | os.PathLike[str], settings: Settings) -> Verification:
+def verify(path: str | os.PathLike[str], settings: Settings, expect: Sequence[str] = ()) -> Verification:
     """``sdsurgery.verify``."""
+    wanted = [expected(text) for text in ([expect] if isinstance(expect, str) else expect)]
+    if wanted and not settings.hash:
+        raise UsageError("expect= needs the hashes, which are not to be computed", code="conflict")
     with open_checkpoint(path, **settings.opening) as checkpoint:
         stored = len(checkpoint)
         encodings.decode(checkpoint)
@@ -76,11 +80,12 @@ def verify(path: str | os.PathLike[str], settings: Settings) -> Verification:
         result.absent = list(whole.absent)
         result.differs += whole.lines()
         if checkpoint.records:
-            result.crc32 = len(placed.plan.checks)
+            result.storages_checked = len(placed.plan.checks)
         for check in outcome.damaged:
             result.differs.append(f"CRC-32 of {_owner(checkpoint, check)}: damaged")
         if settings.hash:
-            _hashes(checkpoint, result)
+            result.hashes = file_hashes(checkpoint)
+            _compare_hashes(checkpoint, result.hashes, wanted, result)
         return result
 
 
@@ -115,29 +120,18 @@ def _owner(checkpoint: Checkpoint, check: Check) -> str:
     return f"tensor '{printable(name)}'" if name else f"the storage at byte {check.offset} (not of the state dict)"
 
 
-def _hashes(checkpoint: Checkpoint, result: Verification) -> None:
-    import hashlib
-
-    from ..hashing import legacy_hash
-
-    whole_file, body = hashlib.sha256(), hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
-    at, size, start = 0, checkpoint.source.size, checkpoint.data_offset
-    with native_errors():
-        while at < size:
-            # One boundary falls on the first byte of tensor data, which the header-free hash begins with.
-            end = min(at + len(buffer), start if at < start else size, size)
-            checkpoint.source.read_into(at, buffer[: end - at])
-            whole_file.update(buffer[: end - at])
-            if at >= start:
-                body.update(buffer[: end - at])
-            at = end
-    result.sha256, result.autov1 = whole_file.hexdigest(), legacy_hash(checkpoint.source)
-    if checkpoint.format != "safetensors":
-        return
-    result.body_sha256 = body.hexdigest()
+def _compare_hashes(
+    checkpoint: Checkpoint, hashes: FileHashes, wanted: Sequence[Expected], result: Verification
+) -> None:
+    """The hashes that the metadata state and the user expects, beside those of the file."""
+    for each in wanted:
+        found = each.found(hashes)
+        if found is None:
+            result.differs.append(each.missed(hashes))
+        else:
+            result.matches[each.text] = found
     metadata = checkpoint.metadata()
-    for key, prefix in (("modelspec.hash_sha256", "0x"), ("sshs_model_hash", "")):
+    for key in ("modelspec.hash_sha256", "sshs_model_hash") if hashes.body_sha256 else ():
         stored = metadata.get(key)
-        if stored is not None and stored.lower() != prefix + result.body_sha256:
-            result.differs.append(f"{key}: stored {stored[:80]}, computed {prefix}{result.body_sha256}")
+        if stored is not None and stored.strip().lower().removeprefix("0x") != hashes.body_sha256:
+            result.differs.append(f"{key}: stored {stored[:80]}, computed {hashes.body_sha256}")

@@ -1,0 +1,59 @@
+"""Text in the width of the terminal: long lines are wrapped between words, tables that are too wide are stacked.
+
+The width is ``COLUMNS`` where that is set, else the terminal's. Text that goes elsewhere has no width: its lines are
+those that programs search.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+_LEAST = 30  # columns; below that no text is legible
+
+
+def width(stream: Any) -> int | None:
+    """The columns of a line on that stream, None for any number of them."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isascii() and given.isdigit() and int(given) > 0:
+        return max(_LEAST, int(given))
+    try:
+        return max(_LEAST, os.get_terminal_size(stream.fileno()).columns) if stream.isatty() else None
+    except (OSError, ValueError, AttributeError):  # closed, or an object that replaces it
+        return None
+
+
+def fitted(lines: Iterable[str], columns: int | None, *, hang: int = 2) -> Iterator[str]:
+    """The lines in that many columns, what follows the first indented by ``hang`` more; a word that is longer (a hash,
+    a path) stands in a line of its own."""
+    for line in lines:
+        if columns is None or len(line) <= columns:
+            yield line
+            continue
+        indent = line[: len(line) - len(line.lstrip())]
+        yield from textwrap.wrap(
+            line, columns, subsequent_indent=indent + hang * " ", break_long_words=False, break_on_hyphens=False,
+            drop_whitespace=True, expand_tabs=False, replace_whitespace=False,
+        )  # fmt: skip
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None, *, left: int = 1) -> Iterator[str]:
+    """Rows under their head, the first ``left`` columns flush left and the others flush right; where that is too wide
+    each row as its name and what it has of every column."""
+    every = [tuple(head), *rows]
+    widths = [max(len(row[at]) for row in every) for at in range(len(head))]
+    if columns is None or sum(widths) + 2 * (len(widths) - 1) <= columns:
+        for row in every:
+            cells = [
+                cell.ljust(size) if at < left else cell.rjust(size)
+                for at, (cell, size) in enumerate(zip(row, widths, strict=True))
+            ]
+            yield "  ".join(cells).rstrip()
+        return
+    for row in rows:
+        yield row[0]
+        yield "  " + ", ".join(
+            f"{title} {cell}".strip() for title, cell in zip(head[1:], row[1:], strict=True) if cell.strip()
+        )
