@@ -16,12 +16,12 @@ ROWS = {
     "recipe": "recipe",
     "surgery": "surgery report.formula report.heatmap testing",
     "inputs": "checkpoint encodings formats layouts interop adapters",
-    "outline": "outline metadata",
+    "outline": "outline metadata ancestors",
     "engine": "engine file_hashes hashing",
     "backends": "backends gpu adapted",
     "plan": "operands plan program functions definitions methods",
     "ground floor": "discovery dtypes errors files log report report.fitting report.progress "
-    "settings structure suggest",
+    "settings strict_json structure suggest",
 }
 """A module imports its own row and those below. The Plan goes from the outline to the backends: engine and backends
 read it, and it knows none of them. Only a registry imports what it finds by name, so that is not in the text."""

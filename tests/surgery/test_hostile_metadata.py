@@ -7,9 +7,9 @@ import random
 
 import pytest
 from metadata_tools import OWN, STALE, a1111_entry, a1111_parent, digest, merged, models_in, parent, recipe_in, single
+from sdsurgery.ancestors import MAX_ANCESTRY
 from sdsurgery.formats.kinds.safetensors import layout
 from sdsurgery.metadata import (
-    MAX_ANCESTRY,
     Parent,
     placeholder_hashes,
     recipe_of,
