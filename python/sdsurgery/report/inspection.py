@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import printable
 from ..file_hashes import KINDS
+from . import ancestry
 from .fitting import table, width
 from .progress import human_bytes
 
@@ -42,10 +43,9 @@ def lines(found: Inspection, verbose: bool = False) -> Iterator[str]:
     for key, value in found.metadata.items():
         if verbose or key not in _RECIPES:
             yield f"metadata {printable(key)}: {printable(value, 10_000 if verbose else _SHOWN)}"
-    if found.recipe is not None:
-        yield "recipe:"
-        for key, value in found.recipe.items():
-            yield f"  {printable(key)}: {printable(value)}"
+    if found.ancestry:
+        yield "made of:"
+        yield from (f"  {line}" for line in ancestry.lines(found.ancestry))
     yield from noted(found.notes)
 
 

@@ -14,6 +14,7 @@ from ..errors import printable
 from ..layouts import aliases, detect
 from ..layouts.completeness import completeness
 from .adapter_anatomy import Anatomy, anatomy
+from .ancestry import Generation, ancestry
 from .ema import state as ema_state
 from .position_ids import remarks
 from .prune import patterns
@@ -71,6 +72,7 @@ class Inspection:
     adapter: Anatomy | None = None  # of LoRA, LyCORIS and the like
     hashes: dict[str, str] = field(default_factory=dict)
     tensors: list[TensorRow] = field(default_factory=list)
+    ancestry: list[Generation] = field(default_factory=list)  # the youngest first
 
     def __repr__(self) -> str:
         return f"<Inspection of {self.path}: {self.format}, family {self.family}, {self.total.tensors} tensors>"
@@ -133,6 +135,7 @@ def inspect(
             absent=list(whole.absent),
             adapter=adapter,
             hashes=_computed(checkpoint, progress) if hashes else _known(checkpoint),
+            ancestry=ancestry(checkpoint.metadata(), os.fspath(path)),
             tensors=[row for info in stored.values() for row in _rows(info, layout, wanted)],
         )
 
