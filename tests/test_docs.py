@@ -1,7 +1,7 @@
 """The pages against the code: commands and options that exist, a map without gaps, tables that are up to date.
 
 ``python tests/test_docs.py`` writes docs/methods.md again, from what ``python -m sdsurgery methods --json`` says, and
-docs/errors.md and the table of settings in docs/verbs/README.md from the code.
+docs/errors.md, docs/warnings.md and the table of settings in docs/verbs/README.md from the code.
 """
 
 from __future__ import annotations
@@ -177,6 +177,36 @@ def errors_page() -> str:
 
 def test_the_errors_page_says_what_the_errors_say() -> None:
     assert read("docs/errors.md") == errors_page(), "write it again with: python tests/test_docs.py"
+
+
+WARNINGS = """# Warnings
+
+Written by `python tests/test_docs.py` from `python/sdsurgery/report/warnings.py`.
+
+A warning is a line that begins with `warning: `, yellow on a terminal (unless `NO_COLOR` is set). With `--json` a
+report has them as `warnings`, each `{"code": …, "text": …}`; from Python `report.warnings` are texts with a `code`.
+Codes are stable, the wording is not. A run with warnings ends with exit code 0.
+
+| code | given when |
+|---|---|
+"""
+
+
+def warnings_page() -> str:
+    from sdsurgery.report.warnings import KINDS
+
+    return WARNINGS + "".join(f"| `{code}` | {kind.when} |\n" for code, kind in KINDS.items())
+
+
+def test_the_warnings_page_says_what_the_table_says() -> None:
+    assert read("docs/warnings.md") == warnings_page(), "write it again with: python tests/test_docs.py"
+
+
+def test_every_warning_is_given_somewhere() -> None:
+    from sdsurgery.report.warnings import KINDS
+
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "python/sdsurgery/surgery").glob("*.py"))
+    assert [code for code in KINDS if f'"{code}"' not in sources] == []
 
 
 def test_every_code_of_an_error_is_documented_and_every_documented_code_is_used() -> None:
@@ -377,6 +407,7 @@ def test_examples_run(script: Path, tmp_path: Path) -> None:
 if __name__ == "__main__":
     (ROOT / "docs" / "methods.md").write_text(methods_page(), encoding="utf-8")
     (ROOT / "docs" / "errors.md").write_text(errors_page(), encoding="utf-8")
+    (ROOT / "docs" / "warnings.md").write_text(warnings_page(), encoding="utf-8")
     (ROOT / "docs" / "compat.md").write_text(compat_page(), encoding="utf-8")
     verbs = ROOT / "docs" / "verbs" / "README.md"
     verbs.write_text(with_settings(verbs.read_text(encoding="utf-8")), encoding="utf-8")

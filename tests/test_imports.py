@@ -20,7 +20,7 @@ ROWS = {
     "engine": "engine file_hashes hashing",
     "backends": "backends gpu adapted",
     "plan": "operands plan program functions definitions methods",
-    "ground floor": "discovery dtypes errors files log report report.fitting report.progress "
+    "ground floor": "discovery dtypes errors files log report report.fitting report.progress report.warnings "
     "settings strict_json structure suggest",
 }
 """A module imports its own row and those below. The Plan goes from the outline to the backends: engine and backends

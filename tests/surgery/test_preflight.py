@@ -230,7 +230,7 @@ def marked(*names: str) -> Callable[[Tensors], Tensors]:
 
 def prediction_notes(paths: list[Path]) -> list[str]:
     report = sdsurgery.merge("weighted-sum", paths, dry_run=True, hash=False)
-    return [note for note in report.notes if note.startswith("warning: ")]
+    return [str(note) for note in report.warnings if note.code in ("prediction", "schedule")]
 
 
 def test_mixing_epsilon_and_v_prediction_warns_and_names_which_is_what(folder: Path, tmp_path: Path) -> None:

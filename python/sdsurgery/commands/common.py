@@ -171,9 +171,9 @@ def require_stdout() -> None:
 def print_lines(lines: Iterable[str]) -> int:
     """Print lines on stdout, in the width of a terminal; returns 0. RunFailed with one line when stdout is closed or
     broken."""
-    from ..report.fitting import fitted, width
+    from ..report.fitting import shown
 
-    _write("\n".join(fitted(lines, width(sys.stdout))))
+    _write("\n".join(shown(lines, sys.stdout)))
     return 0
 
 

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 def lines(found: Unmixing, *, verbose: bool = False) -> Iterator[str]:
     """What was found as text: the formula, the ratios by block, notes, the command."""
+    from ..report.warnings import line
     from ..surgery.unmix import short_names
 
     yield f"{printable(found.path)} (family {found.family}, {found.tensors} weights)"
@@ -75,7 +76,7 @@ def lines(found: Unmixing, *, verbose: bool = False) -> Iterator[str]:
         for layer in found.residual_ranks:
             yield f"residual of {printable(layer['name'])}: rank {layer['rank']} of {layer['full']}"
     for note in found.notes:
-        yield note if note.startswith("warning: ") else f"note: {in_shell(printable(note, 600))}"
+        yield line(in_shell(printable(note, 1000)))
     if found.proof is not None:
         tools = found.proof["tools"]
         yield f"proof: {found.proof['text']}" + (f"; the arithmetic of {', '.join(tools)}" if tools else "")

@@ -10,6 +10,7 @@ from ..commands.spelling import in_shell
 from ..errors import printable
 from ..file_hashes import KINDS
 from .progress import human_bytes
+from .warnings import line
 
 if TYPE_CHECKING:
     from ..surgery.report import Report
@@ -34,13 +35,6 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
             f"{name} {row['tensors']} ({human_bytes(row['bytes'])})" for name, row in report.dropped_components.items()
         )
         lines.append(f"dropped by component: {parts}; tensor data {_change(report.bytes_saved)}")
-    odd = (
-        ("NaN or Inf in the inputs", report.nonfinite),
-        ("values that did not fit the dtype", report.overflow),
-    )
-    for what, found in odd:
-        if found:
-            lines.append(f"{what}: {sum(found.values())} in {len(found)} tensors: {some(list(found), verbose)}")
     if report.dry_run:
         lines.append(
             f"would read {human_bytes(report.bytes_read)} of tensor data and write {human_bytes(report.bytes_written)}"
@@ -55,7 +49,7 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
         waited = f", {report.hash_seconds:.2f} s of it for hashes" if report.hash_seconds else ""
         lines.append(f"{report.seconds:.2f} s ({speed}/s written{waited})")
         lines += _output_hashes(report)
-    lines += [in_shell(note if note.startswith("warning: ") else f"note: {note}") for note in report.notes]
+    lines += [in_shell(line(note)) for note in report.notes]
     if verbose:
         lines += _verbose(report)
     if "fallback" in report.how:
@@ -97,6 +91,8 @@ def _verbose(report: Report) -> list[str]:
             lines.append(f"sha256 {digest}  {printable(path)}")
     if report.body_sha256:
         lines.append(f"sha256 of the output's tensor data {report.body_sha256}")
+    for what, found in (("NaN or Inf", report.nonfinite), ("did not fit", report.overflow)):
+        lines += [f"{what}: {count} in {printable(name)}" for name, count in found.items()]
     for row in report.tensors:
         why = ", ".join(filter(None, (_ratios(row), row["note"])))
         shown = f"{row['action']:<7} {row['dtype']:<5} {row['shape']} {printable(row['name'])}"
@@ -122,8 +118,7 @@ def some(names: list[str], everything: bool) -> str:
 
 def noted(notes: Iterable[str]) -> list[str]:
     """Notes and warnings, one line each."""
-    shown = (in_shell(printable(note, 1000)) for note in notes)
-    return [note if note.startswith("warning: ") else f"note: {note}" for note in shown]
+    return [line(in_shell(printable(note, 1000))) for note in notes]
 
 
 def verification_lines(found: Verification) -> list[str]:

@@ -11,6 +11,8 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from .warnings import is_warning, yellow
+
 _LEAST = 30  # columns; below that no text is legible
 
 
@@ -23,6 +25,23 @@ def width(stream: Any) -> int | None:
         return max(_LEAST, os.get_terminal_size(stream.fileno()).columns) if stream.isatty() else None
     except (OSError, ValueError, AttributeError):  # closed, or an object that replaces it
         return None
+
+
+def shown(lines: Iterable[str], stream: Any) -> Iterator[str]:
+    """The lines as they are printed on that stream: in its width, and with yellow warnings where it shows colours."""
+    columns, colours = width(stream), _has_colours(stream)
+    for line in lines:
+        parts = fitted([line], columns)
+        yield from map(yellow, parts) if colours and is_warning(line) else parts
+
+
+def _has_colours(stream: Any) -> bool:
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
+        return False
+    try:
+        return bool(stream.isatty())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def fitted(lines: Iterable[str], columns: int | None, *, hang: int = 2) -> Iterator[str]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import log
-from .fitting import fitted, width
+from .fitting import shown
 
 if TYPE_CHECKING:
     from ..settings import Progress, Settings
@@ -35,7 +35,7 @@ def human_bytes(count: float) -> str:
 def say(lines: Iterable[str]) -> None:
     """Print lines on stderr, in the width of a terminal. If it has been closed, the work goes on."""
     try:
-        print("\n".join(fitted(lines, width(sys.stderr))), file=sys.stderr, flush=True)
+        print("\n".join(shown(lines, sys.stderr)), file=sys.stderr, flush=True)
     except OSError:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the interpreter flushes what is left once more)
 

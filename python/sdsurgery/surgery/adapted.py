@@ -42,6 +42,10 @@ class Adapters:
         for _, _, adapter in self.used:
             adapter.close()
 
+    def places(self) -> frozenset[int]:
+        """The inputs that adapters change."""
+        return frozenset(place for place, _, _ in self.used)
+
     def checkpoints(self) -> list[Checkpoint]:
         """The adapters' files, in the order of the outline's inputs after the merged ones."""
         return [adapter.checkpoint for _, _, adapter in self.used]

@@ -18,6 +18,7 @@ from ..layouts.names import is_position_ids
 from ..metadata import Metadata, Parent, stated_architecture
 from ..outline import COPIED, Outline, as_stored, copied, rounded
 from ..plan import together
+from ..report.warnings import shortened, warned
 from ..settings import Settings
 from .arrangement import arranged
 from .preflight import letter
@@ -200,10 +201,7 @@ def _encodings_settled(
     orphans = set().union(*(each.orphans for each in inputs))
     away = {name for name in orphans if name.rpartition(".")[0] in computed}
     if away:
-        notes.append(
-            f"warning: {len(away)} scales lie beside weights that are not encoded ('{printable(min(away))}'); the "
-            "weights were taken as they are stored, and the scales left out"
-        )
+        notes.append(warned("stray_scales", count=len(away), name=printable(min(away))))
     if not decoded and not away:
         return apart, metadata, notes
     kept = [piece for piece in apart if piece.name.rpartition(".")[2] != encodings.MARKER and piece.name not in away]
@@ -337,7 +335,7 @@ def _write(
     for each, target, outcome, report in zip(placed, targets, outcomes, reports, strict=True):
         report.nonfinite, report.overflow = each.by_name(outcome.nonfinite), each.by_name(outcome.overflow)
         report.how = outcome.how
-        report.notes += outcome.notes
+        report.notes += [*outcome.notes, *_odd_values(report)]
         report.seconds, report.hash_seconds = outcome.seconds, outcome.hash_seconds
         report.sha256 = list(outcome.input_hashes) if hash_inputs else [None] * len(files)
         report.body_sha256 = outcome.body_hash
@@ -346,6 +344,15 @@ def _write(
 
             with native_errors():
                 report.output_sha256 = file_sha256(open_source(target))
+
+
+def _odd_values(report: Report) -> list[str]:
+    """Warnings of values that were met."""
+    return [
+        warned(code, count=sum(found.values()), tensors=len(found), names=shortened(list(found)))
+        for code, found in (("nonfinite", report.nonfinite), ("overflow", report.overflow))
+        if found
+    ]
 
 
 def _structure(placed: PlacedOutline, inputs: int) -> engine.Structure:

@@ -13,6 +13,7 @@ from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from ..errors import printable
 from ..layouts import aliases, detect
 from ..layouts.completeness import completeness
+from ..report.warnings import in_json, warned
 from .adapter_anatomy import Anatomy, anatomy
 from .ancestry import Generation, ancestry
 from .ema import state as ema_state
@@ -78,7 +79,7 @@ class Inspection:
         return f"<Inspection of {self.path}: {self.format}, family {self.family}, {self.total.tensors} tensors>"
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), **in_json(self.notes)}
 
 
 def inspect(
@@ -128,7 +129,7 @@ def inspect(
                 *(f"{count} weights are encoded: {printable(format)}" for format, count in kinds.items()),
                 *_undecodable(checkpoint),
                 *found.notes,
-                *(f"warning: {line}" for line in whole.lines()),
+                *(warned("incomplete", what=line) for line in whole.lines()),
                 *aliases.remarks(checkpoint.tensors, layout),
                 *remarks(checkpoint, layout),
             ],

@@ -18,7 +18,7 @@ from ..errors import InputRefused, UsageError, printable
 from ..files import target_path
 from ..layouts import Layout, Traits, detect
 from ..layouts.names import UNET, in_unet
-from ..methods.registry import Flag, Method, PerInput, get
+from ..methods.registry import Flag, Method, get
 from ..outline import ADDED, KEPT, MERGED, Dropped, Outline, Piece, Region, Segment, copied, operand, require_computable
 from ..outline import rounded as rounded_piece
 from ..program import identity
@@ -29,6 +29,7 @@ from .matching import Names, fronts, in_names_of, read_under, require_usable, wi
 from .preflight import completenesses, letter, refuse_conflicts, refuse_strangers, remarks, who
 from .ratios import BlockWeights, Ratios, RuleSet
 from .report import Report
+from .sanity import doubts
 from .sweep import variants
 from .variants import is_swapped, is_variant, is_widened, merged_channels, takes_differences
 
@@ -171,7 +172,7 @@ def plan_merge(
     tree: Composition | None = None,
     adapters: Adapters | None = None,
 ) -> Outline:
-    """Decide what becomes of every tensor. Reads headers only; every refusal is made here.
+    """Decide what becomes of every tensor. Reads headers, and a few bytes of tensors; every refusal is made here.
 
     ``recipe`` is completed with the block weights and rules as they were understood.
     """
@@ -205,9 +206,8 @@ def plan_merge(
     refuse_strangers(checkpoints, sum(piece.action == MERGED for piece in pieces), missing, settings.overwrite)
     notes += completenesses(checkpoints, detections, add_missing=add_missing)
     notes += [*decide.notes, *ratios.notes(), *remarks(checkpoints, detections, missing, fix_clip=settings.fix_clip)]
-    for name, param in method.params.items():
-        if isinstance(param, PerInput) and param.weights and params[name] and abs(sum(params[name]) - 1) > 1e-6:
-            notes.append(f"the {name} sum to {sum(params[name]):g}, not 1; they are used as given")
+    changed = frozenset() if adapters is None else adapters.places()
+    notes += doubts(checkpoints, tensors, ratios, pieces, changed)
     sources = list(checkpoints)
     if adapters is not None:
         pieces, found = adapters.applied(pieces, tensors, layout, checkpoints[0].path)

@@ -14,6 +14,7 @@ from ..errors import InputRefused, printable
 from ..layouts import UNKNOWN, Detection, Layout, conflict, known_encoders, names, release, text_encoders
 from ..layouts.base import EPSILON, V_PREDICTION, PredictionSign
 from ..layouts.completeness import completeness
+from ..report.warnings import warned
 
 _STATED = {
     "epsilon": EPSILON,
@@ -138,10 +139,11 @@ def completenesses(
     checkpoints: Sequence[Checkpoint], detections: Sequence[Detection], *, add_missing: bool
 ) -> list[str]:
     """What inputs lack of their families' tensors, and the components of which A has none and another input all."""
-    notes, lacking = [], []
+    notes: list[str] = []
+    lacking: list[set[str] | None] = []
     for source, (checkpoint, found) in enumerate(zip(checkpoints, detections, strict=True)):
         whole = completeness({name: info.shape for name, info in checkpoint.tensors.items()}, found.layout)
-        notes += [f"warning: {who(source, checkpoints)}: {line}" for line in whole.lines()]
+        notes += [warned("incomplete", what=f"{who(source, checkpoints)}: {line}") for line in whole.lines()]
         lacking.append(set(whole.lacking) if whole.parts else None)
     first = lacking[0]
     for component in sorted(first or ()):
@@ -229,7 +231,7 @@ def _spread(checkpoint: Checkpoint, sign: PredictionSign) -> float | None:
 def _predictions(
     checkpoints: Sequence[Checkpoint], detections: Sequence[Detection], signs: Sequence[_Signs]
 ) -> list[str]:
-    notes = []
+    notes: list[str] = []
     found: dict[int, Prediction] = {}
     for source, (checkpoint, detection) in enumerate(zip(checkpoints, detections, strict=True)):
         known = _prediction(checkpoint, detection.layout, signs[source].marks)
@@ -237,14 +239,12 @@ def _predictions(
             found[source] = known
     if len({item.kind for item in found.values()}) > 1:
         each = "; ".join(f"{who(source, checkpoints)}: {item.kind} ({item.reason})" for source, item in found.items())
-        notes.append(f"warning: these models predict different things, and a mix of them rarely works: {each}")
+        notes.append(warned("prediction", each=each))
     snr = [source for source, item in enumerate(signs) if "ztsnr" in item.marks]
     if snr and len(snr) < len(checkpoints):
         others = [source for source in range(len(checkpoints)) if source not in snr]
-        notes.append(
-            f"warning: the marker ztsnr (zero-terminal-SNR schedule) is in {_list(snr)} and not in {_list(others)}; "
-            f"the output {'has it' if 0 in snr else 'lacks it'}, as A does"
-        )
+        kept = "has it" if 0 in snr else "lacks it"
+        notes.append(warned("schedule", having=_list(snr), lacking=_list(others), kept=kept))
     return notes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..errors import InputRefused, UsageError, printable
 from ..layouts import UNKNOWN, Detection, Layout, aliases, detect, names
 from ..layouts.completeness import completeness
 from ..outline import Dropped, Outline, Piece
+from ..report.warnings import warned
 from ..settings import Settings
 from .common import Input, planned, single_input, single_metadata, single_piece
 from .report import Report
@@ -138,6 +139,7 @@ def _pruned(
             unknown.append(name)
         pieces.append(single_piece(layout, settings, twins.get(name, info), name=name))
     checkpoint.require_usable(unreadable.__contains__)
+    doubts = list(_left_averages(checkpoint, layout)) if rules.preset == "inference" else []
     if rules.preset == "inference":
         _require_whole(checkpoint, layout, pieces)
     if not pieces:
@@ -146,7 +148,17 @@ def _pruned(
             code="missing_tensors",
             path=checkpoint.path,
         )
-    return pieces, dropped, _notes(unknown, spared)
+    return pieces, dropped, [*doubts, *_notes(unknown, spared)]
+
+
+def _left_averages(checkpoint: Checkpoint, layout: Layout) -> Iterator[str]:
+    """A warning where the file has EMA weights: of both the trained ones stay."""
+    from .ema import state
+
+    found = state(checkpoint, layout)
+    if found in ("full", "partial"):
+        option = 'prune(preset="ema-only")'
+        yield warned("ema_unused", path=printable(checkpoint.path), state=found, option=option)
 
 
 def _notes(unknown: list[str], spared: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..report.formula import formula, names_of
+from ..report.warnings import Warned, in_json
 
 if TYPE_CHECKING:
     from ..outline import PlacedOutline
@@ -48,8 +49,13 @@ class Report:
         counts = ", ".join(f"{count} {action}" for action, count in self.counts.items() if count)
         return f"<Report of {self.verb}: {self.output or 'no output'}, {self.bytes_written} bytes, {counts}>"
 
+    @property
+    def warnings(self) -> list[Warned]:
+        """Those of the notes that warn, each with its ``code``."""
+        return [note for note in self.notes if isinstance(note, Warned)]
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), **in_json(self.notes)}
 
 
 def describe(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import Failure, InputRefused, UsageError, printable
 from ..layouts import UNKNOWN, conflict, detect
+from ..report.warnings import in_json, warned
 from ..settings import Settings
 from .common import Input, close_all, open_all, open_input
 from .gram import Gram, Grams, grams
@@ -84,7 +85,7 @@ class Unmixing:
         return f"<Unmixing of {self.path}: {self.formula}, {self.unexplained:.2%} unexplained>"
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), **in_json(self.notes)}
 
 
 def unmix(
@@ -375,13 +376,7 @@ class _Unmixer:
         beyond = [block for block, mix in by_block.items() if mix.over_rounding**2 > MISSING]
         found.complete = not beyond
         if beyond and found.unexplained > MISSING_SHARE:
-            found.notes.append(
-                f"warning: the best mix leaves {found.unexplained:.2%} of the weights' spread, where rounding leaves "
-                f"{found.rounding:.3%}: a parent is missing, or the model was trained further, or an adapter is baked "
-                "into it. The ratios are upper bounds: without the missing parent its share is spread over the "
-                "candidates. Add the model from which the family descends to the candidates (the base), which keeps "
-                "the others' ratios near the truth"
-            )
+            found.notes.append(warned("unexplained", share=found.unexplained, rounding=found.rounding))
         elif beyond:
             found.notes.append(
                 f"the best mix leaves more than rounding in {len(beyond)} blocks ({', '.join(beyond[:6])}"

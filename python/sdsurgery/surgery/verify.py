@@ -18,6 +18,7 @@ from ..layouts.completeness import completeness
 from ..outline import COPIED, Outline, Piece, Region, operand, whole
 from ..plan import Check
 from ..program import identity
+from ..report.warnings import in_json
 from ..settings import Settings
 from .position_ids import remarks
 
@@ -51,7 +52,7 @@ class Verification:
         return not self.differs
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "ok": self.ok}
+        return {**asdict(self), **in_json(self.notes), "ok": self.ok}
 
 
 def verify(path: str | os.PathLike[str], settings: Settings, expect: Sequence[str] = ()) -> Verification:

@@ -1,0 +1,148 @@
+"""Of merge: requests that are probably not meant. Warnings, never refusals; a few bytes of the inputs are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+
+from ..checkpoint import Checkpoint, TensorInfo
+from ..errors import printable
+from ..methods.linear import shares
+from ..methods.parameters import Param, PerInput
+from ..outline import MERGED, Piece
+from ..program import Formula
+from ..report.warnings import Warned, warned
+from .preflight import letter, who
+from .ratios import Ratios
+
+_USUAL = (-1.0, 2.0)
+_PERCENT = 5  # from here on a ratio looks like a percentage
+_RATIOS = ("alpha", "beta")
+_SAMPLE = 64  # bytes of a tensor that are compared before the whole
+_AT_ONCE = 8 << 20
+_FEW = 3  # tensors by which inputs are told apart that have nothing in common
+
+Tensors = Sequence[Mapping[str, TensorInfo]]
+
+
+def doubts(
+    checkpoints: Sequence[Checkpoint], tensors: Tensors, ratios: Ratios, pieces: Sequence[Piece],
+    adapted: frozenset[int] = frozenset(),
+) -> Iterator[Warned]:  # fmt: skip
+    """The warnings. ``tensors`` are the inputs' under A's names; ``adapted`` inputs are not what their files hold."""
+    yield from _numbers(ratios)
+    same = list(_same(checkpoints, tensors, adapted))
+    whole = shares(ratios.of("", None)[0]) if same else None
+    for first, second in same:
+        how = (
+            f"both are {printable(checkpoints[first].path)}"
+            if os.path.realpath(checkpoints[first].path) == os.path.realpath(checkpoints[second].path)
+            else f"{who(first, checkpoints)} and {who(second, checkpoints)} are equal, byte for byte"
+        )
+        cancel = whole is not None and whole[first] != 0 and whole[first] + whole[second] == 0
+        between = {letter(first), letter(second)} <= ratios.method.differences
+        code = "zero_difference" if cancel or between else "same_file"
+        yield warned(code, first=letter(first), second=letter(second), how=how)
+    if not same:
+        yield from _copy(checkpoints, ratios, pieces)
+
+
+# ---- numbers
+
+
+def _numbers(ratios: Ratios) -> Iterator[Warned]:
+    method = ratios.method
+    for name, param in method.params.items():
+        value = ratios.params[name]
+        if isinstance(param, Param) and not param.within and name.rpartition(".")[2] in _RATIOS:
+            given = [value] if value is not None else []
+            given += ratios.blocks.get(name, {}).values()
+            rules = ratios.rules.get(name)
+            given += rules.as_mapping().values() if rules is not None else []
+            odd = max(given, key=lambda each: abs(each - 0.5), default=0.5)
+            if not _USUAL[0] <= odd <= _USUAL[1]:
+                hint = f"; did you mean {odd / 100:g} ({odd:g} %)?" if _PERCENT <= odd <= 100 else ""
+                yield warned("out_of_range", name=name, value=f"{odd:g}", hint=hint)
+        if isinstance(param, PerInput) and param.weights and value and abs(sum(value) - 1) > 1e-6:
+            total = sum(value)
+            meant = ",".join(f"{each / 100:g}" for each in value)
+            hint = f"; did you mean {meant}?" if abs(total - 100) < 1e-6 else ""
+            yield warned("weights_sum", name=name, total=f"{total:g}", hint=hint)
+
+
+def _copy(checkpoints: Sequence[Checkpoint], ratios: Ratios, pieces: Sequence[Piece]) -> Iterator[Warned]:
+    """Where every formula that is used gives one input, and always the same one."""
+    known: dict[int, int | None] = {}
+    found = set()
+    for piece in pieces:
+        if piece.action != MERGED:
+            continue
+        for segment in piece.segments:
+            if not isinstance(segment.formula, Formula):
+                continue
+            key = id(segment.formula)
+            if key not in known:
+                known[key] = _only(segment.formula)
+            place = known[key]
+            if place is None:
+                return
+            found.add(segment.operands[place].source)
+    if len(found) == 1:
+        numbers = " and ".join(
+            f"{name} {' '.join(f'{each:g}' for each in value) if isinstance(value, tuple) else f'{value:g}'}"
+            for name, value in {**ratios.lists, **ratios.numbers}.items()
+            if name not in ratios.letters
+        )
+        yield warned("copy", numbers=numbers or "these inputs", which=who(found.pop(), checkpoints))
+
+
+def _only(formula: Formula) -> int | None:
+    """The number of the input that the formula gives, unchanged."""
+    parts = shares(formula)
+    if parts is None or sorted(parts)[:-1] != [0.0] * (len(parts) - 1) or max(parts) != 1.0:
+        return None
+    return parts.index(1.0) if len(parts) > 1 else None
+
+
+# ---- inputs
+
+
+def _same(checkpoints: Sequence[Checkpoint], tensors: Tensors, adapted: frozenset[int]) -> Iterator[tuple[int, int]]:
+    """The pairs of inputs that hold the same tensors."""
+    some = [name for name, info in tensors[0].items() if info.nbytes >= _SAMPLE][-_FEW:]
+    alike: dict[tuple[bytes, ...], list[int]] = {}
+    for source, (checkpoint, own) in enumerate(zip(checkpoints, tensors, strict=True)):
+        if source not in adapted:
+            seen = tuple(_read(checkpoint, own[name], 0, _SAMPLE) if name in own else b"" for name in some)
+            alike.setdefault(seen, []).append(source)
+    for sources in alike.values():
+        for first, second in combinations(sources, 2):
+            if _equal(checkpoints[first], tensors[first], checkpoints[second], tensors[second]):
+                yield first, second
+
+
+def _equal(a: Checkpoint, first: Mapping[str, TensorInfo], b: Checkpoint, second: Mapping[str, TensorInfo]) -> bool:
+    """Whether all tensors are equal that both have: first by a few bytes of each, then as a whole."""
+    pairs = [(info, second[name]) for name, info in first.items() if name in second]
+    if not pairs or any((x.dtype, x.shape, x.nbytes) != (y.dtype, y.shape, y.nbytes) for x, y in pairs):
+        return False
+    pairs = [(x, y) for x, y in pairs if not _is_stored_once(a, x, b, y)]
+    if any(info.strides or info.encoded or info.parts for pair in pairs for info in pair):
+        return False
+    return all(
+        _read(a, x, x.nbytes // 2, _SAMPLE) == _read(b, y, y.nbytes // 2, _SAMPLE) for x, y in pairs
+    ) and all(
+        _read(a, x, at, _AT_ONCE) == _read(b, y, at, _AT_ONCE) for x, y in pairs for at in range(0, x.nbytes, _AT_ONCE)
+    )  # fmt: skip
+
+
+def _is_stored_once(a: Checkpoint, x: TensorInfo, b: Checkpoint, y: TensorInfo) -> bool:
+    """Whether both are the same bytes of the same file."""
+    here, there = a.files[x.file], b.files[y.file]
+    same = here is there or (here.identity == there.identity and not here.in_memory)
+    return same and x._replace(name="") == y._replace(name="")
+
+
+def _read(checkpoint: Checkpoint, info: TensorInfo, first: int, count: int) -> bytes:
+    return checkpoint.files[info.file].read(info.offset + first, max(0, min(count, info.nbytes - first)))
