@@ -24,38 +24,22 @@
 
 namespace sds {
 
-enum class DType : int { f64 = 0, f32 = 1, f16 = 2, bf16 = 3, e4m3 = 4, e5m2 = 5 };
-constexpr int kDTypes = 6;
+// The one list of the dtypes that are computed with: word, struct (below). All but f64 are computed in float32, unless
+// an input is f64. `dtypes.py` has the same order.
+#define SDS_NARROW_DTYPES(X) X(f32, F32) X(f16, F16) X(bf16, BF16) X(e4m3, E4M3) X(e5m2, E5M2)
+#define SDS_DTYPES(X) X(f64, F64) SDS_NARROW_DTYPES(X)
+// What a reduction can read besides, to compare it: word, type.
+#define SDS_INTEGERS(X) \
+    X(i64, int64_t)     \
+    X(u64, uint64_t) X(i32, int32_t) X(u32, uint32_t) X(i16, int16_t) X(u16, uint16_t) X(i8, int8_t) X(u8, uint8_t)
 
-SDS_HD inline size_t size_of(DType dtype) {
-    switch (dtype) {
-        case DType::f64: return 8;
-        case DType::f32: return 4;
-        case DType::f16:
-        case DType::bf16: return 2;
-        default: return 1;
-    }
-}
-
-// What a reduction can read besides: the first six are those of DType, the rest is compared and never computed with.
-enum class Element : int { f64 = 0, f32, f16, bf16, e4m3, e5m2, i64, u64, i32, u32, i16, u16, i8, u8 };
-constexpr int kElements = 14;
-
-SDS_HD inline size_t size_of(Element element) {
-    switch (element) {
-        case Element::f64:
-        case Element::i64:
-        case Element::u64: return 8;
-        case Element::f32:
-        case Element::i32:
-        case Element::u32: return 4;
-        case Element::f16:
-        case Element::bf16:
-        case Element::i16:
-        case Element::u16: return 2;
-        default: return 1;
-    }
-}
+#define SDS_WORD(word, type) word,
+enum class DType : int { SDS_DTYPES(SDS_WORD) };
+enum class Element : int { SDS_DTYPES(SDS_WORD) SDS_INTEGERS(SDS_WORD) };
+#undef SDS_WORD
+#define SDS_ONE(word, type) +1
+constexpr int kDTypes = SDS_DTYPES(SDS_ONE), kElements = kDTypes + SDS_INTEGERS(SDS_ONE);
+#undef SDS_ONE
 
 // What happens to a finite result that is too large for the output dtype.
 enum class Overflow : int { format = 0, inf = 1, saturate = 2 };  // format: Inf where there is one, fp8 saturates
@@ -93,7 +77,7 @@ SDS_HD inline float decode_magnitude(uint32_t code) {
 }
 
 // Stored formats: Code (the stored integer or float), limits, load and store. `overflow_at` is the smallest
-// magnitude that rounds past `largest`.
+// magnitude that rounds past `largest`, `careful` the bits of the smallest float32 that takes the careful store.
 struct F64 {
     using Code = uint64_t;
     static constexpr DType dtype = DType::f64;
@@ -106,12 +90,14 @@ struct F32 {
     static constexpr Code nan = 0x7fc00000, inf = 0x7f800000, largest = 0x7f7fffff;
     static constexpr bool has_inf = true, saturates = false;
     SDS_HD static float load(Code code) { return bits_as<float>(code); }
+    static constexpr uint32_t careful = 0x7f800000;
     SDS_HD static Code encode(float x) { return bits_as<uint32_t>(x); }
     SDS_HD static double overflow_at() { return 3.4028235677973366e38; }  // 2^128 − 2^103
 };
 struct F16 {
     using Code = uint16_t;
     static constexpr DType dtype = DType::f16;
+    static constexpr uint32_t careful = 0x477ff000;  // 65520
     static constexpr Code nan = 0x7e00, inf = 0x7c00, largest = 0x7bff;
     static constexpr bool has_inf = true, saturates = false;
     SDS_HD static float load(Code code) {
@@ -130,6 +116,7 @@ struct F16 {
 struct BF16 {
     using Code = uint16_t;
     static constexpr DType dtype = DType::bf16;
+    static constexpr uint32_t careful = 0x7f7f8000;  // 2^128 − 2^119
     static constexpr Code nan = 0x7fc0, inf = 0x7f80, largest = 0x7f7f;
     static constexpr bool has_inf = true, saturates = false;
     SDS_HD static float load(Code code) { return bits_as<float>(static_cast<uint32_t>(code) << 16); }
@@ -142,6 +129,7 @@ struct BF16 {
 struct E4M3 {  // OCP "FN": no infinity, one NaN code a sign
     using Code = uint8_t;
     static constexpr DType dtype = DType::e4m3;
+    static constexpr uint32_t careful = 0x43e80001;  // just above 464
     static constexpr Code nan = 0x7f, inf = 0x7f, largest = 0x7e;
     static constexpr bool has_inf = false, saturates = true;
     SDS_HD static float load(Code code) {
@@ -159,6 +147,7 @@ struct E4M3 {  // OCP "FN": no infinity, one NaN code a sign
 struct E5M2 {
     using Code = uint8_t;
     static constexpr DType dtype = DType::e5m2;
+    static constexpr uint32_t careful = 0x47700000;  // 61440
     static constexpr Code nan = 0x7f, inf = 0x7c, largest = 0x7b;
     static constexpr bool has_inf = true, saturates = true;
     SDS_HD static float load(Code code) { return F16::load(static_cast<uint16_t>(code << 8)); }
@@ -168,6 +157,24 @@ struct E5M2 {
     }
     SDS_HD static double overflow_at() { return 61440.0; }
 };
+
+SDS_HD inline size_t size_of(DType dtype) {
+#define SDS_SIZE(word, Type) \
+    case DType::word: return sizeof(Type::Code);
+    switch (dtype) { SDS_DTYPES(SDS_SIZE) }
+#undef SDS_SIZE
+    return 0;
+}
+
+SDS_HD inline size_t size_of(Element element) {
+#define SDS_SIZE(word, Type) \
+    case Element::word: return sizeof(Type);
+    switch (element) {
+        SDS_INTEGERS(SDS_SIZE)
+        default: return size_of(static_cast<DType>(element));
+    }
+#undef SDS_SIZE
+}
 
 // float64 to float32, rounded to odd: what is lost leaves its trace in the last bit, so that a second rounding, to
 // at most 22 bits, gives what one rounding of the float64 would have given (Boldo and Melquiond, 2008).
@@ -218,23 +225,24 @@ SDS_HD inline bool too_large<F64, double>(double magnitude) {
 
 // The bits of the smallest magnitude, in float32 or float64 arithmetic, that has to take the careful store.
 SDS_HD inline uint32_t careful_from(DType to) {
+#define SDS_CAREFUL(word, Type) \
+    case DType::word: return Type::careful;
     switch (to) {
-        case DType::f16: return 0x477ff000;   // 65520
-        case DType::bf16: return 0x7f7f8000;  // 2^128 − 2^119
-        case DType::e4m3: return 0x43e80001;  // just above 464
-        case DType::e5m2: return 0x47700000;  // 61440
-        default: return 0x7f800000;
+        SDS_NARROW_DTYPES(SDS_CAREFUL)
+        case DType::f64: break;
     }
+#undef SDS_CAREFUL
+    return F32::careful;
 }
 SDS_HD inline uint64_t careful_from_wide(DType to) {
+#define SDS_CAREFUL(word, Type) \
+    case DType::word: return bits_as<uint64_t>(Type::overflow_at());
     switch (to) {
-        case DType::f32: return bits_as<uint64_t>(F32::overflow_at());
-        case DType::f16: return bits_as<uint64_t>(F16::overflow_at());
-        case DType::bf16: return bits_as<uint64_t>(BF16::overflow_at());
-        case DType::e4m3: return bits_as<uint64_t>(E4M3::overflow_at());
-        case DType::e5m2: return bits_as<uint64_t>(E5M2::overflow_at());
-        default: return F64::inf;
+        SDS_NARROW_DTYPES(SDS_CAREFUL)
+        case DType::f64: break;
     }
+#undef SDS_CAREFUL
+    return F64::inf;
 }
 
 // The careful store: NaN canonical, Inf and overflow by policy. `inputs_finite` distinguishes an Inf that was carried

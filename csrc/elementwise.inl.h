@@ -56,17 +56,17 @@ uint32_t fused(const Operand* operands, uint8_t* out, size_t count, const float*
                                         std::make_index_sequence<Formula::constants>());
 }
 
+constexpr int kNarrow = kDTypes - 1;
+
 struct FusedRow {
-    FusedKernel kernel[5][5];  // [input dtype][output dtype], both less f64
+    FusedKernel kernel[kNarrow][kNarrow];  // [input dtype][output dtype], both less f64
 };
 
 template <class Formula, class In>
-void fill_row(FusedKernel (&row)[5]) {
-    row[0] = fused<Formula, In, F32>;
-    row[1] = fused<Formula, In, F16>;
-    row[2] = fused<Formula, In, BF16>;
-    row[3] = fused<Formula, In, E4M3>;
-    row[4] = fused<Formula, In, E5M2>;
+void fill_row(FusedKernel (&row)[kNarrow]) {
+#define SDS_FILL(word, Out) row[static_cast<int>(DType::word) - 1] = fused<Formula, In, Out>;
+    SDS_NARROW_DTYPES(SDS_FILL)
+#undef SDS_FILL
 }
 
 struct FusedTable {
@@ -75,11 +75,9 @@ struct FusedTable {
     template <class Formula>
     void operator()(Formula) {
         FusedRow& row = rows[next++];
-        fill_row<Formula, F32>(row.kernel[0]);
-        fill_row<Formula, F16>(row.kernel[1]);
-        fill_row<Formula, BF16>(row.kernel[2]);
-        fill_row<Formula, E4M3>(row.kernel[3]);
-        fill_row<Formula, E5M2>(row.kernel[4]);
+#define SDS_FILL(word, In) fill_row<Formula, In>(row.kernel[static_cast<int>(DType::word) - 1]);
+        SDS_NARROW_DTYPES(SDS_FILL)
+#undef SDS_FILL
     }
     FusedTable() { formulas::for_each(*this); }
 };
@@ -130,18 +128,16 @@ uint32_t weighted_sum(const Operand* operands, int inputs, uint8_t* out, size_t 
 using SumKernel = uint32_t (*)(const Operand*, int, uint8_t*, size_t, const float*);
 template <class In>
 SumKernel sum_kernel_to(DType out) {
-    static const SumKernel kernels[] = {weighted_sum<In, F32>, weighted_sum<In, F16>, weighted_sum<In, BF16>,
-                                        weighted_sum<In, E4M3>, weighted_sum<In, E5M2>};
+#define SDS_KERNEL(word, Out) weighted_sum<In, Out>,
+    static const SumKernel kernels[] = {SDS_NARROW_DTYPES(SDS_KERNEL)};
+#undef SDS_KERNEL
     return kernels[static_cast<int>(out) - 1];
 }
 inline SumKernel sum_kernel(DType in, DType out) {
-    switch (in) {
-        case DType::f32: return sum_kernel_to<F32>(out);
-        case DType::f16: return sum_kernel_to<F16>(out);
-        case DType::bf16: return sum_kernel_to<BF16>(out);
-        case DType::e4m3: return sum_kernel_to<E4M3>(out);
-        default: return sum_kernel_to<E5M2>(out);
-    }
+#define SDS_KERNELS(word, In) sum_kernel_to<In>(out),
+    const SumKernel kernels[] = {SDS_NARROW_DTYPES(SDS_KERNELS)};
+#undef SDS_KERNELS
+    return kernels[static_cast<int>(in) - 1];
 }
 
 // ---- strips: any program, any mixture of dtypes, one operation at a time over a strip in the L1 cache
@@ -161,14 +157,13 @@ void widen(const uint8_t* from, float* to, size_t count) {
 }
 
 inline void widen(DType dtype, const uint8_t* from, float* to, size_t count) {
+#define SDS_WIDEN(word, Stored) \
+    case DType::word: widen<Stored>(from, to, count); break;
     switch (dtype) {
-        case DType::f32: memcpy(to, from, count * sizeof(float)); break;
-        case DType::f16: widen<F16>(from, to, count); break;
-        case DType::bf16: widen<BF16>(from, to, count); break;
-        case DType::e4m3: widen<E4M3>(from, to, count); break;
-        case DType::e5m2: widen<E5M2>(from, to, count); break;
+        SDS_NARROW_DTYPES(SDS_WIDEN)
         case DType::f64: break;  // a float64 input makes the whole job wide
     }
+#undef SDS_WIDEN
 }
 
 inline void widen(DType dtype, const uint8_t* from, double* to, size_t count) {
@@ -393,14 +388,10 @@ void strips(const Program& program, const T* constants, const Operand* operands,
         const size_t n = count - first < kStrip ? count - first : kStrip;
         work.run(operands, first, n);
         uint8_t* to = out + first * size_of(out_dtype);
-        switch (out_dtype) {
-            case DType::f64: store_strip<F64>(results, work.inputs, program.own, to, n, policy, tally); break;
-            case DType::f32: store_strip<F32>(results, work.inputs, program.own, to, n, policy, tally); break;
-            case DType::f16: store_strip<F16>(results, work.inputs, program.own, to, n, policy, tally); break;
-            case DType::bf16: store_strip<BF16>(results, work.inputs, program.own, to, n, policy, tally); break;
-            case DType::e4m3: store_strip<E4M3>(results, work.inputs, program.own, to, n, policy, tally); break;
-            case DType::e5m2: store_strip<E5M2>(results, work.inputs, program.own, to, n, policy, tally); break;
-        }
+#define SDS_STORE(word, Out) \
+    case DType::word: store_strip<Out>(results, work.inputs, program.own, to, n, policy, tally); break;
+        switch (out_dtype) { SDS_DTYPES(SDS_STORE) }
+#undef SDS_STORE
     }
 }
 
@@ -485,13 +476,9 @@ inline void fill(const Fill& rule, uint64_t first, uint8_t* out, DType dtype, si
             strip[i] = mean + scale * static_cast<float>(static_cast<int32_t>(sum) - 131070);
         }
         uint8_t* to = out + done * size_of(dtype);
-        switch (dtype) {
-            case DType::f64: round_strip<F64>(strip, to, n); break;
-            case DType::f32: round_strip<F32>(strip, to, n); break;
-            case DType::f16: round_strip<F16>(strip, to, n); break;
-            case DType::bf16: round_strip<BF16>(strip, to, n); break;
-            case DType::e4m3: round_strip<E4M3>(strip, to, n); break;
-            case DType::e5m2: round_strip<E5M2>(strip, to, n); break;
-        }
+#define SDS_ROUND(word, Out) \
+    case DType::word: round_strip<Out>(strip, to, n); break;
+        switch (dtype) { SDS_DTYPES(SDS_ROUND) }
+#undef SDS_ROUND
     }
 }

@@ -227,19 +227,17 @@ Reduction integer_block(Element element, const uint8_t* a, const uint8_t* b, siz
 // ---- choosing
 
 inline Reduction reduce_block(Element a, const uint8_t* a_data, Element b, const uint8_t* b_data, size_t count) {
-    const auto narrow = [](Element e) { return e > Element::f64 && e <= Element::e5m2; };
+    const auto narrow = [](Element e) { return e > Element::f64 && static_cast<int>(e) < kDTypes; };
     if (a != b) return (narrow(a) && narrow(b) ? mixed_block : careful_block)(a, a_data, b, b_data, count);
+#define SDS_BLOCK(word, Stored) \
+    case Element::word: return float_block<Stored>(a_data, b_data, count);
     switch (a) {
-        case Element::f64: return float_block<F64>(a_data, b_data, count);
-        case Element::f32: return float_block<F32>(a_data, b_data, count);
-        case Element::f16: return float_block<F16>(a_data, b_data, count);
-        case Element::bf16: return float_block<BF16>(a_data, b_data, count);
-        case Element::e4m3: return float_block<E4M3>(a_data, b_data, count);
-        case Element::e5m2: return float_block<E5M2>(a_data, b_data, count);
+        SDS_DTYPES(SDS_BLOCK)
         case Element::i64:
         case Element::u64: return integer_block<uint64_t>(a, a_data, b_data, count);
         default: return careful_block(a, a_data, b, b_data, count);
     }
+#undef SDS_BLOCK
 }
 
 // Whole blocks (the last one of a tensor may be shorter), added to what `into` has of the chunk already.

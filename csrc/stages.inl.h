@@ -145,14 +145,10 @@ inline bool accumulate_dots(const Program& program, const Operand* operands, siz
     if (inputs[1] < 0) inputs[1] = inputs[0];
     const Operand &a = operands[inputs[0]], &b = operands[inputs[1]];
     if (a.dtype != b.dtype || a.generated || b.generated) return false;
-    switch (a.dtype) {
-        case DType::f64: add_dots<F64>(a.data, b.data, count, inputs[0], reductions, into, reduction_count); break;
-        case DType::f32: add_dots<F32>(a.data, b.data, count, inputs[0], reductions, into, reduction_count); break;
-        case DType::f16: add_dots<F16>(a.data, b.data, count, inputs[0], reductions, into, reduction_count); break;
-        case DType::bf16: add_dots<BF16>(a.data, b.data, count, inputs[0], reductions, into, reduction_count); break;
-        case DType::e4m3: add_dots<E4M3>(a.data, b.data, count, inputs[0], reductions, into, reduction_count); break;
-        case DType::e5m2: add_dots<E5M2>(a.data, b.data, count, inputs[0], reductions, into, reduction_count); break;
-    }
+#define SDS_DOTS(word, Stored) \
+    case DType::word: add_dots<Stored>(a.data, b.data, count, inputs[0], reductions, into, reduction_count); break;
+    switch (a.dtype) { SDS_DTYPES(SDS_DOTS) }
+#undef SDS_DOTS
     return true;
 }
 

@@ -17,12 +17,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from sdsurgery.dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64, DType
+from sdsurgery.dtypes import BY_NAME, COMPUTABLE, F64, DType
 from sdsurgery.methods import Method, Param, PerInput, registered
 from sdsurgery.program import Formula, identity, trace
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-DTYPES = (F64, F32, F16, BF16, F8_E4M3, F8_E5M2)
+DTYPES = COMPUTABLE
 
 
 def formulas(hot: bool = False) -> dict[str, Formula]:

@@ -29,14 +29,14 @@ __device__ typename Bits<T>::type magnitude_bits(T x) {
 
 template <class T>
 __device__ T load_one(const uint8_t* p, DType dtype) {
+#define SDS_LOAD(word, Stored) \
+    case DType::word: return Stored::load(*reinterpret_cast<const Stored::Code*>(p));
     switch (dtype) {
-        case DType::f64: return static_cast<T>(*reinterpret_cast<const double*>(p));  // T is double then
-        case DType::f32: return F32::load(*reinterpret_cast<const uint32_t*>(p));
-        case DType::f16: return F16::load(*reinterpret_cast<const uint16_t*>(p));
-        case DType::bf16: return BF16::load(*reinterpret_cast<const uint16_t*>(p));
-        case DType::e4m3: return E4M3::load(*p);
-        default: return E5M2::load(*p);
+        SDS_NARROW_DTYPES(SDS_LOAD)
+        case DType::f64: break;
     }
+#undef SDS_LOAD
+    return static_cast<T>(*reinterpret_cast<const double*>(p));  // T is double then
 }
 
 template <class Stored, class T>
@@ -48,15 +48,11 @@ __device__ bool store_one_as(uint8_t* p, T y, bool finite, Overflow policy) {
 
 template <class T>
 __device__ void store_one(uint8_t* p, DType dtype, T y, bool finite, Overflow policy, uint64_t* counts) {
-    bool overflowed;
-    switch (dtype) {
-        case DType::f64: overflowed = store_one_as<F64>(p, y, finite, policy); break;
-        case DType::f32: overflowed = store_one_as<F32>(p, y, finite, policy); break;
-        case DType::f16: overflowed = store_one_as<F16>(p, y, finite, policy); break;
-        case DType::bf16: overflowed = store_one_as<BF16>(p, y, finite, policy); break;
-        case DType::e4m3: overflowed = store_one_as<E4M3>(p, y, finite, policy); break;
-        default: overflowed = store_one_as<E5M2>(p, y, finite, policy); break;
-    }
+    bool overflowed = false;
+#define SDS_STORE(word, Stored) \
+    case DType::word: overflowed = store_one_as<Stored>(p, y, finite, policy); break;
+    switch (dtype) { SDS_DTYPES(SDS_STORE) }
+#undef SDS_STORE
     if (counts == nullptr) return;
     if (!finite) atomicAdd(reinterpret_cast<unsigned long long*>(counts), 1ull);
     if (overflowed) atomicAdd(reinterpret_cast<unsigned long long*>(counts) + 1, 1ull);
@@ -135,19 +131,15 @@ __device__ void widen_pack(const uint4& raw, float* x) {
 
 template <int V>
 __device__ void widen(const uint4& raw, DType dtype, float* x) {
+#define SDS_WIDEN(word, Stored)                                                              \
+    case DType::word:                                                                        \
+        if constexpr (V * sizeof(Stored::Code) <= sizeof raw) widen_pack<Stored, V>(raw, x); \
+        break;
     switch (dtype) {  // a dtype that is too wide for packs of V never gets here
-        case DType::f32:
-            if constexpr (V <= 4) widen_pack<F32, V>(raw, x);
-            break;
-        case DType::f16:
-            if constexpr (V <= 8) widen_pack<F16, V>(raw, x);
-            break;
-        case DType::bf16:
-            if constexpr (V <= 8) widen_pack<BF16, V>(raw, x);
-            break;
-        case DType::e4m3: widen_pack<E4M3, V>(raw, x); break;
-        default: widen_pack<E5M2, V>(raw, x); break;
+        SDS_NARROW_DTYPES(SDS_WIDEN)
+        case DType::f64: break;
     }
+#undef SDS_WIDEN
 }
 
 template <int V>
@@ -188,22 +180,17 @@ inline __device__ uint4 pair_of(double a, double b) {
 
 template <int V>
 __device__ uint4 round_to(const float* y, DType dtype) {
+#define SDS_ROUND(word, Stored)                                                                   \
+    case DType::word:                                                                             \
+        if constexpr (V * sizeof(Stored::Code) <= sizeof(uint4)) return round_pack<Stored, V>(y); \
+        break;
     switch (dtype) {
+        SDS_NARROW_DTYPES(SDS_ROUND)
         case DType::f64:
             if constexpr (V == 2) return pair_of(y[0], y[1]);
             break;
-        case DType::f32:
-            if constexpr (V <= 4) return round_pack<F32, V>(y);
-            break;
-        case DType::f16:
-            if constexpr (V <= 8) return round_pack<F16, V>(y);
-            break;
-        case DType::bf16:
-            if constexpr (V <= 8) return round_pack<BF16, V>(y);
-            break;
-        case DType::e4m3: return round_pack<E4M3, V>(y);
-        default: return round_pack<E5M2, V>(y);
     }
+#undef SDS_ROUND
     return {0, 0, 0, 0};
 }
 

@@ -31,22 +31,18 @@ struct Part {
 static_assert(sizeof(Part) == kPartBytes, "launch.h says how large a part is");
 
 __device__ double load_double(const uint8_t* p, Element element) {
+#define SDS_LOAD(word, Stored) \
+    case Element::word: return Stored::load(*reinterpret_cast<const Stored::Code*>(p));
+#define SDS_LOAD_INTEGER(word, type) \
+    case Element::word: return static_cast<double>(*reinterpret_cast<const type*>(p));
     switch (element) {
-        case Element::f64: return *reinterpret_cast<const double*>(p);
-        case Element::f32: return F32::load(*reinterpret_cast<const uint32_t*>(p));
-        case Element::f16: return F16::load(*reinterpret_cast<const uint16_t*>(p));
-        case Element::bf16: return BF16::load(*reinterpret_cast<const uint16_t*>(p));
-        case Element::e4m3: return E4M3::load(*p);
-        case Element::e5m2: return E5M2::load(*p);
-        case Element::i64: return static_cast<double>(*reinterpret_cast<const int64_t*>(p));
-        case Element::u64: return static_cast<double>(*reinterpret_cast<const uint64_t*>(p));
-        case Element::i32: return *reinterpret_cast<const int32_t*>(p);
-        case Element::u32: return *reinterpret_cast<const uint32_t*>(p);
-        case Element::i16: return *reinterpret_cast<const int16_t*>(p);
-        case Element::u16: return *reinterpret_cast<const uint16_t*>(p);
-        case Element::i8: return *reinterpret_cast<const int8_t*>(p);
-        default: return *p;
+        SDS_NARROW_DTYPES(SDS_LOAD)
+        SDS_INTEGERS(SDS_LOAD_INTEGER)
+        case Element::f64: break;
     }
+#undef SDS_LOAD
+#undef SDS_LOAD_INTEGER
+    return *reinterpret_cast<const double*>(p);
 }
 
 __device__ uint64_t load_code(const uint8_t* p, size_t size) {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..definitions import draws, scalars
+from ..definitions import draws, scalars, small_floats
 from ..definitions.decoding import decoded, e8m0
 from ..definitions.fused import fma
 from ..definitions.reductions import (
@@ -29,7 +29,7 @@ from ..definitions.reductions import (
     places,
     reduced_rows,
 )
-from ..dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64, U8, DType
+from ..dtypes import BY_NAME, COMPUTABLE, F64, NUMPY, U8, DType
 from ..errors import Interrupted, RunFailed
 from ..operands.encoding import Companion
 from ..plan import Fill, Job, Operand, Plan, Reduction
@@ -53,87 +53,41 @@ if TYPE_CHECKING:
     from .._native import Sink, Source
 
 
-_STORAGE = {F64: np.float64, F32: np.float32, F16: np.float16, BF16: np.uint16, F8_E4M3: np.uint8, F8_E5M2: np.uint8}
-_STORAGE |= {BY_NAME[f"I{bits}"]: np.dtype(f"i{bits // 8}").type for bits in (8, 16, 32, 64)}
-_STORAGE |= {BY_NAME[f"U{bits}"]: np.dtype(f"u{bits // 8}").type for bits in (8, 16, 32, 64)}
+_STORAGE: dict[DType, Any] = {
+    dtype: np.dtype(NUMPY.get(dtype.name, f"u{dtype.itemsize}")).type
+    for dtype in BY_NAME.values()
+    if dtype.native is not None
+}
 _STORAGE[BY_NAME["BOOL"]] = np.uint8
-_NAN = {F64: 0x7FF8 << 48, F32: 0x7FC00000, F16: 0x7E00, BF16: 0x7FC0, F8_E4M3: 0x7F, F8_E5M2: 0x7F}
-# Small formats by definition: exponent bits, mantissa bits, the largest finite value, whether there is an Inf.
-_SMALL = {
-    BF16: (8, 7, float.fromhex("0x1.fep127"), True),
-    F8_E4M3: (4, 3, 448.0, False),
-    F8_E5M2: (5, 2, 57344.0, True),
-}
-_LARGEST = {
-    F64: np.finfo(np.float64).max,
-    F32: float(np.finfo(np.float32).max),
-    F16: 65504.0,
-    **{k: v[2] for k, v in _SMALL.items()},
-}
-
-
-def _table(dtype: DType) -> np.ndarray:
-    """Values of all codes of a small format, float64, in code order (sign bit last)."""
-    exponent_bits, mantissa_bits, _, has_inf = _SMALL[dtype]
-    codes = np.arange(1 << (exponent_bits + mantissa_bits))
-    exponent, mantissa = codes >> mantissa_bits, codes & ((1 << mantissa_bits) - 1)
-    bias = (1 << (exponent_bits - 1)) - 1
-    scale = np.exp2(np.where(exponent == 0, 1, exponent).astype(np.float64) - bias - mantissa_bits)
-    values = np.where(exponent == 0, mantissa, mantissa + (1 << mantissa_bits)) * scale
-    top = (1 << exponent_bits) - 1
-    if has_inf:
-        values[exponent == top] = np.where(mantissa[exponent == top] == 0, np.inf, np.nan)
-    else:
-        values[-1] = np.nan
-    return np.concatenate([values, -values])
-
-
-_TABLES: dict[DType, np.ndarray] = {}
+_SMALL = tuple(dtype for dtype in COMPUTABLE if dtype.name not in NUMPY)
+"""What NumPy lacks."""
 
 
 def widen(stored: np.ndarray, dtype: DType, wide: bool) -> np.ndarray:
     """Stored values (in the dtype's storage type) as float32, or float64 when ``wide``. Exact."""
     if dtype in _SMALL:
-        if dtype not in _TABLES:
-            _TABLES[dtype] = _table(dtype)
-        stored = _TABLES[dtype][stored]
+        stored = small_floats.values(dtype.format)[stored]
     with np.errstate(invalid="ignore"):  # a signalling NaN
         return stored.astype(np.float64 if wide else np.float32)
 
 
-def _encode_small(values: np.ndarray, dtype: DType) -> np.ndarray:
-    """Finite values within the format's range, rounded to nearest, ties to even, from the definition: the quantum at
-    each magnitude is a power of two, so value / quantum is exact in float64 and rint rounds it."""
-    exponent_bits, mantissa_bits, _, _ = _SMALL[dtype]
-    bias = (1 << (exponent_bits - 1)) - 1
-    magnitude = np.abs(values.astype(np.float64))
-    _, exponent = np.frexp(magnitude)
-    # Of the leading bit; fixed below the normals, and so for zero (of which frexp says 0).
-    exponent = np.where(magnitude == 0, 1 - bias, np.maximum(exponent - 1, 1 - bias))
-    steps = np.rint(np.ldexp(magnitude, mantissa_bits - exponent)).astype(np.int64)
-    codes = steps + ((exponent + bias - 1).astype(np.int64) << mantissa_bits)
-    sign = np.signbit(values).astype(np.int64) << (exponent_bits + mantissa_bits)
-    return (codes | sign).astype(_STORAGE[dtype])
-
-
 def _fits(magnitude: np.ndarray, dtype: DType) -> np.ndarray:
     """Whether a magnitude rounds to a finite value of the format: it does up to halfway past the largest (the tie
-    itself goes to the even neighbour, which is the overflow everywhere but in F8_E4M3)."""
+    itself goes to the even neighbour, which is the overflow where the format has an Inf)."""
+    largest = dtype.format.largest
     if dtype is F64:
-        return magnitude <= _LARGEST[F64]
-    largest = _LARGEST[dtype]
-    mantissa_bits = {F32: 23, F16: 10}.get(dtype) or _SMALL[dtype][1]
-    half = 2.0 ** (np.frexp(largest)[1] - 2 - mantissa_bits)
+        return magnitude <= largest
+    half = 2.0 ** (np.frexp(largest)[1] - 2 - dtype.format.mantissa_bits)
     with np.errstate(invalid="ignore"):
         wide = magnitude.astype(np.float64)
-        return wide <= largest + half if dtype is F8_E4M3 else wide < largest + half
+        return wide < largest + half if dtype.format.has_inf else wide <= largest + half
 
 
 def store(values: np.ndarray, inputs_finite: np.ndarray, dtype: DType, overflow: str) -> tuple[np.ndarray, int]:
     """Round to the stored dtype: (stored values, number of overflows). Policies as in docs/numerics.md."""
     finite_fit = _fits(np.abs(values), dtype) & np.isfinite(values)
     safe = np.where(finite_fit, values, 0)
-    out = _encode_small(safe, dtype) if dtype in _SMALL else safe.astype(_STORAGE[dtype])
+    out = (small_floats.codes(safe, dtype.format) if dtype in _SMALL else safe).astype(_STORAGE[dtype])
     if finite_fit.all():
         return out, 0
     bits = out.view(f"u{out.itemsize}")
@@ -142,22 +96,14 @@ def store(values: np.ndarray, inputs_finite: np.ndarray, dtype: DType, overflow:
     nan = np.isnan(values)
     carried = np.isinf(values) & ~inputs_finite
     over = ~finite_fit & ~nan & ~carried
-    inf_code = _NAN[dtype] if dtype is F8_E4M3 else int(_inf_bits(dtype))
-    infinity = np.full_like(bits, inf_code) if dtype is F8_E4M3 else bits.dtype.type(inf_code) | sign
-    saturates = overflow == "saturate" or (overflow in ("default", "error") and dtype in (F8_E4M3, F8_E5M2))
-    largest_bits = bits.dtype.type(_largest_bits(dtype))
+    form = dtype.format
+    infinity = bits.dtype.type(form.inf_code) | sign if form.has_inf else np.full_like(bits, form.nan_code)
+    saturates = overflow == "saturate" or (overflow in ("default", "error") and dtype.bits == 8)
+    largest_bits = bits.dtype.type(form.inf_code - 1)
     bits[...] = np.where(carried, infinity, bits)
     bits[...] = np.where(over, (largest_bits | sign) if saturates else infinity, bits)
-    bits[...] = np.where(nan, bits.dtype.type(_NAN[dtype]), bits)
+    bits[...] = np.where(nan, bits.dtype.type(form.nan_code), bits)
     return out, int(over.sum() + (nan & inputs_finite).sum())
-
-
-def _inf_bits(dtype: DType) -> int:
-    return {F64: 0x7FF << 52, F32: 0xFF << 23, F16: 0x1F << 10, BF16: 0xFF << 7, F8_E5M2: 0x1F << 2}[dtype]
-
-
-def _largest_bits(dtype: DType) -> int:
-    return 0x7E if dtype is F8_E4M3 else _inf_bits(dtype) - 1
 
 
 def _chosen(truth: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..dtypes import F8_E4M3, F8_E5M2
 from ..operands.encoding import PACKED, Companion, Encoding
+from . import small_floats
 
 Numbers = Callable[[Companion], np.ndarray]
 """Gives a companion's numbers as float32 (of U8: the integers)."""
@@ -28,24 +30,9 @@ def _signed(magnitudes: np.ndarray) -> np.ndarray:
     return np.concatenate([magnitudes, -magnitudes]).astype(np.float32)
 
 
-def _small_float(exponent_bits: int, mantissa_bits: int, infinite: bool) -> np.ndarray:
-    """Values of the 256 codes of an 8-bit float."""
-    codes = np.arange(128)
-    exponent, mantissa = codes >> mantissa_bits, codes & ((1 << mantissa_bits) - 1)
-    bias = (1 << (exponent_bits - 1)) - 1
-    whole = np.where(exponent == 0, mantissa, mantissa + (1 << mantissa_bits))
-    values = np.ldexp(whole.astype(np.float64), np.maximum(exponent, 1) - bias - mantissa_bits)
-    if infinite:
-        top = exponent == (1 << exponent_bits) - 1
-        values[top] = np.where(mantissa[top] == 0, np.inf, np.nan)
-    else:
-        values[-1] = np.nan
-    return _signed(values)
-
-
 VALUES = {
-    "e4m3": _small_float(4, 3, infinite=False),
-    "e5m2": _small_float(5, 2, infinite=True),
+    "e4m3": small_floats.values(F8_E4M3.format).astype(np.float32),
+    "e5m2": small_floats.values(F8_E5M2.format).astype(np.float32),
     "i8": np.arange(256).astype(np.uint8).view(np.int8).astype(np.float32),
     "nf4": _bits(_NF4),
     "fp4": _signed(_bits(_FP4)),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..dtypes import BY_NAME, DType
+from ..dtypes import BY_NAME, TORCH, DType
 from ..errors import InputRefused
 from .numpy_values import ARRAY, DTYPE, scalar
 from .pickle_machine import (
@@ -32,20 +32,20 @@ from .pickle_machine import (
     Handler,
 )
 
-# torch's dtypes by attribute name; None for those that the engine has no type for.
-DTYPES: dict[str, DType | None] = {
-    f"torch.{name}": BY_NAME.get(ours)
-    for name, ours in {
-        "float64": "F64", "double": "F64", "float32": "F32", "float": "F32", "float16": "F16", "half": "F16",
-        "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e4m3fnuz": "F8_E4M3FNUZ",
-        "float8_e5m2fnuz": "F8_E5M2FNUZ", "float8_e8m0fnu": "F8_E8M0", "float4_e2m1fn_x2": "", "int64": "I64",
-        "long": "I64", "int32": "I32", "int": "I32", "int16": "I16", "short": "I16", "int8": "I8", "uint8": "U8",
-        "uint16": "U16", "uint32": "U32", "uint64": "U64", "bool": "BOOL", "complex32": "", "chalf": "",
-        "complex64": "C64",
-        "cfloat": "C64", "complex128": "", "cdouble": "", "quint8": "", "qint8": "", "qint32": "", "quint4x2": "",
-        "quint2x4": "", "bits8": "", "bits16": "", "bits1x8": "", "bits2x4": "", "bits4x2": "",
+# torch's dtypes by attribute name; None for those that no format here has a name for.
+DTYPES: dict[str, DType | None] = {f"torch.{word}": BY_NAME[name] for name, word in TORCH.items()}
+DTYPES |= {
+    f"torch.{other}": DTYPES[f"torch.{word}"]
+    for other, word in {
+        "double": "float64", "float": "float32", "half": "float16", "long": "int64", "int": "int32", "short": "int16",
+        "cfloat": "complex64",
     }.items()
 }  # fmt: skip
+DTYPES |= dict.fromkeys((
+    "torch.float4_e2m1fn_x2", "torch.complex32", "torch.chalf", "torch.complex128", "torch.cdouble", "torch.quint8",
+    "torch.qint8", "torch.qint32", "torch.quint4x2", "torch.quint2x4", "torch.bits8", "torch.bits16", "torch.bits1x8",
+    "torch.bits2x4", "torch.bits4x2",
+))  # fmt: skip
 
 # Storage classes by the last part of their name (torch looks at nothing else): (bytes of an element, torch's dtype).
 STORAGE_TYPES: dict[str, tuple[int, str]] = {

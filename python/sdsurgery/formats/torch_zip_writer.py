@@ -33,15 +33,11 @@ _LONG = 16_000  # characters, of at most 4 bytes each
 _SLACK = 4  # bytes of padding in the pickle: from there on, any number can be filled
 _DATE = 0x0021  # 1980-01-01, the earliest that the format knows
 
-# Storage class and dtype of each stored dtype; those without a storage class of their own are rebuilt from raw bytes.
+# Storage classes by stored dtype; those without one are rebuilt from raw bytes.
 _STORAGES = {
     "F64": "DoubleStorage", "F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage",
     "I64": "LongStorage", "I32": "IntStorage", "I16": "ShortStorage", "I8": "CharStorage", "U8": "ByteStorage",
     "BOOL": "BoolStorage", "C64": "ComplexFloatStorage",
-}  # fmt: skip
-_UNTYPED = {
-    "U64": "uint64", "U32": "uint32", "U16": "uint16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu",
 }  # fmt: skip
 
 
@@ -174,7 +170,7 @@ def _share(
         label = f"tensor '{printable(name)}'"
         if name in place:
             raise UsageError(f"{label} appears twice")
-        if dtype.name not in _STORAGES and dtype.name not in _UNTYPED:
+        if not dtype.torch:
             raise UsageError(f"{label}: torch has no dtype for {dtype.name}; write a .safetensors file instead")
         nbytes = _elements(shape) * dtype.itemsize
         target = aliases.get(name)
@@ -318,7 +314,7 @@ def _padded(pickled: bytes, size: int) -> bytes:
 
 def _tensor(pickler: _Pickler, dtype: DType, shape: tuple[int, ...], record: int) -> None:
     """``_rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())``, or ``_v3`` with the dtype behind it."""
-    untyped = _UNTYPED.get(dtype.name)
+    untyped = "" if dtype.name in _STORAGES else dtype.torch
     elements = _elements(shape)
     pickler.name("torch._utils", "_rebuild_tensor_v3" if untyped else "_rebuild_tensor_v2")
     pickler.out += b"(("

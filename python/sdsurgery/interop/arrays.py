@@ -79,11 +79,7 @@ class Array:
         if not value.dtype.isnative:
             raise UsageError(f"apply needs arrays in the machine's byte order, not {value.dtype.str}", code="bad_array")
         self.value = np.ascontiguousarray(value).reshape(value.shape)
-        names = {numpy_name: name for name, numpy_name in NUMPY.items()} | {
-            "bfloat16": "BF16",
-            "float8_e4m3fn": "F8_E4M3",
-            "float8_e5m2": "F8_E5M2",
-        }  # fmt: skip  (the names of the ml_dtypes package)
+        names = {word: name for name, word in TORCH.items()}
         self.dtype = float_dtype(names.get(value.dtype.name, value.dtype.name))
         self.shape = value.shape
         self.address, self.size = self.value.ctypes.data, self.value.size

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..dtypes import BY_NAME, DType
 from ..errors import UsageError, printable
-from .names import NUMPY, TORCH
+from .names import TORCH
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
@@ -48,8 +48,7 @@ def described(name: str, value: Any) -> tuple[DType, tuple[int, ...]]:
 
         if not isinstance(value, np.ndarray | np.generic):
             raise _refused(name, type(value).__name__)
-        known = {numpy_name: ours for ours, numpy_name in NUMPY.items()}
-        known |= {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}  # of ml_dtypes
+        known = {word: ours for ours, word in TORCH.items()}  # ml_dtypes' too
     ours = known.get(str(value.dtype.newbyteorder("=") if hasattr(value.dtype, "newbyteorder") else value.dtype))
     if ours is None:
         raise _refused(name, f"{value.dtype} values")

@@ -60,19 +60,13 @@ def _compared(found: Array, exact: Array, before: Array, dtype: DType) -> Checke
     import numpy as np
 
     found, exact, before = (each.astype(np.float64) for each in (found, exact, before))
-    bits, least = _PRECISION.get(dtype.name, (0, 0))
+    bits, least = dtype.format.mantissa_bits, dtype.format.least_exponent
     _, exponents = np.frexp(np.abs(exact))
     unit = np.exp2(np.maximum(exponents - 1, least).astype(np.float64) - bits)
     change = exact - before
     size = float(np.sqrt(np.sum(change**2)))
     error = float(np.sqrt(np.sum((found - exact) ** 2)))
     return Checked(float((np.abs(found - exact) / unit).max(initial=0)), error / size if size else 0.0)
-
-
-_PRECISION = {
-    "F64": (52, -1022), "F32": (23, -126), "F16": (10, -14), "BF16": (7, -126), "F8_E4M3": (3, -6), "F8_E5M2": (2, -14)
-}  # fmt: skip
-"""Bits of the mantissa, and the exponent below which numbers are subnormal."""
 
 
 def line(found: Mapping[str, Checked]) -> str:

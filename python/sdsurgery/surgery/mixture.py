@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
+from ..dtypes import F32, DType
 
 Array = Any
 
@@ -29,8 +29,6 @@ SHARE = 0.01
 WORSE = 1.5
 """As many times the residual's energy as an answer without a mix of the others may have."""
 
-_MANTISSA = {F64: 52, F32: 23, F16: 10, BF16: 7, F8_E4M3: 3, F8_E5M2: 2}
-_SMALLEST = {F64: 2.0**-1074, F32: 2.0**-149, F16: 2.0**-24, BF16: 2.0**-133, F8_E4M3: 2.0**-9, F8_E5M2: 2.0**-16}
 # An element x = m·2^e is off by a uniform error of ±ulp/2, ulp = 2^(e−p): ulp²/12 on average. With log m uniform on
 # 1 ≤ m < 2 the mean of 1/m² is 3/(8·ln 2), so that is x²·4^−p·0.0451.
 _SHARE = 3 / (8 * float(np.log(2.0))) / 12
@@ -38,13 +36,17 @@ _SHARE = 3 / (8 * float(np.log(2.0))) / 12
 
 def noise(square: float, elements: int, dtypes: Any) -> float:
     """The expected Σ(error²) of rounding a tensor with ``square`` = Σx² to the coarsest of the dtypes."""
-    coarsest = min((dtype for dtype in dtypes if dtype in _MANTISSA), key=lambda dtype: _MANTISSA[dtype], default=F32)
-    return float(square * 4.0 ** -_MANTISSA[coarsest] * _SHARE + elements * _SMALLEST[coarsest] ** 2 / 12)
+    computed = (dtype for dtype in dtypes if dtype is not None and dtype.computable)
+    coarsest = min(computed, key=lambda dtype: dtype.format.mantissa_bits, default=F32).format
+    smallest = 2.0 ** (coarsest.least_exponent - coarsest.mantissa_bits)
+    return float(square * 4.0**-coarsest.mantissa_bits * _SHARE + elements * smallest**2 / 12)
 
 
 def coarser(dtype: DType | None, other: DType | None) -> bool:
     """Whether one dtype rounds more than the other."""
-    return dtype in _MANTISSA and other in _MANTISSA and _MANTISSA[dtype] < _MANTISSA[other]
+    if dtype is None or other is None or not (dtype.computable and other.computable):
+        return False
+    return dtype.format.mantissa_bits < other.format.mantissa_bits
 
 
 @dataclass(frozen=True)
