@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "python" / "sdsurgery"
 
 ROWS = {
-    "command line": "__main__ cli commands report.ancestry report.console report.inspection",
+    "command line": "__main__ cli commands report.ancestry report.bars report.console report.inspection",
     "library": "api interop.calls interop.saving",
     "recipe": "recipe",
     "surgery": "surgery report.formula report.heatmap testing",

@@ -58,7 +58,7 @@ def _a1111_keys(recipe: Mapping[str, object], parents: Sequence[Parent], title: 
         "save_as_half": recipe.get("dtype") == "fp16",
         "custom_name": clean(title),
         "config_source": 3,  # "Don't": no .yaml is copied
-        "bake_in_vae": "None",
+        "bake_in_vae": clean(str(recipe.get("vae") or "None")),
         "discard_weights": "",
         "is_inpainting": kind.task == "inpainting",
         "is_instruct_pix2pix": kind.task == "edit",

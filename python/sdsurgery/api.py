@@ -87,6 +87,7 @@ def merge(
     rules: RuleSet | Mapping[str, RuleSet] | None = None,
     map: Names = (),
     loras: Sequence[Lora | Path] | Mapping[str, float] = (),
+    vae: Input | None = None,
     dtype: Dtype = "keep",
     overflow: Overflow = "default",
     on_nonfinite: OnNonfinite = "keep",
@@ -129,7 +130,8 @@ def merge(
     ``map`` reads names of B, C, … that begin with one text as names that begin with another
     (``{"model.diffusion_model.": "control_model."}`` moves a ControlNet to another base).
     ``loras`` are adapters that are applied to the result before it is rounded, as ``bake`` takes them; those of an
-    input stand in a recipe (``sdsurgery.model("a") + 0.8 * sdsurgery.lora("x")``).
+    input stand in a recipe (``sdsurgery.model("a") + 0.8 * sdsurgery.lora("x")``). ``vae`` is a file whose VAE the
+    result gets in the place of a merged one, as ``replace`` takes it.
     The other keywords are settings. UsageError for a parameter that the method lacks.
     """
     from dataclasses import replace
@@ -152,7 +154,7 @@ def merge(
     )  # fmt: skip
     inputs = _listed(inputs)
     files = [item for item in inputs if not isinstance(item, Model | Opened | Call)]
-    others: dict[str, Any] = {"out": out, "add_missing": add_missing, "use_ema": use_ema}
+    others: dict[str, Any] = {"out": out, "add_missing": add_missing, "use_ema": use_ema, "vae": vae}
     if len(files) < len(inputs):
         if map:
             raise UsageError(_MAP_NEEDS_FILES, code="conflict")
@@ -174,7 +176,7 @@ def _listed(inputs: Iterable[Any]) -> list[Any]:
     return list(inputs)
 
 
-_OWN = ("variant", "out", "add_missing", "use_ema", "blocks", "rules", "map", "loras")
+_OWN = ("variant", "out", "add_missing", "use_ema", "blocks", "rules", "map", "loras", "vae")
 _MAP_NEEDS_FILES = "map= goes with a method of files, not with recipes"
 
 
@@ -191,6 +193,7 @@ def sweep(
     blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
     rules: RuleSet | Mapping[str, RuleSet] | None = None,
     map: Names = (),
+    vae: Input | None = None,
     **settings: Unpack[Keywords],
 ) -> list[Report]:
     """Merge the same files with several numbers, one output for each, from one reading of the inputs.
@@ -209,7 +212,13 @@ def sweep(
     from .surgery.merge import merge_tree
 
     wanted, given_inputs = settings_of("sweep", settings, (*_OWN, "parameters")), _listed(inputs)
-    others: dict[str, Any] = {"parameters": parameters, "out": out, "add_missing": add_missing, "use_ema": use_ema}
+    others: dict[str, Any] = {
+        "parameters": parameters,
+        "out": out,
+        "add_missing": add_missing,
+        "use_ema": use_ema,
+        "vae": vae,
+    }
     if map and (isinstance(method, Call) or any(isinstance(item, Model | Opened | Call) for item in given_inputs)):
         raise UsageError(_MAP_NEEDS_FILES, code="conflict")
     if isinstance(method, Call):
@@ -228,7 +237,7 @@ def sweep(
     root = call(name, given_inputs, blocks=blocks, rules=rules, **lists)
     return sweep(
         root, parameters={each: value for each, value in parameters.items() if each not in lists}, out=out,
-        add_missing=add_missing, use_ema=use_ema, **settings,
+        add_missing=add_missing, use_ema=use_ema, vae=vae, **settings,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sdsurgery
 from cli_support import done, plain, sds
-from sdsurgery.report.ancestry import bars
+from sdsurgery.report.bars import bars
 from sdsurgery.surgery.ancestry import ancestry
 
 A, B, C, D = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import sdsurgery
 from cli_support import Raw, done, f32, read_raw, refused, sds, transposed, write_raw
-from sdsurgery.layouts import get
-from sdsurgery.layouts.diffusers import mapping
+from diffusers_files import as_diffusers
 from sdsurgery.testing import write_checkpoint
 
 VAE = "first_stage_model."
@@ -56,26 +55,6 @@ def test_a_vae_is_baked_from_a_full_checkpoint(models: Path, tmp_path: Path) -> 
     done(sds("replace", a, "--component", "vae", "--with", b, "-o", out))
     assert raw(out) == baked(raw(a), raw(b))
     assert read_raw(out)[1]["note"] == "kept"
-
-
-def as_diffusers(path: Path, layout: str, component: str) -> dict[str, Raw]:
-    """The component in diffusers' names: fused attention weights split by rows, 1×1 convolutions as matrices."""
-    found, tensors = {}, raw(path)
-    for row in mapping(get(layout)):
-        if row.component != component or row.key is None or row.ldm_key not in tensors:
-            continue
-        dtype, shape, data = tensors[row.ldm_key]
-        shape = list(shape)
-        if row.transform.startswith("split_qkv"):
-            third = int(row.transform[-1])
-            size = len(data) // 3
-            shape, data = [shape[0] // 3, *shape[1:]], data[third * size : (third + 1) * size]
-        if row.transform == "squeeze_conv1x1":
-            shape = shape[:2]
-        found[row.key] = (dtype, shape, data)
-        if row.transform == "transpose":
-            found[row.key] = transposed(tensors[row.ldm_key])
-    return found
 
 
 def test_diffusers_and_old_vae_names_are_understood(models: Path, tmp_path: Path) -> None:

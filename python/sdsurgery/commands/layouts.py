@@ -16,6 +16,8 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--keys", metavar="FAMILY", help="key, shape, dtype class, component and block of every tensor")
     which.add_argument("--blocks", metavar="FAMILY", help="the family's merge blocks and what is in them")
+    which.add_argument("--presets", metavar="FAMILY", nargs="?", const="sd1",
+                       help="the presets of block weights, as bars (sd1 unless another family is named)")  # fmt: skip
     parser.add_argument("--ema", action="store_true", help="with --keys: the EMA twin too")
 
 
@@ -24,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--ema belongs to --keys FAMILY", code="conflict")
     if args.keys is not None:
         return _keys(args)
+    if args.presets is not None:
+        return _presets(args)
     return _blocks(args) if args.blocks is not None else _families(args)
 
 
@@ -58,3 +62,16 @@ def _blocks(args: argparse.Namespace) -> int:
     if not args.json:
         return print_lines(blocks_table(layout))
     return print_json({"layout": layout.name, "blocks": [row._asdict() for row in block_rows(layout)]})
+
+
+def _presets(args: argparse.Namespace) -> int:
+    from ..layouts import get
+    from ..layouts.blocks import presets_of
+    from ..report.bars import bars
+
+    layout = get(args.presets)
+    found = presets_of(layout)
+    if args.json:
+        return print_json({"layout": layout.name, "presets": found})
+    width = max(map(len, found))
+    return print_lines(f"{name:<{width}}  {bars(weights)}" for name, weights in found.items())

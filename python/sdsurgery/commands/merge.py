@@ -53,6 +53,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     add("--map", action="append", default=[], metavar="OLD=NEW", help="read names of B, C, … that begin with OLD "
         "as names that begin with NEW, as 'model.diffusion_model.=control_model.'")  # fmt: skip
     adapters(parser, required=False)
+    add("--vae", metavar="FILE", help="bake this file's VAE in, instead of merging the inputs'")
     parser.set_defaults(tree=recipe)
     if recipe is None:
         _parameters(parser, _method_in(argv))
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     method = modified(plain, args.curve, _bounds(args.clamp, args.bounds))
     params = {**_given(args, method.params), **method.named(dict(args.numbers))}
     swept = [name for name, value in params.items() if isinstance(method.params[name], Param) and len(value) > 1]
-    options = {name: getattr(args, name) for name in ("add_missing", "use_ema", "blocks", "rules", "map")}
+    options = {name: getattr(args, name) for name in ("add_missing", "use_ema", "blocks", "rules", "map", "vae")}
     for name, value in params.items():
         one = isinstance(value, list) and len(value) == 1 and not isinstance(method.params[name], PerInput)
         params[name] = value[0] if one else value
@@ -124,7 +125,7 @@ def _of_recipe(args: argparse.Namespace) -> int:
         raise UsageError(text, code="conflict")
     if not isinstance(recipe, Call):
         return written(args, recipe.save)
-    options = {"add_missing": args.add_missing, "use_ema": args.use_ema}
+    options = {"add_missing": args.add_missing, "use_ema": args.use_ema, "vae": args.vae}
     given = _given(args, compose(recipe).numbers({}))
     numbers = {name: value if len(value) > 1 else value[0] for name, value in given.items()}
     first = slice(None) if any(len(value) > 1 for value in given.values()) else 0

@@ -60,6 +60,15 @@ def _item(item: str, place: int, layout: Layout) -> Iterator[tuple[str, float]]:
     return zip(network.blocks, values, strict=True)
 
 
+def presets_of(layout: Layout) -> dict[str, dict[str, float]]:
+    """Every preset of block weights that the family takes, by block. UsageError for a family without any."""
+    network = _require_network(layout)
+    found = {name: dict(zip(network.blocks, values, strict=True)) for name, values in network.presets().items()}
+    if not found:
+        raise UsageError(f"block weights: there are no presets for {layout.title}", code="unknown_name")
+    return found
+
+
 def _require_network(layout: Layout) -> Network:
     if layout.network is None:
         raise UsageError(

@@ -69,7 +69,9 @@ def _merged(recipe: Mapping[str, Any], names: Sequence[str]) -> Text:
         which = letter(number)
         text = f"{name} (EMA)" if which in averaged else name
         leaves.append(_adapted(Text(text), adapters.get(which, ())))
-    return _adapted(_node(recipe, leaves, "", recipe), adapters.get("result", ()))
+    made = _adapted(_node(recipe, leaves, "", recipe), adapters.get("result", ()))
+    vae = recipe.get("vae")
+    return Text(f"{made.text}, VAE of {printable(_stem(vae), 60)}", 0) if vae else made
 
 
 def _node(node: Mapping[str, Any], leaves: Sequence[Text], path: str, recipe: Mapping[str, Any]) -> Text:
@@ -100,9 +102,9 @@ def _node(node: Mapping[str, Any], leaves: Sequence[Text], path: str, recipe: Ma
 
 
 def _count(method: Method, recipe: Mapping[str, Any], leaves: Sequence[Text]) -> int:
-    """How many of the files are inputs of the method; behind them stand those of adapters."""
-    adapters = sum(map(len, recipe.get("loras", {}).values()))
-    return len(method.inputs) if not method.variadic else len(leaves) - adapters
+    """How many of the files are inputs of the method; behind them stand those of adapters and of a VAE."""
+    others = sum(map(len, recipe.get("loras", {}).values())) + bool(recipe.get("vae"))
+    return len(method.inputs) if not method.variadic else len(leaves) - others
 
 
 def _written_out(method: Method, inputs: Sequence[Text], params: Mapping[str, Any]) -> Text | None:

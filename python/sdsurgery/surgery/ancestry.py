@@ -55,12 +55,11 @@ class Generation:
 
 
 class _Made(NamedTuple):
-    """A recipe in our words: ``recipe`` as ``report.formula`` takes it, the inputs' keys in ``sd_merge_models`` and
-    the names that the recipe itself gives them, and the VAE that was put in."""
+    """A recipe in our words, as ``report.formula`` takes it; the inputs' keys in ``sd_merge_models`` and the names that
+    the recipe itself gives them."""
 
     recipe: Mapping[str, Any]
     inputs: Sequence[tuple[str | None, str]]
-    vae: str = ""
 
 
 def ancestry(metadata: Mapping[str, str], path: str) -> list[Generation]:
@@ -114,8 +113,6 @@ def _generation(key: str, tool: str, made: _Made, names: Mapping[str, str]) -> G
         for ratio, weights in made.recipe.get("blocks", {}).items()
     }
     shown = _said(made.recipe, [origin.name for origin in origins])
-    if made.vae:
-        shown += f", VAE of {printable(made.vae, 60)}"
     method, numbers = str(made.recipe.get("method", "")), dict(made.recipe.get("parameters") or {})
     return Generation(names[key], _sha256(key), tool, method, shown, origins, numbers, blocks)
 
@@ -124,7 +121,8 @@ def _said(recipe: Mapping[str, Any], names: Sequence[str]) -> str:
     """The formula in mathematicians' signs. Names are put in last: they may hold any sign themselves."""
     method = str(recipe.get("method", ""))
     if method == "cast" and names:
-        return f"{printable(recipe.get('dtype'), 40)}({names[0]})"
+        vae = f", VAE of {names[1]}" if len(names) > 1 else ""
+        return f"{printable(recipe.get('dtype'), 40)}({names[0]}){vae}"
     marks = [f"\uf8ff{number}\uf8fe" for number in range(len(names))]  # of the private use area
     text = formula(method, recipe, marks).replace(" × ", "·")
     return re.sub("\uf8ff([0-9]+)\uf8fe", lambda mark: names[int(mark[1])], text)
@@ -163,7 +161,7 @@ def _ours(recipe: Mapping[str, Any]) -> _Made:
         name, sha256, legacy = (model.get(each) for each in ("name", "sha256", "legacy_hash"))
         key = sha256 or (f"legacy_hash:{legacy} {name}" if legacy else None)
         inputs.append((key, _stem(name)))
-    return _Made(recipe, inputs, str(recipe.get("vae") or ""))
+    return _Made(recipe, inputs)
 
 
 def _hashed(recipe: Mapping[str, Any], keys: Iterable[str], count: int = 3) -> list[tuple[str | None, str]]:
@@ -180,12 +178,15 @@ def _merge(
         "method": method, "parameters": {name: float(value) for name, value in numbers.items() if value is not None},
         "blocks": {ratio: weights for ratio, weights in blocks.items() if weights},
     }  # fmt: skip
-    return _Made(recipe, inputs, _stem(vae) if isinstance(vae, str) and vae not in ("", "None") else "")
+    if isinstance(vae, str) and vae not in ("", "None"):
+        recipe["vae"] = vae
+        inputs = [*inputs, (None, _stem(vae))]
+    return _Made(recipe, inputs)
 
 
 def _copy(recipe: Mapping[str, Any], half: bool, vae: object) -> _Made:
     made = _merge("cast", _hashed(recipe, HASH_KEYS, 1), {}, vae)
-    return made._replace(recipe={"method": "cast", "dtype": "fp16" if half else "copy", "parameters": {}})
+    return made._replace(recipe={**made.recipe, "dtype": "fp16" if half else "copy"})
 
 
 def _webui(recipe: Mapping[str, Any]) -> _Made:

@@ -30,6 +30,7 @@ from .preflight import completenesses, letter, refuse_conflicts, refuse_stranger
 from .ratios import BlockWeights, Ratios, RuleSet
 from .report import Report
 from .sanity import doubts
+from .swaps import Swap
 from .sweep import variants
 from .variants import is_swapped, is_variant, is_widened, merged_channels, takes_differences
 
@@ -52,6 +53,7 @@ def merge(
     rules: RuleSet | Mapping[str, RuleSet] | None = None,
     map: Names = (),
     loras: Sequence[Lora] = (),
+    vae: Input | None = None,
 ) -> list[Report]:
     """``sdsurgery.merge`` and ``sdsurgery.sweep`` of files: one report, or one for each of several numbers.
     ``parameters`` are the method's, those of a sweep as lists."""
@@ -62,7 +64,9 @@ def merge(
         params = chosen.bind(len(inputs), variant.parameters)
         given = {RESULT: tuple(loras)} if loras else {}
         places = fronts(map)
-        wanted.append(Merge(chosen, tuple(inputs), params, blocks, rules, add_missing, averaged, None, given, places))
+        wanted.append(
+            Merge(chosen, tuple(inputs), params, blocks, rules, add_missing, averaged, None, given, places, vae)
+        )
         outs.append(variant.out)
     return _written(wanted, outs, settings)
 
@@ -70,6 +74,7 @@ def merge(
 def merge_tree(
     tree: Composition, settings: Settings, *, out: str | os.PathLike[str] | None,
     parameters: Mapping[str, Any] | None = None, add_missing: bool = False, use_ema: str | Sequence[str] = (),
+    vae: Input | None = None,
 ) -> list[Report]:  # fmt: skip
     """Evaluate a tree of method calls in one pass: every file is read once, every tensor rounded once. ``parameters``
     are other numbers than the tree's, or lists of them for a sweep. Raises as ``merge`` does; ``use_ema`` names the
@@ -84,7 +89,7 @@ def merge_tree(
         numbers = variant.parameters
         changed = replace(tree, params=numbers)
         given = (tree.method, inputs, numbers, tree.blocks, tree.rules, add_missing, tuple(sorted(averaged)), changed)
-        wanted.append(Merge(*given, loras=loras))
+        wanted.append(Merge(*given, loras=loras, vae=vae))
         outs.append(variant.out)
     return _written(wanted, outs, settings)
 
@@ -103,6 +108,7 @@ class Merge(NamedTuple):
     tree: Composition | None = None
     loras: Loras = {}  # noqa: RUF012
     map: tuple[tuple[str, str], ...] = ()  # what names of B, C, … begin with, and what they are read with instead
+    vae: Input | None = None  # a file whose VAE the output gets
 
 
 def _written(
@@ -112,7 +118,9 @@ def _written(
     for out in outs:
         if out is not None:
             target_path(out, settings.overwrite or settings.dry_run)
-    checkpoints = open_all(wanted[0].inputs, settings, selective=True)
+    donors = [] if wanted[0].vae is None else [wanted[0].vae]
+    opened = open_all((*wanted[0].inputs, *donors), settings, selective=True)
+    checkpoints, vae = opened[: len(wanted[0].inputs)], opened[-1] if donors else None
     adapters = None
     try:
         for checkpoint in checkpoints[1:]:
@@ -124,14 +132,14 @@ def _written(
             outlines.append(plan_merge(
                 each.method, checkpoints, each.params, settings, recipe=recipes[-1], add_missing=each.add_missing,
                 title=title_of(out), use_ema=each.use_ema, blocks=each.blocks, rules=each.rules, tree=each.tree,
-                adapters=adapters,
+                adapters=adapters, vae=vae,
             ))  # fmt: skip
         reports = run_all(outlines, outs, settings, recipes)
         for report in reports:
             report.adapters = adapters.described()
         return reports
     finally:
-        close_all(checkpoints)
+        close_all(opened)
         if adapters is not None:
             adapters.close()
 
@@ -171,6 +179,7 @@ def plan_merge(
     rules: Any = None,
     tree: Composition | None = None,
     adapters: Adapters | None = None,
+    vae: Checkpoint | None = None,
 ) -> Outline:
     """Decide what becomes of every tensor. Reads headers, and a few bytes of tensors; every refusal is made here.
 
@@ -201,17 +210,24 @@ def plan_merge(
     for source in range(1, len(tensors)):
         tensors[source], found = in_names_of(tensors[0], tensors[source], layout)
         notes += [f"{who(source, checkpoints)}: {text}" for text in found]
-    decide = _Decisions(layout, checkpoints, tensors, ratios, settings)
+    sources = [*checkpoints, *(adapters.checkpoints() if adapters is not None else ())]
+    baked: Mapping[str, Piece] = {}
+    if vae is not None:
+        swap = Swap(checkpoints[0], layout, "vae", len(sources), vae)
+        notes += swap.judge(allow_missing=False)
+        baked = swap.pieces(settings)
+        sources.append(vae)
+        recipe["vae"] = os.path.basename(vae.path) if settings.store_names else letter(len(checkpoints))
+    decide = _Decisions(layout, checkpoints, tensors, ratios, settings, given=baked)
     pieces, dropped, missing = decide.all(add_missing)
     refuse_strangers(checkpoints, sum(piece.action == MERGED for piece in pieces), missing, settings.overwrite)
-    notes += completenesses(checkpoints, detections, add_missing=add_missing)
+    notes += completenesses(checkpoints, detections, add_missing=add_missing, given=() if vae is None else ("vae",))
     notes += [*decide.notes, *ratios.notes(), *remarks(checkpoints, detections, missing, fix_clip=settings.fix_clip)]
     changed = frozenset() if adapters is None else adapters.places()
     notes += doubts(checkpoints, tensors, ratios, pieces, changed)
-    sources = list(checkpoints)
     if adapters is not None:
         pieces, found = adapters.applied(pieces, tensors, layout, checkpoints[0].path)
-        notes, sources = found + notes, sources + adapters.checkpoints()
+        notes = found + notes
         recipe.update(adapters.recipe())
     metadata = merged_metadata(sources, layout, recipe, title)
     return planned(
@@ -251,8 +267,11 @@ class _Decisions:
         tensors: Sequence[Mapping[str, TensorInfo]],
         ratios: Ratios,
         settings: Settings,
+        *,
+        given: Mapping[str, Piece],
     ) -> None:
         self.layout, self.checkpoints, self.tensors, self.ratios = layout, checkpoints, tensors, ratios
+        self.given = given  # what comes from elsewhere
         self.dtype_of, self.watched = settings.dtype_of, settings.watched
         self.notes: list[str] = []
         self.missing: list[tuple[int, str]] = []
@@ -265,8 +284,9 @@ class _Decisions:
             if traits.ema:
                 dropped.append(Dropped(0, name, "EMA weights (they belong to the unmerged model)"))
             else:
-                pieces.append(self.one(name, info, traits))
-        names = set(first)
+                pieces.append(self.given.get(name) or self.one(name, info, traits))
+        pieces += [piece for name, piece in self.given.items() if name not in first]
+        names = {*first, *self.given}
         for source in range(1, len(self.tensors)):
             for name, info in self.tensors[source].items():
                 if name in names or self.layout.is_ema(name):

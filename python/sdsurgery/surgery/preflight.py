@@ -136,9 +136,10 @@ def _may_lack(layout: Layout, name: str) -> bool:
 
 
 def completenesses(
-    checkpoints: Sequence[Checkpoint], detections: Sequence[Detection], *, add_missing: bool
+    checkpoints: Sequence[Checkpoint], detections: Sequence[Detection], *, add_missing: bool, given: Sequence[str] = ()
 ) -> list[str]:
-    """What inputs lack of their families' tensors, and the components of which A has none and another input all."""
+    """What inputs lack of their families' tensors, and the components of which A has none and another input all.
+    ``given`` are components that come from elsewhere."""
     notes: list[str] = []
     lacking: list[set[str] | None] = []
     for source, (checkpoint, found) in enumerate(zip(checkpoints, detections, strict=True)):
@@ -149,7 +150,7 @@ def completenesses(
     for component in sorted(first or ()):
         others = [source for source in range(1, len(checkpoints)) if lacking[source] is not None]
         having = next((source for source in others if component not in (lacking[source] or ())), None)
-        if having is not None and not add_missing:
+        if having is not None and not add_missing and component not in given:
             title = _COMPONENTS.get(component, component)
             notes.append(
                 f"A has no {title}, and so has the output; that of {who(having, checkpoints)} is added by "
