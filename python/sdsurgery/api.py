@@ -101,6 +101,7 @@ def merge(
     fix_names: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
+    allow_unlike: bool = False,
     hash: Hash = True,
     title: str = "",
     author: str = "",
@@ -147,8 +148,8 @@ def merge(
     settings = Settings(
         dtype=dtype_word(dtype), overflow=overflow, on_nonfinite=on_nonfinite, compute=compute, io=io, backend=backend,
         gpu_memory=gpu_memory, fallback=fallback, threads=threads, fix_clip=fix_clip, fix_names=fix_names,
-        dry_run=dry_run, overwrite=overwrite, hash=hash, title=title, author=author, license=license,
-        metadata=metadata, store_recipe=store_recipe, store_names=store_names, sync=sync,
+        dry_run=dry_run, overwrite=overwrite, allow_unlike=allow_unlike, hash=hash, title=title, author=author,
+        license=license, metadata=metadata, store_recipe=store_recipe, store_names=store_names, sync=sync,
         allow_suspicious=allow_suspicious, allow_inflate=allow_inflate, part=part, tile_bytes=tile_bytes,
         progress=progress,
     )  # fmt: skip

@@ -89,7 +89,8 @@ class Settings:
     fix_clip: bool = _row(False, "--fix-clip", "write the text encoders' position_ids as int64 0…76")
     fix_names: bool = _row(False, "--fix-names", "read old and foreign tensor names as those of the family")
     dry_run: bool = _row(False, "--dry-run", "print the plan and write nothing")
-    overwrite: bool = _row(False, "--force", "replace an existing output; merge models with little in common")
+    overwrite: bool = _row(False, "--force", "replace an existing output")
+    allow_unlike: bool = _row(False, "--allow-unlike", "merge models with little in common")
     hash: bool | str = field(default=True, metadata={"option": Option(
         "also the SHA-256 (and AutoV2) of the whole output, which is read again for it", "--hash", ("full",), "WORD",
         "--no-hash", "don't compute SHA-256 of inputs and output",
@@ -221,6 +222,7 @@ class Keywords(Reading, total=False):
     fix_names: bool
     dry_run: bool
     overwrite: bool
+    allow_unlike: bool
     hash: Hash
     title: str
     author: str

@@ -429,11 +429,53 @@ def test_dry_run_lists_what_is_missing_on_each_side(tmp_path: Path) -> None:
     assert listing(tmp_path) == before
 
 
-def test_dry_run_does_not_need_force_and_keeps_the_target(models: Path, tmp_path: Path) -> None:
+def test_dry_run_ends_as_the_run_would_after_its_plan(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     out.write_bytes(b"precious")
-    done(sds("cast", models / "b.safetensors", "--dry-run", "-o", out))
+    cast = ("cast", models / "b.safetensors", "--dry-run", "-o", out)
+    result = sds(*cast)
+    assert result.rc == 2
+    assert result.err.splitlines() == [f"sdsurgery: {out} exists; --force replaces it"]
+    assert "would write" in result.out
+    found = sds(*cast, "--json").json()
+    assert (found["error"]["code"], found["refusal"]["code"], found["family"]) == ("exists", "exists", "sd1")
+    done(sds(*cast, "--force"))
     assert listing(tmp_path) == {"out.safetensors": b"precious"}
+    for wrong, code in (("no/folder.safetensors", 1), ("x.gguf", 2), ("-", 2), ("/dev/null", 2)):
+        command = ("cast", models / "b.safetensors", "-o", wrong)
+        assert sds(*command, cwd=tmp_path).rc == sds(*command, "--dry-run", cwd=tmp_path).rc == code, wrong
+    batch = ("cast", models / "b.safetensors", models / "a.safetensors", "--out-dir", models, "--dry-run")
+    result = sds(*batch)
+    assert (result.rc, "2 of 2 files" in result.err) == (2, True)
+
+
+def test_a_dry_run_of_more_than_fits_the_disk_ends_as_the_run_would(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sdsurgery.surgery import outputs
+
+    monkeypatch.setattr(outputs, "free_bytes", lambda folder: 15_000_000)
+    out = str(tmp_path / "mix-{alpha}.safetensors")
+    pair = [models / "a.safetensors", models / "b.safetensors"]
+    one = sdsurgery.merge("weighted-sum", pair, out=tmp_path / "mix.safetensors", dry_run=True)
+    assert one.refusal is None
+    reports = sdsurgery.sweep("weighted-sum", pair, parameters={"alpha": [0.1, 0.2]}, out=out, dry_run=True)
+    assert [each.refusal.code for each in reports if each.refusal] == ["no_space", "no_space"]
+
+
+# ---- the output's name
+
+
+def test_a_name_without_a_suffix_gets_one_and_a_foreign_one_is_refused(models: Path, tmp_path: Path) -> None:
+    model = models / "b.safetensors"
+    for given in ("mix", "mix-0.5", "v1.5 final"):
+        report = done(sds("cast", model, "-o", given, "--json", cwd=tmp_path)).json()
+        assert report["output"] == f"{given}.safetensors"
+        assert [note for note in report["notes"] if "has no suffix" in note] != []
+        assert sdsurgery.inspect(tmp_path / report["output"]).metadata["modelspec.title"] == given
+    for given, kind in (("x.gguf", "GGUF"), ("x.ONNX", "ONNX"), ("x.zip", "archive"), ("-", "standard output")):
+        refused(sds("cast", model, "-o", given, cwd=tmp_path), 2, kind)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 # ---- start-up

@@ -192,15 +192,15 @@ def test_files_with_nothing_in_common_are_refused(tmp_path: Path) -> None:
     b = plain(tmp_path / "b.safetensors", 1.0, names=("y",))
     merge = ("merge", "--method", "weighted-sum", a, b, "-o", tmp_path / "out.safetensors")
     _nothing_happens(tmp_path, lambda: sds(*merge), 3, "0 of 1", "common")
-    _nothing_happens(tmp_path, lambda: sds(*merge, "--force"), 3, "0 of 1")
+    _nothing_happens(tmp_path, lambda: sds(*merge, "--allow-unlike"), 3, "0 of 1")
 
 
-def test_files_with_little_in_common_need_force(tmp_path: Path) -> None:
+def test_files_with_little_in_common_need_an_option_of_their_own(tmp_path: Path) -> None:
     a = plain(tmp_path / "a.safetensors", 1.0, names=("x", "p", "q"))
     b = plain(tmp_path / "b.safetensors", 3.0, names=("x",))
     merge = ("merge", "--method", "weighted-sum", a, b, "-o", tmp_path / "out.safetensors")
-    _nothing_happens(tmp_path, lambda: sds(*merge), 3, "1 of 3", "--force")
-    done(sds(*merge, "--force"))
+    _nothing_happens(tmp_path, lambda: sds(*merge, "--force"), 3, "1 of 3", "--allow-unlike")
+    done(sds(*merge, "--allow-unlike"))
 
 
 @pytest.mark.parametrize(

@@ -152,8 +152,10 @@ def test_a_donor_with_the_transposed_projection_of_old_converters(models: Path, 
     del donor[place]
     given = write_raw(tmp_path / "donor.safetensors", donor)
     done(sds("replace", a, "--component", "text_encoder_2", "--with", given, "-o", out, "--dtype", "fp32"))
-    sdsurgery.replace(a, {"text_encoder_2": models / "xl2.safetensors"}, out=tmp_path / "want", dtype="fp32")
-    assert raw(out) == raw(tmp_path / "want")
+    sdsurgery.replace(
+        a, {"text_encoder_2": models / "xl2.safetensors"}, out=tmp_path / "want.safetensors", dtype="fp32"
+    )
+    assert raw(out) == raw(tmp_path / "want.safetensors")
 
 
 def test_absent_and_extra_keys_are_refused_unless_allowed(models: Path, tmp_path: Path) -> None:

@@ -31,22 +31,24 @@ def test_a_constant_prefix_or_infix_is_seen_and_told_once(prefix: str, keys: tup
     a = write_raw(tmp_path / "a.safetensors", net(UNET, 1, keys))
     b = write_raw(tmp_path / "b.safetensors", net(prefix, 3, keys))
     for first, second, name in ((a, b, UNET), (b, a, prefix)):
-        report = sdsurgery.merge("weighted-sum", [first, second], alpha=0.5, out=tmp_path / "o", overwrite=True)
-        assert read_raw(tmp_path / "o")[0] == net(name, 2, keys), "the output has A's names"
+        report = sdsurgery.merge(
+            "weighted-sum", [first, second], alpha=0.5, out=tmp_path / "o.safetensors", overwrite=True
+        )
+        assert read_raw(tmp_path / "o.safetensors")[0] == net(name, 2, keys), "the output has A's names"
         assert sum("names" in note and "under" in note for note in report.notes) == 1
 
 
 def test_compiled_blocks_inside_are_understood_too(tmp_path: Path) -> None:
     inside = {key.replace("input_blocks.1.", "input_blocks.1._orig_mod."): raw for key, raw in net(UNET, 3).items()}
     a, b = write_raw(tmp_path / "a", net(UNET, 1)), write_raw(tmp_path / "b", inside)
-    sdsurgery.merge("weighted-sum", [a, b], alpha=0.5, out=tmp_path / "o")
-    assert read_raw(tmp_path / "o")[0] == net(UNET, 2)
+    sdsurgery.merge("weighted-sum", [a, b], alpha=0.5, out=tmp_path / "o.safetensors")
+    assert read_raw(tmp_path / "o.safetensors")[0] == net(UNET, 2)
 
 
 def test_tensors_of_another_shape_are_no_reason_to_pair_names(tmp_path: Path) -> None:
     a = write_raw(tmp_path / "a", net("one.", 1))
     b = write_raw(tmp_path / "b", {key: ("F32", [1], f32(3)) for key in net("two.", 3)})
-    refused(sds("merge", "--method", "weighted-sum", a, b, "-o", tmp_path / "o"), 3, "little in common")
+    refused(sds("merge", "--method", "weighted-sum", a, b, "-o", tmp_path / "o.safetensors"), 3, "little in common")
 
 
 def diffusers(tensors: dict[str, Raw], family: str, component: str) -> dict[str, Raw]:

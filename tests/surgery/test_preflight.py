@@ -302,7 +302,7 @@ def test_a_vae_and_a_whole_model_are_refused_with_the_verb_that_fits(folder: Pat
         sdsurgery.merge("weighted-sum", [folder / "sd1-a.safetensors", vae], dry_run=True)
 
 
-def test_fewer_than_half_of_a_in_b_is_refused_unless_forced(folder: Path, tmp_path: Path) -> None:
+def test_fewer_than_half_of_a_in_b_is_refused_unless_allowed(folder: Path, tmp_path: Path) -> None:
     a, out = folder / "sd1-a.safetensors", tmp_path / "out.safetensors"
     tensors, _ = read_raw(a)
     weights = [n for n in tensors if n.startswith((UNET, CLIP, "first_stage_model.")) and n != IDS]
@@ -315,20 +315,23 @@ def test_fewer_than_half_of_a_in_b_is_refused_unless_forced(folder: Path, tmp_pa
     half, less = first(565), first(564)
     assert sdsurgery.merge("weighted-sum", [a, half], dry_run=True).counts["merged"] == 565
     merge = ("merge", "--method", "weighted-sum", a, less, "-o", out)
-    refused(sds(*merge), 3, f"only 564 of 1130 of A's tensors are in B ({less})", "--force")
+    refused(sds(*merge), 3, f"only 564 of 1130 of A's tensors are in B ({less})", "--allow-unlike")
+    refused(sds(*merge, "--force"), 3, "--allow-unlike")
     assert not out.exists()
-    done(sds(*merge, "--force"))
+    done(sds(*merge, "--allow-unlike"))
     got, _ = read_raw(out)
     own = [name for name in tensors if name not in set(weights[:564])]
     assert all(got[name] == tensors[name] for name in own)
 
 
-def test_nothing_in_common_is_refused_even_if_forced(tmp_path: Path) -> None:
+def test_nothing_in_common_is_refused_even_if_allowed(tmp_path: Path) -> None:
     a = write_raw(tmp_path / "a.safetensors", {"x": ("F32", [1], f32(1))})
     b = write_raw(tmp_path / "b.safetensors", {"y": ("F32", [1], f32(1))})
-    line = refused(sds("merge", "--method", "weighted-sum", a, b, "--force", "-o", tmp_path / "o.safetensors"), 3)
+    line = refused(
+        sds("merge", "--method", "weighted-sum", a, b, "--allow-unlike", "-o", tmp_path / "o.safetensors"), 3
+    )
     assert "only 0 of 1 of A's tensors are in B" in line
-    assert "overwrite" not in line
+    assert "allow" not in line
 
 
 def test_two_loras_are_refused_with_the_reason_and_the_verb_that_fits(tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ def _many(args: argparse.Namespace, work: Callable[..., Any], suffix: str | None
                 report = work(path, out=os.path.join(target, os.path.basename(out)), progress=progress,
                               **chosen(args, WRITING))  # fmt: skip
                 report.output = out
+                error = report.refusal
+                failed += [] if error is None else [error]
             except (InputRefused, RunFailed, UsageError) as reason:
                 error = reason
                 failed.append(reason)

@@ -124,9 +124,11 @@ def written(args: argparse.Namespace, work: Callable[..., Any]) -> int:
     with display(args.verb, quiet=args.quiet) as progress:
         found = work(out=args.out, progress=progress, **chosen(args, WRITING))
     reports = found if isinstance(found, list) else [found]
+    refused = next((report.refusal for report in reports if report.refusal is not None), None)
     if args.json:
         try:
-            print_json({"outputs": [report.to_dict() for report in reports]} if found is reports else found.to_dict())
+            value = {"outputs": [report.to_dict() for report in reports]} if found is reports else found.to_dict()
+            print_json(value, refused)
             flush_stdout()
         except RunFailed as error:
             if args.dry_run:
@@ -134,6 +136,8 @@ def written(args: argparse.Namespace, work: Callable[..., Any]) -> int:
             raise RunFailed(f"{error}; the output is written", code=error.code) from None
     for report in reports:
         show(args, report)
+    if refused is not None:
+        raise refused
     return 0
 
 

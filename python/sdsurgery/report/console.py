@@ -40,8 +40,7 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
             f"would read {human_bytes(report.bytes_read)} of tensor data and write {human_bytes(report.bytes_written)}"
         )
         free = report.how.get("free_bytes", 0)
-        lacks = "" if free >= report.bytes_written else ", not enough for the output: the run would be refused"
-        lines.append(f"free space in the target's folder: {human_bytes(free)}{lacks}")
+        lines.append(f"free space in the target's folder: {human_bytes(free)}")
         if "buffer_bytes" in report.how:
             lines.append(f"expected peak memory: about {human_bytes(25e6 + report.how['buffer_bytes'])}")
     elif report.seconds is not None:

@@ -192,7 +192,8 @@ def _bake(recipe: Mapping[str, Any], names: Sequence[str]) -> Text:
 
 
 def _cast(recipe: Mapping[str, Any], names: Sequence[str]) -> Text:
-    return Text(f"cast({names[0]}, {printable(recipe.get('dtype', 'keep'))})")
+    dtype = recipe.get("dtype", "keep")
+    return Text(f"cast({names[0]}{'' if dtype == 'keep' else f', {printable(dtype)}'})")
 
 
 def _replace(recipe: Mapping[str, Any], names: Sequence[str]) -> Text:

@@ -17,13 +17,13 @@ from ..adapters.read import Adapter, open_adapter
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F16
 from ..errors import InputRefused, UsageError, printable
-from ..files import target_path
 from ..layouts import Layout, detect
 from ..outline import BAKED, Dropped, Outline, Piece, Region, Segment, operand, require_computable
 from ..plan import Module
 from ..program import identity
 from ..settings import Settings
 from .common import Input, close_all, open_input, planned, run, single_metadata, single_piece, title_of
+from .outputs import require_free
 from .report import Report
 
 
@@ -67,8 +67,7 @@ def bake(
     """``sdsurgery.bake``."""
     if not loras:
         raise UsageError("bake needs at least one adapter (loras=[…])", code="wrong_inputs")
-    if out is not None:
-        target_path(out, settings.overwrite or settings.dry_run)
+    require_free(out, settings)
     adapters: list[Adapter] = []
     checkpoint = open_input(path, settings)
     try:

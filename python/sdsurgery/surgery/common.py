@@ -12,7 +12,7 @@ from ..backends import Options
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import Failure, RunFailed, UsageError, printable
 from ..files import free_bytes, native_errors, open_source, target_path
-from ..formats import is_named, writer_for
+from ..formats import writer_for
 from ..layouts import kind_of
 from ..layouts.names import is_position_ids
 from ..metadata import Metadata, Parent, stated_architecture
@@ -21,6 +21,7 @@ from ..plan import together
 from ..report.warnings import shortened, warned
 from ..settings import Settings
 from .arrangement import arranged
+from .outputs import named, refusal, refuse_space, remark, require_free
 from .preflight import letter
 from .report import Report, describe
 
@@ -104,8 +105,7 @@ def single_input(
 
     ``plan_of(checkpoint, recipe, title)`` makes the plan; ``selective`` as in ``open_input``.
     """
-    if out is not None:
-        target_path(out, settings.overwrite or settings.dry_run)
+    require_free(out, settings)
     with open_input(given, settings, selective=selective) as checkpoint:
         recipe: dict[str, Any] = {
             "method": verb,
@@ -224,7 +224,7 @@ def _needed_share(pieces: Sequence[Piece], sources: Sequence[Any]) -> float:
 
 def title_of(out: str | os.PathLike[str] | None) -> str:
     """The model's title: the output file's name without its suffix."""
-    return os.path.splitext(os.path.basename(os.fspath(out)))[0] if out else "untitled"
+    return os.path.splitext(os.path.basename(named(out)))[0] if out else "untitled"
 
 
 def run(outline: Outline, out: str | os.PathLike[str] | None, settings: Settings, recipe: dict[str, Any]) -> Report:
@@ -240,18 +240,20 @@ def run_all(
 ) -> list[Report]:
     """Write the files of outlines of the same inputs, in one reading of these where they differ in numbers only; else
     one after the other. ``details["finished"]`` of an error lists those that were finished before it."""
+    remarks = [None if out is None else remark(out) for out in outs]
+    outs = [None if out is None else named(out) for out in outs]
     outlines = [_described(outline, settings) for outline in outlines]
     outlines = [arranged(outline, out, title_of(out)) for outline, out in zip(outlines, outs, strict=True)]
     placed = [outline.placed(writer_for(out)) for outline, out in zip(outlines, outs, strict=True)]
     reports = []
-    for each, out, recipe in zip(placed, outs, recipes, strict=True):
+    for each, out, recipe, text in zip(placed, outs, recipes, remarks, strict=True):
         reports.append(describe(each, out, recipe, dry_run=settings.dry_run))
-        if out is not None and not is_named(out):
-            reports[-1].notes.append(f"{printable(out)}: unknown suffix, so safetensors is written")
+        reports[-1].notes += [] if text is None else [text]
     if settings.dry_run:
         for each, out, report in zip(placed, outs, reports, strict=True):
             with each.names_in_errors():
                 _preview(each, out, settings, report)
+        refuse_space(reports)
         return reports
     if any(out is None for out in outs):
         raise UsageError("no output given (out=FILE)", code="no_output")
@@ -297,6 +299,7 @@ def _preview(placed: PlacedOutline, out: str | os.PathLike[str] | None, settings
     if not os.access(folder, os.W_OK | os.X_OK):
         raise RunFailed(f"{printable(folder)}: no permission to create a file in this folder", code="permission")
     report.how["free_bytes"] = free_bytes(folder)
+    report.refusal = None if out is None else refusal(out, settings.overwrite)
     report.tensors = [
         {
             "name": p.name,

@@ -77,6 +77,7 @@ def convert_all(
         try:
             item.report = convert(item.path, settings, out=os.path.join(target, os.path.basename(item.out)))
             item.report.output = item.out
+            item.error = item.report.refusal
         except (InputRefused, RunFailed, UsageError) as error:
             item.error = error
     return todo

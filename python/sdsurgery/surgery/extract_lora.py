@@ -20,13 +20,13 @@ from ..adapters.spool import Spool
 from ..adapters.svd import Factors, Rank, clamped, factored
 from ..checkpoint import Checkpoint
 from ..errors import InputRefused, UsageError, printable
-from ..files import target_path
 from ..layouts import Layout, conflict, detect
 from ..layouts.lora_names import targets
 from ..metadata import Metadata
 from ..outline import EXTRACTED, Outline, rounded
 from ..settings import Settings
 from .common import Input, close_all, open_all, parent, run, title_of
+from .outputs import require_free
 from .preflight import V_PREDICTION, prediction
 from .report import Report
 
@@ -66,8 +66,7 @@ def extract_lora(
 ) -> Report:
     """``sdsurgery.extract_lora``."""
     _check(wanted)
-    if out is not None:
-        target_path(out, settings.overwrite or settings.dry_run)
+    require_free(out, settings)
     checkpoints = open_all((tuned, base), settings)
     spooled: list[Checkpoint] = []
     try:

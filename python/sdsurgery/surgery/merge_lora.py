@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
 
-from .. import files
 from ..adapters import keys, names, writing
 from ..adapters.arrays import Array, array
 from ..adapters.facts import training_facts
@@ -34,6 +33,7 @@ from ..program import scaled
 from ..settings import Settings
 from .bake import strengths
 from .common import close_all, parent, run, title_of
+from .outputs import require_free
 from .report import Report
 
 
@@ -80,8 +80,7 @@ def merge_lora(
         raise UsageError(f"names= cannot be '{printable(dialect)}'; known: {known}", code="bad_value")
     if rank is not None:
         rank.check()
-    if out is not None:
-        files.target_path(out, settings.overwrite or settings.dry_run)
+    require_free(out, settings)
     opened: list[Checkpoint] = []
     try:
         adapters = []

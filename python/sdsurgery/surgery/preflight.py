@@ -82,14 +82,14 @@ def _instead(layouts: Sequence[Layout]) -> str:
 
 
 def refuse_strangers(
-    checkpoints: Sequence[Checkpoint], merged: int, missing: Sequence[tuple[int, str]], overwrite: bool
+    checkpoints: Sequence[Checkpoint], merged: int, missing: Sequence[tuple[int, str]], allowed: bool
 ) -> None:
-    """InputRefused when fewer than half of A's weights are in every input; ``overwrite`` accepts any number but zero.
+    """InputRefused when fewer than half of A's weights are in every input; ``allowed`` accepts any number but zero.
 
     ``missing`` are (source, name of A's tensor that it lacks).
     """
     wanted = merged + len({name for _, name in missing})
-    if merged and (overwrite or 2 * merged >= wanted):
+    if merged and (allowed or 2 * merged >= wanted):
         return
     lacking: dict[int, int] = {}
     for source, _ in missing:
@@ -101,7 +101,7 @@ def refuse_strangers(
     raise InputRefused(
         (f"only {counts}" if counts else f"no tensor of {who(0, checkpoints)} can be merged")
         + "; these models have little in common"
-        + (" (overwrite=True merges them anyway)" if merged else ""),
+        + (" (allow_unlike=True merges them anyway)" if merged else ""),
         code="unlike",
         details={"expected": wanted, "missing": {checkpoints[source].path: count for source, count in lacking.items()}},
     )

@@ -10,6 +10,7 @@ from ..report.formula import formula, names_of
 from ..report.warnings import Warned, in_json
 
 if TYPE_CHECKING:
+    from ..errors import SdsError
     from ..outline import PlacedOutline
 
 
@@ -41,6 +42,7 @@ class Report:
     body_sha256: str | None = None  # of the output's tensor data
     output_sha256: str | None = None  # of the whole output, with hash="full"
     dry_run: bool = False
+    refusal: SdsError | None = None  # of a dry run: why the run would be refused
     tensors: list[dict[str, Any]] = field(default_factory=list)  # of a dry run: every tensor and what becomes of it
     adapters: list[dict[str, Any]] = field(default_factory=list)  # what became of each adapter's modules and keys
     checked: dict[str, dict[str, float]] = field(default_factory=dict)  # of bake(check=True): by tensor
@@ -55,7 +57,7 @@ class Report:
         return [note for note in self.notes if isinstance(note, Warned)]
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), **in_json(self.notes)}
+        return {**asdict(self), **in_json(self.notes), "refusal": self.refusal and self.refusal.to_dict()}
 
 
 def describe(
