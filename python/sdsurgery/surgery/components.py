@@ -8,15 +8,8 @@ from typing import Any, NoReturn
 
 from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, UsageError, printable
-<<<<<<< HEAD
-from ..files import target_path
 from ..layouts import Layout, detect
 from ..outline import ADDED, Dropped, Outline, Piece
-=======
-from ..layouts import Layout, aliases, detect, names, text_encoders
-from ..outline import ADDED, COPIED, Dropped, Outline, Piece, Segment, operand, require_computable
-from ..program import identity
->>>>>>> 71fa9e2 (--allow-unlike merges models with little in common, --force only replaces; a dry run ends as the run would; outputs without a suffix get one)
 from ..settings import Settings
 from .common import (
     Input,
@@ -29,12 +22,8 @@ from .common import (
     single_piece,
     title_of,
 )
-<<<<<<< HEAD
 from .matching import common_front
-=======
-from .matching import common_front, transposed, without_unit_tail
 from .outputs import require_free
->>>>>>> 71fa9e2 (--allow-unlike merges models with little in common, --force only replaces; a dry run ends as the run would; outputs without a suffix get one)
 from .preflight import letter
 from .prune import patterns
 from .report import Report

@@ -116,16 +116,10 @@ def _written(
 ) -> list[Report]:
     """Merges of the same files, which differ in their numbers."""
     for out in outs:
-<<<<<<< HEAD
-        if out is not None:
-            target_path(out, settings.overwrite or settings.dry_run)
+        require_free(out, settings)
     donors = [] if wanted[0].vae is None else [wanted[0].vae]
     opened = open_all((*wanted[0].inputs, *donors), settings, selective=True)
     checkpoints, vae = opened[: len(wanted[0].inputs)], opened[-1] if donors else None
-=======
-        require_free(out, settings)
-    checkpoints = open_all(wanted[0].inputs, settings, selective=True)
->>>>>>> 71fa9e2 (--allow-unlike merges models with little in common, --force only replaces; a dry run ends as the run would; outputs without a suffix get one)
     adapters = None
     try:
         for checkpoint in checkpoints[1:]:
@@ -225,13 +219,8 @@ def plan_merge(
         recipe["vae"] = os.path.basename(vae.path) if settings.store_names else letter(len(checkpoints))
     decide = _Decisions(layout, checkpoints, tensors, ratios, settings, given=baked)
     pieces, dropped, missing = decide.all(add_missing)
-<<<<<<< HEAD
-    refuse_strangers(checkpoints, sum(piece.action == MERGED for piece in pieces), missing, settings.overwrite)
-    notes += completenesses(checkpoints, detections, add_missing=add_missing, given=() if vae is None else ("vae",))
-=======
     refuse_strangers(checkpoints, sum(piece.action == MERGED for piece in pieces), missing, settings.allow_unlike)
-    notes += completenesses(checkpoints, detections, add_missing=add_missing)
->>>>>>> 71fa9e2 (--allow-unlike merges models with little in common, --force only replaces; a dry run ends as the run would; outputs without a suffix get one)
+    notes += completenesses(checkpoints, detections, add_missing=add_missing, given=() if vae is None else ("vae",))
     notes += [*decide.notes, *ratios.notes(), *remarks(checkpoints, detections, missing, fix_clip=settings.fix_clip)]
     changed = frozenset() if adapters is None else adapters.places()
     notes += doubts(checkpoints, tensors, ratios, pieces, changed)
