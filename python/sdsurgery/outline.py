@@ -73,7 +73,8 @@ class Region(NamedTuple):
 class Segment(NamedTuple):
     """``count`` elements of a piece from element ``first`` on, made by one formula (None: copied). What it gives goes
     through the adapters' ``modules``, whose ``factors`` are (region, elements). ``elements``, where not 0: how many of
-    each operand the formula's stages read, when it gives only what they find."""
+    each operand the formula's stages read, when it gives only what they find; ``shape`` is then that of the operands,
+    where it matters."""
 
     formula: Work
     first: int
@@ -82,6 +83,7 @@ class Segment(NamedTuple):
     modules: tuple[Module, ...] = ()
     factors: tuple[tuple[Region, int], ...] = ()
     elements: int = 0
+    shape: tuple[int, ...] = ()
 
 
 class Piece(NamedTuple):
@@ -438,7 +440,7 @@ WHOLE_MEMORY = 1 << 30
 def _whole_shape(piece: Piece, segment: Segment) -> tuple[int, ...]:
     """The shape of a tensor whose formula reduces it. InputRefused for a part of a tensor."""
     if segment.elements:
-        return (segment.elements,)  # values of whole tensors only
+        return segment.shape or (segment.elements,)
     if segment.first or segment.count != math.prod(piece.shape):
         raise InputRefused(
             "this method needs the whole tensor, and only some of its channels are merged here",

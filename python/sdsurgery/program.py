@@ -428,7 +428,9 @@ def body_of(method: Method, count: int, params: Mapping[str, Any]) -> Body:
 
 
 def trace(method: Method, count: int, params: Mapping[str, Any]) -> Formula:
-    """The formula of ``method`` for ``count`` inputs and bound parameters."""
+    """The formula of ``method`` for ``count`` inputs and bound parameters; what it must know of whole models is left
+    open, with some numbers in its place."""
+    method = method.across.unknown(method) if method.across else method
     return body_of(method, count, params).formula(params)
 
 
@@ -439,6 +441,17 @@ def _traced(method: Method, count: int, params: Mapping[str, Any]) -> tuple[Prog
         found = type(result).__name__
         raise TypeError(f"the body of {method.name} must return a combination of its inputs, not {found}; {MAY_USE}")
     return linearised(result, count, tracer), tuple(tracer.constants)
+
+
+def reduced(body: Callable[..., Any], inputs: int) -> tuple[Formula, int]:
+    """A body that gives a value: a formula whose elements are the values in their order, and what the value runs along.
+    TypeError for one that is neither one number nor one of each column."""
+    tracer = Tracer()
+    value = body(*(Symbol(tracer, "input", (index,)) for index in range(inputs)))
+    if not isinstance(value, Value) or value.along not in (ALL, FIRST):
+        raise TypeError("a statistic of whole models is one number of each tensor, or one of each column")
+    program = linearised(tracer.lift(value), inputs, tracer)
+    return Formula(program, tuple(float(constant) for constant in tracer.constants)), value.along
 
 
 def linearised(result: Symbol, inputs: int, tracer: Tracer) -> Program:

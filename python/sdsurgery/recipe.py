@@ -414,6 +414,14 @@ def compose(root: Call) -> Composition:
                 "within it; apply them to its inputs, or save it first",
                 code="conflict",
             )
+        if (method.across or method.roles) and (
+            node is not root or any(isinstance(item, Call) for item in node.inputs)
+        ):
+            raise UsageError(
+                f"{node.method} looks at whole models, so it takes files and stands alone; save its inputs first, and "
+                "merge its output in a run of its own",
+                code="conflict",
+            )
         inputs = [
             part(item, f"{prefix}{letter(number)}.") if isinstance(item, Call) else leaves.setdefault(item, len(leaves))
             for number, item in enumerate(node.inputs)

@@ -169,7 +169,9 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """Every registered method: default parameters, awkward ones, and lists for two to four inputs."""
-    for name, method in registered().items():
+    for name, registry_s in registered().items():
+        # What it must know of whole models: some numbers.
+        method = registry_s.across.unknown(registry_s) if registry_s.across else registry_s
         numbers = {key: param for key, param in method.params.items() if isinstance(param, Param)}
         lists = {key: param for key, param in method.params.items() if isinstance(param, PerInput)}
         flags = {key: not param.default for key, param in method.params.items() if isinstance(param, Flag)}

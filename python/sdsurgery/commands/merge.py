@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, printable
+from ..methods.adjust import NUMBERS
 from ..methods.compat import SEPARATOR, TOOLS
 from ..methods.modifiers import CURVES, modified
 from ..methods.parameters import described
@@ -47,6 +48,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         f"{', '.join(TOOLS)}")  # fmt: skip
     add("--clamp", action="store_true", help="keep the result between A and B")
     add("--bounds", metavar="A,B,…", help="keep the result between these inputs")
+    add("--adjust", metavar="D1,…,D8", help="eight numbers that change detail, contrast and colours of the result")
     add("--curve", metavar="WORD", type=one_of("--curve", CURVES), help="shape alpha (smoothstep, inverse-smoothstep)")
     add("--rules", action="append", default=[], metavar="[RATIO:]FILE", help="ratios by regular expression over names: "
         "lines REGEX = NUMBER, the last that matches wins")  # fmt: skip
@@ -68,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
     if args.tree is not None:
         return _of_recipe(args)
     plain = _chosen(args.method or PREFIX + args.formula, args.variant, args.compat)
-    method = modified(plain, args.curve, _bounds(args.clamp, args.bounds))
-    params = {**_given(args, method.params), **method.named(dict(args.numbers))}
+    method = modified(plain, args.curve, _bounds(args.clamp, args.bounds), args.adjust is not None)
+    params = {**_given(args, method.params), **_adjusting(args.adjust), **method.named(dict(args.numbers))}
     swept = [name for name, value in params.items() if isinstance(method.params[name], Param) and len(value) > 1]
     options = {name: getattr(args, name) for name in ("add_missing", "use_ema", "blocks", "rules", "map", "vae")}
     for name, value in params.items():
@@ -89,6 +91,16 @@ def run(args: argparse.Namespace) -> int:
 def _bounds(clamp: bool, given: str | None) -> str | None:
     """The inputs between which the result stays, as modifiers name them."""
     return given.replace(" ", "").upper() if given else "A,B" if clamp else None
+
+
+def _adjusting(given: str | None) -> dict[str, list[float]]:
+    """The numbers of ``--adjust`` by their names. UsageError unless they are eight."""
+    if given is None:
+        return {}
+    found = numbers(given)
+    if len(found) != len(NUMBERS):
+        raise UsageError(f"--adjust takes {len(NUMBERS)} numbers, {len(found)} given", code="bad_value")
+    return {name: [number] for name, number in zip(NUMBERS, found, strict=True)}
 
 
 def _chosen(name: str, variant: str | None, compat: str | None) -> Method:

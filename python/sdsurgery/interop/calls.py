@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..dtypes import F32, F64
 from ..errors import UsageError, printable
+from ..methods.across import APART, in_role, role_of
 from .arrays import Array, Tensor, device_of, is_torch, memory_of, require_separate
 from .names import TORCH, torch_dtype
 
@@ -121,13 +122,36 @@ class _Request:
             require_word(option, value)
         if dtype is not None and dtype not in BY_OPTION:
             raise UsageError(f"dtype cannot be {dtype!r}; known: {', '.join(BY_OPTION)}", code="bad_value")
-        chosen = get(method, variant)
-        self.formula = _formula(chosen, count, chosen.bind(count, params))
+        self.method = get(method, variant)
+        self.params = self.method.bind(count, params)
+        if self.method.across is None:
+            self.formula = _formula(self.method, count, self.params)
         self.dtype = BY_OPTION[dtype] if dtype else None
         self.overflow, self.wide, self.threads = overflow, compute == "fp64", threads
 
     def evaluate(self, calls: Sequence[tuple[Sequence[Any], Any]], names: Sequence[str] | None = None) -> list[Any]:
-        """The results of (inputs, out) in order. Calls on tensors of a GPU go there, the others one by one here."""
+        """The results of (inputs, out) in order; all tensors together are the model of a method that looks at whole
+        models."""
+        method = self.method
+        if method.across is None and method.roles is None:
+            return self._evaluated(calls, names)
+        words = names or [""] * len(calls)
+        family = "sdxl" if any(word.startswith("conditioner.") for word in words) else ""
+        by_role: dict[str, list[int]] = {}
+        for number, word in enumerate(words):
+            by_role.setdefault(role_of(method, word, family), []).append(number)
+        if method.across is not None:
+            method = method.across.known(method, _statistics(method, calls, by_role))
+        results: list[Any] = [None] * len(calls)
+        for role, numbers in by_role.items():
+            self.formula = _formula(in_role(method, role), len(calls[0][0]), self.params)
+            made = self._evaluated([calls[k] for k in numbers], [words[k] for k in numbers] if names else None)
+            for number, result in zip(numbers, made, strict=True):
+                results[number] = result
+        return results
+
+    def _evaluated(self, calls: Sequence[tuple[Sequence[Any], Any]], names: Sequence[str] | None) -> list[Any]:
+        """Calls on tensors of a GPU go there, the others one by one here."""
         results: list[Any] = [None] * len(calls)
         plain = self._plain(calls, results)
         away: dict[Any, list[int]] = {}  # by device
@@ -283,6 +307,19 @@ class _Request:
             left.generate(number, 0, made.view(torch.uint8).numpy().reshape(-1).data, kind)
             further.append(made.to(first.device))
         return left.formula, [*inputs, *further]
+
+
+def _statistics(method: Method, calls: Sequence[tuple[Sequence[Any], Any]], by_role: Mapping[str, list[int]]) -> Any:
+    """What a method must know of all tensors, as float64."""
+    import numpy as np
+
+    assert method.across is not None
+    found = [np.empty(0)]
+    for role, numbers in by_role.items():
+        for number in numbers if not role.endswith(APART) else ():
+            with np.errstate(all="ignore"):
+                found.append(method.across.statistic(*calls[number][0]).values.reshape(-1))
+    return np.concatenate(found)
 
 
 _formulas: dict[tuple[Any, int, str], Formula] = {}  # traced lately: tracing takes longer than a launch

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..functions import axes, clip, dot, lerp, maximum, mean, norm, pow, rounded, sqrt, variance, where
+from ..functions import axes, clip, dot, is_nan, lerp, maximum, mean, norm, pow, rounded, sqrt, variance, where
+from .across import APART, Across
 from .differences import similar_parts
 from .registry import Param, method
+from .sums import unchanged
 
 
 def cosine(a: Any, b: Any, axis: Any, least: float = 1e-8) -> Any:
@@ -35,6 +37,75 @@ def add_cosine_b(a: Any, b: Any, alpha: float) -> Any:
 def gated(a: Any, b: Any, alike: Any, alpha: float) -> Any:
     k = 1 - clip(alike - alpha, 0, 1)
     return a + k * (b - a)
+
+
+# ---- with the statistics of the whole model
+
+
+def apart(name: str, family: str) -> str:
+    """The autoencoder is left out."""
+    return APART if name.startswith(("first_stage_model.", "vae.")) else ""
+
+
+def of_columns(a: Any, b: Any) -> Any:
+    """The cosine of each column."""
+    return cosine(a, b, 0)
+
+
+def of_columns_and_tensor(a: Any, b: Any) -> Any:
+    """The mean of the cosine of each column and that of the tensor; not a number for a tensor of zeros."""
+    return (cosine(a, b, 0) + dot(a, b) / (norm(a) * norm(b))) / 2
+
+
+def of_unit_columns(a: Any, b: Any) -> Any:
+    """The mean of the cosine of each column and that of the tensors whose columns are divided by their norms."""
+    x, y = (each / maximum(norm(each, 0), 1e-12) for each in (a, b))
+    return (cosine(a, b, 0) + dot(x, y) / (norm(x) * norm(y))) / 2
+
+
+def without_ends(found: Any) -> tuple[float, float]:
+    """The smallest and the largest number once those below the first and then above the last percentile are gone."""
+    import numpy as np
+
+    found = found[~np.isnan(found)]
+    if not found.size:
+        return 0.0, 0.0
+    found = found[found >= np.percentile(found, 1, method="midpoint")]
+    found = found[found <= np.percentile(found, 99, method="midpoint")]
+    return float(found.min()), float(found.max())
+
+
+RANGE = ("low", "high")
+FAVOUR = Param(0.0, "0 keeps most of A where both are alike, 1 takes B everywhere")
+
+
+@method("cosine-a", inputs="A B", alpha=FAVOUR, roles=apart, across=Across(RANGE, of_columns, without_ends))
+def cosine_a(a: Any, b: Any, *, alpha: float, low: float, high: float, role: str = "") -> Any:
+    """k·A + (1 − k)·B, k = clip((x − lo)/(hi − lo) − |α|, 0, 1), x the mean of a column's cosine and the tensors'.
+
+    "cosineA" of supermerger: columns lie along the first axis and are divided by their norms for the cosine of the
+    tensors; lo and hi are the smallest and largest column's cosine of the whole models, without the outer percents. The
+    VAE is A's.
+    """
+    return unchanged(a) if role == APART else within(a, b, (of_unit_columns(a, b) - low) / (high - low) - abs(alpha))
+
+
+@method("cosine-b", inputs="A B", alpha=FAVOUR, roles=apart, across=Across(RANGE, of_columns_and_tensor, without_ends))
+def cosine_b(a: Any, b: Any, *, alpha: float, low: float, high: float, role: str = "") -> Any:
+    """k·A + (1 − k)·B, k = clip((x − lo)/(hi − lo) − α, 0, 1), x the mean of a column's cosine and the tensor's.
+
+    "cosineB" of supermerger: as cosine-a; lo and hi are those of x.
+    """
+    return unchanged(a) if role == APART else within(a, b, (of_columns_and_tensor(a, b) - low) / (high - low) - alpha)
+
+
+def within(a: Any, b: Any, share: Any) -> Any:
+    """lerp(B, A, k) of a share of A clipped to [0, 1]; A where it is not a number."""
+    k = rounded(clip(share, 0, 1), a)
+    return where(is_nan(k), a, where(k < 0.5, b + k * (a - b), a - (a - b) * (1 - k)))
+
+
+# ---- by rows
 
 
 @method(

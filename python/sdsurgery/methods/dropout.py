@@ -143,8 +143,8 @@ def dare_ties(*models: Any, weights: Any, density: Any, rescale: bool, lam: floa
     return ties_of(models, masks(models, density, seed), weights, rescale, lam)
 
 
-def ties_of(models: Any, drawn: Any, weights: Any, rescale: bool, lam: float) -> Any:
-    return models[0] + lam * elected(weighted(restored(models, drawn, rescale), weights), weights, False)
+def ties_of(models: Any, drawn: Any, weights: Any, rescale: bool, lam: float, *, normalize: bool = False) -> Any:
+    return models[0] + lam * elected(weighted(restored(models, drawn, rescale), weights), weights, normalize)
 
 
 def restored(models: Any, drawn: Any, rescale: bool) -> list[Any]:

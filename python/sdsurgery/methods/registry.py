@@ -11,6 +11,7 @@ from typing import Any
 
 from ..discovery import module_names
 from ..errors import InputRefused, UsageError, printable
+from .across import Across
 from .parameters import Flag, Param, Parameter, PerInput, Whole
 
 __all__ = ["Flag", "Method", "Param", "Parameter", "PerInput", "Whole", "get", "method", "registered"]
@@ -20,7 +21,9 @@ __all__ = ["Flag", "Method", "Param", "Parameter", "PerInput", "Whole", "get", "
 class Method:
     """One method of ``merge`` and ``apply``. ``inputs`` are the inputs' names in order, ``many``: any number of inputs
     may follow the last. ``differences`` are those that enter only through the difference between them: where they
-    agree, they change nothing. A variant is a method of its own, called ``name.variant``."""
+    agree, they change nothing. ``across``: what the body must know of the whole models. ``roles`` gives a tensor's role
+    by its name and family, for a body that takes ``role=`` besides; it is empty for most. A variant is a method of its
+    own, called ``name.variant``."""
 
     name: str
     inputs: tuple[str, ...]
@@ -28,6 +31,8 @@ class Method:
     body: Callable[..., Any]
     differences: frozenset[str] = frozenset()
     many: bool = False
+    across: Across | None = None
+    roles: Callable[[str, str], str] | None = None
 
     @property
     def summary(self) -> str:
@@ -107,12 +112,13 @@ _NAMED_BY: dict[str, Callable[[str], Method]] = {}
 
 
 def method(
-    name: str, *, inputs: str, differences: str = "", **params: Parameter
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    name: str, *, inputs: str, differences: str = "", across: Across | None = None,
+    roles: Callable[[str, str], str] | None = None, **params: Parameter,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a function as the method ``name``. ``inputs`` are the positional arguments' names, blank-separated, with
     ``…`` behind them if any number may follow; ``differences`` are those of them that enter only through the difference
     between them (B and C of ``A + α·(B − C)``) and so may have more channels than A. A variant of a method is named
-    ``method.variant``. ValueError for a name that is none of the inputs."""
+    ``method.variant``. ``across`` and ``roles`` are a Method's. ValueError for a name that is none of the inputs."""
     names = tuple(inputs.split())
     many = names[-1] == "…"
     if many:
@@ -123,7 +129,7 @@ def method(
             raise ValueError(f"the method {name} is registered twice")
         if not set(differences.split()) <= set(names):
             raise ValueError(f"the method {name} has no input {differences}")
-        _METHODS[name] = Method(name, names, params, body, frozenset(differences.split()), many)
+        _METHODS[name] = Method(name, names, params, body, frozenset(differences.split()), many, across, roles)
         return body
 
     return decorate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..functions import axes, floor, index, size, where
+from ..functions import axes, floor, index, of_numbers, size, where, whole
 from .registry import Param, method
 
 WIDTH = Param(0.5, "share of the rows that come from B", also="width")
@@ -79,3 +79,37 @@ def to_nearest(x: Any) -> Any:
     up = floor(x + 0.5)
     odd = up - 2 * floor(up / 2)
     return where((up - x == 0.5) * odd, up - 1, up)
+
+
+# ---- values of A, in B's order
+
+
+@method("top-k-tensor-sum", inputs="A B", alpha=Param(1.0, "share of the magnitudes that are moved", "[0, 1]"),
+        beta=Param(0.0, "where they begin, from the smallest", "[0, 1]"))  # fmt: skip
+def top_k_tensor_sum(a: Any, b: Any, alpha: float, beta: float) -> Any:
+    """A's values in the order of B's: the r-th smallest where B has its r-th; A where that one's magnitude is outside.
+
+    ``top_k_tensor_sum`` of meh. Magnitudes are those in (k₁, k₂], the ⌊·⌉-th smallest of A at β and α + β of them.
+    """
+    return reordered(a, b, alpha, beta, closed=0.0)
+
+
+@method("top-k-tensor-sum.le", inputs="A B", width=Param(1.0, "share of the magnitudes that are moved", also="alpha"),
+        offset=Param(0.0, "where they begin, from the smallest; it wraps around", also="beta"))  # fmt: skip
+def top_k_tensor_sum_le(a: Any, b: Any, width: float, offset: float) -> Any:
+    """As top-k-tensor-sum, of the magnitudes in [k₁, k₂].
+
+    ``top_k_tensor_sum`` of sd-mecha.
+    """
+    return reordered(a, b, width, offset, closed=1.0)
+
+
+def reordered(a: Any, b: Any, width: float, offset: float, closed: float) -> Any:
+    from ..definitions.orders import top_k_of
+
+    return whole(top_k_of, a, b, *ends_of(width, offset), closed)
+
+
+def ends_of(width: Any, offset: Any) -> list[Any]:
+    """``region`` as numbers, of parameters."""
+    return [of_numbers(lambda w, o, at=at: float(region(w, o)[at]), width, offset) for at in range(3)]

@@ -3,6 +3,7 @@ models agree on. A is the base."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..functions import (
@@ -22,8 +23,10 @@ from ..functions import (
     sum,
     where,
 )
+from .averages import consecutive
+from .iterated import median_shares
 from .registry import Flag, Param, PerInput, method
-from .sums import left_to_right
+from .sums import left_to_right, total
 
 WEIGHTS = PerInput("weight of each model but A", default=1.0, after=1)
 DENSITY = PerInput("share of each difference that is kept", default=1.0, after=1, within="(0, 1]")
@@ -86,8 +89,16 @@ def agreeing(parts: Any, votes: Any) -> tuple[list[Any], Any]:
 
 def mean_of_agreeing(models: Any, k: float, alpha: float, by_sum: bool) -> Any:
     kept = [above_threshold(delta, k) for delta in differences(models)]
-    parts, many = agreeing(kept, kept if by_sum else [sign(part) for part in kept])
-    return models[0] + alpha * (left_to_right(parts) / maximum(many, 1))
+    return models[0] + alpha * agreeing_mean(kept, by_sum)
+
+
+def agreeing_mean(kept: Any, by_sum: bool) -> Any:
+    parts, many = agreeing(kept, votes(kept, by_sum))
+    return left_to_right(parts) / maximum(many, 1)
+
+
+def votes(kept: Any, by_sum: bool) -> Any:
+    return kept if by_sum else [sign(part) for part in kept]
 
 
 @method("ties.count", inputs="A B …", k=K, alpha=Param(1.0, "how much of the result is added"))
@@ -106,6 +117,30 @@ def ties_by_sum(*models: Any, k: float, alpha: float) -> Any:
     ``ties_sum`` of sd-mecha with ``vote_sgn``. All equal magnitudes are kept.
     """
     return mean_of_agreeing(models, k, alpha, by_sum=True)
+
+
+@method("ties.extended", inputs="A B …",
+        k=Param(0.2, "share of each difference that is kept", "[0, 1]", also="density"),
+        vote_sgn=Flag(False, "elect signs by the sum of the differences, not by their number"),
+        apply_stock=Flag(False, "no: the mean times model stock's t; yes: the plain mean"),
+        apply_median=Flag(False, "the geometric median in the place of the mean"),
+        alpha=Param(1.0, "how much of the result is added"),
+        cos_eps=Param(1e-6, "norms are at least this", "[0, inf)"))  # fmt: skip
+def ties_extended(
+    *models: Any, k: float, vote_sgn: bool, apply_stock: bool, apply_median: bool, alpha: float, cos_eps: float
+) -> Any:
+    """As ties.count or ties.sum, times the t of model-stock.consecutive; or the geometric median of what agrees.
+
+    ``ties_sum_extended`` of sd-mecha, whose ``apply_stock`` turns model stock off. Where t is not finite it is A.
+    """
+    kept = [above_threshold(delta, k) for delta in differences(models)]
+    parts, many = agreeing(kept, votes(kept, vote_sgn))
+    if apply_median:
+        found = total(median_shares(parts, 1e-6, 100, 1e-20), parts)
+    else:
+        found = left_to_right(parts)
+        found = (found if apply_stock or len(parts) < 2 else found * consecutive(parts, cos_eps)) / maximum(many, 1)
+    return models[0] + alpha * where(abs(found) < math.inf, found, 0)
 
 
 GAMMA = Param(0.01, "share of the largest that is left out", "[0, 1]")

@@ -22,6 +22,7 @@ from ..outline import ADDED, KEPT, MERGED, Dropped, Outline, Piece, Region, Segm
 from ..outline import rounded as rounded_piece
 from ..program import identity
 from ..settings import Settings
+from .across import known, require_plain
 from .adapted import RESULT, Adapters, Loras
 from .common import Input, close_all, merged_metadata, open_all, planned, run_all, title_of
 from .matching import Names, fronts, in_names_of, read_under, require_usable, without_unit_tail
@@ -192,9 +193,7 @@ def plan_merge(
     if "map" not in recipe:  # which moves one kind's tensors to another's names
         refuse_conflicts(checkpoints, detections)
     layout = next((found.layout for found in detections if found.layout.name != "unknown"), detections[0].layout)
-    without = {} if tree is None else {"without": tree.without}
-    ratios = Ratios(method, len(checkpoints), params, layout, blocks=blocks, rules=rules, **without)
-    recipe.update(ratios.recipe())
+    require_plain(method, adapted=adapters is not None and bool(adapters.recipe()))
     tensors: list[Mapping[str, TensorInfo]] = [checkpoint.tensors for checkpoint in checkpoints]
     notes = [f"{printable(checkpoint.path)}: {note}" for checkpoint in checkpoints for note in checkpoint.notes]
     if layout.name == "unknown":
@@ -217,7 +216,18 @@ def plan_merge(
         baked = swap.pieces(settings)
         sources.append(vae)
         recipe["vae"] = os.path.basename(vae.path) if settings.store_names else letter(len(checkpoints))
-    decide = _Decisions(layout, checkpoints, tensors, ratios, settings, given=baked)
+    weights: dict[str, Any] = {"blocks": blocks, "rules": rules} | ({} if tree is None else {"without": tree.without})
+
+    def decisions(method: Method) -> _Decisions:
+        ratios = Ratios(method, len(checkpoints), params, layout, **weights)
+        return _Decisions(layout, checkpoints, tensors, ratios, settings, given=baked)
+
+    if method.across is not None:
+        first = decisions(method.across.unknown(method))
+        method = known(method, first.all(add_missing)[0], checkpoints, layout, settings)
+    decide = decisions(method)
+    ratios = decide.ratios
+    recipe.update(ratios.recipe())
     pieces, dropped, missing = decide.all(add_missing)
     refuse_strangers(checkpoints, sum(piece.action == MERGED for piece in pieces), missing, settings.allow_unlike)
     notes += completenesses(checkpoints, detections, add_missing=add_missing, given=() if vae is None else ("vae",))

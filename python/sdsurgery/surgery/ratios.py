@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout
+from ..methods.across import in_role, role_of
 from ..methods.parameters import PerInput, range_of, require_within
 from ..methods.registry import Method
 from ..program import Body, Formula, body_of
@@ -55,20 +56,27 @@ class Ratios:
         numbers |= {name: params[of][at] for name, (of, at) in self.letters.items() if name in asked}
         self.numbers: Mapping[str, float] = numbers
         self._unused = {(name, index) for name, rules in self.rules.items() for index in range(len(rules.rules))}
-        self.bodies: dict[frozenset[int], tuple[Body, tuple[int, ...]] | None] = {
-            frozenset(): (body_of(method, count, params), tuple(range(count)))
+        self.bodies: dict[tuple[frozenset[int], str], tuple[Body, tuple[int, ...]] | None] = {
+            (frozenset(), ""): (body_of(method, count, params), tuple(range(count)))
         }
         self._without = without
-        self._drawing: dict[frozenset[int], bool] = {}
+        self._drawing: dict[tuple[frozenset[int], str], bool] = {}
         self._known: dict[Any, tuple[Formula, Mapping[str, Any]]] = {}
 
     def inputs(self, absent: frozenset[int]) -> tuple[int, ...] | None:
         """The inputs that the formula for a tensor takes which the inputs ``absent`` lack; None where A's is kept."""
-        if absent not in self.bodies:
-            left = self._without(absent)
-            self.bodies[absent] = None if left is None else (body_of(left[0], len(left[1]), self._of(left[0])), left[1])
-        found = self.bodies[absent]
+        found = self._body(absent, "")
         return None if found is None else found[1]
+
+    def _body(self, absent: frozenset[int], role: str) -> tuple[Body, tuple[int, ...]] | None:
+        if (absent, role) not in self.bodies:
+            left = self._without(absent) if absent else (self.method, tuple(range(self.count)))
+            made = None
+            if left is not None:
+                method = in_role(left[0], role)
+                made = (body_of(method, len(left[1]), self._of(method)), left[1])
+            self.bodies[absent, role] = made
+        return self.bodies[absent, role]
 
     def of(
         self, name: str, block: str | None, absent: frozenset[int] = frozenset()
@@ -79,27 +87,28 @@ class Ratios:
         ``absent`` are inputs that lack the tensor (see ``inputs``).
         """
         block = (block or _BASE) if self.layout.blocks else None
-        tensor = name if self._draws(absent) else ""
+        role = "" if absent else role_of(self.method, name, self.layout.name)
+        tensor = name if self._draws(absent, role) else ""
         if not self.rules:
-            key: Any = (block, absent, tensor)
+            key: Any = (block, absent, role, tensor)
             found = self._known.get(key)
             if found is None:
                 ratios = {ratio: self._by_block(ratio, block) for ratio in self.numbers}
-                found = self._known[key] = self._made(block, ratios, absent, tensor)
+                found = self._known[key] = self._made(block, ratios, (absent, role), tensor)
             return found
         ratios = {ratio: self._by_rule(ratio, name, block) for ratio in self.numbers}
-        key = (block, absent, tensor, *(number.hex() for number in ratios.values()))
+        key = (block, absent, role, tensor, *(number.hex() for number in ratios.values()))
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = self._made(block, ratios, absent, tensor)
+            found = self._known[key] = self._made(block, ratios, (absent, role), tensor)
         return found
 
-    def _draws(self, absent: frozenset[int]) -> bool:
+    def _draws(self, absent: frozenset[int], role: str) -> bool:
         """Whether the formula's numbers depend on the tensor's name."""
-        if absent not in self._drawing:
-            found = self.bodies.get(absent)
-            self._drawing[absent] = found is not None and found[0].draws(self._of(found[0].method))
-        return self._drawing[absent]
+        if (absent, role) not in self._drawing:
+            found = self._body(absent, role)
+            self._drawing[absent, role] = found is not None and found[0].draws(self._of(found[0].method))
+        return self._drawing[absent, role]
 
     def _of(self, method: Method) -> dict[str, Any]:
         return {name: self.params[name] for name in method.params}
@@ -122,9 +131,9 @@ class Ratios:
         ]
 
     def _made(
-        self, block: str | None, ratios: Mapping[str, float], absent: frozenset[int], tensor: str
+        self, block: str | None, ratios: Mapping[str, float], of: tuple[frozenset[int], str], tensor: str
     ) -> tuple[Formula, Mapping[str, Any]]:
-        body, _ = self.bodies[absent]  # type: ignore[misc]  # asked for by ``inputs`` first
+        body, _ = self._body(*of)  # type: ignore[misc]  # asked for by ``inputs`` first
         formula = body.formula({**self._of(body.method), **self._set(body.method, ratios)}, tensor)
         return formula, {"block": block, "ratios": {**self.lists, **ratios}}
 

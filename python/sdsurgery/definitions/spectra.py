@@ -1,0 +1,119 @@
+"""Mixes of spectra, over whole NumPy arrays: transforms and filters in float64, the result in the arrays' dtype."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def crossover(a: np.ndarray, b: np.ndarray, alpha: float, tilt: float) -> np.ndarray:
+    """A + F⁻¹(f·F(B − A)), f of ``crossover_filter``; the weighted sum of a number, and where A and B hardly differ."""
+    wide, away = a.astype(np.float64), b.astype(np.float64) - a
+    if alpha == 0 or not a.size:
+        return a
+    with np.errstate(over="ignore", invalid="ignore"):
+        alike = np.allclose(a.astype(np.float16), b.astype(np.float16))
+    if tilt % 4 == 1 or not a.ndim or alike:
+        return a + a.dtype.type(alpha) * (b - a)
+    spectrum = np.fft.rfftn(away)
+    spectrum *= crossover_filter(spectrum.shape, alpha, tilt)
+    found: np.ndarray = wide + np.fft.irfftn(spectrum, s=a.shape, axes=range(a.ndim))
+    return found
+
+
+def crossover_filter(shape: tuple[int, ...], alpha: float, tilt: float) -> np.ndarray:
+    """The share of B at each frequency of a half spectrum; ρ from 0 to 1 is the root mean square over the axes of how
+    high the frequency is along each. A step at 1 − α, tilted: at tilt 1 it is α everywhere, at 2 the other way round.
+    """
+    tilt %= 4
+    if tilt > 2:
+        return 1.0 - _tilted(_radius(shape), 1 - alpha, tilt)
+    return _tilted(_radius(shape), alpha, tilt)
+
+
+def _radius(shape: tuple[int, ...]) -> np.ndarray:
+    total = np.zeros(shape)
+    for axis, n in enumerate(shape):
+        if axis == len(shape) - 1 or n == 1:
+            heights = np.linspace(0, 1, n)
+        else:  # negative frequencies are in the second half
+            up, half = np.arange((n + 1) // 2, dtype=np.float64), n // 2
+            heights = np.concatenate([up, np.linspace(half, 1, half)]) / half
+        total += (heights**2).reshape([-1 if other == axis else 1 for other in range(len(shape))])
+    found: np.ndarray = np.sqrt(total / len(shape))
+    return found
+
+
+def _tilted(radius: np.ndarray, alpha: float, tilt: float) -> np.ndarray:
+    if tilt in (0, 2):
+        return (radius > 1 - alpha if tilt == 0 else radius < 1 - alpha).astype(np.float64)
+    slope = 1 / math.tan(math.pi * tilt / 2)
+    if tilt <= 1 or 2 < tilt <= 3:
+        return np.clip(radius * slope + alpha * slope + alpha - slope, 0, 1)
+    return np.clip(radius * slope - alpha * slope + alpha, 0, 1)
+
+
+def distribution_crossover(a: np.ndarray, b: np.ndarray, c: np.ndarray, alpha: float, beta: float) -> np.ndarray:
+    """A and B in the order of C's values: low frequencies of A's sequence up to a share α, then B's, over a width β."""
+    if a.size < 2:
+        return a.dtype.type(alpha) * a + a.dtype.type(1 - alpha) * b
+    order = np.argsort(c.reshape(-1), kind="stable")
+    first, away = a.reshape(-1)[order].astype(np.float64), (b.astype(np.float64) - a).reshape(-1)[order]
+    spectrum = np.fft.rfft(away)
+    heights = np.arange(spectrum.size) / spectrum.size
+    spectrum *= np.clip((heights - alpha) / beta + 0.5, 0, 1) if beta > 1e-10 else heights >= alpha
+    found = np.empty(a.size)
+    found[order] = first + np.fft.irfft(spectrum, a.size)
+    return found.reshape(a.shape)
+
+
+def frequency_band(a: np.ndarray, b: np.ndarray, alpha: float, beta: float) -> np.ndarray:
+    """Of kernels the transforms mixed by α, but for what lies within ``cut`` of row 1; others are a weighted sum."""
+    if a.ndim != 4 or min(a.shape[-2:]) < 3:
+        return a.dtype.type(1 - alpha) * a + a.dtype.type(alpha) * b
+    high, wide = a.shape[-2:]
+    spectrum = np.fft.rfft2(b.astype(np.float64) - a)
+    cut = max(int(min(high, wide) * beta), 1)
+    rows, columns = np.ogrid[:high, : spectrum.shape[-1]]
+    kept = (abs(rows - high // 2) < cut) & (abs(columns - spectrum.shape[-1] // 2) < cut + 1)
+    spectrum[..., kept] = 0
+    found: np.ndarray = a + alpha * np.fft.irfft2(spectrum, s=(high, wide))
+    return found
+
+
+def feature_weighted(a: np.ndarray, b: np.ndarray, alpha: float) -> np.ndarray:
+    """A + α·δ·factor, the factor of how A, B and the (smoothed) difference spread; matched half way to A."""
+    least = 1e-6
+    wide, delta = a.astype(np.float64), b.astype(np.float64) - a
+    if a.ndim == 4 and min(a.shape[-2:]) >= 3:
+        delta = _box(0.5 * delta + 0.5 * _box(delta))
+    of_a, of_b, of_delta = (_deviation(each) for each in (wide, b.astype(np.float64), delta))
+    if not min(of_a, of_b, of_delta) >= least:
+        return a.dtype.type(1 - alpha) * a + a.dtype.type(alpha) * b
+    ratio = np.clip(of_b / (of_a + least), 0.5, 2)
+    power = 1 - 0.5 * (ratio - 1)
+    factor = np.clip((of_a / (of_delta + least)) ** power, 0.5, 1.5)
+    factor *= np.clip(np.sqrt(of_a / (of_b + least)), 0.8, 1.1)
+    mixed = wide + alpha * factor * delta
+    of_mixed, mean = _deviation(mixed), mixed.mean()
+    if not of_mixed >= least:
+        return mixed
+    found: np.ndarray = (mixed - mean) / of_mixed * ((of_a + of_mixed) / 2) + (wide.mean() + mean) / 2
+    return found
+
+
+def _deviation(x: np.ndarray) -> float:
+    """Of a sample."""
+    return float(x.std(ddof=1)) if x.size > 1 else math.nan
+
+
+def _box(x: np.ndarray) -> np.ndarray:
+    """The mean of 3 × 3 in each kernel, of zeros beyond its edges."""
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    high, wide = x.shape[-2:]
+    total = np.zeros_like(x)
+    for i in range(3):
+        for j in range(3):
+            total += padded[..., i : i + high, j : j + wide]
+    return total / 9
