@@ -109,6 +109,8 @@ def _count(method: Method, recipe: Mapping[str, Any], leaves: Sequence[Text]) ->
 
 def _written_out(method: Method, inputs: Sequence[Text], params: Mapping[str, Any]) -> Text | None:
     """The method's body as a sum of products; None for one that is more than that."""
+    if method.roles is not None:
+        return None  # it differs between tensors
     bound = method.bind(len(inputs), params)
     if method.name.startswith(PREFIX):
         numbers = {name: _short(value) for name, value in params.items()}
