@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, Union
 
 from .errors import UsageError, printable
-from .report.progress import followed
+from .report.html import reported
 from .settings import (
     DEFAULTS,
     OPTIONS,
@@ -30,8 +30,8 @@ from .settings import (
     Overflow,
     Pairs,
     Progress,
-    Reading,
     Settings,
+    Showing,
     dtype_word,
     settings_of,
 )
@@ -110,6 +110,7 @@ def merge(
     store_recipe: bool = True,
     store_names: bool = True,
     sync: bool = True,
+    html: Path | None = None,
     allow_suspicious: bool = False,
     allow_inflate: bool = False,
     part: str = "",
@@ -149,7 +150,7 @@ def merge(
         dtype=dtype_word(dtype), overflow=overflow, on_nonfinite=on_nonfinite, compute=compute, io=io, backend=backend,
         gpu_memory=gpu_memory, fallback=fallback, threads=threads, fix_clip=fix_clip, fix_names=fix_names,
         dry_run=dry_run, overwrite=overwrite, allow_unlike=allow_unlike, hash=hash, title=title, author=author,
-        license=license, metadata=metadata, store_recipe=store_recipe, store_names=store_names, sync=sync,
+        license=license, metadata=metadata, store_recipe=store_recipe, store_names=store_names, sync=sync, html=html,
         allow_suspicious=allow_suspicious, allow_inflate=allow_inflate, part=part, tile_bytes=tile_bytes,
         progress=progress,
     )  # fmt: skip
@@ -161,9 +162,9 @@ def merge(
             raise UsageError(_MAP_NEEDS_FILES, code="conflict")
         root = call(chosen.name, inputs, blocks=blocks, rules=rules, **numbers)
         tree = compose(replace(root, loras=tuple(as_loras(loras))))
-        return followed("merge", settings, lambda given: merge_tree(tree, given, **others)[0])
+        return reported("merge", settings, lambda given: merge_tree(tree, given, **others)[0])
     chosen.bind(len(files), numbers)  # which takes no list for a number: that is a sweep's
-    return followed("merge", settings, lambda given: merge_files(
+    return reported("merge", settings, lambda given: merge_files(
         chosen.name, files, given, parameters=numbers, blocks=blocks, rules=rules, map=map, loras=as_loras(loras),
         **others,
     )[0])  # fmt: skip
@@ -226,10 +227,10 @@ def sweep(
         if given_inputs or blocks is not None or rules is not None:
             raise UsageError("a recipe has inputs, blocks= and rules= of its own", code="conflict")
         tree = compose(method)
-        return followed("merge", wanted, lambda given: merge_tree(tree, given, **others))
+        return reported("merge", wanted, lambda given: merge_tree(tree, given, **others))
     name = get(method, variant).name
     if not any(isinstance(item, Model | Opened | Call) for item in given_inputs):
-        return followed("merge", wanted, lambda given: work(
+        return reported("merge", wanted, lambda given: work(
             name, given_inputs, given, blocks=blocks, rules=rules, map=map, **others,
         ))  # fmt: skip
     lists: dict[str, Any] = {
@@ -264,7 +265,7 @@ def bake(
     from .surgery.bake import bake as work
 
     wanted, given = settings_of("bake", settings, ("loras", "out", "strict", "check")), as_loras(loras)
-    return followed("bake", wanted, lambda settings: work(path, given, settings, out=out, strict=strict, check=check))
+    return reported("bake", wanted, lambda settings: work(path, given, settings, out=out, strict=strict, check=check))
 
 
 @_spelled_out(Keywords)
@@ -301,7 +302,7 @@ def extract_lora(
     chosen = _rank(rank, energy, sigma_ratio, 32)
     of_conv = None if conv_rank is None else chosen._replace(most=conv_rank)
     wanted = Extraction(chosen, kind, of_conv, clamp, unet, te, names)
-    return followed("extract_lora", given, lambda settings: work(tuned, base, wanted, settings, out=out))
+    return reported("extract_lora", given, lambda settings: work(tuned, base, wanted, settings, out=out))
 
 
 def _rank(rank: int | None, energy: float | None, sigma_ratio: float | None, default: int) -> Rank:
@@ -336,7 +337,7 @@ def merge_lora(
     wanted, given = settings_of("merge_lora", settings, own), as_loras(loras)
     is_cut = not (rank is None and energy is None and sigma_ratio is None)
     chosen = _rank(rank, energy, sigma_ratio, 0) if is_cut else None
-    return followed(
+    return reported(
         "merge_lora", wanted, lambda settings: work(given, settings, rank=chosen, dialect=names, out=out)
     )  # fmt: skip
 
@@ -359,7 +360,7 @@ def resize_lora(
 
     wanted = settings_of("resize_lora", settings, ("out", "rank", "energy", "sigma_ratio", "names"))
     chosen, given = _rank(rank, energy, sigma_ratio, 0), as_loras(path)
-    return followed("resize_lora", wanted, lambda settings: work(
+    return reported("resize_lora", wanted, lambda settings: work(
         given, settings, rank=chosen, dialect=names, verb="resize-lora", out=out,
     ))  # fmt: skip
 
@@ -373,7 +374,7 @@ def cast(path: Input, *, out: Path | None = None, **settings: Unpack[Keywords]) 
     """
     from .surgery.cast import cast as work
 
-    return followed("cast", settings_of("cast", settings, ("out",)), lambda given: work(path, given, out=out))
+    return reported("cast", settings_of("cast", settings, ("out",)), lambda given: work(path, given, out=out))
 
 
 @_spelled_out(Keywords)
@@ -395,7 +396,7 @@ def ema(
     from .surgery.ema import ema as work
 
     wanted = settings_of("ema", settings, ("out", "keep_counters", "to_ema"))
-    return followed("ema", wanted, lambda given: work(path, given, out=out, keep_counters=keep_counters, to_ema=to_ema))
+    return reported("ema", wanted, lambda given: work(path, given, out=out, keep_counters=keep_counters, to_ema=to_ema))
 
 
 @_spelled_out(Keywords)
@@ -423,7 +424,7 @@ def prune(
     from .surgery.prune import prune as work
 
     wanted = settings_of("prune", settings, ("out", "preset", "drop", "keep_keys", "drop_keys", "strict"))
-    return followed(
+    return reported(
         "prune",
         wanted,
         lambda given: work(
@@ -440,7 +441,7 @@ def fix_clip(path: Input, *, out: Path | None = None, **settings: Unpack[Keyword
     """
     from .surgery.fix_clip import fix_clip as work
 
-    return followed("fix_clip", settings_of("fix_clip", settings, ("out",)), lambda given: work(path, given, out=out))
+    return reported("fix_clip", settings_of("fix_clip", settings, ("out",)), lambda given: work(path, given, out=out))
 
 
 @_spelled_out(Keywords)
@@ -464,7 +465,7 @@ def extract(
     from .surgery.components import extract as work
 
     wanted = settings_of("extract", settings, ("out", "prefix", "keys", "strip_prefix"))
-    return followed("extract", wanted, lambda given: work(
+    return reported("extract", wanted, lambda given: work(
         path, given, component=component, prefix=prefix, keys=keys, out=out, strip_prefix=strip_prefix,
     ))  # fmt: skip
 
@@ -488,7 +489,7 @@ def replace(
     from .surgery.components import replace as work
 
     wanted = settings_of("replace", settings, ("out", "allow_missing"))
-    return followed("replace", wanted, lambda given: work(path, donors, given, out=out, allow_missing=allow_missing))
+    return reported("replace", wanted, lambda given: work(path, donors, given, out=out, allow_missing=allow_missing))
 
 
 @_spelled_out(Keywords)
@@ -500,7 +501,7 @@ def convert(path: Input, *, out: Path | None = None, **settings: Unpack[Keywords
     """
     from .surgery.convert import convert as work
 
-    return followed("convert", settings_of("convert", settings, ("out",)), lambda given: work(path, given, out=out))
+    return reported("convert", settings_of("convert", settings, ("out",)), lambda given: work(path, given, out=out))
 
 
 @_spelled_out(Keywords)
@@ -522,12 +523,12 @@ def convert_all(
     from .surgery.convert import convert_all as work
 
     wanted = settings_of("convert_all", settings, ("out_dir", "to", "started"))
-    return followed(
+    return reported(
         "convert", wanted, lambda given: work(paths, given, out_dir=expanded(out_dir), to=to, started=started)
     )
 
 
-@_spelled_out(Reading)
+@_spelled_out(Showing)
 def inspect(
     path: Path,
     *,
@@ -535,21 +536,23 @@ def inspect(
     keys: str | None = None,
     hashes: bool = False,
     progress: Progress | None = None,
-    **opening: Unpack[Reading],
+    **settings: Unpack[Showing],
 ) -> Inspection:
     """Family, components, EMA, dtypes, metadata, recipe and faulty position_ids; no other tensor is read.
 
     Of an adapter (``path`` may be a folder as peft writes it) also kinds, dialects, ranks, alphas and facts of its
     training, and beside a ``base`` model how much each tensor changes: ``Inspection.adapter``. ``keys`` lists the
     tensors whose names this regular expression finds (``""``: all): ``Inspection.tensors``. ``hashes`` reads the whole
-    file and computes every hash of it. The other keywords are those of ``open``. UsageError for a base of a file that
-    is no adapter, and for a bad expression.
+    file and computes every hash of it. The other keywords are those of ``open``, and ``html``. UsageError for a base
+    of a file that is no adapter, and for a bad expression.
     """
     from .surgery.inspect import inspect as work
 
     own = ("base", "keys", "hashes", "progress")
-    given = settings_of("inspect", opening, own, Reading.__annotations__).opening
-    return work(path, base, keys=keys, hashes=hashes, progress=progress, **given)
+    wanted = settings_of("inspect", settings, own, Showing.__annotations__)
+    return reported("inspect", wanted, lambda given: work(
+        path, base, keys=keys, hashes=hashes, progress=progress, **given.opening
+    ))  # fmt: skip
 
 
 @_spelled_out(Comparing)
@@ -563,7 +566,7 @@ def compare(a: Input, b: Input, **settings: Unpack[Comparing]) -> Comparison:
     from .surgery.compare import compare as work
 
     wanted = settings_of("compare", settings, (), Comparing.__annotations__)
-    return followed("compare", wanted, lambda given: work(a, b, given))
+    return reported("compare", wanted, lambda given: work(a, b, given))
 
 
 @_spelled_out(Comparing)
@@ -587,7 +590,7 @@ def unmix(
 
     wanted = settings_of("unmix", settings, ("candidates", "folder", "prove"), Comparing.__annotations__)
     given = _listed(candidates)
-    return followed("unmix", wanted, lambda settings: work(mix, given, settings, folder=folder, prove=prove))
+    return reported("unmix", wanted, lambda settings: work(mix, given, settings, folder=folder, prove=prove))
 
 
 @_spelled_out(Comparing)
@@ -602,7 +605,7 @@ def relations(files: Iterable[Input], **settings: Unpack[Comparing]) -> Relation
 
     wanted = settings_of("relations", settings, ("files",), Comparing.__annotations__)
     given = _listed(files)
-    return followed("relations", wanted, lambda settings: work(given, settings))
+    return reported("relations", wanted, lambda settings: work(given, settings))
 
 
 @_spelled_out(Examining)
@@ -616,4 +619,4 @@ def verify(path: Path, *, expect: str | Sequence[str] = (), **settings: Unpack[E
     from .surgery.verify import verify as work
 
     wanted = settings_of("verify", settings, ("expect",), Examining.__annotations__)
-    return followed("verify", wanted, lambda given: work(path, given, expect))
+    return reported("verify", wanted, lambda given: work(path, given, expect))

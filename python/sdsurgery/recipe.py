@@ -154,11 +154,11 @@ class Call(_Adaptable):
         **settings: Unpack[Keywords],
     ) -> Report:
         """Merge into the file ``out``. ``settings`` are the keywords of ``sdsurgery.merge``; raises as it does."""
-        from .report.progress import followed
+        from .report.html import reported
         from .settings import settings_of
         from .surgery.merge import merge_tree
 
-        return followed(
+        return reported(
             "merge",
             settings_of("save", settings, ("add_missing", "use_ema")),
             lambda given: merge_tree(compose(self), given, out=out, add_missing=add_missing, use_ema=use_ema)[0],
@@ -270,7 +270,7 @@ def load(path: str | os.PathLike[str]) -> Recipe:
 
 
 def _save_leaf(leaf: Model | Opened, out: str | os.PathLike[str], settings: Keywords) -> Report:
-    from .report.progress import followed
+    from .report.html import reported
     from .settings import settings_of
     from .surgery.cast import cast
     from .surgery.ema import ema
@@ -280,11 +280,11 @@ def _save_leaf(leaf: Model | Opened, out: str | os.PathLike[str], settings: Keyw
             raise UsageError("take the EMA weights first (ema), then bake adapters into them", code="conflict")
         from .surgery.bake import bake
 
-        return followed(
+        return reported(
             "bake", settings_of("save", settings), lambda given: bake(leaf.input, leaf.loras, given, out=out)
         )
     verb, work = ("ema", ema) if leaf.use_ema else ("cast", cast)
-    return followed(verb, settings_of("save", settings), lambda given: work(leaf.input, given, out=out))
+    return reported(verb, settings_of("save", settings), lambda given: work(leaf.input, given, out=out))
 
 
 def _plain(value: float | tuple[float, ...]) -> Any:

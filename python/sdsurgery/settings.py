@@ -6,6 +6,7 @@ A new setting is a row of ``Settings`` and its type in ``Keywords``; a verb that
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol, TypedDict
@@ -107,6 +108,7 @@ class Settings:
     )
     allow_inflate: bool = _row(False, "--allow-inflate", "inflate compressed tensors into a temporary file (in TMPDIR)")
     part: str = _row("", "--part", "which of several dictionaries of weights to read from a pickle", "NAME")
+    html: str | os.PathLike[str] | None = _row(None, "--html", "also write the report as a page", "FILE.html")  # noqa: RUF009
     tile_bytes: int = _row(0, "", "bytes that a thread works on at a time; 0: what suits the processor")
     progress: Progress | bool | None = _row(None, "", "called with the bytes done and in all; True: a bar")  # noqa: RUF009
 
@@ -172,6 +174,8 @@ READING = ("allow_suspicious", "allow_inflate", "part")
 """Settings of all verbs that read checkpoints."""
 COMPUTING = ("backend", "gpu_memory", "fallback", "threads")
 """Settings of all verbs that compute: what with."""
+SHOWING = ("html", "overwrite")
+"""Settings of verbs that write nothing but a page or picture of what they found."""
 WRITING = tuple(name for name, option in OPTIONS.items() if option.flag)
 """Settings of all verbs that write a checkpoint, as the command line has them."""
 
@@ -193,8 +197,15 @@ class Examining(Reading, total=False):
     progress: Progress | bool | None
 
 
-class Comparing(Reading, total=False):
-    """Keywords of ``compare``."""
+class Showing(Reading, total=False):
+    """Keywords of ``inspect``: those of ``open``, and its page."""
+
+    html: str | os.PathLike[str] | None
+    overwrite: bool
+
+
+class Comparing(Showing, total=False):
+    """Keywords of ``compare``, ``unmix`` and ``relations``."""
 
     threads: int
     io: Io
@@ -231,6 +242,7 @@ class Keywords(Reading, total=False):
     store_recipe: bool
     store_names: bool
     sync: bool
+    html: str | os.PathLike[str] | None
     tile_bytes: int
     progress: Progress | bool | None
 

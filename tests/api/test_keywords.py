@@ -24,7 +24,7 @@ def _with(setting: str) -> list[str]:
     return [name for name, function in functions.items() if setting in inspect.signature(function).parameters]
 
 
-VERBS, WRITING = _with("allow_suspicious"), _with("overwrite")
+VERBS, WRITING = _with("allow_suspicious"), _with("dry_run")
 WRONG = """
 import sdsurgery as sds
 
@@ -90,7 +90,7 @@ def test_cast_says_did_you_mean_dtype(pair: tuple[Path, Path]) -> None:
 
 def test_the_types_of_the_keywords_are_of_the_fields_of_settings() -> None:
     assert set(settings.Keywords.__annotations__) == set(settings.OPTIONS) == set(settings.DEFAULTS)
-    for part in (settings.Reading, settings.Examining, settings.Comparing):
+    for part in (settings.Reading, settings.Examining, settings.Showing, settings.Comparing):
         assert set(part.__annotations__) <= set(settings.OPTIONS)
     for name, option in settings.OPTIONS.items():
         words = getattr(getattr(settings, name.title().replace("_", ""), None), "__args__", None)
@@ -116,15 +116,16 @@ def test_help_shows_the_settings_one_by_one(verb: str) -> None:
 
 
 @pytest.mark.parametrize("name", settings.DEFAULTS)
-def test_merge_passes_every_setting_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merge_passes_every_setting_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     default, words = settings.DEFAULTS[name], settings.OPTIONS[name].words if name in settings.OPTIONS else ()
     other = words[-1] if words else not default if isinstance(default, bool) else print if default is None else 1
-    other = {"backend": "cpu", "metadata": (("key", "value"),)}.get(name, other)
+    other = {"backend": "cpu", "metadata": (("key", "value"),), "html": str(tmp_path / "r.html")}.get(name, other)
     got: list[object] = []
+    report = sdsurgery.Report("merge", None, "sd1", [], {}, {}, {}, {}, {}, 0, 0, 0, {})
 
-    def merge(*args: object, **kwargs: object) -> list[None]:
+    def merge(*args: object, **kwargs: object) -> list[sdsurgery.Report]:
         got.extend((*args, *kwargs.values()))
-        return [None]
+        return [report]
 
     monkeypatch.setattr("sdsurgery.surgery.merge.merge", merge)
     sdsurgery.merge("weighted-sum", ["a", "b"], out="c", **{name: other})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sdsurgery as sds
+from cli_support import plain, refused
 from cli_support import sds as command
 from mix_tools import base_of, tuned
 from safetensors.numpy import load_file
@@ -77,3 +79,47 @@ def test_refusals(models: dict[str, Path], tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "xl.safetensors", "sdxl-base", size="tiny")
     with pytest.raises(InputRefused, match="another family"):
         sds.relations([models["a"], tmp_path / "xl.safetensors"])
+
+
+# ---- the picture
+
+
+@pytest.mark.parametrize("count", [2, 40])
+def test_the_picture_has_every_file_s_name_whole(count: int, tmp_path: Path) -> None:
+    files = [
+        plain(tmp_path / f"{k:02d} a_rather$long$ name, <{'x' * k}> of a merge.safetensors", *np.random.rand(8))
+        for k in range(count)
+    ]
+    out = tmp_path / "map.svg"
+    sds.relations(files).plot(out)
+    texts = html.unescape(out.read_text("utf-8"))
+    assert [path.stem for path in files if f"{int(path.stem[:2]) + 1}  {path.stem}" not in texts] == []
+
+
+def test_pictures_are_png_svg_or_pdf_and_the_same_every_time(models: dict[str, Path], tmp_path: Path) -> None:
+    found = sds.relations([models["base"], models["a"], models["b"]])
+    for suffix, start in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")):
+        out = tmp_path / f"map{suffix}"
+        found.plot(out)
+        first = out.read_bytes()
+        found.plot(out, overwrite=True)
+        assert first.startswith(start) and out.read_bytes() == first
+    refused(command("map", models["a"], models["b"], "--plot", tmp_path / "map.gif"), 2, ".png")
+    refused(command("map", models["a"], models["b"], "--plot", tmp_path / "map.png"), 2, "exists", "--force")
+
+
+def test_what_the_font_lacks_is_escaped() -> None:
+    from sdsurgery.report.pictures import drawable
+
+    assert drawable("模型 é №") == "\\u6a21\\u578b é №"
+
+
+def test_the_dendrogram_is_that_of_single_linkage() -> None:
+    from sdsurgery.report.dendrogram import dendrogram
+
+    names = ["a", "b", "c", "d"]
+    links = [("a", "c", 1.0), ("c", "b", 3.0), ("a", "d", 2.0)]
+    tree = [{"from": one, "to": other, "distance": far} for one, other, far in links]
+    found = dendrogram(sds.Relations(names, "sd1", "a", tree=tree))
+    assert found.order == [0, 2, 3, 1] and found.longest == 3.0
+    assert [(node.height, node.row) for node, _, _ in found.joins] == [(1.0, 0.5), (2.0, 1.25), (3.0, 2.125)]

@@ -33,6 +33,7 @@ def run(args: argparse.Namespace, work: Callable[..., Any], suffix: str | None =
 
 
 def _many(args: argparse.Namespace, work: Callable[..., Any], suffix: str | None) -> int:
+    from ..report import html
     from ..report.progress import display
     from ..surgery.convert import folder, refuse_twice
 
@@ -40,12 +41,14 @@ def _many(args: argparse.Namespace, work: Callable[..., Any], suffix: str | None
     refuse_twice(args.inputs, outs)
     target = folder(args.out_dir, dry_run=args.dry_run)
     rows, failed = [], []
+    given = chosen(args, WRITING)
+    page = given.pop("html")
+    where = html.check(page, overwrite=args.overwrite) if page is not None else None
     with display(args.verb, quiet=args.quiet) as progress:
         for path, out in zip(args.inputs, outs, strict=True):
             report, error = None, None
             try:
-                report = work(path, out=os.path.join(target, os.path.basename(out)), progress=progress,
-                              **chosen(args, WRITING))  # fmt: skip
+                report = work(path, out=os.path.join(target, os.path.basename(out)), progress=progress, **given)
                 report.output = out
                 error = report.refusal
                 failed += [] if error is None else [error]
@@ -53,6 +56,8 @@ def _many(args: argparse.Namespace, work: Callable[..., Any], suffix: str | None
                 error = reason
                 failed.append(reason)
             rows.append((path, out, report, error))
+    if where is not None:
+        html.write([report or error for _, _, report, error in rows], where, overwrite=args.overwrite)
     return _told(args, rows, failed)
 
 

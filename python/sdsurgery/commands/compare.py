@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import printable
-from ..settings import COMPUTING, READING
+from ..settings import COMPUTING, READING, SHOWING
 from .common import chosen, options, plain, print_json, print_lines
 from .spelling import in_shell
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 HELP = "compare two checkpoints, by component and block"
 
 _DIFFERS = 4
-_SETTINGS = ("fix_names", *COMPUTING, *READING)
+_SETTINGS = ("fix_names", *COMPUTING, *READING, *SHOWING)
 _HEAD: tuple[str, ...] = ("component", "block", "tensors", "equal", "cosine", "‖A−B‖/‖A‖", "max |A−B|")
 
 
@@ -26,18 +26,21 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     add = parser.add_argument
     add("a", metavar="A", help="the file to which the distance is relative")
     add("b", metavar="B")
-    add("--plot", metavar="FILE.png", help="draw a heat map, blocks × kinds of layer (needs matplotlib)")
-    add("--force", dest="overwrite", action="store_true", help="replace an existing picture")
+    add(
+        "--plot",
+        metavar="FILE.png",
+        help="draw a heat map, blocks × kinds of layer (.png, .svg, .pdf; needs matplotlib)",
+    )
     options(parser, _SETTINGS)
 
 
 def run(args: argparse.Namespace) -> int:
     from ..api import compare
-    from ..report import heatmap
+    from ..report import pictures
     from ..report.progress import display
 
     if args.plot is not None:
-        heatmap.check(args.plot, overwrite=args.overwrite)
+        pictures.check(args.plot, overwrite=args.overwrite)
     with display("compare", quiet=args.quiet) as progress:
         found = compare(args.a, args.b, progress=progress, **chosen(args, _SETTINGS))
     if args.plot is not None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Failure, UsageError, printable
-from ..settings import READING
+from ..settings import READING, SHOWING
 from . import batch
 from .common import chosen, error_dict, options, plain, print_json, print_lines
 from .spelling import in_shell
@@ -17,6 +17,7 @@ from .spelling import in_shell
 if TYPE_CHECKING:
     from ..surgery.inspect import Inspection
 
+_SETTINGS = (*READING, *SHOWING)
 HELP = "show what files are: family, components, dtypes, EMA, metadata, recipe, ancestry"
 
 
@@ -27,16 +28,22 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     add("--base", metavar="FILE", help="of an adapter: a model, to say how strong each of its layers is beside it")
     add("--keys", metavar="REGEX", nargs="?", const="", help="list the tensors whose names this finds, or all of them")
     add("--hashes", action="store_true", help="read the whole file, and compute every hash that sites list")
-    options(parser, READING)
+    options(parser, _SETTINGS)
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..report import html
     from ..report.progress import display
 
     inputs = _files(args)
     with display("inspect", quiet=args.quiet) as progress:
         if len(inputs) > 1:
-            return _many(args, *batch.each(inputs, lambda path: _inspect(args, path, progress), "cannot be read"))
+            where = html.check(args.html, overwrite=args.overwrite) if args.html is not None else None
+            args.html = None
+            rows, failed = batch.each(inputs, lambda path: _inspect(args, path, progress), "cannot be read")
+            if where is not None:
+                html.write([each for _, each in rows], where, overwrite=args.overwrite)
+            return _many(args, rows, failed)
         found = _inspect(args, inputs[0], progress)
     if args.json:
         return print_json(_as_json(args, found))
@@ -59,7 +66,8 @@ def _files(args: argparse.Namespace) -> list[str]:
 def _inspect(args: argparse.Namespace, path: str, progress: Any) -> Inspection:
     from ..api import inspect
 
-    return inspect(path, base=args.base, keys=args.keys, hashes=args.hashes, progress=progress, **chosen(args, READING))
+    own = {"base": args.base, "keys": args.keys, "hashes": args.hashes, "progress": progress}
+    return inspect(path, **own, **chosen(args, _SETTINGS))
 
 
 def _as_json(args: argparse.Namespace, found: Inspection) -> dict[str, Any]:

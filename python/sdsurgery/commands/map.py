@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import printable
-from ..settings import COMPUTING, READING
+from ..settings import COMPUTING, READING, SHOWING
 from .common import chosen, options, plain, print_json, print_lines
 from .spelling import in_shell
 
@@ -16,21 +16,29 @@ if TYPE_CHECKING:
 
 HELP = "how far several models are from each other, and what they share"
 
-_SETTINGS = ("fix_names", *COMPUTING, *READING)
+_SETTINGS = ("fix_names", *COMPUTING, *READING, *SHOWING)
 
 
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     plain(parser)
     parser.add_argument("files", metavar="FILE", nargs="+", help="two or more models of one family")
+    parser.add_argument(
+        "--plot", metavar="FILE.png", help="draw distances and dendrogram (.png, .svg, .pdf; needs matplotlib)"
+    )
     options(parser, _SETTINGS)
 
 
 def run(args: argparse.Namespace) -> int:
     from ..api import relations
+    from ..report import pictures
     from ..report.progress import display
 
+    if args.plot is not None:
+        pictures.check(args.plot, overwrite=args.overwrite)
     with display("map", quiet=args.quiet) as progress:
         found = relations(args.files, progress=progress, **chosen(args, _SETTINGS))
+    if args.plot is not None:
+        found.plot(args.plot, overwrite=args.overwrite)
     if args.json:
         print_json(found.to_dict())
     elif not args.quiet:
@@ -40,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
 
 def lines(found: Relations, *, verbose: bool = False) -> Iterator[str]:
     """The distances as a table, those of components (and, ``verbose``, of blocks), what is identical, the tree."""
-    from ..surgery.unmix import short_names
+    from ..report.formula import names_of
 
-    short = dict(zip(found.files, short_names(found.files), strict=True))
+    short = dict(zip(found.files, names_of(found.files), strict=True))
     for number, path in enumerate(found.files, 1):
         yield f"{number}  {printable(path)}"
     yield f"family {found.family}, {found.tensors} weights; distances in % of the norm"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import printable
-from ..settings import COMPUTING, READING
+from ..settings import COMPUTING, READING, SHOWING
 from .common import chosen, options, plain, print_json, print_lines
 from .spelling import in_shell
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 HELP = "find out what a model was mixed from, and in what ratio"
 
-_SETTINGS = ("fix_names", *COMPUTING, *READING)
+_SETTINGS = ("fix_names", *COMPUTING, *READING, *SHOWING)
 
 
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -47,12 +47,12 @@ def run(args: argparse.Namespace) -> int:
 
 def lines(found: Unmixing, *, verbose: bool = False) -> Iterator[str]:
     """What was found as text: the formula, the ratios by block, notes, the command."""
+    from ..report.formula import names_of
     from ..report.warnings import line
-    from ..surgery.unmix import short_names
 
     yield f"{printable(found.path)} (family {found.family}, {found.tensors} weights)"
     yield f"= {found.formula}"
-    short = dict(zip(found.candidates, short_names(found.candidates), strict=True))
+    short = dict(zip(found.candidates, names_of(found.candidates), strict=True))
     parents = list(found.ratios)
     rows = [("block", *(short[path] for path in parents), "unexplained", "× rounding")]
     rows.append(("all", *(_ratio(found.ratios[path], found.errors[path]) for path in parents),

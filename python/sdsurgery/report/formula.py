@@ -38,14 +38,15 @@ class Text(NamedTuple):
         return self.text if self.level >= level else f"({self.text})"
 
 
-def names_of(paths: Sequence[str]) -> list[str]:
-    """The files' names, as short as they differ: without suffix, with it, or with their folder in front."""
+def names_of(paths: Sequence[str], limit: int = 60) -> list[str]:
+    """The files' names, as short as they differ: without suffix, with it, or with their folder in front. Of those that
+    are longer than ``limit`` the rest is counted."""
     different = len(set(paths))
     for short in (_stem, os.path.basename, _in_folder):
-        found = [printable(short(path), 60) for path in paths]
+        found = [printable(short(path), limit) for path in paths]
         if len(set(found)) == different:
             return found
-    return [printable(path, 60) for path in paths]
+    return [printable(path, limit) for path in paths]
 
 
 def formula(verb: str, recipe: Mapping[str, Any], names: Sequence[str]) -> str:

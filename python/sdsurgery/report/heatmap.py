@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from .. import _native
-from ..errors import RunFailed, UsageError, printable
-from ..files import native_errors, target_path
+from ..errors import UsageError, printable
 from ..layouts.kinds import KINDS
+from . import pictures
 
 if TYPE_CHECKING:
     from ..surgery.compare import Comparison
 
 
-def check(path: str | os.PathLike[str], *, overwrite: bool = False) -> str:
-    """The resolved target. UsageError when matplotlib is missing, the name is no .png, or it can't be written there."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("a picture needs matplotlib, which is not installed: pip install matplotlib")
-    if not os.fspath(path).lower().endswith(".png"):
-        raise UsageError(f"the picture is a PNG: '{printable(os.fspath(path))}' should end in .png", code="bad_output")
-    target = target_path(path, overwrite)
-    if not os.path.isdir(os.path.dirname(target)):
-        raise UsageError(f"the picture: there is no folder '{printable(os.path.dirname(target))}'", code="bad_output")
-    return target
-
-
 def write(comparison: Comparison, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write the picture, whole or not at all.
 
-    Raises UsageError as ``check`` and when there is nothing to show, RunFailed when the file cannot be written.
+    Raises UsageError as ``pictures.check`` and when there is nothing to show, RunFailed when it cannot be written.
     """
-    target = check(path, overwrite=overwrite)
-    picture = _png(comparison)
-    with native_errors(RunFailed):
-        sink = _native.Sink(os.fsencode(target), len(picture))
-        try:
-            sink.write(0, picture)
-            sink.commit(overwrite, True)
-        finally:
-            sink.abort()  # does nothing after the commit
+    target = pictures.check(path, overwrite=overwrite)
+    pictures.write_whole(target, _picture(comparison, os.fspath(path)), overwrite=overwrite)
 
 
 def cells(comparison: Comparison) -> tuple[list[tuple[str, ...]], list[str], list[list[float | None]]]:
@@ -62,41 +40,24 @@ def cells(comparison: Comparison) -> tuple[list[tuple[str, ...]], list[str], lis
     return rows, columns, [[cell((*row, column)) for column in columns] for row in rows]
 
 
-def _png(comparison: Comparison) -> bytes:
-    from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
-
+def _picture(comparison: Comparison, path: str) -> bytes:
     rows, columns, values = cells(comparison)
     if not rows:
         raise UsageError("no picture: the two files have no weights in common", code="unlike")
-    distances = [value for line in values for value in line if value and value < math.inf]
-    # At least one decade, so that layers that differ equally are not shown as far apart.
-    high = max(distances, default=1.0)
-    norm = LogNorm(min(*distances, high / 10, high), high, clip=True)
-
-    figure = Figure(figsize=(2.6 + 0.85 * len(columns), 1.7 + 0.3 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = pictures.new_figure(2.6 + 0.85 * len(columns), 1.7 + 0.3 * len(rows), layout="constrained")
     axes: Any = figure.add_subplot()
-    shown = [[value if value and value < math.inf else math.nan for value in line] for line in values]
-    image = axes.imshow(shown, norm=norm, cmap=colormaps["viridis"].with_extremes(bad="white"), aspect="auto")
-    for y, line in enumerate(values):
-        for x, value in enumerate(line):
-            dark = not math.isnan(shown[y][x]) and norm(shown[y][x]) < 0.6
-            axes.text(x, y, _text(value), ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    norm = pictures.log_norm(value for line in values for value in line if value and value < math.inf)
+    texts = [["" if value is None else rounded_text(value) for value in line] for line in values]
+    image = pictures.show_values(axes, values, texts, norm, 7)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), [" ".join(part for part in row if part != "-") for row in rows])
     axes.tick_params(labelsize=8)
-    names = [printable(os.path.basename(path), 60) for path in (comparison.a, comparison.b)]
+    names = [pictures.drawable(printable(os.path.basename(path), 60)) for path in (comparison.a, comparison.b)]
     axes.set_title(f"A {names[0]}\nB {names[1]}", fontsize=8, parse_math=False)
     figure.colorbar(image, ax=axes, label="‖A − B‖ / ‖A‖")
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=120)
-    return data.getvalue()
+    return pictures.encoded(figure, path)
 
 
-def _text(value: float | None) -> str:
-    if value is None:
-        return ""
+def rounded_text(value: float) -> str:
+    """A distance in a cell: ``=`` for 0, ``∞`` where it is undefined."""
     return "=" if value == 0 else "∞" if value == math.inf else f"{value:.2g}"

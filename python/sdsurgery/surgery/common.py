@@ -300,7 +300,12 @@ def _preview(placed: PlacedOutline, out: str | os.PathLike[str] | None, settings
         raise RunFailed(f"{printable(folder)}: no permission to create a file in this folder", code="permission")
     report.how["free_bytes"] = free_bytes(folder)
     report.refusal = None if out is None else refusal(out, settings.overwrite)
-    report.tensors = [
+    report.tensors = _tensors(placed)
+
+
+def _tensors(placed: PlacedOutline) -> list[dict[str, Any]]:
+    """Every tensor, and what becomes of it."""
+    return [
         {
             "name": p.name,
             "dtype": p.dtype.name,
@@ -342,6 +347,8 @@ def _write(
         report.seconds, report.hash_seconds = outcome.seconds, outcome.hash_seconds
         report.sha256 = list(outcome.input_hashes) if hash_inputs else [None] * len(files)
         report.body_sha256 = outcome.body_hash
+        if settings.html is not None:
+            report.tensors = _tensors(each)
         if settings.hash == "full":
             from ..hashing import file_sha256
 

@@ -10,8 +10,8 @@ from .. import engine
 from ..backends import Options
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F32, DType
-from ..errors import UsageError
-from ..layouts import Layout
+from ..errors import InputRefused, UsageError, printable
+from ..layouts import Detection, Layout, conflict, detect
 from ..outline import COMPARED, Outline, Piece, Segment, operand, runs
 from ..program import ALL, INPUT, TEMP, Formula, Program, Stage
 from ..settings import Settings
@@ -61,6 +61,17 @@ def program(others: int) -> Program:
     dots = [("dot", ALL, ((TEMP, i), (TEMP, j))) for i in range(others) for j in range(i, others)]
     reductions = (("sum", ALL, ((INPUT, 0),)), ("dot", ALL, ((INPUT, 0), (INPUT, 0))), *dots)
     return Program(others + 1, 0, (), (INPUT, 0), (Stage(steps, reductions, ()),))
+
+
+def one_family(opened: Sequence[Checkpoint], first: Checkpoint, than: str = "") -> Detection:
+    """The family of ``first``. InputRefused, with "another family ``than``", for a file of another one."""
+    ours = detect(first.tensors)
+    for other in opened:
+        different = conflict(ours, detect(other.tensors))
+        if different:
+            words = " ".join(filter(None, (printable(other.path) + ": another family", than)))
+            raise InputRefused(f"{words}: {different}", code="family")
+    return ours
 
 
 def grams(opened: Sequence[Checkpoint], layout: Layout, settings: Settings) -> Grams:

@@ -15,7 +15,7 @@ from .preflight import letter
 if TYPE_CHECKING:
     from ..layouts import Layout
     from .mixture import Fit
-    from .unmix import BlockMix, _Unmixer
+    from .parentage import BlockMix, Work
 
 Row = tuple[float, ...]
 """Ratios of a merge's inputs, in their order."""
@@ -112,14 +112,14 @@ class Guess:
 class _Found(NamedTuple):
     """Who the parents are, and the rounded ratios of the model ("") and of the blocks that have others."""
 
-    work: _Unmixer
+    work: Work
     parents: Sequence[int]
     rows: Mapping[str, Row]
     dtype: DType | None
 
 
 def guesses(
-    work: _Unmixer, parents: Sequence[int], by_block: Mapping[str, BlockMix], main: tuple[Fit, set[str]],
+    work: Work, parents: Sequence[int], by_block: Mapping[str, BlockMix], main: tuple[Fit, set[str]],
     tolerance: float = 2e-5,
 ) -> list[Guess]:  # fmt: skip
     """The merges that give the ratios, rounded to the nearest short decimals; the likeliest first. There is always
@@ -168,8 +168,10 @@ def _guess(given: _Found, form: Form, order: tuple[int, ...]) -> Guess | None:
         for name, value in own.items():
             each = value if isinstance(value, tuple) else (value,)
             ratios = [letter(at) for at in range(len(each))] if isinstance(value, tuple) else [name]
-            for ratio, weight in zip(ratios, each, strict=True):
-                blocks.setdefault(ratio, {})[block] = weight
+            usual = main[name] if isinstance(value, tuple) else (main[name],)
+            for ratio, weight, most in zip(ratios, each, usual, strict=True):
+                if weight != most:
+                    blocks.setdefault(ratio, {})[block] = weight
     _vae_and_base(blocks, main)
     files = tuple(given.parents[at] for at in order)
     network = given.work.layout.network
@@ -260,7 +262,7 @@ def option_of(dtype: DType | None) -> str | None:
     return next((word for word, each in BY_OPTION.items() if each is dtype), None)
 
 
-def _commonest(work: _Unmixer, source: int) -> DType | None:
+def _commonest(work: Work, source: int) -> DType | None:
     counts: dict[DType, int] = {}
     for each in work.tensors:
         dtype = each.dtypes[source]
@@ -269,7 +271,7 @@ def _commonest(work: _Unmixer, source: int) -> DType | None:
     return max(counts, key=lambda dtype: counts[dtype]) if counts else None
 
 
-def _dtype_of(work: _Unmixer) -> DType | None:
+def _dtype_of(work: Work) -> DType | None:
     """The mix's dtype, where all its weights have one."""
     found = {each.dtypes[0] for each in work.tensors}
     return found.pop() if len(found) == 1 else None

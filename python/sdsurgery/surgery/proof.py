@@ -17,7 +17,7 @@ from .guesses import Guess, option_of
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint, TensorInfo
-    from .unmix import _Unmixer
+    from .parentage import Work
 
 _SAMPLE = 1 << 16
 """Elements of a block that are tried, and of each tensor at most."""
@@ -48,7 +48,7 @@ class Proof:
         return {**found, "method": guess["method"], "parameters": guess["parameters"], "blocks": guess["blocks"]}
 
 
-def proved(work: _Unmixer, guesses: Sequence[Guess]) -> Proof:
+def proved(work: Work, guesses: Sequence[Guess]) -> Proof:
     """The guess that has most of a sample's bits, made into a temporary file, compared, and removed."""
     likely = [guesses[0]]
     if len(guesses) > 1:
@@ -70,7 +70,7 @@ def proved(work: _Unmixer, guesses: Sequence[Guess]) -> Proof:
     return max(proofs, key=lambda proof: (proof.equal, -proof.unequal_elements))
 
 
-def _make(work: _Unmixer, guess: Guess, path: str) -> None:
+def _make(work: Work, guess: Guess, path: str) -> None:
     from .cast import cast
     from .merge import merge
 
@@ -93,7 +93,7 @@ class _Tensor(NamedTuple):
     inputs: dict[int, Any]
 
 
-def _sample(work: _Unmixer, candidates: Sequence[int]) -> list[_Tensor]:
+def _sample(work: Work, candidates: Sequence[int]) -> list[_Tensor]:
     """Of the largest tensors of each block, as many as have the sample's elements."""
     taken: dict[str, int] = {}
     found = []
@@ -131,7 +131,7 @@ def _equal_share(sample: Sequence[_Tensor], guess: Guess, most: int) -> float:
     return found / max(1, total)
 
 
-def _compared(work: _Unmixer, guess: Guess, path: str) -> Proof:
+def _compared(work: Work, guess: Guess, path: str) -> Proof:
     from ..checkpoint import open_checkpoint
     from .compare import compare
     from .matching import in_names_of

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..adapters.arrays import array
 
 if TYPE_CHECKING:
-    from .unmix import BlockMix, _Unmixer
+    from .parentage import BlockMix, Work
 
 _LAYERS = 8
 _LARGEST = 1 << 22  # elements of a layer whose factors are looked for
@@ -18,7 +18,7 @@ _LOW = 0.5
 _ENERGY = 0.9
 
 
-def residual_ranks(work: _Unmixer, by_block: Mapping[str, BlockMix]) -> list[dict[str, Any]]:
+def residual_ranks(work: Work, by_block: Mapping[str, BlockMix]) -> list[dict[str, Any]]:
     """Of the layers in which most is left beside rounding: ``name``, ``rank`` (singular values above the largest that
     rounding noise of that size makes, σ·(√m + √n): Marchenko & Pastur, 1967), ``full`` (the smaller side), ``energy``
     (their share of the residual's), ``strength`` (the residual's norm beside the layer's), ``low``."""

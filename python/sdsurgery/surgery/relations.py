@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from ..errors import InputRefused, UsageError, printable
-from ..layouts import conflict, detect
+from ..errors import UsageError
 from ..settings import Settings
 from .common import Input, close_all, open_all
-from .gram import Gram, grams
+from .gram import Gram, grams, one_family
 
 Matrix = list[list[float | None]]
 _GAP = 3.0
@@ -52,6 +52,12 @@ class Relations:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def plot(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write a picture (PNG, SVG or PDF, by the suffix) of the distances. See ``distances.write``."""
+        from ..report import distances
+
+        distances.write(self, path, overwrite=overwrite)
+
 
 def relations(files: Sequence[Input], settings: Settings) -> Relations:
     """``sdsurgery.relations``."""
@@ -59,13 +65,8 @@ def relations(files: Sequence[Input], settings: Settings) -> Relations:
         raise UsageError("a map needs at least two files", code="wrong_inputs")
     opened = open_all(files, settings, selective=True)
     try:
-        detected = [detect(each.tensors) for each in opened]
         origin = max(range(len(opened)), key=lambda k: (len(opened[k].tensors), -k))
-        ours = detected[origin]
-        for each, theirs in zip(opened, detected, strict=True):
-            different = conflict(ours, theirs)
-            if different:
-                raise InputRefused(f"{printable(each.path)}: another family: {different}", code="family")
+        ours = one_family(opened, opened[origin])
         order = [origin, *(k for k in range(len(opened)) if k != origin)]
         read = grams([opened[k] for k in order], ours.layout, settings)
         place = {k: at - 1 for at, k in enumerate(order)}  # the origin's is −1

@@ -43,7 +43,7 @@ class Report:
     output_sha256: str | None = None  # of the whole output, with hash="full"
     dry_run: bool = False
     refusal: SdsError | None = None  # of a dry run: why the run would be refused
-    tensors: list[dict[str, Any]] = field(default_factory=list)  # of a dry run: every tensor and what becomes of it
+    tensors: list[dict[str, Any]] = field(default_factory=list)  # of a dry run, and for a page: what becomes of each
     adapters: list[dict[str, Any]] = field(default_factory=list)  # what became of each adapter's modules and keys
     checked: dict[str, dict[str, float]] = field(default_factory=dict)  # of bake(check=True): by tensor
 

@@ -1,0 +1,238 @@
+"""The work of unmix on the sums of a pass: who is a parent, and in what ratio, overall and block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..checkpoint import Checkpoint, TensorInfo
+from ..errors import InputRefused, printable
+from ..report.formula import names_of
+from ..settings import Settings
+from .gram import Gram, Grams, grams
+from .mixture import Fit, eliminated, fit, noise
+
+if TYPE_CHECKING:
+    from ..layouts import Layout
+
+Array = Any
+
+_CONSTANT = 5.0  # standard errors within which a block has the overall ratio
+_BLOCKWISE = 2e-3
+
+
+@dataclass
+class BlockMix:
+    """Ratios of one block by candidate's number, their standard errors, what the best mix leaves: ``unexplained`` as a
+    share of the block's spread, ``over_rounding`` as a multiple of the size of rounding."""
+
+    ratios: dict[int, float]
+    errors: dict[int, float]
+    unexplained: float
+    over_rounding: float
+    tensors: int
+    elements: int
+
+
+class Part:
+    """Sums over some tensors: ``plain`` Gram matrix, and ``weighted`` by 1/(variance of rounding) of each tensor, so
+    that its residual is a number of elements where rounding is all that is left."""
+
+    def __init__(self, chosen: Iterable[Gram], count: int) -> None:
+        self.plain, self.weighted = np.zeros((count, count)), np.zeros((count, count))
+        self.elements = self.tensors = 0
+        self.spread = self.rounding = 0.0
+        for each in chosen:
+            error = noise(each.square, each.elements, each.dtypes)
+            self.plain += each.products
+            self.weighted += each.products * (each.elements / max(error, 1e-30 * each.square, 1e-300))
+            self.elements += each.elements
+            self.tensors += 1
+            self.spread += max(each.square - each.total**2 / each.elements, 0.0)
+            self.rounding += error
+
+    def fit(self, keep: list[int]) -> Fit:
+        return fit(self.weighted, self.elements, keep)
+
+    def left(self, ratios: Array) -> float:
+        """The residual as a share of the spread."""
+        energy = max(float(ratios @ self.plain @ ratios), 0.0)
+        return float((energy / self.spread) ** 0.5) if self.spread else 0.0
+
+    def over_rounding(self, ratios: Array) -> float:
+        return float((max(float(ratios @ self.weighted @ ratios), 0.0) / max(1, self.elements)) ** 0.5)
+
+
+class Work:
+    def __init__(self, opened: list[Checkpoint], layout: Layout, settings: Settings, notes: list[str]) -> None:
+        self.opened, self.layout, self.settings = opened, layout, settings
+        self.read: Grams = grams(opened, layout, settings)
+        self.count = len(opened) - 1
+        self.names = [each.path for each in opened[1:]]
+        self.short = names_of(self.names)
+        self.notes = [*notes, *self.read.notes]
+        odd = [each.name for each in self.read.tensors if not each.finite]
+        if odd:
+            self.notes.append(f"{len(odd)} tensors hold NaN or Inf and were left out ('{printable(odd[0])}')")
+        self.tensors = [each for each in self.read.tensors if each.finite]
+        if not self.tensors:
+            raise InputRefused(
+                f"{printable(opened[0].path)}: no candidate has a weight of the same name and shape", code="unlike"
+            )
+        if self.read.alone:
+            self.notes.append(
+                f"{len(self.read.alone)} weights of the mix are in no candidate ('{printable(self.read.alone[0])}')"
+            )
+
+    def block_of(self, name: str) -> str:
+        if not self.layout.blocks:
+            return "all"
+        return self.layout.block(name) or "BASE"
+
+    def part(self, keep: Sequence[int], chosen: Iterable[Gram] | None = None) -> Part:
+        """Of the tensors that all of the candidates ``keep`` have."""
+        given = self.tensors if chosen is None else chosen
+        return Part((each for each in given if all(each.has[i] for i in keep)), self.count)
+
+    def stored(self, source: int, name: str) -> TensorInfo:
+        """The tensor of file ``source`` (0: the mix) that the mix calls ``name``."""
+        return self.read.tables[source][name]
+
+    def layers(self, by_block: dict[str, BlockMix]) -> list[dict[str, Any]]:
+        """What the best mix of its block leaves of each weight: ``name``, ``block``, ``elements``, ``unexplained`` and
+        ``over_rounding`` as those of a block."""
+        found = []
+        for each in self.tensors:
+            block = self.block_of(each.name)
+            if block not in by_block:
+                continue
+            part, ratios = Part([each], self.count), array_of(by_block[block].ratios, self.count)
+            left = {"unexplained": part.left(ratios), "over_rounding": part.over_rounding(ratios)}
+            found.append({"name": each.name, "block": block, "elements": each.elements, **left})
+        return found
+
+    # ---- who
+
+    def usable(self, notes: list[str]) -> list[int]:
+        """The candidates, of identical ones only the first."""
+        identical: dict[int, list[int]] = {}
+        usable: list[int] = []
+        for i in range(self.count):
+            if not any(each.has[i] for each in self.tensors):
+                notes.append(f"{self.short[i]} has no weight of the mix and was left out")
+                continue
+            twin = next((j for j in usable if self._distance(i, j) == 0.0), None)
+            if twin is None:
+                usable.append(i)
+            else:
+                identical.setdefault(twin, []).append(i)
+        for i, others in identical.items():
+            names = " and ".join(self.short[j] for j in others)
+            notes.append(f"{names} has the same weights as {self.short[i]}, which stands for both")
+        return usable
+
+    def _distance(self, i: int, j: int) -> float | None:
+        """Σ(Cᵢ − Cⱼ)² over the weights that they share with the mix; None when one has weights that the other lacks."""
+        if any(each.has[i] != each.has[j] for each in self.tensors):
+            return None
+        return sum(each.products[i, i] - 2 * each.products[i, j] + each.products[j, j] for each in self.tensors)
+
+    def parents(self, usable: list[int]) -> list[int]:
+        """Who explains something: of the whole model, or of some block."""
+        together = [i for i in usable if self.part(usable).elements or i == usable[0]]
+        whole = self.part(together)
+        if not whole.elements:  # no tensor that all have: one after the other
+            together = [max(usable, key=lambda i: sum(each.elements for each in self.tensors if each.has[i]))]
+            whole = self.part(together)
+        parents, _ = eliminated(whole.weighted, whole.elements, together)
+        for _, chosen in self.blocks():
+            part = self.part(together, chosen)
+            if part.elements:
+                more, fitted = eliminated(part.weighted, part.elements, together)
+                strong = [i for i in more if abs(fitted.ratios[i]) > max(10 * fitted.errors[i], 0.01)]
+                parents += [i for i in strong if i not in parents and not self._same_there(i, parents, chosen)]
+        return sorted(parents)
+
+    def _same_there(self, i: int, parents: Sequence[int], chosen: Sequence[Gram]) -> bool:
+        """Whether a parent has the same weights as candidate i in these tensors."""
+        return any(
+            sum(each.products[i, i] - 2 * each.products[i, j] + each.products[j, j] for each in chosen) == 0.0
+            for j in parents if j != i
+        )  # fmt: skip
+
+    def blocks(self) -> Iterator[tuple[str, list[Gram]]]:
+        by_name: dict[str, list[Gram]] = {}
+        for each in self.tensors:
+            by_name.setdefault(self.block_of(each.name), []).append(each)
+        order = {block: number for number, block in enumerate(self.layout.blocks)}
+        yield from sorted(by_name.items(), key=lambda item: order.get(item[0], len(order)))
+
+    # ---- how much
+
+    def by_block(self, parents: list[int]) -> dict[str, BlockMix]:
+        overall = self.part(parents).fit(parents).ratios
+        found = {}
+        for block, chosen in self.blocks():
+            keep = [i for i in parents if any(each.has[i] for each in chosen)]
+            part = self.part(keep, chosen)
+            if not part.elements or not keep:
+                continue
+            ratios, errors = self._block_ratios(part, keep, overall)
+            full, wrong = array_of(ratios, self.count), part
+            found[block] = BlockMix(
+                {i: ratios.get(i, 0.0) for i in parents}, {i: errors.get(i, 0.0) for i in parents},
+                wrong.left(full), wrong.over_rounding(full), part.tensors, part.elements,
+            )  # fmt: skip
+        return found
+
+    def _block_ratios(self, part: Part, keep: list[int], overall: Array) -> tuple[dict[int, float], dict[int, float]]:
+        """Candidates with the same weights there share one ratio, as they do overall."""
+        groups: list[list[int]] = []
+        for i in keep:
+            plain = part.plain
+            home = next((g for g in groups if plain[i, i] - 2 * plain[i, g[0]] + plain[g[0], g[0]] == 0.0), None)
+            if home is None:
+                groups.append([i])
+            else:
+                home.append(i)
+        fitted = part.fit([group[0] for group in groups])
+        ratios, errors = {}, {}
+        for group in groups:
+            share = float(sum(overall[i] for i in group))
+            for number, i in enumerate(group):
+                own = float(overall[i]) / share if abs(share) > 1e-6 else float(number == 0)
+                ratios[i] = float(fitted.ratios[group[0]]) * own
+                errors[i] = float(fitted.errors[group[0]]) * abs(own)
+        return ratios, errors
+
+    def main(self, parents: list[int], by_block: dict[str, BlockMix]) -> tuple[Fit, set[str]]:
+        """The ratios of the model, and the blocks that have others: of all blocks together, or of the network's where
+        VAE or text encoder differ."""
+        apart: set[str] = set()
+        whole = self.part(parents).fit(parents)
+        for without in ((), ("VAE",), ("VAE", "BASE")):
+            chosen = [each for each in self.tensors if self.block_of(each.name) not in without]
+            part = self.part(parents, chosen)
+            if not part.elements:
+                continue
+            main = part.fit(parents)
+            apart = {block for block, mix in by_block.items() if not _agrees(mix, main, parents)}
+            if apart <= set(without):
+                return main, apart
+        return whole, {block for block, mix in by_block.items() if not _agrees(mix, whole, parents)}
+
+
+def _agrees(mix: BlockMix, main: Fit, parents: Sequence[int]) -> bool:
+    return all(
+        abs(mix.ratios[i] - main.ratios[i])
+        <= max(_CONSTANT * (mix.errors[i] ** 2 + float(main.errors[i]) ** 2) ** 0.5, _BLOCKWISE)
+        for i in parents
+    )
+
+
+def array_of(ratios: dict[int, float], count: int) -> Array:
+    """Ratios by candidate as an array [count]."""
+    return np.array([ratios.get(i, 0.0) for i in range(count)])

@@ -1,0 +1,87 @@
+"""What unmix says besides ratios: candidates that are the mix or mixes, components of a candidate, what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .gram import Gram
+from .mixture import MISSING, coarser, eliminated, noise
+from .parentage import Part
+
+if TYPE_CHECKING:
+    from .parentage import Work
+
+
+def of_candidates(work: Work, usable: Sequence[int]) -> tuple[list[str], bool]:
+    """Notes on candidates, and whether the answer is the only one."""
+    notes: list[str] = []
+    for i in usable:
+        there = [each for each in work.tensors if each.has[i]]
+        energy = sum(each.products[i, i] for each in there)
+        rounding = sum(noise(each.square, each.elements, each.dtypes[i + 1 : i + 2]) for each in there)
+        if energy == 0.0:
+            notes.append(f"{work.short[i]} has the weights of the mix, bit for bit in value")
+        elif energy <= MISSING * rounding and any(coarser(e.dtypes[i + 1], e.dtypes[0]) for e in there):
+            notes.append(f"{work.short[i]} is this model in {there[0].dtypes[i + 1].name}")  # type: ignore[union-attr]
+    if len(usable) < 3:
+        return notes, True
+    for i in usable:
+        others = [j for j in usable if j != i]
+        moved = [_moved(each, i) for each in work.tensors if each.has[i] and all(each.has[j] for j in others)]
+        part = Part(moved, work.count)
+        if not part.elements:
+            continue
+        keep, fitted = eliminated(part.weighted, part.elements, others)
+        if part.over_rounding(fitted.ratios) ** 2 <= MISSING:
+            mix = " + ".join(f"{fitted.ratios[j]:.4g}·{work.short[j]}" for j in keep)
+            notes.append(
+                f"{work.short[i]} is itself {mix} to within rounding: the answer is not unique, and this is the "
+                "shortest"
+            )
+            return notes, False
+    return notes, True
+
+
+def of_components(work: Work, parents: Sequence[int]) -> list[str]:
+    """Components that are a candidate's, unchanged."""
+    by_component: dict[str, list[Gram]] = {}
+    for each in work.tensors:
+        by_component.setdefault(work.layout.component(each.name), []).append(each)
+    if len(by_component) < 2:
+        return []
+    notes = []
+    for component, chosen in by_component.items():
+        same = [
+            work.short[i] for i in range(work.count)
+            if all(each.has[i] for each in chosen) and sum(each.products[i, i] for each in chosen) == 0.0
+        ]  # fmt: skip
+        if same and len(same) < work.count and len(parents) > 1:
+            notes.append(f"{component} is that of {' and of '.join(same)}, unchanged")
+        elif same:
+            notes.append(f"{component} is the same in all files")
+    return notes
+
+
+def of_ranks(ranks: Sequence[dict[str, Any]]) -> list[str]:
+    """What the ranks of the residual say of its origin."""
+    low = [row for row in ranks if row["low"]]
+    if not low:
+        return (
+            ["what is left is of full rank where it was looked at: training or a parent, not an adapter"]
+            if ranks
+            else []
+        )
+    most = max(row["rank"] for row in low)
+    return [
+        f"what is left is of low rank (at most {most}) in {len(low)} of {len(ranks)} layers looked at: an adapter is "
+        "baked into the model; extract-lora gets it out of the difference to the mix without it"
+    ]
+
+
+def _moved(each: Gram, i: int) -> Gram:
+    """The same products of differences from candidate i instead of the mix."""
+    p = each.products
+    return each._replace(products=p - p[:, i][:, None] - p[i, :][None, :] + np.full_like(p, p[i, i]))
