@@ -193,6 +193,17 @@ def test_many_files_share_one_page(models: dict[str, Path], tmp_path: Path) -> N
     assert Page.of(page).elements["h1"] == 2
 
 
+def test_inspect_shows_ancestry_and_several_files_share_a_page(models: dict[str, Path], tmp_path: Path) -> None:
+    page = tmp_path / "r.html"
+    files = (models["mix"], models["a"], tmp_path / "missing.safetensors")
+    assert command("inspect", *files, "--html", page).rc == 3
+    found = Page.of(page)
+    found.assert_self_contained()
+    assert found.elements["h1"] == 3 and found.values("class").count("tree") == 1
+    (mix,) = sds.inspect(models["mix"]).ancestry
+    assert f" = {mix.formula}" in found.text and "missing.safetensors" in found.text
+
+
 def test_json_is_as_without_a_page(models: dict[str, Path], tmp_path: Path) -> None:
     with_page = command("map", models["a"], models["b"], "--json", "--html", tmp_path / "r.html").json()
     without = command("map", models["a"], models["b"], "--json").json()

@@ -131,13 +131,17 @@ def heat(
     shown: Callable[[float], str],
 ) -> Markup:
     """A heat map: each cell shows its value and has the class that ``shade`` gives it; None is an empty cell."""
-    head = [element("td"), *(element("th", name, scope="col") for name in columns)]
+    head = [element("td"), *(element("th", name, scope="col", class_=_long(name)) for name in columns)]
     body = []
     for name, line in zip(rows, values, strict=True):
         cells = [element("td") if v is None else element("td", shown(v), class_=shade(v)) for v in line]
-        body.append(element("tr", element("th", name, scope="row", class_="long" if len(name) > 24 else None), cells))
+        body.append(element("tr", element("th", name, scope="row", class_=_long(name)), cells))
     inner = [element("caption", caption), element("thead", element("tr", head)), element("tbody", body)]
     return _scrolling(caption, element("table", inner, class_="heat"))
+
+
+def _long(name: str) -> str | None:
+    return "long" if len(name) > 24 else None
 
 
 def logarithmic(values: Iterable[float | None]) -> Callable[[float], str]:
