@@ -9,6 +9,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from ...errors import printable
+from ..warnings import is_warning
 
 LONGEST = 400
 """Characters of a text that are shown; what is left out of a longer one is counted."""
@@ -70,12 +71,14 @@ def facts(pairs: Iterable[tuple[str, Content]]) -> Markup:
 
 
 def notes(given: Iterable[str]) -> Markup:
-    """Notes of a result; those that begin with ``warning: `` stand out."""
+    """Notes of a result; warnings stand out."""
     rows = []
     for note in given:
-        _, warning, rest = note.rpartition("warning: ") if note.startswith("warning: ") else ("", "", note)
-        shown = [element("strong", "Warning: "), text(rest, 1000)] if warning else [text(rest, 1000)]
-        rows.append(element("li", shown, class_="warning" if warning else None))
+        if is_warning(note):
+            shown = [element("strong", "Warning: "), text(note.partition(": ")[2], 1000)]
+            rows.append(element("li", shown, class_="warning"))
+        else:
+            rows.append(element("li", text(note, 1000)))
     return element("ul", rows, class_="notes") if rows else Markup()
 
 
