@@ -292,7 +292,7 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
 def test_every_command_has_a_page_of_its_own() -> None:
     from sdsurgery.commands import NAMES
 
-    elsewhere = {"methods": "docs/methods.md", "demo": "docs/verbs/info.md"}
+    elsewhere = {"methods": "docs/methods.md", **dict.fromkeys(("demo", "completion"), "docs/verbs/info.md")}
     assert [name for name in NAMES if not (ROOT / elsewhere.get(name, f"docs/verbs/{name}.md")).exists()] == []
     index = read("docs/verbs/README.md")
     assert [

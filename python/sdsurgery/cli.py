@@ -132,11 +132,18 @@ def ignore_signals() -> None:
 class _Parser(argparse.ArgumentParser):
     """argparse, with one line for a mistake (UsageError), "did you mean", and options between the files."""
 
-    def __init__(self, prog: str, description: str, usage: str | None = None, raw: bool = False) -> None:
-        shape = argparse.RawDescriptionHelpFormatter if raw else argparse.HelpFormatter
-        epilog = "\n".join(fitted([EPILOG], line_width(sys.stdout)))
+    def __init__(
+        self, prog: str, description: str, usage: str | None = None, examples: Sequence[str] = ()
+    ) -> None:  # fmt: skip
+        shown = ["examples:", *(f"  {line}" for line in examples), ""] if examples else []
+        epilog = "\n".join([*shown, EPILOG])
+        shape = argparse.RawDescriptionHelpFormatter
         super().__init__(prog, usage, description, epilog, formatter_class=shape, allow_abbrev=False)
         self._words: Sequence[str] = ()
+
+    def format_help(self) -> str:
+        text = super().format_help()
+        return "\n".join(fitted(text.split("\n"), line_width(sys.stdout), hang=4))
 
     def error(self, message: str) -> NoReturn:
         # Of a mistyped option argparse says that the right one is missing, or nothing.
@@ -189,13 +196,7 @@ _NEGATIVE = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
 def parse(argv: Sequence[str]) -> tuple[commands.Command, argparse.Namespace]:
     """The command and its arguments (``verb`` is the command's name). UsageError for what cannot be understood."""
     if not argv or argv[0].startswith("-"):
-        parser = _Parser(
-            prog="sdsurgery",
-            usage="%(prog)s [-h] [--version] COMMAND …",
-            description=_overview(),
-            raw=True,
-        )
-        parser.add_argument("--version", action="version", version=f"sdsurgery {__version__}")
+        parser = _overall()
         if not argv:
             parser.print_help()
             raise SystemExit(UsageError.exit_code)
@@ -215,8 +216,14 @@ def parse(argv: Sequence[str]) -> tuple[commands.Command, argparse.Namespace]:
 def command_parser(name: str, words: Sequence[str] = ()) -> _Parser:
     """The parser of one command's arguments; ``words`` are those that it will parse."""
     command = commands.command(name)
-    parser = _Parser(prog=f"sdsurgery {name}", description=command.HELP)
+    parser = _Parser(f"sdsurgery {name}", command.HELP, examples=getattr(command, "EXAMPLES", ()))
     command.arguments(parser, list(takewhile("--".__ne__, words)))
+    return parser
+
+
+def _overall() -> _Parser:
+    parser = _Parser(prog="sdsurgery", usage="%(prog)s [-h] [--version] COMMAND …", description=_overview())
+    parser.add_argument("--version", action="version", version=f"sdsurgery {__version__}")
     return parser
 
 

@@ -45,6 +45,7 @@ class Option:
 
     ``words``: the values that it may have, the first is the default. ``metavar``: what its value is called, empty for
     a switch. ``off``: a second flag, which sets it to False; it may then be True too, which is the default.
+    ``group``: under which title ``--help`` lists it.
     """
 
     help: str
@@ -53,15 +54,21 @@ class Option:
     metavar: str = ""
     off: str = ""
     off_help: str = ""
+    group: str = ""
 
 
-def _word(flag: str, words: Iterable[str], help: str) -> Any:
+def _word(group: str, flag: str, words: Iterable[str], help: str) -> Any:
     words = tuple(words)
-    return field(default=words[0], metadata={"option": Option(help, flag, words, "WORD")})
+    return field(default=words[0], metadata={"option": Option(help, flag, words, "WORD", group=group)})
 
 
-def _row(default: Any, flag: str, help: str, metavar: str = "") -> Any:
-    return field(default=default, metadata={"option": Option(help, flag, metavar=metavar)})
+def _row(group: str, default: Any, flag: str, help: str, metavar: str = "") -> Any:
+    return field(default=default, metadata={"option": Option(help, flag, metavar=metavar, group=group)})
+
+
+OUTPUT, NUMBERS, REPAIRS, HOW = "output", "dtypes and rounding", "repairs", "how it is done"
+METADATA, PICKLES = "metadata of the output", "reading pickles"
+"""Titles in ``--help``."""
 
 
 @dataclass(frozen=True)
@@ -72,45 +79,55 @@ class Settings:
     """
 
     dtype: str = _word(
-        "--dtype", ("keep", *BY_OPTION, "fp8_scaled"), "dtype of the output's weights; keep: A's, tensor by tensor"
+        NUMBERS,
+        "--dtype",
+        ("keep", *BY_OPTION, "fp8_scaled"),
+        "dtype of the output's weights; keep: A's, tensor by tensor",
     )
-    overflow: str = _word(
+    overflow: str = _word(NUMBERS,
         "--overflow", ("default", "inf", "saturate", "error"),
         "a value too large for the dtype becomes Inf (default; fp8 saturates), the largest value, or an error",
     )  # fmt: skip
     on_nonfinite: str = _word(
-        "--on-nonfinite", ("keep", "error"), "NaN or Inf in an input is carried through and counted, or an error"
+        NUMBERS,
+        "--on-nonfinite",
+        ("keep", "error"),
+        "NaN or Inf in an input is carried through and counted, or an error",
     )
-    compute: str = _word("--compute", ("fp32", "fp64"), "precision of the arithmetic")
-    io: str = _word("--io", ("auto", "mmap", "pread"), "how inputs are read: mapped, in pieces, or what is faster here")
-    backend: str = _row("auto", "--backend", "auto, cpu, cuda, triton or reference", "NAME")
-    gpu_memory: int = _row(0, "--gpu-memory", "buffers on each GPU, like 512M (default 256M)", "SIZE")
-    fallback: str = _word("--fallback", ("none", "cpu"), "what goes on when the GPU cannot be used or fails")
-    threads: int = _row(0, "--threads", "how many threads; 0: one for each processor", "N")
-    fix_clip: bool = _row(False, "--fix-clip", "write the text encoders' position_ids as int64 0…76")
-    fix_names: bool = _row(False, "--fix-names", "read old and foreign tensor names as those of the family")
-    dry_run: bool = _row(False, "--dry-run", "print the plan and write nothing")
-    overwrite: bool = _row(False, "--force", "replace an existing output")
-    allow_unlike: bool = _row(False, "--allow-unlike", "merge models with little in common")
+    compute: str = _word(NUMBERS, "--compute", ("fp32", "fp64"), "precision of the arithmetic")
+    io: str = _word(
+        HOW, "--io", ("auto", "mmap", "pread"), "how inputs are read: mapped, in pieces, or what is faster here"
+    )
+    backend: str = _row(HOW, "auto", "--backend", "auto, cpu, cuda, triton or reference", "NAME")
+    gpu_memory: int = _row(HOW, 0, "--gpu-memory", "buffers on each GPU, like 512M (default 256M)", "SIZE")
+    fallback: str = _word(HOW, "--fallback", ("none", "cpu"), "what goes on when the GPU cannot be used or fails")
+    threads: int = _row(HOW, 0, "--threads", "how many threads; 0: one for each processor", "N")
+    fix_clip: bool = _row(REPAIRS, False, "--fix-clip", "write the text encoders' position_ids as int64 0…76")
+    fix_names: bool = _row(REPAIRS, False, "--fix-names", "read old and foreign tensor names as those of the family")
+    dry_run: bool = _row(OUTPUT, False, "--dry-run", "print the plan and write nothing")
+    overwrite: bool = _row(OUTPUT, False, "--force", "replace an existing output")
+    allow_unlike: bool = _row(OUTPUT, False, "--allow-unlike", "merge models with little in common")
     hash: bool | str = field(default=True, metadata={"option": Option(
         "also the SHA-256 (and AutoV2) of the whole output, which is read again for it", "--hash", ("full",), "WORD",
-        "--no-hash", "don't compute SHA-256 of inputs and output",
+        "--no-hash", "don't compute SHA-256 of inputs and output", OUTPUT,
     )})  # fmt: skip
-    title: str = _row("", "--title", "the model's title in the metadata (default: the file's name)", "TEXT")
-    author: str = _row("", "--author", "the author in the metadata (default: A's)", "TEXT")
-    license: str = _row("", "--license", "the licence in the metadata (default: A's)", "TEXT")
-    metadata: Pairs = _row((), "--metadata", "a text of the metadata; may be repeated", "KEY=VALUE")  # noqa: RUF009
-    store_recipe: bool = _row(True, "--no-recipe", "leave recipe and ancestry out of the metadata")
-    store_names: bool = _row(True, "--no-names", "leave the names of files out of the metadata")
-    sync: bool = _row(True, "--no-sync", "don't wait for the disk before the rename")
+    title: str = _row(METADATA, "", "--title", "the model's title in the metadata (default: the file's name)", "TEXT")
+    author: str = _row(METADATA, "", "--author", "the author in the metadata (default: A's)", "TEXT")
+    license: str = _row(METADATA, "", "--license", "the licence in the metadata (default: A's)", "TEXT")
+    metadata: Pairs = _row(METADATA, (), "--metadata", "a text of the metadata; may be repeated", "KEY=VALUE")  # noqa: RUF009
+    store_recipe: bool = _row(METADATA, True, "--no-recipe", "leave recipe and ancestry out of the metadata")
+    store_names: bool = _row(METADATA, True, "--no-names", "leave the names of files out of the metadata")
+    sync: bool = _row(OUTPUT, True, "--no-sync", "don't wait for the disk before the rename")
     allow_suspicious: bool = _row(
-        False, "--allow-suspicious", "read pickles that name dangerous functions (none is ever run)"
+        PICKLES, False, "--allow-suspicious", "read pickles that name dangerous functions (none is ever run)"
     )
-    allow_inflate: bool = _row(False, "--allow-inflate", "inflate compressed tensors into a temporary file (in TMPDIR)")
-    part: str = _row("", "--part", "which of several dictionaries of weights to read from a pickle", "NAME")
-    html: str | os.PathLike[str] | None = _row(None, "--html", "also write the report as a page", "FILE.html")  # noqa: RUF009
-    tile_bytes: int = _row(0, "", "bytes that a thread works on at a time; 0: what suits the processor")
-    progress: Progress | bool | None = _row(None, "", "called with the bytes done and in all; True: a bar")  # noqa: RUF009
+    allow_inflate: bool = _row(
+        PICKLES, False, "--allow-inflate", "inflate compressed tensors into a temporary file (in TMPDIR)"
+    )
+    part: str = _row(PICKLES, "", "--part", "which of several dictionaries of weights to read from a pickle", "NAME")
+    html: str | os.PathLike[str] | None = _row(OUTPUT, None, "--html", "also write the report as a page", "FILE.html")  # noqa: RUF009
+    tile_bytes: int = _row("", 0, "", "bytes that a thread works on at a time; 0: what suits the processor")
+    progress: Progress | bool | None = _row("", None, "", "called with the bytes done and in all; True: a bar")  # noqa: RUF009
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", dtype_word(self.dtype))

@@ -161,6 +161,14 @@ def test_without_a_command_the_overview_is_shown() -> None:
     assert (bare.rc, bare.out, bare.err) == (2, asked.out, "")
 
 
+def test_the_help_of_merge_is_in_groups_with_files_first_and_three_examples() -> None:
+    text = done(sds("merge", "--help")).out
+    assert text.startswith("usage: sdsurgery merge FILE FILE")
+    titles = ["what is merged:", "ratios:", "output:", "dtypes and rounding:", "metadata of the output:", "examples:"]
+    assert sorted(titles, key=text.index) == titles
+    assert text.split("examples:")[1].count("sdsurgery merge A.safetensors") == 3
+
+
 def test_info_reports_the_target_that_sds_cpu_asks_for() -> None:
     assert done(sds("info", "--json", env={"SDS_CPU": "scalar"})).json()["cpu_target"] == "scalar"
 

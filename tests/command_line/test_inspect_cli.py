@@ -63,7 +63,7 @@ def test_every_report_fits_sixty_columns(models: Path, tmp_path: Path) -> None:
     narrow = {"COLUMNS": "60"}
     sdsurgery.merge("weighted-sum", [a, b], out=out)
     commands = (
-        ("merge", "--method", "weighted-sum", a, b, "-o", out, "--force", "-v"),
+        ("merge", "--method", "weighted-sum", a, b, "-o", out, "--force", "-v"), ("merge", "--help"),
         ("merge", "--method", "weighted-sum", a, b, "-o", out, "--force", "--dry-run"),
         ("prune", out, "-o", tmp_path / "p.safetensors"), ("cast", out, "--dtype", "bf16", "-o", tmp_path / "c"),
         ("inspect", out, "--hashes"), ("inspect", a, out), ("inspect", out, "--keys"), ("verify", out),

@@ -37,6 +37,7 @@ NAMES = (
     "layouts",
     "info",
     "demo",
+    "completion",
 )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError, printable
-from .common import one_of, writing, written
+from .common import Arguments, one_of, writing, written
 
 if TYPE_CHECKING:
     from ..adapters.lora import Lora
@@ -24,9 +24,9 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument("--check", action="store_true", help="compute the changed tensors of the output again")
 
 
-def adapters(parser: argparse.ArgumentParser, *, required: bool) -> None:
+def adapters(into: argparse.ArgumentParser | Arguments, *, required: bool) -> None:
     """The options that name adapters."""
-    add = parser.add_argument
+    add = into.add_argument
     of_all = "an adapter, how much of it is applied (default 1), and how much to the text encoders; several in order"
     add("--lora", dest="loras", action="append", required=required, default=[],
         metavar="FILE[=STRENGTH[,te=STRENGTH]]", help=of_all)  # fmt: skip

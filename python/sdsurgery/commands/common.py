@@ -8,10 +8,10 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from ..errors import Failure, RunFailed, UsageError, printable
-from ..settings import DEFAULTS, OPTIONS, WRITING, dtype_word
+from ..settings import DEFAULTS, OPTIONS, OUTPUT, WRITING, dtype_word
 from .spelling import in_shell
 
 _CLOSED = "cannot write to standard output: it is closed"
@@ -20,10 +20,26 @@ _CLOSED = "cannot write to standard output: it is closed"
 # ---- options
 
 
+class Arguments(Protocol):
+    """A parser, or a group of its arguments."""
+
+    @property
+    def add_argument(self) -> Callable[..., argparse.Action]: ...
+    @property
+    def add_mutually_exclusive_group(self) -> Callable[..., Arguments]: ...
+
+
+def group(parser: argparse.ArgumentParser, title: str) -> Arguments:
+    """The group of that title, under which ``--help`` lists what is added to it; made when it is first asked for."""
+    made = next((each for each in parser._action_groups if each.title == title), None)
+    return made or parser.add_argument_group(title)
+
+
 def plain(parser: argparse.ArgumentParser) -> None:
     """Options of every command."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    noise = parser.add_mutually_exclusive_group()
+    shown = group(parser, "what is printed")
+    shown.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    noise = shown.add_mutually_exclusive_group()
     noise.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     noise.add_argument(
         "-v", "--verbose", action="store_true", help="print how the work was done; in a dry run, every tensor"
@@ -34,22 +50,21 @@ def options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
     """The settings of these names, as ``Settings`` describes them; ``chosen`` collects them."""
     for name in names:
         option = OPTIONS[name]
+        into = group(parser, option.group)
         if not option.metavar:
             action = "store_false" if DEFAULTS[name] else "store_true"
-            parser.add_argument(option.flag, dest=name, action=action, help=option.help)
+            into.add_argument(option.flag, dest=name, action=action, help=option.help)
             continue
         if isinstance(DEFAULTS[name], tuple):
-            parser.add_argument(
+            into.add_argument(
                 option.flag, dest=name, action="append", default=[], metavar=option.metavar, help=option.help
             )
             continue
         kind = one_of(option.flag, option.words, _WORDS.get(name)) if option.words else _KINDS.get(name, str)
         text = f"{option.help} ({', '.join(option.words)})" if option.words else option.help
-        parser.add_argument(
-            option.flag, dest=name, type=kind, default=DEFAULTS[name], metavar=option.metavar, help=text
-        )
+        into.add_argument(option.flag, dest=name, type=kind, default=DEFAULTS[name], metavar=option.metavar, help=text)
         if option.off:
-            parser.add_argument(option.off, dest=name, action="store_false", help=option.off_help)
+            into.add_argument(option.off, dest=name, action="store_false", help=option.off_help)
 
 
 def chosen(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
@@ -59,11 +74,11 @@ def chosen(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
 
 def writing(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that write a checkpoint."""
-    plain(parser)
-    parser.add_argument(
+    group(parser, OUTPUT).add_argument(
         "-o", "--out", "--output", metavar="OUT", help="the output: .safetensors, or .ckpt / .pt for torch's form"
     )
     options(parser, WRITING)
+    plain(parser)
 
 
 def one_of(option: str, allowed: Iterable[str], synonym: Callable[[str], str] | None = None) -> Callable[[str], str]:

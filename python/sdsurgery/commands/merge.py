@@ -13,7 +13,7 @@ from ..methods.modifiers import CURVES, modified
 from ..methods.parameters import described
 from ..methods.written import PREFIX
 from .bake import adapters, given
-from .common import numbers, one_of, words, writing, written
+from .common import Arguments, group, numbers, one_of, words, writing, written
 
 if TYPE_CHECKING:
     from ..methods.registry import Method, Parameter
@@ -22,45 +22,63 @@ if TYPE_CHECKING:
 HELP = "merge checkpoints into one"
 
 
+EXAMPLES = (
+    "sdsurgery merge A.safetensors B.safetensors --method weighted-sum --alpha 0.3 -o mix.safetensors",
+    "sdsurgery merge A.safetensors B.safetensors C.safetensors --method add-diff --alpha 1 -o OUT.safetensors",
+    "sdsurgery merge A.safetensors B.safetensors --method weighted-sum --blocks GRAD_V,BASE=0.5 "
+    "--vae VAE.safetensors --dtype fp16 -o OUT.safetensors",
+)
+
+
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
-    writing(parser)
-    add = parser.add_argument
-    add("--add-missing", action="store_true", help="add tensors that only B (or C) has")
-    add("--use-ema", action="extend", type=words, default=[], metavar="A,B",
-        help="merge the EMA weights of these inputs")  # fmt: skip
-    add("--method-file", metavar="FILE", help="a Python file with methods of your own")
+    recipe = _recipe_in(argv)
+    files = "FILE FILE [FILE …] --method METHOD" if recipe is None else "--recipe FILE"
+    parser.usage = f"sdsurgery merge {files} [options] -o OUT"
+    what = group(parser, "what is merged")
+    what.add_argument("inputs", nargs="+" if recipe is None else "*", metavar="FILE",
+                      help="A B [C …], in the method's order")  # fmt: skip
+    method = what.add_mutually_exclusive_group(required=recipe is None)
+    method.add_argument("--method", help="see `sdsurgery methods`")
+    method.add_argument("--formula", metavar="TEXT", help="a method of your own, such as 'A + k*(B - C)'")
+    what.add_argument("--recipe", metavar="FILE", help="merges of merges as JSON, instead of --method and files")
+    what.add_argument("--variant", metavar="WORD", help="of a method that has variants (`sdsurgery methods`)")
+    what.add_argument("--compat", metavar="TOOL", type=one_of("--compat", TOOLS),
+                      help=f"the method as this tool computes it: {', '.join(TOOLS)}")  # fmt: skip
+    what.add_argument("--method-file", metavar="FILE", help="a Python file with methods of your own")
     if (path := _value_in(argv, "--method-file")) is not None:
         from ..methods.registry import load_methods
 
         load_methods(path)
-    add("--recipe", metavar="FILE", help="merges of merges as JSON, instead of --method and files")
-    recipe = _recipe_in(argv)
-    add("inputs", nargs="+" if recipe is None else "*", metavar="FILE", help="A B [C …], in the method's order")
-    method = parser.add_mutually_exclusive_group(required=recipe is None)
-    method.add_argument("--method", help="see `sdsurgery methods`")
-    method.add_argument("--formula", metavar="TEXT", help="a method of your own, such as 'A + k*(B - C)'")
-    add("--set", action="append", type=_assigned, default=[], dest="numbers", metavar="NAME=NUMBER",
-        help="a number of the method or formula")  # fmt: skip
-    add("--blocks", action="append", default=[], metavar="[RATIO:]WEIGHTS", help="ratios by merge block: "
-        "IN04=0.3,OUT05-OUT08=0.8,BASE=0.5, a preset, or a list of numbers")  # fmt: skip
-    add("--variant", metavar="WORD", help="of a method that has variants (`sdsurgery methods`)")
-    add("--compat", metavar="TOOL", type=one_of("--compat", TOOLS), help="the method as this tool computes it: "
-        f"{', '.join(TOOLS)}")  # fmt: skip
-    add("--clamp", action="store_true", help="keep the result between A and B")
-    add("--bounds", metavar="A,B,…", help="keep the result between these inputs")
-    add("--adjust", metavar="D1,…,D8", help="eight numbers that change detail, contrast and colours of the result")
-    add("--curve", metavar="WORD", type=one_of("--curve", CURVES), help="shape alpha (smoothstep, inverse-smoothstep)")
-    add("--rules", action="append", default=[], metavar="[RATIO:]FILE", help="ratios by regular expression over names: "
-        "lines REGEX = NUMBER, the last that matches wins")  # fmt: skip
-    add("--map", action="append", default=[], metavar="OLD=NEW", help="read names of B, C, … that begin with OLD "
-        "as names that begin with NEW, as 'model.diffusion_model.=control_model.'")  # fmt: skip
-    adapters(parser, required=False)
-    add("--vae", metavar="FILE", help="bake this file's VAE in, instead of merging the inputs'")
-    parser.set_defaults(tree=recipe)
+    what.add_argument("--use-ema", action="extend", type=words, default=[], metavar="A,B",
+                      help="merge the EMA weights of these inputs")  # fmt: skip
+    what.add_argument("--add-missing", action="store_true", help="add tensors that only B (or C) has")
+    what.add_argument("--map", action="append", default=[], metavar="OLD=NEW", help="read names of B, C, … that begin "
+                      "with OLD as names that begin with NEW, as 'model.diffusion_model.=control_model.'")  # fmt: skip
     if recipe is None:
         _parameters(parser, _method_in(argv))
     else:
         _numbers_of(parser, recipe)
+    _ratios(group(parser, "ratios"))
+    parts = group(parser, "adapters and VAE")
+    adapters(parts, required=False)
+    parts.add_argument("--vae", metavar="FILE", help="bake this file's VAE in, instead of merging the inputs'")
+    parser.set_defaults(tree=recipe)
+    writing(parser)
+
+
+def _ratios(into: Arguments) -> None:
+    add = into.add_argument
+    add("--blocks", action="append", default=[], metavar="[RATIO:]WEIGHTS", help="ratios by merge block: "
+        "IN04=0.3,OUT05-OUT08=0.8,BASE=0.5, a preset (`sdsurgery layouts --presets`), or a list of "
+        "numbers")  # fmt: skip
+    add("--rules", action="append", default=[], metavar="[RATIO:]FILE", help="ratios by regular expression over names: "
+        "lines REGEX = NUMBER, the last that matches wins")  # fmt: skip
+    add("--set", action="append", type=_assigned, default=[], dest="numbers", metavar="NAME=NUMBER",
+        help="a number of the method or formula")  # fmt: skip
+    add("--curve", metavar="WORD", type=one_of("--curve", CURVES), help="shape alpha (smoothstep, inverse-smoothstep)")
+    add("--clamp", action="store_true", help="keep the result between A and B")
+    add("--bounds", metavar="A,B,…", help="keep the result between these inputs")
+    add("--adjust", metavar="D1,…,D8", help="eight numbers that change detail, contrast and colours of the result")
 
 
 def run(args: argparse.Namespace) -> int:
