@@ -138,6 +138,7 @@ def merge(
     """
     from dataclasses import replace
 
+    from .files import require_found
     from .methods.registry import get
     from .recipe import Call, Model, Opened, call, compose
     from .surgery.bake import as_loras
@@ -163,6 +164,7 @@ def merge(
         root = call(chosen.name, inputs, blocks=blocks, rules=rules, **numbers)
         tree = compose(replace(root, loras=tuple(as_loras(loras))))
         return reported("merge", settings, lambda given: merge_tree(tree, given, **others)[0])
+    require_found(files)
     chosen.bind(len(files), numbers)  # which takes no list for a number: that is a sweep's
     return reported("merge", settings, lambda given: merge_files(
         chosen.name, files, given, parameters=numbers, blocks=blocks, rules=rules, map=map, loras=as_loras(loras),

@@ -173,9 +173,33 @@ class _Parser(argparse.ArgumentParser):
             known = known or {"--help", *self.option_strings()}
             if name not in known:
                 # Without the dashes, by which all options are alike.
-                hint = did_you_mean(name.lstrip("-"), sorted(each.lstrip("-") for each in known)).replace(" '", " '--")
+                meant = _MEANT.get(name.lstrip("-").replace("_", "-"), "")
+                hint = (
+                    f"; did you mean '{meant}'?"
+                    if meant.split(" ")[0] in known
+                    else did_you_mean(name.lstrip("-"), sorted(each.lstrip("-") for each in known)).replace(
+                        " '", " '--"
+                    )
+                )
                 text = f"no option '{printable(word)}'{hint} (see {self.prog} --help)"
                 raise UsageError(text, code="unknown_name")
+
+
+_MEANT = {
+    **dict.fromkeys(("half", "fp16", "save-half", "save-as-half", "float16"), "--dtype fp16"),
+    **dict.fromkeys(("bf16", "bfloat16", "save-bf16"), "--dtype bf16"),
+    **dict.fromkeys(("fp32", "full", "float32", "no-half"), "--dtype fp32"),
+    **dict.fromkeys(("precision", "save-precision", "saving-precision", "data-type"), "--dtype"),
+    **dict.fromkeys(("overwrite", "yes", "replace"), "--force"),
+    **dict.fromkeys(("device", "gpu", "use-gpu"), "--backend"),
+    **dict.fromkeys(("save-to", "output-path", "out-file", "output-file", "destination", "save-path"), "--out"),
+    **dict.fromkeys(("block-weights", "mbw", "weights-alpha", "lbw"), "--blocks"),
+    **dict.fromkeys(("mode", "interp", "interp-method", "merge-mode", "type"), "--method"),
+    **dict.fromkeys(("bake-vae", "bake-in-vae"), "--vae"),
+    **dict.fromkeys(("ema-only", "use-ema-weights"), "--preset ema-only"),
+    "force-merge": "--allow-unlike",
+}  # fmt: skip
+"""What other programs call the options."""
 
 
 def _with_numbers(words: Sequence[str]) -> list[str]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from . import _native
 from .errors import CODES, NONFINITE, OVERFLOW, InputRefused, Interrupted, RunFailed, SdsError, UsageError, printable
+from .suggest import near_files
 
 if TYPE_CHECKING:
     from ._native import Source
+
+_NUMBER = re.compile(r"-?\d*\.?\d+")
 
 
 # ---- inputs
@@ -26,8 +30,28 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         with native_errors(InputRefused):
             return _native.Source(os.fsencode(path))
     except SdsError as error:
+        if error.code == "not_found":
+            raise InputRefused(
+                f"{error}{near_files(os.fsdecode(path))}", code="not_found", path=os.fsdecode(path)
+            ) from None
         error.path = os.fsdecode(path)
         raise
+
+
+def require_found(inputs: Iterable[object]) -> None:
+    """InputRefused when files are missing, with the names of all that are; what is not a path is passed over."""
+    paths = [expanded(each) for each in inputs if isinstance(each, str | os.PathLike)]
+    missing = [path for path in dict.fromkeys(paths) if _is_name(path) and not os.path.lexists(path)]
+    numbers = [path for path in missing if _NUMBER.fullmatch(path)]
+    if numbers:
+        raise UsageError(
+            f"'{numbers[0]}' is not a file; the numbers of a list stand in one word, with commas between them: "
+            f"{','.join(numbers) if len(numbers) > 1 else '0.5,0.3,0.2'}",
+            code="wrong_inputs",
+        )
+    if missing:
+        each = [f"{printable(path)}: No such file or directory{near_files(path)}" for path in missing[:8]]
+        raise InputRefused("; ".join(each), code="not_found", path=missing[0])
 
 
 def open_temporary(path: str) -> Source:

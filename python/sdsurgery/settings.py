@@ -296,10 +296,14 @@ def require_word(name: str, value: object) -> None:
         raise UsageError(f"{name}= cannot be '{printable(value)}'{hint}", code="bad_value")
 
 
-_SYNONYMS = {
-    "float16": "fp16", "half": "fp16", "f16": "fp16", "float32": "fp32", "float": "fp32", "full": "fp32", "f32": "fp32",
-    "bfloat16": "bf16", "float8_e4m3fn": "fp8_e4m3", "fp8_e4m3fn": "fp8_e4m3", "float8_e5m2": "fp8_e5m2",
-}  # fmt: skip
+_CALLED = {
+    "fp32": "float32 float full f32 single",
+    "fp16": "float16 half f16",
+    "bf16": "bfloat16",
+    "fp8_e4m3": "e4m3 e4m3fn fp8_e4m3fn float8_e4m3 float8_e4m3fn f8_e4m3",
+    "fp8_e5m2": "e5m2 float8_e5m2 f8_e5m2",
+}
+_SYNONYMS = {word: option for option, words in _CALLED.items() for word in words.split()}
 """What other programs call the dtypes."""
 
 

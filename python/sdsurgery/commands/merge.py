@@ -211,7 +211,12 @@ def _method_in(argv: Sequence[str]) -> Method | None:
         found = None
     if found is not None:
         return modified(found, bounds=_bounds("--clamp" in argv, _value_in(argv, "--bounds")))
-    flags = {_flag(param) for method in registered().values() for param in method.params}
+    flags = {
+        _flag(word)
+        for method in registered().values()
+        for param in method.params
+        for word in (param, *method.also(param))
+    }
     for word in argv:
         if word.partition("=")[0] in flags:  # which would be called unknown
             raise UsageError(
@@ -231,7 +236,7 @@ def _parameters(parser: argparse.ArgumentParser, method: Method | None) -> None:
     parser.prog += f" --method {method.name}"  # where --help shows its flags
     group = parser.add_argument_group(f"parameters of {method.name}", method.summary.replace("%", "%%"))
     for name, param in method.params.items():
-        flags = [_flag(each) for each in (name, *param.also.split())]
+        flags = [_flag(each) for each in (name, *method.also(name))]
         group.add_argument(*flags, dest=f"param_{name}", help=described(param).replace("%", "%%"), **_how(param))
 
 
@@ -242,6 +247,11 @@ def _values(text: str) -> list[float]:
     try:
         return values(text)
     except ValueError:
+        percent = text.strip().removesuffix("%").strip()
+        if percent.isdecimal() and text.strip().endswith("%"):
+            raise argparse.ArgumentTypeError(
+                f"'{printable(text)}' is not a number; did you mean {int(percent) / 100:g}?"
+            ) from None
         raise argparse.ArgumentTypeError(
             f"'{printable(text)}' is not a number like 0.5, nor a list like 0.1,0.2 or 0.1:0.5:0.1"
         ) from None

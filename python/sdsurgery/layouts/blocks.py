@@ -81,6 +81,13 @@ def _require_network(layout: Layout) -> Network:
 def _no_such_preset(item: str, network: Network) -> NoReturn:
     from ..suggest import did_you_mean
 
+    parts = re.split(r"[\s;]+", item)
+    if len(parts) > 1 and all(map(_is_number, parts)):
+        shown = ",".join(parts[:4]) + (",…" if len(parts) > 4 else "")
+        raise UsageError(
+            f"block weights: '{printable(item)}': the numbers of a list stand with commas between them: {shown}",
+            code="bad_value",
+        )
     hint = did_you_mean(item.upper(), network.presets()) or "; expected NAME=NUMBER, a preset, or a list of numbers"
     raise UsageError(
         f"block weights: '{printable(item)}' is neither an assignment nor a preset{hint}", code="bad_value"

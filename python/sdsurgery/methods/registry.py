@@ -17,6 +17,10 @@ from .parameters import Flag, Param, Parameter, PerInput, Whole
 __all__ = ["Flag", "Method", "Param", "Parameter", "PerInput", "Whole", "get", "method", "registered"]
 
 
+_USUAL = {"alpha": ("ratio", "multiplier")}
+"""What users of other programs call a parameter: "Multiplier (M)" is the web UI's word."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One method of ``merge`` and ``apply``. ``inputs`` are the inputs' names in order, ``many``: any number of inputs
@@ -49,10 +53,16 @@ class Method:
         """Names of the parameters that are one number: those that can differ from tensor to tensor."""
         return tuple(name for name, param in self.params.items() if isinstance(param, Param))
 
+    def also(self, name: str) -> tuple[str, ...]:
+        """Further names of a parameter: those that tools give it."""
+        own = self.params[name].also.split()
+        taken = {*self.params, *(each for param in self.params.values() for each in param.also.split())}
+        return (*own, *(word for word in _USUAL.get(name, ()) if word not in taken))
+
     def named(self, given: Mapping[str, Any], others: Iterable[str] = ()) -> dict[str, Any]:
         """The given parameters by their own names, whichever names they were given by. UsageError for an unknown one;
         ``others`` are further words that may have been meant."""
-        names = {also: name for name, param in self.params.items() for also in param.also.split()}
+        names = {also: name for name in self.params for also in self.also(name)}
         found: dict[str, Any] = {}
         for name, value in given.items():
             known = names.get(name, name)
@@ -209,7 +219,7 @@ def get(name: str, variant: str | None = None) -> Method:
     for prefix, make in _NAMED_BY.items():
         if name.startswith(prefix):
             return make(name)
-    found = known_names.get(name) or known_names.get(name.replace("_", "-"))  # weighted_sum, as Python writes it
+    found = known_names.get(name) or known_names.get(_plain(name))
     if found is None and variant:
         found, variant = known_names.get(f"{name}.{variant}"), None  # of which there is only this one
     if found is None:
@@ -223,6 +233,21 @@ def get(name: str, variant: str | None = None) -> Method:
         hint = did_you_mean(name, known_names if "." in name else plain) or f"; known: {', '.join(plain)}"
         raise UsageError(f"unknown method '{printable(name)}'{hint}", code="unknown_name")
     return _variant(found, variant) if variant else found
+
+
+_CALLED = {
+    "add-difference": "add-diff", "train-difference": "train-diff",
+    "weighted": "weighted-sum", "sigmoid": "weighted-sum.smoothstep", "inv-sigmoid": "weighted-sum.inverse-smoothstep",
+    "inverse-sigmoid": "weighted-sum.inverse-smoothstep", "triple": "triple-sum", "twice": "sum-twice",
+    "average": "mean", "lerp": "weighted-sum.lerp",
+}  # fmt: skip
+"""What other programs call the methods."""
+
+
+def _plain(name: str) -> str:
+    """``weighted_sum``, as Python writes it, and ``Weighted sum``, as the web UI does, as the method is called."""
+    word = name.strip().lower().replace("_", "-").replace(" ", "-")
+    return _CALLED.get(word, word)
 
 
 def _variant(found: Method, variant: str) -> Method:

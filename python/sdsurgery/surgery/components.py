@@ -22,6 +22,7 @@ from .common import (
     single_piece,
     title_of,
 )
+from .component_words import component_word
 from .matching import common_front
 from .outputs import require_free
 from .preflight import letter
@@ -32,6 +33,7 @@ from .swaps import Swap, stripped
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "depth")
 """Components that a checkpoint's family lists, so that another file's can be put in their place."""
 EXTRACTABLE = (*COMPONENTS, "text_encoder_3", "transformer", "controlnet", "ema")
+_REFUSAL = "component= cannot be"
 Path = str | os.PathLike[str]
 
 
@@ -52,7 +54,7 @@ def extract(
             "extract needs one of component=…, prefix=… and keys=…", code="conflict" if chosen_by else "wrong_inputs"
         )
     if component is not None:
-        component = _require_known(component, EXTRACTABLE)
+        component = chosen_by["component"] = component_word(component, EXTRACTABLE, _REFUSAL)
 
     def plan(checkpoint: Checkpoint, recipe: dict[str, Any], title: str) -> Outline:
         layout = detect(checkpoint.tensors).layout
@@ -118,7 +120,7 @@ def replace(
     """``sdsurgery.replace``."""
     if not donors:
         raise UsageError("replace needs at least one component and its file", code="wrong_inputs")
-    donors = {_require_known(component, COMPONENTS): donor for component, donor in donors.items()}
+    donors = {component_word(component, COMPONENTS, _REFUSAL): donor for component, donor in donors.items()}
     require_free(out, settings)
     opened = open_all((path, *donors.values()), settings, selective=True)
     try:
@@ -135,21 +137,6 @@ def replace(
         return run(plan, out, settings, recipe)
     finally:
         close_all(opened)
-
-
-_SYNONYMS = {"clip": "text_encoder", "te": "text_encoder", "clip_l": "text_encoder", "clip_g": "text_encoder_2",
-             "controlnets": "controlnet", "u-net": "unet"}  # fmt: skip
-
-
-def _require_known(component: str, known: Sequence[str]) -> str:
-    """The component that a word means, in any letters' case. UsageError for another word."""
-    word = _SYNONYMS.get(component.lower(), component.lower())
-    if word in known:
-        return word
-    from ..suggest import did_you_mean
-
-    hint = did_you_mean(component, known) or f"; known: {', '.join(known)}"
-    raise UsageError(f"component= cannot be '{printable(component)}'{hint}", code="bad_value")
 
 
 def _plan_replace(

@@ -15,6 +15,7 @@ from ..adapters.lora import Lora
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F16, DType
 from ..errors import InputRefused, UsageError, printable
+from ..files import require_found
 from ..layouts import Layout, Traits, detect
 from ..layouts.names import UNET, in_unet
 from ..methods.registry import Flag, Method, get
@@ -58,6 +59,7 @@ def merge(
 ) -> list[Report]:
     """``sdsurgery.merge`` and ``sdsurgery.sweep`` of files: one report, or one for each of several numbers.
     ``parameters`` are the method's, those of a sweep as lists."""
+    require_found(inputs)
     chosen = get(method)
     averaged = tuple(_letters(use_ema, len(inputs)))
     wanted, outs = [], []
@@ -80,6 +82,7 @@ def merge_tree(
     """Evaluate a tree of method calls in one pass: every file is read once, every tensor rounded once. ``parameters``
     are other numbers than the tree's, or lists of them for a sweep. Raises as ``merge`` does; ``use_ema`` names the
     tree's files by letters, in the order of their first use."""
+    require_found(leaf.input for leaf in tree.leaves)
     count = len(tree.leaves)
     averaged = {k for k, leaf in enumerate(tree.leaves) if leaf.use_ema}.union(_letters(use_ema, count))
     inputs = tuple(leaf.input for leaf in tree.leaves)

@@ -16,6 +16,7 @@ from ..outline import Dropped, Outline, Piece
 from ..report.warnings import warned
 from ..settings import Settings
 from .common import Input, planned, single_input, single_metadata, single_piece
+from .component_words import component_word
 from .report import Report
 
 PRESETS = {"full": (), "no-ema": ("ema",), "ema-only": ("ema",), "inference": ("ema",)}
@@ -27,6 +28,7 @@ DROPPABLE = (
 )  # fmt: skip
 
 
+_ADVICE = {"unet": "; extract(component=…) takes other parts out of a file"}
 _LEFTOVERS = "training leftovers"
 _UNREAD = ("training", "buffers")
 """Components that no program reads from a model: what its trainer leaves, and noise schedules, which are computed."""
@@ -55,6 +57,7 @@ def prune(
     strict: bool = False,
 ) -> Report:
     """``sdsurgery.prune``."""
+    drop = [component_word(name, DROPPABLE, "drop= can't drop", _ADVICE) for name in drop]
     rules = _rules(preset, drop, keep_keys, drop_keys, strict)
 
     def plan(checkpoint: Checkpoint, recipe: dict[str, Any], title: str) -> Outline:
@@ -78,10 +81,6 @@ def _rules(
 ) -> _Rules:
     if preset not in PRESETS:
         raise UsageError(f"preset= cannot be '{printable(preset)}'{_known(preset, tuple(PRESETS))}", code="bad_value")
-    for name in drop:
-        if name not in DROPPABLE:
-            advice = "; extract(component=…) takes other parts out of a file" if name == "unet" else ""
-            raise UsageError(f"drop= can't drop '{printable(name)}'{_known(name, DROPPABLE)}{advice}", code="bad_value")
     keep, away = patterns("keep_keys=", keep_keys), patterns("drop_keys=", drop_keys)
     return _Rules(preset, frozenset((*drop, *PRESETS[preset])), keep, away, strict)
 

@@ -62,8 +62,10 @@ def variants(method: Method, parameters: Mapping[str, Any], out: str | os.PathLi
             raise UsageError(f"{method.name}: {name} is empty; give at least one number", code="bad_value")
         if name not in named:
             example = os.path.splitext(text or "mix.safetensors")
+            whole = len(lists[name]) == 2 and all(float(value).is_integer() for value in lists[name])
+            meant = f" (a decimal is written {lists[name][0]:g}.{lists[name][1]:g})" if whole else ""
             raise UsageError(
-                f"{name} has {len(lists[name])} values, and the output's name does not say which: "
+                f"{name} has {len(lists[name])} values{meant}, and the output's name does not say which: "
                 f"name it like {printable(example[0])}-{{{name}}}{printable(example[1]) or '.safetensors'}",
                 code="bad_output",
             )
