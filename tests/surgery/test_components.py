@@ -171,7 +171,12 @@ def test_absent_and_extra_keys_are_refused_unless_allowed(models: Path, tmp_path
 
 
 def test_the_recipe_names_the_donors_with_their_hashes(models: Path, tmp_path: Path) -> None:
-    a, b, c, out = models / "a.safetensors", models / "b.safetensors", tmp_path / "vae.safetensors", tmp_path / "o.safetensors"
+    a, b, c, out = (
+        models / "a.safetensors",
+        models / "b.safetensors",
+        tmp_path / "vae.safetensors",
+        tmp_path / "o.safetensors",
+    )
     sdsurgery.extract(b, "vae", out=c)
     report = sdsurgery.replace(a, {"text_encoder": b, "vae": c}, out=out)
     recipe = json.loads(read_raw(out)[1]["sd_merge_recipe"])
