@@ -76,13 +76,6 @@ Element element_from(int code) {
     return static_cast<Element>(code);
 }
 
-// (element bytes, sizes, strides, elements left out) of a strided tensor.
-std::shared_ptr<View> make_view(const py::handle& item) {
-    const py::tuple part = py::cast<py::tuple>(item);
-    return std::make_shared<View>(part[0].cast<uint64_t>(), part[1].cast<std::vector<uint64_t>>(),
-                                  part[2].cast<std::vector<uint64_t>>(), part[3].cast<uint64_t>());
-}
-
 // An operand is (source, dtype, offset), then the view of a strided one, or None and what describes a
 // computed one: (0, encoding) or (1, low rank).
 JobOperand make_operand(const py::handle& item) {
@@ -98,7 +91,7 @@ JobOperand make_operand(const py::handle& item) {
 }
 
 // A Job is (kind, index, out dtype, out offset, count, (operand, …), (constant, …), shape, elements that its stages
-// read or 0); numbers_of_jobs() takes the constants.
+// read or 0, (mixing, …)); numbers_of_jobs() takes the constants.
 Job make_job(const py::handle& item) {
     const py::tuple row = py::cast<py::tuple>(item);
     Job job{static_cast<Job::Kind>(row[0].cast<int>()),
@@ -109,6 +102,9 @@ Job make_job(const py::handle& item) {
             {}};
     if (job.kind < Job::copy || job.kind > Job::reduce) throw Error(Code::invalid, "unknown kind of job");
     for (const py::handle& operand : py::cast<py::tuple>(row[5])) job.operands.push_back(make_operand(operand));
+    if (row.size() > 9) {
+        for (const py::handle& mixing : py::cast<py::tuple>(row[9])) job.mixings.push_back(make_mixing(mixing));
+    }
     if (row.size() > 8) job.read = row[8].cast<uint64_t>();
     if (row.size() > 7) job.extents = Extents::of(row[7].cast<std::vector<uint64_t>>());
     return job;
@@ -250,7 +246,13 @@ struct LastStage {
 
 std::unique_ptr<LastStage> last_stage(std::shared_ptr<Program> program, std::vector<double> constants,
                                       const std::vector<std::shared_ptr<Source>>& sources, const py::sequence& operands,
-                                      const std::vector<uint64_t>& shape, const std::string& target) {
+                                      const std::vector<uint64_t>& shape, const py::sequence& mixings,
+                                      const std::string& target) {
+    std::vector<std::shared_ptr<const Mixing>> mixed;
+    for (const py::handle& item : mixings) {
+        mixed.push_back(make_mixing(item));
+        mixed.back()->check(sources);
+    }
     std::vector<JobOperand> parts;
     std::vector<DType> dtypes;
     for (const py::handle& item : operands) {
@@ -264,7 +266,10 @@ std::unique_ptr<LastStage> last_stage(std::shared_ptr<Program> program, std::vec
     std::unique_ptr<LastStage> found(new LastStage{program, std::move(numbers), nullptr, target_named(target)});
     py::gil_scoped_release release;
     const os::IeeeMode ieee;
-    found->stages = std::make_unique<Stages>(*program, found->numbers, Extents::of(shape), dtypes, found->target);
+    Mixers mixers;
+    for (const auto& mixing : mixed) mixers.push_back(std::make_shared<const Mixer>(mixing, sources, found->target));
+    found->stages = std::make_unique<Stages>(*program, found->numbers, Extents::of(shape), dtypes, found->target,
+                                             std::move(mixers));
     Scratch scratch;
     std::vector<std::vector<uint8_t>> buffers(parts.size());
     std::vector<Computing> computing(parts.size());
@@ -502,7 +507,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
           py::arg("out_dtype"), py::arg("count"), py::arg("overflow") = 0, py::arg("threads") = 0,
           py::arg("target") = "", py::arg("shape") = std::vector<uint64_t>());
     m.def("last_stage", &last_stage, py::arg("program"), py::arg("constants"), py::arg("sources"), py::arg("operands"),
-          py::arg("shape"), py::arg("target") = "");
+          py::arg("shape"), py::arg("mixings") = py::tuple(), py::arg("target") = "");
     // Float32 of an operand that is not stored as it is, from element `first` on, as much as the buffer has room for.
     m.def(
         "compute_into",

@@ -8,15 +8,25 @@
 #include <optional>
 
 #include "encoding.h"
-#include "low_rank.h"
+#include "mixing.h"
+#include "view.h"
 
 namespace sds {
 
-// (kind, source, offset, count)
+// (element bytes, sizes, strides, elements left out) of a strided tensor.
+inline std::shared_ptr<View> make_view(const pybind11::handle& item) {
+    const auto part = pybind11::cast<pybind11::tuple>(item);
+    return std::make_shared<View>(part[0].cast<uint64_t>(), part[1].cast<std::vector<uint64_t>>(),
+                                  part[2].cast<std::vector<uint64_t>>(), part[3].cast<uint64_t>());
+}
+
+// (kind, source, offset, count, view or None)
 inline Companion make_companion(const pybind11::handle& item) {
     const auto part = pybind11::cast<pybind11::tuple>(item);
-    return {static_cast<Companion::Kind>(part[0].cast<int>()), part[1].cast<uint32_t>(), part[2].cast<uint64_t>(),
-            part[3].cast<uint64_t>()};
+    Companion made{static_cast<Companion::Kind>(part[0].cast<int>()), part[1].cast<uint32_t>(),
+                   part[2].cast<uint64_t>(), part[3].cast<uint64_t>()};
+    if (!part[4].is_none()) made.view = make_view(part[4]);
+    return made;
 }
 
 inline std::shared_ptr<const Encoding> make_encoding(const pybind11::handle& item) {
@@ -46,7 +56,7 @@ inline std::shared_ptr<const Encoding> make_encoding(const pybind11::handle& ite
     return std::make_shared<const Encoding>(made);
 }
 
-// (form, rows, columns, rank, inner, (part, …))
+// (form, rows, columns, rank, inner, (part, …), turned)
 inline Matrix make_matrix(const pybind11::handle& item) {
     const auto part = pybind11::cast<pybind11::tuple>(item);
     Matrix made{static_cast<Matrix::Form>(part[0].cast<int>()),
@@ -57,20 +67,44 @@ inline Matrix make_matrix(const pybind11::handle& item) {
                 {}};
     for (const pybind11::handle& each : pybind11::cast<pybind11::tuple>(part[5]))
         made.parts.push_back(make_companion(each));
+    made.turned = part[6].cast<bool>();
     return made;
 }
 
-// (kind, rows, columns, start, left, right or None)
+// (first row, rows, columns)
+inline Place make_place(const pybind11::handle& item) {
+    const auto [first, rows, columns] = item.cast<std::tuple<uint64_t, uint64_t, uint64_t>>();
+    return {first, rows, columns};
+}
+
+// (kind, rows, columns, place, start, left, right or None)
 inline std::shared_ptr<const LowRank> make_low_rank(const pybind11::handle& item) {
     const auto part = pybind11::cast<pybind11::tuple>(item);
     LowRank made{static_cast<LowRank::Kind>(part[0].cast<int>()),
                  part[1].cast<uint64_t>(),
                  part[2].cast<uint64_t>(),
-                 part[3].cast<uint64_t>(),
-                 make_matrix(part[4]),
+                 make_place(part[3]),
+                 part[4].cast<uint64_t>(),
+                 make_matrix(part[5]),
                  {}};
-    if (!part[5].is_none()) made.right = make_matrix(part[5]);
+    if (!part[6].is_none()) made.right = make_matrix(part[6]);
     return std::make_shared<const LowRank>(std::move(made));
+}
+
+// (kind, rows, columns, place, turned, size, limit, left, right or None)
+inline std::shared_ptr<const Mixing> make_mixing(const pybind11::handle& item) {
+    const auto part = pybind11::cast<pybind11::tuple>(item);
+    Mixing made{static_cast<Mixing::Kind>(part[0].cast<int>()),
+                part[1].cast<uint64_t>(),
+                part[2].cast<uint64_t>(),
+                make_place(part[3]),
+                part[4].cast<bool>(),
+                part[5].cast<uint64_t>(),
+                part[6].cast<double>(),
+                make_matrix(part[7]),
+                {}};
+    if (!part[8].is_none()) made.right = make_matrix(part[8]);
+    return std::make_shared<const Mixing>(std::move(made));
 }
 
 }  // namespace sds

@@ -50,6 +50,11 @@ inline Stage stage_from(const pybind11::handle& item) {
             stage.reductions.push_back(std::move(made));
             continue;
         }
+        if (kind == Reduce::mix) {
+            if (args.size() != 1) throw Error(Code::invalid, "unknown reduction");
+            stage.reductions.push_back({Reduce::mix, Along::each, ref_from(args[0]), {}, along});
+            continue;
+        }
         if (kind < 0 || kind >= Reduce::kCount || along < 0 || along >= static_cast<int>(Along::kCount) ||
             static_cast<int>(args.size()) != arity(static_cast<Reduce::Kind>(kind)))
             throw Error(Code::invalid, "unknown reduction");

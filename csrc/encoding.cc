@@ -7,6 +7,7 @@
 #include "error.h"
 #include "file.h"
 #include "targets.h"
+#include "view.h"
 
 namespace sds {
 
@@ -23,12 +24,18 @@ float e8m0(uint8_t code) {  // as comfy-kitchen reads it; OCP's definition has 2
 float number(Companion::Kind kind, const uint8_t* p) {
     uint16_t half;
     uint32_t word;
+    uint64_t wide;
     switch (kind) {
         case Companion::f32: std::memcpy(&word, p, 4); return bits_as<float>(word);
         case Companion::f16: std::memcpy(&half, p, 2); return F16::load(half);
         case Companion::bf16: std::memcpy(&half, p, 2); return BF16::load(half);
         case Companion::e4m3: return E4M3::load(*p);
         case Companion::e8m0: return e8m0(*p);
+        case Companion::e5m2: return E5M2::load(*p);
+        case Companion::f64: std::memcpy(&wide, p, 8); return static_cast<float>(bits_as<double>(wide));
+        case Companion::i16: std::memcpy(&half, p, 2); return static_cast<int16_t>(half);
+        case Companion::i32: std::memcpy(&word, p, 4); return static_cast<float>(static_cast<int32_t>(word));
+        case Companion::i64: std::memcpy(&wide, p, 8); return static_cast<float>(static_cast<int64_t>(wide));
         default: return *p;
     }
 }
@@ -81,12 +88,38 @@ const float* packed_values(Coding kind) {
     return kind == Coding::nf4 ? nf4 : kind == Coding::fp4 ? fp4 : kind == Coding::e2m1 ? e2m1 : i4;
 }
 
+uint64_t Companion::item() const {
+    switch (kind) {
+        case f64:
+        case i64: return 8;
+        case f32:
+        case i32: return 4;
+        case f16:
+        case bf16:
+        case i16: return 2;
+        default: return 1;
+    }
+}
+
+void Companion::check(const Source& from) const {
+    const bool fits = kind >= f32 && kind < kCount && count <= kMost &&
+                      (!view || (view->item() == item() && view->elements() == count));
+    const uint64_t reach = fits && view ? view->reach() : fits ? bytes() : 0;
+    if (!fits || offset > from.size() || reach > from.size() - offset)
+        throw Error(Code::invalid, "numbers beside codes or of an adapter lie outside their file");
+}
+
 std::vector<float> Companion::numbers(const std::vector<std::shared_ptr<Source>>& sources) const {
-    std::vector<uint8_t> stored(bytes());
-    sources[source]->read(stored.data(), stored.size(), offset);
+    const uint64_t size = item();
+    std::vector<uint8_t> stored(bytes() + (view ? 2 * size : 0));
+    const uint8_t* at = stored.data();
+    if (view) {
+        at = sources[source]->gather(*view, offset, 0, bytes(), stored.data());
+    } else {
+        sources[source]->read(stored.data(), stored.size(), offset);
+    }
     std::vector<float> found(count);
-    const uint64_t size = count ? bytes() / count : 1;
-    for (uint64_t i = 0; i < count; ++i) found[i] = number(kind, stored.data() + i * size);
+    for (uint64_t i = 0; i < count; ++i) found[i] = number(kind, at + i * size);
     return found;
 }
 
@@ -100,11 +133,8 @@ void Encoding::check(const std::vector<std::shared_ptr<Source>>& sources) const 
         refuse("an impossible encoded weight");
     if (is_packed(codes) && stored_columns % 2 != 0 && rows > 1) refuse("rows of packed codes fill whole bytes");
     const auto held = [&](const Companion& part, uint64_t least) {
-        if (part.kind < Companion::f32 || part.kind >= Companion::kCount || part.source >= sources.size() ||
-            part.count > kMost || part.count < least)
-            refuse("an encoded weight lacks scales");
-        const uint64_t size = sources[part.source]->size();
-        if (part.offset > size || part.bytes() > size - part.offset) refuse("scales lie past the end of a source");
+        if (part.source >= sources.size() || part.count < least) refuse("an encoded weight lacks scales");
+        part.check(*sources[part.source]);
     };
     const uint64_t grid_rows = (rows + block_rows - 1) / block_rows;
     held(scales, tiled ? (grid_rows + 127) / 128 * 128 * ((tile_columns() + 3) / 4 * 4) : grid_rows * grid_columns());

@@ -23,6 +23,7 @@
 namespace sds {
 
 class Source;
+class View;
 struct Target;
 
 enum class Coding : int { e4m3 = 0, e5m2, i8, nf4, fp4, e2m1, i4, kCount };
@@ -31,12 +32,15 @@ const float* packed_values(Coding codes);                             // of a pa
 
 // Numbers beside the codes: `count` of them from byte `offset` of a source on.
 struct Companion {
-    enum Kind : int { f32 = 0, f16, bf16, e4m3, e8m0, u8, kCount } kind;  // u8: looked up in a map
+    enum Kind : int { f32 = 0, f16, bf16, e4m3, e8m0, u8, f64, e5m2, i16, i32, i64, kCount } kind;  // u8: of a map too
     uint32_t source;
     uint64_t offset, count;
+    std::shared_ptr<const View> view = nullptr;  // of numbers that do not lie one behind the other
 
-    uint64_t bytes() const { return count * (kind == f32 ? 4 : kind == f16 || kind == bf16 ? 2 : 1); }
-    std::vector<float> numbers(const std::vector<std::shared_ptr<Source>>& sources) const;
+    uint64_t item() const;
+    uint64_t bytes() const { return count * item(); }
+    void check(const Source& from) const;  // throws `invalid` unless they lie within it
+    std::vector<float> numbers(const std::vector<std::shared_ptr<Source>>& sources) const;  // each rounded once
 };
 
 struct Encoding {

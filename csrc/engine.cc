@@ -347,8 +347,10 @@ void Run::do_stages(const Tile& tile, Buffers& buffers) {
     const Job& job = jobs_[tile.job];
     std::vector<DType> dtypes;
     for (const JobOperand& operand : job.operands) dtypes.push_back(operand.dtype());
+    Mixers mixers;
+    for (const auto& mixing : job.mixings) mixers.push_back(std::make_shared<const Mixer>(mixing, sources_, target_));
     for (const auto& numbers : job.numbers)
-        buffers.stages.emplace_back(*programs_[job.index], *numbers, job.extents, dtypes, target_);
+        buffers.stages.emplace_back(*programs_[job.index], *numbers, job.extents, dtypes, target_, mixers);
     for (size_t stage = 0; stage < programs_[job.index]->stages.size(); ++stage) {
         for (Stages& stages : buffers.stages) stages.begin(stage);
         for (bool ended = false; !ended && !stop_;) {

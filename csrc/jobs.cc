@@ -76,6 +76,13 @@ std::vector<Job> admitted(std::vector<Job> jobs, const std::vector<std::shared_p
             if (programs[job.index]->in_stages() && job.extents.count != job.elements())
                 refuse("a job of several stages needs the tensor's shape");
         }
+        for (const auto& mixing : job.mixings) {
+            try {
+                mixing->check(sources);
+            } catch (const Error& error) {
+                refuse(error.what());
+            }
+        }
         if (job.kind == Job::fill && job.index >= fills.size()) refuse("a job refers to a missing fill rule");
         if (job.kind != Job::copy && job.kind != Job::reduce && job.out_offset % job.element_bytes() != 0)
             refuse("an output tensor is misaligned");

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "file.h"
-#include "low_rank.h"
+#include "mixing.h"
 #include "stages.h"
 #include "targets.h"
 #include "view.h"
@@ -42,6 +42,8 @@ struct Job {
     std::vector<std::shared_ptr<const Numbers>> numbers = {};  // of an evaluation, for each output
     int32_t sum = -1;                                          // the summed range that it lies in
     Extents extents = {};                                      // of the tensor, where the program is in stages
+
+    std::vector<std::shared_ptr<const Mixing>> mixings = {};  // what its stages mix
 
     uint64_t read = 0;  // elements that its stages read, where they are not as many as it makes
 

@@ -19,8 +19,12 @@ std::vector<float> multiplied(const std::vector<float>& left, const std::vector<
     return out;
 }
 
+void require(bool holds) {
+    if (!holds) throw Error(Code::invalid, "an adapter's factors do not fit");
+}
+
 // [rows, columns] of a matrix that is stored as [columns, rows].
-std::vector<float> turned(const std::vector<float>& from, uint64_t rows, uint64_t columns) {
+std::vector<float> transposed(const std::vector<float>& from, uint64_t rows, uint64_t columns) {
     std::vector<float> out(rows * columns);
     for (uint64_t i = 0; i < rows; ++i) {
         for (uint64_t j = 0; j < columns; ++j) out[i * columns + j] = from[j * rows + i];
@@ -37,6 +41,19 @@ std::vector<float> in_panels(const std::vector<float>& from, uint64_t rows, uint
         const uint64_t width = std::min(kPanel, columns - begin);
         for (uint64_t i = 0; i < rows; ++i)
             std::copy_n(from.data() + i * columns + begin, width, out.data() + begin * rows + i * kPanel);
+    }
+    return out;
+}
+
+// Values at places of a matrix of zeros, one after the other.
+std::vector<float> scattered(const std::vector<float>& places, const std::vector<float>& values, uint64_t rows,
+                             uint64_t columns) {
+    std::vector<float> out(rows * columns);
+    const size_t count = values.size();
+    for (size_t i = 0; i < count; ++i) {
+        const float row = places[i], column = places[count + i];
+        require(row >= 0 && row < static_cast<float>(rows) && column >= 0 && column < static_cast<float>(columns));
+        out[static_cast<uint64_t>(row) * columns + static_cast<uint64_t>(column)] += values[i];
     }
     return out;
 }
@@ -63,30 +80,27 @@ std::vector<float> with_kernel(const std::vector<float>& core, const std::vector
 }  // namespace
 
 void Matrix::check(const std::vector<std::shared_ptr<Source>>& sources) const {
-    const auto require = [](bool holds) {
-        if (!holds) throw Error(Code::invalid, "an adapter's factors do not fit");
-    };
     require(form >= stored && form < kCount && rows && columns && rows <= kMost / columns);
-    static const size_t wanted[] = {1, 1, 2, 2, 3};
+    static const size_t wanted[] = {1, 2, 2, 3, 2};
     require(parts.size() == wanted[form]);
     for (const Companion& part : parts) {
-        require(part.kind >= Companion::f32 && part.kind <= Companion::bf16 && part.source < sources.size() &&
-                part.count <= kMost);
-        const uint64_t size = sources[part.source]->size();
-        require(part.offset <= size && part.bytes() <= size - part.offset);
+        require(part.source < sources.size() && part.count <= kMost);
+        part.check(*sources[part.source]);
     }
-    if (form == stored || form == transposed) {
+    if (form == stored) {
         require(parts[0].count == rows * columns);
     } else if (form == product) {
         require(rank && rank <= kMost && parts[0].count / rank == rows && parts[0].count % rank == 0 &&
                 parts[1].count / rank == columns && parts[1].count % rank == 0);
+    } else if (form == sparse) {
+        require(parts[0].count % 2 == 0 && parts[0].count / 2 == parts[1].count);
     } else {
         const bool turns = form == turned_product;
-        const uint64_t height = turns ? rank : rows;
+        const uint64_t high = turns ? rank : rows;
         const Companion &core = parts[turns ? 1 : 0], &right = parts[turns ? 2 : 1];
-        require(height && inner && height <= kMost && inner <= kMost / height && core.count);
-        require(core.count % (height * inner) == 0);
-        const uint64_t taps = core.count / (height * inner);
+        require(high && inner && high <= kMost && inner <= kMost / high && core.count);
+        require(core.count % (high * inner) == 0);
+        const uint64_t taps = core.count / (high * inner);
         require(columns % taps == 0 && right.count / inner == columns / taps && right.count % inner == 0);
         if (turns) require(parts[0].count / rank == rows && parts[0].count % rank == 0);
     }
@@ -95,32 +109,40 @@ void Matrix::check(const std::vector<std::shared_ptr<Source>>& sources) const {
 std::vector<float> Matrix::values(const std::vector<std::shared_ptr<Source>>& sources, const Target& target) const {
     std::vector<std::vector<float>> m;
     for (const Companion& part : parts) m.push_back(part.numbers(sources));
+    std::vector<float> made;
     switch (form) {
-        case transposed: return turned(m[0], rows, columns);
-        case product: return multiplied(m[0], m[1], rows, columns, rank, target);
-        case with_kernel: return sds::with_kernel(m[0], m[1], rows, inner, columns, target);
+        case product: made = multiplied(m[0], m[1], rows, columns, rank, target); break;
+        case with_kernel: made = sds::with_kernel(m[0], m[1], rows, inner, columns, target); break;
         case turned_product:
-            return multiplied(turned(m[0], rows, rank), sds::with_kernel(m[1], m[2], rank, inner, columns, target),
+            made = multiplied(transposed(m[0], rows, rank), sds::with_kernel(m[1], m[2], rank, inner, columns, target),
                               rows, columns, rank, target);
-        default: return m[0];
+            break;
+        case sparse: made = scattered(m[0], m[1], rows, columns); break;
+        default: made = std::move(m[0]);
     }
+    return turned ? transposed(made, columns, rows) : made;
+}
+
+void Place::check(uint64_t height, uint64_t width) const {
+    require(rows && columns && rows <= kMost / columns && first <= rows && height <= rows - first && width <= columns);
 }
 
 void LowRank::check(const std::vector<std::shared_ptr<Source>>& sources) const {
-    const auto require = [](bool holds) {
-        if (!holds) throw Error(Code::invalid, "an adapter's factors do not fit");
-    };
-    require(kind >= product && kind < kCount && rows && columns && rows <= kMost / columns && start <= rows * columns);
+    require(kind >= product && kind < kCount && rows && columns && rows <= kMost / columns);
+    place.check(rows, columns);
+    require(start <= place.rows * place.columns);
     left.check(sources);
     if (kind == product || kind == kronecker) right.check(sources);
+    const uint64_t height = left.height(), width = left.width();
     switch (kind) {
-        case product: require(left.rows == rows && left.columns == right.rows && right.columns == columns); break;
+        case product: require(height == rows && width == right.height() && right.width() == columns); break;
         case kronecker:
-            require(rows % right.rows == 0 && rows / right.rows == left.rows && columns % right.columns == 0 &&
-                    columns / right.columns == left.columns);
+            require(rows % right.height() == 0 && rows / right.height() == height && columns % right.width() == 0 &&
+                    columns / right.width() == width);
             break;
-        case by_row: require(left.rows == rows && left.columns == 1); break;
-        default: require(left.rows == 1 && columns % left.columns == 0);
+        case by_row: require(height == rows && width == 1); break;
+        case by_column: require(height == 1 && columns % width == 0); break;
+        default: require(height == rows && width == columns);
     }
 }
 
@@ -132,52 +154,62 @@ void Multiplier::prepare(const std::shared_ptr<const LowRank>& what,
     right_.clear();
     if (what->kind == LowRank::product || what->kind == LowRank::kronecker)
         right_ = what->right.values(sources, target);
-    if (what->kind == LowRank::product) right_ = in_panels(right_, what->right.rows, what->right.columns);
+    if (what->kind == LowRank::product) right_ = in_panels(right_, what->right.height(), what->right.width());
     what_ = what;
 }
 
+// The rest of a row of the tensor that has begun, whole rows, and the beginning of a last one.
 const float* Multiplier::make(const Target& target, uint64_t first, uint64_t count) {
-    const uint64_t from = what_->start + first;
     if (out_.size() < count) out_.resize(count);
-    if (what_->kind == LowRank::product) {
-        make_product(target, from, from + count);
-    } else {
-        uint64_t row = from / what_->columns, column = from % what_->columns;
-        for (uint64_t i = 0; i < count; ++i) {
-            out_[i] = element(row, column);
-            if (++column == what_->columns) {
-                column = 0;
-                ++row;
-            }
+    const LowRank& what = *what_;
+    const uint64_t stride = what.place.columns, top = what.place.first, bottom = top + what.rows;
+    float* out = out_.data();
+    uint64_t from = what.start + first;
+    const uint64_t to = from + count;
+    while (from < to) {
+        const uint64_t row = from / stride, begin = from % stride, end = std::min(stride, begin + (to - from));
+        uint64_t rows = begin == 0 && end == stride ? (to - from) / stride : 1;
+        if (row < top) {
+            rows = std::min(rows, top - row);
+        } else if (row < bottom) {
+            rows = std::min(rows, bottom - row);
         }
+        const bool made = row >= top && row < bottom;
+        const uint64_t last = made ? std::min(end, std::max(begin, what.columns)) : begin;
+        if (last > begin) make_block(target, row - top, rows, begin, last, out, stride);
+        for (uint64_t r = 0; r < rows && last < end; ++r)
+            std::fill(out + r * stride + (last - begin), out + r * stride + (end - begin), 0.0f);
+        from += rows * (end - begin);
+        out += rows * (end - begin);
     }
     return out_.data();
 }
 
-// The rest of a row that has begun, whole rows, and the beginning of a last one.
-void Multiplier::make_product(const Target& target, uint64_t from, uint64_t to) {
-    const uint64_t columns = what_->columns, rank = what_->left.columns;
-    float* out = out_.data();
-    while (from < to) {
-        const uint64_t row = from / columns, first = from % columns, last = std::min(columns, first + (to - from));
-        const uint64_t rows = first == 0 && last == columns ? (to - from) / columns : 1;
-        for (uint64_t column = first; column < last;) {
-            const uint64_t within = column % kPanel, width = std::min(last - column, kPanel - within);
-            target.product(left_.data() + row * rank, rank, right_.data() + (column - within) * rank + within, kPanel,
-                           rows, width, rank, out + (column - first), columns);
-            column += width;
+void Multiplier::make_block(const Target& target, uint64_t row, uint64_t rows, uint64_t first, uint64_t last,
+                            float* out, uint64_t stride) const {
+    if (what_->kind != LowRank::product) {
+        for (uint64_t r = 0; r < rows; ++r) {
+            for (uint64_t c = first; c < last; ++c) out[r * stride + (c - first)] = element(row + r, c);
         }
-        from += rows * (last - first);
-        out += rows * (last - first);
+        return;
+    }
+    const uint64_t rank = what_->left.width();
+    for (uint64_t column = first; column < last;) {
+        const uint64_t within = column % kPanel, width = std::min(last - column, kPanel - within);
+        target.product(left_.data() + row * rank, rank, right_.data() + (column - within) * rank + within, kPanel, rows,
+                       width, rank, out + (column - first), stride);
+        column += width;
     }
 }
 
 float Multiplier::element(uint64_t row, uint64_t column) const {
     const LowRank& what = *what_;
+    const uint64_t across = what.left.width();
     if (what.kind == LowRank::by_row) return left_[row];
-    if (what.kind == LowRank::by_column) return left_[column / (what.columns / what.left.columns)];
-    const uint64_t height = what.right.rows, width = what.right.columns;
-    return left_[row / height * what.left.columns + column / width] * right_[row % height * width + column % width];
+    if (what.kind == LowRank::matrix) return left_[row * across + column];
+    if (what.kind == LowRank::by_column) return left_[column / (what.columns / across)];
+    const uint64_t height = what.right.height(), width = what.right.width();
+    return left_[row / height * across + column / width] * right_[row % height * width + column % width];
 }
 
 }  // namespace sds

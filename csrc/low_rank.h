@@ -18,18 +18,29 @@ namespace sds {
 struct Matrix {
     enum Form : int {
         stored = 0,      // parts[0], row by row
-        transposed,      // of parts[0]
         product,         // parts: [rows, rank] · [rank, columns]
         with_kernel,     // parts: Σⱼ core[i, j, tap] · right[j, q] of a core [rows, inner, taps], right [inner, q]
         turned_product,  // parts: the transpose of [rank, rows], then that of a core [rank, inner, taps] and right
+        sparse,          // parts: rows and columns of some elements [2, n], their values [n]; equal places add up
         kCount
     } form;
-    uint64_t rows, columns;
-    uint64_t rank, inner;  // where the form has them
+    uint64_t rows, columns;  // of what the form makes
+    uint64_t rank, inner;    // where the form has them
     std::vector<Companion> parts;
+    bool turned = false;  // the matrix is the transpose of what the form makes
+
+    uint64_t height() const { return turned ? columns : rows; }
+    uint64_t width() const { return turned ? rows : columns; }
 
     void check(const std::vector<std::shared_ptr<Source>>& sources) const;
     std::vector<float> values(const std::vector<std::shared_ptr<Source>>& sources, const Target& target) const;
+};
+
+// Where a matrix lies in a tensor of `rows` × `columns`: in some rows from `first` on, and the first columns.
+struct Place {
+    uint64_t first, rows, columns;
+
+    void check(uint64_t height, uint64_t width) const;  // throws `invalid` unless a matrix of that size fits
 };
 
 struct LowRank {
@@ -38,13 +49,15 @@ struct LowRank {
         kronecker,    // left ⊗ right
         by_row,       // left [rows, 1]
         by_column,    // left [1, n], each for columns/n columns
+        matrix,       // left
         kCount
     } kind;
-    uint64_t rows, columns;
-    uint64_t start;  // elements left out in front
+    uint64_t rows, columns;  // of what is made
+    Place place;             // zeros lie around it
+    uint64_t start;          // elements of the tensor left out in front
     Matrix left, right;
 
-    uint64_t elements() const { return rows * columns - start; }
+    uint64_t elements() const { return place.rows * place.columns - start; }
 
     // Throws `invalid` unless the factors fit, and lie within their sources.
     void check(const std::vector<std::shared_ptr<Source>>& sources) const;
@@ -57,11 +70,13 @@ class Multiplier {
     void prepare(const std::shared_ptr<const LowRank>& what, const std::vector<std::shared_ptr<Source>>& sources,
                  const Target& target);
 
-    // `count` elements from element `first` on, row by row.
+    // `count` elements of the tensor from element `first` on, row by row.
     const float* make(const Target& target, uint64_t first, uint64_t count);
 
  private:
-    void make_product(const Target& target, uint64_t from, uint64_t to);
+    // `rows` rows, or columns `first` to `last` of one, to `out`, whose rows are `stride` elements apart.
+    void make_block(const Target& target, uint64_t row, uint64_t rows, uint64_t first, uint64_t last, float* out,
+                    uint64_t stride) const;
     float element(uint64_t row, uint64_t column) const;  // of the other kinds
 
     std::shared_ptr<const LowRank> what_;

@@ -58,15 +58,17 @@ struct Step {
 
 // What a reduction runs along: the whole tensor, its first axis (one value for each column), its last (for each row),
 // all but the first (for each output channel). As the axis of an index: the first, the last, the second.
-enum class Along : int { all = 0, first, last, channel, kCount, each = kCount };  // each: of `whole` only
+// inputs: all but the second axis, in the order of the elements. each: an element for each, of `whole` and `mix` only.
+enum class Along : int { all = 0, first, last, channel, inputs, kCount, each = kCount };
 
 struct Reduce {
     // kth is the k-th largest; top gives it, and the last index of its equals that belongs to the k largest (select.h).
     // length is the tensor's number of elements along an axis, or (all) of axes.
-    enum Kind : int { sum = 0, dot, minimum, maximum, count, kth, top, length, whole, kCount } kind;
+    // mix is all elements of an expression after a job's Mixing (mixing.h).
+    enum Kind : int { sum = 0, dot, minimum, maximum, count, kth, top, length, whole, mix, kCount } kind;
     Along along;
     Ref a, b;                    // as many as the kind has; of kth and top b is k, a constant or a value
-    int function = 0;            // of whole: which of the program's
+    int function = 0;            // of whole: which of the program's; of mix: which of the job's
     std::vector<Ref> args = {};  // of whole: expressions, then constants and values
     bool selects() const { return kind == kth || kind == top; }
 };

@@ -58,18 +58,22 @@ Accumulator::Accumulator(const Reduce& reduce, Extents extents, double k, int ke
     : kind(reduce.kind),
       along(reduce.along),
       line(extents.along(along)),
-      columns(along == Along::first && extents.count != 0 ? extents.count / extents.first : 1) {
+      columns(extents.count == 0       ? 1
+              : along == Along::first  ? extents.count / extents.first
+              : along == Along::inputs ? extents.second
+                                       : 1),
+      whole_row(extents.axes < 2 ? extents.count : extents.channel()) {
     const uint64_t lines = extents.count == 0 ? 1 : extents.count / line;
     if (kind == Reduce::count) {
         values.assign(lines, static_cast<double>(line));
         return;
     }
     if (kind == Reduce::length) {
-        const uint64_t lengths[] = {extents.axes, extents.first, extents.last, extents.second};
+        const uint64_t lengths[] = {extents.axes, extents.first, extents.last, extents.second, extents.second};
         values.assign(1, static_cast<double>(lengths[static_cast<int>(along)]));
         return;
     }
-    if (kind == Reduce::whole) return;
+    if (is_kept()) return;
     if (reduce.selects()) {
         selection = std::make_unique<Selection>(extents.count, k, key_bits, kind == Reduce::top);
         return;
@@ -122,9 +126,17 @@ void Accumulator::end_block(uint64_t in_line) {
 // ---- the stages
 
 Stages::Stages(const Program& program, const Numbers& numbers, Extents extents, const std::vector<DType>& dtypes,
-               const Target& target)
-    : program_(program), numbers_(numbers), extents_(extents), target_(target), wide_(program.wide) {
+               const Target& target, Mixers mixers)
+    : program_(program),
+      numbers_(numbers),
+      extents_(extents),
+      target_(target),
+      mixers_(std::move(mixers)),
+      wide_(program.wide) {
     for (DType dtype : dtypes) wide_ |= dtype == DType::f64;
+    for (const auto& mixer : mixers_) {
+        if (mixer->elements() != extents_.count) throw Error(Code::invalid, "a job mixes another tensor");
+    }
 }
 
 void Stages::begin(size_t stage) {
@@ -152,10 +164,11 @@ void Stages::begin(size_t stage) {
         for (size_t i = 0; i < arrays; ++i) reduce.args[i] = found[next++];
         steps_.reductions.push_back(reduce);
         accumulators_.emplace_back(reduce, extents_, k, wide_ ? 64 : 32);
-        if (reduce.kind != Reduce::whole) continue;
+        if (!accumulators_.back().is_kept()) continue;
         static std::recursive_mutex mutex;  // one tensor at a time, of all threads
         if (!whole_) whole_ = std::unique_lock<std::recursive_mutex>(mutex);
-        accumulators_.back().arrays.resize(arrays, WholeFunction::Bytes(extents_.count * (wide_ ? 8 : 4)));
+        accumulators_.back().arrays.resize(reduce.kind == Reduce::mix ? 1 : arrays,
+                                           WholeFunction::Bytes(extents_.count * (wide_ ? 8 : 4)));
     }
 }
 
@@ -189,6 +202,11 @@ bool Stages::end() {
             each.arrays = {};
             continue;
         }
+        if (each.kind == Reduce::mix) {
+            values_.push_back(mixed(steps_.reductions[i], std::move(each.arrays[0])));
+            each.arrays = {};
+            continue;
+        }
         if (!each.selection) {
             values_.push_back({std::move(each.values), each.kind == Reduce::length ? Along::all : each.along});
             continue;
@@ -199,6 +217,19 @@ bool Stages::end() {
     for (const ScalarStep& step : program_.stages[stage_].scalars) values_.push_back(evaluated(step));
     whole_ = {};
     return ended_ = true;
+}
+
+Stages::Value Stages::mixed(const Reduce& reduce, WholeFunction::Bytes elements) const {
+    const size_t which = static_cast<size_t>(reduce.function);
+    if (reduce.function < 0 || which >= mixers_.size())
+        throw Error(Code::invalid, "a job lacks what its program mixes");
+    Value made{{0}, Along::each, std::move(elements)};
+    if (wide_) {
+        mixers_[which]->mix(reinterpret_cast<double*>(made.elements.data()));
+    } else {
+        mixers_[which]->mix(reinterpret_cast<float*>(made.elements.data()));
+    }
+    return made;
 }
 
 size_t Stages::arrays_of(const Reduce& reduce) const {
@@ -263,7 +294,9 @@ Generated Stages::generated(Ref ref) const {
         }
         const uint64_t inner = value.along == Along::first  ? 1
                                : value.along == Along::last ? std::max<uint64_t>(1, extents_.last)
-                                                            : channel;
+                               : value.along == Along::inputs
+                                   ? std::max<uint64_t>(1, channel / std::max<uint64_t>(1, extents_.second))
+                                   : channel;
         return {Generated::numbers, inner, value.numbers.size(), value.numbers.data()};
     }
     const Made& made = program_.made[static_cast<size_t>(ref.index)];

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "generated.h"
+#include "mixing.h"
 #include "program.h"
 #include "select.h"
 #include "targets.h"
@@ -41,7 +42,13 @@ struct Extents {
     }
     uint64_t channel() const { return first ? count / first : 0; }  // elements of one
     uint64_t along(Along axis) const {                              // that a reduction adds up
-        return axis == Along::all ? count : axis == Along::first ? first : axis == Along::last ? last : channel();
+        switch (axis) {
+            case Along::all: return count;
+            case Along::first: return first;
+            case Along::last: return last;
+            case Along::inputs: return second ? count / second : 0;
+            default: return channel();
+        }
     }
 };
 
@@ -53,18 +60,21 @@ class Accumulator {
     const Reduce::Kind kind;
     const Along along;
     const uint64_t line;                      // elements that one value is made of
-    const uint64_t columns;                   // of values that are made side by side: along the first axis, else 1
+    const uint64_t columns;                   // of values that are made side by side: along first and inputs, else 1
     uint64_t position = 0;                    // elements so far: of the line, or along the first axis of the tensor
     std::vector<double> lanes, chunk, total;  // eight lanes, one and one for each column
     std::vector<double> values;
 
     std::unique_ptr<Selection> selection;  // of kth and top: any number of passes
 
+    bool is_kept() const { return kind == Reduce::whole || kind == Reduce::mix; }
     bool is_extreme() const { return kind == Reduce::minimum || kind == Reduce::maximum; }
     bool wants(size_t pass) const {
-        return selection ? !selection->done() : pass == 0 && (expressions(kind) > 0 || kind == Reduce::whole);
+        return selection ? !selection->done() : pass == 0 && (expressions(kind) > 0 || is_kept());
     }
-    std::vector<WholeFunction::Bytes> arrays;  // of whole: the elements of its expressions
+    std::vector<WholeFunction::Bytes> arrays;  // of whole and mix: the elements of their expressions
+    const uint64_t whole_row;                  // along inputs: elements of one of the tensor
+    std::vector<double> row;                   // and the terms of one, so far
     void advance(uint64_t elements);  // after what lies within a block (a row of the columns) has been added to `lanes`
     void add_block(double sum, uint64_t elements);  // a whole block of a line, or the last one
 
@@ -82,11 +92,13 @@ struct Elementwise {
     std::vector<Generated> generated;  // the further inputs
 };
 
+using Mixers = std::vector<std::shared_ptr<const Mixer>>;
+
 class Stages {
  public:
-    // Throws `invalid` unless the extents are those of a tensor.
+    // `mixers`: what the job's Mixings are, by their numbers. Throws `invalid` when they are of another tensor.
     Stages(const Program& program, const Numbers& numbers, Extents extents, const std::vector<DType>& dtypes,
-           const Target& target);
+           const Target& target, Mixers mixers = {});
 
     // For each stage: begin(), then the tensor's elements in order if it reads(), and end(), until that is true. A
     // stretch that is not the tensor's last is whole blocks.
@@ -126,6 +138,7 @@ class Stages {
     Value evaluated(const ScalarStep& step) const;
     size_t arrays_of(const Reduce& reduce) const;
     Value called(const Reduce& reduce, const std::vector<WholeFunction::Bytes>& arrays) const;
+    Value mixed(const Reduce& reduce, WholeFunction::Bytes elements) const;
     bool number(Ref ref, double& value) const;  // whether it is one
     Generated generated(Ref ref) const;         // a value of rows or columns, or what is made
 
@@ -133,6 +146,7 @@ class Stages {
     const Numbers& numbers_;
     const Extents extents_;
     const Target& target_;
+    const Mixers mixers_;
     bool wide_;
     size_t stage_ = 0, pass_ = 0;
     bool ended_ = false;

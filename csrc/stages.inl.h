@@ -73,6 +73,23 @@ void accumulate_columns(Accumulator& into, const T* x, const T* y, size_t n) {
     }
 }
 
+// Terms of whole rows, in the order of a kernel's places: as rows of a tensor whose columns are the inputs.
+template <class T>
+void accumulate_inputs(Accumulator& into, const T* x, const T* y, size_t n) {
+    const size_t inputs = static_cast<size_t>(into.columns), whole = static_cast<size_t>(into.whole_row),
+                 taps = whole / inputs;
+    std::vector<double> turned(whole);
+    for (size_t i = 0; i < n; ++i) {
+        into.row.push_back(y ? static_cast<double>(x[i]) * static_cast<double>(y[i]) : static_cast<double>(x[i]));
+        if (into.row.size() < whole) continue;
+        for (size_t c = 0; c < inputs; ++c) {
+            for (size_t t = 0; t < taps; ++t) turned[t * inputs + c] = into.row[c * taps + t];
+        }
+        into.row.clear();
+        accumulate_columns<double>(into, turned.data(), nullptr, whole);
+    }
+}
+
 template <class T>
 void accumulate_strips(const Program& program, const T* constants, const Operand* operands, size_t count,
                        const Reduce* reductions, Accumulator* into, size_t reduction_count, size_t pass,
@@ -83,9 +100,10 @@ void accumulate_strips(const Program& program, const T* constants, const Operand
         work.run(operands, first, n);
         for (size_t k = 0; k < reduction_count; ++k) {
             if (!into[k].wants(pass)) continue;
-            if (into[k].kind == Reduce::whole) {
+            if (into[k].is_kept()) {
                 for (size_t a = 0; a < into[k].arrays.size(); ++a)
-                    memcpy(into[k].arrays[a].data() + into[k].position * sizeof(T), work.at(reductions[k].args[a]),
+                    memcpy(into[k].arrays[a].data() + into[k].position * sizeof(T),
+                           work.at(into[k].kind == Reduce::mix ? reductions[k].a : reductions[k].args[a]),
                            n * sizeof(T));
                 into[k].position += n;
                 continue;
@@ -96,6 +114,8 @@ void accumulate_strips(const Program& program, const T* constants, const Operand
                 select_strip(*into[k].selection, x, n);
             } else if (into[k].along == Along::first) {
                 accumulate_columns(into[k], x, y, n);
+            } else if (into[k].along == Along::inputs) {
+                accumulate_inputs(into[k], x, y, n);
             } else {
                 accumulate_line(into[k], x, y, n);
             }

@@ -18,7 +18,7 @@ ROWS = {
     "inputs": "checkpoint encodings formats layouts interop adapters",
     "outline": "outline metadata ancestors",
     "engine": "engine file_hashes hashing",
-    "backends": "backends gpu adapted",
+    "backends": "backends gpu",
     "plan": "operands plan program functions definitions methods",
     "ground floor": "discovery dtypes errors files log report report.fitting report.progress report.warnings "
     "settings strict_json structure suggest",

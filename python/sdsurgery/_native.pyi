@@ -166,6 +166,7 @@ def last_stage(
     sources: Sequence[Source],
     operands: Sequence[tuple[object, ...]],
     shape: Sequence[int],
+    mixings: Sequence[tuple[object, ...]] = ...,
     target: str = "",
 ) -> LastStage: ...
 def crc32(data: bytes | bytearray | memoryview, crc: int = 0) -> int: ...

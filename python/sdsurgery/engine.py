@@ -297,22 +297,16 @@ def _prepare(
     chosen: backends.Backend, plan: Plan, sources: Sequence[Source], sink: Sink | None, options: Options, *,
     further: Sequence[Sink] = (),
 ) -> RunHandle:  # fmt: skip
-    """The backend's run of the plan; adapters' modules that are no operands of formulas are computed beside it."""
-    if plan.adapted:
-        from .operands.modules import expressed
-
-        plan, apart = expressed(plan, options.wide)
+    """The backend's run of the plan, after the checks of what no job reads from end to end."""
+    apart = tuple(check for check in plan.checks if not check.parts)
+    if apart:
         backends.damaged_of(replace_fields(plan, checks=apart), sources, options)
-    if plan.adapted:
-        from .adapted import AdaptedRun
-
-        return AdaptedRun(plan, sources, sink, options, lambda rest: chosen.prepare(rest, sources, sink, options))
+        plan = replace_fields(plan, checks=plan.checks[: -len(apart)])
     return chosen.prepare(plan, sources, sink, options, *((further,) if further else ()))
 
 
 def _described(chosen: backends.Backend, run: Any) -> dict[str, Any]:
-    inner = getattr(run, "example", run)
-    return {} if inner is None else chosen.describe(inner)
+    return chosen.describe(run)
 
 
 def _drive(run: RunHandle, plan: Plan, progress: Progress | None) -> None:

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from .dtypes import DType
 from .errors import InputRefused, SdsError, printable
 from .metadata import Metadata, placeholder_hashes
-from .plan import Check, Factor, Fill, Job, Module, Operand, Plan, Reduction, View
+from .operands.mixing import Mixing
+from .operands.modules import Factor, Module, adapted
+from .operands.view import View
+from .plan import Check, Fill, Job, Operand, Plan, Reduction
 from .program import Formula, Program, identity
 from .structure import NESTED, Structure
 
@@ -367,11 +370,8 @@ def _checks(sources: Sequence[Any], jobs: Sequence[Job]) -> tuple[Check, ...]:
             nbytes = part.dtype.nbytes(job.count) or 0
             if part.view is None and not part.computed and nbytes > reads.get((part.source, part.offset), (0,))[0]:
                 reads[part.source, part.offset] = (nbytes, (index, number))
-        for number, factor in enumerate(job.factors, len(job.operands)):
-            part, nbytes = factor.operand, factor.operand.dtype.nbytes(factor.elements) or 0
-            if part.view is None:
-                reads[part.source, part.offset] = (nbytes, (index, number))
-    checks = []
+    factors = {(part.source, part.offset) for job in jobs for part in job.factors}
+    checks, apart = [], []
     for source, record in records:
         at, parts = record.offset, []
         while (read := reads.get((source, at))) is not None and at < record.offset + record.nbytes:
@@ -380,7 +380,10 @@ def _checks(sources: Sequence[Any], jobs: Sequence[Job]) -> tuple[Check, ...]:
         if parts and at == record.offset + record.nbytes:
             assert record.crc32 is not None
             checks.append(Check(source, record.offset, record.nbytes, record.crc32, tuple(parts)))
-    return tuple(checks)
+        elif (source, record.offset) in factors:
+            assert record.crc32 is not None
+            apart.append(Check(source, record.offset, record.nbytes, record.crc32, ()))
+    return (*checks, *apart)
 
 
 def _jobs(
@@ -396,6 +399,14 @@ def _jobs(
             if segment.count == 0 or piece.name in aliases:
                 continue
             work = segment.formula
+            operands = tuple([_operand(first[region.source], region) for region in segment.operands])
+            mixings: tuple[Mixing, ...] = ()
+            if segment.modules and isinstance(work, Formula):
+                factors = [Factor(_operand(first[region.source], region), n) for region, n in segment.factors]
+                try:
+                    work, operands, mixings = adapted(work, operands, segment.modules, factors, _rows(piece, segment))
+                except InputRefused as error:
+                    raise error.of_tensor(piece.name) from None
             program, numbers = work if isinstance(work, Formula) else (work, ())
             if program is not last:  # nearly all have the one before's, and a program is slow to look up
                 last = program
@@ -403,12 +414,10 @@ def _jobs(
             at = offset + (piece.dtype.nbytes(segment.first) or 0)
             shape: tuple[int, ...] = ()
             if program is not None and isinstance(program, Program) and program.in_stages:
-                shape = _whole_shape(piece, segment)
-            operands = tuple([_operand(first[region.source], region) for region in segment.operands])
-            job = Job(number, piece.dtype, at, segment.count, operands, index, numbers, shape, read=segment.elements)
-            if segment.modules:
-                parts = [Factor(_operand(first[region.source], region), n) for region, n in segment.factors]
-                job = job._replace(modules=segment.modules, factors=tuple(parts))
+                shape = _whole_shape(piece, segment, program)
+            job = Job(
+                number, piece.dtype, at, segment.count, operands, index, numbers, shape, mixings, segment.elements
+            )
             jobs.append(job)
     return tuple(jobs), tuple(programs)
 
@@ -437,20 +446,24 @@ WHOLE_MEMORY = 1 << 30
 """Bytes, at most, of one tensor's arguments and results of functions of whole tensors (``functions.whole``)."""
 
 
-def _whole_shape(piece: Piece, segment: Segment) -> tuple[int, ...]:
+def _rows(piece: Piece, segment: Segment) -> tuple[int, ...]:
+    """The shape of the rows of a tensor that a segment makes."""
+    return (segment.count // math.prod(piece.shape[1:]), *piece.shape[1:]) if piece.shape else ()
+
+
+def _whole_shape(piece: Piece, segment: Segment, program: Program) -> tuple[int, ...]:
     """The shape of a tensor whose formula reduces it. InputRefused for a part of a tensor."""
     if segment.elements:
         return segment.shape or (segment.elements,)
-    if segment.first or segment.count != math.prod(piece.shape):
+    if not segment.modules and (segment.first or segment.count != math.prod(piece.shape)):
         raise InputRefused(
             "this method needs the whole tensor, and only some of its channels are merged here",
             code="unusable_tensor",
             tensor=piece.name,
         ).of_tensor(piece.name)
-    work = segment.formula
-    if isinstance(work, Formula) and work.program.functions:
+    if program.whole_arrays:
         wide = any(part.dtype.name == "F64" for part in segment.operands)
-        needed = work.program.whole_arrays * segment.count * (8 if wide else 4)
+        needed = program.whole_arrays * segment.count * (8 if wide else 4)
         if needed > WHOLE_MEMORY:
             raise InputRefused(
                 f"this method needs {needed >> 20} MB of memory for this tensor, more than {WHOLE_MEMORY >> 20} MB; "
@@ -458,4 +471,4 @@ def _whole_shape(piece: Piece, segment: Segment) -> tuple[int, ...]:
                 code="unusable_tensor",
                 tensor=piece.name,
             ).of_tensor(piece.name)
-    return piece.shape
+    return _rows(piece, segment)

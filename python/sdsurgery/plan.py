@@ -11,18 +11,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .dtypes import DType
-from .operands.encoding import Encoding
-from .operands.low_rank import LowRank
+from .operands.encoding import Companion, Encoding
+from .operands.low_rank import LowRank, bytes_of
+from .operands.mixing import Mixing
+from .operands.view import View
 from .program import Program
-
-
-@dataclass(frozen=True)
-class View:
-    """How a tensor that is not contiguous lies in its storage: strides in elements. ``start`` elements are skipped."""
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    start: int = 0
 
 
 class Operand(NamedTuple):
@@ -58,44 +51,6 @@ class Operand(NamedTuple):
         return (self.dtype.nbytes(count) or 0) if made is None else made.stored_bytes
 
 
-class Factor(NamedTuple):
-    """A tensor that an adapter's module consists of: all its elements, row by row."""
-
-    operand: Operand
-    elements: int
-
-
-class Module(NamedTuple):
-    """What an adapter makes of a weight W: ``W + strength·(W₁ − W)``; ``definitions/products.py`` defines W₁ for every
-    ``kind``.
-
-    ``shape`` is W's. ``factors`` are (name in the formula, number in ``Job.factors``, shape). ``scale`` is alpha/rank,
-    ``constraint`` OFT's alpha. ``transposed``: the adapter's W is the transpose of the stored one. ``channels``, where
-    not 0: it changes only so many of the input channels, the first. ``on_input``: (IA)³'s vector is one of inputs.
-    W is the job's result, or (``input``) one of its operands before the program sees it; of these, the rows from
-    ``first`` on.
-    """
-
-    kind: str
-    shape: tuple[int, ...]
-    strength: float
-    factors: tuple[tuple[str, int, tuple[int, ...]], ...]
-    scale: float = 1.0
-    constraint: float = 0.0
-    transposed: bool = False
-    channels: int = 0
-    on_input: bool = False
-    input: int = -1
-    first: int = 0
-
-    @property
-    def seen(self) -> tuple[int, ...]:
-        """The shape of W as the adapter knows it."""
-        if self.transposed:
-            return tuple(reversed(self.shape))
-        return (self.shape[0], self.channels, *self.shape[2:]) if self.channels else self.shape
-
-
 @dataclass(frozen=True)
 class Fill:
     """Generated, normally distributed values: element i depends only on seed + i."""
@@ -115,9 +70,8 @@ class Job(NamedTuple):
     """One byte range of the output. ``program`` indexes ``Plan.programs`` (or is None for a copy of bytes) and
     ``numbers`` are its constants; ``count`` is in elements of ``dtype``, ``offset`` in bytes of the output; ``tensor``
     is the number of its tensor. ``shape`` is the tensor's, for a program that is evaluated in
-    stages: such a job makes a whole tensor. Its result goes through the adapters' ``modules``, one after the other,
-    before it is rounded. ``read``, where not 0: its stages read so many elements, and it makes ``count`` of what they
-    find."""
+    stages: such a job makes a whole tensor; ``mixings`` are what they mix of it. ``read``, where not 0: its stages read
+    so many elements, and it makes ``count`` of what they find."""
 
     program: int | None
     dtype: DType
@@ -127,8 +81,7 @@ class Job(NamedTuple):
     tensor: int
     numbers: tuple[float, ...] = ()
     shape: tuple[int, ...] = ()
-    modules: tuple[Module, ...] = ()
-    factors: tuple[Factor, ...] = ()
+    mixings: tuple[Mixing, ...] = ()
     read: int = 0
 
     @property
@@ -140,11 +93,17 @@ class Job(NamedTuple):
     def nbytes(self) -> int:
         return self.dtype.nbytes(self.count) or 0
 
+    @property
+    def factors(self) -> list[Companion]:
+        """Of adapters: what its operands and mixings are computed from."""
+        made = [operand.low_rank.factors for operand in self.operands if operand.low_rank is not None]
+        return [part for factors in (*made, *(mixing.factors for mixing in self.mixings)) for part in factors]
+
 
 @dataclass(frozen=True)
 class Check:
     """A stretch of a source whose CRC-32 is known and whose bytes the ``parts`` (job, operand) read, one after the
-    other and all of them."""
+    other and all of them. Without parts nothing of a plan reads it from end to end: what adapters' factors lie in."""
 
     source: int
     offset: int
@@ -180,15 +139,10 @@ class Plan:
     checks: tuple[Check, ...] = ()
     further: tuple[Version, ...] = ()
 
-    @property
-    def adapted(self) -> bool:
-        """Whether some job goes through adapters."""
-        return any(job.modules for job in self.jobs)
-
     def bytes_to_read(self) -> int:
         """Input bytes that the jobs will read; dropped tensors are never read."""
-        factors = sum([factor.elements * factor.operand.dtype.bits for job in self.jobs for factor in job.factors]) // 8
-        return factors + sum([part.stored_bytes(job.elements) for job in self.jobs for part in job.operands])
+        mixed = sum([bytes_of(mixing.factors) for job in self.jobs for mixing in job.mixings])
+        return mixed + sum([part.stored_bytes(job.elements) for job in self.jobs for part in job.operands])
 
 
 def together(plans: Sequence[Plan]) -> Plan | None:
@@ -199,7 +153,7 @@ def together(plans: Sequence[Plan]) -> Plan | None:
     for other in plans[1:]:
         shift = other.data_start - first.data_start
         alike = (other.files, other.programs, other.checks) == (first.files, first.programs, first.checks)
-        if not alike or first.sums or other.sums or len(other.jobs) != len(first.jobs) or first.adapted:
+        if not alike or first.sums or other.sums or len(other.jobs) != len(first.jobs):
             return None
         for job, same in zip(first.jobs, other.jobs, strict=True):
             if job._replace(offset=job.offset + shift, numbers=same.numbers) != same:

@@ -26,20 +26,32 @@ OPERATIONS = {name: code for code, name in enumerate(_NAMES.split())}
 # What an expression of reduced values may use besides; csrc/program.h has the same list.
 _FUNCTIONS = ("sin", "cos", "acos")
 SCALAR_FUNCTIONS = {name: len(OPERATIONS) + code for code, name in enumerate(_FUNCTIONS)}
-REDUCTIONS = {"sum": 0, "dot": 1, "minimum": 2, "maximum": 3, "count": 4, "kth": 5, "top": 6, "length": 7, "whole": 8}
+REDUCTIONS = {
+    "sum": 0,
+    "dot": 1,
+    "minimum": 2,
+    "maximum": 3,
+    "count": 4,
+    "kth": 5,
+    "top": 6,
+    "length": 7,
+    "whole": 8,
+    "mix": 9,
+}
 GENERATED = {"index": 0, "within": 1, "uniform": 2, "normal": 3}
 INPUT, CONSTANT, TEMP, VALUE, MADE = 0, 1, 2, 3, 4
-# What a reduction runs along: the whole tensor, its first axis, its last, all but the first. An index runs along the
-# first, the last or the second.
-ALL, FIRST, LAST, CHANNEL = 0, 1, 2, 3
+# What a reduction runs along: the whole tensor, its first axis, its last, all but the first, all but the second. An
+# index runs along the first, the last or the second.
+ALL, FIRST, LAST, CHANNEL, INPUTS = 0, 1, 2, 3, 4
 SECOND = CHANNEL
-EACH = 4  # one value for each element: what a function of whole tensors gives
+EACH = 5  # one value for each element: what a function of whole tensors gives
 
 Ref = tuple[int, int]
 Step = tuple[str, tuple[Ref, ...], int]
 Reduced = tuple[str, int, tuple[Ref, ...]]
 """A reduction of a stage: its name, what it runs along, the expressions that it reduces (of a selection also k). Of
-``whole`` the second is the number of the program's function, and numbers follow the expressions."""
+``whole`` the second is the number of the program's function, and numbers follow the expressions; of ``mix`` it is the
+number of the job's mixing."""
 
 Made = tuple[str, int, tuple[Ref, ...]]
 """An operand that no file holds (``csrc/generated.h``): its name, the axis of an index, constants and values."""
@@ -87,8 +99,9 @@ class Program:
 
     @property
     def whole_arrays(self) -> int:
-        """How many whole tensors are in memory, at most: the arguments and results of functions."""
-        return sum(arrays + 1 for arrays, _ in self.functions)
+        """How many whole tensors are in memory, at most: the arguments and results of functions, and what is mixed."""
+        mixed = sum(op == "mix" for stage in self.stages for op, *_ in stage.reductions)
+        return mixed + sum(arrays + 1 for arrays, _ in self.functions)
 
     @property
     def in_stages(self) -> bool:
@@ -106,7 +119,7 @@ class Program:
         number = 0
         for stage in self.stages:
             for op, along, _ in stage.reductions:
-                found |= {number} if op == "whole" or (along != ALL and op != "length") else set()
+                found |= {number} if op in ("whole", "mix") or (along != ALL and op != "length") else set()
                 number += 2 if op == "top" else 1
             for _, args in stage.scalars:
                 found |= {number} if any(kind == VALUE and index in found for kind, index in args) else set()
@@ -319,6 +332,10 @@ class Tracer:
             return Value(self, "whole", EACH, (*symbols, *given), axis=len(self.functions) - 1)
 
         return self.lift(self._once(("whole", function, *map(id, symbols), *map(self._same, given)), new))
+
+    def mix(self, item: Symbol, number: int) -> Symbol:
+        """A whole tensor after the job's mixing of that number."""
+        return self.lift(self._once(("mix", number), lambda: Value(self, "mix", EACH, (item,), axis=number)))
 
     def once(self, key: Any, item: Any) -> Any:
         """The first of several equal items."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ import adapter_golden as golden
 import numpy as np
 import pytest
 from sdsurgery.adapters import keys, kinds
-from sdsurgery.definitions.products import Effect
-from sdsurgery.plan import Module
+from sdsurgery.definitions.effects import changed
+from sdsurgery.operands.modules import Module
+
+Effect = Callable[[np.ndarray], np.ndarray]
 
 
 def effects(
@@ -40,7 +44,7 @@ def effects(
             constraint=alpha or 0.0, channels=channels, on_input=bool(values.get("on_input", 0)),
         )  # fmt: skip
         factors = {name: values[part].astype(np.float32).reshape(size) for name, part, size in fit.factors}
-        effect = Effect(module, factors, np.float32)
+        effect = functools.partial(changed, module, factors)
     bias = next((values[part] for part in kinds.OF_BIAS if part in values), None)
     if bias is not None:
         bias = np.float32(strength * (scale if "up_bias" in values else 1)) * bias.astype(np.float32)
@@ -65,7 +69,7 @@ def test_every_canonical_value_within_its_tolerance(adapters: Path) -> None:
         for strength, parts in case.adapters:
             effect, added = effects(parts, shape, strength, case.peft)
             if effect is not None:
-                weight = by_blocks(effect, weight)
+                weight = effect(weight)
             bias = bias if added is None or bias is None else bias + added
         close(stored(weight.reshape(shape), case.dtype), case.expected, case.tolerance, case.name)
         if case.expected_bias is not None:
@@ -73,15 +77,6 @@ def test_every_canonical_value_within_its_tolerance(adapters: Path) -> None:
             close(stored(bias, case.dtype), case.expected_bias, case.tolerance, case.name)
         count += 1
     assert count >= 150
-
-
-def by_blocks(effect: Effect, weight: np.ndarray) -> np.ndarray:
-    """The effect on as few rows at a time as it takes: the same bits as on all of them."""
-    step = min(effect.step, len(weight))
-    rows = [effect(weight[first : first + step], first) for first in range(0, len(weight), step)]
-    whole = effect(weight, 0)
-    assert np.array_equal(np.concatenate(rows), whole)
-    return whole
 
 
 def close(found: np.ndarray, expected: np.ndarray, tolerance: float, name: str) -> None:
@@ -92,16 +87,16 @@ def test_thirds_of_a_fused_projection(adapters: Path) -> None:
     held = golden.tensors(adapters / "golden" / "qkv.safetensors")
     fused = held["qkv/W"][1]
     for name, parts, thirds in (("", ("dora_scale",), "qkv"), (".dora", (), "qkv"), (".v_only", ("dora_scale",), "v")):
-        changed = fused.copy()
+        found = fused.copy()
         for at, third in enumerate("qkv"):
             prefix = f"qkv/in.{third}_proj/"
             given = {key.removeprefix(prefix): value for key, value in held.items() if key.startswith(prefix)}
             effect, _ = effects({key: value for key, value in given.items() if key not in parts}, (12, 12), 0.6, {})
             if third in thirds and effect is not None:
-                changed[12 * at : 12 * at + 12] = effect(fused[12 * at : 12 * at + 12], 0)
-        close(changed.astype(np.float64), held[f"qkv/s=0.6/canonical64{name}"][1], 3e-6, name)
+                found[12 * at : 12 * at + 12] = effect(fused[12 * at : 12 * at + 12])
+        close(found.astype(np.float64), held[f"qkv/s=0.6/canonical64{name}"][1], 3e-6, name)
         if thirds == "v":
-            assert np.array_equal(changed[:24], fused[:24])
+            assert np.array_equal(found[:24], fused[:24])
 
 
 @pytest.mark.parametrize("rank", [1, 2, 7])

@@ -11,8 +11,8 @@ from ..checkpoint import TensorInfo
 from ..errors import InputRefused, printable
 from ..layouts import Layout
 from ..layouts import names as layout_names
+from ..operands.modules import Module
 from ..outline import Region, operand
-from ..plan import Module
 from . import keys, names
 from .kinds import OF_BIAS, Fitted, fitted
 from .names import Place, Slot

@@ -1,6 +1,6 @@
 """The kinds of adapters, by the parts that a module has: their shapes, and the rank that alpha is divided by.
 
-``definitions/products.py`` has their formulas. A factor may be a matrix or a 1×1 convolution, so shapes are compared
+``definitions/effects.py`` has their formulas. A factor may be a matrix or a 1×1 convolution, so shapes are compared
 by their number of elements; every rule gives the shape in which the formula wants the factor.
 """
 
@@ -193,7 +193,7 @@ class Kind(NamedTuple):
 
     name: str
     title: str
-    formula: str  # the name of its formula in definitions/products.py
+    formula: str  # the name of its formula in definitions/effects.py
     sign: tuple[str, ...]
     others: tuple[str, ...]
     fit: Callable[[_Parts, Target], int | None]

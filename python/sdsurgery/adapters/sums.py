@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..definitions.products import Effect, product, with_kernel
+from ..definitions.effects import changed
+from ..definitions.products import product, with_kernel
 from ..errors import InputRefused, printable
-from ..plan import Module
+from ..operands.modules import Module
 from . import keys
 from .arrays import array
 from .kinds import Fitted, Kind, fitted
@@ -113,8 +114,8 @@ def term(adapter: Adapter, module: str, shape: Shape, strength: float) -> Term:
 
 def _dense(fit: Fitted, parts: dict[str, Array], shape: Shape, scale: float) -> Array:
     numbered = tuple((name, at, size) for at, (name, _, size) in enumerate(fit.factors))
-    effect = Effect(Module(fit.kind, shape, 1.0, numbered, scale), parts, np.float32)
-    return effect(np.zeros((shape[0], prod(shape[1:])), np.float32), 0)
+    zeros = np.zeros((shape[0], prod(shape[1:])), np.float32)
+    return changed(Module(fit.kind, shape, 1.0, numbered, scale), parts, zeros)
 
 
 def _none(parts: dict[str, Array], shape: Shape) -> tuple[Array, Array] | None:

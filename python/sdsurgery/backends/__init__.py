@@ -148,9 +148,8 @@ def damaged_of(plan: Plan, sources: Sequence[Source], options: Options) -> list[
             continue
         if options.refuse_damaged:
             path = printable(sources[check.source].path)
-            raise of_job(
-                check.parts[0][0], RunFailed(f"{path}: damaged: its bytes differ from their CRC-32", code="damaged")
-            )
+            error = RunFailed(f"{path}: damaged: its bytes differ from their CRC-32", code="damaged")
+            raise of_job(check.parts[0][0], error) if check.parts else error
         damaged.append(index)
     return damaged
 

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from ..dtypes import DType
+from ..operands import low_rank, mixing
 from ..operands.encoding import CODINGS, Companion, Encoding
-from ..operands.low_rank import FORMS, KINDS, LowRank, Matrix
+from ..operands.low_rank import LowRank, Matrix
+from ..operands.mixing import Mixing
+from ..operands.view import View
 from ..plan import Fill, Job, Operand, Plan, Reduction
 from ..program import GENERATED, OPERATIONS, REDUCTIONS, SCALAR_FUNCTIONS, Formula, Program, Stage, Step
 from . import Backend, Options
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
 IO_MODES = ("auto", "pread", "mmap", "direct")
 OVERFLOW = {"default": 0, "inf": 1, "saturate": 2, "error": 0}
-COMPANIONS = ("F32", "F16", "BF16", "F8_E4M3", "F8_E8M0", "U8")
+COMPANIONS = ("F32", "F16", "BF16", "F8_E4M3", "F8_E8M0", "U8", "F64", "F8_E5M2", "I16", "I32", "I64")
 _COPY, _EVALUATE, _FILL, _REDUCE = 0, 1, 2, 3
 
 
@@ -98,22 +101,31 @@ def _native_job(job: Job, place: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
         return (_COPY, 0, 0, offset, job.nbytes, parts, (), shape, 0)
     kind, index = place[number]
     parts = tuple([_native_operand(code_of(operand.dtype), operand) for operand in operands])
-    return (kind, index, 0 if kind == _REDUCE else code_of(dtype), offset, count, parts, numbers, shape, job.read)
+    mixings = tuple(map(_native_mixing, job.mixings))
+    out = 0 if kind == _REDUCE else code_of(dtype)
+    return (kind, index, out, offset, count, parts, numbers, shape, job.read, mixings)
 
 
 def _native_operand(code: int, operand: Operand) -> tuple[Any, ...]:
-    source, dtype, offset, view, encoding, low_rank = operand
+    source, dtype, offset, view, encoding, made = operand
     if encoding is not None:
         return (source, code, offset, None, (0, _native_encoding(encoding)))
-    if low_rank is not None:
-        return (source, code, offset, None, (1, _native_low_rank(low_rank)))
+    if made is not None:
+        return (source, code, offset, None, (1, _native_low_rank(made)))
     if view is None:
         return (source, code, offset)
-    return (source, code, offset, (dtype.itemsize, view.shape, view.strides, view.start))
+    return (source, code, offset, _native_view(view, dtype))
+
+
+def _native_view(view: View | None, dtype: DType) -> tuple[Any, ...] | None:
+    return None if view is None else (dtype.itemsize, view.shape, view.strides, view.start)
 
 
 def _native_numbers(part: Companion | None) -> tuple[Any, ...] | None:
-    return None if part is None else (COMPANIONS.index(part.dtype.name), part.source, part.offset, part.count)
+    if part is None:
+        return None
+    kind = COMPANIONS.index(part.dtype.name)
+    return (kind, part.source, part.offset, part.count, _native_view(part.view, part.dtype))
 
 
 def _native_encoding(encoding: Encoding) -> tuple[Any, ...]:
@@ -126,12 +138,31 @@ def _native_encoding(encoding: Encoding) -> tuple[Any, ...]:
 
 
 def _native_low_rank(made: LowRank) -> tuple[Any, ...]:
-    def matrix(given: Matrix) -> tuple[Any, ...]:
-        parts = tuple(_native_numbers(part) for part in given.parts)
-        return (FORMS.index(given.form), given.rows, given.columns, given.rank, given.inner, parts)
+    kind = low_rank.KINDS.index(made.kind)
+    return (
+        kind,
+        made.rows,
+        made.columns,
+        made.place,
+        made.start,
+        _native_matrix(made.left),
+        _native_matrix(made.right),
+    )
 
-    right = None if made.right is None else matrix(made.right)
-    return (KINDS.index(made.kind), made.rows, made.columns, made.start, matrix(made.left), right)
+
+def _native_matrix(given: Matrix | None) -> tuple[Any, ...] | None:
+    if given is None:
+        return None
+    parts = tuple(_native_numbers(part) for part in given.parts)
+    form = low_rank.FORMS.index(given.form)
+    return (form, given.rows, given.columns, given.rank, given.inner, parts, given.turned)
+
+
+def _native_mixing(made: Mixing) -> tuple[Any, ...]:
+    return (
+        mixing.KINDS.index(made.kind), made.rows, made.columns, made.place, made.turned, made.size, made.limit,
+        _native_matrix(made.left), _native_matrix(made.right),
+    )  # fmt: skip
 
 
 def compute_into(operand: Operand, sources: Sequence[Source], first: int, buffer: Any) -> None:
@@ -159,7 +190,8 @@ class LastStage:
 def last_stage(job: Job, program: Program, sources: Sequence[Source], wide: bool) -> LastStage:
     """Run a job's stages in the native engine."""
     operands = [_native_operand(code_of(operand.dtype), operand) for operand in job.operands]
-    found = _native.last_stage(native_program(program, wide), job.numbers, list(sources), operands, job.shape)
+    mixings = [_native_mixing(each) for each in job.mixings]
+    found = _native.last_stage(native_program(program, wide), job.numbers, list(sources), operands, job.shape, mixings)
     names = list(OPERATIONS)
     steps = tuple((names[op], args, to) for op, args, to in found.steps)
     further, constants = len(program.further()), tuple(found.constants)

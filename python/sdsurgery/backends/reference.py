@@ -197,7 +197,13 @@ def _looked_up(
     return look_up
 
 
-def stage_values(formula: Formula, inputs: Sequence[np.ndarray], shape: tuple[int, ...]) -> list[Value]:
+Mix = Callable[[int, np.ndarray], np.ndarray]
+"""(number of a job's mixing, a whole tensor, flat) -> the tensor, mixed."""
+
+
+def stage_values(
+    formula: Formula, inputs: Sequence[np.ndarray], shape: tuple[int, ...], mix: Mix | None = None
+) -> list[Value]:
     """What the stages find in a whole tensor: ``inputs`` are its elements, widened and flat."""
     program, numbers = formula
     values: list[Value] = []
@@ -210,6 +216,10 @@ def stage_values(formula: Formula, inputs: Sequence[np.ndarray], shape: tuple[in
             for op, along, refs in stage.reductions:
                 if op == "length":
                     values.append(Value(length(np.empty(shape), along).values.reshape(1), ALL))
+                    continue
+                if op == "mix":
+                    assert mix is not None
+                    values.append(Value(mix(along, np.asarray(look_up(refs[0]))).astype(np.float64), EACH))
                     continue
                 if op == "whole":
                     arrays, function = program.functions[along]
@@ -409,6 +419,11 @@ class ReferenceRun:
         assert made is not None
         return self._weights[operand][made.start + first :][:count]
 
+    def _mixed(self, job: Job, number: int, tensor: np.ndarray) -> np.ndarray:
+        from ..definitions.mixing import mixed
+
+        return np.asarray(mixed(job.mixings[number], tensor, self._numbers))
+
     def _all_of(self, operand: Operand) -> np.ndarray:
         if operand.low_rank is not None:
             from ..definitions.products import computed
@@ -419,7 +434,8 @@ class ReferenceRun:
         return decoded(operand.encoding, codes, self._numbers)
 
     def _numbers(self, companion: Companion) -> np.ndarray:
-        data = self.sources[companion.source].read(companion.offset, companion.dtype.nbytes(companion.count) or 0)
+        operand = Operand(companion.source, companion.dtype, companion.offset, companion.view)
+        data = self._elements(operand, 0, companion.count)
         if companion.dtype.name == "F8_E8M0":
             return e8m0(np.frombuffer(data, np.uint8))
         stored = np.frombuffer(data, _STORAGE[companion.dtype])
@@ -437,7 +453,8 @@ class ReferenceRun:
         if self._values[0] != index:
             wide = self.options.wide or any(operand.dtype is F64 for operand in job.operands)
             inputs = [widen(stored, dtype, wide) for stored, dtype in self.inputs(job, 0, job.elements)]
-            self._values = (index, stage_values(Formula(program, job.numbers), inputs, job.shape))
+            mix = functools.partial(self._mixed, job)
+            self._values = (index, stage_values(Formula(program, job.numbers), inputs, job.shape, mix))
             if self.sink is None:
                 self._kept[index] = [float(value.numbers[0]) for value in self._values[1] if value.along == ALL]
         return Beside(Formula(program, job.numbers), job.shape, self._values[1], first, count)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..program import ALL, CHANNEL, EACH, FIRST, SECOND
+from ..program import ALL, CHANNEL, EACH, FIRST, INPUTS, SECOND
 from . import draws, elementary, scalars
 
 LANES, BLOCK, CHUNK = 8, 1024, 1 << 18  # of elements; csrc/reduce.h has the same numbers
@@ -61,6 +61,8 @@ def lines_of(x: np.ndarray, along: int) -> np.ndarray:
         return x.reshape(x.shape[0], math.prod(x.shape[1:])).T
     if along == CHANNEL:
         return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+    if along == INPUTS:
+        return np.moveaxis(x, 1, 0).reshape(x.shape[1], -1) if x.ndim > 1 else x.reshape(-1, 1)
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
@@ -81,6 +83,8 @@ def line_numbers(shape: tuple[int, ...], along: int, index: np.ndarray) -> np.nd
         return index * 0
     if along == FIRST:
         return index % math.prod(shape[1:])
+    if along == INPUTS:
+        return places(shape, SECOND, index)
     return index // (math.prod(shape[1:]) if along == CHANNEL else shape[-1])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..dtypes import DType
+from .view import View
 
 if TYPE_CHECKING:
     from ..checkpoint import TensorInfo
@@ -20,12 +21,13 @@ PACKED = frozenset(("nf4", "fp4", "e2m1", "i4"))
 
 class Companion(NamedTuple):
     """``count`` numbers beside the codes, from byte ``offset`` on: of the checkpoint's file number ``source``, in a
-    Plan of its source. A U8 companion of scales is looked up in a map."""
+    Plan of its source; of a ``view`` its elements. A U8 companion of scales is looked up in a map."""
 
     source: int
     dtype: DType
     offset: int
     count: int  # type: ignore[assignment]
+    view: View | None = None
 
 
 class Encoding(NamedTuple):

@@ -1,139 +1,221 @@
 """Adapters' modules as operands and steps of a job's formula, so that any backend computes them in its loop.
 
 ``W + n·Δ`` is two steps more, with Δ an operand that is computed from the factors (``low_rank.py``); the norms of DoRA
-are a stage. The values are those of ``definitions/products.py``, operation by operation. What rotates, what changes
-an input of the formula, and what changes some rows or columns only, stays a module, which ``adapted.py`` computes.
+are a stage, and so is what mixes rows or inputs (``mixing.py``). The values are those of ``definitions/effects.py``,
+operation by operation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import NamedTuple
 
-from ..definitions.products import NEAR_ZERO
-from ..dtypes import BF16, F16, F32, F64
-from ..plan import Check, Factor, Fill, Job, Module, Operand, Plan, Reduction
-from ..program import CHANNEL, CONSTANT, FIRST, INPUT, TEMP, VALUE, Formula, Program, Ref, Stage, Step, identity
+from ..dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64
+from ..errors import InputRefused
+from ..plan import Operand
+from ..program import CHANNEL, FIRST, INPUTS, SECOND, Formula, Scalar, Symbol, Tracer, linearised
 from .encoding import Companion
-from .low_rank import LowRank, Matrix
+from .low_rank import LowRank, Matrix, Place
+from .mixing import Mixing
+from .replay import replayed
 
-_MOST_OPERANDS = 48  # of a job: the engine takes 512
-
-
-class _Inexpressible(Exception):
-    """A module that is more than operands and steps."""
-
-
-class Expressed(NamedTuple):
-    """A plan, and the checks of it that are about factors: nobody reads those from end to end any more."""
-
-    plan: Plan
-    checks: tuple[Check, ...]
+NEAR_ZERO = 2.0**-23  # what peft and LyCORIS add to a norm before they divide by it
+_MOST_OPERANDS = 500  # of a job: the engine takes 512, of which some are values of rows and columns
 
 
-def expressed(plan: Plan, wide: bool) -> Expressed:
-    """The plan with its modules as operands where that can be. ``wide``: it is computed in float64."""
-    programs: dict[Program | Fill | Reduction, int] = {program: at for at, program in enumerate(plan.programs)}
-    jobs = []
-    changed = set()
-    for index, job in enumerate(plan.jobs):
-        program = None if job.program is None else plan.programs[job.program]
-        made = None if wide or not job.modules else _with_modules(job, program)
-        if made is None:
-            jobs.append(job)
-            continue
-        formula, operands = made
-        number = programs.setdefault(formula.program, len(programs))
-        shape = job.modules[0].shape if formula.program.in_stages else ()
-        plain = job._replace(
-            program=number, numbers=formula.numbers, operands=operands, shape=shape, modules=(), factors=()
-        )
-        jobs.append(plain)
-        changed.add(index)
-    apart = [check for check in plan.checks if any(index in changed for index, _ in check.parts)]
-    kept = tuple(check for check in plan.checks if check not in apart)
-    return Expressed(replace(plan, programs=tuple(programs), jobs=tuple(jobs), checks=kept), tuple(apart))
+class Module(NamedTuple):
+    """What an adapter makes of a weight W: ``W + strength·(W₁ − W)``; ``definitions/effects.py`` defines W₁ for every
+    ``kind``.
+
+    ``shape`` is W's. ``factors`` are (name in the formula, number among the factors that come with it, shape).
+    ``scale`` is alpha/rank, ``constraint`` OFT's alpha. ``transposed``: the adapter's W is the transpose of the stored
+    one. ``channels``, where not 0: it changes only so many of the input channels, the first. ``on_input``: (IA)³'s
+    vector is one of inputs. W is the result of a formula, or (``input``) one of its operands; of these, the rows from
+    ``first`` on.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    strength: float
+    factors: tuple[tuple[str, int, tuple[int, ...]], ...]
+    scale: float = 1.0
+    constraint: float = 0.0
+    transposed: bool = False
+    channels: int = 0
+    on_input: bool = False
+    input: int = -1
+    first: int = 0
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """The shape of W as the adapter knows it."""
+        if self.transposed:
+            return tuple(reversed(self.shape))
+        return (self.shape[0], self.channels, *self.shape[2:]) if self.channels else self.shape
+
+    @property
+    def limit(self) -> float:
+        """Of the norm of OFT's skew-symmetric blocks; 0: none."""
+        return self.constraint * self.seen[0]
 
 
-class _Formula:
-    """A formula that grows: its operands, steps and numbers, and where its result is."""
+class Factor(NamedTuple):
+    """A tensor that a module consists of: all its elements, row by row."""
 
-    def __init__(self, formula: Formula, operands: tuple[Operand, ...]) -> None:
-        self.steps: list[Step] = list(formula.program.steps)
-        self.numbers = list(formula.numbers)
-        self.operands = list(operands)
-        self.result: Ref = formula.program.result
-        self.stages, self._made = list(formula.program.stages), formula.program.made
-        self._functions = formula.program.functions
-        self._values = formula.program.values
-        self._free = 1 + max((to for _, _, to in self.steps), default=-1)
-        self._spare = 0
+    operand: Operand
+    elements: int
 
-    def operand(self, operand: Operand) -> Ref:
+
+class Adapted(NamedTuple):
+    """A formula with what adapters make of its operands and its result, its operands, and what its stages mix."""
+
+    formula: Formula
+    operands: tuple[Operand, ...]
+    mixings: tuple[Mixing, ...]
+
+
+def adapted(
+    formula: Formula,
+    operands: Sequence[Operand],
+    modules: Sequence[Module],
+    factors: Sequence[Factor],
+    shape: tuple[int, ...],
+) -> Adapted:
+    """The formula of a tensor of that shape with its modules, one after the other. InputRefused for a factor whose
+    dtype is not computed with, and for more modules than a job takes."""
+    tracer = Tracer()
+    growing = _Growing(tracer, operands, factors, shape)
+    inputs = []
+    for at in range(len(operands)):
+        symbol = Symbol(tracer, "input", (at,))
+        for module in modules:
+            symbol = growing.through(symbol, module) if module.input == at else symbol
+        inputs.append(symbol)
+    result = replayed(formula, inputs, tracer)
+    for module in modules:
+        result = growing.through(result, module) if module.input < 0 else result
+    program = linearised(result, len(growing.operands), tracer)
+    numbers = tuple(each.value({}) if isinstance(each, Scalar) else each for each in tracer.constants)
+    return Adapted(Formula(program, numbers), tuple(growing.operands), tuple(growing.mixings))
+
+
+class _Growing:
+    """The operands and mixings of a formula that is traced."""
+
+    def __init__(
+        self, tracer: Tracer, operands: Sequence[Operand], factors: Sequence[Factor], shape: tuple[int, ...]
+    ) -> None:
+        self.tracer, self.operands, self.factors = tracer, list(operands), factors
+        self.rows, self.columns = (shape[0] if shape else 1), prod(shape[1:])
+        self.mixings: list[Mixing] = []
+
+    def through(self, weight: Symbol, module: Module) -> Symbol:
+        return _Step(self, weight, module).result()
+
+    def operand(self, operand: Operand) -> Symbol:
         self.operands.append(operand)
         if len(self.operands) > _MOST_OPERANDS:
-            raise _Inexpressible
-        return INPUT, len(self.operands) - 1
+            raise InputRefused(
+                "more adapters change this tensor than one run takes; bake some of them first", code="unusable_tensor"
+            )
+        return Symbol(self.tracer, "input", (len(self.operands) - 1,))
 
-    def step(self, op: str, a: Ref, b: Ref) -> Ref:
-        """An operation, into one of a few places that are used in turn: its result outlives the next ten."""
-        to = self._free + self._spare
-        self._spare = (self._spare + 1) % 12
-        self.steps.append((op, (a, b), to))
-        return TEMP, to
-
-    def add(self, number: float, delta: Ref) -> None:
-        """``result + number · delta``"""
-        self.result = self.step("add", self.result, self.step("mul", self.constant(number), delta))
-
-    def constant(self, number: float) -> Ref:
-        self.numbers.append(number)
-        return CONSTANT, len(self.numbers) - 1
-
-    def length(self, of: Ref, along: int) -> Ref:
-        """The Euclidean norm of each row or column, plus what keeps it from zero: a stage of its own."""
-        first, near_zero = self._values, self.constant(NEAR_ZERO)
-        scalars = (("sqrt", ((VALUE, first),)), ("add", ((VALUE, first + 1), near_zero)))
-        self.stages.append(Stage(tuple(self.steps), (("dot", along, (of, of)),), scalars))
-        self._values += 3
-        return VALUE, first + 2
-
-    def made(self) -> Formula:
-        program = Program(
-            len(self.operands), len(self.numbers), tuple(self.steps), self.result, tuple(self.stages), self._made,
-            functions=self._functions,
-        )  # fmt: skip
-        return Formula(program, tuple(self.numbers))
+    def number(self, value: float) -> Symbol:
+        """A constant of its own, so that a formula's shape does not depend on its numbers."""
+        return self.tracer.lift(Scalar(lambda: value))
 
 
-def _with_modules(
-    job: Job, program: Program | Fill | Reduction | None
-) -> tuple[Formula, tuple[Operand, ...]] | None:  # fmt: skip
-    """The job's formula and operands with its modules; None where one of them is more than that."""
-    if not isinstance(program, Program | None) or any(part.dtype is F64 for part in _parts(job)):
-        return None
-    growing = _Formula(identity() if program is None else Formula(program, job.numbers), job.operands)
-    try:
-        for module in job.modules:
-            make = _KINDS.get(module.kind)
-            parts = {name: _Part(job.factors[at], shape) for name, at, shape in module.factors}
-            if module.input >= 0 or module.first or prod(module.shape) != job.count:
-                return None  # it changes one of the inputs, or some rows
-            if make is None or module.transposed or module.channels or parts.keys() & _LEFT_TO_MODULES:
-                return None
-            _change(growing, module, make(growing, module, parts), parts)
-    except _Inexpressible:
-        return None
-    return growing.made(), tuple(growing.operands)
+class _Step:
+    """One module on one weight. Matrices are the adapter's, wherever they lie in the tensor."""
+
+    def __init__(self, growing: _Growing, weight: Symbol, module: Module) -> None:
+        self.growing, self.weight, self.module = growing, weight, module
+        self.apply = growing.tracer.apply
+        self.rows, self.columns = module.seen[0] if module.seen else 1, prod(module.seen[1:])
+        self.taps = prod(module.seen[2:])
+        self.parts = {name: _Part(growing.factors[at], shape) for name, at, shape in module.factors}
+        self.place = Place(module.first, growing.rows, growing.columns)
+
+    def result(self) -> Symbol:
+        module, kind = self.module, _KINDS[self.module.kind]
+        made = kind.make(self)
+        decomposed = self.parts.keys() & {"dora_in", "dora_out"}
+        if kind.additive and not decomposed:
+            made = self.sum(self.weight, module.strength * module.scale, made)
+        elif module.kind != "set":
+            if kind.additive:
+                made = self.sum(self.weight, module.scale, made)
+            if decomposed:
+                made = self.apply("mul", made, self.of_trained_length(made))
+            made = self.sum(self.weight, module.strength, self.apply("sub", made, self.weight))
+        inside = self.inside()
+        return made if inside is None else self.apply("where", inside, made, self.weight)
+
+    def sum(self, weight: Symbol, number: float, change: Symbol) -> Symbol:
+        return self.apply("add", weight, self.apply("mul", self.growing.number(number), change))
+
+    def inside(self) -> Symbol | None:
+        """1 for the elements that the module changes; None where it changes all."""
+        tracer, first, rows = self.growing.tracer, self.module.first, self.module.shape[0] if self.module.shape else 1
+        found = []
+        if first:
+            found.append(self.apply("ge", tracer.make("index", FIRST), float(first)))
+        if first + rows < self.growing.rows:
+            found.append(self.apply("lt", tracer.make("index", FIRST), float(first + rows)))
+        if self.module.channels:
+            found.append(self.apply("lt", tracer.make("index", SECOND), float(self.module.channels)))
+        inside = None
+        for each in found:
+            inside = each if inside is None else self.apply("mul", inside, each)
+        return inside
+
+    def of_trained_length(self, made: Symbol) -> Symbol:
+        """By what DoRA multiplies rows or inputs."""
+        tracer, inside = self.growing.tracer, self.inside()
+        per_row = "dora_out" in self.parts
+        part = self.parts["dora_out" if per_row else "dora_in"]
+        along = (CHANNEL if per_row else INPUTS) if not self.module.transposed else (FIRST if per_row else CHANNEL)
+        counted = made if inside is None else self.apply("where", inside, made, 0.0)
+        length = tracer.scalar("add", tracer.scalar("sqrt", tracer.reduce("dot", along, counted, counted)), NEAR_ZERO)
+        return self.apply("div", self.by_row(part) if per_row else self.by_input(part), length)
+
+    def computed(self, kind: str, left: Matrix, right: Matrix | None = None) -> Symbol:
+        """What is made of the adapter's matrices, where the tensor has it."""
+        rows, columns = self.rows, self.columns
+        if self.module.transposed:
+            rows, columns, kind = columns, rows, _TURNED.get(kind, kind)
+            left, right = left.transposed, None if right is None else right.transposed
+            if kind == "product" and right is not None:
+                left, right = right, left
+        made = LowRank(kind, rows, columns, self.place, left, right)
+        return self.growing.operand(Operand(0, F32, 0, low_rank=made))
+
+    def whole(self, name: str) -> Symbol:
+        """A factor that has the shape of the weight."""
+        part = self.parts[name]
+        plain = self.rows == self.growing.rows and self.columns == self.growing.columns and not self.module.transposed
+        if plain and part.factor.operand.dtype in (F32, F16, BF16):
+            return self.growing.operand(part.factor.operand)
+        return self.computed("matrix", Matrix("stored", self.rows, self.columns, (part.numbers(),)))
+
+    def by_row(self, part: _Part) -> Symbol:
+        return self.computed("by_row", Matrix("stored", self.rows, 1, (part.numbers(),)))
+
+    def by_input(self, part: _Part) -> Symbol:
+        return self.computed("by_column", Matrix("stored", 1, part.factor.elements, (part.numbers(),)))
+
+    def mixed(self, kind: str, size: int, left: Matrix, right: Matrix | None = None) -> Symbol:
+        """The whole weight, multiplied."""
+        mixing = Mixing(
+            kind, self.rows, self.columns, self.place, self.module.transposed, size, self.module.limit, left, right
+        )
+        self.growing.mixings.append(mixing)
+        return self.growing.tracer.mix(self.weight, len(self.growing.mixings) - 1)
 
 
-def _parts(job: Job) -> list[Operand]:
-    return [*job.operands, *(factor.operand for factor in job.factors)]
-
-
-_LEFT_TO_MODULES = {"bias_indices"}
+_TURNED = {"by_row": "by_column", "by_column": "by_row"}
+_STORED = (F32, F16, BF16, F64, F8_E4M3, F8_E5M2, *(BY_NAME[name] for name in ("I16", "I32", "I64")))
 
 
 class _Part(NamedTuple):
@@ -144,48 +226,16 @@ class _Part(NamedTuple):
 
     def numbers(self) -> Companion:
         operand = self.factor.operand
-        if operand.dtype not in (F32, F16, BF16) or operand.view is not None or operand.computed:
-            raise _Inexpressible
-        return Companion(operand.source, operand.dtype, operand.offset, self.factor.elements)
-
-    def whole(self, module: Module) -> Operand:
-        """A factor that has the shape of the weight."""
-        if self.factor.elements != prod(module.shape):
-            raise _Inexpressible
-        return self.factor.operand
+        if operand.dtype not in _STORED or operand.computed:
+            stored = "encoded" if operand.computed else operand.dtype.name
+            raise InputRefused(
+                f"an adapter's factor of this tensor is {stored}; convert the adapter to fp16 first",
+                code="unusable_tensor",
+            )
+        return Companion(operand.source, operand.dtype, operand.offset, self.factor.elements, operand.view)
 
     def matrix(self) -> Matrix:
         return Matrix("stored", self.shape[0], self.factor.elements // max(1, self.shape[0]), (self.numbers(),))
-
-    def turned(self) -> Matrix:
-        return Matrix("transposed", prod(self.shape[1:]), self.shape[0], (self.numbers(),))
-
-
-def _change(formula: _Formula, module: Module, delta: Ref, parts: dict[str, _Part]) -> None:
-    """What a module makes of the result so far, from its Δ (of ``set``: from the weight that it gives)."""
-    if module.kind == "set":
-        formula.result = delta
-    elif not parts.keys() & {"dora_in", "dora_out"}:
-        formula.add(module.strength * module.scale, delta)
-    else:
-        weight = formula.result
-        formula.add(module.scale, delta)
-        made = formula.step("mul", formula.result, _of_trained_length(formula, module, parts))
-        change = formula.step("sub", made, weight)
-        formula.result = formula.step("add", weight, formula.step("mul", formula.constant(module.strength), change))
-
-
-def _of_trained_length(formula: _Formula, module: Module, parts: dict[str, _Part]) -> Ref:
-    """By what DoRA multiplies rows or columns of the result."""
-    rows, columns = module.shape[0], prod(module.shape[1:])
-    if "dora_out" in parts:
-        along, scale = CHANNEL, _computed("by_row", module, Matrix("stored", rows, 1, (parts["dora_out"].numbers(),)))
-    else:
-        if columns != module.shape[1]:  # the inputs of a kernel are no axis that stages know
-            raise _Inexpressible
-        along = FIRST
-        scale = _computed("by_column", module, Matrix("stored", 1, columns, (parts["dora_in"].numbers(),)))
-    return formula.step("div", formula.operand(scale), formula.length(formula.result, along))
 
 
 def _with_kernel(core: _Part, right: _Part) -> Matrix:
@@ -194,27 +244,32 @@ def _with_kernel(core: _Part, right: _Part) -> Matrix:
     return Matrix("with_kernel", rank, columns, (core.numbers(), right.numbers()), inner=inner)
 
 
-def _computed(kind: str, module: Module, left: Matrix, right: Matrix | None = None) -> Operand:
-    made = LowRank(kind, module.shape[0], prod(module.shape[1:]), left, right)
-    return Operand(0, F32, 0, low_rank=made)
-
-
-def _lora(formula: _Formula, module: Module, parts: dict[str, _Part]) -> Ref:
+def _lora(step: _Step) -> Symbol:
+    parts = step.parts
     right = _with_kernel(parts["mid"], parts["down"]) if "mid" in parts else parts["down"].matrix()
-    delta = formula.operand(_computed("product", module, parts["up"].matrix(), right))
+    delta = step.computed("product", parts["up"].matrix(), right)
     if "bias" in parts:
-        delta = formula.step("add", delta, formula.operand(parts["bias"].whole(module)))
+        delta = step.apply("add", delta, step.whole("bias"))
+    if "bias_indices" in parts:
+        some = (parts["bias_indices"].numbers(), parts["bias_values"].numbers())
+        delta = step.apply("add", delta, step.computed("matrix", Matrix("sparse", step.rows, step.columns, some)))
     return delta
 
 
-def _loha(formula: _Formula, module: Module, parts: dict[str, _Part]) -> Ref:
+def _loha(step: _Step) -> Symbol:
     pair = []
     for number in (1, 2):
-        left, right = parts[f"hada_w{number}_a"], parts[f"hada_w{number}_b"]
-        core = parts.get(f"hada_t{number}")
-        factors = (left.matrix(), right.matrix()) if core is None else (left.turned(), _with_kernel(core, right))
-        pair.append(formula.operand(_computed("product", module, *factors)))
-    return formula.step("mul", *pair)
+        left, right = step.parts[f"hada_w{number}_a"], step.parts[f"hada_w{number}_b"]
+        core = step.parts.get(f"hada_t{number}")
+        if core is None:
+            pair.append(step.computed("product", left.matrix(), right.matrix()))
+        else:
+            pair.append(step.computed("product", left.matrix().transposed, _with_kernel(core, right)))
+    return step.apply("mul", *pair)
+
+
+def _lokr(step: _Step) -> Symbol:
+    return step.computed("kronecker", *(_kronecker_factor(step.parts, name) for name in ("lokr_w1", "lokr_w2")))
 
 
 def _kronecker_factor(parts: dict[str, _Part], name: str) -> Matrix:
@@ -232,35 +287,50 @@ def _kronecker_factor(parts: dict[str, _Part], name: str) -> Matrix:
     return Matrix("turned_product", prod(left.shape[1:]), columns, stored, rank=rank, inner=inner)
 
 
-def _lokr(formula: _Formula, module: Module, parts: dict[str, _Part]) -> Ref:
-    outer, inner = (_kronecker_factor(parts, name) for name in ("lokr_w1", "lokr_w2"))
-    return formula.operand(_computed("kronecker", module, outer, inner))
+def _glora(step: _Step) -> Symbol:
+    parts = step.parts
+    through = step.mixed("inputs", step.taps, parts["a1"].matrix(), parts["a2"].matrix())
+    right = _with_kernel(parts["bm"], parts["b2"]) if "bm" in parts else parts["b2"].matrix()
+    return step.apply("add", through, step.computed("product", parts["b1"].matrix(), right))
 
 
-def _full(formula: _Formula, module: Module, parts: dict[str, _Part]) -> Ref:
-    return formula.operand(parts["diff"].whole(module))
+def _full(step: _Step) -> Symbol:
+    return step.whole("diff")
 
 
-def _ia3(formula: _Formula, module: Module, parts: dict[str, _Part]) -> Ref:
-    vector = parts["weight"]
-    count = vector.factor.elements
-    if module.on_input:
-        left, kind = Matrix("stored", 1, count, (vector.numbers(),)), "by_column"
-    else:
-        left, kind = Matrix("stored", count, 1, (vector.numbers(),)), "by_row"
-    each = formula.operand(_computed(kind, module, left))
-    return formula.step("mul", formula.result, each)
+def _ia3(step: _Step) -> Symbol:
+    vector = step.parts["weight"]
+    return step.apply("mul", step.weight, step.by_input(vector) if step.module.on_input else step.by_row(vector))
 
 
-def _set(formula: _Formula, module: Module, parts: dict[str, _Part]) -> Ref:
-    return formula.operand(parts["set_weight"].whole(module))
+def _rotated(step: _Step) -> Symbol:
+    part = step.parts["oft_diag" if "oft_diag" in step.parts else "oft_blocks"]
+    kind = "butterfly" if step.module.kind == "boft" else "given" if "oft_diag" in step.parts else "rotation"
+    size = part.shape[-1]
+    blocks = Matrix("stored", part.factor.elements // max(1, size), size, (part.numbers(),))
+    made = step.mixed(kind, size, blocks)
+    return step.apply("mul", made, step.by_row(step.parts["rescale"])) if "rescale" in step.parts else made
 
 
-_KINDS: dict[str, Callable[[_Formula, Module, dict[str, _Part]], Ref]] = {
-    "lora": _lora,
-    "loha": _loha,
-    "lokr": _lokr,
-    "full": _full,
-    "ia3": _ia3,
-    "set": _set,
+def _set(step: _Step) -> Symbol:
+    return step.whole("set_weight")
+
+
+class _Kind(NamedTuple):
+    """``additive``: it makes Δ, not W₁."""
+
+    make: Callable[[_Step], Symbol]
+    additive: bool = True
+
+
+_KINDS = {
+    "lora": _Kind(_lora),
+    "loha": _Kind(_loha),
+    "lokr": _Kind(_lokr),
+    "glora": _Kind(_glora),
+    "full": _Kind(_full),
+    "ia3": _Kind(_ia3),
+    "oft": _Kind(_rotated, additive=False),
+    "boft": _Kind(_rotated, additive=False),
+    "set": _Kind(_set, additive=False),
 }

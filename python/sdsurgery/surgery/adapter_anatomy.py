@@ -150,7 +150,7 @@ def _strengths(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, float]:
     """How much each tensor of the base changes at strength 1, beside its own Frobenius norm."""
     import numpy as np
 
-    from ..definitions.products import Effect
+    from ..definitions.effects import changed
 
     layout = detect(checkpoint.tensors).layout
     found = applied(adapter, 0, checkpoint.tensors, layout, lora=Lora(adapter.path), path=checkpoint.path)
@@ -163,8 +163,8 @@ def _strengths(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, float]:
             parts = [values(adapter.checkpoint, *factor) for factor in change.factors]
             factors = {part: parts[at].reshape(shape) for part, at, shape in change.module.factors}
             rows = flat[change.first : change.first + change.count]
-            changed = Effect(change.module, factors, np.float32)(rows, 0)
-            total += float(np.sum((changed.astype(np.float64) - rows) ** 2))
+            after = changed(change.module, factors, rows)
+            total += float(np.sum((after.astype(np.float64) - rows) ** 2))
         norm = float(np.sqrt(np.sum(flat.astype(np.float64) ** 2)))
         strengths[name] = float(np.sqrt(total)) / norm if norm else float("inf")
     return strengths

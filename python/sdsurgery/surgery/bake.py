@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from ..adapters.apply import Change, Effects, Strength, effects
@@ -18,9 +20,9 @@ from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F16
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, detect
+from ..operands.modules import Module
 from ..outline import BAKED, Dropped, Outline, Piece, Region, Segment, operand, require_computable
-from ..plan import Module
-from ..program import identity
+from ..program import Formula, identity
 from ..settings import Settings
 from .common import Input, close_all, open_input, planned, run, single_metadata, single_piece, title_of
 from .outputs import require_free
@@ -180,31 +182,50 @@ def baked(info: TensorInfo, changes: Sequence[Change], settings: Settings) -> Pi
     them touches are copied."""
     require_computable(info)
     dtype = settings.dtype_of(info.shape) or (info.dtype if info.encoded is None else F16)
-    whole = operand(0, info)
-    row = info.elements // max(1, info.shape[0] if info.shape else 1)
-    rows = sorted({(change.first, change.count) for change in changes})
+    copied = dtype is info.dtype and not settings.watched and info.encoded is None
+    whole = Segment(None if copied else identity(), 0, info.elements, (operand(0, info),))
+    return changed(Piece(info.name, dtype, info.shape, BAKED, (whole,)), [(RESULT, change) for change in changes])
+
+
+RESULT = -1
+"""The place of a change that is made to the result of a formula, not to one of its operands."""
+
+
+def changed(piece: Piece, wanted: Sequence[tuple[int, Change]]) -> Piece:
+    """A piece of one segment after the changes, each of the operand at a place or of the ``RESULT``. The segment is cut
+    into the rows that they touch, unless its formula needs the whole tensor."""
+    (whole,) = piece.segments
+    formula = whole.formula or identity()
+    assert isinstance(formula, Formula)
+    rows = piece.shape[0] if piece.shape else 1
+    row = math.prod(piece.shape[1:])
+    parts = sorted({(change.first, change.count) for _, change in wanted})
+    apart = all(first + count <= after for (first, count), (after, _) in pairwise(parts))
+    if formula.program.in_stages or not apart:
+        return piece._replace(segments=(_changed(whole, formula, wanted, 0),))
     segments, at = [], 0
-    for first, count in [*rows, (info.shape[0] if info.shape else 1, 0)]:
+    for first, count in [*parts, (rows, 0)]:
         if first > at:
-            copied = dtype is info.dtype and not settings.watched and info.encoded is None
-            kept = None if copied else identity()
-            segments.append(Segment(kept, at * row, (first - at) * row, (whole.at(at * row),)))
+            segments.append(_rows_of(whole, at * row, (first - at) * row))
         if count:
-            own = [change for change in changes if (change.first, change.count) == (first, count)]
-            segments.append(_segment(own, first * row, count * row, whole.at(first * row)))
+            own = [(place, change) for place, change in wanted if (change.first, change.count) == (first, count)]
+            segments.append(_changed(_rows_of(whole, first * row, count * row), formula, own, first))
         at = first + count
-    return Piece(info.name, dtype, info.shape, BAKED, tuple(segments))
+    return piece._replace(segments=tuple(segments))
 
 
-def _segment(changes: Sequence[Change], first: int, count: int, region: Region) -> Segment:
+def _rows_of(whole: Segment, first: int, count: int) -> Segment:
+    return whole._replace(first=first, count=count, operands=tuple(part.at(first) for part in whole.operands))
+
+
+def _changed(segment: Segment, formula: Formula, wanted: Sequence[tuple[int, Change]], first_row: int) -> Segment:
     modules: list[Module] = []
     factors: list[tuple[Region, int]] = []
-    for change in changes:
-        start = len(factors)
-        own = tuple((name, start + at, shape) for name, at, shape in change.module.factors)
-        modules.append(change.module._replace(factors=own))
+    for place, change in wanted:
+        own = tuple((name, len(factors) + at, shape) for name, at, shape in change.module.factors)
+        modules.append(change.module._replace(factors=own, input=place, first=change.first - first_row))
         factors += change.factors
-    return Segment(identity(), first, count, (region,), tuple(modules), tuple(factors))
+    return segment._replace(formula=formula, modules=tuple(modules), factors=tuple(factors))
 
 
 def described(lora: Lora, adapter: Adapter, found: Effects) -> AdapterReport:

@@ -44,7 +44,7 @@ def check(
 def _changed(weight: Array, changes: Sequence[Change], adapters: Sequence[Adapter]) -> Array:
     import numpy as np
 
-    from ..definitions.products import Effect
+    from ..definitions.effects import changed
 
     flat = weight.astype(np.float32).reshape(len(weight) if weight.ndim else 1, -1)
     for change in changes:
@@ -52,7 +52,7 @@ def _changed(weight: Array, changes: Sequence[Change], adapters: Sequence[Adapte
         parts = [values(source, *factor) for factor in change.factors]
         factors = {part: parts[at].reshape(shape).astype(np.float32) for part, at, shape in change.module.factors}
         rows = slice(change.first, change.first + change.count)
-        flat[rows] = Effect(change.module, factors, np.float32)(flat[rows], 0)
+        flat[rows] = changed(change.module, factors, flat[rows])
     return flat.reshape(weight.shape)
 
 

@@ -24,7 +24,6 @@ from ..outline import rounded as rounded_piece
 from ..program import identity
 from ..settings import Settings
 from .across import known, require_plain
-from .adapted import RESULT, Adapters, Loras
 from .common import Input, close_all, merged_metadata, open_all, planned, run_all, title_of
 from .matching import Names, fronts, in_names_of, read_under, require_usable, without_unit_tail
 from .outputs import require_free
@@ -35,6 +34,7 @@ from .sanity import doubts
 from .swaps import Swap
 from .sweep import variants
 from .variants import is_swapped, is_variant, is_widened, merged_channels, takes_differences
+from .with_adapters import RESULT, Adapters, Loras
 
 if TYPE_CHECKING:
     from ..recipe import Composition  # a recipe is saved by this module, which only needs the composed value

@@ -12,13 +12,9 @@ from ..adapters.read import Adapter, open_adapter
 from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, printable
 from ..layouts import Layout
-from ..outline import BAKED, MERGED, Piece, Region
-from ..plan import Module
-from ..program import identity
+from ..outline import BAKED, MERGED, Piece
 from ..settings import Settings
-from .bake import AdapterReport, applied, by_tensor, described, notes_of
-
-RESULT = -1
+from .bake import RESULT, AdapterReport, applied, by_tensor, changed, described, notes_of
 
 Loras = Mapping[int, Sequence[Lora]]
 """Adapters by the number of the input that they are applied to; ``RESULT`` for the merge's result."""
@@ -98,14 +94,5 @@ def _adapted(piece: Piece, changes: Mapping[int, Mapping[str, Sequence[Change]]]
             code="unusable_tensor",
             tensor=piece.name,
         )
-    modules: list[Module] = []
-    factors: list[tuple[Region, int]] = []
-    for place, change in wanted:
-        own = tuple((name, len(factors) + at, shape) for name, at, shape in change.module.factors)
-        modules.append(change.module._replace(factors=own, input=place, first=change.first))
-        factors += change.factors
-    (segment,) = piece.segments
-    made = segment._replace(
-        formula=segment.formula or identity(), modules=tuple(modules), factors=tuple(factors)
-    )  # fmt: skip
-    return piece._replace(segments=(made,), action=piece.action if piece.action == MERGED else BAKED)
+    made = changed(piece, wanted)
+    return made._replace(action=piece.action if piece.action == MERGED else BAKED)
