@@ -52,7 +52,14 @@ def test_block_weights_share_one_program_and_each_job_has_its_numbers(outline: O
 def test_the_plan_s_module_knows_no_outline_no_checkpoint_and_no_layout() -> None:
     tree = ast.parse(Path(plan_module.__file__).read_text(encoding="utf-8"))
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level}
-    assert imported == {"dtypes", "encoding", "low_rank", "program"}
+    assert imported == {
+        "dtypes",
+        "operands.encoding",
+        "operands.low_rank",
+        "operands.mixing",
+        "operands.view",
+        "program",
+    }
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
