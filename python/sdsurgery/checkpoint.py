@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
@@ -78,6 +79,7 @@ class Contents:
 
 Framework = Literal["auto", "torch", "numpy"]
 
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")
 _CODES = {"I64": "q", "U64": "Q", "I32": "i", "U32": "I", "I16": "h", "U16": "H", "I8": "b", "U8": "B"}
 _CODES |= {"F64": "d", "F32": "f", "F16": "e"}
 """``struct``'s letters."""
@@ -304,6 +306,10 @@ def open_checkpoint(
                 if error.code == InputRefused.code:
                     error.code = "damaged"
                 raise error.within(printable(path), path=os.fspath(path)) from None
+            if (alone := _SHARD.search(os.path.basename(path))) is not None:
+                from .formats.strangers import shard
+
+                contents.notes.append(shard(os.fspath(path), int(alone[1]), int(alone[2])))
             opened = Checkpoint(path, source, contents, _open_files(contents) or [source])
             opened.framework = framework
             debug("opened %r", opened)

@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 import sdsurgery
+from cli_support import write_raw
 from sdsurgery.errors import InputRefused
 from torch_support import saved, torch
 
@@ -41,6 +42,17 @@ STRANGERS = {
     "JPEG": (b"\xff\xd8\xff\xe0" + bytes(300), "a JPEG picture"),
     "zeros": (bytes(5000), "only zeros"),
     "few zeros": (bytes(20), "only zeros"),
+    "page behind a comment": (b"<!-- saved from x -->\n<HTML>", "a web page"),
+    "error in UTF-16": ('{"error": "Unauthorized"}'.encode("utf-16"), "failed download"),
+    "YAML": (b"model:\n  target: ldm.models.diffusion.ddpm.LatentDiffusion\n", "a YAML text, a model's settings"),
+    "sound beside pictures": (b"RIFF\x10\0\0\0AVI LIST" + bytes(100), "a video"),
+    "video": (b"\0\0\0\x20ftypisom" + bytes(100), "a video"),
+    "PDF": (b"%PDF-1.4" + bytes(100), "a PDF document"),
+    "program": (b"MZ\x90\0" + bytes(300), "a program"),
+    "shortcut": (b"[InternetShortcut]\r\nURL=https://example.org/\r\n", "a shortcut to a web page"),
+    "torrent": (b"d8:announce35:udp://tracker" + bytes(100), "a torrent"),
+    "one byte": (b"\n", "1 byte is too short"),
+    "three bytes": (b"404", "3 bytes are too short"),
     "number": (b"12345678901.", "not a checkpoint of a known format"),
 }
 
@@ -69,3 +81,31 @@ def test_folders_are_named_with_the_file_to_give(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(InputRefused, match=r"in shards; give its index, .*model\.safetensors\.index\.json"):
         sdsurgery.open(tmp_path)
+
+
+def test_settings_name_the_weights_beside_them_and_folders_files_that_are_there(tmp_path):
+    (tmp_path / "unet").mkdir()
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    weights.write_bytes(b"x")
+    for name, text in (("model_index.json", '{"_class_name": "P"}'), ("unet/config.json", '{"_class_name": "U"}')):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputRefused) as caught:
+            sdsurgery.open(tmp_path / name)
+        assert f"such as {weights};" in str(caught.value)
+    with pytest.raises(InputRefused) as caught:
+        sdsurgery.open(tmp_path)
+    assert str(caught.value).endswith(f"such as {weights}")
+
+
+def test_a_shard_alone_is_named_with_its_index_and_one_that_is_missing_too(tmp_path):
+    first = write_raw(tmp_path / "model-00001-of-00002.safetensors", {"x": ("F32", [1], b"\0\0\x80?")})
+    (found,) = [note for note in sdsurgery.inspect(first).notes if getattr(note, "code", "") == "shard"]
+    assert "is shard 1 of 2 of a model; get all of them" in found
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(
+        '{"weight_map": {"x": "model-00001-of-00002.safetensors", "y": "model-00002-of-00002.safetensors"}}'
+    )
+    (found,) = sdsurgery.cast(first, dry_run=True).warnings
+    assert str(found).endswith(f"give {index} for the whole")
+    with pytest.raises(InputRefused, match=f"shard '{second}' is missing; download it"):
+        sdsurgery.open(index)

@@ -66,7 +66,7 @@ def test_a_folder_of_peft(models: Path, tmp_path: Path) -> None:
 def test_what_is_refused(models: Path, parts: Arrays, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no adapter"):
         sdsurgery.inspect(models / "a.safetensors", base=models / "b.safetensors")
-    with pytest.raises(InputRefused, match="has neither"):
+    with pytest.raises(InputRefused, match="without a file of weights"):
         sdsurgery.inspect(tmp_path)
 
 

@@ -134,7 +134,7 @@ def _inside(folder: str) -> str:
             return os.path.join(folder, name)
     from ..formats.strangers import folder as told
 
-    neither = f"a folder with an adapter has {_WEIGHTS[0]} or {_WEIGHTS[2]} in it; this one has neither"
+    neither = f"a folder without a file of weights (one with an adapter has {_WEIGHTS[0]} or {_WEIGHTS[2]})"
     raise InputRefused(
         f"{printable(folder)}: {told(folder) or neither}",
         code="not_found",

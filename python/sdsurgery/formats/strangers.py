@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from ..errors import printable
+from ..report.warnings import Warned, warned
 from .pickle_follow import Pickle
 from .pickle_machine import REFUSED
 
@@ -23,15 +25,24 @@ _STARTS = (
     (b"Rar!\x1a\x07", f"a RAR archive; {_UNPACK}"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras); convert it where it was made"),
     (b"\x93NUMPY", "a NumPy array; save it as safetensors where it was made"),
+    (b"%PDF-", "a PDF document; give the model's own file"),
+    (b"\x7fELF", "a program; give the model's own file, and do not start what you did not expect"),
+    (b"MZ", "a program; give the model's own file, and do not start what you did not expect"),
+    (b"d8:announce", "a torrent; open it with a torrent program, which fetches the model"),
+    (b"[InternetShortcut]", "a shortcut to a web page; download the model from there"),
+    (b"\x08\x07\x12\x07pytorch", "an ONNX file; take the model's safetensors or .ckpt"),
+    (b"\x08\x08\x12\x07pytorch", "an ONNX file; take the model's safetensors or .ckpt"),
 )
 _AGAIN = "download the file again"
 _PICTURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
     (b"GIF8", "GIF"),
-    (b"RIFF", "WebP"),
-    (b"\0\0\0\x1cftypavif", "AVIF"),
+    (b"RIFF????WEBP", "WebP"),
+    (b"????ftypavif", "AVIF"),
+    (b"BM", "BMP"),
 )
+_VIDEOS = (b"????ftyp", b"RIFF????AVI ", b"\x1aE\xdf\xa3")
 _PICTURE = "picture, the preview of a model or an embedding kept in one; give the model's own file"
 _PAGE = "a web page in place of a checkpoint, as a failed download or a login leaves it; download the file again"
 
@@ -44,13 +55,20 @@ def described(source: Source) -> str | None:
         return found
     if not head.strip(b"\0"):
         return f"only zeros, as space that a downloader reserved and never filled; {_AGAIN}"
-    picture = next((name for start, name in _PICTURES if head.startswith(start)), None)
+    picture = next((name for start, name in _PICTURES if _begins(head, start)), None)
     if picture is not None:
         return f"a {picture} {_PICTURE}"
-    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+    if any(_begins(head, start) for start in _VIDEOS):
+        return "a video, the preview of a model; give the model's own file"
+    if head.lstrip().startswith(b"<") and re.search(rb"<(!doctype )?html\b", head, re.IGNORECASE):
         return _PAGE
     first = Pickle(source)
     return _pickle(_stream(source, first)) if first.is_text or first.exhausted else _text(source)
+
+
+def _begins(head: bytes, start: bytes) -> bool:
+    """Whether a file begins so; a question mark stands for any byte."""
+    return len(head) >= len(start) and all(each in (b"?"[0], other) for each, other in zip(start, head, strict=False))
 
 
 def _stream(source: Source, first: Pickle) -> list[Pickle]:
@@ -67,21 +85,66 @@ def _text(source: Source) -> str | None:
     begin = data[:1]
     if begin not in b"{[<" and source.size > len(data) + 16:
         return None
+    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        text = " ".join(str(data, "utf-8").split())
+        plain = str(data, "utf-16" if wide else "utf-8").strip()
     except UnicodeDecodeError:
         return None
+    text, begin = " ".join(plain.split()), plain[:1].encode()
     if not text.isprintable() or not any(letter.isalpha() for letter in text):
         return None
     shown = printable(text, 60)
     if begin == b"<":
         return f"an XML text in place of a checkpoint, as a failed download leaves it ({shown}); {_AGAIN}"
     if begin in b"{[":
+        if (settings := _settings(source, plain)) is not None:
+            return settings
         return (
             f"a JSON text in place of a checkpoint: a model's settings, or the error of a failed download ({shown}); "
             f"give the file with the weights, or {_AGAIN}"
         )
+    if re.match(r"\w+:( |\n|$)", plain) and ":" in plain.partition("\n")[2]:
+        return f"a YAML text, a model's settings ({shown}); give the file with the weights"
     return f"a short text in place of a checkpoint, as a failed download leaves it ({shown}); {_AGAIN}"
+
+
+def _settings(source: Source, text: str) -> str | None:
+    """The description of a model whose weights lie in other files."""
+    import os
+
+    kind = re.search(r'"_class_name"\s*:\s*"(\w{1,60})"|"architectures"\s*:\s*\[\s*"(\w{1,60})"', text)
+    if kind is None:
+        return None
+    found = _weights(os.path.dirname(source.path) or os.curdir)
+    there = f"; its weights lie in other files, such as {printable(found[0])}" if found else ""
+    return f"a model's settings ({kind[1] or kind[2]}), not its weights{there}; give the file with the weights"
+
+
+def _weights(path: str) -> list[str]:
+    """Files with weights in a folder and in those below it, the U-Net's first."""
+    import os
+
+    suffixes = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
+    found = []
+    for name in ("", *sorted(os.listdir(path))):
+        inside = os.path.join(path, name) if name else path
+        if os.path.isdir(inside):
+            found += [os.path.join(inside, each) for each in sorted(os.listdir(inside)) if each.endswith(suffixes)]
+    return sorted(found, key=lambda each: os.path.basename(os.path.dirname(each)) not in ("unet", "transformer"))
+
+
+def shard(path: str, number: int, count: int) -> Warned:
+    """The warning of one of several files that are a model together."""
+    import os
+
+    folder, name = os.path.split(path)
+    front = re.sub(r"-\d{5}-of-\d{5}.*$", "", name)
+    beside = [each for each in os.listdir(folder or os.curdir) if each.endswith(".index.json")]
+    index = next(iter(sorted(beside, key=lambda each: not each.startswith(front))), None)
+    advice = "get all of them, with their index (….index.json), and give that"
+    if index is not None:
+        advice = f"give {printable(os.path.join(folder, index))} for the whole"
+    return warned("shard", number=number, count=count, path=printable(path), advice=advice)
 
 
 def folder(path: str) -> str | None:
@@ -95,13 +158,14 @@ def folder(path: str) -> str | None:
     index = next((name for name in names if name.endswith(".index.json")), None)
     if index is not None:
         return f"a folder with a model in shards; give its index, {printable(os.path.join(path, index))}"
-    weights = [name for name in names if name.endswith((".safetensors", ".bin", ".ckpt", ".pt", ".pth"))]
+    try:
+        weights = _weights(path)
+    except OSError:
+        weights = []
+    such = f"; give one of these files, such as {printable(weights[0])}" if weights else ", but none is there"
     if "model_index.json" in names:
-        return (
-            "a diffusers folder, with a file for each component; give one of these files, such as "
-            f"{printable(os.path.join(path, 'unet', 'diffusion_pytorch_model.safetensors'))}"
-        )
-    return f"a folder; give a file in it, such as {printable(os.path.join(path, weights[0]))}" if weights else None
+        return f"a diffusers folder, with a file for each component{such}"
+    return f"a folder{such}" if weights else None
 
 
 def _pickle(pickles: list[Pickle]) -> str:

@@ -48,6 +48,10 @@ KINDS = {
         "an input has EMA weights, and the others are taken",
         "{path} has EMA weights ({state}), which are often the better ones, and they are dropped; {option} takes them",
     ),
+    "shard": Kind(
+        "the file is one of several that are a model together",
+        "{path} is shard {number} of {count} of a model; {advice}",
+    ),
     "incomplete": Kind("a file lacks tensors of its family, or has them in another shape", "{what}"),
     "prediction": Kind(
         "the models predict different things (noise, v)",
@@ -102,6 +106,11 @@ def shortened(names: Sequence[str], most: int = 3) -> str:
     """The first of many names from files, safe to print."""
     more = f", … ({len(names)} in all)" if len(names) > most else ""
     return ", ".join(map(printable, names[:most])) + more
+
+
+def of_file(path: str, notes: Iterable[str]) -> list[str]:
+    """Notes with the file that they are about; warnings name it themselves."""
+    return [note if isinstance(note, Warned) else f"{printable(path)}: {note}" for note in notes]
 
 
 def in_json(notes: Iterable[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, detect
 from ..outline import ADDED, Dropped, Outline, Piece
+from ..report.warnings import of_file
 from ..settings import Settings
 from .common import (
     Input,
@@ -172,7 +173,7 @@ def _plan_replace(
         layout = made
     dropped = [Dropped(swap.source, name, "extra in the donor") for swap in swaps.values() for name in swap.extra]
     missing = [(swap.source, name) for swap in swaps.values() for name in swap.absent]
-    remarks = [f"{printable(donor.path)}: {note}" for donor in opened[1:] for note in donor.notes]
+    remarks = [note for donor in opened[1:] for note in of_file(donor.path, donor.notes)]
     return planned(
         "replace", opened, pieces, single_metadata(base, layout, recipe, title, opened[1:]),
         settings=settings, layout=layout, notes=(*base.notes, *remarks, *notes), dropped=dropped,

@@ -22,6 +22,7 @@ from ..methods.registry import Flag, Method, get
 from ..outline import ADDED, KEPT, MERGED, Dropped, Outline, Piece, Region, Segment, copied, operand, require_computable
 from ..outline import rounded as rounded_piece
 from ..program import identity
+from ..report.warnings import of_file
 from ..settings import Settings
 from .across import known, require_plain
 from .common import Input, close_all, merged_metadata, open_all, planned, run_all, title_of
@@ -198,7 +199,7 @@ def plan_merge(
     layout = next((found.layout for found in detections if found.layout.name != "unknown"), detections[0].layout)
     require_plain(method, adapted=adapters is not None and bool(adapters.recipe()))
     tensors: list[Mapping[str, TensorInfo]] = [checkpoint.tensors for checkpoint in checkpoints]
-    notes = [f"{printable(checkpoint.path)}: {note}" for checkpoint in checkpoints for note in checkpoint.notes]
+    notes = [note for checkpoint in checkpoints for note in of_file(checkpoint.path, checkpoint.notes)]
     if layout.name == "unknown":
         notes.append("the layout is unknown; tensors were matched by name, key by key")
     for source, checkpoint in enumerate(checkpoints):

@@ -57,7 +57,9 @@ def sniff(source: Source) -> bool:
     head = source.read(0, min(source.size, 64))
     if head[_PREFIX:].lstrip(b" \t\n\r").startswith(b"{"):
         return True
-    if head.startswith((b"PK", b"\x80")) or (head and not head.strip(b"\0")):  # a zip archive, a pickle, or zeros
+    if head.startswith((b"PK", b"\x80", b"MZ", b"BM")) or (
+        head and not head.strip(b"\0")
+    ):  # a zip archive, a pickle, others, zeros
         return False
     return len(head) < _PREFIX or int.from_bytes(head[:_PREFIX], "little") <= MAX_HEADER
 
@@ -80,7 +82,9 @@ def read(source: Source) -> Contents:
 def _header_text(source: Source) -> tuple[str, int]:
     if source.size < _PREFIX:
         raise InputRefused(
-            f"{source.size} bytes are too short for a checkpoint of any format" if source.size else "the file is empty"
+            f"{source.size} byte{' is' if source.size == 1 else 's are'} too short for a checkpoint of any format"
+            if source.size
+            else "the file is empty; download it again"
         )
     length = int.from_bytes(source.read(0, _PREFIX), "little")
     if length > MAX_HEADER:

@@ -70,6 +70,11 @@ def _weight_map(source: Source) -> dict[str, str]:
 
 
 def _shard(path: str, options: dict[str, bool]) -> Contents:
+    if not os.path.lexists(path):
+        raise InputRefused(
+            f"shard '{printable(os.path.basename(path))}' is missing; download it into the same folder",
+            code="not_found",
+        )
     part = open_source(path)
     try:
         reader = recognise(part)
