@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import pickle
 import zipfile
 
@@ -102,9 +103,8 @@ def test_a_shard_alone_is_named_with_its_index_and_one_that_is_missing_too(tmp_p
     (found,) = [note for note in sdsurgery.inspect(first).notes if getattr(note, "code", "") == "shard"]
     assert "is shard 1 of 2 of a model; get all of them" in found
     index = tmp_path / "model.safetensors.index.json"
-    index.write_text(
-        '{"weight_map": {"x": "model-00001-of-00002.safetensors", "y": "model-00002-of-00002.safetensors"}}'
-    )
+    second = "model-00002-of-00002.safetensors"
+    index.write_text(json.dumps({"weight_map": {"x": first.name, "y": second}}))
     (found,) = sdsurgery.cast(first, dry_run=True).warnings
     assert str(found).endswith(f"give {index} for the whole")
     with pytest.raises(InputRefused, match=f"shard '{second}' is missing; download it"):
