@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 from pathlib import Path
 
 import pytest
 import sdsurgery
 from cli_support import done, f32, refused, sds, write_raw
+from diffusers_files import as_diffusers
+from sdsurgery.report import heatmap
 from sdsurgery.testing import write_checkpoint
 
 
@@ -122,6 +125,28 @@ def test_the_picture_is_a_png(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert out.read_bytes() == data
     assert sds("compare", "-q", pair[0], pair[0], "--plot", out, "--force").rc == 0  # no distance anywhere
     assert out.read_bytes() != data
+
+
+def test_the_picture_has_a_title_plain_ticks_and_says_what_is_absent(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "map.svg"
+    assert sds("compare", "-q", *pair, "--plot", out).rc == 4
+    text = out.read_text(encoding="utf-8")
+    assert "How far B is from A" in text and pair[0].name in text and pair[1].name in text
+    assert re.search(r">0?\.?[125]0*</text>", text) and "no such weights" in text
+    rows, columns, values = heatmap.cells(sdsurgery.compare(*pair))
+    absent = sum(value is None for line in values for value in line)
+    assert 0 < absent < len(rows) * len(columns) and "pattern" in text  # hatched
+
+
+def test_fix_names_pairs_a_vae_alone_with_the_one_in_a_model(models: Path, tmp_path: Path) -> None:
+    model, bare, foreign = models / "b.safetensors", tmp_path / "bare.safetensors", tmp_path / "foreign.safetensors"
+    sdsurgery.extract(model, "vae", strip_prefix=True, out=bare)
+    write_raw(foreign, as_diffusers(model, "sd1", "vae"))
+    for a, b in ((model, bare), (bare, model), (model, foreign), (foreign, model), (bare, foreign)):
+        found = sdsurgery.compare(a, b, fix_names=True)
+        assert found.total.equal == found.total.tensors == 248
+        assert not [note for note in found.notes if "different families" in note]
+    assert sdsurgery.compare(model, bare).total.tensors == 0  # as they are written
 
 
 def test_a_picture_that_cannot_be_is_refused_before_anything_is_read(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -49,13 +49,27 @@ def _picture(comparison: Comparison, path: str) -> bytes:
     norm = pictures.log_norm(value for line in values for value in line if value and value < math.inf)
     texts = [["" if value is None else rounded_text(value) for value in line] for line in values]
     image = pictures.show_values(axes, values, texts, norm, 7)
+    _mark_absent(axes, values)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), [" ".join(part for part in row if part != "-") for row in rows])
     axes.tick_params(labelsize=8)
     names = [pictures.drawable(printable(os.path.basename(path), 60)) for path in (comparison.a, comparison.b)]
+    figure.suptitle("How far B is from A, by block and kind of layer", fontsize=10)
     axes.set_title(f"A {names[0]}\nB {names[1]}", fontsize=8, parse_math=False)
-    figure.colorbar(image, ax=axes, label="‖A − B‖ / ‖A‖")
+    axes.set_xlabel("=  equal      ∞  A is zero there      hatched  no such weights", fontsize=7)
+    pictures.scale_bar(figure, image, axes, "‖A − B‖ / ‖A‖")
     return pictures.encoded(figure, path)
+
+
+def _mark_absent(axes: Any, values: list[list[float | None]]) -> None:
+    """Hatch the cells of which there are no weights; those that are equal stay white."""
+    from matplotlib.patches import Rectangle
+
+    for y, line in enumerate(values):
+        for x, value in enumerate(line):
+            if value is None:
+                cell = Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="0.95", edgecolor="0.8", hatch="////", linewidth=0)
+                axes.add_patch(cell)
 
 
 def rounded_text(value: float) -> str:

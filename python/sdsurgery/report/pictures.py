@@ -88,6 +88,19 @@ def log_norm(distances: Iterable[float]) -> Any:
     return LogNorm(min([*found, high / 10]), high, clip=True)
 
 
+def scale_bar(figure: Any, image: Any, axes: Any, label: str) -> None:
+    """The bar of an image's colours, with ticks at plain numbers: 1, 2 and 5 of every decade, or whole decades where
+    there are many."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    few = image.norm.vmax / image.norm.vmin <= 1000
+    bar = figure.colorbar(image, ax=axes, label=label)
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=12))
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    bar.ax.tick_params(labelsize=7)
+
+
 def show_values(axes: Any, values: list[list[float | None]], texts: list[list[str]], norm: Any, size: float) -> Any:
     """An image of positive numbers (everything else stays white) with a text in each cell."""
     import math

@@ -20,7 +20,7 @@ from ..outline import COMPARED, Outline, Piece, operand, whole
 from ..plan import Reduction
 from ..settings import Settings
 from .common import Input, close_all, open_all
-from .matching import without_unit_tail
+from .matching import in_names_of, without_unit_tail
 
 
 class Place(NamedTuple):
@@ -216,10 +216,15 @@ def compare(a: Input, b: Input, settings: Settings) -> Comparison:
         ours, theirs = (detect(checkpoint.tensors) for checkpoint in opened)
         layout = theirs.layout if ours.layout is UNKNOWN else ours.layout
         result = Comparison(opened[0].path, opened[1].path, ours.layout.name, theirs.layout.name)
-        different = conflict(ours, theirs)
+        if settings.fix_names:
+            opened[1].tensors, found = in_names_of(opened[0].tensors, opened[1].tensors, layout)
+            opened[1].tensors = {name: info._replace(name=name) for name, info in opened[1].tensors.items()}
+            result.notes += [f"B: {text}" for text in found]
+        pairs = _pair(opened[0], opened[1], result)
+        is_part = settings.fix_names and bool(pairs) and not (result.only_in_a and result.only_in_b)
+        different = None if is_part else conflict(ours, theirs)  # a VAE and a model, say
         if different:
             result.notes.append(f"different families, compared by name: {different}")
-        pairs = _pair(opened[0], opened[1], result)
         placed = _outline(opened, pairs).unwritten()
         plan = placed.plan
         with placed.names_in_errors():
