@@ -129,6 +129,28 @@ def test_save_writes_whole_or_nothing(tmp_path: Path) -> None:
     assert read_raw(tmp_path / "b.safetensors")[0] == read_raw(path)[0]
 
 
+def test_f4_is_given_as_torch_has_it(tmp_path: Path) -> None:
+    path = write_raw(
+        tmp_path / "a.safetensors",
+        {
+            "w": ("F4", [2, 4], bytes([0x21, 0x43, 0x65, 0x87])),
+            "odd": ("F4", [2, 1], b"\x21"),
+            "none": ("F4", [0, 4], b""),
+        },
+    )
+    with sdsurgery.open(path) as opened:
+        found = opened.torch("w")
+        assert found.dtype == torch.float4_e2m1fn_x2 and found.shape == (2, 2)
+        assert found.view(torch.uint8).tolist() == [[0x21, 0x43], [0x65, 0x87]]
+        assert opened.torch("none").shape == (0, 2)
+        with pytest.raises(TypeError, match="'odd' is odd"):
+            opened.torch("odd")
+        with pytest.raises(TypeError, match="NumPy has no F4"):
+            opened.numpy("w")
+    whole = safetensors.torch.load_file(write_raw(tmp_path / "b.safetensors", {"w": read_raw(path)[0]["w"]}))["w"]
+    assert torch.equal(whole.view(torch.uint8), found.view(torch.uint8))
+
+
 # ---- apply_many
 
 
@@ -237,3 +259,35 @@ def test_in_a_notebook_the_bar_is_text_that_needs_no_widgets(monkeypatch: pytest
     first, *rest = capsys.readouterr().err.split("\r")[1:]
     assert first.startswith("merge ███████░") and "1.00 MB of 4.00 MB" in first
     assert "".join(rest).strip() == "" and len(rest[0]) == len(first), "the line is wiped"
+
+
+def test_apply_many_copies_what_merge_copies(tmp_path: Path) -> None:
+    """Integers and exact-copy names; the same tensors as merging the files."""
+    torch = pytest.importorskip("torch")
+    a, b, out = (tmp_path / f"{name}.safetensors" for name in ("a", "b", "out"))
+    for seed, path in enumerate((a, b)):
+        write_checkpoint(path, "sd1", size="tiny", seed=seed)
+    sdsurgery.merge("weighted-sum", [a, b], alpha=0.3, dtype="fp16", out=out)
+    with sdsurgery.open(out) as merged, sdsurgery.open(a) as first:
+        found = sdsurgery.apply_many("weighted-sum", a, b, alpha=0.3, dtype="fp16")
+        assert list(found) == first.keys()
+        for name, value in merged.items():
+            assert found[name].dtype == value.dtype and torch.equal(found[name], value), name
+        betas, ids = found["betas"], found["cond_stage_model.transformer.text_model.embeddings.position_ids"]
+        assert betas.dtype == torch.float32 and torch.equal(betas, first["betas"]) and ids.dtype == torch.int64
+
+
+def test_apply_many_puts_copies_where_they_are_wanted() -> None:
+    a = {"w": np.ones(2, np.float32), "count": np.array([3]), "none": np.zeros((0, 4), np.float32)}
+    b = {"w": np.zeros(2, np.float32)}  # a name that is copied may be missing here
+    found = sdsurgery.apply_many("weighted-sum", a, b, alpha=0.25)
+    assert found["count"] is not a["count"] and found["count"][0] == 3 and found["none"].shape == (0, 4)
+    assert list(found["w"]) == [0.75, 0.75]
+    out = {"count": np.array([0])}
+    assert (
+        sdsurgery.apply_many("weighted-sum", a, b, alpha=0.25, out=out)["count"] is out["count"] and out["count"] == 3
+    )
+    with pytest.raises(sdsurgery.UsageError, match="'count' is copied exactly"):
+        sdsurgery.apply_many("weighted-sum", a, b, alpha=0.25, out={"count": np.array([0.0])})
+    mixed = sdsurgery.apply_many("weighted-sum", {"w": np.ones(2, np.float32)}, {"w": np.array([5, 5])}, alpha=0.25)
+    assert list(mixed["w"]) == [1, 1]  # integers are never averaged

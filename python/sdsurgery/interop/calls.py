@@ -10,6 +10,7 @@ from ..dtypes import F32, F64
 from ..errors import UsageError, printable
 from ..methods.across import APART, in_role, role_of
 from .arrays import Array, Tensor, device_of, is_torch, memory_of, require_separate
+from .kept import copied_names, copy_of
 from .names import TORCH, torch_dtype
 
 if TYPE_CHECKING:
@@ -60,17 +61,21 @@ def apply_many(
     """``apply`` for every name of the first of several dictionaries of arrays or tensors (state dicts), in as few
     kernel launches as possible where they are on a GPU.
 
-    An input may also be an opened checkpoint or a file, of which every tensor must be a float then. Every input must
-    have every name. ``out``: a dictionary with the tensors that receive the results, or that gets
-    the new ones for names it lacks; else a new one. Returns it. Tied weights (one memory under two names) are
-    evaluated once, in place too. Raises UsageError as ``apply`` does, naming the tensor.
+    An input may also be an opened checkpoint or a file. What ``merge`` copies is copied here too: of the first input's
+    integers, empty tensors, and what the family that the names show copies exactly (``position_ids``, noise schedules,
+    markers), whatever the others have there. Of the other names every input must have every one. ``out``: a dictionary
+    with the tensors that receive the results, or that gets the new ones for names it lacks; else a new one. Returns
+    it. Tied weights (one memory under two names) are evaluated once, in place too. Raises UsageError as ``apply`` does,
+    naming the tensor.
     """
     request = _Request(
         method, len(inputs), params, variant=variant, dtype=dtype, overflow=overflow, compute=compute, threads=threads
     )
     results: MutableMapping[str, Any] = {} if out is None else out
     tables = [_table(item) for item in inputs]
-    names = list(tables[0]) if tables else []
+    everything = list(tables[0]) if tables else []
+    kept = copied_names(tables)
+    names = [name for name in everything if name not in kept]
     columns = []
     for number, item in enumerate(tables):
         try:
@@ -81,8 +86,12 @@ def apply_many(
                 f"tensor '{printable(name)}' is missing in input {number + 1}", code="wrong_inputs", tensor=name
             ) from None
     calls = list(zip(zip(*columns, strict=True), map(results.get, names), strict=True))
-    for name, result in zip(names, request.evaluate(calls, names), strict=True):
-        results[name] = result
+    made = dict(zip(names, request.evaluate(calls, names), strict=True))
+    for name in everything:
+        if name in kept:
+            results[name] = copy_of(tables[0][name], results.get(name), name)
+        else:
+            results[name] = made[name]
     return results
 
 

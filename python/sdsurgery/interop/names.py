@@ -19,6 +19,11 @@ def _dtype_of_torch() -> dict[Any, DType]:
     return {kind: BY_NAME[name] for kind, name in names.items()}
 
 
+def stored_dtype(value: Any) -> DType | None:
+    """The dtype of a torch tensor, whatever can be done with it; None for one that no file holds."""
+    return _dtype_of_torch().get(value.dtype)
+
+
 def torch_dtype(value: Any) -> DType:
     found = _dtype_of_torch().get(value.dtype)
     if found is None or not found.computable:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from ..dtypes import U8
+from ..errors import UsageError, printable
 from .names import NUMPY, TORCH
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint, TensorInfo
+
+
+_PAIRS = {"F4": "float4_e2m1fn_x2"}
+"""Dtypes of which torch keeps two elements in one of its own."""
 
 
 def numpy_view(checkpoint: Checkpoint, name: str) -> Any:
@@ -33,13 +38,17 @@ def numpy_view(checkpoint: Checkpoint, name: str) -> Any:
 
 
 def torch_view(checkpoint: Checkpoint, name: str) -> Any:
-    """torch tensor over a copy-on-write mapping; a copy when the data is not aligned for its dtype. TypeError for a
+    """torch tensor over a copy-on-write mapping; a copy when the data is not aligned for its dtype. F4 is given as
+    torch has it: ``float4_e2m1fn_x2``, two in an element, so that the last dimension is half as long. TypeError for a
     dtype that torch lacks, UsageError once the checkpoint is closed."""
     import torch
 
     from ..files import native_errors
 
     info = checkpoint.info(name)
+    if info.dtype.name in _PAIRS:
+        with native_errors(UsageError):
+            return _pairs(checkpoint, info)
     dtype = getattr(torch, TORCH.get(info.dtype.name, ""), None)
     if dtype is None:
         raise TypeError(f"torch has no {info.dtype.name}")
@@ -47,6 +56,23 @@ def torch_view(checkpoint: Checkpoint, name: str) -> Any:
         return torch.empty(info.shape, dtype=dtype)
     with native_errors(UsageError):
         return _torch_bytes(checkpoint, info, dtype)
+
+
+def _pairs(checkpoint: Checkpoint, info: TensorInfo) -> Any:
+    import torch
+
+    dtype = getattr(torch, _PAIRS[info.dtype.name], None)
+    if dtype is None:
+        raise TypeError(f"torch {torch.__version__} has no {info.dtype.name}; it came with torch 2.8")
+    *outer, last = info.shape or (1,)
+    if last % 2:
+        raise TypeError(
+            f"torch holds {info.dtype.name} in pairs, and the last dimension of '{printable(info.name)}' is odd"
+        )
+    codes = info._replace(dtype=U8, shape=(*outer, last // 2))
+    if not info.nbytes:
+        return torch.empty(codes.shape, dtype=torch.uint8).view(dtype)
+    return _torch_bytes(checkpoint, codes, torch.uint8).view(dtype)
 
 
 def _torch_bytes(checkpoint: Checkpoint, info: TensorInfo, dtype: Any) -> Any:
