@@ -53,6 +53,16 @@ KINDS = {
         "{path} is shard {number} of {count} of a model; {advice}",
     ),
     "incomplete": Kind("a file lacks tensors of its family, or has them in another shape", "{what}"),
+    "vae_family": Kind(
+        "a VAE is another family's: its shapes fit, its latents do not",
+        "the VAE of {path} is that of {found}, by {sign}; {family} has another: same shapes, other latents, so the "
+        "pictures come out wrong",
+    ),
+    "vae_unrelated": Kind(
+        "a VAE has nothing in common with that of A, as those of other families",
+        "the VAE of {path} has nothing in common with that of {base} (cosine {cosine:.2f} of the encoder's filters): "
+        "one of them is another family's, with other latents in the same shapes, and the pictures come out wrong",
+    ),
     "prediction": Kind(
         "the models predict different things (noise, v)",
         "these models predict different things, and a mix of them rarely works: {each}",

@@ -13,6 +13,7 @@ from ..methods.parameters import Param, PerInput
 from ..outline import MERGED, Piece
 from ..program import Formula
 from ..report.warnings import Warned, warned
+from . import vae_kin
 from .preflight import letter, who
 from .ratios import Ratios
 
@@ -46,6 +47,8 @@ def doubts(
         yield warned(code, first=letter(first), second=letter(second), how=how)
     if not same:
         yield from _copy(checkpoints, ratios, pieces)
+    for source in range(1, len(checkpoints)):
+        yield from vae_kin.doubt(checkpoints[0], ratios.layout, checkpoints[source], tensors[0], tensors[source])
 
 
 # ---- numbers

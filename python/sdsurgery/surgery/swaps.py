@@ -13,6 +13,7 @@ from ..layouts import Layout, aliases, detect, names, text_encoders
 from ..outline import ADDED, COPIED, Piece, Segment, operand, require_computable
 from ..program import identity
 from ..settings import Settings
+from . import vae_kin
 from .matching import transposed, without_unit_tail
 from .variants import is_first_convolution
 
@@ -77,7 +78,11 @@ class Swap:
                 path=self.donor.path,
                 details={"absent": self.absent, "extra": self.extra},
             )
-        return [f"{where}: {len(self.found)} tensors replaced", *(f"{where}: {text}" for text in odd), *kept]
+        doubts: list[str] = []
+        if self.component == "vae":
+            given = {name: infos[0] for name, infos in self.found.items()}
+            doubts += vae_kin.doubt(self.base, self.layout, self.donor, self.base.tensors, given)
+        return [f"{where}: {len(self.found)} tensors replaced", *doubts, *(f"{where}: {text}" for text in odd), *kept]
 
     def pieces(self, settings: Settings) -> dict[str, Piece]:
         """All of the donor's tensors by the checkpoint's names. What the donor has encoded is decoded, to the
