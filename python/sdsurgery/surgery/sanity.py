@@ -48,7 +48,7 @@ def doubts(
     if not same:
         yield from _copy(checkpoints, ratios, pieces)
     for source in range(1, len(checkpoints)):
-        yield from vae_kin.doubt(checkpoints[0], ratios.layout, checkpoints[source], tensors[0], tensors[source])
+        yield from vae_kin.unrelated(checkpoints[0], ratios.layout, checkpoints[source], tensors[0], tensors[source])
 
 
 # ---- numbers

@@ -42,6 +42,11 @@ def doubt(base: Checkpoint, layout: Layout, donor: Checkpoint, first: Tensors, s
         found, what = sign
         yield warned("vae_family", path=printable(donor.path), found=found, sign=what, family=layout.title)
         return
+    yield from unrelated(base, layout, donor, first, second)
+
+
+def unrelated(base: Checkpoint, layout: Layout, donor: Checkpoint, first: Tensors, second: Tensors) -> Iterator[Warned]:
+    """A warning where the two VAEs have nothing in common; of models of one family nothing else is a sign."""
     cosine = _likeness(base, layout, donor, first, second)
     if cosine is not None and cosine < _RELATED:
         yield warned("vae_unrelated", path=printable(donor.path), base=printable(base.path), cosine=cosine)
