@@ -162,3 +162,38 @@ def test_a_difference_is_added_to_tensors_under_other_names(tmp_path: Path) -> N
     assert read_raw(tmp_path / "o.safetensors")[0] == merged | own
     report = sdsurgery.merge("add-diff", files, map={UNET: "control_model."}, out=tmp_path / "p.safetensors")
     assert report.recipe["map"] == [f"{UNET}=control_model."]
+
+
+@pytest.mark.parametrize(("prefix", "inner"), [("", "text_model."), ("", ""), ("clip_g.transformer.", "text_model.")])
+@pytest.mark.parametrize(("family", "component", "name"), [
+    ("sdxl-base", "text_encoder_2", "openclip-g"), ("sd2", "text_encoder", "openclip-h"),
+])  # fmt: skip
+def test_an_openclip_encoder_alone_in_transformers_names_gets_open_clip_s(
+    family: str, component: str, name: str, prefix: str, inner: str, tmp_path: Path
+) -> None:
+    from sdsurgery.layouts.diffusers_names import openclip_keys
+
+    write_checkpoint(tmp_path / "whole.safetensors", family, size="tiny")
+    own = tmp_path / "own.safetensors"
+    sdsurgery.extract(tmp_path / "whole.safetensors", component, strip_prefix=True, out=own)
+    wanted = read_raw(own)[0]
+    foreign: dict[str, Raw] = {}
+    for key, (dtype, shape, data) in wanted.items():
+        for new, transform in openclip_keys(key, penultimate=False):
+            if new is None:
+                continue
+            third = len(data) // 3
+            part = data[int(transform[-1]) * third :][:third] if transform.startswith("split") else data
+            rows = [shape[0] // 3, *shape[1:]] if transform.startswith("split") else shape
+            if transform == "transpose":
+                size = len(data) // shape[0] // shape[1]
+                cells = [data[at : at + size] for at in range(0, len(data), size)]
+                part = b"".join(cells[row * shape[1] + column] for column in range(shape[1]) for row in range(shape[0]))
+            foreign[prefix + (new if new.startswith("text_p") else inner + new.removeprefix("text_model."))] = (
+                dtype, rows, part,
+            )  # fmt: skip
+    given = write_raw(tmp_path / "foreign.safetensors", foreign)
+    assert sdsurgery.inspect(given).family == name.replace("open", "")
+    done(sds("cast", given, "--fix-names", "-o", tmp_path / "o.safetensors"))
+    assert read_raw(tmp_path / "o.safetensors")[0] == {k: raw for k, raw in wanted.items() if k != "logit_scale"}
+    assert sdsurgery.inspect(tmp_path / "o.safetensors").family == name

@@ -185,6 +185,7 @@ class Layout:
     arranged: Callable[[Sequence[str], str], Structure] | None = None  # names and title -> how a pickle holds them
     factors: bool = False  # an adapter whose effect is a product of tensors
     alone: str = ""  # the component that such a file holds, and nothing else
+    openclip: bool = False  # an OpenCLIP encoder in transformers' names
     original: Layout | None = None  # of a family in diffusers' names: the one that it is made from
     blocks: tuple[str, ...] = field(init=False)
     _known_blocks: frozenset[str | None] = field(init=False, repr=False)

@@ -13,7 +13,7 @@ from typing import NoReturn
 from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, printable
 from ..files import native_errors
-from ..layouts import Layout, aliases, detect
+from ..layouts import Layout, aliases, detect, lone_openclip
 from .matching import transposed, without_unit_tail
 
 
@@ -22,7 +22,11 @@ def modernise(checkpoint: Checkpoint) -> None:
 
     Adds what was done to the notes. InputRefused when two tensors would get one name and differ.
     """
-    layout = detect(checkpoint.tensors).layout
+    found = detect(checkpoint.tensors)
+    layout = found.layout
+    if (encoder := lone_openclip.names(found, checkpoint.tensors)) is not None:
+        _as_openclip(checkpoint, encoder)
+        return
     model = layout.original if layout.original is not None and layout.components & _ONE_FILE else layout
     listed = {tensor.key: tensor.shape for tensor in model.tensors()} if model.parts else {}
     renamed: dict[str, TensorInfo] = {}
@@ -45,11 +49,36 @@ def modernise(checkpoint: Checkpoint) -> None:
             continue
         former[modern] = name
         renamed[modern] = info._replace(name=modern, shape=_shape(info, listed.get(modern)))
-    for modern, found in thirds.items():
-        renamed[modern] = _joined(checkpoint, modern, found)
+    for modern, parts in thirds.items():
+        renamed[modern] = _joined(checkpoint, modern, parts)
     _note(checkpoint, model, renamed, former, thirds)
     checkpoint.tensors = renamed
     checkpoint.unusable = {aliases.canonical(name, model): why for name, why in checkpoint.unusable.items()}
+
+
+def _as_openclip(checkpoint: Checkpoint, encoder: lone_openclip.Names) -> None:
+    """Give an encoder alone the names that open_clip has: q, k and v joined, the projection the other way round."""
+    renamed: dict[str, TensorInfo] = {}
+    thirds: dict[str, dict[int, TensorInfo]] = {}
+    count = 0
+    for name, stored in checkpoint.tensors.items():
+        place = encoder.place(name)
+        if place is None:
+            renamed[name] = stored
+            continue
+        count += 1
+        if place.name in renamed and place.third is None:
+            _refuse_twice(checkpoint, renamed[place.name].name, name, place.name)
+        if place.third is not None:
+            thirds.setdefault(place.name, {})[place.third] = stored
+        info = transposed(stored) if place.flipped else stored
+        renamed.setdefault(place.name, info._replace(name=place.name))
+    for modern, parts in thirds.items():
+        renamed[modern] = _joined(checkpoint, modern, parts)
+    checkpoint.tensors = renamed
+    checkpoint.notes.append(
+        f"{count} names of transformers are now open_clip's, with {len(thirds)} tensors joined of q, k and v"
+    )
 
 
 _ONE_FILE = frozenset(("unet", "vae"))

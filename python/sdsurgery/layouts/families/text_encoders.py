@@ -64,7 +64,15 @@ for _width, _name, _title, _place in (
 ):
     _kind = f"text encoder {_title}"
     register(
-        Layout(f"clip-{_name}", _kind, sniff=partial(_clip, _width), alone=_place, embedder_0=_place, arranged=flat)
+        Layout(
+            f"clip-{_name}",
+            _kind,
+            sniff=partial(_clip, _width),
+            alone=_place,
+            embedder_0=_place,
+            arranged=flat,
+            openclip=_name != "l",
+        )
     )
     _kind += " in open_clip's names"
     register(Layout(f"openclip-{_name}", _kind, sniff=partial(_openclip, _width), alone=_place, embedder_0=_place))
