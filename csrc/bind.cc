@@ -81,17 +81,23 @@ Element element_from(int code) {
 JobOperand make_operand(const py::handle& item) {
     const py::tuple part = py::cast<py::tuple>(item);
     JobOperand operand{part[0].cast<uint32_t>(), element_from(part[1].cast<int>()), part[2].cast<uint64_t>()};
-    if (part.size() > 3 && !part[3].is_none()) operand.view = make_view(part[3]);
+    if (part.size() > 3 && !part[3].is_none()) operand.how = std::shared_ptr<const View>(make_view(part[3]));
     if (part.size() > 4) {
         const py::tuple made = py::cast<py::tuple>(part[4]);
-        if (made[0].cast<int>() == 0) operand.encoding = make_encoding(made[1]);
-        if (made[0].cast<int>() == 1) operand.low_rank = make_low_rank(made[1]);
+        if (made[0].cast<int>() == 0) operand.how = make_encoding(made[1]);
+        if (made[0].cast<int>() == 1) operand.how = make_low_rank(made[1]);
     }
     return operand;
 }
 
+std::shared_ptr<const Extents> extents_of(const py::handle& shape) {
+    static const auto none = std::make_shared<const Extents>(Extents::of({}));
+    const auto sizes = shape.cast<std::vector<uint64_t>>();
+    return sizes.empty() ? none : std::make_shared<const Extents>(Extents::of(sizes));
+}
+
 // A Job is (kind, index, out dtype, out offset, count, (operand, …), (constant, …), shape, elements that its stages
-// read or 0, (mixing, …)); numbers_of_jobs() takes the constants.
+// read or 0, (mixing, …)); NumbersOfJobs takes the constants.
 Job make_job(const py::handle& item) {
     const py::tuple row = py::cast<py::tuple>(item);
     Job job{static_cast<Job::Kind>(row[0].cast<int>()),
@@ -106,32 +112,34 @@ Job make_job(const py::handle& item) {
         for (const py::handle& mixing : py::cast<py::tuple>(row[9])) job.mixings.push_back(make_mixing(mixing));
     }
     if (row.size() > 8) job.read = row[8].cast<uint64_t>();
-    if (row.size() > 7) job.extents = Extents::of(row[7].cast<std::vector<uint64_t>>());
+    if (row.size() > 7) job.extents = extents_of(row[7]);
     return job;
 }
 
-// The jobs' constants, and those that they have for each further output. The jobs of a merge mostly share one tuple:
-// each is converted once.
-void numbers_of_jobs(std::vector<Job>& jobs, const py::sequence& rows,
-                     const std::vector<std::shared_ptr<Program>>& programs, const std::vector<py::sequence>& further) {
-    std::map<std::pair<PyObject*, uint32_t>, std::shared_ptr<const Numbers>> known;
-    for (size_t i = 0; i < jobs.size(); ++i) {
-        if (jobs[i].kind != Job::evaluate) continue;
-        if (jobs[i].index >= programs.size()) throw Error(Code::invalid, "a job refers to a missing program");
-        const auto add = [&](const py::object& constants) {
-            auto& numbers = known[{constants.ptr(), jobs[i].index}];
-            if (!numbers)
-                numbers = std::make_shared<Numbers>(*programs[jobs[i].index], constants.cast<std::vector<double>>());
-            jobs[i].numbers.push_back(numbers);
-        };
-        add(py::cast<py::tuple>(rows[i])[6]);
-        for (const py::sequence& output : further) add(output[i]);
+// The constants of jobs. Those of a merge mostly share one tuple: each is converted once, and held so long that no
+// other gets its address.
+class NumbersOfJobs {
+ public:
+    explicit NumbersOfJobs(const std::vector<std::shared_ptr<Program>>& programs) : programs_(programs) {}
+
+    std::shared_ptr<const Numbers> of(const Job& job, py::object constants) {
+        if (job.index >= programs_.size()) throw Error(Code::invalid, "a job refers to a missing program");
+        auto& [held, numbers] = known_[{constants.ptr(), job.index}];
+        if (!numbers) {
+            numbers = std::make_shared<Numbers>(*programs_[job.index], constants.cast<std::vector<double>>());
+            held = std::move(constants);
+        }
+        return numbers;
     }
-}
+
+ private:
+    const std::vector<std::shared_ptr<Program>>& programs_;
+    std::map<std::pair<PyObject*, uint32_t>, std::pair<py::object, std::shared_ptr<const Numbers>>> known_;
+};
 
 std::shared_ptr<Run> make_run(std::vector<std::shared_ptr<Source>> sources,
                               std::vector<std::shared_ptr<Program>> programs, const py::sequence& fills,
-                              const py::sequence& jobs, const py::sequence& checks,
+                              const py::iterable& jobs, const py::sequence& checks,
                               const std::vector<std::pair<uint64_t, uint64_t>>& sums, std::shared_ptr<Sink> sink,
                               unsigned threads, uint64_t tile_bytes, int io, int overflow, bool refuse_overflow,
                               bool refuse_nonfinite, bool refuse_damaged, bool start_flushing,
@@ -150,9 +158,17 @@ std::shared_ptr<Run> make_run(std::vector<std::shared_ptr<Source>> sources,
         rules.push_back({seed, mean, deviation});
     }
     std::vector<Job> native;
-    native.reserve(py::len(jobs));
-    for (const py::handle& item : jobs) native.push_back(make_job(item));
-    numbers_of_jobs(native, jobs, programs, versions);
+    native.reserve(static_cast<size_t>(std::max<Py_ssize_t>(0, PyObject_LengthHint(jobs.ptr(), 0))));
+    NumbersOfJobs numbers(programs);
+    for (const py::handle& item : jobs) {
+        Job job = make_job(item);
+        if (job.kind == Job::evaluate) {
+            job.numbers.reserve(1 + versions.size());
+            job.numbers.push_back(numbers.of(job, py::cast<py::tuple>(item)[6]));
+            for (const py::sequence& output : versions) job.numbers.push_back(numbers.of(job, output[native.size()]));
+        }
+        native.push_back(std::move(job));
+    }
     std::vector<Check> known;
     for (const py::handle& item : checks) {
         const py::tuple row = py::cast<py::tuple>(item);
@@ -192,13 +208,13 @@ struct Computing {
     // Float32 of `count` elements of an operand that is not stored as it is, from element `first` on.
     const float* operator()(const JobOperand& operand, const std::vector<std::shared_ptr<Source>>& sources,
                             uint64_t first, uint64_t count, const Target& target) {
-        const uint64_t all = operand.encoding ? operand.encoding->elements() : operand.low_rank->elements();
+        const uint64_t all = operand.encoding() ? operand.encoding()->elements() : operand.low_rank()->elements();
         if (first > all || count > all - first) throw Error(Code::invalid, "a job reads past the end of a tensor");
-        if (operand.low_rank) {
-            multiplier.prepare(operand.low_rank, sources, target);
+        if (operand.low_rank()) {
+            multiplier.prepare(operand.shared<LowRank>(), sources, target);
             return multiplier.make(target, first, count);
         }
-        decoder.prepare(operand.encoding, sources);
+        decoder.prepare(operand.shared<Encoding>(), sources);
         const auto [begin, bytes] = decoder.range(first, count);
         uint8_t* const codes = decoder.room(bytes);
         sources[operand.source]->read(codes, bytes, operand.offset + begin);
@@ -207,8 +223,8 @@ struct Computing {
 };
 
 void check_computed(const JobOperand& operand, const std::vector<std::shared_ptr<Source>>& sources) {
-    if (operand.encoding) operand.encoding->check(sources);
-    if (operand.low_rank) operand.low_rank->check(sources);
+    if (operand.encoding()) operand.encoding()->check(sources);
+    if (operand.low_rank()) operand.low_rank()->check(sources);
 }
 
 py::tuple as_pair(Ref ref) { return py::make_tuple(static_cast<int>(ref.kind), ref.index); }
@@ -283,8 +299,8 @@ std::unique_ptr<LastStage> last_stage(std::shared_ptr<Program> program, std::vec
             if (part.is_made()) {
                 const float* const made = computing[k](part, sources, first, n, found->target);
                 here[k] = {reinterpret_cast<const uint8_t*>(made), dtypes[k]};
-            } else if (part.view) {
-                here[k] = {source.gather(*part.view, part.offset, first * size, n * size, buffers[k].data()),
+            } else if (part.view()) {
+                here[k] = {source.gather(*part.view(), part.offset, first * size, n * size, buffers[k].data()),
                            dtypes[k]};
             } else {
                 source.read(buffers[k].data(), n * size, part.offset + first * size);

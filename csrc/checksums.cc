@@ -22,7 +22,7 @@ Checksums::Checksums(std::vector<Job>& jobs, std::vector<Check> checks,
         for (const auto& [part, k] : check.parts) {
             if (part >= jobs.size() || k >= jobs[part].operands.size()) throw Error(Code::invalid, "no such operand");
             JobOperand& operand = jobs[part].operands[k];
-            if (operand.source != check.source || operand.offset != reached || operand.view || operand.check >= 0)
+            if (operand.source != check.source || operand.offset != reached || operand.view() || operand.check >= 0)
                 throw Error(Code::invalid, "a check's parts do not follow each other");
             operand.check = static_cast<int32_t>(i);
             reached += jobs[part].count * jobs[part].operand_bytes(k);

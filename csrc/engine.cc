@@ -81,13 +81,15 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
       windows_(sources_.size()),
       options_(options),
       target_(target_named(options.target)) {
+    const bool reduces =
+        std::any_of(jobs_.begin(), jobs_.end(), [](const Job& job) { return job.kind == Job::reduce; });
     for (const Job& job : jobs_) {
         for (const JobOperand& operand : job.operands) {
-            if (operand.view && !sources_[operand.source]->in_memory() && !windows_[operand.source])
+            if (operand.view() && !sources_[operand.source]->in_memory() && !windows_[operand.source])
                 windows_[operand.source] = sources_[operand.source]->mapping();
         }
         most_operands_ = std::max(most_operands_, job.operands.size());
-        reductions_.add_job(job.kind == Job::reduce ? job.count : 0);
+        if (reduces) reductions_.add_job(job.kind == Job::reduce ? job.count : 0);
     }
     if (options_.tile_bytes == 0) options_.tile_bytes = kTile;
     options_.tile_bytes = (options_.tile_bytes + kPage - 1) / kPage * kPage;
@@ -121,7 +123,7 @@ Run::Run(std::vector<std::shared_ptr<Source>> sources, std::vector<std::shared_p
         if (has_stages(job)) continue;  // what is read twice goes through the page cache
         for (size_t k = 0; k < job.operands.size(); ++k) {
             const JobOperand& operand = job.operands[k];
-            if (taps_[operand.source] && !operand.view && !operand.is_made())
+            if (taps_[operand.source] && !operand.view() && !operand.is_made())
                 taps_[operand.source]->expect(operand.offset, operand.offset + job.count * job.operand_bytes(k));
         }
     }
@@ -350,7 +352,7 @@ void Run::do_stages(const Tile& tile, Buffers& buffers) {
     Mixers mixers;
     for (const auto& mixing : job.mixings) mixers.push_back(std::make_shared<const Mixer>(mixing, sources_, target_));
     for (const auto& numbers : job.numbers)
-        buffers.stages.emplace_back(*programs_[job.index], *numbers, job.extents, dtypes, target_, mixers);
+        buffers.stages.emplace_back(*programs_[job.index], *numbers, *job.extents, dtypes, target_, mixers);
     for (size_t stage = 0; stage < programs_[job.index]->stages.size(); ++stage) {
         for (Stages& stages : buffers.stages) stages.begin(stage);
         for (bool ended = false; !ended && !stop_;) {
@@ -426,16 +428,16 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, int64_t a
             for (size_t k = 0; k < job.operands.size(); ++k) {
                 const JobOperand& operand = job.operands[k];
                 const uint64_t unit = job.operand_bytes(k), from = (first + done) * unit;
-                if (operand.encoding) {
+                if (operand.encoding()) {
                     Decoder& decoder = buffers.decoders[k];
-                    decoder.prepare(operand.encoding, sources_);
+                    decoder.prepare(operand.shared<Encoding>(), sources_);
                     const auto [begin, bytes] = decoder.range(first + done, now);
                     work.decoders[k] = &decoder;
                     work.operands[k] = {fetch(codes_of(operand), begin, bytes, decoder.room(bytes + 2 * kPage), true),
                                         operand.dtype()};
-                } else if (operand.low_rank) {
+                } else if (operand.low_rank()) {
                     work.multipliers[k] = &buffers.multipliers[k];
-                    work.multipliers[k]->prepare(operand.low_rank, sources_, target_);
+                    work.multipliers[k]->prepare(operand.shared<LowRank>(), sources_, target_);
                 } else if (job.kind == Job::copy && is_read(operand)) {  // to where it is written from
                     sources_[operand.source]->read(versions[0].out, now * unit, operand.offset + from);
                     work.operands[k] = {versions[0].out, operand.dtype()};
@@ -468,7 +470,7 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, int64_t a
 // will be read again (`keep`) is not read past the page cache.
 const uint8_t* Run::fetch(const JobOperand& operand, uint64_t first, uint64_t bytes, uint8_t* buffer, bool keep) {
     Source& source = *sources_[operand.source];
-    if (operand.view) return source.gather(*operand.view, operand.offset, first, bytes, buffer);
+    if (operand.view()) return source.gather(*operand.view(), operand.offset, first, bytes, buffer);
     const uint64_t offset = operand.offset + first;
     if (source.in_memory()) return source.memory(offset, bytes);
     if (mappings_[operand.source]) {
@@ -488,7 +490,7 @@ const uint8_t* Run::fetch(const JobOperand& operand, uint64_t first, uint64_t by
 
 // Whether the operand's bytes come by ordinary positioned reads.
 bool Run::is_read(const JobOperand& operand) const {
-    return !operand.view && !sources_[operand.source]->in_memory() && io_[operand.source] == Io::pread;
+    return !operand.view() && !sources_[operand.source]->in_memory() && io_[operand.source] == Io::pread;
 }
 
 // The chunks of a reduction that begin between these bytes of its range: whole ones, wherever the tile ends.

@@ -1,6 +1,8 @@
 #include "file.h"
 
+#include <algorithm>
 #include <cstring>
+#include <set>
 
 namespace sds {
 
@@ -9,10 +11,56 @@ Mapping::Mapping(os::Handle file, uint64_t size, bool copy_on_write)
 
 Mapping::~Mapping() { os::unmap(data_, size_); }
 
-Source::Source(const std::string& path)
-    : path_(path), in_memory_(false), file_(std::make_shared<OpenFile>(os::open_read(path))) {
+std::atomic<size_t> OpenFile::count{0};
+
+namespace {
+
+std::atomic<uint64_t> uses{0};
+std::mutex sources_mutex;  // over the set; held while one of them lets go of its file, which locks that one
+
+std::set<const Source*>& sources() {
+    static auto* const all = new std::set<const Source*>;  // outlives every Source
+    return *all;
+}
+
+}  // namespace
+
+Source::Source(const std::string& path) : path_(path), reopened_by_(os::absolute(path)), in_memory_(false) {
+    make_room();
+    file_ = std::make_shared<OpenFile>(os::open_read(path));
     stat_ = os::stat(file_->handle);
     ctime_ns_ = stat_.ctime_ns;
+    used_ = ++uses;
+    std::lock_guard<std::mutex> lock(sources_mutex);
+    sources().insert(this);
+}
+
+Source::~Source() {
+    std::lock_guard<std::mutex> lock(sources_mutex);
+    sources().erase(this);
+}
+
+bool Source::let_go() const noexcept {
+    std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock || !file_ || file_.use_count() > 1 || (direct_ && direct_.use_count() > 1)) return false;
+    try {
+        if (!os::stat(reopened_by_).is(stat_)) return false;  // its name is gone, or leads to another
+    } catch (const std::exception&) {
+        return false;
+    }
+    file_.reset();
+    direct_.reset();
+    direct_tried_ = false;
+    return true;
+}
+
+void Source::make_room() {
+    while (OpenFile::count >= os::most_open_files() / 2) {
+        std::lock_guard<std::mutex> lock(sources_mutex);
+        std::vector<const Source*> by_use(sources().begin(), sources().end());
+        std::sort(by_use.begin(), by_use.end(), [](const Source* a, const Source* b) { return a->used_ < b->used_; });
+        if (std::none_of(by_use.begin(), by_use.end(), [](const Source* source) { return source->let_go(); })) return;
+    }
 }
 
 Source::Source(const std::vector<MemoryPiece>& pieces, std::shared_ptr<const void> owner)
@@ -42,8 +90,18 @@ void Source::close() noexcept {
 }
 
 std::shared_ptr<const OpenFile> Source::opened() const {
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (closed_) throw Error(Code::invalid, path_ + ": the checkpoint is closed");
+        used_ = ++uses;
+        if (file_ || in_memory_) return file_;
+    }
+    make_room();
+    auto again = std::make_shared<OpenFile>(os::open_read(reopened_by_));
+    const os::Stat now = os::stat(again->handle);
+    if (!now.is(stat_)) throw Error(Code::changed, path_ + ": the file changed while it was being read");
     std::lock_guard<std::mutex> lock(mutex_);
-    if (closed_) throw Error(Code::invalid, path_ + ": the checkpoint is closed");
+    if (!file_) file_ = std::move(again);
     return file_;
 }
 
@@ -98,11 +156,12 @@ const uint8_t* Source::gather(const View& view, uint64_t offset, uint64_t first,
 }
 
 std::shared_ptr<Mapping> Source::mapping(bool copy_on_write) {
+    const auto file = opened();
+    if (in_memory()) throw Error(Code::invalid, path_ + ": cannot be mapped");
+    if (copy_on_write) return std::make_shared<Mapping>(file->handle, stat_.size, true);
     std::lock_guard<std::mutex> lock(mutex_);
-    if (closed_ || in_memory()) throw Error(Code::invalid, path_ + ": cannot be mapped (closed)");
-    if (copy_on_write) return std::make_shared<Mapping>(file_->handle, stat_.size, true);
     auto shared = mapping_.lock();
-    if (!shared) mapping_ = shared = std::make_shared<Mapping>(file_->handle, stat_.size, false);
+    if (!shared) mapping_ = shared = std::make_shared<Mapping>(file->handle, stat_.size, false);
     return shared;
 }
 
@@ -119,10 +178,16 @@ Io Source::resolve(Io wanted) const {
 }
 
 std::shared_ptr<const OpenFile> Source::direct() {
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (direct_tried_ || closed_ || in_memory_) return direct_;
+    }
+    const auto file = opened();
+    make_room();
     std::lock_guard<std::mutex> lock(mutex_);
-    if (!direct_tried_ && file_) {
+    if (!direct_tried_ && !closed_) {
         direct_tried_ = true;
-        const os::Handle handle = os::open_past_cache(file_->handle);
+        const os::Handle handle = os::open_past_cache(file->handle);
         if (handle != os::kNone) direct_ = std::make_shared<OpenFile>(handle);
     }
     return direct_;

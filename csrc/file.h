@@ -38,10 +38,14 @@ class Mapping {
 // the system has given to another file by then.
 class OpenFile {
  public:
-    explicit OpenFile(os::Handle opened) : handle(opened) {}
-    ~OpenFile() { os::close(handle); }
+    explicit OpenFile(os::Handle opened) : handle(opened) { ++count; }
+    ~OpenFile() {
+        os::close(handle);
+        --count;
+    }
     OpenFile(const OpenFile&) = delete;
     const os::Handle handle;
+    static std::atomic<size_t> count;  // that are open now
 };
 
 struct MemoryPiece {
@@ -50,11 +54,15 @@ struct MemoryPiece {
 };
 
 // Any thread may call anything at any time; what is called after close() throws `invalid`.
+//
+// A run may have more inputs than the process may have open files. Sources hold half of that number at most: one that
+// opens its file lets go of those that were used least recently, and these open theirs again when they are read.
 class Source {
  public:
     explicit Source(const std::string& path);  // a file
     // Memory that `owner` keeps alive: pieces that count as if they lay one behind the other.
     Source(const std::vector<MemoryPiece>& pieces, std::shared_ptr<const void> owner);
+    ~Source();
     Source(const Source&) = delete;
 
     const std::string& path() const { return path_; }
@@ -83,18 +91,22 @@ class Source {
     void close() noexcept;
 
  private:
-    std::shared_ptr<const OpenFile> opened() const;  // throws once closed
-    std::shared_ptr<const OpenFile> direct();        // for reads past the page cache; empty where there are none
+    std::shared_ptr<const OpenFile> opened() const;  // throws once closed, and when it can't be opened again
+    bool let_go() const noexcept;                    // of the file, where it is idle and can be opened again
+    static void make_room();
+    std::shared_ptr<const OpenFile> direct();  // for reads past the page cache; empty where there are none
 
-    const std::string path_;
+    const std::string path_, reopened_by_;    // as it was given; from the root
     std::map<uint64_t, MemoryPiece> pieces_;  // by the offset that they begin at
     const std::shared_ptr<const void> owner_;
     const bool in_memory_;
     os::Stat stat_;
     std::atomic<int64_t> ctime_ns_{0};
-    mutable std::mutex mutex_;  // over what follows
-    std::shared_ptr<const OpenFile> file_, direct_;
-    bool direct_tried_ = false, closed_ = false;
+    mutable std::atomic<uint64_t> used_{0};  // when it was last, in uses of all
+    mutable std::mutex mutex_;               // over what follows
+    mutable std::shared_ptr<const OpenFile> file_, direct_;
+    mutable bool direct_tried_ = false;
+    bool closed_ = false;
     std::weak_ptr<Mapping> mapping_;
     std::shared_ptr<Tap> tap_;
 };

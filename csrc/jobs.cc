@@ -20,20 +20,20 @@ void check_operand(const Job& job, size_t k, const std::vector<std::shared_ptr<S
     const uint64_t elements = std::max(job.count, job.elements());
     uint64_t bytes = elements * job.operand_bytes(k);
     if (operand.is_made()) {
-        if (job.kind == Job::copy || operand.view || operand.check >= 0 || operand.element != Element::f32)
+        if (job.kind == Job::copy || operand.view() || operand.check >= 0 || operand.element != Element::f32)
             refuse("what is computed is an operand of formulas only");
         try {
-            operand.encoding ? operand.encoding->check(sources) : operand.low_rank->check(sources);
+            operand.encoding() ? operand.encoding()->check(sources) : operand.low_rank()->check(sources);
         } catch (const Error& error) {
             refuse(error.what());
         }
-        if (elements > (operand.encoding ? operand.encoding->elements() : operand.low_rank->elements()))
+        if (elements > (operand.encoding() ? operand.encoding()->elements() : operand.low_rank()->elements()))
             refuse("a job reads past the end of a tensor");
-        bytes = operand.encoding ? operand.encoding->stored_bytes() : 0;
-    } else if (operand.view) {
-        if (job.kind != Job::copy && operand.view->item() != job.operand_bytes(k)) refuse("wrong element size");
-        if (bytes > operand.view->elements() * operand.view->item()) refuse("a job reads past the end of a tensor");
-        bytes = operand.view->reach();
+        bytes = operand.encoding() ? operand.encoding()->stored_bytes() : 0;
+    } else if (operand.view()) {
+        if (job.kind != Job::copy && operand.view()->item() != job.operand_bytes(k)) refuse("wrong element size");
+        if (bytes > operand.view()->elements() * operand.view()->item()) refuse("a job reads past the end of a tensor");
+        bytes = operand.view()->reach();
     }
     if (operand.offset > source.size() || bytes > source.size() - operand.offset)
         refuse("a job reads past the end of a source");
@@ -73,7 +73,7 @@ std::vector<Job> admitted(std::vector<Job> jobs, const std::vector<std::shared_p
                 if (!numbers || numbers->wide.size() != static_cast<size_t>(programs[job.index]->constants))
                     refuse("a job has the wrong number of constants for its program");
             }
-            if (programs[job.index]->in_stages() && job.extents.count != job.elements())
+            if (programs[job.index]->in_stages() && (!job.extents || job.extents->count != job.elements()))
                 refuse("a job of several stages needs the tensor's shape");
         }
         for (const auto& mixing : job.mixings) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "file.h"
@@ -14,20 +15,38 @@
 
 namespace sds {
 
+// There may be hundreds of thousands of both: what few have lies elsewhere.
 struct JobOperand {
+    template <class T>
+    using Shared = std::shared_ptr<const T>;
+
     uint32_t source;
     Element element;
-    uint64_t offset;                             // in the source's file, any byte
-    std::shared_ptr<const View> view = nullptr;  // of a tensor that is not contiguous
-    int32_t check = -1;                          // the Check that it is a part of
-    // Of an encoded weight: `offset` is that of its codes, and `element` float32, which a formula sees.
-    std::shared_ptr<const Encoding> encoding = nullptr;
-    // Of what an adapter's factors make: nothing of the operand itself is stored; `element` is float32.
-    std::shared_ptr<const LowRank> low_rank = nullptr;
+    uint64_t offset;     // in the source's file, any byte
+    int32_t check = -1;  // the Check that it is a part of
+    // The View of a tensor that is not contiguous. Of an encoded weight its Encoding: `offset` is that of its codes,
+    // and `element` float32, which a formula sees. Of what an adapter's factors make the LowRank: nothing of the
+    // operand itself is stored; `element` is float32.
+    std::variant<std::monostate, Shared<View>, Shared<Encoding>, Shared<LowRank>> how = {};
 
-    bool is_made() const { return encoding || low_rank; }
+    template <class T>
+    Shared<T> shared() const {
+        const auto* const found = std::get_if<Shared<T>>(&how);
+        return found ? *found : nullptr;
+    }
+    const View* view() const { return held<View>(); }
+    const Encoding* encoding() const { return held<Encoding>(); }
+    const LowRank* low_rank() const { return held<LowRank>(); }
+    bool is_made() const { return encoding() || low_rank(); }
 
     DType dtype() const { return static_cast<DType>(element); }  // of a formula's operand: one of the floats
+
+ private:
+    template <class T>
+    const T* held() const {
+        const auto* const found = std::get_if<Shared<T>>(&how);
+        return found ? found->get() : nullptr;
+    }
 };
 
 struct Job {
@@ -41,7 +60,7 @@ struct Job {
     std::vector<JobOperand> operands;
     std::vector<std::shared_ptr<const Numbers>> numbers = {};  // of an evaluation, for each output
     int32_t sum = -1;                                          // the summed range that it lies in
-    Extents extents = {};                                      // of the tensor, where the program is in stages
+    std::shared_ptr<const Extents> extents = nullptr;          // of the tensor, where the program is in stages
 
     std::vector<std::shared_ptr<const Mixing>> mixings = {};  // what its stages mix
 

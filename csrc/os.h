@@ -1,5 +1,5 @@
 // Everything that differs between operating systems, as plain functions. One implementation per platform:
-// os_posix.cc (Linux, macOS, BSD) and os_windows.cc. Nothing else in the tree makes a system call.
+// os_posix*.cc (Linux, macOS, BSD) and os_windows.cc. Nothing else in the tree makes a system call.
 #pragma once
 
 #include <cstddef>
@@ -17,12 +17,19 @@ struct Stat {
     uint64_t device = 0, inode = 0;  // together they identify a file under all its names
     int64_t mtime_ns = 0;
     int64_t ctime_ns = 0;  // of the last change to the bytes or to anything about the file; 0 where there is none
+
+    bool is(const Stat& other) const {  // the same file, with the same bytes as far as size and time tell
+        return device == other.device && inode == other.inode && size == other.size && mtime_ns == other.mtime_ns;
+    }
 };
 
 // Reading. All throw sds::Error; `path` is UTF-8 (any bytes on POSIX).
 Handle open_read(const std::string& path);  // regular files only; never blocks on a FIFO
 Handle open_past_cache(Handle file);        // a second handle whose reads bypass the page cache, or kNone
 Stat stat(Handle file);
+Stat stat(const std::string& path);
+std::string absolute(const std::string& path);                                 // leads to the same file from any folder
+size_t most_open_files();                                                      // that this process may have
 size_t read_at(Handle file, void* to, size_t bytes, uint64_t offset);          // fewer only at the end of the file
 size_t read_past_cache(Handle file, void* to, size_t bytes, uint64_t offset);  // page-aligned; 0 when it can't
 double cached_share(Handle file, uint64_t size);  // 0..1 of the file in the page cache; 1 when unknown

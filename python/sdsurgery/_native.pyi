@@ -1,6 +1,6 @@
 """Types of the native module (csrc/bind.cc)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 class Error(RuntimeError):
@@ -93,7 +93,7 @@ class Run:
         sources: Sequence[Source],
         programs: Sequence[Program],
         fills: Sequence[tuple[int, float, float]],
-        jobs: Sequence[tuple[int, int, int, int, int, tuple[tuple[object, ...], ...], tuple[float, ...]]],
+        jobs: Iterable[tuple[int, int, int, int, int, tuple[tuple[object, ...], ...], tuple[float, ...]]],
         checks: Sequence[tuple[int, int, int, int, Sequence[tuple[int, int]]]] = (),
         sums: Sequence[tuple[int, int]] = (),
         sink: Sink | None,

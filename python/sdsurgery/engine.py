@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Raised = TypeVar("Raised", bound=Failure)
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
-Structure = Callable[[Sequence[str | None], str | None, Sequence[int]], list[tuple[int, bytes]]]
+Structure = Callable[[Sequence[str | None], str | None, Sequence[int]], Iterable[tuple[int, bytes]]]
 
 
 @dataclass

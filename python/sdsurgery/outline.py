@@ -8,7 +8,7 @@ Merge, cast, EMA extraction, pruning and component swaps differ only in their pi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -19,7 +19,7 @@ from .metadata import Metadata, placeholder_hashes
 from .operands.mixing import Mixing
 from .operands.modules import Factor, Module, adapted
 from .operands.view import View
-from .plan import Check, Fill, Job, Operand, Plan, Reduction
+from .plan import Check, Fill, Job, Jobs, Operand, Plan, Reduction
 from .program import Formula, Program, identity
 from .structure import NESTED, Structure
 
@@ -89,6 +89,42 @@ class Segment(NamedTuple):
     shape: tuple[int, ...] = ()
 
 
+class Whole(Sequence[Segment]):
+    """The usual case, as the only segment of a piece: one formula makes the whole tensor from whole tensors of inputs.
+
+    A plan may hold hundreds of thousands, so the Segment and its Regions are made when they are asked for. ``sources``
+    are the inputs' numbers, by default 0, 1, 2, …
+    """
+
+    __slots__ = ("formula", "infos", "sources")
+
+    def __init__(self, formula: Work, infos: tuple[TensorInfo, ...], sources: Sequence[int] | None = None) -> None:
+        self.formula, self.infos, self.sources = formula, infos, sources
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._segments()[index]
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self._segments())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._segments() == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self._segments())
+
+    def __repr__(self) -> str:
+        return repr(self._segments())
+
+    def _segments(self) -> tuple[Segment]:
+        sources = range(len(self.infos)) if self.sources is None else self.sources
+        regions = tuple([_region(source, info) for source, info in zip(sources, self.infos, strict=True)])
+        return (Segment(self.formula, 0, self.infos[0].elements, regions),)
+
+
 class Piece(NamedTuple):
     """One output tensor: its header entry, what is done (``action``), from what (``segments``), and why (``note``).
 
@@ -99,7 +135,7 @@ class Piece(NamedTuple):
     dtype: DType
     shape: tuple[int, ...]
     action: str
-    segments: tuple[Segment, ...]
+    segments: Sequence[Segment]
     note: str = ""
     facts: Mapping[str, Any] | None = None
 
@@ -160,9 +196,9 @@ class Outline:
         if writer.by_width and not (self.keep_order and all(piece.action == COPIED for piece in pieces)):
             pieces = tuple(sorted(pieces, key=lambda piece: -piece.dtype.bits))
         aliases = _aliases(self.sources, pieces) if writer.shares else {}
-        entries = [(piece.name, piece.dtype, piece.shape) for piece in pieces]
         given = {"structure": self.structure} if writer.structured else {}
-        file = writer.place(entries, aliases, self.metadata.texts(known, body), **given)
+        entries = ((piece.name, piece.dtype, piece.shape) for piece in pieces)
+        file = writer.place(list(entries), aliases, self.metadata.texts(known, body), **given)
         jobs, programs = _jobs(pieces, file.offsets, aliases, self.sources)
         plan = Plan(
             _files(self.sources), programs, jobs, file.data_start, file.size, file.sums, _checks(self.sources, jobs)
@@ -204,7 +240,7 @@ class PlacedOutline:
 
     def structure(
         self, input_hashes: Sequence[str | None], body_hash: str | None, sums: Sequence[int]
-    ) -> list[tuple[int, bytes]]:
+    ) -> Iterable[tuple[int, bytes]]:
         """Every byte of the file that is not tensor data, as (offset, bytes), for the inputs' SHA-256 (None where
         unknown), the tensor data's, and the CRC-32 of ``Plan.sums``."""
         if self.file is None:
@@ -241,6 +277,8 @@ def operand(source: int, info: TensorInfo) -> Region:
 
 
 def _region(source: int, info: TensorInfo) -> Region:
+    if info.strides is None and not info.parts:
+        return Region(source, info.dtype, info.offset, None, info.file, info.encoded)
     view = None if info.strides is None else View(info.shape, info.strides)
     parts = tuple((part.elements, _region(source, part)) for part in info.parts)
     return Region(source, info.dtype, info.offset, view, info.file, info.encoded, parts)
@@ -249,7 +287,7 @@ def _region(source: int, info: TensorInfo) -> Region:
 def copied(source: int, info: TensorInfo, *, name: str | None = None, action: str = COPIED, note: str = "") -> Piece:
     """The input tensor unchanged, perhaps under another name. Of an encoded weight that is all that it is stored in
     (``as_stored``)."""
-    segments = whole(None, info.elements, (_region(source, info),))
+    segments = Whole(None, (info,), (source,))
     return Piece(name or info.name, info.dtype, info.shape, action, segments, note)
 
 
@@ -267,7 +305,7 @@ def rounded(
             return copied(source, info, name=name, action=action or COPIED, note=note)
         dtype, action = info.dtype, action or COPIED
     require_computable(info)
-    segments = whole(identity(), info.elements, (operand(source, info),))
+    segments = Whole(identity(), (info,), (source,))
     return Piece(name or info.name, dtype, info.shape, action or CAST, segments, note)
 
 
@@ -388,38 +426,39 @@ def _checks(sources: Sequence[Any], jobs: Sequence[Job]) -> tuple[Check, ...]:
 
 def _jobs(
     pieces: Sequence[Piece], offsets: Sequence[int], aliases: Mapping[str, str], sources: Sequence[Checkpoint | bytes]
-) -> tuple[tuple[Job, ...], tuple[Program | Fill | Reduction, ...]]:
+) -> tuple[Jobs, tuple[Program | Fill | Reduction, ...]]:
     first = _first_files(sources)
     programs: dict[Program | Fill | Reduction, int] = {}
-    jobs = []
-    last: Program | Fill | Reduction | None = None
-    number: int | None = None
-    for index, (piece, offset) in enumerate(zip(pieces, offsets, strict=True)):
-        for segment in (run for whole_one in piece.segments for run in runs(whole_one)):
-            if segment.count == 0 or piece.name in aliases:
-                continue
-            work = segment.formula
-            operands = tuple([_operand(first[region.source], region) for region in segment.operands])
-            mixings: tuple[Mixing, ...] = ()
-            if segment.modules and isinstance(work, Formula):
-                factors = [Factor(_operand(first[region.source], region), n) for region, n in segment.factors]
-                try:
-                    work, operands, mixings = adapted(work, operands, segment.modules, factors, _rows(piece, segment))
-                except InputRefused as error:
-                    raise error.of_tensor(piece.name) from None
-            program, numbers = work if isinstance(work, Formula) else (work, ())
-            if program is not last:  # nearly all have the one before's, and a program is slow to look up
-                last = program
-                number = None if program is None else programs.setdefault(program, len(programs))
-            at = offset + (piece.dtype.nbytes(segment.first) or 0)
-            shape: tuple[int, ...] = ()
-            if program is not None and isinstance(program, Program) and program.in_stages:
-                shape = _whole_shape(piece, segment, program)
-            job = Job(
-                number, piece.dtype, at, segment.count, operands, index, numbers, shape, mixings, segment.elements
-            )
-            jobs.append(job)
-    return tuple(jobs), tuple(programs)
+
+    def made() -> Iterator[Job]:
+        last: Program | Fill | Reduction | None = None
+        number: int | None = None
+        for index, (piece, offset) in enumerate(zip(pieces, offsets, strict=True)):
+            for segment in (run for whole_one in piece.segments for run in runs(whole_one)):
+                if segment.count == 0 or piece.name in aliases:
+                    continue
+                work = segment.formula
+                operands = tuple([_operand(first[region.source], region) for region in segment.operands])
+                mixings: tuple[Mixing, ...] = ()
+                if segment.modules and isinstance(work, Formula):
+                    factors = [Factor(_operand(first[region.source], region), n) for region, n in segment.factors]
+                    rows = _rows(piece, segment)
+                    try:
+                        work, operands, mixings = adapted(work, operands, segment.modules, factors, rows)
+                    except InputRefused as error:
+                        raise error.of_tensor(piece.name) from None
+                program, numbers = work if isinstance(work, Formula) else (work, ())
+                if program is not last:  # nearly all have the one before's, and a program is slow to look up
+                    last = program
+                    number = None if program is None else programs.setdefault(program, len(programs))
+                at, count = offset + (piece.dtype.nbytes(segment.first) or 0), segment.count
+                shape: tuple[int, ...] = ()
+                if program is not None and isinstance(program, Program) and program.in_stages:
+                    shape = _whole_shape(piece, segment, program)
+                yield Job(number, piece.dtype, at, count, operands, index, numbers, shape, mixings, segment.elements)
+
+    jobs = Jobs(made())
+    return jobs, tuple(programs)
 
 
 def _operand(first: int, region: Region) -> Operand:

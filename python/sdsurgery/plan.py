@@ -6,9 +6,11 @@ turns that into a line. A Plan is a value: frozen, printable, comparable, pickla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from operator import eq
+from typing import Any, NamedTuple, overload
 
 from .dtypes import DType
 from .operands.encoding import Companion, Encoding
@@ -100,6 +102,74 @@ class Job(NamedTuple):
         return [part for factors in (*made, *(mixing.factors for mixing in self.mixings)) for part in factors]
 
 
+class Jobs(Sequence[Job]):
+    """The jobs of a plan: a tuple of them, but in a fifth of the memory, since a plan may have hundreds of thousands.
+
+    Of a usual job five numbers are kept, and the places of its operands; what jobs have in common, once: program,
+    dtype, constants, and of each operand source and dtype. ``unusual`` are the others, by their index.
+    """
+
+    __slots__ = ("_common", "_places", "_rows", "unusual")
+
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        self._rows, self._places = array("Q"), array("Q")
+        self._common: list[tuple[int | None, DType, tuple[float, ...], tuple[tuple[int, DType], ...]]] = []
+        self.unusual: dict[int, Job] = {}
+        # Constants are told apart by their identity: 0.0 equals -0.0.
+        known: dict[tuple[int | None, DType, int, tuple[tuple[int, DType], ...]], int] = {}
+        for index, job in enumerate(jobs):
+            program, dtype, offset, count, operands, tensor, numbers, shape, mixings, read = job
+            if shape or mixings or read or any(each.view is not None or each.computed for each in operands):
+                self.unusual[index] = job
+                self._rows.extend((0, 0, 0, 0, 0))
+                continue
+            parts = tuple([each[:2] for each in operands])
+            kind = known.setdefault((program, dtype, id(numbers), parts), len(known))
+            if kind == len(self._common):
+                self._common.append((program, dtype, numbers, parts))
+            self._rows.extend((kind, offset, count, tensor, len(self._places)))
+            self._places.extend([each.offset for each in operands])
+
+    def __len__(self) -> int:
+        return len(self._rows) // 5
+
+    @overload
+    def __getitem__(self, index: int) -> Job: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Job, ...]: ...
+    def __getitem__(self, index: int | slice) -> Job | tuple[Job, ...]:
+        at = range(len(self))[index]
+        if isinstance(at, range):
+            return tuple([self[each] for each in at])
+        if at in self.unusual:
+            return self.unusual[at]
+        kind, offset, count, tensor, place = self._rows[5 * at : 5 * at + 5]
+        program, dtype, numbers, parts = self._common[kind]
+        operands = tuple([Operand(*part, self._places[at]) for at, part in enumerate(parts, place)])
+        return Job(program, dtype, offset, count, operands, tensor, numbers)
+
+    def usual_bytes(self) -> int:
+        """Input bytes that the usual jobs read."""
+        bits = [sum([dtype.bits for _, dtype in parts]) for _, _, _, parts in self._common]
+        kinds, counts = self._rows[::5], self._rows[2::5]
+        return sum([bits[kind] * count for kind, count in zip(kinds, counts, strict=True) if count]) // 8
+
+    def __iter__(self) -> Iterator[Job]:
+        return (self[index] for index in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Jobs) and len(self) == len(other) and all(map(eq, self, other))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Jobs, (tuple(self),)
+
+
 @dataclass(frozen=True)
 class Check:
     """A stretch of a source whose CRC-32 is known and whose bytes the ``parts`` (job, operand) read, one after the
@@ -132,7 +202,7 @@ class Plan:
 
     files: tuple[str | bytes, ...]
     programs: tuple[Program | Fill | Reduction, ...]
-    jobs: tuple[Job, ...]
+    jobs: Jobs
     data_start: int
     size: int
     sums: tuple[tuple[int, int], ...] = ()
@@ -141,8 +211,10 @@ class Plan:
 
     def bytes_to_read(self) -> int:
         """Input bytes that the jobs will read; dropped tensors are never read."""
-        mixed = sum([bytes_of(mixing.factors) for job in self.jobs for mixing in job.mixings])
-        return mixed + sum([part.stored_bytes(job.elements) for job in self.jobs for part in job.operands])
+        unusual = self.jobs.unusual.values()
+        mixed = sum([bytes_of(mixing.factors) for job in unusual for mixing in job.mixings])
+        others = sum([part.stored_bytes(job.elements) for job in unusual for part in job.operands])
+        return mixed + others + self.jobs.usual_bytes()
 
 
 def together(plans: Sequence[Plan]) -> Plan | None:

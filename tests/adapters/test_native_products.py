@@ -15,7 +15,7 @@ from sdsurgery.definitions.effects import changed
 from sdsurgery.definitions.mixing import rotations
 from sdsurgery.dtypes import F16, F32
 from sdsurgery.operands.modules import Adapted, Factor, Module, adapted
-from sdsurgery.plan import Job, Operand, Plan
+from sdsurgery.plan import Job, Jobs, Operand, Plan
 from sdsurgery.program import Formula, identity
 
 LINEAR, CONV = (67, 83), (24, 10, 3, 3)
@@ -124,7 +124,7 @@ class Case:
         count = self.weight.size
         shape = self.shape if formula.program.in_stages else ()
         job = Job(0, F32, 0, count, operands, 0, formula.numbers, shape, mixings)
-        return Plan((self.data,), (formula.program,), (job,), 0, 4 * count)
+        return Plan((self.data,), (formula.program,), Jobs((job,)), 0, 4 * count)
 
     def adapted(self, formula: Formula, inputs: int = 1, **of_module: Any) -> Adapted:
         modules = [module._replace(**of_module) for module in self.modules]

@@ -15,7 +15,7 @@ from sdsurgery.definitions.reductions import ordered_sum
 from sdsurgery.dtypes import F16, F32
 from sdsurgery.functions import dot, sum
 from sdsurgery.methods import Method
-from sdsurgery.plan import Job, Operand, Plan
+from sdsurgery.plan import Job, Jobs, Operand, Plan
 from sdsurgery.program import Program, trace
 
 COUNTS = (1, 7, 1024, 3001, 300_001)
@@ -38,7 +38,7 @@ def plan_of(arrays: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Plan, list[Any
             operands.append(Operand(0, F16 if each.dtype == np.float16 else F32, at))
             at += each.nbytes
         jobs.append(Job(0, F32, 4 * number, 1, tuple(operands), number, shape=(pair[0].size,), read=pair[0].size))
-    return Plan((data,), (program,), tuple(jobs), 0, 4 * len(jobs)), [_native.Source.memory(data)]
+    return Plan((data,), (program,), Jobs(jobs), 0, 4 * len(jobs)), [_native.Source.memory(data)]
 
 
 def pairs(dtype: Any) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -8,7 +8,7 @@ from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, printable
 from ..files import native_errors
 from ..outline import Region, operand, require_computable
-from ..plan import Operand, Plan
+from ..plan import Jobs, Operand, Plan
 
 Array = Any
 
@@ -22,7 +22,7 @@ def values(checkpoint: Checkpoint, region: Region, elements: int) -> Array:
 
     encoding = None if region.encoded is None else region.encoded.encoding
     place = Operand(region.file, region.dtype, region.offset, region.view, encoding)
-    reader = ReferenceRun(Plan((), (), (), 0, 0), checkpoint.files, None, Options())
+    reader = ReferenceRun(Plan((), (), Jobs(()), 0, 0), checkpoint.files, None, Options())
     with native_errors(InputRefused):
         stored, dtype = reader.stored(place, 0, elements)
     return widen(stored, dtype, region.dtype is F64)

@@ -35,7 +35,7 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
 """Part -> the suffixes that it has in the various dialects."""
 
 _PARTS = {suffix: part for part, suffixes in _SUFFIXES.items() for suffix in suffixes}
-_ENDINGS = tuple(sorted(_PARTS, key=len, reverse=True))
+_TAILS = {suffix[at:] for suffix in _PARTS for at in range(len(suffix)) if suffix[at] == "."}
 _VAGUE = frozenset((ALPHA, PLAIN, "bias", "scale", "rescale"))
 """Parts whose suffix other files have too; they make no module an adapter's on their own."""
 
@@ -63,19 +63,20 @@ class Key(NamedTuple):
         return self.part not in _VAGUE
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=4096)
 def split(key: str) -> Key | None:
     """The key's module and part; None for a key that is no adapter's."""
     if "." not in key or key.startswith(BUNDLED):
         return None
-    key = _MAGNITUDE_NOISE.sub("", _NOISE.sub("", key))
-    if found := _PROCESSOR.fullmatch(key):
+    if "_orig_mod." in key or ".default" in key:
+        key = _MAGNITUDE_NOISE.sub("", _NOISE.sub("", key))
+    if "_lora." in key and (found := _PROCESSOR.fullmatch(key)):
         inside = _IN_ENCODER if found[1].endswith("self_attn") else _IN_UNET
         return Key(f"{found[1]}.{inside[found[2]]}", found[3])
-    if not key.endswith(_ENDINGS):
-        return None
-    suffix = next(ending for ending in _ENDINGS if key.endswith(ending))
-    return Key(key[: -len(suffix)], _PARTS[suffix])
+    longest, end = -1, len(key)
+    while (at := key.rfind(".", 0, end)) >= 0 and key[at:] in _TAILS:
+        longest, end = (at if key[at:] in _PARTS else longest), at
+    return None if longest < 0 else Key(key[:longest], _PARTS[key[longest:]])
 
 
 def is_bundled(key: str) -> bool:

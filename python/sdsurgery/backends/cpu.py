@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from ..operands.encoding import CODINGS, Companion, Encoding
 from ..operands.low_rank import LowRank, Matrix
 from ..operands.mixing import Mixing
 from ..operands.view import View
-from ..plan import Fill, Job, Operand, Plan, Reduction
+from ..plan import Fill, Job, Jobs, Operand, Plan, Reduction
 from ..program import GENERATED, OPERATIONS, REDUCTIONS, SCALAR_FUNCTIONS, Formula, Program, Stage, Step
 from . import Backend, Options
 
@@ -74,7 +74,7 @@ def prepare(
         sources=list(sources),
         programs=programs,
         fills=fills,
-        jobs=[_native_job(job, place) for job in plan.jobs],
+        jobs=_NativeJobs(plan.jobs, place),
         checks=[(c.source, c.offset, c.nbytes, c.crc32, c.parts) for c in plan.checks],
         sums=plan.sums,
         sink=sink,
@@ -92,6 +92,20 @@ def prepare(
             for each, version in zip(further, plan.further, strict=True)
         ],
     )
+
+
+@dataclass(frozen=True)
+class _NativeJobs:
+    """The jobs as the native engine takes them, one at a time."""
+
+    jobs: Jobs
+    place: Sequence[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return (_native_job(job, self.place) for job in self.jobs)
 
 
 def _native_job(job: Job, place: Sequence[tuple[int, int]]) -> tuple[Any, ...]:

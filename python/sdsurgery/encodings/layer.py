@@ -154,19 +154,20 @@ def codes_as(weight: TensorInfo) -> str:
 def layers(checkpoint: Checkpoint) -> list[Layer]:
     """Layers that are encoded or may be, in the order of the file."""
     stated = _stated(checkpoint)
-    groups: dict[str, dict[str, TensorInfo]] = {}
-    wanted: set[str] = set()
+    wanted = set()
     for name, info in checkpoint.tensors.items():
         layer, part = _split(name)
         if not part:
             continue
-        groups.setdefault(layer, {})[part] = info
         telling = part in _TELLING or part.startswith("weight." + _STATE)
-        integers = part == WEIGHT and info.dtype.name in ("U8", "I8") and info.elements
-        if telling or integers:
+        if telling or (part == WEIGHT and info.dtype.name in ("U8", "I8") and info.elements) or layer in stated:
             wanted.add(layer)
-    wanted.update(layer for layer in groups if layer in stated)
-    return [Layer(name, checkpoint, groups[name], stated.get(name)) for name in groups if name in wanted]
+    groups: dict[str, dict[str, TensorInfo]] = {}
+    for name, info in checkpoint.tensors.items() if wanted else ():
+        layer, part = _split(name)
+        if part and layer in wanted:
+            groups.setdefault(layer, {})[part] = info
+    return [Layer(name, checkpoint, group, stated.get(name)) for name, group in groups.items()]
 
 
 def _split(name: str) -> tuple[str, str]:

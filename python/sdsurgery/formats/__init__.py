@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Entries = Sequence[tuple[str, DType, tuple[int, ...]]]  # name, dtype, shape
 
-Pieces = list[tuple[int, bytes]]  # offset in the file, bytes
+Pieces = Iterable[tuple[int, bytes]]  # offset in the file, bytes
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Placed:
     of the file that is not tensor data, for metadata that are no longer than those that the file was laid out with.
     """
 
-    offsets: tuple[int, ...]
+    offsets: Sequence[int]
     data_start: int
     size: int
     sums: tuple[tuple[int, int], ...]

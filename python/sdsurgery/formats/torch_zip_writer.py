@@ -78,7 +78,7 @@ class Layout:
     of the file.
     """
 
-    offsets: tuple[int, ...]
+    offsets: Sequence[int]
     record_of: tuple[int, ...]
     records: tuple[tuple[int, int], ...]
     total: int

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..backends import Options, damaged_of, refuse_values, sums_of
 from ..dtypes import F32, F64, DType
 from ..errors import Interrupted, UsageError, of_job
-from ..plan import Job, Operand, Plan, Reduction
+from ..plan import Job, Jobs, Operand, Plan, Reduction
 from ..program import Formula, Program
 from .reductions import Chunk, Gathered, Row
 from .tiles import ALIGNMENT, Part, Tile, ratio, tiles
@@ -372,7 +372,7 @@ def _with_generated(plan: Plan, wide: bool) -> Plan:
     for job in plan.jobs:
         program = None if job.program is None else plan.programs[job.program]
         jobs.append(_with_further(job, program, wide) if isinstance(program, Program) else job)
-    return replace(plan, jobs=tuple(jobs))
+    return replace(plan, jobs=Jobs(jobs))
 
 
 def _with_further(job: Job, program: Program, wide: bool) -> Job:

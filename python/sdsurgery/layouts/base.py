@@ -319,7 +319,7 @@ class Traits(NamedTuple):
 _SEGMENTS = 5
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=4096)
 def _traits(layout: Layout, key: str) -> Traits:
     key = names.unwrap(key)
     beginning = key.split(".", _SEGMENTS)
@@ -327,7 +327,7 @@ def _traits(layout: Layout, key: str) -> Traits:
     return _traits_of(layout, stem, names.is_weight(key), names.is_scale(key))
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=4096)
 def _traits_of(layout: Layout, stem: str, weight: bool, scale: bool) -> Traits:
     """Of an unwrapped name that begins with ``stem``, or is it where it has no more segments."""
     component = _component(layout, stem)

@@ -46,6 +46,7 @@ class Probe:
     def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
         self.tensors = tensors
         self._names = "\n".join(("", *tensors, ""))
+        self._first: dict[str, int] = {}  # where a part that was searched for is first found
         self.unet_prefix = self._find_unet()
         self._adapter: tuple[Adapter | None] | None = None
 
@@ -83,12 +84,15 @@ class Probe:
 
     def search(self, part: str) -> Iterator[str]:
         """The names that hold ``part``, in which a line break stands for a name's beginning or end."""
-        at = -1
-        while (at := self._names.find(part, at + 1)) >= 0:
+        if part not in self._first:
+            self._first[part] = self._names.find(part)
+        at = self._first[part]
+        while at >= 0:
             inside = at + part.startswith("\n")
             key = self._names[self._names.rindex("\n", 0, inside) + 1 : self._names.index("\n", inside)]
             if key in self.tensors:
                 yield key
+            at = self._names.find(part, at + 1)
 
     def prefixes(self, tail: str) -> list[str]:
         """What stands before ``tail``, in whole segments, in the names that end with it."""

@@ -19,7 +19,7 @@ from ..files import require_found
 from ..layouts import Layout, Traits, detect
 from ..layouts.names import UNET, in_unet
 from ..methods.registry import Flag, Method, get
-from ..outline import ADDED, KEPT, MERGED, Dropped, Outline, Piece, Region, Segment, copied, operand, require_computable
+from ..outline import ADDED, KEPT, MERGED, Dropped, Outline, Piece, Whole, copied, require_computable
 from ..outline import rounded as rounded_piece
 from ..program import identity
 from ..report.warnings import of_file
@@ -320,20 +320,24 @@ class _Decisions:
         elements = info.elements
         if not elements or info.dtype.kind in _INTEGERS:
             return copied(0, info, name=name, note="integers are never averaged" if elements else "an empty tensor")
-        operands = []
-        for source, tensors in enumerate(self.tensors):
+        infos = []
+        for tensors in self.tensors:
             each = tensors.get(name)
             if each is None or each.shape != info.shape or not each.dtype.computable:
                 return self.unlike(name, info, traits)
-            operands.append(operand(source, each))
-        return self.merged(name, info, operands, traits)
+            infos.append(each)
+        return self.merged(name, info, infos, traits)
 
     def merged(
-        self, name: str, info: TensorInfo, operands: Sequence[Region], traits: Traits,
-        absent: frozenset[int] = frozenset(),
+        self, name: str, info: TensorInfo, infos: Sequence[TensorInfo], traits: Traits, *,
+        absent: frozenset[int] = frozenset(), sources: tuple[int, ...] | None = None,
     ) -> Piece:  # fmt: skip
+        """The formula over ``infos``, which are of the inputs ``sources``, or of all; ``info`` is A's."""
+        for each in infos:
+            if each.encoded is not None:
+                require_computable(each)
         formula, facts = self.ratios.of(name, traits.block, absent)
-        segments = (Segment(formula, 0, info.elements, tuple(operands)),)
+        segments = Whole(formula, tuple(infos), sources)
         return Piece(name, self.written(name, info), info.shape, MERGED, segments, facts=facts)
 
     def unlike(self, name: str, info: TensorInfo, traits: Traits) -> Piece:
@@ -356,8 +360,8 @@ class _Decisions:
         for at in inputs:
             self.require_shape(name, info, present[at], self.checkpoints[at])
             require_computable(present[at])
-        operands = [operand(at, present[at]) for at in inputs]
-        return self.merged(name, info, operands, traits, frozenset(range(len(self.tensors))) - frozenset(present))
+        absent = frozenset(range(len(self.tensors))) - frozenset(present)
+        return self.merged(name, info, [present[at] for at in inputs], traits, absent=absent, sources=inputs)
 
     @staticmethod
     def averaged(info: TensorInfo) -> bool:
@@ -371,7 +375,7 @@ class _Decisions:
             self.require_shape(name, info, other, checkpoint)
         for each in all_of_it:
             require_computable(each)
-        return self.merged(name, info, [operand(source, each) for source, each in enumerate(all_of_it)], traits)
+        return self.merged(name, info, all_of_it, traits)
 
     def others(self, name: str) -> list[TensorInfo]:
         """B's, C's, … tensor of that name; an input that has no such weight is left out, and noted."""

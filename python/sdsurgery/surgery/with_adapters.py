@@ -61,9 +61,11 @@ class Adapters:
     ) -> tuple[list[Piece], list[str]]:
         """The pieces with what the adapters change, and notes. ``tensors`` are the inputs', under A's names; ``path``
         is A's. InputRefused as ``adapters.apply.effects``."""
+        self.reports = []
+        if not self.used:
+            return list(pieces), []
         effects: dict[int, list[Any]] = {}
         notes = []
-        self.reports = []
         for number, (place, lora, adapter) in enumerate(self.used, len(tensors)):
             found = applied(adapter, number, tensors[max(place, 0)], layout, lora=lora, path=path)
             effects.setdefault(place, []).append(found)

@@ -1,0 +1,16 @@
+// What the POSIX side of os.h shares among its files.
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+
+#include "error.h"
+#include "os.h"
+
+namespace sds::os {
+
+[[noreturn]] void fail(int error, const std::string& what);  // an Error by the system's number
+const char* kind_of(mode_t mode);                            // of what is no regular file, in words
+
+}  // namespace sds::os
