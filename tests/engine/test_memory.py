@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -83,6 +84,24 @@ def test_peak_memory_does_not_grow_with_the_files(pairs: tuple[Path, Path], io: 
     assert abs(large - small) < 16 * MB, (small, large)
     assert large < 64 * MB
     assert mapped < 96 * MB, "pages of the mapping are released behind the reading position"
+
+
+def _many(path: Path, tensors: int) -> int:
+    entries = {
+        f"model.diffusion_model.block.{number // 100}.layer.{number % 100}.weight": {
+            "dtype": "F16", "shape": [4, 8], "data_offsets": [64 * number, 64 * number + 64],
+        }
+        for number in range(tensors)
+    }  # fmt: skip
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(64 * tensors))
+    return path.stat().st_size
+
+
+def test_a_hundred_thousand_tensors_take_little_beyond_their_files(tmp_path: Path) -> None:
+    files = sum(_many(tmp_path / f"{name}.safetensors", 100_000) for name in ("a", "b"))
+    anonymous, _ = _merge(tmp_path, "auto")
+    assert anonymous < 120 * MB + files
 
 
 @pytest.mark.slow

@@ -8,12 +8,14 @@ import ctypes
 import fcntl
 import io
 import os
+import resource
 import shutil
 import signal
 import stat
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -263,3 +265,54 @@ def test_the_limit_on_open_files_is_said_as_such(folder: Path) -> None:
     assert made.returncode == 1
     assert made.stderr.count("\n") == 1
     assert "in.safetensors: Too many open files (the limit of this process; ulimit -n raises it)" in made.stderr
+
+
+def test_more_inputs_than_open_files_are_merged(folder: Path) -> None:
+    names = [f"in.{number}.safetensors" for number in range(200)]
+    for number, name in enumerate(names):
+        write_raw(folder / name, {"w": ("F32", [500], f32(*(number * k % 101 for k in range(500))))})
+    (folder / "out").mkdir()
+    words = ("merge", "--method", "mean", *names, "-o", "out/mean.safetensors", "--force", "-q")
+    done(sds(*words, cwd=folder))
+    want = (folder / "out/mean.safetensors").read_bytes()
+    for limit in (20, 64):
+        limited = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit))
+        made = sds(*words, cwd=folder, preexec_fn=limited)
+        assert (made.rc, made.err) == (0, "")
+        assert (folder / "out/mean.safetensors").read_bytes() == want
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "found"),
+    [
+        ("os.replace('in.29.x', 'in.0.x')", "in.0.x: the file changed while it was being read"),
+        ("os.utime('in.0.x', (1, 1))", "in.0.x: the file changed while it was being read"),
+        ("os.chdir('/')", "b'0'"),
+    ],
+)
+def test_a_file_that_is_opened_again_is_the_same(folder: Path, meanwhile: str, found: str) -> None:
+    code = (
+        "import os, resource\n"
+        "from sdsurgery import _native\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))\n"
+        "for k in range(30): open(f'in.{k}.x', 'w').write(str(k))\n"
+        "sources = [_native.Source(b'in.%d.x' % k) for k in range(30)]\n"
+        f"{meanwhile}\n"
+        "try: print(sources[0].read(0, 1))\n"
+        "except _native.Error as error: print(error)\n"
+    )
+    assert run(folder, environment(), code=code).stdout == f"{found}\n"
+
+
+def test_a_file_without_a_name_stays_open(folder: Path) -> None:
+    code = (
+        "import os, resource\n"
+        "from sdsurgery import _native\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))\n"
+        "for k in range(30): open(f'in.{k}.x', 'w').write(str(k))\n"
+        "sources = [_native.Source(b'in.0.x')]\n"
+        "os.unlink('in.0.x')\n"
+        "sources += [_native.Source(b'in.%d.x' % k) for k in range(1, 30)]\n"
+        "print(*(source.read(0, 1).decode() for source in sources))\n"
+    )
+    assert run(folder, environment(), code=code).stdout.split() == [str(k)[0] for k in range(30)]
