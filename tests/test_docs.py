@@ -146,8 +146,9 @@ except sdsurgery.SdsError as error:
 ```
 
 Messages spell options as Python does (`overwrite=True`); the command line prints them as its own (`--force`). With
-`--json` a command that fails prints `{"error": …}` with what `to_dict()` gives. Where there is a result too (`verify`,
-`scan`, `convert --out-dir`), the result has the `error` in it. stderr has one line either way.
+`--json` a command that fails prints `{"schema": 1, "error": …}` with what `to_dict()` gives ([json.md](json.md)). Where
+there is a result too (`verify`, `scan`, `convert --out-dir`), the result has the `error` in it. stderr has one line
+either way.
 
 | class | exit code | its own code | |
 |---|---|---|---|

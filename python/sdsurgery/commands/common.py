@@ -196,13 +196,20 @@ def print_lines(lines: Iterable[str]) -> int:
     return 0
 
 
-def print_json(value: dict[str, Any], error: Failure | None = None) -> int:
-    """Print one JSON object on stdout; returns 0. RunFailed as ``print_lines``.
+SCHEMA = 1
+"""Of the answers of ``--json``: another number means that a program must look again (docs/json.md)."""
+
+
+def print_json(value: dict[str, Any], error: Failure | None = None, *, foreign: bool = False) -> int:
+    """Print one JSON object on stdout, with the number of its schema; returns 0. RunFailed as ``print_lines``.
 
     ``error``: what the caller raises next, for a result that is a failure too; it becomes the object's ``error``.
+    ``foreign``: the object has a schema that is not ours.
     """
     import json
 
+    if not foreign:
+        value = {"schema": SCHEMA, **value}
     if error is not None:
         value = {**value, "error": error_dict(error)}
         error.in_json = True

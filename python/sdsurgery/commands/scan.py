@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         from .. import __version__
         from ..formats.scan_sarif import as_sarif
 
-        print_json(as_sarif(report, __version__))
+        print_json(as_sarif(report, __version__), foreign=True)
     elif args.json:
         print_json(report.as_json(), error)
     elif not args.quiet:

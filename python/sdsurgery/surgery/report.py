@@ -56,8 +56,28 @@ class Report:
         """Those of the notes that warn, each with its ``code``."""
         return [note for note in self.notes if isinstance(note, Warned)]
 
+    @property
+    def hashes(self) -> dict[str, Any]:
+        """Those of the inputs, in their order, and of the output, under the names by which sites and UIs know them;
+        None for one that was not computed."""
+        from ..hashing import autov2, autov3
+
+        digests = [*self.sha256, *([None] * (len(self.inputs) - len(self.sha256)))]
+        whole, body = self.output_sha256, self.body_sha256
+        return {
+            "inputs": [
+                {"path": path, "sha256": digest, "autov2": digest and autov2(digest)}
+                for path, digest in zip(self.inputs, digests, strict=False)
+            ],
+            "output": {
+                "path": self.output, "sha256": whole, "autov2": whole and autov2(whole),
+                "body_sha256": body, "autov3": body and autov3(body),
+            },
+        }  # fmt: skip
+
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), **in_json(self.notes), "refusal": self.refusal and self.refusal.to_dict()}
+        refusal = self.refusal and self.refusal.to_dict()
+        return {**asdict(self), "hashes": self.hashes, **in_json(self.notes), "refusal": refusal}
 
 
 def describe(
