@@ -17,7 +17,7 @@ from sdsurgery.backends import cpu, reference
 from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.methods import Flag, Method, Param, PerInput, Whole, registered
 from sdsurgery.plan import Job, Operand
-from sdsurgery.program import Formula, trace
+from sdsurgery.program import Formula, Program, trace
 
 FLOATS = (F64, F32, F16, BF16, F8_E4M3, F8_E5M2)
 # Dtypes of a method's inputs, repeated over them.
@@ -323,25 +323,29 @@ OPERATIONS = {
 }
 
 
-def every(mixtures: Sequence[tuple[DType, ...]] = MIXTURES) -> list[tuple[str, tuple[DType, ...]]]:
+def every(
+    mixtures: Sequence[tuple[DType, ...]] = MIXTURES, *, few: bool = False
+) -> list[tuple[str, tuple[DType, ...]]]:
     """Cases with mixtures of input dtypes that they have inputs for, as ``spread``; ``ids=label`` names them."""
-    return spread(mixtures, lambda case, mixture: len(mixture) <= case.count, cast=True)
+    return spread(mixtures, lambda case, mixture: len(mixture) <= case.count, cast=True, few=few)
 
 
 def spread(
-    choices: Sequence[Any], fits: Callable[[Case, Any], bool] = lambda case, choice: True, *, cast: bool = False
-) -> list[Any]:
+    choices: Sequence[Any], fits: Callable[[Case, Any], bool] = lambda case, choice: True, *, cast: bool = False,
+    few: bool = False,
+) -> list[Any]:  # fmt: skip
     """Every case with every choice (of dtypes, say) that fits, as pairs; with ``cast`` also the cast, which is no
     method.
 
     A case without a kernel of its own is evaluated by steps, which do not depend on the dtypes: one case of such a
-    method gets one of the choices, each method another. With SDS_THOROUGH set all get all of them."""
+    method gets one of the choices, each method another. ``few`` is for what does not depend on the formula either: of
+    those only ``telling`` ones. With SDS_THOROUGH set all get all of them."""
     found = []
     seen = set()
     for number, (name, case) in enumerate(CASES.items()):
         if case is CAST and not cast:
             continue
-        if not thorough(name) and case.method.name in seen:
+        if not thorough(name) and (name not in telling() if few else case.method.name in seen):
             continue
         seen.add(case.method.name)
         fitting = [choice for choice in choices if fits(case, choice)]
@@ -351,9 +355,40 @@ def spread(
 
 
 @functools.cache
+def telling() -> frozenset[str]:
+    """Cases that together use whatever any case uses: every operation, reduction, axis, generated operand, number of
+    inputs, and each of them in a last stage and before it."""
+    uses = {name: _uses(case.formula().program) for name, case in CASES.items()}
+    left, chosen = frozenset().union(*uses.values()), set()
+    while left:
+        best = max(uses, key=lambda name: len(uses[name] & left))
+        chosen.add(best)
+        left -= uses[best]
+    return frozenset(chosen)
+
+
+def _uses(program: Program) -> frozenset[tuple[Any, ...]]:
+    stages = range(len(program.stages))
+    found = {("inputs", program.inputs), ("stages", len(program.stages)), ("functions", len(program.functions))}
+    found |= {("step", op, False) for op, *_ in program.steps}
+    found |= {("step", op, True) for at in stages for op, *_ in program.stages[at].steps}
+    found |= {("reduction", op, along, at > 0) for at in stages for op, along, _ in program.stages[at].reductions}
+    found |= {("scalar", op) for at in stages for op, _ in program.stages[at].scalars}
+    found |= {("made", op, along) for op, along, _ in program.made}
+    return frozenset(found)
+
+
 def thorough(name: str) -> bool:
-    """Whether a case is to be tested with everything: it has a kernel of its own, or SDS_THOROUGH is set."""
-    return bool(os.environ.get("SDS_THOROUGH") or cpu.native_program(CASES[name].formula().program, False).fused)
+    """Whether a case is to be tested with everything: it is the first of those that share a kernel of their own, or
+    SDS_THOROUGH is set."""
+    return bool(os.environ.get("SDS_THOROUGH")) or name in _first_with_kernel()
+
+
+@functools.cache
+def _first_with_kernel() -> frozenset[str]:
+    programs = {name: case.formula().program for name, case in CASES.items()}
+    first = {program: name for name, program in reversed(programs.items())}
+    return frozenset(name for program, name in first.items() if cpu.native_program(program, False).fused)
 
 
 def outputs(name: str) -> tuple[DType, ...]:
