@@ -154,15 +154,19 @@ def kernels(copies: Copies, names: Sequence[str], sizes: Sequence[int]) -> tuple
     import torch
     from sdsurgery.backends.cpu import native_program
     from sdsurgery.methods import Method
-    from sdsurgery.program import trace
+    from sdsurgery.program import Program, trace
 
     cast = Method("cast", ("A",), {}, lambda a: a)
     shares: dict[str, Any] = {}
     hosts: dict[str, Any] = {}
-    for name, method in {**sdsurgery.methods(), "cast": cast}.items():
+    seen: set[Program] = set()
+    for name, method in {"cast": cast, **sdsurgery.methods()}.items():
         program = trace(method, len(method.inputs), bound(method)).program
         if program.in_stages or not native_program(program, False).fused:
             continue  # the host reduces; or the time is that of the steps, which is no method's
+        if program in seen:
+            continue  # another name of a kernel that was measured
+        seen.add(program)
         for of, into in KINDS:
             kinds = [getattr(torch, into), *[getattr(torch, of)] * len(method.inputs)]
             label = of if of == into else f"{of} to {into}"

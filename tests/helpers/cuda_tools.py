@@ -3,8 +3,11 @@ threads one after the other. What this cannot show is the hardware's own convers
 
 from __future__ import annotations
 
+import fcntl
 import functools
+import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -16,39 +19,61 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+FAKE = ROOT / "tests" / "helpers" / "fake_cuda"
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden", "-w")
 
 
 @functools.cache
 def fake_module() -> ModuleType:
-    """The module ``_cuda`` with a fake device; the test is skipped where it cannot be compiled."""
-    compiler = shutil.which("c++") or shutil.which("g++")
+    """The module ``_cuda`` with a fake device, compiled once for all processes of a run and for later runs over the same
+    sources; the test is skipped where it cannot be compiled."""
+    compiler = shutil.which("c++") or shutil.which("g++") or pytest.skip("no C++ compiler")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        pytest.skip("no Python headers")
+    name = f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    built = Path(tempfile.gettempdir(), f"sds-fake-cuda-{os.getuid()}", _digest(compiler))
+    built.mkdir(parents=True, exist_ok=True)
+    with open(built / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (built / name).exists():
+            _compile(compiler, built / "unfinished")
+            (built / "unfinished").rename(built / name)
+    spec = importlib.util.spec_from_file_location("sdsurgery.kernels._cuda", built / name)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _digest(compiler: str) -> str:
+    """Of all that the module is compiled from."""
+    files = [*FAKE.iterdir(), *(ROOT / "kernels").iterdir(), *(ROOT / "csrc").rglob("*.h")]
+    found = hashlib.sha256(repr((compiler, FLAGS, sys.version)).encode())
+    for path in sorted(path for path in files if path.is_file()):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _compile(compiler: str, target: Path) -> None:
     import pybind11
     import torch
 
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    folder = Path(tempfile.mkdtemp(prefix="sds-fake-cuda-"))
-    target = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    headers = folder / "include"
-    (headers / "dlpack").mkdir(parents=True)
-    # torch has the official header too, under another name.
-    (headers / "dlpack" / "dlpack.h").symlink_to(Path(torch.__file__).parent / "include" / "ATen" / "dlpack.h")
-    fake = ROOT / "tests" / "helpers" / "fake_cuda"
-    includes = [fake, headers, pybind11.get_include(), sysconfig.get_path("include")]
-    if not (Path(includes[-1]) / "Python.h").exists():
-        pytest.skip("no Python headers")
-    command = [compiler, *FLAGS, '-DSDS_CUDA_ARCHITECTURES="fake"', *(f"-I{item}" for item in includes), "-x", "c++"]
-    sources = [str(ROOT / "kernels" / name) for name in ("elementwise.cu", "reduce.cu", "bind_cuda.cc")]
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        dlpack = Path(folder, "dlpack")
+        dlpack.mkdir()
+        # torch has the official header too, under another name.
+        (dlpack / "dlpack.h").symlink_to(Path(torch.__file__).parent / "include" / "ATen" / "dlpack.h")
+        includes = [FAKE, folder, pybind11.get_include(), sysconfig.get_path("include")]
+        command = [
+            compiler,
+            *FLAGS,
+            '-DSDS_CUDA_ARCHITECTURES="fake"',
+            *(f"-I{item}" for item in includes),
+            "-x",
+            "c++",
+        ]
+        sources = [str(ROOT / "kernels" / name) for name in ("elementwise.cu", "reduce.cu", "bind_cuda.cc")]
         subprocess.run([*command, *sources, "-o", str(target)], check=True)
-        spec = importlib.util.spec_from_file_location("sdsurgery.kernels._cuda", target)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        shutil.rmtree(folder)
-    return module
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
