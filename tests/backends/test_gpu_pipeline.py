@@ -278,7 +278,7 @@ def test_failures_of_triton_and_torch_are_one_line_too(
 
 
 def test_info_shows_the_devices(cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdsurgery import info
+    from sdsurgery.commands import info
     from sdsurgery.report import console
 
     monkeypatch.setenv("FAKE_CUDA_DEVICES", "2")

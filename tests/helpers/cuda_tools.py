@@ -25,7 +25,7 @@ FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibi
 
 @functools.cache
 def fake_module() -> ModuleType:
-    """The module ``_cuda`` with a fake device, compiled once for all processes of a run and for later runs over the same
+    """The module ``_cuda`` with a fake device, compiled once for all processes of a run and later runs over the same
     sources; the test is skipped where it cannot be compiled."""
     compiler = shutil.which("c++") or shutil.which("g++") or pytest.skip("no C++ compiler")
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
