@@ -18,11 +18,11 @@ def test_the_report_gives_the_hashes_of_the_output(tmp_path: Path) -> None:
     printed = done(sds("cast", path, "--dtype", "bf16", "-o", out)).err
     content = out.read_bytes()
     body = hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
-    assert f"\nAutoV3 {body[:12]}\n" in printed
+    assert printed.splitlines()[0].endswith(f"→ out.safetensors (AutoV3 {body[:12]})")
     assert "AutoV2" not in printed
     printed = done(sds("cast", path, "--dtype", "bf16", "-o", out, "--force", "--hash", "full")).err
     whole = hashlib.sha256(content).hexdigest()
-    assert f"\nSHA-256 {whole} (AutoV2 {whole[:10]})\nAutoV3 {body[:12]}\n" in printed
+    assert f"\nSHA-256 {whole} (AutoV2 {whole[:10]})\n" in printed
     assert out.read_bytes() == content
     refused(sds("cast", path, "--dtype", "bf16", "-o", out, "--force", "--hash", "ful"), 2, "full")
     report = sdsurgery.cast(path, dtype="bf16", out=out, overwrite=True, hash="full")

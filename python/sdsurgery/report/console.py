@@ -47,7 +47,8 @@ def report_lines(report: Report, *, verbose: bool = False) -> list[str]:
         speed = human_bytes(report.bytes_written / max(report.seconds, 1e-9))
         waited = f", {report.hash_seconds:.2f} s of it for hashes" if report.hash_seconds else ""
         lines.append(f"{report.seconds:.2f} s ({speed}/s written{waited})")
-        lines += _output_hashes(report)
+    if report.output_sha256:
+        lines.append(f"SHA-256 {report.output_sha256} (AutoV2 {report.output_sha256[:10]})")
     lines += [in_shell(line(note)) for note in report.notes]
     if verbose:
         lines += _verbose(report)
@@ -62,16 +63,6 @@ def _formula(report: Report) -> str:
     known = f" (AutoV3 {report.body_sha256[:12]})" if report.body_sha256 else ""
     out = f" → {printable(os.path.basename(report.output))}{known}" if report.output else ""
     return f"{report.formula}{out}"
-
-
-def _output_hashes(report: Report) -> list[str]:
-    """What model sites and web UIs know the output by."""
-    lines = []
-    if report.output_sha256:
-        lines.append(f"SHA-256 {report.output_sha256} (AutoV2 {report.output_sha256[:10]})")
-    if report.body_sha256:
-        lines.append(f"AutoV3 {report.body_sha256[:12]}")
-    return lines
 
 
 def _change(saved: int) -> str:
