@@ -481,6 +481,8 @@ def test_a_name_without_a_suffix_gets_one_and_a_foreign_one_is_refused(models: P
         assert report["output"] == f"{given}.safetensors"
         assert [note for note in report["notes"] if "has no suffix" in note] != []
         assert sdsurgery.inspect(tmp_path / report["output"]).metadata["modelspec.title"] == given
+    for given in ("x.safetensor", "x.safetensros", "x.cpkt"):
+        refused(sds("cast", model, "-o", given, cwd=tmp_path), 2, "did you mean 'x.")
     for given, kind in (("x.gguf", "GGUF"), ("x.ONNX", "ONNX"), ("x.zip", "archive"), ("-", "standard output")):
         refused(sds("cast", model, "-o", given, cwd=tmp_path), 2, kind)
     assert len(list(tmp_path.iterdir())) == 3

@@ -196,10 +196,11 @@ def remarks(keys: Collection[str], layout: Layout) -> tuple[str, ...]:
         elif modern != key:
             (twice if modern in keys else renamed).append(f"{key} for {modern}")
     found = (
-        (renamed, "tensors have an old or foreign name (fix_names=True repairs it)"),
-        (flipped, "text projections hold the transposed matrix, as their name says (fix_names=True repairs it)"),
-        (apart, "tensors hold q, k and v of OpenCLIP's attention apart (fix_names=True joins them)"),
-        (twice, "tensors are there under two names (fix_names=True keeps one if both hold the same, else drop one: "
+        (renamed, "tensors have an old or foreign name (cast(fix_names=True) repairs it)"),
+        (flipped, "text projections hold the transposed matrix, as their name says (cast(fix_names=True) repairs "
+                  "it)"),
+        (apart, "tensors hold q, k and v of OpenCLIP's attention apart (cast(fix_names=True) joins them)"),
+        (twice, "tensors are there under two names (cast(fix_names=True) keeps one if both hold the same, else drop one: "
                 "prune(drop_keys=…))"),
     )  # fmt: skip
     return tuple(

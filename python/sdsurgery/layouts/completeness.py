@@ -60,8 +60,14 @@ class Completeness(NamedTuple):
         if self.misshapen:
             name, found, expected = self.misshapen[0]
             more = f", … ({len(self.misshapen)} in all)" if len(self.misshapen) > 1 else ""
-            lines.append(f"shapes: {printable(name)} is {list(found)}, {list(expected)} expected{more}")
+            units = all(len(_wide(one)) == len(_wide(other)) for _, one, other in self.misshapen)
+            advice = " (cast(fix_names=True) repairs it)" if units and len(found) != len(expected) else ""
+            lines.append(f"shapes: {printable(name)} is {list(found)}, {list(expected)} expected{more}{advice}")
         return lines
+
+
+def _wide(shape: Shape) -> Shape:
+    return tuple(size for size in shape if size != 1)
 
 
 def completeness(shapes: Mapping[str, Shape], layout: Layout) -> Completeness:

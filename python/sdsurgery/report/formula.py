@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import SdsError, printable
-from ..methods.parameters import Flag, Param
+from ..methods.parameters import Param
 from ..methods.registry import Method, get
 from ..methods.written import PREFIX, letter, substituted
 from ..program import CONSTANT, INPUT, TEMP, Formula, trace
@@ -90,7 +90,7 @@ def _node(node: Mapping[str, Any], leaves: Sequence[Text], path: str, recipe: Ma
         if written is not None:
             return written
     rows = [
-        f"{name} {varied[name] if name in varied else _value(params.get(name))}"
+        f"{name} {varied[name]}" if name in varied else _worded(name, params.get(name))
         for name, param in method.params.items()
         if name in varied or _is_said(name, param, params.get(name))
     ]
@@ -164,9 +164,10 @@ def _is_said(name: str, param: object, value: Any) -> bool:
     """Whether a parameter is worth a word: what has a range of its own, and what differs from the usual."""
     if value is None or name in _UNSAID:
         return False
-    if isinstance(param, Flag):
-        return bool(value)
-    return value != getattr(param, "default", None) or (isinstance(param, Param) and name in ("alpha", "beta"))
+    usual = getattr(param, "default", None)
+    if isinstance(value, list | tuple) and set(value) == {usual}:
+        return False
+    return value != usual or (isinstance(param, Param) and name in ("alpha", "beta"))
 
 
 # ---- adapters
@@ -267,6 +268,11 @@ def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(_value, value[:MOST_INPUTS])) + (" …" if len(value) > MOST_INPUTS else "")
     return _short(value) if isinstance(value, int | float) and not isinstance(value, bool) else printable(value, 60)
+
+
+def _worded(name: str, value: Any) -> str:
+    """A parameter and its value; of a flag only the name."""
+    return ("" if value else "not ") + name if isinstance(value, bool) else f"{name} {_value(value)}"
 
 
 def _short(number: float) -> str:

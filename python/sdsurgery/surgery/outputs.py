@@ -45,15 +45,33 @@ def named(out: Path) -> str:
     suffix = os.path.splitext(name)[1]
     kind = _FOREIGN.get(suffix.lower())
     if kind is not None:
-        known = ", ".join(dict.fromkeys(each for writer in writers() for each in writer.suffixes))
+        written = ", ".join(dict.fromkeys(each for writer in writers() for each in writer.suffixes))
         raise UsageError(
-            f"'{printable(text)}': {kind} files cannot be written; the output may end with {known}",
+            f"'{printable(text)}': {kind} files cannot be written; the output may end with {written}",
             code="bad_output",
             path=text,
         )
+    if suffix and not is_named(text):
+        _refuse_misspelt(text, suffix.lower())
     if not name or re.fullmatch(_SUFFIX, suffix) or os.path.lexists(text):
         return text
     return text + _USUAL
+
+
+def _refuse_misspelt(text: str, suffix: str) -> None:
+    """UsageError for a suffix that is nearly one of those that programs look for."""
+    from difflib import get_close_matches
+
+    known = [each for writer in writers() for each in writer.suffixes]
+    near = get_close_matches(suffix, known, n=1, cutoff=0.8)
+    if near:
+        meant = os.path.splitext(text)[0] + near[0]
+        raise UsageError(
+            f"'{printable(text)}': programs do not look for models with that suffix; did you mean "
+            f"'{printable(meant)}'?",
+            code="bad_output",
+            path=text,
+        )
 
 
 def remark(out: Path) -> str | None:

@@ -220,6 +220,8 @@ def _separate(given: Any, ratios: Sequence[str]) -> list[tuple[str | None, Any]]
     if given is None or (isinstance(given, list | tuple) and not given):
         return []
     if isinstance(given, str):
+        if re.match(r"[a-z]:", given) and given[0].upper() in ratios:  # b:GRAD_V
+            given = given[0].upper() + given[1:]
         parts = given.split()
         if len(parts) > 1 and all(part.partition(":")[0] in ratios for part in parts):
             return _separate(parts, ratios)

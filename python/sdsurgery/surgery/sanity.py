@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import combinations
 
 from ..checkpoint import Checkpoint, TensorInfo
+from ..dtypes import F32
 from ..errors import printable
 from ..methods.linear import shares
 from ..methods.parameters import Param, PerInput
@@ -58,7 +61,8 @@ def _numbers(ratios: Ratios) -> Iterator[Warned]:
     method = ratios.method
     for name, param in method.params.items():
         value = ratios.params[name]
-        if isinstance(param, Param) and not param.within and name.rpartition(".")[2] in _RATIOS:
+        words = (name.rpartition(".")[2], *param.also.split())
+        if isinstance(param, Param) and not param.within and not {*words}.isdisjoint(_RATIOS):
             given = [value] if value is not None else []
             given += ratios.blocks.get(name, {}).values()
             rules = ratios.rules.get(name)
@@ -76,6 +80,7 @@ def _numbers(ratios: Ratios) -> Iterator[Warned]:
 
 def _copy(checkpoints: Sequence[Checkpoint], ratios: Ratios, pieces: Sequence[Piece]) -> Iterator[Warned]:
     """Where every formula that is used gives one input, and always the same one."""
+    ends = any(number in (0, 1) for number in ratios.numbers.values())
     known: dict[int, int | None] = {}
     found = set()
     for piece in pieces:
@@ -86,7 +91,7 @@ def _copy(checkpoints: Sequence[Checkpoint], ratios: Ratios, pieces: Sequence[Pi
                 continue
             key = id(segment.formula)
             if key not in known:
-                known[key] = _only(segment.formula)
+                known[key] = _only(segment.formula, ends)
             place = known[key]
             if place is None:
                 return
@@ -100,12 +105,39 @@ def _copy(checkpoints: Sequence[Checkpoint], ratios: Ratios, pieces: Sequence[Pi
         yield warned("copy", numbers=numbers or "these inputs", which=who(found.pop(), checkpoints))
 
 
-def _only(formula: Formula) -> int | None:
-    """The number of the input that the formula gives, unchanged."""
+def _only(formula: Formula, ends: bool) -> int | None:
+    """The number of the input that the formula gives, unchanged. ``ends``: a ratio is 0 or 1, so a formula that is not
+    linear is worth a trial."""
     parts = shares(formula)
-    if parts is None or sorted(parts)[:-1] != [0.0] * (len(parts) - 1) or max(parts) != 1.0:
+    if parts is None:
+        return _tried(formula) if ends else None
+    if sorted(parts)[:-1] != [0.0] * (len(parts) - 1) or max(parts) != 1.0:
         return None
     return parts.index(1.0) if len(parts) > 1 else None
+
+
+def _tried(formula: Formula) -> int | None:
+    """As ``_only``, for any formula: by what it makes of a few numbers. None for one that only Python evaluates."""
+    program = formula.program
+    if program.functions or program.inputs < 2:
+        return None
+    from random import Random
+
+    from .. import _native
+    from ..backends.cpu import OVERFLOW, code_of, native_program
+
+    side = 8
+    draw = Random(0)
+    given = [array("f", [draw.gauss(0, 1) for _ in range(side * side)]) for _ in range(program.inputs)]
+    made = array("f", bytes(4 * side * side))
+    code = code_of(F32)
+    with suppress(_native.Error):
+        _native.apply(
+            native_program(program, False), formula.numbers, [(each.buffer_info()[0], code) for each in given],
+            made.buffer_info()[0], code, side * side, overflow=OVERFLOW["default"], threads=1,
+            target=os.environ.get("SDS_CPU", ""), shape=(side, side),
+        )  # fmt: skip
+    return next((place for place, each in enumerate(given) if each == made), None)
 
 
 # ---- inputs
