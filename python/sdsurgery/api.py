@@ -164,8 +164,12 @@ def merge(
         root = call(chosen.name, inputs, blocks=blocks, rules=rules, **numbers)
         tree = compose(replace(root, loras=tuple(as_loras(loras))))
         return reported("merge", settings, lambda given: merge_tree(tree, given, **others)[0])
-    require_found(files)
-    chosen.bind(len(files), numbers)  # which takes no list for a number: that is a sweep's
+    try:
+        chosen.bind(len(files), numbers)  # which takes no list for a number: that is a sweep's
+    except UsageError as error:
+        if error.code == "wrong_inputs":  # a file that is missing is why there are too many, or too few
+            require_found(files)
+        raise
     return reported("merge", settings, lambda given: merge_files(
         chosen.name, files, given, parameters=numbers, blocks=blocks, rules=rules, map=map, loras=as_loras(loras),
         **others,

@@ -137,7 +137,7 @@ def test_merges_run_in_threads_of_the_caller(pair: tuple[Path, Path], tmp_path: 
     def work(number: int) -> None:
         try:
             for turn in range(5):
-                sdsurgery.merge("weighted-sum", list(pair), out=tmp_path / f"{number}-{turn}", sync=False)
+                sdsurgery.merge("weighted-sum", list(pair), out=tmp_path / f"{number}-{turn}.safetensors", sync=False)
         except BaseException as error:
             failures.append(error)
 
@@ -147,7 +147,11 @@ def test_merges_run_in_threads_of_the_caller(pair: tuple[Path, Path], tmp_path: 
     for thread in threads:
         thread.join()
     assert failures == []
-    assert all(floats(read_raw(tmp_path / f"{n}-{t}")[0]["w"]) == [2.0, 3.0, 4.0] for n in range(4) for t in range(5))
+    assert all(
+        floats(read_raw(tmp_path / f"{n}-{t}.safetensors")[0]["w"]) == [2.0, 3.0, 4.0]
+        for n in range(4)
+        for t in range(5)
+    )
 
 
 # ---- open

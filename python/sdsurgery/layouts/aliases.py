@@ -200,8 +200,8 @@ def remarks(keys: Collection[str], layout: Layout) -> tuple[str, ...]:
         (flipped, "text projections hold the transposed matrix, as their name says (cast(fix_names=True) repairs "
                   "it)"),
         (apart, "tensors hold q, k and v of OpenCLIP's attention apart (cast(fix_names=True) joins them)"),
-        (twice, "tensors are there under two names (cast(fix_names=True) keeps one if both hold the same, else drop one: "
-                "prune(drop_keys=…))"),
+        (twice, "tensors are there under two names (cast(fix_names=True) keeps one if both hold the same, else drop "
+                "one by prune(drop_keys=…))"),
     )  # fmt: skip
     return tuple(
         f"{len(hits)} {text}: {printable(hits[0])}{', …' if len(hits) > 1 else ''}" for hits, text in found if hits

@@ -34,7 +34,7 @@ def named(out: Path) -> str:
 
     UsageError for standard output and for a suffix of files that cannot be written.
     """
-    text = os.fspath(out)
+    text = os.fsdecode(out)
     if text == "-":
         raise UsageError(
             "the output is a file that is written in several places at once, so it cannot go to standard output ('-')",
@@ -76,9 +76,9 @@ def _refuse_misspelt(text: str, suffix: str) -> None:
 
 def remark(out: Path) -> str | None:
     """What is to be said of the name that was given."""
-    if named(out) != os.fspath(out):
+    if named(out) != os.fsdecode(out):
         return f"{printable(out)} has no suffix, so {_USUAL} is appended"
-    return None if is_named(out) else f"{printable(out)}: unknown suffix, so safetensors is written"
+    return None if is_named(named(out)) else f"{printable(out)}: unknown suffix, so safetensors is written"
 
 
 def require_free(out: Path | None, settings: Settings) -> None:
