@@ -6,11 +6,8 @@ Two more of the whole file than a run computes beside its work: BLAKE3, 64 hexad
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +17,8 @@ from .files import native_errors
 from .hashing import autov2, autov3, legacy_hash
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from ._native import Source
     from .checkpoint import Checkpoint
     from .settings import Progress
@@ -108,11 +107,15 @@ def _plain(name: str) -> str:
 
 def has_blake3() -> bool:
     """Whether BLAKE3 can be computed."""
+    import importlib.util
+
     return importlib.util.find_spec("blake3") is not None
 
 
 def file_hashes(checkpoint: Checkpoint, progress: Progress | None = None) -> FileHashes:
     """All of them, of the file that was named, computed side by side. RunFailed when it cannot be read."""
+    import hashlib
+
     source = checkpoint.source
     whole, body, crc, blake = hashlib.sha256(), hashlib.sha256(), _Crc32(), _blake3()
     start = checkpoint.data_offset if checkpoint.format == "safetensors" else source.size
@@ -131,6 +134,8 @@ def _read(
 ) -> None:  # fmt: skip
     """Call each of ``before`` with the bytes in front of ``start``, piece by piece, and each of ``behind`` with the
     others; a piece is read while the one before it is worked on."""
+    from concurrent.futures import ThreadPoolExecutor
+
     at, turn, size = 0, 0, source.size
     buffers = [memoryview(bytearray(min(_STEP, size))) for _ in range(2)]
     working: list[Future[Any]] = []

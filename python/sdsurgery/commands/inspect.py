@@ -32,12 +32,13 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..report import html
     from ..report.progress import display
 
     inputs = _files(args)
     with display("inspect", quiet=args.quiet) as progress:
         if len(inputs) > 1:
+            from ..report import html
+
             where = html.check(args.html, overwrite=args.overwrite) if args.html is not None else None
             args.html = None
             rows, failed = batch.each(inputs, lambda path: _inspect(args, path, progress), "cannot be read")

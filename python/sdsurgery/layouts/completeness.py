@@ -81,6 +81,10 @@ def completeness(shapes: Mapping[str, Shape], layout: Layout) -> Completeness:
     held: dict[str, str] = {}
     extra, thirds = [], set()
     for name in shapes:
+        if name in listed:  # as nearly all are
+            if held.setdefault(name, name) != name:
+                thirds.add(name)
+            continue
         key = _key(name, layout, listed)
         if key in listed:
             if held.setdefault(key, name) != name or aliases.joined(name, layout):
@@ -96,7 +100,7 @@ def completeness(shapes: Mapping[str, Shape], layout: Layout) -> Completeness:
             lacking[component] = len(rows)
             continue
         absent = tuple(key for key in rows if key not in held and not layout.optional(key))
-        expected = sum(key in held or not layout.optional(key) for key in rows)
+        expected = len(own) + len(absent)
         parts.append(Part(component, expected, len(own), absent))
         misshapen += _misshapen(
             {held[key]: (tuple(shapes[held[key]]), listed[key]) for key in own if held[key] not in thirds}
@@ -105,9 +109,7 @@ def completeness(shapes: Mapping[str, Shape], layout: Layout) -> Completeness:
 
 
 def _key(name: str, layout: Layout, listed: Mapping[str, Shape]) -> str:
-    """The listed name of a tensor: its own, its canonical one, that of its transposed matrix or of its whole."""
-    if name in listed:
-        return name
+    """The listed name of a tensor: its canonical one, that of its transposed matrix or of its whole."""
     key = aliases.canonical(name, layout)
     if key in listed:
         return key

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from ..ancestors import HASH_KEYS, MODELS, RECIPE, entries
 from ..errors import printable
-from ..report.formula import formula
 from ..strict_json import parse
 
 MOST = 200
@@ -119,6 +118,8 @@ def _generation(key: str, tool: str, made: _Made, names: Mapping[str, str]) -> G
 
 def _said(recipe: Mapping[str, Any], names: Sequence[str]) -> str:
     """The formula in mathematicians' signs. Names are put in last: they may hold any sign themselves."""
+    from ..report.formula import formula  # which needs the methods, for a file that is a merge
+
     method = str(recipe.get("method", ""))
     if method == "cast" and names:
         vae = f", VAE of {names[1]}" if len(names) > 1 else ""
