@@ -193,7 +193,7 @@ def sweep(
     method: str | Call,
     inputs: Iterable[Input | Model | Opened | Call] = (),
     *,
-    parameters: Mapping[str, float | Sequence[float]],
+    parameters: Mapping[str, float | Sequence[float]] | None = None,
     variant: str | None = None,
     out: Path | None = None,
     add_missing: bool = False,
@@ -201,6 +201,7 @@ def sweep(
     blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
     rules: RuleSet | Mapping[str, RuleSet] | None = None,
     map: Names = (),
+    loras: Mapping[str, float | Sequence[float]] | Sequence[Lora | Path | Sequence[Lora]] = (),
     vae: Input | None = None,
     **settings: Unpack[Keywords],
 ) -> list[Report]:
@@ -213,13 +214,23 @@ def sweep(
 
     Of a recipe (``sweep(recipe, parameters=…)``) the parameters go by their path: ``{"B.alpha": [0.1, 0.2]}`` is the
     ``alpha`` of the call that is the root's input B. Those that are not given are the recipe's.
+
+    ``sweep("bake", [model], loras={file: [0.2, 0.4]}, out="x-{lora}.safetensors")`` bakes an adapter at each of its
+    strengths; ``{lora1}``, ``{lora2}``, … are the names for several adapters. A merge's ``loras`` have one strength.
     """
+    from dataclasses import replace
+
     from .methods.registry import Param, get
     from .recipe import Call, Model, Opened, call, compose
+    from .surgery.bake import bake_all, one_strength, swept_loras
     from .surgery.merge import merge as work
     from .surgery.merge import merge_tree
 
     wanted, given_inputs = settings_of("sweep", settings, (*_OWN, "parameters")), _listed(inputs)
+    several, parameters = swept_loras(loras), parameters or {}
+    if method == "bake":
+        return reported("bake", wanted, lambda given: bake_all(given_inputs, several, given, out=out))
+    adapters = one_strength(several)
     others: dict[str, Any] = {
         "parameters": parameters,
         "out": out,
@@ -232,12 +243,12 @@ def sweep(
     if isinstance(method, Call):
         if given_inputs or blocks is not None or rules is not None:
             raise UsageError("a recipe has inputs, blocks= and rules= of its own", code="conflict")
-        tree = compose(method)
+        tree = compose(replace(method, loras=(*method.loras, *adapters)))
         return reported("merge", wanted, lambda given: merge_tree(tree, given, **others))
     name = get(method, variant).name
     if not any(isinstance(item, Model | Opened | Call) for item in given_inputs):
         return reported("merge", wanted, lambda given: work(
-            name, given_inputs, given, blocks=blocks, rules=rules, map=map, **others,
+            name, given_inputs, given, blocks=blocks, rules=rules, map=map, loras=adapters, **others,
         ))  # fmt: skip
     lists: dict[str, Any] = {
         each: value for each, value in parameters.items() if not isinstance(get(name).params.get(each), Param)
@@ -245,7 +256,7 @@ def sweep(
     root = call(name, given_inputs, blocks=blocks, rules=rules, **lists)
     return sweep(
         root, parameters={each: value for each, value in parameters.items() if each not in lists}, out=out,
-        add_missing=add_missing, use_ema=use_ema, vae=vae, **settings,
+        add_missing=add_missing, use_ema=use_ema, loras=adapters, vae=vae, **settings,
     )  # fmt: skip
 
 

@@ -392,3 +392,50 @@ def test_the_command_line(base: Path, adapter: Path, tmp_path: Path) -> None:
     assert all(np.array_equal(a[name], b[name]) for name in a)
     wrong = sds("bake", base, "--lora", f"{adapter}=much", "-o", tmp_path / "c.safetensors")
     assert wrong.rc == 2 and "'much' is not a number" in wrong.err
+
+
+def test_each_strength_of_a_list_is_the_bake_at_that_strength(base: Path, adapter: Path, tmp_path: Path) -> None:
+    done = sds(
+        "bake", base, "--lora", f"{adapter}=0.25,-0.5,te=0.3", "--lora-blocks", "OUTALL", "--lora-others", "1",
+        "-o", tmp_path / "x-{lora}.safetensors", "--json",
+    )  # fmt: skip
+    assert done.rc == 0, done.err
+    assert [Path(each["output"]).name for each in json.loads(done.out)["outputs"]] == [
+        "x-0.25.safetensors", "x--0.5.safetensors",
+    ]  # fmt: skip
+    for strength in (0.25, -0.5):
+        one = sdsurgery.lora(adapter, strength, te=0.3, blocks="OUTALL", others=1)
+        sdsurgery.bake(base, [one], out=tmp_path / "one.safetensors", overwrite=True)
+        a, b = loaded(tmp_path / "one.safetensors"), loaded(tmp_path / f"x-{strength}.safetensors")
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+    unnamed = sds("bake", base, "--lora", f"{adapter}=0.2:0.6:0.2", "-o", tmp_path / "y.safetensors")
+    assert unnamed.rc == 2 and "3 strengths" in unnamed.err and "{lora}" in unnamed.err
+
+
+def test_several_adapters_are_swept_by_their_numbers(base: Path, adapter: Path, tmp_path: Path) -> None:
+    reports = sdsurgery.sweep(
+        "bake", [base], loras=[[sdsurgery.lora(adapter, each) for each in (0.5, 1)], adapter],
+        out=tmp_path / "{lora1}-{lora2}.safetensors",
+    )  # fmt: skip
+    names = [Path(str(report.output)).name for report in reports]
+    assert names == ["0.5-1.safetensors", "1-1.safetensors"]
+    a = sdsurgery.bake(base, [sdsurgery.lora(adapter, 0.5), adapter], out=tmp_path / "one.safetensors")
+    assert a.output is not None
+    one, other = loaded(tmp_path / "one.safetensors"), loaded(tmp_path / names[0])
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_a_sweep_of_a_merge_has_its_adapters_in_every_output(base: Path, adapter: Path, tmp_path: Path) -> None:
+    done = sds(
+        "merge", base, base, "--alpha", "0.25,0.5", "--lora", f"{adapter}=0.5", "-o", tmp_path / "m-{alpha}.safetensors"
+    )
+    assert done.rc == 0, done.err
+    for alpha in (0.25, 0.5):
+        sdsurgery.merge(
+            "weighted-sum", [base, base], alpha=alpha, loras={str(adapter): 0.5}, out=tmp_path / "one.safetensors",
+            overwrite=True,
+        )  # fmt: skip
+        a, b = loaded(tmp_path / "one.safetensors"), loaded(tmp_path / f"m-{alpha}.safetensors")
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+    several = sds("merge", base, base, "--lora", f"{adapter}=0.5,1", "-o", tmp_path / "n.safetensors")
+    assert several.rc == 2 and "are for bake" in several.err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
@@ -79,23 +79,29 @@ def lora(
     return Lora(os.fspath(path), strength, te, text, others)
 
 
-_GIVEN = re.compile(r"(?P<path>.+?)(?:=(?P<strength>[^=,]*))?(?:,te=(?P<te>[^=,]*))?")
+_GIVEN = re.compile(r"(?P<path>.+?)(?:=(?P<strength>[^=]*?))?(?:,te=(?P<te>[^=,]*))?")
 
 
-def parse(text: str) -> Lora:
-    """``FILE``, ``FILE=0.8`` or ``FILE=0.8,te=0.3``. UsageError for a strength that is no number."""
+def _one(text: str) -> list[float]:
+    return [float(text)]
+
+
+def parse(text: str, values: Callable[[str], Sequence[float]] = _one) -> list[Lora]:
+    """``FILE``, ``FILE=0.8`` or ``FILE=0.8,te=0.3``: the adapter at that strength, or at each of those that ``values``
+    finds in it. UsageError for a strength that is no number."""
     if os.path.exists(text):
-        return Lora(text)
+        return [Lora(text)]
     found = _GIVEN.fullmatch(text)
     if found is None:
         raise UsageError(f"'{printable(text)}' is not FILE=STRENGTH or FILE=STRENGTH,te=STRENGTH", code="bad_value")
     numbers = []
-    for name in ("strength", "te"):
+    for name, read in (("strength", values), ("te", _one)):
         try:
-            numbers.append(None if found[name] is None else float(found[name]))
+            numbers.append(None if found[name] is None else read(found[name]))
         except ValueError:
             raise UsageError(
                 f"'{printable(text)}': '{printable(found[name])}' is not a number; expected FILE=0.8,te=0.3",
                 code="bad_value",
             ) from None
-    return Lora(found["path"], 1.0 if numbers[0] is None else numbers[0], numbers[1])
+    strengths, te = numbers[0] or [1.0], None if numbers[1] is None else numbers[1][0]
+    return [Lora(found["path"], strength, te) for strength in strengths]

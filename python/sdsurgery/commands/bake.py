@@ -39,11 +39,13 @@ def adapters(into: argparse.ArgumentParser | Arguments, *, required: bool) -> No
         help="the weight of blocks that such a list doesn't name")  # fmt: skip
 
 
-def given(args: argparse.Namespace) -> list[Lora]:
-    """What ``adapters`` has found. UsageError for numbers that are none, or weights of an adapter that isn't there."""
+def given(args: argparse.Namespace) -> list[list[Lora]]:
+    """What ``adapters`` has found: each adapter at one strength, or at several. UsageError for numbers that are none,
+    or weights of an adapter that isn't there."""
     from ..adapters.lora import parse
+    from ..surgery.sweep import values
 
-    found = [parse(text) for text in args.loras]
+    found = [parse(text, values) for text in args.loras]
     others = None if args.lora_others is None else float(args.lora_others)
     for text in args.lora_blocks:
         number, colon, weights = text.partition(":")
@@ -54,12 +56,17 @@ def given(args: argparse.Namespace) -> list[Lora]:
             )
         chosen = [int(number) - 1] if colon else range(len(found))
         for at in chosen:
-            found[at] = replace(found[at], blocks=weights if colon else text, others=others)
+            found[at] = [replace(each, blocks=weights if colon else text, others=others) for each in found[at]]
     return found
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..api import bake
+    from ..api import bake, sweep
 
     loras = given(args)
-    return written(args, lambda **settings: bake(args.input, loras, strict=args.strict, check=args.check, **settings))
+    if all(len(each) == 1 for each in loras):
+        one = [each[0] for each in loras]
+        return written(args, lambda **settings: bake(args.input, one, strict=args.strict, check=args.check, **settings))
+    if args.strict or args.check:
+        raise UsageError("--strict and --check are for one output; give one strength", code="conflict")
+    return written(args, lambda **settings: sweep("bake", [args.input], loras=loras, **settings))

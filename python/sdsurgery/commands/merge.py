@@ -96,13 +96,13 @@ def run(args: argparse.Namespace) -> int:
         one = isinstance(value, list) and len(value) == 1 and not isinstance(method.params[name], PerInput)
         params[name] = value[0] if one else value
     loras = given(args)
-    if swept and loras:
-        raise UsageError("a sweep takes no adapters (loras=…); bake them into its outputs", code="conflict")
+    if any(len(each) > 1 for each in loras):
+        raise UsageError("several strengths of an adapter are for bake; a merge takes one", code="conflict")
+    options["loras"] = [each[0] for each in loras]
     if swept:
         return written(
             args, lambda **settings: sweep(method.name, args.inputs, parameters=params, **options, **settings)
         )
-    options["loras"] = loras
     return written(args, lambda **settings: merge(method.name, args.inputs, **options, **settings, **params))
 
 

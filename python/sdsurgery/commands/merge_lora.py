@@ -28,6 +28,6 @@ def run(args: argparse.Namespace) -> int:
     from ..adapters.lora import parse
     from ..api import merge_lora
 
-    loras = [parse(text) for text in args.inputs]
+    loras = [parse(text)[0] for text in args.inputs]
     own = {name: getattr(args, name) for name in ("rank", "energy", "sigma_ratio", "names")}
     return written(args, lambda **settings: merge_lora(loras, **own, **settings))

@@ -24,9 +24,10 @@ from ..operands.modules import Module
 from ..outline import BAKED, Dropped, Outline, Piece, Region, Segment, operand, require_computable
 from ..program import Formula, identity
 from ..settings import Settings
-from .common import Input, close_all, open_input, planned, run, single_metadata, single_piece, title_of
+from .common import Input, close_all, open_input, planned, run_all, single_metadata, single_piece, title_of
 from .outputs import require_free
 from .report import Report
+from .sweep import by_strength
 
 
 @dataclass
@@ -67,27 +68,53 @@ def bake(
     check: bool = False,
 ) -> Report:
     """``sdsurgery.bake``."""
-    if not loras:
+    (report,) = _bake(path, [(out, tuple(loras))], settings, strict=strict, check=check)
+    return report
+
+
+def bake_all(
+    inputs: Sequence[Input], loras: Sequence[Sequence[Lora]], settings: Settings, *,
+    out: str | os.PathLike[str] | None,
+) -> list[Report]:  # fmt: skip
+    """``sdsurgery.sweep("bake", …)``: each adapter at one or several strengths, from one reading of the inputs."""
+    if len(inputs) != 1:
+        raise UsageError(f"bake takes one checkpoint, not {len(inputs)}", code="wrong_inputs")
+    return _bake(inputs[0], by_strength(loras, out), settings)
+
+
+def _bake(
+    path: Input,
+    wanted: Sequence[tuple[str | os.PathLike[str] | None, tuple[Lora, ...]]],
+    settings: Settings,
+    *,
+    strict: bool = False,
+    check: bool = False,
+) -> list[Report]:
+    """Outputs with the same adapters, at other strengths."""
+    if not wanted[0][1]:
         raise UsageError("bake needs at least one adapter (loras=[…])", code="wrong_inputs")
-    require_free(out, settings)
+    for out, _ in wanted:
+        require_free(out, settings)
     adapters: list[Adapter] = []
     checkpoint = open_input(path, settings)
     try:
-        adapters += [open_adapter(each.path, **settings.opening) for each in loras]
-        recipe: dict[str, Any] = {"method": "bake", "parameters": {}, **settings.recorded}
-        outline, found, changes = plan_bake(
-            checkpoint, loras, adapters, settings, recipe=recipe, title=title_of(out), strict=strict
-        )
-        report = run(outline, out, settings, recipe)
-        report.adapters = [asdict(each) for each in found]
-        report.notes[:0] = [each.line() for each in found]
-        if check and report.output is not None and not settings.dry_run:
-            from . import bake_check
+        adapters += [open_adapter(each.path, **settings.opening) for each in wanted[0][1]]
+        recipes: list[dict[str, Any]] = [{"method": "bake", "parameters": {}, **settings.recorded} for _ in wanted]
+        plans = [
+            plan_bake(checkpoint, loras, adapters, settings, recipe=recipe, title=title_of(out), strict=strict)
+            for (out, loras), recipe in zip(wanted, recipes, strict=True)
+        ]
+        reports = run_all([outline for outline, *_ in plans], [out for out, _ in wanted], settings, recipes)
+        for report, (_, found, changes) in zip(reports, plans, strict=True):
+            report.adapters = [asdict(each) for each in found]
+            report.notes[:0] = [each.line() for each in found]
+            if check and report.output is not None and not settings.dry_run:
+                from . import bake_check
 
-            checked = bake_check.check(checkpoint, adapters, changes, report.output)
-            report.checked = bake_check.as_json(checked)
-            report.notes.append(bake_check.line(checked))
-        return report
+                checked = bake_check.check(checkpoint, adapters, changes, report.output)
+                report.checked = bake_check.as_json(checked)
+                report.notes.append(bake_check.line(checked))
+        return reports
     finally:
         close_all([checkpoint, *(each.checkpoint for each in adapters)])
 
@@ -259,3 +286,19 @@ def as_loras(given: Any) -> list[Lora]:
     if isinstance(given, Mapping):
         return [Lora(os.fspath(path), strength) for path, strength in given.items()]
     return [item if isinstance(item, Lora) else Lora(os.fspath(item)) for item in given]
+
+
+def swept_loras(given: Any) -> list[list[Lora]]:
+    """What ``sweep`` takes as its adapters: those of ``as_loras``, each at one strength or at several."""
+    if isinstance(given, Mapping):
+        several = {path: value if isinstance(value, Sequence) else [value] for path, value in given.items()}
+        return [[Lora(os.fspath(path), strength) for strength in own] for path, own in several.items()]
+    listed = [given] if isinstance(given, Lora | str | os.PathLike) else given
+    return [as_loras(item) if isinstance(item, list | tuple) else as_loras([item]) for item in listed]
+
+
+def one_strength(loras: Sequence[Sequence[Lora]]) -> list[Lora]:
+    """The adapters of a merge. UsageError for one at several strengths."""
+    if any(len(each) != 1 for each in loras):
+        raise UsageError("several strengths of an adapter are for bake; a merge takes one", code="conflict")
+    return [each[0] for each in loras]

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..adapters.lora import Lora
 from ..errors import UsageError, printable
 from ..methods.registry import Method, Param
 
@@ -73,10 +74,42 @@ def variants(method: Method, parameters: Mapping[str, Any], out: str | os.PathLi
     for chosen in itertools.product(*lists.values()):
         each = {**parameters, **dict(zip(lists, chosen, strict=True))}
         found.append(Variant(None if out is None else named_out(text, method, each), each))
-    if len({os.path.realpath(variant.out or "") for variant in found}) < len(found):
-        raise UsageError(f"several outputs would be named {printable(found[0].out)}", code="bad_output")
-    if len(found) > _MOST:
-        raise UsageError(f"{len(found)} outputs are too many for one run; the limit is {_MOST}", code="bad_value")
+    _require_apart([variant.out for variant in found])
+    return found
+
+
+def _require_apart(outs: Sequence[str | None]) -> None:
+    if len({os.path.realpath(out or "") for out in outs}) < len(outs):
+        raise UsageError(f"several outputs would be named {printable(outs[0])}", code="bad_output")
+    if len(outs) > _MOST:
+        raise UsageError(f"{len(outs)} outputs are too many for one run; the limit is {_MOST}", code="bad_value")
+
+
+def by_strength(
+    loras: Sequence[Sequence[Lora]], out: str | os.PathLike[str] | None
+) -> list[tuple[str | None, tuple[Lora, ...]]]:
+    """The outputs of adapters of which each has one or several strengths, and the adapters of each output. The output's
+    name has ``{lora1}``, ``{lora2}``, … for those that have several, or ``{lora}`` where it is one. UsageError for a
+    name that doesn't tell them apart."""
+    text = "" if out is None else os.fspath(out)
+    several = [number for number, each in enumerate(loras) if len(each) > 1]
+    found: list[tuple[str | None, tuple[Lora, ...]]] = []
+    for chosen in itertools.product(*loras):
+        numbers = {f"lora{number}": lora.strength for number, lora in enumerate(chosen, 1)}
+        if len(several) == 1 or len(loras) == 1:
+            numbers["lora"] = chosen[several[0] if several else 0].strength
+        named = _fields(text, numbers)
+        for number in several:
+            if f"lora{number + 1}" not in named and not ("lora" in named and len(several) == 1):
+                stem, suffix = os.path.splitext(text or "model.safetensors")
+                field = "lora" if len(several) == 1 else f"lora{number + 1}"
+                raise UsageError(
+                    f"{printable(loras[number][0].name)} has {len(loras[number])} strengths, and the output's name "
+                    f"does not say which: name it like {printable(stem)}-{{{field}}}{printable(suffix)}",
+                    code="bad_output",
+                )
+        found.append((None if out is None else _filled(text, numbers), chosen))
+    _require_apart([name for name, _ in found])
     return found
 
 
@@ -91,6 +124,10 @@ def named_out(out: str, method: Method, parameters: Mapping[str, Any]) -> str:
     numbers = {
         name: parameters.get(name, param.default) for name, param in method.params.items() if isinstance(param, Param)
     }
+    return _filled(out, numbers)
+
+
+def _filled(out: str, numbers: Mapping[str, Any]) -> str:
     if not _fields(out, numbers):
         return out
     import string
