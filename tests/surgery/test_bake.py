@@ -427,7 +427,17 @@ def test_several_adapters_are_swept_by_their_numbers(base: Path, adapter: Path, 
 
 def test_a_sweep_of_a_merge_has_its_adapters_in_every_output(base: Path, adapter: Path, tmp_path: Path) -> None:
     done = sds(
-        "merge", base, base, "--alpha", "0.25,0.5", "--lora", f"{adapter}=0.5", "-o", tmp_path / "m-{alpha}.safetensors"
+        "merge",
+        "--method",
+        "weighted-sum",
+        base,
+        base,
+        "--alpha",
+        "0.25,0.5",
+        "--lora",
+        f"{adapter}=0.5",
+        "-o",
+        tmp_path / "m-{alpha}.safetensors",
     )
     assert done.rc == 0, done.err
     for alpha in (0.25, 0.5):
@@ -437,5 +447,7 @@ def test_a_sweep_of_a_merge_has_its_adapters_in_every_output(base: Path, adapter
         )  # fmt: skip
         a, b = loaded(tmp_path / "one.safetensors"), loaded(tmp_path / f"m-{alpha}.safetensors")
         assert all(np.array_equal(a[name], b[name]) for name in a)
-    several = sds("merge", base, base, "--lora", f"{adapter}=0.5,1", "-o", tmp_path / "n.safetensors")
+    several = sds(
+        "merge", "--method", "weighted-sum", base, base, "--lora", f"{adapter}=0.5,1", "-o", tmp_path / "n.safetensors"
+    )
     assert several.rc == 2 and "are for bake" in several.err
