@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +12,10 @@ from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, printable
 from ..report.formula import names_of
 from ..settings import Settings
+from .cells import cell, unit
 from .gram import Gram, Grams, grams
-from .mixture import Fit, eliminated, fit, noise
+from .mixture import MISSING, Fit, eliminated, fit, noise
+from .samples import sample
 
 if TYPE_CHECKING:
     from ..layouts import Layout
@@ -22,6 +24,8 @@ Array = Any
 
 _CONSTANT = 5.0  # standard errors within which a block has the overall ratio
 _BLOCKWISE = 2e-3
+_ELEMENTS, _OF_EACH = 1 << 14, 1 << 12
+"""Of a block, and of a tensor, that are looked at one by one."""
 
 
 @dataclass
@@ -35,6 +39,7 @@ class BlockMix:
     over_rounding: float
     tensors: int
     elements: int
+    bounded: bool = False  # by rounding, element by element
 
 
 class Part:
@@ -208,6 +213,28 @@ class Work:
                 errors[i] = float(fitted.errors[group[0]]) * abs(own)
         return ratios, errors
 
+    def sharpened(self, parents: list[int], by_block: dict[str, BlockMix]) -> None:
+        """Narrow the ratios of blocks by the bounds of rounding, where a block is one rounded sum of the parents."""
+        for block, mix in by_block.items():
+            if mix.over_rounding**2 > MISSING:
+                continue
+            keep = [i for i in parents if mix.ratios[i] or mix.errors[i]]
+            taken = [
+                (tensor, units) for tensor in sample(self, keep, _ELEMENTS, _OF_EACH, block)
+                if (units := unit(tensor.mix, tensor.dtype)) is not None
+            ]  # fmt: skip
+            if len(keep) < 2 or not taken:
+                continue
+            inputs = np.stack([np.concatenate([tensor.inputs[i] for tensor, _ in taken]) for i in keep])
+            goal = np.concatenate([tensor.mix for tensor, _ in taken])
+            units = np.concatenate([units for _, units in taken])
+            found = cell(goal, inputs, units, np.array([mix.ratios[i] for i in keep]))
+            if found is None or not found.errors.max() < max(mix.errors.values()):
+                continue
+            mix.ratios.update(zip(keep, map(float, found.ratios), strict=True))
+            mix.errors.update(zip(keep, map(float, found.errors), strict=True))
+            mix.bounded = True
+
     def main(self, parents: list[int], by_block: dict[str, BlockMix]) -> tuple[Fit, set[str]]:
         """The ratios of the model, and the blocks that have others: of all blocks together, or of the network's where
         VAE or text encoder differ."""
@@ -218,11 +245,25 @@ class Work:
             part = self.part(parents, chosen)
             if not part.elements:
                 continue
-            main = part.fit(parents)
+            main = _pooled(part.fit(parents), parents, [mix for block, mix in by_block.items() if block not in without])
             apart = {block for block, mix in by_block.items() if not _agrees(mix, main, parents)}
             if apart <= set(without):
                 return main, apart
         return whole, {block for block, mix in by_block.items() if not _agrees(mix, whole, parents)}
+
+
+def _pooled(main: Fit, parents: Sequence[int], blocks: Sequence[BlockMix]) -> Fit:
+    """The mean of the blocks where rounding bounds all of them, and they agree; weighted by their errors."""
+    if not blocks or not all(mix.bounded for mix in blocks):
+        return main
+    ratios, errors = main.ratios.copy(), main.errors.copy()
+    for i in parents:
+        own, wrong = (np.array([getattr(mix, name)[i] for mix in blocks]) for name in ("ratios", "errors"))
+        if not (wrong > 0).all() or np.ptp(own) > _BLOCKWISE:
+            return main
+        ratios[i], errors[i] = np.average(own, weights=wrong**-2.0), wrong.min()
+    ratios[list(parents)] /= ratios[list(parents)].sum()
+    return replace(main, ratios=ratios, errors=errors)
 
 
 def _agrees(mix: BlockMix, main: Fit, parents: Sequence[int]) -> bool:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
-from ..adapters.arrays import values
-from ..dtypes import DType
 from ..methods.compat import TOOLS
 from ..methods.registry import get
-from ..outline import operand
 from .guesses import Guess, option_of
+from .samples import Tensor, sample
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint, TensorInfo
@@ -50,24 +49,35 @@ class Proof:
 
 def proved(work: Work, guesses: Sequence[Guess]) -> Proof:
     """The guess that has most of a sample's bits, made into a temporary file, compared, and removed."""
-    likely = [guesses[0]]
-    if len(guesses) > 1:
-        sample = _sample(work, sorted(set().union(*(guess.order for guess in guesses))))
-        for most in (_FIRST, _SAMPLE):  # few elements part most of them
-            equal = [_equal_share(sample, guess, most) for guess in guesses]
-            best = max(equal)
-            guesses = [guess for guess, found in zip(guesses, equal, strict=True) if found == best]
-        if best >= _ALIKE:
-            likely = list(guesses[:_MOST_MADE])
     proofs: list[Proof] = []
     with tempfile.TemporaryDirectory(prefix="sdsurgery-proof-") as folder:
         made = os.path.join(folder, "made.safetensors")
-        for guess in likely:
+        for guess in islice(_likely(work, guesses), _MOST_MADE):
             _make(work, guess, made)
             proofs.append(_compared(work, guess, made))
             if proofs[-1].equal == proofs[-1].tensors:
                 break
     return max(proofs, key=lambda proof: (proof.equal, -proof.unequal_elements))
+
+
+def _likely(work: Work, guesses: Sequence[Guess]) -> Iterator[Guess]:
+    """The guesses that give all of a sample's bits, as they are found; else those that give most of them."""
+    if len(guesses) == 1:
+        yield guesses[0]
+        return
+    tried = list(sample(work, sorted(set().union(*(guess.order for guess in guesses))), _SAMPLE, _SAMPLE))
+    shares: list[float] = []
+    for guess in guesses:
+        shares.append(_equal_share(tried, guess, _FIRST))  # few elements part most of them
+        if shares[-1] == 1.0 and _equal_share(tried, guess, _SAMPLE) == 1.0:
+            yield guess
+    best = max(shares)
+    left = [guess for guess, share in zip(guesses, shares, strict=True) if share == best]
+    equal = [_equal_share(tried, guess, _SAMPLE) for guess in left]
+    if best < 1.0 and max(equal) < _ALIKE:
+        yield guesses[0]
+    elif max(equal) < 1.0:
+        yield from (guess for guess, share in zip(left, equal, strict=True) if share == max(equal))
 
 
 def _make(work: Work, guess: Guess, path: str) -> None:
@@ -84,36 +94,7 @@ def _make(work: Work, guess: Guess, path: str) -> None:
     merge(guess.method, inputs, settings, out=path, parameters=guess.parameters, blocks=guess.blocks or None)
 
 
-class _Tensor(NamedTuple):
-    """Elements of the mix and of candidates (by their numbers), widened."""
-
-    block: str
-    dtype: DType
-    mix: Any
-    inputs: dict[int, Any]
-
-
-def _sample(work: Work, candidates: Sequence[int]) -> list[_Tensor]:
-    """Of the largest tensors of each block, as many as have the sample's elements."""
-    taken: dict[str, int] = {}
-    found = []
-    for each in sorted(work.tensors, key=lambda each: -each.elements):
-        block = work.block_of(each.name)
-        sources = [0, *(i + 1 for i in candidates)]
-        infos = [work.read.tables[source].get(each.name) for source in sources]
-        if taken.get(block, 0) >= _SAMPLE or any(info is None or info.parts for info in infos):
-            continue
-        count = min(each.elements, _SAMPLE)
-        taken[block] = taken.get(block, 0) + count
-        mix, *inputs = [
-            values(work.opened[source], operand(source, info), count)
-            for source, info in zip(sources, infos, strict=True) if info is not None
-        ]  # fmt: skip
-        found.append(_Tensor(block, work.stored(0, each.name).dtype, mix, dict(zip(candidates, inputs, strict=True))))
-    return found
-
-
-def _equal_share(sample: Sequence[_Tensor], guess: Guess, most: int) -> float:
+def _equal_share(tried: Sequence[Tensor], guess: Guess, most: int) -> float:
     """The share of the sample's elements, ``most`` of each tensor, that has the mix's values."""
     import numpy as np
 
@@ -121,7 +102,7 @@ def _equal_share(sample: Sequence[_Tensor], guess: Guess, most: int) -> float:
 
     found = total = 0
     method = get(guess.method)
-    for tensor in sample:
+    for tensor in tried:
         inputs = [tensor.inputs[i][:most] for i in guess.order]
         with np.errstate(all="ignore"):
             result = method.body(*inputs, **method.bind(len(inputs), guess.of_block(tensor.block)))

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 MISSING_SHARE = 3e-3
 """A residual below this share of the spread is not called a missing parent where no block stands out."""
-_FURTHER = (2e-4, 2e-3)
-"""A proof also tries decimals so far away: where parents are few ulps apart, rounding is not independent of them."""
+_TOLERANCES = (0.0, 2e-4, 2e-3)
+"""A proof also tries decimals so far away: none shorter than the errors allow, and, where rounding doesn't bound the
+ratios and parents are few ulps apart, further ones."""
 
 
 @dataclass
@@ -142,6 +143,7 @@ def _result(work: Work, prove: bool) -> Unmixing:
     usable = work.usable(found.notes)
     parents = work.parents(usable)
     by_block = work.by_block(parents)
+    work.sharpened(parents, by_block)
     main = work.main(parents, by_block)
     _fill(found, work, parents, by_block, main)
     more, unique = remarks.of_candidates(work, usable)
@@ -153,7 +155,7 @@ def _result(work: Work, prove: bool) -> Unmixing:
         found.residual_ranks = residual_ranks(work, by_block)
         found.notes += remarks.of_ranks(found.residual_ranks)
     if prove:
-        further = [guess for far in _FURTHER for guess in guesses(work, parents, by_block, main, far)]
+        further = [guess for far in _TOLERANCES for guess in guesses(work, parents, by_block, main, far)]
         _prove(found, work, list({guess.command: guess for guess in [*best, *further]}.values()))
     return found
 
