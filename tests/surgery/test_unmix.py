@@ -96,10 +96,10 @@ def test_the_proof_says_whose_arithmetic_it_is(models: dict[str, Path]) -> None:
     assert "supermerger" in found.proof["tools"] and "a1111" not in found.proof["tools"]
 
 
-def test_parents_that_are_few_ulps_apart_are_proved_although_rounding_hides_the_ratio(models: dict[str, Path]) -> None:
+def test_parents_that_are_few_ulps_apart_are_found_and_proved(models: dict[str, Path]) -> None:
     mix = mixed(models, "base e", "weighted-sum", alpha=0.81)
     found = sds.unmix(mix, pick(models, "base a e"), prove=True)
-    assert ratios(found) == pytest.approx({"base": 0.19, "e": 0.81}, abs=1e-3)
+    assert ratios(found) == pytest.approx({"base": 0.19, "e": 0.81}, abs=1e-5)
     assert found.proof is not None and found.proof["equal"] == found.proof["tensors"]
     assert found.proof["parameters"]["alpha"] == 0.81
 
@@ -244,3 +244,92 @@ def test_refusals(models: dict[str, Path], xl: dict[str, Path]) -> None:
         sds.unmix(models["a"], [models["b"]], backend="cuda")
     run = command("unmix", models["a"])
     assert run.rc == 2 and run.err.count("\n") == 1
+
+
+# ---- methods that are no sums
+
+
+TRACES: list[tuple[str, str, dict[str, Any], tuple[str, str, float, float | None]]] = [
+    ("tensor-sum", "a b", {}, ("rows", "a b", 0.5, None)),
+    ("max", "a b", {}, ("elements", "a b", 0.5, None)),
+    ("dare", "base b", {}, ("dropped", "base", 0.9, 10.0)),
+    ("dare", "base b d", {}, ("dropped", "base", 0.81, None)),
+    ("dare.density", "base d", {"density": 0.3, "alpha": 0.6}, ("dropped", "base", 0.7, 2.0)),
+    ("sparse-top-k", "base b", {}, ("trimmed", "base", 0.8, 0.5)),
+    ("ties", "base b d", {"density": 0.3}, ("trimmed", "base", 0.49, None)),
+    ("slerp", "b d", {"alpha": 0.3}, ("norm", "b d", 1.0, 0.3)),
+    ("add-diff.clamped", "a b base", {"alpha": 0.7}, ("clamp", "a b", 0.32, None)),
+]
+
+
+@pytest.mark.parametrize(("method", "names", "parameters", "wanted"), TRACES)
+def test_a_method_that_is_no_sum_leaves_its_trace(
+    models: dict[str, Path], method: str, names: str, parameters: dict[str, Any],
+    wanted: tuple[str, str, float, float | None],
+) -> None:  # fmt: skip
+    kind, about, share, ratio = wanted
+    found = sds.unmix(mixed(models, names, method, **parameters), pick(models, "a b c d base"))
+    (trace,) = found.fingerprints
+    assert (trace["kind"], {Path(path).stem for path in trace["candidates"]}) == (kind, set(about.split()))
+    assert trace["share"] == pytest.approx(share, abs=0.02) and trace["text"] in found.notes
+    assert trace["ratio"] == (None if ratio is None else pytest.approx(ratio, rel=1e-3))
+    assert trace["tensors"] == trace["looked_at"] > 20
+
+
+@pytest.mark.parametrize(
+    ("names", "method", "parameters", "candidates"),
+    [
+        ("a b", "weighted-sum", {"alpha": 0.3}, "a c d base"),  # a parent is missing
+        ("a e", "weighted-sum", {"alpha": 0.2}, "a c d base"),
+        ("a b", "weighted-sum", {"alpha": 0.02}, "a c d"),
+        ("a b base", "train-diff", {}, "a b c base"),  # a formula of its own
+        ("a b base", "train-diff", {}, "a b"),
+        ("a b c d", "mean", {}, "a b"),
+    ],
+)
+def test_sums_of_unknown_parents_have_no_trace_of_a_method(
+    models: dict[str, Path], names: str, method: str, parameters: dict[str, Any], candidates: str
+) -> None:
+    found = sds.unmix(mixed(models, names, method, **parameters), pick(models, candidates))
+    assert not found.complete and found.fingerprints == []
+
+
+def test_training_on_top_has_no_trace_of_a_method(models: dict[str, Path]) -> None:
+    mix = mixed(models, "a b", "weighted-sum", alpha=0.3)
+    trained = tuned(mix, "trained", 0.002, 11)
+    found = sds.unmix(trained, pick(models, "a b c base"))
+    assert ratios(found) == pytest.approx({"a": 0.7, "b": 0.3}, abs=1e-3)
+    assert not found.complete and found.fingerprints == []
+
+
+# ---- bounds of rounding
+
+
+def test_bounds_of_rounding_give_what_least_squares_can_not() -> None:
+    from sdsurgery.dtypes import F16
+    from sdsurgery.surgery.cells import cell, unit
+
+    rng = np.random.default_rng(1)
+    a = rng.normal(size=4000).astype(np.float16).astype(np.float32)
+    steps = np.spacing(a.astype(np.float16)).astype(np.float32) * rng.integers(-2, 3, 4000)  # two units at most
+    b = (a + steps).astype(np.float16).astype(np.float32)
+    mix = (np.float32(0.81) * b + np.float32(1 - 0.81) * a).astype(np.float16).astype(np.float32)
+    d = (b - a).astype(np.float64)
+    least_squares = float(d @ (mix - a) / (d @ d))
+    units = unit(mix, F16)
+    assert units is not None and abs(least_squares - 0.81) > 0.02
+    found = cell(mix, np.stack([a, b]), units, np.array([1 - least_squares, least_squares]))
+    assert found is not None and abs(found.ratios[1] - 0.81) <= found.errors[1] < 0.13
+    assert found.ratios.sum() == pytest.approx(1.0, abs=1e-12)
+
+
+def test_what_is_no_rounded_sum_has_no_bounds() -> None:
+    from sdsurgery.dtypes import F16, F32
+    from sdsurgery.surgery.cells import cell, unit
+
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(2, 4000)).astype(np.float16).astype(np.float32)
+    mix = (0.5 * x[0] + 0.5 * x[1] + 0.01 * rng.normal(size=4000)).astype(np.float16).astype(np.float32)
+    units = unit(mix, F16)
+    assert units is not None and cell(mix, x, units, np.array([0.5, 0.5])) is None
+    assert unit(mix, F32) is None

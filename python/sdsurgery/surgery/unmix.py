@@ -36,7 +36,8 @@ class Unmixing:
     ``rounding``, the share that rounding to the file's dtype leaves. ``complete``: whether rounding accounts for it;
     where it doesn't, a parent may be missing, and the ratios are upper bounds. ``unique``: whether another mix of the
     candidates would be as near. ``condition``: of the normal equations. ``layers``: of every weight what the best mix
-    of its block leaves, as ``block_residuals``. ``proof``: ``prove``'s, None where not asked.
+    of its block leaves, as ``block_residuals``. ``fingerprints``: traces of methods that are no sums. ``proof``:
+    ``prove``'s, None where not asked.
     """
 
     path: str
@@ -59,6 +60,7 @@ class Unmixing:
     preset: str | None = None
     proof: dict[str, Any] | None = None
     layers: list[dict[str, Any]] = field(default_factory=list)
+    fingerprints: list[dict[str, Any]] = field(default_factory=list)
     residual_ranks: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     tensors: int = 0
@@ -134,6 +136,7 @@ def _of_folder(
 
 def _result(work: Work, prove: bool) -> Unmixing:
     from . import remarks
+    from .fingerprints import fingerprints
     from .guesses import guesses
     from .ranks import residual_ranks
 
@@ -152,6 +155,10 @@ def _result(work: Work, prove: bool) -> Unmixing:
     best = guesses(work, parents, by_block, main)
     found.formula, found.command, found.preset = best[0].formula, best[0].command, best[0].preset
     if not found.complete:
+        traces = fingerprints(work, parents, by_block)
+        found.fingerprints = [asdict(each) for each in traces]
+        found.notes += [each.text for each in traces]
+    if not found.complete and not found.fingerprints:
         found.residual_ranks = residual_ranks(work, by_block)
         found.notes += remarks.of_ranks(found.residual_ranks)
     if prove:
