@@ -246,6 +246,32 @@ def test_refusals(models: dict[str, Path], xl: dict[str, Path]) -> None:
     assert run.rc == 2 and run.err.count("\n") == 1
 
 
+# ---- EMA weights
+
+
+def test_ema_weights_are_a_candidate_of_their_own(models: dict[str, Path], tmp_path: Path) -> None:
+    full = tmp_path / "trained.safetensors"
+    weights, averages = load_file(models["a"]), load_file(models["c"])
+    twins = {
+        "model_ema." + key.removeprefix("model.").replace(".", ""): tensor
+        for key, tensor in averages.items() if key.startswith("model.diffusion_model.")
+    }  # fmt: skip
+    save_file({**weights, **twins}, full)
+    out = tmp_path / "mix.safetensors"
+    sds.merge("weighted-sum", [models["b"], full], alpha=0.4, use_ema="B", out=out, **QUICK)
+    found = sds.unmix(out, [models["b"], full, models["d"]], prove=True)
+    assert found.formula == "0.6·b + 0.4·trained (EMA)"
+    assert f"{full} (EMA)" in found.ratios and str(full) in found.left_out
+    assert found.proof is not None and found.proof["equal"] == found.proof["tensors"]
+    words = shlex.split(found.command)
+    assert words[words.index("--use-ema") + 1] == "B"
+    assert command(*words[1:-1], str(tmp_path / "again.safetensors")).rc == 0
+    assert sds.compare(out, tmp_path / "again.safetensors").equal
+    alone = sds.ema(full, out=tmp_path / "alone.safetensors", sync=False)
+    found = sds.unmix(alone.output, [full, models["b"]])
+    assert found.formula == "trained (EMA)" and found.command.startswith("sdsurgery ema ")
+
+
 # ---- methods that are no sums
 
 

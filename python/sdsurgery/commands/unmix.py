@@ -47,12 +47,12 @@ def run(args: argparse.Namespace) -> int:
 
 def lines(found: Unmixing, *, verbose: bool = False) -> Iterator[str]:
     """What was found as text: the formula, the ratios by block, notes, the command."""
-    from ..report.formula import names_of
     from ..report.warnings import line
+    from ..surgery.candidates import short_names
 
     yield f"{printable(found.path)} (family {found.family}, {found.tensors} weights)"
     yield f"= {found.formula}"
-    short = dict(zip(found.candidates, names_of(found.candidates), strict=True))
+    short = dict(zip(found.candidates, short_names(found.candidates), strict=True))
     parents = list(found.ratios)
     rows = [("block", *(short[path] for path in parents), "unexplained", "× rounding")]
     rows.append(("all", *(_ratio(found.ratios[path], found.errors[path]) for path in parents),

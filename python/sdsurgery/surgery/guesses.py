@@ -195,7 +195,12 @@ def _vae_and_base(blocks: dict[str, dict[str, float]], main: Mapping[str, Any]) 
 
 def _alone(given: _Found) -> Guess:
     work, (only,) = given.work, given.parents
-    words = ["sdsurgery", "cast", work.names[only], *_dtype_words(given.dtype or _commonest(work, 0))]
+    words = [
+        "sdsurgery",
+        "ema" if only in work.averaged else "cast",
+        work.file(only),
+        *_dtype_words(given.dtype or _commonest(work, 0)),
+    ]
     return Guess("cast", (only,), {}, {}, work.short[only], shlex.join([*words, "-o", "OUT.safetensors"]))
 
 
@@ -235,7 +240,9 @@ def _preset(weights: Mapping[str, float] | None, main: float | None, layout: Lay
 
 def _command(given: _Found, guess: Guess) -> str:
     work, network = given.work, given.work.layout.network
-    words = ["sdsurgery", "merge", *(work.names[i] for i in guess.order), "--method", guess.method]
+    words = ["sdsurgery", "merge", *(work.file(i) for i in guess.order), "--method", guess.method]
+    if used := [letter(at) for at, i in enumerate(guess.order) if i in work.averaged]:
+        words += ["--use-ema", ",".join(used)]
     for name, value in guess.parameters.items():
         flag = "--" + name.replace("_", "-")
         each = value if isinstance(value, tuple) else (value,)

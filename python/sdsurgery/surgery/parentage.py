@@ -10,8 +10,8 @@ import numpy as np
 
 from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, printable
-from ..report.formula import names_of
 from ..settings import Settings
+from .candidates import EMA, short_names
 from .cells import cell, unit
 from .gram import Gram, Grams, grams
 from .mixture import MISSING, Fit, eliminated, fit, noise
@@ -72,12 +72,19 @@ class Part:
 
 
 class Work:
-    def __init__(self, opened: list[Checkpoint], layout: Layout, settings: Settings, notes: list[str]) -> None:
-        self.opened, self.layout, self.settings = opened, layout, settings
-        self.read: Grams = grams(opened, layout, settings)
-        self.count = len(opened) - 1
-        self.names = [each.path for each in opened[1:]]
-        self.short = names_of(self.names)
+    """``opened`` are the mix and the files, ``ema`` those of them that have EMA weights, with these in the U-Net's
+    place. Candidates have the numbers from 0 on."""
+
+    def __init__(
+        self, opened: Sequence[Checkpoint], ema: Sequence[Checkpoint], layout: Layout, settings: Settings,
+        notes: list[str],
+    ) -> None:  # fmt: skip
+        self.opened, self.layout, self.settings = [*opened, *ema], layout, settings
+        self.read: Grams = grams(self.opened, layout, settings)
+        self.count = len(self.opened) - 1
+        self.names = [each.path for each in self.opened[1:]]
+        self.averaged = range(len(opened) - 1, self.count)
+        self.short = short_names(self.names)
         self.notes = [*notes, *self.read.notes]
         odd = [each.name for each in self.read.tensors if not each.finite]
         if odd:
@@ -91,6 +98,10 @@ class Work:
             self.notes.append(
                 f"{len(self.read.alone)} weights of the mix are in no candidate ('{printable(self.read.alone[0])}')"
             )
+
+    def file(self, i: int) -> str:
+        """The path of candidate i."""
+        return self.names[i].removesuffix(EMA) if i in self.averaged else self.names[i]
 
     def block_of(self, name: str) -> str:
         if not self.layout.blocks:

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import Checkpoint
-from ..errors import Failure, InputRefused, UsageError, printable
-from ..layouts import UNKNOWN, conflict, detect
+from ..errors import UsageError
 from ..report.warnings import in_json, warned
 from ..settings import Settings
+from .candidates import averaged, of_folder
 from .common import Input, close_all, open_all, open_input
-from .gram import one_family
+from .gram import MOST, one_family
 
 if TYPE_CHECKING:
     from .guesses import Guess
@@ -88,50 +87,16 @@ def unmix(
         ours = one_family(opened, opened[0], "than the mix")
         notes: list[str] = []
         if folder is not None:
-            found, notes = _of_folder(folder, opened, ours, settings)
+            found, notes = of_folder(folder, opened, ours, settings)
             opened += found
         if len(opened) < 2:
             raise UsageError(
                 "no candidates: name the files that the mix may be made of, or a folder (folder=…)", code="wrong_inputs"
             )
-        return _result(Work(opened, ours.layout, settings, notes), prove)
+        ema = averaged(opened[1:], ours.layout)[: max(0, MOST + 1 - len(opened))]
+        return _result(Work(opened, ema, ours.layout, settings, notes), prove)
     finally:
         close_all(opened)
-
-
-def _of_folder(
-    folder: str | os.PathLike[str], opened: Sequence[Checkpoint], ours: Any, settings: Settings
-) -> tuple[list[Checkpoint], list[str]]:
-    """The checkpoints of the mix's family in a folder, but for the files that are open; and notes on the others."""
-    try:
-        names = sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
-    except OSError as error:
-        raise InputRefused(
-            f"{printable(os.fspath(folder))}: cannot be listed: {error.strerror}", code="not_found"
-        ) from None
-    known = {os.path.realpath(each.path) for each in opened}
-    found, strangers = [], 0
-    try:
-        for path in names:
-            if os.path.realpath(path) in known:
-                continue
-            try:
-                other = open_input(path, settings, selective=True)
-            except Failure:
-                strangers += 1
-                continue
-            theirs = detect(other.tensors)
-            same = theirs.layout is ours.layout if ours.layout is not UNKNOWN else True
-            if same and not conflict(ours, theirs):
-                found.append(other)
-            else:
-                strangers += 1
-                other.close()
-    except BaseException:
-        close_all(found)
-        raise
-    where = printable(os.fspath(folder))
-    return found, [f"{where}: {strangers} files are not of the mix's family and were left out"] if strangers else []
 
 
 def _result(work: Work, prove: bool) -> Unmixing:

@@ -15,9 +15,9 @@ KIND = "Unmixing"
 
 
 def view(found: Unmixing) -> View:
-    from ...formula import names_of
+    from ....surgery.candidates import short_names
 
-    short = dict(zip(found.candidates, names_of(found.candidates, 120), strict=True))
+    short = dict(zip(found.candidates, short_names(found.candidates, 120), strict=True))
     proof = found.proof
     tools = ", ".join(proof["tools"]) if proof else ""
     first = [

@@ -1,0 +1,79 @@
+"""What a model may be made of: the files of a folder, and files' EMA weights as candidates of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..checkpoint import Checkpoint
+from ..errors import Failure, InputRefused, printable
+from ..layouts import UNKNOWN, Detection, conflict, detect
+from ..report.formula import names_of
+from ..settings import Settings
+from .common import close_all, open_input
+
+if TYPE_CHECKING:
+    from ..layouts import Layout
+
+EMA = " (EMA)"
+"""Behind the path of a file whose EMA weights stand in the U-Net's place."""
+
+
+def averaged(opened: Sequence[Checkpoint], layout: Layout) -> list[Checkpoint]:
+    """Those files that have a full EMA, once more, with it in the U-Net's place. They borrow what is opened."""
+    from .ema import state, twins
+
+    found = []
+    for each in opened:
+        if state(each, layout) != "full":
+            continue
+        own = each.borrowed()
+        own.path = each.path + EMA
+        plain = {name: info for name, info in each.tensors.items() if not layout.is_ema(name)}
+        own.tensors = plain | {name: info._replace(name=name) for name, info in twins(each, layout).items()}
+        found.append(own)
+    return found
+
+
+def short_names(paths: Sequence[str], limit: int = 60) -> list[str]:
+    """Names for formulas and tables, ``names_of`` those of files."""
+    plain = [path.removesuffix(EMA) for path in paths]
+    files = list(dict.fromkeys(plain))
+    short = dict(zip(files, names_of(files, limit), strict=True))
+    return [short[file] + path[len(file) :] for file, path in zip(plain, paths, strict=True)]
+
+
+def of_folder(
+    folder: str | os.PathLike[str], opened: Sequence[Checkpoint], ours: Detection, settings: Settings
+) -> tuple[list[Checkpoint], list[str]]:
+    """The checkpoints of the mix's family in a folder, but for the files that are open; and notes on the others."""
+    try:
+        names = sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
+    except OSError as error:
+        raise InputRefused(
+            f"{printable(os.fspath(folder))}: cannot be listed: {error.strerror}", code="not_found"
+        ) from None
+    known = {os.path.realpath(each.path) for each in opened}
+    found, strangers = [], 0
+    try:
+        for path in names:
+            if os.path.realpath(path) in known:
+                continue
+            try:
+                other = open_input(path, settings, selective=True)
+            except Failure:
+                strangers += 1
+                continue
+            theirs = detect(other.tensors)
+            same = theirs.layout is ours.layout if ours.layout is not UNKNOWN else True
+            if same and not conflict(ours, theirs):
+                found.append(other)
+            else:
+                strangers += 1
+                other.close()
+    except BaseException:
+        close_all(found)
+        raise
+    where = printable(os.fspath(folder))
+    return found, [f"{where}: {strangers} files are not of the mix's family and were left out"] if strangers else []
