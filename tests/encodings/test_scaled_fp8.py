@@ -36,7 +36,8 @@ def test_codes_and_scale_are_comfy_kitchen_s(tmp_path: Path, kind: str, dtype: t
     weight = weight.astype(dtype)
     name = {np.float32: "F32", np.float16: "F16"}[dtype]
     path = write(tmp_path / "a.safetensors", {"l.weight": (name, weight.shape, weight.tobytes())})
-    sds.cast(path, out=tmp_path / "b.safetensors", dtype="fp8_scaled")
+    report = sds.cast(path, out=tmp_path / "b.safetensors", dtype="fp8_scaled")
+    assert (report.counts["cast"], report.counts["added"]) == (1, 2)
     scale, codes = scaled_by_torch(weight)
     with sds.open(tmp_path / "b.safetensors") as found:
         assert {each: (info.dtype.name, info.shape) for each, info in found.tensors.items()} == {

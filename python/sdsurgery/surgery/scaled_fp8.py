@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from ..dtypes import F8_E4M3, F32, U8
 from ..errors import UsageError, printable
 from ..layouts import Layout
-from ..outline import ADDED, Piece, Region, whole
+from ..outline import ADDED, CAST, COPIED, Piece, Region, whole
 from ..program import ALL, CONSTANT, TEMP, VALUE, Formula, Program, Ref, Stage, Step, identity
 
 OPTION = "fp8_scaled"
@@ -60,8 +60,9 @@ def _parts(piece: Piece, source: int) -> list[Piece]:
     codes, scale = _formulas(formula)
     layer = piece.name.removesuffix("weight")
     whole_tensor = segment._replace(formula=scale, count=1, elements=segment.count)
+    action = CAST if piece.action == COPIED else piece.action
     return [
-        piece._replace(dtype=F8_E4M3, segments=(segment._replace(formula=codes),)),
+        piece._replace(dtype=F8_E4M3, action=action, segments=(segment._replace(formula=codes),)),
         Piece(f"{layer}weight_scale", F32, (), ADDED, (whole_tensor,), "the weight's scale"),
         Piece(
             f"{layer}comfy_quant", U8, (len(MARKER),), ADDED,
