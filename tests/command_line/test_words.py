@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import sdsurgery
-from cli_support import done, plain, refused, sds
+from cli_support import done, plain, refused, sds, write_raw
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +71,24 @@ def test_what_is_nearly_right_is_answered_with_what_was_meant(
 ) -> None:
     line = refused(sds("merge", "--method", "weighted-sum", *words, "-o", "o.safetensors", cwd=folder), code)
     assert answer in line
+
+
+def test_adapters_may_stand_behind_the_checkpoint(tmp_path: Path) -> None:
+    from sdsurgery.adapters.lora import parse
+    from sdsurgery.testing import write_checkpoint
+
+    for text, strength, te in (("x", 1, None), ("x=0.8", 0.8, None), ("x:0.8", 0.8, None), ("x:-1,te=0.3", -1, 0.3)):
+        (found,) = parse(text)
+        assert (found.path, found.strength, found.te) == ("x", strength, te)
+    for wrong in ("x=", "x=much", "x=0.5,te="):
+        with pytest.raises(sdsurgery.UsageError, match="is not a number"):
+            parse(wrong)
+    a, lora = tmp_path / "a.safetensors", tmp_path / "lora.safetensors"
+    write_checkpoint(a, "sd1", size="tiny")
+    module = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    up, down = ("F16", [640, 1], bytes(1280)), ("F16", [1, 768], bytes(1536))
+    write_raw(lora, {f"{module}.lora_up.weight": up, f"{module}.lora_down.weight": down})
+    for words in ((f"{lora}:0.5",), ("--lora", f"{lora}=0.5")):
+        answer = done(sds("bake", a, *words, "--dry-run", "--json")).json()
+        assert answer["formula"] == "a + 0.5 × lora"
+    assert "--lora FILE" in refused(sds("bake", a, "--dry-run"), 2)

@@ -79,7 +79,7 @@ def lora(
     return Lora(os.fspath(path), strength, te, text, others)
 
 
-_GIVEN = re.compile(r"(?P<path>.+?)(?:=(?P<strength>[^=]*?))?(?:,te=(?P<te>[^=,]*))?")
+_GIVEN = re.compile(r"(?P<path>.+?)(?:=(?P<strength>[^=]*?)|:(?P<after>-?[\d.]+))?(?:,te=(?P<te>[^=,]*))?")
 
 
 def _one(text: str) -> list[float]:
@@ -87,20 +87,21 @@ def _one(text: str) -> list[float]:
 
 
 def parse(text: str, values: Callable[[str], Sequence[float]] = _one) -> list[Lora]:
-    """``FILE``, ``FILE=0.8`` or ``FILE=0.8,te=0.3``: the adapter at that strength, or at each of those that ``values``
-    finds in it. UsageError for a strength that is no number."""
+    """``FILE``, ``FILE=0.8``, ``FILE:0.8`` or ``FILE=0.8,te=0.3``: the adapter at that strength, or at each of those
+    that ``values`` finds in it. UsageError for a strength that is no number."""
     if os.path.exists(text):
         return [Lora(text)]
     found = _GIVEN.fullmatch(text)
     if found is None:
         raise UsageError(f"'{printable(text)}' is not FILE=STRENGTH or FILE=STRENGTH,te=STRENGTH", code="bad_value")
     numbers = []
-    for name, read in (("strength", values), ("te", _one)):
+    strength = found["after"] if found["strength"] is None else found["strength"]
+    for given, read in ((strength, values), (found["te"], _one)):
         try:
-            numbers.append(None if found[name] is None else read(found[name]))
+            numbers.append(None if given is None else read(given))
         except ValueError:
             raise UsageError(
-                f"'{printable(text)}': '{printable(found[name])}' is not a number; expected FILE=0.8,te=0.3",
+                f"'{printable(text)}': '{printable(given)}' is not a number; expected FILE=0.8,te=0.3",
                 code="bad_value",
             ) from None
     strengths, te = numbers[0] or [1.0], None if numbers[1] is None else numbers[1][0]

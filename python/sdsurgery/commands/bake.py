@@ -19,16 +19,17 @@ HELP = "bake adapters (LoRA, LyCORIS, …) into a checkpoint"
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     writing(parser)
     parser.add_argument("input", metavar="FILE")
-    adapters(parser, required=True)
+    parser.add_argument("more", nargs="*", metavar="ADAPTER[=STRENGTH]", help="adapters, as --lora names them")
+    adapters(parser)
     parser.add_argument("--strict", action="store_true", help="refuse an adapter with modules that match nothing")
     parser.add_argument("--check", action="store_true", help="compute the changed tensors of the output again")
 
 
-def adapters(into: argparse.ArgumentParser | Arguments, *, required: bool) -> None:
+def adapters(into: argparse.ArgumentParser | Arguments) -> None:
     """The options that name adapters."""
     add = into.add_argument
     of_all = "an adapter, how much of it is applied (default 1), and how much to the text encoders; several in order"
-    add("--lora", dest="loras", action="append", required=required, default=[],
+    add("--lora", dest="loras", action="append", default=[],
         metavar="FILE[=STRENGTH[,te=STRENGTH]]", help=of_all)  # fmt: skip
     of_blocks = (
         "weights by merge block of the N-th adapter, or of all: a list of 12, 17, 20 or 26 numbers, a preset such as "
@@ -63,6 +64,9 @@ def given(args: argparse.Namespace) -> list[list[Lora]]:
 def run(args: argparse.Namespace) -> int:
     from ..api import bake, sweep
 
+    args.loras = [*args.more, *args.loras]
+    if not args.loras:
+        raise UsageError("no adapter given: bake FILE ADAPTER=STRENGTH, or loras=FILE", code="wrong_inputs")
     loras = given(args)
     if all(len(each) == 1 for each in loras):
         one = [each[0] for each in loras]

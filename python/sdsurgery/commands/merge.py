@@ -60,7 +60,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         _numbers_of(parser, recipe)
     _ratios(group(parser, "ratios"))
     parts = group(parser, "adapters and VAE")
-    adapters(parts, required=False)
+    adapters(parts)
     parts.add_argument("--vae", metavar="FILE", help="bake this file's VAE in, instead of merging the inputs'")
     parser.set_defaults(tree=recipe)
     writing(parser)

@@ -29,6 +29,8 @@ _OWN = {
 }
 """Keywords of single verbs; a test says that these are all."""
 
+_FLAGS = {"out": "-o", "loras": "--lora"}
+
 _VERB = rf"\b({'|'.join(NAMES).replace('-', '_')})\(([^()]*)\)"
 _VALUE = r"True|FILE|…|\"[\w-]+\"(?: or \"[\w-]+\")*|\{\"\w+\": …\}|(?![\w'\"(\[{.-])"
 
@@ -44,7 +46,7 @@ def in_shell(text: str) -> str:
 
 def _spelled(found: re.Match[str]) -> str:
     name, value = found[1], found[2]
-    flag = "-o" if name == "out" else OPTIONS[name].flag if name in OPTIONS else "--" + name.replace("_", "-")
+    flag = _FLAGS[name] if name in _FLAGS else OPTIONS[name].flag if name in OPTIONS else "--" + name.replace("_", "-")
     if value.startswith("{"):  # {"alpha": …}
         return f"{flag} {value[2:].partition(chr(34))[0]}:…"
     words = "" if value in ("True", "…") else value.replace('"', "")
