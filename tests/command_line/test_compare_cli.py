@@ -60,7 +60,7 @@ def test_json_has_one_object_with_every_table(pair: tuple[Path, Path]) -> None:
     assert result.rc == 4 and result.err == ""
     found = result.json()
     assert set(found) == {
-        *("a", "b", "a_family", "b_family", "equal", "total", "components", "blocks", "kinds", "tensors"),
+        *("schema", "a", "b", "a_family", "b_family", "equal", "total", "components", "blocks", "kinds", "tensors"),
         *("only_in_a", "only_in_b", "shape_differs", "dtype_differs", "notes", "bytes_read", "seconds", "how"),
     }
     numbers = set(found["total"])

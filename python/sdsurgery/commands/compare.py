@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import printable
+from ..report.fitting import table, width
 from ..settings import COMPUTING, READING, SHOWING
 from .common import chosen, options, plain, print_json, print_lines
 from .spelling import in_shell
@@ -80,18 +82,14 @@ def lines(found: Comparison, *, verbose: bool = False) -> Iterator[str]:
 
 def _table(found: Comparison) -> Iterator[str]:
     blocks = found.by("component", "block")
-    rows = [_HEAD]
+    rows: list[tuple[str, ...]] = []
     for (component,), likeness in found.by("component").items():
         rows.append((component, "", *_cells(likeness)))
         own = [(block, inner) for (owner, block), inner in blocks.items() if owner == component]
         if len(own) > 1:
             rows += [("", block, *_cells(inner)) for block, inner in own]
     rows.append(("total", "", *_cells(found.total)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    for row in rows:
-        names = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
-        numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-        yield "  ".join([*names, *numbers])
+    yield from table(_HEAD, rows, width(sys.stdout), left=2, names=2)
 
 
 def _cells(likeness: Likeness) -> tuple[str, ...]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import printable
+from ..report.fitting import table, width
 from ..settings import COMPUTING, READING, SHOWING
 from .common import chosen, options, plain, print_json, print_lines
 from .spelling import in_shell
@@ -54,20 +56,14 @@ def lines(found: Unmixing, *, verbose: bool = False) -> Iterator[str]:
     yield f"= {found.formula}"
     short = dict(zip(found.candidates, short_names(found.candidates), strict=True))
     parents = list(found.ratios)
-    rows = [("block", *(short[path] for path in parents), "unexplained", "× rounding")]
-    rows.append(("all", *(_ratio(found.ratios[path], found.errors[path]) for path in parents),
-                 f"{found.unexplained:.3%}", ""))  # fmt: skip
+    head = ("block", *(short[path] for path in parents), "unexplained", "× rounding")
+    whole = (_ratio(found.ratios[path], found.errors[path]) for path in parents)
+    rows: list[tuple[str, ...]] = [("all", *whole, f"{found.unexplained:.3%}", "")]
     for block, ratios in found.blocks.items():
         left = found.block_residuals[block]
         cells = (_ratio(ratios[path], found.block_errors[block][path]) for path in parents)
         rows.append((block, *cells, f"{left['unexplained']:.3%}", f"{left['over_rounding']:.2f}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        first, *others = (
-            cell.ljust(width) if number == 0 else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        yield "  ".join([first, *others]).rstrip()
+    yield from table(head, rows, width(sys.stdout))
     if found.left_out:
         yield f"explain nothing: {', '.join(short[path] for path in found.left_out)}"
     if verbose or found.condition > 1e4:

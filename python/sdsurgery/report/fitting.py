@@ -58,9 +58,11 @@ def fitted(lines: Iterable[str], columns: int | None, *, hang: int = 2) -> Itera
         )  # fmt: skip
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None, *, left: int = 1) -> Iterator[str]:
-    """Rows under their head, the first ``left`` columns flush left and the others flush right; where that is too wide
-    each row as its name and what it has of every column."""
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None, *, left: int = 1, names: int = 1
+) -> Iterator[str]:
+    """Rows under their head, the first ``left`` columns flush left and the others flush right. Where that is too wide,
+    each row as its name, which are its first ``names`` cells, and below it what it has of every other column."""
     every = [tuple(head), *rows]
     widths = [max(len(row[at]) for row in every) for at in range(len(head))]
     if columns is None or sum(widths) + 2 * (len(widths) - 1) <= columns:
@@ -72,7 +74,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], columns: int | Non
             yield "  ".join(cells).rstrip()
         return
     for row in rows:
-        yield row[0]
-        yield "  " + ", ".join(
-            f"{title} {cell}".strip() for title, cell in zip(head[1:], row[1:], strict=True) if cell.strip()
-        )
+        yield " ".join(filter(None, row[:names]))
+        cells = [f"{title} {cell}" for title, cell in zip(head[names:], row[names:], strict=True) if cell.strip()]
+        yield f"  {', '.join(cells)}"
