@@ -82,67 +82,82 @@ struct FusedTable {
     FusedTable() { formulas::for_each(*this); }
 };
 
-// ---- sums of any number of inputs of one dtype: in registers too, an input after the other
+// ---- sums of multiples of any number of inputs, of any dtypes but float64: in registers too, an input after the other
 
-template <class In, class Out>
-uint32_t weighted_sum(const Operand* operands, int inputs, uint8_t* out, size_t count, const float* constants) {
-    constexpr size_t W = Lanes::width, in_size = sizeof(typename In::Code), out_size = sizeof(typename Out::Code);
-    Peak peak = Peak::none();
-    size_t i = 0;
-    for (; i + 4 * W <= count; i += 4 * W) {
-        const auto at = [i](const Operand& operand, size_t part) {
-            return load<In>(operand.data + (i + part * W) * in_size);
-        };
-        Lanes c = Lanes::all(constants[0]);
-        Lanes y0 = c * at(operands[0], 0), y1 = c * at(operands[0], 1);
-        Lanes y2 = c * at(operands[0], 2), y3 = c * at(operands[0], 3);
-        for (int k = 1; k < inputs; ++k) {
-            c = Lanes::all(constants[k]);
-            y0 = y0 + c * at(operands[k], 0);
-            y1 = y1 + c * at(operands[k], 1);
-            y2 = y2 + c * at(operands[k], 2);
-            y3 = y3 + c * at(operands[k], 3);
+constexpr size_t kSummed = Lanes::width == 16 ? 8 : 4;  // registers of results at a time
+
+template <class In>
+inline void add_multiples(Lanes* sums, Lanes weight, const uint8_t* from) {
+    for (size_t part = 0; part < kSummed; ++part)
+        sums[part] = sums[part] + weight * load<In>(from + part * Lanes::width * sizeof(typename In::Code));
+}
+template <class In>
+inline void set_multiples(Lanes* sums, Lanes weight, const uint8_t* from) {
+    for (size_t part = 0; part < kSummed; ++part)
+        sums[part] = weight * load<In>(from + part * Lanes::width * sizeof(typename In::Code));
+}
+
+// What `operands` have from `at` (of each its bytes) on.
+template <class At>
+inline void sum_multiples(const Operand* operands, int inputs, const float* weights, At at, Lanes* sums) {
+    Lanes y[kSummed];
+    for (int k = 0; k < inputs; ++k) {
+        const Lanes weight = Lanes::all(weights[k]);
+        const uint8_t* const from = at(k);
+#define SDS_MULTIPLES(word, In) \
+    case DType::word: k == 0 ? set_multiples<In>(y, weight, from) : add_multiples<In>(y, weight, from); break;
+        switch (operands[k].dtype) {
+            SDS_NARROW_DTYPES(SDS_MULTIPLES)
+            case DType::f64: break;  // makes the whole job wide
         }
-        const Lanes results[] = {y0, y1, y2, y3};
-        for (size_t part = 0; part < 4; ++part) {
-            peak.see(results[part]);
-            store<Out>(out + (i + part * W) * out_size, results[part]);
-        }
+#undef SDS_MULTIPLES
     }
-    for (; i < count; i += W) {  // the rest goes through full registers too, padded with zeros
-        const size_t left = count - i < W ? count - i : W;
-        uint8_t padded[W * 4] = {};
-        memcpy(padded, operands[0].data + i * in_size, left * in_size);
-        Lanes y = Lanes::all(constants[0]) * load<In>(padded);
-        for (int k = 1; k < inputs; ++k) {
-            memcpy(padded, operands[k].data + i * in_size, left * in_size);
-            y = y + Lanes::all(constants[k]) * load<In>(padded);
+    for (size_t part = 0; part < kSummed; ++part) sums[part] = y[part];
+}
+
+template <class Out>
+uint32_t weighted_sum(const Operand* operands, int inputs, uint8_t* out, size_t count, const float* weights) {
+    constexpr size_t step = kSummed * Lanes::width, out_size = sizeof(typename Out::Code);
+    Peak peak = Peak::none();
+    Lanes sums[kSummed];
+    size_t i = 0;
+    const auto finish = [&](uint8_t* to) {
+        for (size_t part = 0; part < kSummed; ++part) {
+            peak.see(sums[part]);
+            store<Out>(to + part * Lanes::width * out_size, sums[part]);
         }
-        peak.see(y);
-        store<Out>(padded, y);
-        memcpy(out + i * out_size, padded, left * out_size);
+    };
+    for (; i + step <= count; i += step) {
+        sum_multiples(
+            operands, inputs, weights, [&](int k) { return operands[k].data + i * size_of(operands[k].dtype); }, sums);
+        finish(out + i * out_size);
+    }
+    if (i < count) {  // the rest goes through full registers too, padded with zeros
+        uint8_t padded[step * 4];
+        const auto rest = [&](int k) {
+            const size_t size = size_of(operands[k].dtype);
+            memcpy(padded, operands[k].data + i * size, (count - i) * size);
+            memset(padded + (count - i) * size, 0, (step - (count - i)) * size);
+            return padded;
+        };
+        sum_multiples(operands, inputs, weights, rest, sums);
+        finish(padded);
+        memcpy(out + i * out_size, padded, (count - i) * out_size);
     }
     return peak.value();
 }
 
 using SumKernel = uint32_t (*)(const Operand*, int, uint8_t*, size_t, const float*);
-template <class In>
-SumKernel sum_kernel_to(DType out) {
-#define SDS_KERNEL(word, Out) weighted_sum<In, Out>,
+inline SumKernel sum_kernel(DType out) {
+#define SDS_KERNEL(word, Out) weighted_sum<Out>,
     static const SumKernel kernels[] = {SDS_NARROW_DTYPES(SDS_KERNEL)};
 #undef SDS_KERNEL
     return kernels[static_cast<int>(out) - 1];
 }
-inline SumKernel sum_kernel(DType in, DType out) {
-#define SDS_KERNELS(word, In) sum_kernel_to<In>(out),
-    const SumKernel kernels[] = {SDS_NARROW_DTYPES(SDS_KERNELS)};
-#undef SDS_KERNELS
-    return kernels[static_cast<int>(in) - 1];
-}
 
 // ---- strips: any program, any mixture of dtypes, one operation at a time over a strip in the L1 cache
 
-constexpr size_t kStrip = 512;
+constexpr size_t kStrip = 256;
 
 template <class Stored>
 void widen(const uint8_t* from, float* to, size_t count) {
@@ -210,6 +225,15 @@ inline void round_strip<F64>(const float* from, uint8_t* to, size_t count) {
     memcpy(to, wide, count * sizeof(double));
 }
 
+inline void pow_strip(const float* __restrict a, const float* __restrict b, float* __restrict to, size_t n) {
+    float power[kStrip];
+    for (size_t i = 0; i < n; ++i) power[i] = functions::power_of_magnitude(a[i], b[i]);
+    for (size_t i = 0; i < n; ++i) to[i] = functions::completed_power(power[i], a[i], b[i]);
+}
+inline void pow_strip(const double* a, const double* b, double* to, size_t n) {
+    for (size_t i = 0; i < n; ++i) to[i] = functions::lane_pow(a[i], b[i]);
+}
+
 template <class T>
 void step_strip(Op op, const T* __restrict a, const T* __restrict b, const T* __restrict c, T* __restrict to,
                 size_t n) {
@@ -253,9 +277,7 @@ void step_strip(Op op, const T* __restrict a, const T* __restrict b, const T* __
         case Op::copysign:
             for (size_t i = 0; i < n; ++i) to[i] = functions::lane_copysign(a[i], b[i]);
             break;
-        case Op::pow:
-            for (size_t i = 0; i < n; ++i) to[i] = functions::lane_pow(a[i], b[i]);
-            break;
+        case Op::pow: pow_strip(a, b, to, n); break;
         case Op::neg:
             for (size_t i = 0; i < n; ++i) to[i] = -a[i];
             break;
@@ -399,26 +421,30 @@ void strips(const Program& program, const T* constants, const Operand* operands,
 
 inline void evaluate(const Program& program, const Numbers& numbers, const Operand* operands, uint8_t* out,
                      DType out_dtype, size_t count, Overflow policy, Tally& tally, Scratch& scratch) {
-    bool wide = program.wide, same = true;
+    bool wide = program.wide, same = true, stored = true;
     for (int k = 0; k < program.inputs; ++k) {
         wide |= operands[k].dtype == DType::f64;
-        same &= operands[k].dtype == operands[0].dtype && !operands[k].generated;
+        same &= operands[k].dtype == operands[0].dtype;
+        stored &= !operands[k].generated;
     }
     if (wide) {
         strips<double>(program, numbers.wide.data(), operands, out, out_dtype, count, policy, tally, scratch);
         return;
     }
-    if ((program.fused < 0 && !program.summed) || !same || out_dtype == DType::f64) {
+    const bool fused = program.fused >= 0 && same, summed = !program.weights.empty();
+    if ((!fused && !summed) || !stored || out_dtype == DType::f64) {
         strips<float>(program, numbers.narrow.data(), operands, out, out_dtype, count, policy, tally, scratch);
         return;
     }
     static const FusedTable table;
-    const DType in_dtype = operands[0].dtype;
-    const SumKernel sum = sum_kernel(in_dtype, out_dtype);
+    const SumKernel sum = sum_kernel(out_dtype);
     const FusedKernel kernel =
-        program.summed
-            ? nullptr
-            : table.rows[program.fused].kernel[static_cast<int>(in_dtype) - 1][static_cast<int>(out_dtype) - 1];
+        fused
+            ? table.rows[program.fused].kernel[static_cast<int>(operands[0].dtype) - 1][static_cast<int>(out_dtype) - 1]
+            : nullptr;
+    float weights[Program::kMaxInputs];
+    for (size_t k = 0; k < program.weights.size(); ++k)
+        weights[k] = numbers.narrow[static_cast<size_t>(program.weights[k])];
     // In stretches, so that one odd value sends a few thousand elements through the careful path, not a whole tile.
     constexpr size_t kStretch = 16384;
     const uint32_t limit = careful_from(out_dtype);
@@ -426,12 +452,11 @@ inline void evaluate(const Program& program, const Numbers& numbers, const Opera
         const size_t n = count - first < kStretch ? count - first : kStretch;
         Operand here[Program::kMaxInputs];
         for (int k = 0; k < program.inputs; ++k) {
-            here[k] = {operands[k].data + first * size_of(in_dtype), in_dtype};
+            here[k] = {operands[k].data + first * size_of(operands[k].dtype), operands[k].dtype};
         }
         uint8_t* to = out + first * size_of(out_dtype);
-        const float* const constants = numbers.narrow.data();
         const uint32_t peak =
-            program.summed ? sum(here, program.inputs, to, n, constants) : kernel(here, to, n, constants);
+            kernel ? kernel(here, to, n, numbers.narrow.data()) : sum(here, program.inputs, to, n, weights);
         if (peak >= limit) {
             strips<float>(program, numbers.narrow.data(), here, to, out_dtype, n, policy, tally, scratch);
         }

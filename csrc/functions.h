@@ -95,19 +95,24 @@ SDS_HD inline float lane_log(float x) {
 
 SDS_HD inline double lane_log(double x) { return scalars::log(x); }
 
-SDS_HD inline float lane_pow(float x, float y) {
-    const double exponent = y, shifted = exponent + kShift;
-    const float power = static_cast<float>(exp(exponent * log(x)));
+// In two halves, each of which compilers turn into a loop over SIMD registers.
+SDS_HD inline float power_of_magnitude(float x, float y) {
+    return static_cast<float>(exp(static_cast<double>(y) * log(x)));
+}
+SDS_HD inline float completed_power(float power, float x, float y) {
     const uint32_t infinity = 0x7f800000, x_bits = bits_as<uint32_t>(x), size = x_bits & 0x7fffffff;
     const uint32_t y_size = bits_as<uint32_t>(y) & 0x7fffffff;
-    // From 2^24 on every float32 is an even integer.
-    const bool large = y_size >= 0x4b800000, whole = (shifted - kShift == exponent) | large;
-    const bool odd = whole & !large & ((bits_as<uint64_t>(shifted) & 1) != 0);
-    const float found = bits_as<float>(bits_as<uint32_t>(power) | (odd ? x_bits & 0x80000000 : 0));
+    const bool large = y_size >= 0x4b800000;  // from 2^24 on every float32 is an even integer
+    const int32_t integer = static_cast<int32_t>(large ? 0.0f : y);
+    const bool whole = large | (static_cast<float>(integer) == y);
+    const uint32_t sign = x_bits & static_cast<uint32_t>(integer) << 31;
     const bool root_of_negative = (x < 0) & (size < infinity) & !whole;
     const bool one = (y_size == 0) | (x == 1) | ((size == 0x3f800000) & (y_size == infinity));
-    return one ? 1 : root_of_negative ? bits_as<float>(uint32_t{0x7fc00000}) : found;
+    uint32_t found = bits_as<uint32_t>(power) | (whole ? sign : 0);
+    found = root_of_negative ? 0x7fc00000 : found;
+    return bits_as<float>(one ? uint32_t{0x3f800000} : found);
 }
+SDS_HD inline float lane_pow(float x, float y) { return completed_power(power_of_magnitude(x, y), x, y); }
 SDS_HD inline double lane_pow(double x, double y) { return scalars::pow(x, y); }
 
 // The magnitude of x with the sign of y.

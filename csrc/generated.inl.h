@@ -3,30 +3,35 @@
 
 // Consecutive blocks of four words: word w of block b is words[w][b].
 constexpr size_t kBlocks = 64;
-struct Words {
-    uint32_t word[4][kBlocks];
-};
+using Blocks = uint32_t[4][kBlocks];
 
-inline void philox(uint64_t first, uint32_t draw, const uint32_t (&given)[2], Words& out) {
-    uint32_t key[2] = {given[0], given[1]};
+inline void philox(uint64_t first, uint32_t draw, const uint32_t (&key)[2], Blocks& out) {
+    uint64_t number[kBlocks], upper_number[kBlocks];
     for (size_t b = 0; b < kBlocks; ++b) {
-        out.word[0][b] = static_cast<uint32_t>(first + b);
-        out.word[1][b] = static_cast<uint32_t>((first + b) >> 32);
-        out.word[2][b] = draw;
-        out.word[3][b] = 0;
+        number[b] = first + b;
+        upper_number[b] = (first + b) >> 32;
     }
-    for (int round = 0; round < 10; ++round) {
-        for (size_t b = 0; b < kBlocks; ++b) {
-            const uint64_t p = uint64_t{0xD2511F53} * out.word[0][b], q = uint64_t{0xCD9E8D57} * out.word[2][b];
-            const uint32_t second = out.word[1][b], fourth = out.word[3][b];
-            out.word[0][b] = static_cast<uint32_t>(q >> 32) ^ second ^ key[0];
-            out.word[1][b] = static_cast<uint32_t>(q);
-            out.word[2][b] = static_cast<uint32_t>(p >> 32) ^ fourth ^ key[1];
-            out.word[3][b] = static_cast<uint32_t>(p);
+    // The upper halves of the lanes hold anything.
+    for (size_t b = 0; b < kBlocks; b += Words::width) {
+        Words w0 = Words::read(number + b), w1 = Words::read(upper_number + b), w2 = Words::all(draw);
+        Words w3 = Words::all(0);
+        for (uint32_t round = 0; round < 10; ++round) {
+            const Words p = Words::all(0xD2511F53) * w0, q = Words::all(0xCD9E8D57) * w2;
+            w0 = upper(q) ^ w1 ^ Words::all(key[0] + round * 0x9E3779B9);
+            w1 = q;
+            w2 = upper(p) ^ w3 ^ Words::all(key[1] + round * 0xBB67AE85);
+            w3 = p;
         }
-        key[0] += 0x9E3779B9;
-        key[1] += 0xBB67AE85;
+        w0.write_lower(out[0] + b);
+        w1.write_lower(out[1] + b);
+        w2.write_lower(out[2] + b);
+        w3.write_lower(out[3] + b);
     }
+}
+
+template <class T>
+T uniform(uint32_t word) {
+    return static_cast<T>(static_cast<int32_t>(word >> 8)) * static_cast<T>(0x1p-24);
 }
 
 template <class T>
@@ -35,19 +40,25 @@ void draw_numbers(const Generated& of, uint64_t first, size_t n, T* to) {
     while (n > 0) {
         const uint64_t block = first / each;
         const size_t skip = static_cast<size_t>(first - block * each);
-        Words words;
-        philox(block, of.draw, of.key, words);
+        Blocks word;
+        philox(block, of.draw, of.key, word);
         T drawn[4 * kBlocks];
         if (of.kind == Generated::uniform) {
-            for (size_t w = 0; w < 4; ++w) {
-                for (size_t b = 0; b < kBlocks; ++b)
-                    drawn[4 * b + w] = static_cast<T>(words.word[w][b] >> 8) * static_cast<T>(0x1p-24);
+            for (size_t b = 0; b < kBlocks; ++b) {
+                drawn[4 * b] = uniform<T>(word[0][b]);
+                drawn[4 * b + 1] = uniform<T>(word[1][b]);
+                drawn[4 * b + 2] = uniform<T>(word[2][b]);
+                drawn[4 * b + 3] = uniform<T>(word[3][b]);
             }
         } else {
-            for (size_t w = 0; w < 2; ++w) {
-                for (size_t b = 0; b < kBlocks; ++b)
-                    drawn[2 * b + w] =
-                        static_cast<T>(functions::normal(words.word[2 * w][b], words.word[2 * w + 1][b]));
+            T halves[2][kBlocks];
+            for (size_t b = 0; b < kBlocks; ++b)
+                halves[0][b] = static_cast<T>(functions::normal(word[0][b], word[1][b]));
+            for (size_t b = 0; b < kBlocks; ++b)
+                halves[1][b] = static_cast<T>(functions::normal(word[2][b], word[3][b]));
+            for (size_t b = 0; b < kBlocks; ++b) {
+                drawn[2 * b] = halves[0][b];
+                drawn[2 * b + 1] = halves[1][b];
             }
         }
         size_t now = each * kBlocks - skip;
@@ -78,13 +89,25 @@ void generate(const Generated& of, uint64_t first, size_t n, T* to) {
         for (size_t i = 0; i < n; ++i) to[i] = static_cast<double>(first + i) <= of.last ? T(1) : T(0);
     } else if (of.kind == Generated::uniform || of.kind == Generated::normal) {
         draw_numbers(of, first, n, to);
-    } else {
+    } else if (of.inner == 1) {
         for (size_t i = 0; i < n;) {
-            const uint64_t at = (first + i) / of.inner, place = at % of.length;
+            const uint64_t place = (first + i) % of.length, left = of.length - place;
+            const size_t run = left < n - i ? static_cast<size_t>(left) : n - i;
+            if (of.values) {
+                for (size_t j = 0; j < run; ++j) to[i + j] = static_cast<T>(of.values[place + j]);
+            } else {
+                for (size_t j = 0; j < run; ++j) to[i + j] = static_cast<T>(static_cast<double>(place + j));
+            }
+            i += run;
+        }
+    } else {
+        uint64_t place = first / of.inner % of.length, left = of.inner - first % of.inner;
+        for (size_t i = 0; i < n;) {
             const T value = static_cast<T>(of.values ? of.values[place] : static_cast<double>(place));
-            const uint64_t run = (at + 1) * of.inner - (first + i);
-            const size_t end = run < n - i ? i + static_cast<size_t>(run) : n;
+            const size_t end = left < n - i ? i + static_cast<size_t>(left) : n;
             for (; i < end; ++i) to[i] = value;
+            place = place + 1 == of.length ? 0 : place + 1;
+            left = of.inner;
         }
     }
 }

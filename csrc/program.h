@@ -176,7 +176,7 @@ class Program {
         Finder finder{*this};
         formulas::for_each(finder);
         fused = finder.found;
-        summed = fused < 0 && inputs > 1 && constants == inputs && id == sum_of(inputs);
+        weights = weights_of_sum();
     }
 
     const int inputs;
@@ -190,9 +190,10 @@ class Program {
     const int own;  // inputs that count as such: a NaN in them is no overflow
     bool in_stages() const { return !stages.empty() || !made.empty(); }  // evaluated by stages.h, a tensor at a time
     int temps = 0;
-    uint64_t id = 0;      // of its shape
-    int fused = -1;       // index in formulas::for_each, -1 when only the steps can evaluate it
-    bool summed = false;  // c0·x0 + c1·x1 + …, from left to right, of more inputs than formulas.h has
+    uint64_t id = 0;  // of its shape
+    int fused = -1;   // index in formulas::for_each, -1 when only the steps can evaluate it
+    // Of c·x0 + c·x1 + …, from left to right: which constant stands before each input. Else empty.
+    std::vector<int> weights;
 
  private:
     struct Finder {
@@ -207,10 +208,19 @@ class Program {
         }
     };
 
-    static uint64_t sum_of(int inputs) {
-        Shape total = Shape::of(Ref::constant, 0) * Shape::of(Ref::input, 0);
-        for (int k = 1; k < inputs; ++k) total = total + Shape::of(Ref::constant, k) * Shape::of(Ref::input, k);
-        return total.id;
+    std::vector<int> weights_of_sum() const {
+        std::vector<int> found(static_cast<size_t>(inputs), -1);
+        for (const Step& step : steps) {
+            if (step.op == Op::mul && step.a.kind == Ref::constant && step.b.kind == Ref::input)
+                found[static_cast<size_t>(step.b.index)] = step.a.index;
+        }
+        Shape total{0};
+        for (int k = 0; k < inputs; ++k) {
+            if (found[static_cast<size_t>(k)] < 0) return {};
+            const Shape term = Shape::of(Ref::constant, found[static_cast<size_t>(k)]) * Shape::of(Ref::input, k);
+            total = k == 0 ? term : total + term;
+        }
+        return total.id == id ? found : std::vector<int>();
     }
 
     uint64_t shape() const {

@@ -1,6 +1,23 @@
 // The loop of select.h: a strip of elements into a pass of a selection. Included once per CPU target, inside that
 // target's namespace and region, after elementwise.inl.h.
 
+// How often each of the upper 16 bits occurs; four at a time, in any order.
+template <class Key>
+void count_upper(const Key* keys, size_t n, uint32_t* histogram) {
+    uint16_t upper[kStrip];
+    for (size_t i = 0; i < n; ++i) upper[i] = static_cast<uint16_t>(keys[i] >> (8 * sizeof(Key) - 16));
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        uint64_t four;
+        memcpy(&four, upper + i, sizeof four);
+        ++histogram[four & 0xffff];
+        ++histogram[four >> 16 & 0xffff];
+        ++histogram[four >> 32 & 0xffff];
+        ++histogram[four >> 48];
+    }
+    for (; i < n; ++i) ++histogram[upper[i]];
+}
+
 template <class T>
 void select_strip(Selection& into, const T* x, size_t n) {
     using Key = decltype(key_of(T()));
@@ -9,20 +26,19 @@ void select_strip(Selection& into, const T* x, size_t n) {
     for (size_t i = 0; i < n; ++i) keys[i] = key_of(x[i]);
     const uint64_t first = into.position;
     into.position += n;
-    if (into.shift == bits - 16) {
-        for (size_t i = 0; i < n; ++i) ++into.histogram[keys[i] >> (bits - 16)];
-        return;
-    }
-    // Few share the prefix: sixteen at a time are passed over.
+    if (into.shift == bits - 16) return count_upper(keys, n, into.histogram.data());
+    // Few share the prefix: eight at a time are passed over.
+    uint8_t shares[kStrip];
     const int above = into.shift + 16;
     const Key prefix = static_cast<Key>(into.prefix);
-    for (size_t begin = 0; begin < n; begin += 16) {
-        const size_t end = begin + 16 < n ? begin + 16 : n;
-        bool any = false;
-        for (size_t i = begin; i < end; ++i) any |= keys[i] >> above == prefix;
-        if (!any) continue;
-        for (size_t i = begin; i < end; ++i) {
-            if (keys[i] >> above != prefix) continue;
+    for (size_t i = 0; i < n; ++i) shares[i] = keys[i] >> above == prefix;
+    memset(shares + n, 0, kStrip - n);
+    for (size_t begin = 0; begin < n; begin += 8) {
+        uint64_t eight;
+        memcpy(&eight, shares + begin, sizeof eight);
+        if (eight == 0) continue;
+        for (size_t i = begin; i < begin + 8; ++i) {
+            if (!shares[i]) continue;
             if (into.shift < 0) {
                 if (into.wanted != 0 && --into.wanted == 0) into.found_index(first + i);
                 continue;

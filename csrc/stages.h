@@ -69,6 +69,9 @@ class Accumulator {
 
     bool is_kept() const { return kind == Reduce::whole || kind == Reduce::mix; }
     bool is_extreme() const { return kind == Reduce::minimum || kind == Reduce::maximum; }
+    bool adds_lines() const {
+        return (kind == Reduce::sum || kind == Reduce::dot) && along != Along::first && along != Along::inputs;
+    }
     bool wants(size_t pass) const {
         return selection ? !selection->done() : pass == 0 && (expressions(kind) > 0 || is_kept());
     }

@@ -1,50 +1,118 @@
 // The loop of stages.h: a stage's steps, strip by strip, and their results into accumulators. Included once per CPU
 // target, inside that target's namespace and region, after elementwise.inl.h and reduce.inl.h.
 
-// Terms of one line, the first of which is element `at` of a block, into eight lanes.
+// Where a line's next terms are, and the eight lanes that they are added to. A sum is a product with ones.
 template <class T>
-inline void add_terms(const T* x, const T* y, size_t n, size_t at, double* lanes) {
-    size_t i = 0;
-    const auto term = [x, y](size_t k) {
-        return y ? static_cast<double>(x[k]) * static_cast<double>(y[k]) : static_cast<double>(x[k]);
-    };
-    for (; i < n && (at + i) % kReduceLanes != 0; ++i) lanes[(at + i) % kReduceLanes] += term(i);
-    double l[kReduceLanes];
-    memcpy(l, lanes, sizeof l);
-    for (; i + kReduceLanes <= n; i += kReduceLanes) {
-        for (size_t j = 0; j < kReduceLanes; ++j) l[j] += term(i + j);
+struct Terms {
+    const T *x, *y;
+    double* lanes;
+};
+
+inline Doubles plus_product(Doubles sum, const double* x, const double* y) { return sum + widened(x) * widened(y); }
+// The product of two float32 is exact in float64, so it may be fused with the sum: one rounding either way.
+inline Doubles plus_product(Doubles sum, const float* x, const float* y) { return fused(sum, widened(x), widened(y)); }
+
+// Of several reductions side by side, so that none waits for the sum before: `n` terms of each, a multiple of eight.
+template <size_t count, class T>
+void add_side_by_side(const Terms<T>* terms, size_t n) {
+    constexpr size_t W = Doubles::width;
+    Doubles sums[count][kRegisters];
+    for (size_t k = 0; k < count; ++k) {
+        for (size_t r = 0; r < kRegisters; ++r) sums[k][r] = widened(terms[k].lanes + r * W);
     }
-    memcpy(lanes, l, sizeof l);
-    for (; i < n; ++i) lanes[(at + i) % kReduceLanes] += term(i);
+    for (size_t i = 0; i < n; i += kReduceLanes) {
+        for (size_t k = 0; k < count; ++k) {
+            for (size_t r = 0; r < kRegisters; ++r)
+                sums[k][r] = plus_product(sums[k][r], terms[k].x + i + r * W, terms[k].y + i + r * W);
+        }
+    }
+    for (size_t k = 0; k < count; ++k) {
+        for (size_t r = 0; r < kRegisters; ++r) sums[k][r].write(terms[k].lanes + r * W);
+    }
+}
+
+template <size_t most, class T>
+void add_octets(const Terms<T>* terms, size_t count, size_t n) {
+    for (; count >= most; count -= most, terms += most) add_side_by_side<most>(terms, n);
+    if constexpr (most > 1) {
+        if (count > 0) add_octets<most - 1>(terms, count, n);
+    }
+}
+
+// The next `n` terms of lines of which `at` terms have been in this block.
+template <class T>
+void add_terms(Terms<T>* terms, size_t count, size_t n, size_t at) {
+    constexpr size_t most = kRegisters < 8 ? 8 / kRegisters : 1;
+    const auto one_by_one = [terms, count](size_t from, size_t to, size_t at) {
+        for (size_t k = 0; k < count; ++k) {
+            for (size_t i = from; i < to; ++i)
+                terms[k].lanes[(at + i) % kReduceLanes] +=
+                    static_cast<double>(terms[k].x[i]) * static_cast<double>(terms[k].y[i]);
+        }
+    };
+    const auto go_on = [terms, count](size_t by) {
+        for (size_t k = 0; k < count; ++k) {
+            terms[k].x += by;
+            terms[k].y += by;
+        }
+    };
+    const size_t left = (kReduceLanes - at % kReduceLanes) % kReduceLanes, head = left < n ? left : n;
+    const size_t body = (n - head) / kReduceLanes * kReduceLanes;
+    one_by_one(0, head, at);
+    go_on(head);
+    if (body > 0) add_octets<most>(terms, count, body);
+    go_on(body);
+    one_by_one(0, n - head - body, at + head + body);
+    go_on(n - head - body);
+}
+
+// Reductions along the same lines, whose terms are a strip.
+template <class T>
+void accumulate_lines(Accumulator* const* into, Terms<T>* terms, size_t count, size_t n) {
+    while (n > 0) {
+        const Accumulator& any = *into[0];
+        const size_t at = any.position % kReduceBlock;
+        size_t now = static_cast<size_t>(any.line - any.position);
+        now = now < kReduceBlock - at ? now : kReduceBlock - at;
+        now = now < n ? now : n;
+        add_terms(terms, count, now, at);
+        for (size_t k = 0; k < count; ++k) into[k]->advance(now);
+        n -= now;
+    }
 }
 
 // A NaN stays, once it is found: no comparison with it is true.
 template <class T>
 inline void find_extreme(Reduce::Kind kind, const T* x, size_t n, double* found) {
-    double top = *found;
+    constexpr size_t width = 64 / sizeof(T);  // the order does not matter
+    T top[width];
+    for (size_t j = 0; j < width; ++j) top[j] = static_cast<T>(*found);
+    size_t i = 0;
     if (kind == Reduce::minimum) {
-        for (size_t i = 0; i < n; ++i) top = x[i] < top || x[i] != x[i] ? static_cast<double>(x[i]) : top;
+        for (; i + width <= n; i += width) {
+            for (size_t j = 0; j < width; ++j)
+                top[j] = (x[i + j] < top[j]) | (x[i + j] != x[i + j]) ? x[i + j] : top[j];
+        }
+        for (; i < n; ++i) top[0] = x[i] < top[0] || x[i] != x[i] ? x[i] : top[0];
+        for (size_t j = 1; j < width; ++j) top[0] = top[j] < top[0] || top[j] != top[j] ? top[j] : top[0];
     } else {
-        for (size_t i = 0; i < n; ++i) top = x[i] > top || x[i] != x[i] ? static_cast<double>(x[i]) : top;
+        for (; i + width <= n; i += width) {
+            for (size_t j = 0; j < width; ++j)
+                top[j] = (x[i + j] > top[j]) | (x[i + j] != x[i + j]) ? x[i + j] : top[j];
+        }
+        for (; i < n; ++i) top[0] = x[i] > top[0] || x[i] != x[i] ? x[i] : top[0];
+        for (size_t j = 1; j < width; ++j) top[0] = top[j] > top[0] || top[j] != top[j] ? top[j] : top[0];
     }
-    *found = top;
+    *found = top[0];
 }
 
 template <class T>
-void accumulate_line(Accumulator& into, const T* x, const T* y, size_t n) {
+void accumulate_extreme(Accumulator& into, const T* x, size_t n) {
     while (n > 0) {
-        const size_t at = into.position % kReduceBlock;
-        size_t now = static_cast<size_t>(into.line - into.position);
-        now = now < kReduceBlock - at ? now : kReduceBlock - at;
-        now = now < n ? now : n;
-        if (into.is_extreme()) {
-            find_extreme(into.kind, x, now, into.total.data());
-        } else {
-            add_terms(x, y, now, at, into.lanes.data());
-        }
+        const size_t left = static_cast<size_t>(into.line - into.position), now = left < n ? left : n;
+        find_extreme(into.kind, x, now, into.total.data());
         into.advance(now);
         x += now;
-        y = y ? y + now : y;
         n -= now;
     }
 }
@@ -56,8 +124,11 @@ void accumulate_columns(Accumulator& into, const T* x, const T* y, size_t n) {
         const size_t row = static_cast<size_t>(into.position / into.columns), at = into.position % into.columns;
         size_t now = static_cast<size_t>(into.columns - at);
         now = now < n ? now : n;
-        if (into.is_extreme()) {
-            for (size_t i = 0; i < now; ++i) find_extreme(into.kind, x + i, 1, into.total.data() + at + i);
+        double* const total = into.total.data() + at;
+        if (into.kind == Reduce::minimum) {
+            for (size_t i = 0; i < now; ++i) total[i] = (x[i] < total[i]) | (x[i] != x[i]) ? x[i] : total[i];
+        } else if (into.kind == Reduce::maximum) {
+            for (size_t i = 0; i < now; ++i) total[i] = (x[i] > total[i]) | (x[i] != x[i]) ? x[i] : total[i];
         } else {
             double* const lane = into.lanes.data() + row % kReduceLanes * into.columns + at;
             if (y) {
@@ -90,16 +161,46 @@ void accumulate_inputs(Accumulator& into, const T* x, const T* y, size_t n) {
     }
 }
 
+// A strip of every sum and product that is made along the same lines.
+template <class T>
+void accumulate_along(Along along, const Strips<T>& work, const T* ones, size_t n, const Reduce* reductions,
+                      Accumulator* into, size_t reduction_count) {
+    constexpr size_t most = 32;
+    Terms<T> terms[most];
+    Accumulator* group[most];
+    size_t count = 0;
+    for (size_t k = 0; k < reduction_count; ++k) {
+        if (!into[k].adds_lines() || into[k].along != along) continue;
+        terms[count] = {work.at(reductions[k].a), reductions[k].kind == Reduce::dot ? work.at(reductions[k].b) : ones,
+                        into[k].lanes.data()};
+        group[count++] = &into[k];
+        if (count < most) continue;
+        accumulate_lines(group, terms, count, n);
+        count = 0;
+    }
+    if (count > 0) accumulate_lines(group, terms, count, n);
+}
+
 template <class T>
 void accumulate_strips(const Program& program, const T* constants, const Operand* operands, size_t count,
                        const Reduce* reductions, Accumulator* into, size_t reduction_count, size_t pass,
                        Scratch& scratch) {
     Strips<T> work(program, constants, scratch);
+    T ones[kStrip];
+    for (T& one : ones) one = 1;
+    bool used[static_cast<size_t>(Along::kCount)] = {};
+    for (size_t k = 0; k < reduction_count && pass == 0; ++k) {
+        if (into[k].adds_lines()) used[static_cast<size_t>(into[k].along)] = true;
+    }
     for (size_t first = 0; first < count; first += kStrip) {
         const size_t n = count - first < kStrip ? count - first : kStrip;
         work.run(operands, first, n);
+        for (size_t along = 0; along < static_cast<size_t>(Along::kCount); ++along) {
+            if (used[along])
+                accumulate_along(static_cast<Along>(along), work, ones, n, reductions, into, reduction_count);
+        }
         for (size_t k = 0; k < reduction_count; ++k) {
-            if (!into[k].wants(pass)) continue;
+            if (!into[k].wants(pass) || into[k].adds_lines()) continue;
             if (into[k].is_kept()) {
                 for (size_t a = 0; a < into[k].arrays.size(); ++a)
                     memcpy(into[k].arrays[a].data() + into[k].position * sizeof(T),
@@ -117,7 +218,7 @@ void accumulate_strips(const Program& program, const T* constants, const Operand
             } else if (into[k].along == Along::inputs) {
                 accumulate_inputs(into[k], x, y, n);
             } else {
-                accumulate_line(into[k], x, y, n);
+                accumulate_extreme(into[k], x, n);
             }
         }
     }

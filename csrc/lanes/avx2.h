@@ -127,6 +127,9 @@ struct Doubles {
 inline Doubles operator+(Doubles a, Doubles b) { return {_mm256_add_pd(a.v, b.v)}; }
 inline Doubles operator-(Doubles a, Doubles b) { return {_mm256_sub_pd(a.v, b.v)}; }
 inline Doubles operator*(Doubles a, Doubles b) { return {_mm256_mul_pd(a.v, b.v)}; }
+inline Doubles widened(const double* p) { return {_mm256_loadu_pd(p)}; }
+inline Doubles widened(const float* p) { return {_mm256_cvtps_pd(_mm_loadu_ps(p))}; }
+inline Doubles fused(Doubles sum, Doubles a, Doubles b) { return {_mm256_fmadd_pd(a.v, b.v, sum.v)}; }
 inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite values
     return {_mm256_max_pd(top.v, _mm256_andnot_pd(_mm256_set1_pd(-0.0), x.v))};
 }
@@ -152,3 +155,18 @@ template <>
 inline void load_doubles<F64>(const uint8_t* p, Doubles* x) {
     x[0] = {_mm256_loadu_pd(reinterpret_cast<const double*>(p))};
 }
+
+// Four lanes of 64 bits, whose lower halves are the words that Philox multiplies (generated.inl.h).
+struct Words {
+    static constexpr size_t width = 4;
+    __m256i v;
+    static Words all(uint64_t x) { return {_mm256_set1_epi64x(static_cast<int64_t>(x))}; }
+    static Words read(const uint64_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+    void write_lower(uint32_t* p) const {
+        const __m256i lower = _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(lower));
+    }
+};
+inline Words operator*(Words a, Words b) { return {_mm256_mul_epu32(a.v, b.v)}; }  // of the lower halves
+inline Words operator^(Words a, Words b) { return {_mm256_xor_si256(a.v, b.v)}; }
+inline Words upper(Words a) { return {_mm256_srli_epi64(a.v, 32)}; }

@@ -121,6 +121,9 @@ struct Doubles {
 inline Doubles operator+(Doubles a, Doubles b) { return {_mm512_add_pd(a.v, b.v)}; }
 inline Doubles operator-(Doubles a, Doubles b) { return {_mm512_sub_pd(a.v, b.v)}; }
 inline Doubles operator*(Doubles a, Doubles b) { return {_mm512_mul_pd(a.v, b.v)}; }
+inline Doubles widened(const double* p) { return {_mm512_loadu_pd(p)}; }
+inline Doubles widened(const float* p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p))}; }
+inline Doubles fused(Doubles sum, Doubles a, Doubles b) { return {_mm512_fmadd_pd(a.v, b.v, sum.v)}; }
 inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite values
     return {_mm512_max_pd(top.v, _mm512_abs_pd(x.v))};
 }
@@ -140,3 +143,17 @@ template <>
 inline void load_doubles<F64>(const uint8_t* p, Doubles* x) {
     x[0] = {_mm512_loadu_pd(p)};
 }
+
+// Eight lanes of 64 bits, whose lower halves are the words that Philox multiplies (generated.inl.h).
+struct Words {
+    static constexpr size_t width = 8;
+    __m512i v;
+    static Words all(uint64_t x) { return {_mm512_set1_epi64(static_cast<int64_t>(x))}; }
+    static Words read(const uint64_t* p) { return {_mm512_loadu_si512(p)}; }
+    void write_lower(uint32_t* p) const {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi64_epi32(v));
+    }
+};
+inline Words operator*(Words a, Words b) { return {_mm512_mul_epu32(a.v, b.v)}; }  // of the lower halves
+inline Words operator^(Words a, Words b) { return {_mm512_xor_si512(a.v, b.v)}; }
+inline Words upper(Words a) { return {_mm512_srli_epi64(a.v, 32)}; }

@@ -115,6 +115,9 @@ struct Doubles {
 inline Doubles operator+(Doubles a, Doubles b) { return {vaddq_f64(a.v, b.v)}; }
 inline Doubles operator-(Doubles a, Doubles b) { return {vsubq_f64(a.v, b.v)}; }
 inline Doubles operator*(Doubles a, Doubles b) { return {vmulq_f64(a.v, b.v)}; }
+inline Doubles widened(const double* p) { return {vld1q_f64(p)}; }
+inline Doubles widened(const float* p) { return {vcvt_f64_f32(vld1_f32(p))}; }
+inline Doubles fused(Doubles sum, Doubles a, Doubles b) { return {vfmaq_f64(sum.v, a.v, b.v)}; }
 inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite values
     return {vmaxq_f64(top.v, vabsq_f64(x.v))};
 }
@@ -134,3 +137,15 @@ template <>
 inline void load_doubles<F64>(const uint8_t* p, Doubles* x) {
     x[0] = {vreinterpretq_f64_u8(vld1q_u8(p))};
 }
+
+// Two lanes of 64 bits, whose lower halves are the words that Philox multiplies (generated.inl.h).
+struct Words {
+    static constexpr size_t width = 2;
+    uint64x2_t v;
+    static Words all(uint64_t x) { return {vdupq_n_u64(x)}; }
+    static Words read(const uint64_t* p) { return {vld1q_u64(p)}; }
+    void write_lower(uint32_t* p) const { vst1_u32(p, vmovn_u64(v)); }
+};
+inline Words operator*(Words a, Words b) { return {vmull_u32(vmovn_u64(a.v), vmovn_u64(b.v))}; }  // of the lower halves
+inline Words operator^(Words a, Words b) { return {veorq_u64(a.v, b.v)}; }
+inline Words upper(Words a) { return {vshrq_n_u64(a.v, 32)}; }

@@ -46,7 +46,10 @@ struct Doubles {
 inline Doubles operator+(Doubles a, Doubles b) { return {a.v + b.v}; }
 inline Doubles operator-(Doubles a, Doubles b) { return {a.v - b.v}; }
 inline Doubles operator*(Doubles a, Doubles b) { return {a.v * b.v}; }
-inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite values
+inline Doubles widened(const double* p) { return {*p}; }
+inline Doubles widened(const float* p) { return {*p}; }
+inline Doubles fused(Doubles sum, Doubles a, Doubles b) { return sum + a * b; }  // as good, where the product is exact
+inline Doubles larger(Doubles top, Doubles x) {                                  // max(top, |x|) of finite values
     const double magnitude = x.v < 0 ? -x.v : x.v;
     return {magnitude > top.v ? magnitude : top.v};
 }
@@ -62,3 +65,15 @@ template <>
 inline void load_doubles<F64>(const uint8_t* p, Doubles* x) {
     memcpy(&x[0].v, p, sizeof(double));
 }
+
+// A lane of 64 bits, whose lower half is the word that Philox multiplies (generated.inl.h).
+struct Words {
+    static constexpr size_t width = 1;
+    uint64_t v;
+    static Words all(uint64_t x) { return {x}; }
+    static Words read(const uint64_t* p) { return {*p}; }
+    void write_lower(uint32_t* p) const { *p = static_cast<uint32_t>(v); }
+};
+inline Words operator*(Words a, Words b) { return {(a.v & 0xffffffff) * (b.v & 0xffffffff)}; }
+inline Words operator^(Words a, Words b) { return {a.v ^ b.v}; }
+inline Words upper(Words a) { return {a.v >> 32}; }

@@ -1,0 +1,141 @@
+"""What the classes of methods cost, as multiples of a weighted sum of the same number of inputs.
+
+    python bench/classes.py --repeats 7 --folder /data      # four SD 1.5 files and an output: 11 GB, removed at the end
+    python bench/classes.py --only ties,dare --data /data   # files sd1-fp16-0.safetensors … that are there already
+
+Each method and the weighted sum beside it take turns; all files are in the page cache, nothing waits for the disk and
+nothing is hashed. Printed are medians of each pair's own ratios: of the time of the work itself, and of the processor
+time (user and system) of the whole process, which other work on the machine disturbs less. Where a case has more
+inputs than there are files, files are given twice, under other names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import machine
+from make_checkpoints import file_name
+from process import measure
+from sdsurgery.testing import write_checkpoint
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method with its options, on so many inputs; the limit is that of its class."""
+
+    kind: str
+    limit: float
+    method: str
+    inputs: int
+    options: tuple[str, ...] = ()
+    beside: int = 0  # inputs of the sum that it is compared with, if not as many
+
+    @property
+    def name(self) -> str:
+        return " ".join((self.method, *self.options))
+
+
+CASES = [
+    Case("sums", 1.7, "n-sum", 4, beside=2),
+    Case("sums", 3.0, "n-sum", 8, beside=2),
+    Case("sums", 7.0, "n-sum", 20, beside=2),  # the line through 2, 4 and 8
+    Case("E", 1.15, "train-diff", 3),
+    Case("E", 1.15, "tensor-sum", 2),
+    Case("E", 1.15, "clamp", 3),
+    Case("E", 1.15, "add-diff.clamped", 3),
+    Case("E", 1.15, "ram", 3),
+    Case("E, pow", 3.5, "multiply-diff", 3),
+    Case("E, pow", 3.5, "multiply-quotient", 3),
+    Case("E, pow", 3.5, "geometric-sum", 2),
+    Case("R", 1.75, "slerp", 2),
+    Case("R", 1.75, "model-stock", 3),
+    Case("R", 1.75, "karcher", 5),
+    Case("R", 1.75, "add-cosine-b", 2),
+    Case("R", 1.75, "channel-cosine-gate", 2),
+    Case("R", 1.75, "norm-direction", 2),
+    Case("Q", 2.8, "ties", 3, ("--density", "0.5")),
+    Case("Q", 2.8, "sparse-top-k", 2, ("--beta", "0.5")),
+    Case("Q", 2.8, "breadcrumbs", 3, ("--density", "0.7")),
+    Case("S", 1.6, "dare", 3, ("--probability", "0.5")),
+    Case("S", 1.6, "add-noise", 1, beside=2),
+    Case("G", 2.5, "cosine-channel", 2),
+    Case("G", 2.5, "add-cosine-a", 2),
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--folder", default=None, help="where to make the files")
+    parser.add_argument("--data", default=None, help="a folder that has the files")
+    parser.add_argument("--files", type=int, default=4)
+    parser.add_argument("--size", default="full", choices=["full", "tiny"], help="tiny: to try the script")
+    parser.add_argument("--only", default=None, help="methods or classes, separated by commas")
+    args = parser.parse_args()
+    wanted = args.only.split(",") if args.only else None
+    cases = [case for case in CASES if wanted is None or {case.method, case.kind} & set(wanted)]
+    with data(args) as files, tempfile.TemporaryDirectory(prefix="sdsurgery-bench-", dir=args.folder) as folder:
+        links = [os.path.join(folder, f"{k}.safetensors") for k in range(max(case.inputs for case in cases))]
+        for k, link in enumerate(links):
+            os.symlink(os.path.abspath(files[k % len(files)]), link)
+        print(", ".join(f"{key} {value}" for key, value in machine.describe(folder).items()))
+        print(f"\nMedians of {args.repeats} pairs, and the range of the work itself.\n")
+        print("| class | method | inputs | the work itself | processor time | range | limit |")
+        print("|---|---|---|---|---|---|---|", flush=True)
+        pair(cases[0], links, folder)
+        for case in cases:
+            print(row(case, [pair(case, links, folder) for _ in range(args.repeats)]), flush=True)
+    return 0
+
+
+@contextlib.contextmanager
+def data(args: argparse.Namespace) -> Iterator[list[str]]:
+    names = [file_name("sd1", "fp16", seed, ema=False, size=args.size) for seed in range(args.files)]
+    if args.data:
+        yield [os.path.join(args.data, name) for name in names]
+        return
+    with tempfile.TemporaryDirectory(prefix="sdsurgery-bench-", dir=args.folder) as folder:
+        files = [os.path.join(folder, name) for name in names]
+        for seed, path in enumerate(files):
+            write_checkpoint(path, "sd1", seed=seed, size=args.size)
+        yield files
+
+
+def pair(case: Case, files: list[str], folder: str) -> tuple[float, float]:
+    """The case's time over that of the sum beside it: of the work itself, of the processors."""
+    ours = merge(folder, case.method, files[: case.inputs], case.options)
+    beside = merge(folder, "n-sum", files[: case.beside or case.inputs], ())
+    return ours[0] / beside[0], ours[1] / beside[1]
+
+
+def merge(folder: str, method: str, inputs: list[str], options: tuple[str, ...]) -> tuple[float, float]:
+    out = os.path.join(folder, "out.safetensors")
+    command = ["merge", "--method", method, *inputs, *options, "--no-sync", "--no-hash", "--json", "-q", "-o", out]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ran = measure([sys.executable, "-m", "sdsurgery", *command])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    os.unlink(out)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return json.loads(ran.stdout)["seconds"], cpu
+
+
+def row(case: Case, pairs: list[tuple[float, float]]) -> str:
+    work, cpu = ([found[which] for found in pairs] for which in (0, 1))
+    beside = f" ÷ {case.beside}" if case.beside else ""
+    return (
+        f"| {case.kind} | {case.name} | {case.inputs}{beside} | {statistics.median(work):.2f} |"
+        f" {statistics.median(cpu):.2f} | {min(work):.2f} … {max(work):.2f} | {case.limit} |"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
