@@ -384,6 +384,7 @@ struct Strips {
 
     void run(const Operand* operands, size_t first, size_t n) {
         for (int k = 0; k < program.inputs; ++k) {
+            if (unused[k]) continue;
             const DType dtype = operands[k].dtype;
             if (operands[k].generated) {
                 generate(*operands[k].generated, operands[k].first + first, n,
@@ -398,6 +399,7 @@ struct Strips {
     }
 
     const Program& program;
+    bool unused[Program::kMaxInputs] = {};  // inputs that are left out
     T *inputs, *fixed, *temps;
 };
 

@@ -43,21 +43,28 @@ class Selection {
         } else {
             left_ = static_cast<uint64_t>(k);
             shift = bits - 16;
-            histogram.resize(1 << 16);
         }
     }
 
+    // Takes the memory that it needs until it is done, before the first pass: so that of many selections only some need
+    // it at a time. At most so many candidates are remembered.
+    void start(size_t most_candidates) {
+        most_candidates_ = most_candidates;
+        histogram.resize(1 << 16);
+        started_ = true;
+    }
+    bool in_work() const { return started_ && !done_; }
+
     // ---- for the loop that adds elements (select.inl.h)
-    static constexpr size_t kCandidates = 1 << 19;  // 4 MB
-    int shift = 0;                                  // of the 16 bits that this pass counts; −16: it looks for the index
-    uint64_t prefix = 0;                            // the bits above them, of the k-th
-    uint64_t position = 0;                          // elements so far
-    uint64_t wanted = 0;                            // equal elements to go, in the pass that looks for the index
+    int shift = 0;          // of the 16 bits that this pass counts; −16: it looks for the index
+    uint64_t prefix = 0;    // the bits above them, of the k-th
+    uint64_t position = 0;  // elements so far
+    uint64_t wanted = 0;    // equal elements to go, in the pass that looks for the index
     std::vector<uint32_t> histogram;
     std::vector<uint64_t> candidates;  // index·2^16 and the last 16 bits
     bool collecting() const { return ties_ && shift == 0 && !overflowed_; }
     void collect(uint64_t index, uint64_t low) {
-        if (candidates.size() == kCandidates) {
+        if (candidates.size() == most_candidates_) {
             overflowed_ = true;
             candidates.clear();
         }
@@ -111,8 +118,9 @@ class Selection {
                                    : bits_as<double>(key ^ (key & sign ? sign : ~uint64_t{0}));
     }
 
-    bool ties_, overflowed_ = false, done_ = false;
+    bool ties_, overflowed_ = false, started_ = false, done_ = false;
     int bits_;
+    size_t most_candidates_ = 0;
     uint64_t left_ = 0;  // the k-th is the left_-th largest of those that share its prefix
     uint64_t index_ = 0;
     double threshold_ = 0, last_ = 0;

@@ -8,6 +8,9 @@ namespace sds {
 
 namespace {
 
+// That are made at a time, and what each remembers: 6 MB.
+constexpr size_t kSelections = 8, kCandidates = 1 << 16;
+
 double canonical(double x) { return x == x ? x : bits_as<double>(F64::nan); }
 
 double sum_of_lanes(const double* l, size_t columns) {
@@ -144,31 +147,54 @@ void Stages::begin(size_t stage) {
     pass_ = 0;
     ended_ = false;
     done_ = 0;
-    const Stage& shape = program_.stages[stage];
+    accumulators_.clear();
+    for (const Reduce& reduce : program_.stages[stage].reductions) {
+        double k = 0;
+        if (reduce.selects() && !number(reduce.b, k)) throw Error(Code::invalid, "k is one number");
+        accumulators_.emplace_back(reduce, extents_, k, wide_ ? 64 : 32);
+        if (!accumulators_.back().is_kept()) continue;
+        static std::recursive_mutex mutex;  // one tensor at a time, of all threads
+        if (!whole_) whole_ = std::unique_lock<std::recursive_mutex>(mutex);
+        accumulators_.back().arrays.resize(reduce.kind == Reduce::mix ? 1 : arrays_of(reduce),
+                                           WholeFunction::Bytes(extents_.count * (wide_ ? 8 : 4)));
+    }
+    start_selections();
+    prepare();
+}
+
+// The next few that are not done; false if there are none.
+bool Stages::start_selections() {
+    size_t started = 0;
+    for (Accumulator& each : accumulators_) {
+        if (!each.selection || each.selection->done() || started == kSelections) continue;
+        each.selection->start(kCandidates);
+        ++started;
+    }
+    return started > 0;
+}
+
+// The steps of what this pass wants.
+void Stages::prepare() {
+    const Stage& shape = program_.stages[stage_];
     std::vector<Ref> wanted, found;
-    for (const Reduce& reduce : shape.reductions) {
+    for (size_t i = 0; i < accumulators_.size(); ++i) {
+        if (!accumulators_[i].wants(pass_)) continue;
+        const Reduce& reduce = shape.reductions[i];
         if (expressions(reduce.kind) > 0) wanted.push_back(reduce.a);
         if (expressions(reduce.kind) > 1) wanted.push_back(reduce.b);
         const size_t arrays = reduce.kind == Reduce::whole ? arrays_of(reduce) : 0;
         wanted.insert(wanted.end(), reduce.args.begin(), reduce.args.begin() + static_cast<std::ptrdiff_t>(arrays));
     }
     steps_ = filled(shape.steps, wanted, found);
-    accumulators_.clear();
+    steps_.reductions = shape.reductions;
     size_t next = 0;
-    for (Reduce reduce : shape.reductions) {
-        double k = 0;
-        if (reduce.selects() && !number(reduce.b, k)) throw Error(Code::invalid, "k is one number");
+    for (size_t i = 0; i < accumulators_.size(); ++i) {
+        if (!accumulators_[i].wants(pass_)) continue;
+        Reduce& reduce = steps_.reductions[i];
         if (expressions(reduce.kind) > 0) reduce.a = found[next++];
         if (expressions(reduce.kind) > 1) reduce.b = found[next++];
         const size_t arrays = reduce.kind == Reduce::whole ? arrays_of(reduce) : 0;
-        for (size_t i = 0; i < arrays; ++i) reduce.args[i] = found[next++];
-        steps_.reductions.push_back(reduce);
-        accumulators_.emplace_back(reduce, extents_, k, wide_ ? 64 : 32);
-        if (!accumulators_.back().is_kept()) continue;
-        static std::recursive_mutex mutex;  // one tensor at a time, of all threads
-        if (!whole_) whole_ = std::unique_lock<std::recursive_mutex>(mutex);
-        accumulators_.back().arrays.resize(reduce.kind == Reduce::mix ? 1 : arrays,
-                                           WholeFunction::Bytes(extents_.count * (wide_ ? 8 : 4)));
+        for (size_t k = 0; k < arrays; ++k) reduce.args[k] = found[next++];
     }
 }
 
@@ -190,11 +216,15 @@ void Stages::add(const Operand* operands, uint64_t count, Scratch& scratch) {
 bool Stages::end() {
     if (ended_) return true;
     for (Accumulator& each : accumulators_) {
-        if (each.selection && !each.selection->done()) each.selection->end_pass();
+        if (each.selection && each.selection->in_work()) each.selection->end_pass();
     }
     ++pass_;
     done_ = 0;
     if (reads()) return false;
+    if (start_selections()) {
+        prepare();
+        return false;
+    }
     for (size_t i = 0; i < accumulators_.size(); ++i) {
         Accumulator& each = accumulators_[i];
         if (each.kind == Reduce::whole) {

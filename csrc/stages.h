@@ -7,6 +7,8 @@
 // element is, and +0 when it is a zero; a NaN result is the canonical one. Expressions of these values are evaluated in
 // float64 (scalars.h); the next stage meets them like constants.
 //
+// Of many selections a few are made at a time, so that their memory is bounded.
+//
 // One thread runs a tensor's stages one after the other, so their order is certain. backends/reference.py and
 // definitions/reductions.py have the same in NumPy.
 #pragma once
@@ -73,7 +75,7 @@ class Accumulator {
         return (kind == Reduce::sum || kind == Reduce::dot) && along != Along::first && along != Along::inputs;
     }
     bool wants(size_t pass) const {
-        return selection ? !selection->done() : pass == 0 && (expressions(kind) > 0 || is_kept());
+        return selection ? selection->in_work() : pass == 0 && (expressions(kind) > 0 || is_kept());
     }
     std::vector<WholeFunction::Bytes> arrays;  // of whole and mix: the elements of their expressions
     const uint64_t whole_row;                  // along inputs: elements of one of the tensor
@@ -139,6 +141,8 @@ class Stages {
     };
     Elementwise filled(const std::vector<Step>& steps, const std::vector<Ref>& wanted, std::vector<Ref>& found) const;
     Value evaluated(const ScalarStep& step) const;
+    bool start_selections();
+    void prepare();
     size_t arrays_of(const Reduce& reduce) const;
     Value called(const Reduce& reduce, const std::vector<WholeFunction::Bytes>& arrays) const;
     Value mixed(const Reduce& reduce, WholeFunction::Bytes elements) const;

@@ -181,11 +181,33 @@ void accumulate_along(Along along, const Strips<T>& work, const T* ones, size_t 
     if (count > 0) accumulate_lines(group, terms, count, n);
 }
 
+// Marks the inputs that neither the steps nor what this pass wants read.
+template <class T>
+void leave_out_unused(Strips<T>& work, const Program& program, const Reduce* reductions, const Accumulator* into,
+                      size_t reduction_count, size_t pass) {
+    for (bool& unused : work.unused) unused = true;
+    const auto use = [&work](Ref ref) {
+        if (ref.kind == Ref::input) work.unused[ref.index] = false;
+    };
+    for (const Step& step : program.steps) {
+        const Ref args[] = {step.a, step.b, step.c};
+        for (int k = 0; k < arity(step.op); ++k) use(args[k]);
+    }
+    for (size_t k = 0; k < reduction_count; ++k) {
+        if (!into[k].wants(pass)) continue;
+        if (expressions(reductions[k].kind) > 0) use(reductions[k].a);
+        if (expressions(reductions[k].kind) > 1) use(reductions[k].b);
+        for (size_t a = 0; a < into[k].arrays.size() && reductions[k].kind == Reduce::whole; ++a)
+            use(reductions[k].args[a]);
+    }
+}
+
 template <class T>
 void accumulate_strips(const Program& program, const T* constants, const Operand* operands, size_t count,
                        const Reduce* reductions, Accumulator* into, size_t reduction_count, size_t pass,
                        Scratch& scratch) {
     Strips<T> work(program, constants, scratch);
+    leave_out_unused(work, program, reductions, into, reduction_count, pass);
     T ones[kStrip];
     for (T& one : ones) one = 1;
     bool used[static_cast<size_t>(Along::kCount)] = {};
