@@ -154,7 +154,8 @@ def kernels(copies: Copies, names: Sequence[str], sizes: Sequence[int]) -> tuple
     import torch
     from sdsurgery.backends.cpu import native_program
     from sdsurgery.methods import Method
-    from sdsurgery.program import Program, trace
+    from sdsurgery.program import Program
+    from sdsurgery.program.tracing import trace
 
     cast = Method("cast", ("A",), {}, lambda a: a)
     shares: dict[str, Any] = {}

@@ -20,7 +20,8 @@ from sdsurgery import _native
 from sdsurgery.backends.cpu import native_program
 from sdsurgery.dtypes import BY_NAME, F16, F32, DType
 from sdsurgery.methods import Method, registered
-from sdsurgery.program import identity, trace
+from sdsurgery.program import identity
+from sdsurgery.program.tracing import trace
 
 NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 TORCH = {

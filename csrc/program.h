@@ -16,7 +16,7 @@ namespace sds {
 
 // minimum and maximum give the second operand unless the first is smaller (larger) or NaN; comparisons give 1 or 0;
 // sign gives −1, 0, 1 or NaN; where gives its second operand unless the first is 0; fma gives a·b + c, rounded once;
-// exp, log and pow are those of functions.h. python/sdsurgery/functions.py says the same in NumPy.
+// exp, log and pow are those of functions.h. python/sdsurgery/functions says the same in NumPy.
 enum class Op : int {
     add = 0,
     sub,
@@ -155,7 +155,7 @@ uint64_t id_of() {
 
 class Program {
  public:
-    static constexpr int kMaxInputs = 512, kMaxTemps = 64, kMaxConstants = 2048, kMaxValues = 1 << 16;
+    static constexpr int kMaxInputs = 512, kMaxTemps = 1024, kMaxConstants = 2048, kMaxValues = 1 << 18;
 
     // `own`: how many of the inputs are elements of tensors, when values of rows or columns come behind them.
     Program(int inputs, int constants, std::vector<Step> steps, Ref result, bool wide, std::vector<Stage> stages = {},

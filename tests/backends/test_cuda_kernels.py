@@ -30,7 +30,8 @@ from numeric_tools import (
 from sdsurgery.backends.cpu import OVERFLOW
 from sdsurgery.dtypes import BF16, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.program import OPERATIONS as CODES
-from sdsurgery.program import Formula, trace
+from sdsurgery.program import Formula
+from sdsurgery.program.tracing import trace
 
 # Around a pack (2 to 16), a block's packs and a tile.
 SIZES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 255, 511, 513, 4097)

@@ -26,7 +26,8 @@ from numeric_tools import (
 )
 from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.methods import Method
-from sdsurgery.program import Formula, Program, trace
+from sdsurgery.program import Formula, Program
+from sdsurgery.program.tracing import trace
 from triton_support import require_triton
 
 require_triton(interpreted=True)

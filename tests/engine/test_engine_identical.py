@@ -17,7 +17,7 @@ from odd_files import odd_files, write_file
 from safetensors.torch import load_file as load_torch
 from sdsurgery.dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.methods import get
-from sdsurgery.program import trace
+from sdsurgery.program.tracing import trace
 from sdsurgery.testing import write_checkpoint
 
 ALPHA = 0.7

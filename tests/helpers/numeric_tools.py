@@ -17,7 +17,8 @@ from sdsurgery.backends import cpu, reference
 from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.methods import Flag, Method, Param, PerInput, Whole, registered
 from sdsurgery.plan import Job, Operand
-from sdsurgery.program import Formula, Program, trace
+from sdsurgery.program import Formula, Program
+from sdsurgery.program.tracing import trace
 
 FLOATS = (F64, F32, F16, BF16, F8_E4M3, F8_E5M2)
 # Dtypes of a method's inputs, repeated over them.

@@ -199,7 +199,7 @@ def test_results_equal_the_body_called_on_float32_torch_tensors(name: str, sort:
 @pytest.mark.parametrize("target", TARGETS)
 def test_subnormal_and_overflowing_parameters_meet_tensors_as_float32(target: str) -> None:
     from sdsurgery.methods import registered
-    from sdsurgery.program import trace
+    from sdsurgery.program.tracing import trace
 
     method = registered()["add-diff"]
     given = operands("add-diff", (F32,), "wild")

@@ -15,7 +15,7 @@ from sdsurgery.backends import cpu
 from sdsurgery.definitions import elementary, scalars
 from sdsurgery.dtypes import F32, F64
 from sdsurgery.methods import Method
-from sdsurgery.program import trace
+from sdsurgery.program.tracing import trace
 
 BODIES: dict[str, Callable[..., Any]] = {
     "exp": lambda a, b: functions.exp(a),

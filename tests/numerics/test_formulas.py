@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ SAME = {
     "A + k * where(abs(B-C) > 0.5, B-C, 0)": lambda a, b, c, k: a + k * np.where(abs(b - c) > 0.5, b - c, 0),
     "(A > B)*A + (A <= B)*B - (A > C) * (B != C)": lambda a, b, c, k: np.maximum(a, b) - (a > c) * (b != c),
     "A − k·B÷2×C": lambda a, b, c, k: a - k * b / np.float32(2) * c,
+    "½*A² – max(A, B, C)⋅min(A, B)": lambda a, b, c, k: (
+        np.float32(0.5) * np.power(a, 2) - np.maximum(np.maximum(a, b), c) * np.minimum(a, b)
+    ),
+    "(A ≥ B)*A + median(A, B, C)": lambda a, b, c, k: (a >= b) * a + np.median([a, b, c], axis=0),
     "A*C/B*C": lambda a, b, c, k: a * c / b * c,
     "minimum(A, maximum(B, C)) - mean(A, axis=-1)": lambda a, b, c, k: (
         np.minimum(a, np.maximum(b, c)) - a.astype(float).mean(-1, keepdims=True).astype(np.float32)
@@ -64,11 +69,31 @@ def test_a_formula_is_the_built_in_method_bit_for_bit() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("1/0*A", "character 2: '/' has no value"),
+        ("A + sqrt(-1)", "character 5: 'sqrt' has no value"),
+        ("maximum(A, B, C)", "character 1: maximum: the maximum is that of two tensors"),
+        ("norm(A)", "character 1: the formula gives one number"),
+    ],
+)
+def test_what_has_no_value_is_refused_where_it_is_evaluated(text: str, words: str) -> None:
+    with pytest.raises(sds.UsageError, match=re.escape(words)):
+        sds.apply(sds.formula(text), *arrays(len(get(sds.formula(text)).inputs)))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
         ("A + sqr(B)", "character 5: there is no function 'sqr'; did you mean 'sqrt'"),
         ("A + (B", "')' is missing at its end"),
         ("A + 3 B", "character 7: an operator is expected before 'B'"),
         ("3*k", "the formula has no input"),
         ("A $ B", "character 3: '$' has no meaning"),
+        ("A < B < C", "character 7: one comparison cannot follow another"),
+        ("A = B", "equal is =="),
+        ("A0 + B", "character 1: the input 'A0' is written A"),
+        ("A + 1e400*B", "character 5: 1e400 is too large"),
+        ("max()", "character 1: max takes a, …; 0 given"),
+        ("A + B*" * 800 + "?", "character 4801: a value is expected, not '?': …"),
         ("A + sqrt(A, B)", "character 5: sqrt takes x; 2 given"),
         ("A + sqrt()", "character 5: sqrt takes x; 0 given"),
         ("sqrt + A", "character 1: 'sqrt' is a function"),

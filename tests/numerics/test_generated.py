@@ -36,7 +36,8 @@ from sdsurgery.functions import (
 )  # fmt: skip
 from sdsurgery.methods import Method, Param
 from sdsurgery.methods.registry import _METHODS, method
-from sdsurgery.program import Formula, trace
+from sdsurgery.program import Formula
+from sdsurgery.program.tracing import trace
 
 
 def top(a: Any, b: Any, share: Any) -> Any:

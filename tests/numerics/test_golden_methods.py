@@ -21,7 +21,7 @@ from sdsurgery.backends import reference
 from sdsurgery.dtypes import F32
 from sdsurgery.methods import della, dropout, registered
 from sdsurgery.methods.registry import get
-from sdsurgery.program import trace
+from sdsurgery.program.tracing import trace
 
 NOT_OFFERED = {
     "sigmoid.tensor": "no mix: it gives B/2 at alpha 0, and nobody used it",

@@ -21,7 +21,8 @@ from sdsurgery.errors import UsageError
 from sdsurgery.functions import maximum, minimum, sqrt, where
 from sdsurgery.interop import calls
 from sdsurgery.methods import Method, Param, get, method, registered
-from sdsurgery.program import CONSTANT, INPUT, TEMP, Formula, body_of, trace
+from sdsurgery.program import CONSTANT, INPUT, TEMP, Formula
+from sdsurgery.program.tracing import body_of, trace
 
 
 def traced(body: Callable[..., Any], count: int = 2, **params: Any) -> Formula:

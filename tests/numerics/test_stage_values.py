@@ -16,7 +16,8 @@ from sdsurgery.dtypes import F16, F32
 from sdsurgery.functions import dot, sum
 from sdsurgery.methods import Method
 from sdsurgery.plan import Job, Jobs, Operand, Plan
-from sdsurgery.program import Program, trace
+from sdsurgery.program import Program
+from sdsurgery.program.tracing import trace
 
 COUNTS = (1, 7, 1024, 3001, 300_001)
 

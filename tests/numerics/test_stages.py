@@ -31,7 +31,8 @@ from sdsurgery.functions import (
     where,
 )  # fmt: skip
 from sdsurgery.methods import Method, Param
-from sdsurgery.program import Formula, trace
+from sdsurgery.program import Formula
+from sdsurgery.program.tracing import trace
 
 
 def slerp(a: Any, b: Any, alpha: Any) -> Any:

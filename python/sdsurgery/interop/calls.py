@@ -335,7 +335,7 @@ _formulas: dict[tuple[Any, int, str], Formula] = {}  # traced lately: tracing ta
 
 
 def _formula(method: Method, count: int, params: Mapping[str, Any]) -> Formula:
-    from ..program import trace
+    from ..program.tracing import trace
 
     key = (method.body, count, repr(params))  # as text, in which 0.0 and −0.0 differ
     found = _formulas.get(key)

@@ -1,7 +1,7 @@
 """The merge methods: decorated functions whose body is the formula.
 
 A body is plain arithmetic on its inputs. Called with NumPy arrays it is the reference; called with torch tensors it
-is what a training script would write; traced (``program.py``) it becomes the small program that the native engine
+is what a training script would write; traced (``program/``) it becomes the small program that the native engine
 runs. Adding a function to a module of this package adds the method to the command line, the Python API, the docs
 table and the conformance tests.
 

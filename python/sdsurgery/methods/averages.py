@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..functions import clip, dot, maximum, norm, rounded, where
+from .iterated import MANY
 from .registry import Param, method
 from .sums import left_to_right
 
@@ -49,16 +50,27 @@ def consecutive(deltas: Any, cos_eps: float) -> Any:
 def stock(base: Any, models: Any, axis: int | None) -> Any:
     deltas = [model - base for model in models]
     count = len(deltas)
-    lengths = [norm(delta, axis) for delta in deltas]
-    cosines = [
-        clip(dot(deltas[i], deltas[j], axis) / maximum(lengths[i] * lengths[j], 1e-6), -1, 1)
-        for i in range(count)
-        for j in range(i + 1, count)
-    ]
-    mean = left_to_right(cosines) / len(cosines)
+    mean = mean_cosine(deltas, axis)
     below = 1 + (count - 1) * mean
     t = where(abs(below) < 1e-6, 0, count * mean / where(abs(below) < 1e-6, 1, below))
     return mixed_with_base(base, models, t)
+
+
+def mean_cosine(deltas: Any, axis: int | None) -> Any:
+    """The mean cosine of all pairs. Of many that are from the norm of the sum of their unit vectors, whose square is
+    m + Σ of the cosines; norms are 1e-3 at least there."""
+    count = len(deltas)
+    lengths = [norm(delta, axis) for delta in deltas]
+    if count <= MANY:
+        return left_to_right([
+            clip(dot(deltas[i], deltas[j], axis) / maximum(lengths[i] * lengths[j], 1e-6), -1, 1)
+            for i in range(count)
+            for j in range(i + 1, count)
+        ]) / (count * (count - 1) // 2)  # fmt: skip
+    units = [delta / maximum(length, 1e-3) for delta, length in zip(deltas, lengths, strict=True)]
+    whole = left_to_right(units)
+    alone = left_to_right([dot(unit, unit, axis) for unit in units])
+    return clip((dot(whole, whole, axis) - alone) / (count * (count - 1)), -1, 1)
 
 
 def mixed_with_base(base: Any, models: Any, t: Any) -> Any:

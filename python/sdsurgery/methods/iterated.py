@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..functions import acos, clip, cos, dot, maximum, sin, sqrt, where
+from ..functions import acos, clip, cos, dot, maximum, norm, sin, sqrt, where
 from .registry import Param, Whole, method
 from .sums import left_to_right, total
+
+MANY = 16
+"""Of more tensors the products with each other are more than a combination's with each, step by step."""
 
 
 class Gram:
@@ -19,6 +22,7 @@ class Gram:
     def __init__(self, tensors: Any) -> None:
         each = range(len(tensors))
         self.rows = [[dot(tensors[min(i, j)], tensors[max(i, j)]) for j in each] for i in each]
+        self.squares = [row[k] for k, row in enumerate(self.rows)]
 
     def times(self, x: list[Any]) -> list[Any]:
         """The products of the combination x with each tensor."""
@@ -27,6 +31,35 @@ class Gram:
     def length(self, x: list[Any]) -> Any:
         """The norm of the combination x."""
         return sqrt(maximum(inner(x, self.times(x)), 0))
+
+    def distances(self, x: list[Any]) -> list[Any]:
+        """Of each tensor from the combination x: ‖T‖² − 2·⟨T, x⟩ + ‖x‖²."""
+        products = self.times(x)
+        square = inner(x, products)
+        return [sqrt(maximum(own - 2 * products[k] + square, 0)) for k, own in enumerate(self.squares)]
+
+
+class Combinations:
+    """The same of many tensors: combinations are evaluated as tensors, so every step reads all of them again."""
+
+    def __init__(self, tensors: Any) -> None:
+        self.tensors = tensors
+        self.squares = [dot(tensor, tensor) for tensor in tensors]
+
+    def times(self, x: list[Any]) -> list[Any]:
+        mixed = total(x, self.tensors)
+        return [dot(mixed, tensor) for tensor in self.tensors]
+
+    def length(self, x: list[Any]) -> Any:
+        return norm(total(x, self.tensors))
+
+    def distances(self, x: list[Any]) -> list[Any]:
+        mixed = total(x, self.tensors)
+        return [norm(tensor - mixed) for tensor in self.tensors]
+
+
+def products(tensors: Any) -> Gram | Combinations:
+    return Gram(tensors) if len(tensors) <= MANY else Combinations(tensors)
 
 
 def inner(x: list[Any], y: list[Any]) -> Any:
@@ -44,8 +77,8 @@ def karcher(*models: Any, max_iter: float, tol: float) -> Any:
     """
     if len(models) == 1:
         return models[0]
-    gram = Gram(models)
-    lengths = [sqrt(row[k]) for k, row in enumerate(gram.rows)]
+    gram = products(models)
+    lengths = [sqrt(square) for square in gram.squares]
     counts = [where(length > 0, 1, 0) for length in lengths]
     alive = maximum(left_to_right(counts), 1)
     units = [where(length > 0, 1 / where(length > 0, length, 1), 0) for length in lengths]
@@ -91,7 +124,7 @@ def geometric_median(*models: Any, eps: float, maxiter: float, ftol: float) -> A
 
 def median_shares(models: Any, eps: float, most: int, ftol: float) -> list[Any]:
     """The weights of the models in their geometric median."""
-    gram = Gram([model - models[0] for model in models])
+    gram = products([model - models[0] for model in models])
     count = len(models)
     x: list[Any] = [1 / count] * count
     reached, found = distances(gram, x)
@@ -108,9 +141,7 @@ def median_shares(models: Any, eps: float, most: int, ftol: float) -> list[Any]:
     return x
 
 
-def distances(gram: Gram, x: list[Any]) -> tuple[Any, list[Any]]:
-    """The sum of the distances of the tensors from the combination x, and each: ‖T‖² − 2·⟨T, x⟩ + ‖x‖²."""
-    products = gram.times(x)
-    square = inner(x, products)
-    found = [sqrt(maximum(row[k] - 2 * products[k] + square, 0)) for k, row in enumerate(gram.rows)]
+def distances(gram: Gram | Combinations, x: list[Any]) -> tuple[Any, list[Any]]:
+    """The sum of the distances of the tensors from the combination x, and each."""
+    found = gram.distances(x)
     return left_to_right(found), found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..functions import acos, clip, copysign, cos, dot, is_nan, maximum, norm, sin, sqrt, where
+from .iterated import MANY
 from .registry import Flag, Param, PerInput, method
 from .sums import left_to_right, nonzero, total
 
@@ -125,6 +126,8 @@ def on_the_sphere(models: Any, weights: tuple[float, ...], normalize: bool) -> A
     if normalize:
         whole = nonzero(left_to_right(weights), "the weights sum to 0")
         weights = tuple(weight / whole for weight in weights)
+    if len(models) > MANY:
+        return of_many(models, weights)
     each = range(len(models))
     products = [[dot(models[min(i, j)], models[max(i, j)]) for j in each] for i in each]
     lengths = [sqrt(products[i][i]) for i in each]
@@ -146,6 +149,21 @@ def on_the_sphere(models: Any, weights: tuple[float, ...], normalize: bool) -> A
     found = [length * (cos(nu) * mu[k] + sin(nu) / nu * v[k]) for k in each]
     # Zeros, and directions that cancel, leave no mean: the weighted sum.
     return total([where(straight < 1e-8, w, number) for w, number in zip(weights, found, strict=True)], models)
+
+
+def of_many(models: Any, weights: tuple[float, ...]) -> Any:
+    """The same, without the products of all models with each other."""
+    lengths = [norm(model) for model in models]
+    units = [1 / (length + 1e-8) for length in lengths]
+    mean = total([weight * unit for weight, unit in zip(weights, units, strict=True)], models)
+    straight = norm(mean)
+    mu = mean / where(straight < 1e-8, 1, straight)
+    slopes = [unit * dot(model, mu) for unit, model in zip(units, models, strict=True)]
+    turned = left_to_right([weight * slope for weight, slope in zip(weights, slopes, strict=True)])
+    v = mean - turned * mu
+    nu = norm(v) + 1e-8
+    length = left_to_right([weight * length for weight, length in zip(weights, lengths, strict=True)])
+    return where(straight < 1e-8, total(weights, models), length * (cos(nu) * mu + sin(nu) / nu * v))
 
 
 @method("norm-direction", inputs="A B", alpha=Param(0.5, "weight of B, for directions and norms"))

@@ -8,6 +8,7 @@ weights and rules may change. ``^`` is a power. The method is called ``formula:`
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,14 +21,28 @@ from .registry import Method, named_by
 
 PREFIX = "formula:"
 _LONGEST, _DEEPEST = 10_000, 100  # characters; brackets and signs within each other
-_SPELLED = str.maketrans({"−": "-", "·": "*", "×": "*", "÷": "/"})
+_SHOWN = 60  # characters of a long formula on each side of a mistake
+_SPELLED = {
+    "−": "-", "–": "-", "·": "*", "×": "*", "⋅": "*", "∗": "*", "÷": "/", "≤": "<=", "≥": ">=", "≠": "!=",
+}  # fmt: skip
+_FRACTIONS = {"½": "0.5", "¼": "0.25", "¾": "0.75"}
+_POWERS = {"²": "2", "³": "3"}
 _TOKEN = re.compile(
-    r"(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)|(?P<name>[^\W\d]\w*)|(?P<text>'[^']*'|\"[^\"]*\")"
-    r"|(?P<sign>\*\*|<=|>=|==|!=|[-+*/^<>(),=])|(?P<space>\s+)|(?P<other>.)"
+    r"(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[½¼¾])|(?P<name>[^\W\d½¼¾²³][^\W½¼¾²³]*)"
+    r"|(?P<text>'[^']*'|\"[^\"]*\")|(?P<sign>\*\*|<=|>=|==|!=|[-+*/^<>(),=²³−–·×⋅∗÷≤≥≠])|(?P<space>\s+)|(?P<other>.)"
 )
+_ANY_NUMBER = 4  # inspect.CO_VARARGS
 _INPUT = re.compile(r"[A-Z]|A\d+")
 _LEVELS = (("<", "<=", ">", ">=", "==", "!="), ("+", "-"), ("*", "/"))  # from the loosest
-_NOT_HERE = {"of_numbers", "single", "rounded", "flag", "multiply_add"}  # of no use without Python around them
+_NOT_HERE = {
+    "of_numbers",
+    "single",
+    "rounded",
+    "flag",
+    "multiply_add",
+    "whole",
+    "unchanged",
+}  # of no use without Python around them
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,8 @@ class Written:
             return names[node.word]
         try:
             return _result(node, parts)
+        except (ArithmeticError, ValueError):
+            raise refusal(self.text, node.at, f"'{node.word}' has no value for these numbers") from None
         except (TypeError, KeyError) as error:
             raise refusal(self.text, node.at, f"{node.word}: {error.args[0] if error.args else error}") from None
 
@@ -112,11 +129,30 @@ def _functions() -> dict[str, Callable[..., Any]]:
     from .. import functions
 
     found = {name: item for name, item in vars(functions).items() if name[0] != "_" and hasattr(item, "__code__")}
-    return {"abs": abs, **{name: item for name, item in found.items() if name not in _NOT_HERE}}
+    own = {"abs": abs, "min": _least, "max": _most, "median": _middle}
+    return {**own, **{name: item for name, item in found.items() if name not in _NOT_HERE}}
+
+
+def _least(a: Any, *others: Any) -> Any:
+    from ..functions import minimum
+
+    return functools.reduce(minimum, others, a) if others else minimum(a)
+
+
+def _most(a: Any, *others: Any) -> Any:
+    from ..functions import maximum
+
+    return functools.reduce(maximum, others, a) if others else maximum(a)
+
+
+def _middle(a: Any, *others: Any) -> Any:
+    from .order import median_of_models
+
+    return median_of_models(a, *others)
 
 
 def _is_of_elements(value: Any) -> bool:
-    from ..program import Scalar, Value
+    from ..program.symbols import Scalar, Value
 
     return not isinstance(value, Scalar | Value | int | float) and not hasattr(type(value), "beside")
 
@@ -143,9 +179,12 @@ def substituted(name: str, inputs: Sequence[str], numbers: Mapping[str, str]) ->
 
 def refusal(text: str, at: int, why: str) -> UsageError:
     """The error of a formula, which points at a character."""
+    before = text[max(0, at - _SHOWN) : at] if len(text) > 3 * _SHOWN else text[:at]
+    after = text[at : at + _SHOWN] if len(text) > 3 * _SHOWN else text[at:]
+    before = printable("…" * (len(before) < at) + before)
     if at >= len(text):
-        return UsageError(f"formula: {why} at its end: {printable(text)}", code="bad_value")
-    marked = f"{printable(text[:at])}»{printable(text[at:])}"
+        return UsageError(f"formula: {why} at its end: {before}", code="bad_value")
+    marked = f"{before}»{printable(after + '…' * (at + len(after) < len(text)))}"
     return UsageError(f"formula, character {at + 1}: {why}: {marked}", code="bad_value")
 
 
@@ -158,7 +197,7 @@ def method_of(name: str) -> Method:
     words = list(dict.fromkeys(node.word for node in parts if node.kind == "parameter"))
     used = [node.word for node in parts if node.kind == "input"]
     if not used:
-        raise refusal(text, 0, "the formula has no input A, B, …")
+        raise refusal(text, 0, "the formula has no input (A, B, …, in capitals)")
     count = max(_number_of(word) for word in used) + 1
     params = {word: Param(None, "a number of the formula") for word in words}
     return Method(f"{PREFIX}{text}", tuple(map(letter, range(count))), params, Written(text, parts))
@@ -176,8 +215,8 @@ class _Parser:
         if len(text) > _LONGEST:
             raise UsageError(f"formula: longer than {_LONGEST} characters", code="bad_value")
         self.tokens = [
-            (found.lastgroup or "", found[0], found.start())
-            for found in _TOKEN.finditer(text.translate(_SPELLED))
+            (found.lastgroup or "", _SPELLED.get(found[0], found[0]), found.start())
+            for found in _TOKEN.finditer(text)
             if found.lastgroup != "space"
         ]
         self.next, self.depth = 0, 0
@@ -187,7 +226,16 @@ class _Parser:
         self.level(0)
         if self.next < len(self.tokens):
             kind, word, _ = self.tokens[self.next]
-            self.refuse(f"an operator is expected before '{word}'" if kind != "other" else f"'{word}' has no meaning")
+            hint = (
+                "; equal is =="
+                if word == "="
+                else "; write * to multiply"
+                if kind in ("name", "number") or word == "("
+                else ""
+            )
+            self.refuse(
+                f"'{word}' has no meaning" if kind == "other" else f"an operator is expected before '{word}'{hint}"
+            )
         return tuple(self.made)
 
     def make(self, at: int, kind: str, word: str, parts: tuple[int, ...] = (), names: tuple[str, ...] = ()) -> int:
@@ -221,6 +269,8 @@ class _Parser:
         while self.sees(*_LEVELS[number]):
             _, word, at = self.take()
             found = self.make(at, "operator", word, (found, self.level(number + 1)))
+            if number == 0 and self.sees(*_LEVELS[0]):
+                self.refuse("one comparison cannot follow another; write (A < B)*(B < C)")
         return found
 
     def signed(self) -> int:
@@ -235,18 +285,26 @@ class _Parser:
             if self.sees("^", "**"):
                 _, word, at = self.take()
                 found = self.make(at, "operator", word, (found, self.signed()))
+            elif self.sees(*_POWERS):
+                _, word, at = self.take()
+                found = self.make(at, "operator", "^", (found, self.make(at, "number", _POWERS[word])))
         self.depth -= 1
         return found
 
     def single(self) -> int:
         kind, word, at = self.take()
         if kind == "number":
+            word = _FRACTIONS.get(word, word)
+            if float(word) == math.inf:
+                self.refuse(f"{word} is too large a number", back=1)
             return self.make(at, "number", word)
         if kind == "name":
             if self.sees("("):
                 return self.called(word, at)
             if word in _functions():
                 self.refuse(f"'{word}' is a function; write {word}(…)", back=1)
+            if _INPUT.fullmatch(word) and word != letter(_number_of(word)):
+                self.refuse(f"the input '{word}' is written {letter(_number_of(word))}", back=1)
             return self.make(at, "input" if _INPUT.fullmatch(word) else "parameter", word)
         if word == "(":
             found = self.level(0)
@@ -288,6 +346,10 @@ class _Parser:
         code = getattr(_functions()[word], "__code__", None)
         known = ("x",) if code is None else code.co_varnames[: code.co_argcount]
         optional = 0 if code is None else len(_functions()[word].__defaults__ or ())
+        if code is not None and code.co_flags & _ANY_NUMBER:
+            if not names or any(names):
+                raise refusal(self.text, at, f"{word} takes {', '.join(known)}, …; {len(names)} given")
+            return
         given = [known[place] if not name and place < len(known) else name for place, name in enumerate(names)]
         wrong = [name for name in given if name not in known]
         missing = [name for name in known[: len(known) - optional] if name not in given]

@@ -15,7 +15,8 @@ from ..errors import SdsError, printable
 from ..methods.parameters import Param
 from ..methods.registry import Method, get
 from ..methods.written import PREFIX, letter, substituted
-from ..program import CONSTANT, INPUT, TEMP, Formula, trace
+from ..program import CONSTANT, INPUT, TEMP, Formula
+from ..program.tracing import trace
 
 MOST_INPUTS = 12
 """Of a formula that is written out; of more, the first are named."""

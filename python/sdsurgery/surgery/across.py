@@ -18,7 +18,8 @@ from ..layouts import Layout
 from ..methods.across import APART, role_of
 from ..methods.registry import Method
 from ..outline import COMPARED, MERGED, Outline, Piece
-from ..program import FIRST, reduced
+from ..program import FIRST
+from ..program.tracing import reduced
 from ..settings import Settings
 
 

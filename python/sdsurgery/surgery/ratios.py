@@ -17,7 +17,8 @@ from ..layouts import Layout
 from ..methods.across import in_role, role_of
 from ..methods.parameters import PerInput, range_of, require_within
 from ..methods.registry import Method
-from ..program import Body, Formula, body_of
+from ..program import Formula
+from ..program.tracing import Body, body_of
 from .preflight import letter
 
 if TYPE_CHECKING:
