@@ -102,14 +102,15 @@ def reduced(body: Callable[..., Any], inputs: int) -> tuple[Formula, int]:
 
 def linearised(result: Symbol, inputs: int, tracer: Tracer) -> Program:
     """The graph in stages: each value in the first stage in which all that it depends on is known."""
-    found = _values_below((result,))
+    known: dict[int, tuple[Value, ...]] = {}
+    found = _values_below((result,), known)
     constants = len(tracer.constants)
     if not found:
         steps, (last,) = _ordered((result,), {})
         return Program(inputs, constants, steps, last, (), _made(tracer, {}), functions=tuple(tracer.functions))
     level: dict[int, int] = {}
     for value in found:
-        below = max((level[id(item)] for item in _values_of(value)), default=-1)
+        below = max((level[id(item)] for item in _values_of(value, known)), default=-1)
         level[id(value)] = below + 1 if _reduces(value) else below
     numbers: dict[int, int] = {}
     next_number = 0
@@ -161,21 +162,28 @@ def _reduces(value: Value) -> bool:
     return value.op in ("count", "length") or any(isinstance(arg, Symbol) for arg in value.args)
 
 
-def _values_of(item: Symbol | Value) -> list[Value]:
-    """The values that an expression is made of directly, or by way of elementwise operations."""
-    found, stack = [], list(reversed(item.args))
-    seen: set[int] = set()
+def _values_of(item: Symbol | Value, known: dict[int, tuple[Value, ...]]) -> tuple[Value, ...]:
+    """The values that an expression is made of directly, or by way of elementwise operations, each once; ``known`` are
+    those of symbols that were asked for before."""
+    stack: list[Symbol | Value] = [item]
     while stack:
-        part = stack.pop()
-        if isinstance(part, Value):
-            found.append(part)
-        elif isinstance(part, Symbol) and id(part) not in seen:
-            seen.add(id(part))
-            stack.extend(reversed(part.args))
-    return found
+        part = stack[-1]
+        if id(part) in known:
+            stack.pop()
+            continue
+        waiting = [arg for arg in part.args if isinstance(arg, Symbol) and id(arg) not in known]
+        if waiting:
+            stack.extend(waiting)
+            continue
+        below = [known[id(arg)] if isinstance(arg, Symbol) else (arg,) for arg in part.args
+                 if isinstance(arg, Symbol | Value)]  # fmt: skip
+        some = [values for values in below if values]
+        known[id(part)] = some[0] if len(some) == 1 else tuple({id(v): v for values in some for v in values}.values())
+        stack.pop()
+    return known[id(item)]
 
 
-def _values_below(results: Sequence[Symbol]) -> list[Value]:
+def _values_below(results: Sequence[Symbol], known: dict[int, tuple[Value, ...]]) -> list[Value]:
     """All values that the results depend on, each after those that it depends on itself."""
     order: dict[int, Value] = {}
     stack: list[tuple[Symbol | Value, bool]] = [(result, False) for result in reversed(results)]
@@ -186,7 +194,7 @@ def _values_below(results: Sequence[Symbol]) -> list[Value]:
                 order.setdefault(id(item), item)
         elif id(item) not in order:
             stack.append((item, True))
-            stack.extend((part, False) for part in reversed(_values_of(item)))
+            stack.extend((part, False) for part in reversed(_values_of(item, known)))
     return list(order.values())
 
 
