@@ -155,7 +155,7 @@ uint64_t id_of() {
 
 class Program {
  public:
-    static constexpr int kMaxInputs = 512, kMaxTemps = 1024, kMaxConstants = 2048, kMaxValues = 1 << 18;
+    static constexpr int kMaxInputs = 1024, kMaxTemps = 1024, kMaxConstants = 2048, kMaxValues = 1 << 18;
 
     // `own`: how many of the inputs are elements of tensors, when values of rows or columns come behind them.
     Program(int inputs, int constants, std::vector<Step> steps, Ref result, bool wide, std::vector<Stage> stages = {},
@@ -273,7 +273,7 @@ class Program {
     }
 
     void validate() {
-        if (inputs < 0 || inputs > kMaxInputs) throw Error(Code::invalid, "a program takes at most 512 inputs");
+        if (inputs < 0 || inputs > kMaxInputs) throw Error(Code::invalid, "a program takes at most 1024 inputs");
         if (constants < 0 || constants > kMaxConstants)
             throw Error(Code::invalid, "a program has at most 2048 constants");
         int values = 0;

@@ -95,27 +95,31 @@ The tables are written by `python tests/test_docs.py` from `python/sdsurgery/met
 `merge --method weighted-sum --compat supermerger` computes what that tool computes of float32 tensors: its variant of
 the method, its order of operations, and the roundings of torch on x86-64 with AVX2 (`torch.lerp`, `addcmul` and
 `add(alpha=)` round once there; in its portable kernels they round twice, and such a tool gives other last bits). From
-Python the method is called `"supermerger:weighted-sum"`. The keys and the merge blocks are chosen as in every merge
-([semantics.md](semantics.md) has the differences). A method that is not in a tool's table is refused.
+Python the method is called `"supermerger:weighted-sum"`. A method that is not in a tool's table is refused.
 
-What no table has: random masks (no tool's stream is reproduced), rounding of intermediate results to fp16 or bf16, and
-the choice of keys.
+Merge blocks are those of the family ([semantics.md](semantics.md)), which are supermerger's and those of the extensions
+before it: `time_embed` belongs to IN00, `out.` to the last OUT. What no table has: random masks (no tool's stream is
+reproduced), and rounding of intermediate results to fp16 or bf16, so the tables hold for float32 files.
 """
 
 
 def compat_page() -> str:
-    from sdsurgery.methods.compat import TOOLS
+    from sdsurgery.methods.compat import KEYS, TOOLS
 
     lines = [COMPAT]
     for tool, forms in TOOLS.items():
         lines += [
             f"## {tool}",
             "",
-            "| method | computed as | rounded once | equal to the tool within |",
-            "|---|---|---|---|",
+            KEYS[tool],
+            "",
+            "| method | computed as | rounded once | equal to the tool within | keys |",
+            "|---|---|---|---|---|",
         ]
         for name, form in forms.items():
-            lines.append(f"| `{name}` | `{form.name}` | {'yes' if form.fused else 'no'} | {form.equal} |")
+            keys = f"A's: those with {', '.join(form.skips)}" if form.skips else "A stands in" if form.stands_in else ""
+            once = "yes" if form.fused else "no"
+            lines.append(f"| `{name}` | `{form.name}` | {once} | {form.equal} | {keys} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -179,7 +179,7 @@ def test_only_the_rows_of_a_module_are_changed_where_a_formula_needs_the_whole_t
 @pytest.mark.parametrize("method", ["weighted-sum", "slerp", "ties"])
 def test_an_input_of_a_formula_is_what_its_adapters_make_of_it(tmp_path: Path, name: str, method: str) -> None:
     from sdsurgery.methods.registry import get
-    from sdsurgery.program import trace
+    from sdsurgery.program.tracing import trace
 
     case, chosen = Case(name), get(method)
     formula = trace(chosen, 2, chosen.bind(2, {}))

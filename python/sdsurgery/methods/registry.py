@@ -26,8 +26,9 @@ class Method:
     """One method of ``merge`` and ``apply``. ``inputs`` are the inputs' names in order, ``many``: any number of inputs
     may follow the last. ``differences`` are those that enter only through the difference between them: where they
     agree, they change nothing. ``across``: what the body must know of the whole models. ``roles`` gives a tensor's role
-    by its name and family, for a body that takes ``role=`` besides; it is empty for most. A variant is a method of its
-    own, called ``name.variant``."""
+    by its name and family, for a body that takes ``role=`` besides; it is empty for most. ``stands_in``: A's tensor is
+    taken in the place of one that another input lacks; else A's is kept unchanged. A variant is a method of its own,
+    called ``name.variant``."""
 
     name: str
     inputs: tuple[str, ...]
@@ -37,6 +38,7 @@ class Method:
     many: bool = False
     across: Across | None = None
     roles: Callable[[str, str], str] | None = None
+    stands_in: bool = False
 
     @property
     def summary(self) -> str:

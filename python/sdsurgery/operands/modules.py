@@ -14,7 +14,9 @@ from typing import NamedTuple
 from ..dtypes import BF16, BY_NAME, F8_E4M3, F8_E5M2, F16, F32, F64
 from ..errors import InputRefused
 from ..plan import Operand
-from ..program import CHANNEL, FIRST, INPUTS, SECOND, Formula, Scalar, Symbol, Tracer, linearised
+from ..program import CHANNEL, FIRST, INPUTS, SECOND, Formula
+from ..program.symbols import Scalar, Symbol, Tracer
+from ..program.tracing import linearised
 from .encoding import Companion
 from .low_rank import LowRank, Matrix, Place
 from .mixing import Mixing

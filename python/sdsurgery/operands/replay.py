@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..program import CONSTANT, INPUT, MADE, TEMP, VALUE, Formula, Reduced, Ref, Scalar, Step, Symbol, Tracer, Value
+from ..program import CONSTANT, INPUT, MADE, TEMP, VALUE, Formula, Reduced, Ref, Step
+from ..program.symbols import Scalar, Symbol, Tracer, Value
 
 
 def replayed(formula: Formula, inputs: Sequence[Symbol], tracer: Tracer) -> Symbol:

@@ -72,6 +72,8 @@ class Ratios:
     def _body(self, absent: frozenset[int], role: str) -> tuple[Body, tuple[int, ...]] | None:
         if (absent, role) not in self.bodies:
             left = self._without(absent) if absent else (self.method, tuple(range(self.count)))
+            if self.method.stands_in and 0 not in absent:
+                left = (self.method, tuple(0 if at in absent else at for at in range(self.count)))
             made = None
             if left is not None:
                 method = in_role(left[0], role)
