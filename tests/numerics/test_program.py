@@ -253,7 +253,7 @@ def check_against_body(body: Callable[..., Any], given: list[Any], out: DType, c
 
 def test_a_formula_that_needs_too_much_is_refused_by_the_engine_with_one_line() -> None:
     def deep(a: Any, b: Any) -> Any:  # every left part waits for its right part
-        parts = [a * (n + 0.5) for n in range(100)]
+        parts = [a * (n + 0.5) for n in range(1100)]
         total = parts.pop()
         while parts:
             total = parts.pop() - total
@@ -265,12 +265,12 @@ def test_a_formula_that_needs_too_much_is_refused_by_the_engine_with_one_line() 
         assert "\n" not in str(caught.value)
 
 
-def test_512_inputs_run_and_513_are_refused_with_one_line() -> None:
-    arrays = [np.full(3, n, np.float32) for n in range(513)]
-    result = calls.apply("weighted-sum", *arrays[:512], weights=[1.0] * 512)
-    assert result.tolist() == [sum(range(512))] * 3
-    with pytest.raises(UsageError, match="at most 512 inputs") as caught:
-        calls.apply("weighted-sum", *arrays, weights=[1.0] * 513)
+def test_1024_inputs_run_and_1025_are_refused_with_one_line() -> None:
+    arrays = [np.full(3, n, np.float32) for n in range(1025)]
+    result = calls.apply("weighted-sum", *arrays[:1024], weights=[1.0] * 1024)
+    assert result.tolist() == [sum(range(1024))] * 3
+    with pytest.raises(UsageError, match="at most 1024 inputs") as caught:
+        calls.apply("weighted-sum", *arrays, weights=[1.0] * 1025)
     assert "\n" not in str(caught.value)
 
 
