@@ -81,6 +81,47 @@ def test_the_page_lists_every_function_of_a_body_with_an_example() -> None:
     assert [name for name in names if f"{name}(" not in by_hand] == []
 
 
+EXAMPLE_NAMES = {
+    "alpha": 0.3, "p": 0.4, "weight": 0.2, "seed": 1, "fused": False,
+}  # fmt: skip
+
+
+def examples() -> list[str]:
+    """The second cells of the tables of what a body may use."""
+    cells = [
+        line.split(" | ") for line in read("docs/methods.md").partition(BODIES)[2].splitlines() if line[:3] == "| `"
+    ]
+    return [row[1].strip("` ") for row in cells]
+
+
+@pytest.mark.parametrize("example", examples())
+def test_every_example_of_a_body_gives_the_same_traced_and_in_numpy(example: str) -> None:
+    import math
+
+    import numpy as np
+    from sdsurgery import functions
+    from sdsurgery.backends import reference
+    from sdsurgery.definitions.filters import gaussian
+    from sdsurgery.dtypes import F32
+    from sdsurgery.methods.registry import Method
+    from sdsurgery.program.tracing import trace
+
+    def body(a: object, b: object, c: object) -> object:
+        names = {**vars(functions), "math": math, "a": a, "b": b, "c": c, "x": a, "smoothed": gaussian, **EXAMPLE_NAMES}
+        names |= {"cosine": functions.dot(a, b) / (functions.norm(a) * functions.norm(b)), "t": functions.norm(a)}
+        return functions.rounded(eval(example, names), a) + a * 0.5
+
+    arrays = np.random.default_rng(2).normal(size=(3, 6, 8)).astype(np.float32)
+    method = Method("example", ("A", "B", "C"), {}, body)
+    stored, *_ = reference.evaluate_tensor(
+        trace(method, 3, {}), [(each, F32) for each in arrays], F32, "default", False
+    )
+    got = stored.reshape(arrays[0].shape)
+    with np.errstate(all="ignore"):
+        wanted = np.asarray(body(*arrays))
+    assert np.array_equal(got, wanted.astype(np.float32), equal_nan=True), example
+
+
 def test_the_methods_page_says_what_the_registry_says() -> None:
     assert read("docs/methods.md") == methods_page(), "write it again with: python tests/test_docs.py"
 
@@ -103,10 +144,18 @@ reproduced), and rounding of intermediate results to fp16 or bf16, so the tables
 """
 
 
+WHOLE = """Whole models, float32, on x86-64 with AVX2: a Llama of 21 tensors through mergekit 0.1.5 gave the bits of ours for
+linear, ties, task_arithmetic, breadcrumbs, nearswap and arcee_fusion; slerp, model_stock, karcher, multislerp and sce
+were within 4e-7 of the largest value. Stable Diffusion 1.5 with reduced shapes (1143 tensors) through sd-mecha 1.1.8
+gave the bits of ours for weighted_sum, n_average and tensor_sum; slerp, add_cosine_a and crossover were within 6e-7.
+sd-mecha merges the sampler's buffers (`betas` and so on) too, which are A's here.
+"""
+
+
 def compat_page() -> str:
     from sdsurgery.methods.compat import KEYS, TOOLS
 
-    lines = [COMPAT]
+    lines = [COMPAT, WHOLE]
     for tool, forms in TOOLS.items():
         lines += [
             f"## {tool}",

@@ -13,10 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .across import Across
     from .parameters import Flag, Param, PerInput, Whole
     from .registry import Method, get, method, registered
 
-__all__ = ["Flag", "Method", "Param", "PerInput", "Whole", "get", "method", "registered"]
+__all__ = ["Across", "Flag", "Method", "Param", "PerInput", "Whole", "get", "method", "registered"]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from ..errors import InputRefused, UsageError, printable
 from .across import Across
 from .parameters import Flag, Param, Parameter, PerInput, Whole
 
-__all__ = ["Flag", "Method", "Param", "Parameter", "PerInput", "Whole", "get", "method", "registered"]
+__all__ = ["Across", "Flag", "Method", "Param", "Parameter", "PerInput", "Whole", "get", "method", "registered"]
 
 
 _USUAL = {"alpha": ("ratio", "multiplier")}
