@@ -144,7 +144,7 @@ reproduced), and rounding of intermediate results to fp16 or bf16, so the tables
 """
 
 
-WHOLE = """Whole models, float32, x86-64 with AVX2: a Llama of 21 tensors through mergekit 0.1.5 gave the bits of ours for
+WHOLE = """Whole models, float32, AVX2: 21 tensors of a Llama through mergekit 0.1.5 gave the bits of ours for
 linear, ties, task_arithmetic, breadcrumbs, nearswap and arcee_fusion; slerp, model_stock, karcher, multislerp and sce
 were within 4e-7 of the largest value. Stable Diffusion 1.5 with reduced shapes (1143 tensors) through sd-mecha 1.1.8
 gave the bits of ours for weighted_sum, n_average and tensor_sum; slerp, add_cosine_a and crossover were within 6e-7.
