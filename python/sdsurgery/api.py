@@ -138,12 +138,11 @@ def merge(
     """
     from dataclasses import replace
 
-    from .files import require_found
     from .methods.registry import get
     from .recipe import Call, Model, Opened, call, compose
     from .surgery.bake import as_loras
+    from .surgery.merge import bound, merge_tree
     from .surgery.merge import merge as merge_files
-    from .surgery.merge import merge_tree
 
     chosen = get(method, variant)
     numbers = chosen.named(parameters, [*OPTIONS, *_OWN])
@@ -164,12 +163,7 @@ def merge(
         root = call(chosen.name, inputs, blocks=blocks, rules=rules, **numbers)
         tree = compose(replace(root, loras=tuple(as_loras(loras))))
         return reported("merge", settings, lambda given: merge_tree(tree, given, **others)[0])
-    try:
-        chosen.bind(len(files), numbers)  # which takes no list for a number: that is a sweep's
-    except UsageError as error:
-        if error.code == "wrong_inputs":  # a file that is missing is why there are too many, or too few
-            require_found(files)
-        raise
+    bound(chosen, files, numbers)  # which takes no list for a number: that is a sweep's
     return reported("merge", settings, lambda given: merge_files(
         chosen.name, files, given, parameters=numbers, blocks=blocks, rules=rules, map=map, loras=as_loras(loras),
         **others,

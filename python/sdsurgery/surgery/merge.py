@@ -60,12 +60,11 @@ def merge(
 ) -> list[Report]:
     """``sdsurgery.merge`` and ``sdsurgery.sweep`` of files: one report, or one for each of several numbers.
     ``parameters`` are the method's, those of a sweep as lists."""
-    require_found(inputs)
     chosen = get(method)
     averaged = tuple(_letters(use_ema, len(inputs)))
     wanted, outs = [], []
     for variant in variants(chosen, parameters, out):
-        params = chosen.bind(len(inputs), variant.parameters)
+        params = bound(chosen, inputs, variant.parameters)
         given = {RESULT: tuple(loras)} if loras else {}
         places = fronts(map)
         wanted.append(
@@ -73,6 +72,17 @@ def merge(
         )
         outs.append(variant.out)
     return _written(wanted, outs, settings)
+
+
+def bound(method: Method, inputs: Sequence[Input], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's parameters for these inputs. UsageError as of ``Method.bind``; InputRefused where the number of
+    inputs is wrong and some of them are missing, which is why."""
+    try:
+        return method.bind(len(inputs), parameters)
+    except UsageError as error:
+        if error.code == "wrong_inputs":
+            require_found(inputs)
+        raise
 
 
 def merge_tree(
@@ -83,7 +93,6 @@ def merge_tree(
     """Evaluate a tree of method calls in one pass: every file is read once, every tensor rounded once. ``parameters``
     are other numbers than the tree's, or lists of them for a sweep. Raises as ``merge`` does; ``use_ema`` names the
     tree's files by letters, in the order of their first use."""
-    require_found(leaf.input for leaf in tree.leaves)
     count = len(tree.leaves)
     averaged = {k for k, leaf in enumerate(tree.leaves) if leaf.use_ema}.union(_letters(use_ema, count))
     inputs = tuple(leaf.input for leaf in tree.leaves)
@@ -123,6 +132,7 @@ def _written(
     for out in outs:
         require_free(out, settings)
     donors = [] if wanted[0].vae is None else [wanted[0].vae]
+    require_found(wanted[0].inputs)
     opened = open_all((*wanted[0].inputs, *donors), settings, selective=True)
     checkpoints, vae = opened[: len(wanted[0].inputs)], opened[-1] if donors else None
     adapters = None
