@@ -94,7 +94,7 @@ def test_the_command_line_takes_lists_and_ranges(files: list[Path], tmp_path: Pa
     assert [os.path.basename(item["output"]) for item in outputs] == [f"{a}.safetensors" for a in (0.1, 0.2, 0.3, 0.5)]
     for alpha in (0.1, 0.2, 0.3, 0.5):
         assert (tmp_path / f"{alpha}.safetensors").exists()
-    ended = done(command("merge", *given[:-1], "--alpha", "0.1,0.2", "--dry-run"))
+    ended = done(command("merge", *given[:-1], "--alpha", "0.1,0.2", "--dry-run", "--force"))
     assert "0.2.safetensors" in ended.out
     done(command("merge", *given[:-1], "--alpha", "0.75"))  # a single number fills the placeholder as well
     assert (tmp_path / "0.75.safetensors").exists()
