@@ -80,7 +80,7 @@ class Contents:
 Framework = Literal["auto", "torch", "numpy"]
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")
-_CODES = {"I64": "q", "U64": "Q", "I32": "i", "U32": "I", "I16": "h", "U16": "H", "I8": "b", "U8": "B"}
+_CODES = {"I64": "q", "U64": "Q", "I32": "i", "U32": "I", "I16": "h", "U16": "H", "I8": "b", "U8": "B", "BOOL": "?"}
 _CODES |= {"F64": "d", "F32": "f", "F16": "e"}
 """``struct``'s letters."""
 

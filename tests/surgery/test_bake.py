@@ -451,3 +451,54 @@ def test_a_sweep_of_a_merge_has_its_adapters_in_every_output(base: Path, adapter
         "merge", "--method", "weighted-sum", base, base, "--lora", f"{adapter}=0.5,1", "-o", tmp_path / "n.safetensors"
     )
     assert several.rc == 2 and "are for bake" in several.err
+
+
+def test_a_pickle_of_strided_or_wide_factors_is_the_same_adapter(
+    base: Path, adapter: Path, parts: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    import torch
+
+    tensors = {name: torch.from_numpy(part) for name, part in parts.items()}
+    turned = {name: part.t().contiguous().t() if part.ndim == 2 else part.double() for name, part in tensors.items()}
+    torch.save(turned, tmp_path / "style.pt")
+    sdsurgery.bake(base, [adapter], out=tmp_path / "a.safetensors")
+    sdsurgery.bake(base, [tmp_path / "style.pt"], out=tmp_path / "b.safetensors")
+    a, b = loaded(tmp_path / "a.safetensors"), loaded(tmp_path / "b.safetensors")
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"alpha": np.array(np.nan, np.float16)}, "must be one number, not nan"),
+        ({"alpha": np.ones(2, np.float16)}, r"must be one number, not F16 \[2\]"),
+        ({"lora_down.weight": np.zeros((0, 768), np.float16), "lora_up.weight": np.zeros((640, 0), np.float16)},
+         "has rank 0"),
+    ],
+)  # fmt: skip
+def test_a_damaged_module_is_refused_with_what_is_wrong(
+    base: Path, parts: dict[str, np.ndarray], tmp_path: Path, changed: dict[str, np.ndarray], text: str
+) -> None:
+    other = {**parts, **{f"{SD1_KEY_NAME}.{part}": value for part, value in changed.items()}}
+    with pytest.raises(InputRefused, match=text):
+        sdsurgery.bake(base, [written(tmp_path / "a.safetensors", other)], out=tmp_path / "out.safetensors")
+
+
+def test_the_first_text_encoder_s_prefix_of_two_fits_models_of_one(base: Path, tmp_path: Path) -> None:
+    name = SD1_QUERY_NAME.replace("lora_te_", "lora_te1_")
+    given = written(tmp_path / "a.safetensors", lora(name, shapes_of(base)[SD1[SD1_QUERY_NAME]]))
+    assert sdsurgery.bake(base, [given], out=tmp_path / "out.safetensors").adapters[0]["applied"] == {"text_encoder": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "program"),
+    [
+        ("diffusion_model.transformer_blocks.0.attn1.to_k.lora_A.weight", "LTX-Video"),
+        ("unet.down_blocks.1.motion_modules.0.transformer_blocks.0.attn1.to_k.lora_A.weight", "AnimateDiff"),
+        ("transformer.double_blocks.0.img_attn_qkv.lora_A.weight", "Flux or HunyuanVideo"),
+    ],
+)
+def test_adapters_of_other_networks_are_named(base: Path, tmp_path: Path, name: str, program: str) -> None:
+    given = {name: np.zeros((4, 64), np.float16), name.replace("_A", "_B"): np.zeros((64, 4), np.float16)}
+    with pytest.raises(InputRefused, match=f"made for {program}"):
+        sdsurgery.bake(base, [written(tmp_path / "a.safetensors", given)], out=tmp_path / "out.safetensors")

@@ -108,9 +108,11 @@ def effects(adapter: Adapter, number: int, checkpoint: Checkpoint, strength: Str
     work.require_once()
     if not found.applied:
         some = [*found.unmatched, *(name for ignored in found.ignored.values() for name in ignored)]
+        shown = ", ".join(printable(name) for name in some[:3]) + (", …" if len(some) > 3 else "")
+        count = len(adapter.modules)
+        whose = "its only module changes no tensor" if count == 1 else f"none of its {count} modules changes a tensor"
         raise InputRefused(
-            f"{printable(adapter.path)}: none of its {len(adapter.modules)} modules changes a tensor of this "
-            f"checkpoint ({checkpoint.layout.title}): {', '.join(printable(name) for name in some[:3])}, …",
+            f"{printable(adapter.path)}: {whose} of this checkpoint ({checkpoint.layout.title}): {shown}",
             code="unlike",
             path=adapter.path,
         )

@@ -240,6 +240,12 @@ def fitted(kind: Kind, module: str, shapes: Mapping[str, Shape], seen: Shape) ->
     """The module's factors for a weight of shape ``seen``. InputRefused when a part is missing or doesn't fit."""
     parts, to = _Parts(kind.name, module, shapes), Target.of(seen)
     rank = kind.fit(parts, to)
+    if rank == 0:
+        raise InputRefused(
+            f"module '{printable(module)}' has rank 0, so it can change nothing; the file is damaged",
+            code="shape",
+            tensor=module,
+        )
     for part in (MAGNITUDE, MAGNITUDE_OUT):
         if part in parts:
             _magnitude(parts, part, to)

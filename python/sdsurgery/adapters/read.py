@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import sqrt
+from math import isfinite, sqrt
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
@@ -66,10 +66,10 @@ class Adapter:
         if info is None:
             return None
         found = self.checkpoint.numbers(info) if info.elements == 1 else []
-        if not found:
+        if not found or not isfinite(found[0]):
+            what = found[0] if found else f"{info.dtype.name} {list(info.shape)}"
             raise InputRefused(
-                f"{printable(self.path)}: tensor '{printable(info.name)}' must be one number, not {info.dtype.name} "
-                f"{list(info.shape)}",
+                f"{printable(self.path)}: tensor '{printable(info.name)}' must be one number, not {what}",
                 code="damaged",
                 tensor=info.name,
                 path=self.path,

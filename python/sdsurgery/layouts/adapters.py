@@ -115,9 +115,19 @@ def _base(shapes: Mapping[str, Shape]) -> tuple[str, str | None]:
             if pattern.search(key):
                 return name, key
     for key, parts in named.items():
-        if parts.part == DOWN and _OF_ENCODER.search(parts.module):
-            return _of_width(shapes[key][1]), key
+        if parts.part == DOWN and _OF_ENCODER.search(parts.module) and len(shapes[key]) > 1:
+            return _of_encoder(parts.module, shapes[key][1]), key
     return "", None
+
+
+def _of_encoder(module: str, width: int) -> str:
+    """The base model of an adapter of the first text encoder alone: SDXL has that of SD 1, so only kohya's prefix for
+    models of one encoder tells them apart."""
+    shared = width == _SD1_WIDTH and not module.startswith("lora_te_")
+    return "" if shared else _of_width(width)
+
+
+_SD1_WIDTH = 768
 
 
 def base_of(shapes: Mapping[str, Shape]) -> tuple[str, str]:
@@ -133,12 +143,14 @@ def base_of(shapes: Mapping[str, Shape]) -> tuple[str, str]:
 
 
 _FOREIGN = (
-    ("Flux", re.compile(r"double_blocks|single_blocks|single_transformer_blocks")),
+    ("Flux or HunyuanVideo", re.compile(r"double_blocks|single_blocks|single_transformer_blocks")),
     (
         "Stable Diffusion 3",
         re.compile(r"joint_blocks|lora_transformer_transformer_blocks|^transformer\.transformer_blocks"),
     ),
     ("Stable Cascade", re.compile(r"lora_prior_unet")),
+    ("AnimateDiff (a motion LoRA)", re.compile(r"motion_modules[._]")),
+    ("LTX-Video", re.compile(r"^diffusion_model\.transformer_blocks\.")),
     ("Wan", re.compile(r"blocks[._]\d+[._]cross_attn")),
     ("ControlNet-LLLite", re.compile(r"^lllite_")),
     ("a ControlNet (Control-LoRA)", re.compile(r"^lora_controlnet|^control_model")),

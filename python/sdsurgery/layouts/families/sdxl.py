@@ -39,7 +39,8 @@ _ADAPTERS = Adapters(
     2048,
     {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"},
     original_paths=True,
-    own_names=r"^(lora_te[12]_|text_encoder_2\.)|input_blocks_4_1|transformer_blocks[._]9[._]",
+    own_names=r"^(lora_te2_|text_encoder_2\.|text_encoders\.clip_g\.)"
+    r"|(attentions[._]\d|put_blocks[._]\d[._]1|middle_block[._]1)[._]transformer_blocks[._][1-9]",
     embedding=("clip_l", "clip_g"),
     versions=("sdxl_base_v1-0",),
 )
