@@ -84,9 +84,13 @@ def _files(tmp_path_factory: pytest.TempPathFactory, models: list[np.ndarray]) -
         ("dare", ["--p", "0.5"]),
     ],
 )
-def test_files_of_two_hundred_models(method: str, options: list[str], files: list[Path], tmp_path: Path) -> None:
+def test_files_of_two_hundred_models_with_sixty_four_open_files(
+    method: str, options: list[str], files: list[Path], tmp_path: Path
+) -> None:
+    resource = pytest.importorskip("resource")
     out = tmp_path / "out.safetensors"
-    done(command("merge", *files, "--method", method, *options, "-o", out, "--force"))
+    done(command("merge", *files, "--method", method, *options, "-o", out, "--force",
+                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))))  # fmt: skip
     with sds.open(out) as merged:
         assert np.isfinite(merged.numpy("x.weight")).all()
 

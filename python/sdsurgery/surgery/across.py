@@ -15,23 +15,30 @@ from ..checkpoint import Checkpoint
 from ..dtypes import F64
 from ..errors import UsageError
 from ..layouts import Layout
-from ..methods.across import APART, role_of
+from ..methods.across import APART, Across, role_of
 from ..methods.registry import Method
 from ..outline import COMPARED, MERGED, Outline, Piece
 from ..program import FIRST
 from ..program.tracing import reduced
 from ..settings import Settings
 
+Found = dict[Across, Any]
+"""The statistics of one reading of the models, for all merges of a sweep."""
+
 
 def known(
-    method: Method, pieces: Sequence[Piece], opened: Sequence[Checkpoint], layout: Layout, settings: Settings
-) -> Method:
+    method: Method, pieces: Sequence[Piece], opened: Sequence[Checkpoint], layout: Layout, settings: Settings,
+    *, found: Found | None = None,
+) -> Method:  # fmt: skip
     """The method with the numbers that it needs of the whole models; ``pieces`` are what becomes of the tensors. Reads
     every merged tensor once (a dry run reads none, and leaves the numbers unknown)."""
     assert method.across is not None
     if settings.dry_run:
         return method.across.unknown(method)
-    return method.across.known(method, _statistics(method, pieces, opened, layout, settings))
+    found = {} if found is None else found
+    if method.across not in found:
+        found[method.across] = _statistics(method, pieces, opened, layout, settings)
+    return method.across.known(method, found[method.across])
 
 
 def require_plain(method: Method, *, adapted: bool) -> None:

@@ -24,7 +24,7 @@ from ..outline import rounded as rounded_piece
 from ..program import identity
 from ..report.warnings import of_file
 from ..settings import Settings
-from .across import known, require_plain
+from .across import Found, known, require_plain
 from .common import Input, close_all, merged_metadata, open_all, planned, run_all, title_of
 from .matching import Names, fronts, in_names_of, read_under, require_usable, without_unit_tail
 from .outputs import require_free
@@ -141,12 +141,13 @@ def _written(
             read_under(checkpoint, wanted[0].map)
         adapters = Adapters(wanted[0].loras, settings)
         outlines, recipes = [], []
+        statistics: Found = {}
         for each, out in zip(wanted, outs, strict=True):
             recipes.append(_recipe(each, settings))
             outlines.append(plan_merge(
                 each.method, checkpoints, each.params, settings, recipe=recipes[-1], add_missing=each.add_missing,
                 title=title_of(out), use_ema=each.use_ema, blocks=each.blocks, rules=each.rules, tree=each.tree,
-                adapters=adapters, vae=vae,
+                adapters=adapters, vae=vae, statistics=statistics,
             ))  # fmt: skip
         reports = run_all(outlines, outs, settings, recipes)
         for report in reports:
@@ -194,10 +195,12 @@ def plan_merge(
     tree: Composition | None = None,
     adapters: Adapters | None = None,
     vae: Checkpoint | None = None,
+    statistics: Found | None = None,
 ) -> Outline:
     """Decide what becomes of every tensor. Reads headers, and a few bytes of tensors; every refusal is made here.
 
-    ``recipe`` is completed with the block weights and rules as they were understood.
+    ``recipe`` is completed with the block weights and rules as they were understood, ``statistics`` with those of
+    whole models, where the method looks at them: then it reads all that is merged.
     """
     if add_missing and _is_bare(checkpoints):
         from .fix_names import modernise
@@ -238,7 +241,9 @@ def plan_merge(
 
     if method.across is not None:
         first = decisions(method.across.unknown(method))
-        method = known(method, first.all(add_missing)[0], checkpoints, layout, settings)
+        method = known(
+            method, first.all(add_missing)[0], checkpoints, layout, settings, {} if statistics is None else statistics
+        )
     decide = decisions(method)
     ratios = decide.ratios
     recipe.update(ratios.recipe())
