@@ -241,9 +241,7 @@ def plan_merge(
 
     if method.across is not None:
         first = decisions(method.across.unknown(method))
-        method = known(
-            method, first.all(add_missing)[0], checkpoints, layout, settings, {} if statistics is None else statistics
-        )
+        method = known(method, first.all(add_missing)[0], checkpoints, layout, settings, found=statistics)
     decide = decisions(method)
     ratios = decide.ratios
     recipe.update(ratios.recipe())
