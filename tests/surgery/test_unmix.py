@@ -246,6 +246,27 @@ def test_refusals(models: dict[str, Path], xl: dict[str, Path]) -> None:
     assert run.rc == 2 and run.err.count("\n") == 1
 
 
+# ---- other forms of a file
+
+
+def test_a_merge_that_was_cast_afterwards_is_proved_as_two_steps(models: dict[str, Path], tmp_path: Path) -> None:
+    mix = mixed(models, "a b", "weighted-sum", alpha=0.4)
+    sds.prune(mix, preset="inference", dtype="bf16", out=tmp_path / "cast.safetensors", **QUICK)
+    found = sds.unmix(tmp_path / "cast.safetensors", pick(models, "a b base"), prove=True)
+    assert found.proof is not None and found.proof["equal"] == found.proof["tensors"] == 1131
+    first, second = found.command.split(" && ")
+    assert "--dtype" not in first and second == ("sdsurgery cast MERGED.safetensors --dtype bf16 -o OUT.safetensors")
+
+
+def test_a_pruned_file_is_called_so(models: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "pruned.safetensors"
+    sds.prune(models["a"], preset="inference", out=out, **QUICK)
+    found = sds.unmix(out, pick(models, "a b base"))
+    assert found.notes == [
+        "a has the weights of the mix, bit for bit in value; it has 12 tensors more, so the mix was pruned"
+    ]
+
+
 # ---- EMA weights
 
 

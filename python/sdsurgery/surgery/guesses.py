@@ -94,6 +94,7 @@ class Guess:
     formula: str = ""
     command: str = ""
     preset: str | None = None
+    via: DType | None = None  # the merge is written in this dtype first, and cast then
 
     def of_block(self, block: str) -> dict[str, Any]:
         """The parameters for a tensor of the block."""
@@ -123,7 +124,7 @@ def guesses(
     tolerance: float = 2e-5,
 ) -> list[Guess]:  # fmt: skip
     """The merges that give the ratios, rounded to the nearest short decimals; the likeliest first. There is always
-    one. ``tolerance``: how far a decimal may be away, where five standard errors are less."""
+    one. ``tolerance``: how far a decimal may be away, where five standard errors are less; 0: one standard error."""
     fitted, apart = main
 
     def row(ratios: Any, errors: Any) -> Row:
@@ -139,7 +140,8 @@ def guesses(
         return [_alone(given)]
     chosen = [form for form in FORMS if form.inputs in (0, len(parents))]
     tried = (_guess(given, form, order) for form in chosen for order in _orders(len(parents), rows[""], form))
-    return [guess for guess in tried if guess is not None]
+    found = [guess for guess in tried if guess is not None]
+    return found + [cast for guess in found if (cast := _cast_then(given, guess)) is not None]
 
 
 def _orders(count: int, main: Row, form: Form) -> Iterator[tuple[int, ...]]:
@@ -256,6 +258,16 @@ def _command(given: _Found, guess: Guess) -> str:
     return shlex.join([*words, "-o", "OUT.safetensors"])
 
 
+def _cast_then(given: _Found, guess: Guess) -> Guess | None:
+    """The guess as a merge in the dtype of its first input, and a cast of that. None where that is the mix's dtype."""
+    own = _commonest(given.work, guess.order[0] + 1)
+    if given.dtype is None or own is None or own is given.dtype:
+        return None
+    first = _command(given._replace(dtype=None), guess).removesuffix("OUT.safetensors")
+    words = ["sdsurgery", "cast", "MERGED.safetensors", *_dtype_words(given.dtype), "-o", "OUT.safetensors"]
+    return replace(guess, via=own, command=f"{first}MERGED.safetensors && {shlex.join(words)}")
+
+
 def _text(value: float) -> str:
     return f"{value:.9g}"
 
@@ -291,7 +303,8 @@ def rounded(ratios: Sequence[float], errors: Sequence[float], tolerance: float) 
     """Each ratio as the shortest decimal within five standard errors and ``tolerance``; the one that is known worst
     takes what is left of 1."""
     pairs = zip(ratios, errors, strict=True)
-    found = [short(float(ratio), max(5 * float(error), tolerance)) for ratio, error in pairs]
+    wide = 5 if tolerance else 1
+    found = [short(float(ratio), max(wide * float(error), tolerance)) for ratio, error in pairs]
     if len(found) > 1 and not isclose(sum(found), 1, abs_tol=1e-12):
         worst = max(range(len(found)), key=lambda at: errors[at])
         found[worst] = round(1 - sum(found[:worst]) - sum(found[worst + 1 :]), 9)

@@ -91,7 +91,13 @@ def _make(work: Work, guess: Guess, path: str) -> None:
     if guess.method == "cast":
         cast(inputs[0], settings, out=path)
         return
-    merge(guess.method, inputs, settings, out=path, parameters=guess.parameters, blocks=guess.blocks or None)
+    first, step = (
+        (path, settings) if guess.via is None else (f"{path}.first.safetensors", replace(settings, dtype="keep"))
+    )
+    merge(guess.method, inputs, step, out=first, parameters=guess.parameters, blocks=guess.blocks or None)
+    if guess.via is not None:
+        cast(first, settings, out=path)
+        os.remove(first)
 
 
 def _equal_share(tried: Sequence[Tensor], guess: Guess, most: int) -> float:
@@ -106,6 +112,9 @@ def _equal_share(tried: Sequence[Tensor], guess: Guess, most: int) -> float:
         inputs = [tensor.inputs[i][:most] for i in guess.order]
         with np.errstate(all="ignore"):
             result = method.body(*inputs, **method.bind(len(inputs), guess.of_block(tensor.block)))
+        if guess.via is not None:
+            stored, _ = store(result, np.isfinite(result), guess.via, "default")
+            result = widen(stored, guess.via, False)
         stored, _ = store(result, np.isfinite(result), tensor.dtype, "default")
         total += len(inputs[0])
         found += int((widen(stored, tensor.dtype, False) == tensor.mix[:most]).sum())

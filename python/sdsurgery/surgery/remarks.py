@@ -23,7 +23,9 @@ def of_candidates(work: Work, usable: Sequence[int]) -> tuple[list[str], bool]:
         energy = sum(each.products[i, i] for each in there)
         rounding = sum(noise(each.square, each.elements, each.dtypes[i + 1 : i + 2]) for each in there)
         if energy == 0.0:
-            notes.append(f"{work.short[i]} has the weights of the mix, bit for bit in value")
+            more = len(work.opened[i + 1].tensors) - len(work.opened[0].tensors)
+            pruned = f"; it has {more:,} tensors more, so the mix was pruned" if more > 0 else ""
+            notes.append(f"{work.short[i]} has the weights of the mix, bit for bit in value{pruned}")
         elif energy <= MISSING * rounding and any(coarser(e.dtypes[i + 1], e.dtypes[0]) for e in there):
             notes.append(f"{work.short[i]} is this model in {there[0].dtypes[i + 1].name}")  # type: ignore[union-attr]
     if len(usable) < 3:
@@ -60,7 +62,7 @@ def of_components(work: Work, parents: Sequence[int]) -> list[str]:
         ]  # fmt: skip
         if same and len(same) < work.count and len(parents) > 1:
             notes.append(f"{component} is that of {' and of '.join(same)}, unchanged")
-        elif same:
+        elif len(same) == work.count:
             notes.append(f"{component} is the same in all files")
     return notes
 
