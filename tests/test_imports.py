@@ -16,7 +16,7 @@ ROWS = {
     "recipe": "recipe",
     "surgery": "surgery report.formula report.heatmap report.html report.distances testing",
     "inputs": "checkpoint encodings formats layouts interop adapters",
-    "outline": "outline metadata ancestors",
+    "outline": "outline placing metadata ancestors",
     "engine": "engine file_hashes hashing",
     "backends": "backends gpu",
     "plan": "operands plan program functions definitions methods",

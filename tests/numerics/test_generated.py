@@ -340,9 +340,9 @@ def test_a_tensor_that_needs_too_much_memory_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safetensors.numpy import save_file
-    from sdsurgery import outline
+    from sdsurgery import placing
 
-    monkeypatch.setattr(outline, "WHOLE_MEMORY", 1 << 16)
+    monkeypatch.setattr(placing, "WHOLE_MEMORY", 1 << 16)
     paths = [tmp_path / f"{letter}.safetensors" for letter in "ab"]
     for path in paths:
         save_file({"small": np.ones(7, np.float32), "large": np.ones((100, 70), np.float32)}, path)

@@ -12,7 +12,8 @@ from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F32, DType
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Detection, Layout, conflict, detect
-from ..outline import COMPARED, Outline, Piece, Segment, operand, runs
+from ..outline import COMPARED, Outline, Piece, Segment, operand
+from ..placing import runs
 from ..program import ALL, INPUT, TEMP, Formula, Program, Stage
 from ..settings import Settings
 from .matching import in_names_of, without_unit_tail
