@@ -207,6 +207,12 @@ class TestFactors:
         found = golden.tensors(adapters / "golden" / "extract.safetensors")
         return {name: value for name, (_, value) in found.items()}
 
+    def test_random_projections_lose_next_to_nothing_of_noise(self) -> None:
+        matrix = np.random.default_rng(0).normal(size=(1024, 1100)).astype(np.float32)
+        exact, sampled = (factored(matrix, Rank(32), sampled=each) for each in (False, True))
+        assert exact is not None and sampled is not None
+        assert exact.kept * 0.999 < sampled.kept <= exact.kept * (1 + 1e-6)
+
     @pytest.mark.parametrize("sampled", [False, True])
     def test_products_are_the_best_possible(self, adapters: Path, sampled: bool) -> None:
         held = self.held(adapters)

@@ -19,9 +19,9 @@ from ..errors import UsageError
 Array = Any
 
 _OVERSAMPLED = 16  # on top of twice the rank
-_ITERATIONS = 4
-_WORTH_SAMPLING = 256
-"""Of a matrix whose smaller side is below this, all of it costs next to nothing."""
+_ITERATIONS = 12  # enough where all singular values are alike, as those of noise are
+_WORTH_SQUARING, _WORTH_SAMPLING = 256, 1024  # rows or columns, the fewer of them
+"""Below these all of a matrix costs no more than a part: by its SVD, then by the eigenvectors of its Gram matrix."""
 
 
 class Rank(NamedTuple):
@@ -97,7 +97,7 @@ def _exact(matrix: Array) -> tuple[Array, Array, Array]:
     of an oblong matrix, and as accurate as its float32 elements for all but the smallest values."""
     wide = matrix.astype(np.float64)
     rows, columns = wide.shape
-    if min(rows, columns) < _WORTH_SAMPLING:
+    if min(rows, columns) < _WORTH_SQUARING:
         u, sigma, vt = np.linalg.svd(wide, full_matrices=False)
         return u, sigma, vt
     flat = wide if rows <= columns else wide.T
