@@ -114,10 +114,12 @@ def median(x: np.ndarray) -> np.ndarray:
 def _filtered(x: np.ndarray, *filters: Callable[[np.ndarray, list[int]], np.ndarray]) -> np.ndarray:
     """Filters of an array whose axes are in the order of their lengths, so that the last is long and contiguous; they
     take the array and where each of x's axes lies in it."""
+    if not x.ndim or not x.size:
+        return x + 0
     order = sorted(range(x.ndim), key=lambda axis: x.shape[axis])
     places = [order.index(axis) for axis in range(x.ndim)]
     found = np.ascontiguousarray(x.transpose(order))
-    for each in filters if x.size else ():
+    for each in filters:
         found = each(found, places)
     return found.transpose(places) + 0
 
