@@ -302,7 +302,6 @@ def _on_terminal(extra: dict[str, str]) -> bytes:
 
 
 def test_wrong_usage_is_one_line_and_code_2(tmp_path: Path) -> None:
-    refused(sds(), 2)
     refused(sds("merge"), 2, "--method")
     refused(sds("cast"), 2)
     refused(sds("info", "--nonsense"), 2, "--nonsense")
