@@ -28,7 +28,7 @@ from .across import Found, known, require_plain
 from .common import Input, close_all, merged_metadata, open_all, planned, run_all, title_of
 from .matching import Names, fronts, in_names_of, read_under, require_usable, without_unit_tail
 from .outputs import require_free
-from .preflight import completenesses, letter, refuse_conflicts, refuse_strangers, remarks, who
+from .preflight import completenesses, letter, letters, refuse_conflicts, refuse_strangers, remarks, who
 from .ratios import BlockWeights, Ratios, RuleSet
 from .report import Report
 from .sanity import doubts
@@ -61,7 +61,7 @@ def merge(
     """``sdsurgery.merge`` and ``sdsurgery.sweep`` of files: one report, or one for each of several numbers.
     ``parameters`` are the method's, those of a sweep as lists."""
     chosen = get(method)
-    averaged = tuple(_letters(use_ema, len(inputs)))
+    averaged = tuple(letters(use_ema, len(inputs)))
     wanted, outs = [], []
     for variant in variants(chosen, parameters, out):
         params = bound(chosen, inputs, variant.parameters)
@@ -94,7 +94,7 @@ def merge_tree(
     are other numbers than the tree's, or lists of them for a sweep. Raises as ``merge`` does; ``use_ema`` names the
     tree's files by letters, in the order of their first use."""
     count = len(tree.leaves)
-    averaged = {k for k, leaf in enumerate(tree.leaves) if leaf.use_ema}.union(_letters(use_ema, count))
+    averaged = {k for k, leaf in enumerate(tree.leaves) if leaf.use_ema}.union(letters(use_ema, count))
     inputs = tuple(leaf.input for leaf in tree.leaves)
     loras = {k: leaf.loras for k, leaf in enumerate(tree.leaves) if leaf.loras}
     loras |= {RESULT: tree.loras} if tree.loras else {}
@@ -266,21 +266,6 @@ def _is_bare(checkpoints: Sequence[Checkpoint]) -> bool:
     """Whether A is a U-Net in a file of its own, in names without a prefix, and another input a whole checkpoint."""
     first, *others = (any(name.startswith(UNET) for name in checkpoint.tensors) for checkpoint in checkpoints)
     return not first and any(others) and any(in_unet(name) for name in checkpoints[0].tensors)
-
-
-def _letters(given: str | Sequence[str], count: int) -> list[int]:
-    """Indexes of the inputs named ``A,B``. UsageError for a name that no input has."""
-    words = given.split(",") if isinstance(given, str) else given
-    known = [letter(source) for source in range(min(count, 26))]
-    found = set()
-    for word in filter(None, (item.strip().upper() for item in words)):
-        if word not in known:
-            raise UsageError(
-                f"there is no input '{printable(word)}' for use_ema=; the inputs are {', '.join(known)}",
-                code="unknown_name",
-            )
-        found.add(known.index(word))
-    return sorted(found)
 
 
 class _Decisions:

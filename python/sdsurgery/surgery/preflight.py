@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from ..checkpoint import Checkpoint
-from ..errors import InputRefused, printable
+from ..errors import InputRefused, UsageError, printable
 from ..layouts import UNKNOWN, Detection, Layout, conflict, known_encoders, names, release, text_encoders
 from ..layouts.base import EPSILON, V_PREDICTION, PredictionSign
 from ..layouts.completeness import completeness
@@ -30,6 +30,21 @@ _MARKS = (*_MARKED, "ztsnr")
 def letter(source: int) -> str:
     """``A``, ``B``, … as the methods name their inputs; ``input 27`` after Z."""
     return chr(ord("A") + source) if source < 26 else f"input {source + 1}"
+
+
+def letters(given: str | Sequence[str], count: int) -> list[int]:
+    """Indexes of the inputs named ``A,B``. UsageError for a name that no input has."""
+    words = given.split(",") if isinstance(given, str) else given
+    known = [letter(source) for source in range(min(count, 26))]
+    found = set()
+    for word in filter(None, (item.strip().upper() for item in words)):
+        if word not in known:
+            raise UsageError(
+                f"there is no input '{printable(word)}' for use_ema=; the inputs are {', '.join(known)}",
+                code="unknown_name",
+            )
+        found.add(known.index(word))
+    return sorted(found)
 
 
 def who(source: int, checkpoints: Sequence[Checkpoint]) -> str:
