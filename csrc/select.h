@@ -104,8 +104,8 @@ class Selection {
         threshold_ = threshold;
         last_ = last;
         done_ = true;
-        histogram = {};
-        candidates = {};
+        std::vector<uint32_t>().swap(histogram);  // an assignment of {} would keep the memory
+        std::vector<uint64_t>().swap(candidates);
     }
     double value_of(uint64_t key) const {
         if (bits_ == 32) {

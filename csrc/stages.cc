@@ -111,6 +111,17 @@ void Accumulator::add_block(double sum, uint64_t elements) {
     end_block(position);
 }
 
+void Accumulator::add_chunk(double found, uint64_t elements) {
+    if (is_extreme()) {
+        const bool beyond = kind == Reduce::minimum ? found < total[0] : found > total[0];
+        if (beyond || found != found) total[0] = found;
+    } else {
+        total[0] += found;
+    }
+    position += elements;
+    end_block(position);
+}
+
 void Accumulator::fold() {
     for (size_t c = 0; c < columns; ++c) chunk[c] += sum_of_lanes(lanes.data() + c, columns);
     std::fill(lanes.begin(), lanes.end(), 0);
@@ -211,6 +222,31 @@ void Stages::add(const Operand* operands, uint64_t count, Scratch& scratch) {
     target_.accumulate(*steps_.program, *steps_.numbers, all, count, steps_.reductions.data(), accumulators_.data(),
                        accumulators_.size(), pass_, scratch);
     done_ += count;
+}
+
+bool Stages::in_chunks() const {
+    return std::all_of(accumulators_.begin(), accumulators_.end(), [this](const Accumulator& each) {
+        return !each.wants(pass_) || (!each.selection && !each.is_kept() && each.along == Along::all);
+    });
+}
+
+std::vector<double> Stages::of_chunk(uint64_t first, const Operand* operands, uint64_t count, Scratch& scratch) const {
+    std::vector<Operand> all(operands, operands + program_.inputs);
+    all.resize(all.size() + steps_.generated.size());
+    add_generated(steps_, first, all.data());
+    std::vector<Accumulator> parts;
+    for (const Reduce& reduce : steps_.reductions) parts.emplace_back(reduce, Extents::of({count}), 0, 0);
+    target_.accumulate(*steps_.program, *steps_.numbers, all.data(), count, steps_.reductions.data(), parts.data(),
+                       parts.size(), pass_, scratch);
+    std::vector<double> found;
+    for (const Accumulator& part : parts) found.push_back(part.wants(pass_) ? part.values[0] : 0);
+    return found;
+}
+
+void Stages::add_chunk(const std::vector<double>& found, uint64_t count) {
+    for (size_t i = 0; i < accumulators_.size(); ++i) {
+        if (accumulators_[i].wants(pass_)) accumulators_[i].add_chunk(found[i], count);
+    }
 }
 
 bool Stages::end() {

@@ -81,7 +81,8 @@ class Accumulator {
     const uint64_t whole_row;                  // along inputs: elements of one of the tensor
     std::vector<double> row;                   // and the terms of one, so far
     void advance(uint64_t elements);  // after what lies within a block (a row of the columns) has been added to `lanes`
-    void add_block(double sum, uint64_t elements);  // a whole block of a line, or the last one
+    void add_block(double sum, uint64_t elements);    // a whole block of a line, or the last one
+    void add_chunk(double found, uint64_t elements);  // a whole chunk of the tensor, or the last one
 
  private:
     void begin_line();
@@ -112,6 +113,12 @@ class Stages {
     bool reads() const;
     void add(const Operand* operands, uint64_t count, Scratch& scratch);
     bool end();
+
+    // Whether all that is read now are sums and extremes over the whole tensor. Then what its chunks (reduce.h) add may
+    // be found in any order, on any threads, and is added in theirs.
+    bool in_chunks() const;
+    std::vector<double> of_chunk(uint64_t first, const Operand* operands, uint64_t count, Scratch& scratch) const;
+    void add_chunk(const std::vector<double>& found, uint64_t count);
 
     // The same for operands that `read` finds: called with the first element and the number of elements.
     template <class Read>

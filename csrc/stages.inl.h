@@ -2,28 +2,29 @@
 // target, inside that target's namespace and region, after elementwise.inl.h and reduce.inl.h.
 
 // Where a line's next terms are, and the eight lanes that they are added to. A sum is a product with ones.
-template <class T>
 struct Terms {
-    const T *x, *y;
+    const double *x, *y;
     double* lanes;
 };
 
-inline Doubles plus_product(Doubles sum, const double* x, const double* y) { return sum + widened(x) * widened(y); }
-// The product of two float32 is exact in float64, so it may be fused with the sum: one rounding either way.
-inline Doubles plus_product(Doubles sum, const float* x, const float* y) { return fused(sum, widened(x), widened(y)); }
-
 // Of several reductions side by side, so that none waits for the sum before: `n` terms of each, a multiple of eight.
-template <size_t count, class T>
-void add_side_by_side(const Terms<T>* terms, size_t n) {
+// `exact`: the products are, as those of two float32, so they may be fused with the sum: one rounding either way.
+// `shared`: all have the same x.
+template <size_t count, bool exact, bool shared>
+void add_side_by_side(const Terms* terms, size_t n) {
     constexpr size_t W = Doubles::width;
     Doubles sums[count][kRegisters];
     for (size_t k = 0; k < count; ++k) {
         for (size_t r = 0; r < kRegisters; ++r) sums[k][r] = widened(terms[k].lanes + r * W);
     }
     for (size_t i = 0; i < n; i += kReduceLanes) {
-        for (size_t k = 0; k < count; ++k) {
-            for (size_t r = 0; r < kRegisters; ++r)
-                sums[k][r] = plus_product(sums[k][r], terms[k].x + i + r * W, terms[k].y + i + r * W);
+        for (size_t r = 0; r < kRegisters; ++r) {
+            const Doubles first = widened(terms[0].x + i + r * W);
+            for (size_t k = 0; k < count; ++k) {
+                const Doubles x = shared ? first : widened(terms[k].x + i + r * W);
+                const Doubles y = widened(terms[k].y + i + r * W);
+                sums[k][r] = exact ? fused(sums[k][r], x, y) : sums[k][r] + x * y;
+            }
         }
     }
     for (size_t k = 0; k < count; ++k) {
@@ -31,51 +32,62 @@ void add_side_by_side(const Terms<T>* terms, size_t n) {
     }
 }
 
-template <size_t most, class T>
-void add_octets(const Terms<T>* terms, size_t count, size_t n) {
-    for (; count >= most; count -= most, terms += most) add_side_by_side<most>(terms, n);
+// `count` of them, at most `most`.
+template <size_t most, bool exact>
+void add_octets(const Terms* terms, size_t count, bool shared, size_t n) {
     if constexpr (most > 1) {
-        if (count > 0) add_octets<most - 1>(terms, count, n);
+        if (count < most) return add_octets<most - 1, exact>(terms, count, shared, n);
+    }
+    shared ? add_side_by_side<most, exact, true>(terms, n) : add_side_by_side<most, exact, false>(terms, n);
+}
+
+template <bool exact>
+void add_octets(const Terms* terms, size_t count, size_t n) {
+    constexpr size_t most = kRegisters < 8 ? 8 / kRegisters : 1;
+    for (size_t now; count > 0; count -= now, terms += now) {
+        size_t alike = 1;
+        while (alike < count && terms[alike].x == terms[0].x) ++alike;
+        const bool shared = alike > 2;
+        now = shared ? alike : count;
+        now = now < most ? now : most;
+        add_octets<most, exact>(terms, now, shared, n);
     }
 }
 
 // The next `n` terms of lines of which `at` terms have been in this block.
-template <class T>
-void add_terms(Terms<T>* terms, size_t count, size_t n, size_t at) {
-    constexpr size_t most = kRegisters < 8 ? 8 / kRegisters : 1;
+template <bool exact>
+void add_terms(Terms* terms, size_t count, size_t n, size_t at) {
     const auto one_by_one = [terms, count](size_t from, size_t to, size_t at) {
         for (size_t k = 0; k < count; ++k) {
-            for (size_t i = from; i < to; ++i)
-                terms[k].lanes[(at + i) % kReduceLanes] +=
-                    static_cast<double>(terms[k].x[i]) * static_cast<double>(terms[k].y[i]);
+            for (size_t i = from; i < to; ++i) terms[k].lanes[(at + i) % kReduceLanes] += terms[k].x[i] * terms[k].y[i];
         }
     };
+    const size_t left = (kReduceLanes - at % kReduceLanes) % kReduceLanes, head = left < n ? left : n;
+    const size_t body = (n - head) / kReduceLanes * kReduceLanes;
     const auto go_on = [terms, count](size_t by) {
         for (size_t k = 0; k < count; ++k) {
             terms[k].x += by;
             terms[k].y += by;
         }
     };
-    const size_t left = (kReduceLanes - at % kReduceLanes) % kReduceLanes, head = left < n ? left : n;
-    const size_t body = (n - head) / kReduceLanes * kReduceLanes;
     one_by_one(0, head, at);
     go_on(head);
-    if (body > 0) add_octets<most>(terms, count, body);
+    if (body > 0) add_octets<exact>(terms, count, body);
     go_on(body);
     one_by_one(0, n - head - body, at + head + body);
     go_on(n - head - body);
 }
 
 // Reductions along the same lines, whose terms are a strip.
-template <class T>
-void accumulate_lines(Accumulator* const* into, Terms<T>* terms, size_t count, size_t n) {
+template <bool exact>
+void accumulate_lines(Accumulator* const* into, Terms* terms, size_t count, size_t n) {
     while (n > 0) {
         const Accumulator& any = *into[0];
         const size_t at = any.position % kReduceBlock;
         size_t now = static_cast<size_t>(any.line - any.position);
         now = now < kReduceBlock - at ? now : kReduceBlock - at;
         now = now < n ? now : n;
-        add_terms(terms, count, now, at);
+        add_terms<exact>(terms, count, now, at);
         for (size_t k = 0; k < count; ++k) into[k]->advance(now);
         n -= now;
     }
@@ -161,25 +173,63 @@ void accumulate_inputs(Accumulator& into, const T* x, const T* y, size_t n) {
     }
 }
 
-// A strip of every sum and product that is made along the same lines.
+// The sums and products of a stage that are made along lines, strip by strip. Each expression is widened once.
 template <class T>
-void accumulate_along(Along along, const Strips<T>& work, const T* ones, size_t n, const Reduce* reductions,
-                      Accumulator* into, size_t reduction_count) {
-    constexpr size_t most = 32;
-    Terms<T> terms[most];
-    Accumulator* group[most];
-    size_t count = 0;
-    for (size_t k = 0; k < reduction_count; ++k) {
-        if (!into[k].adds_lines() || into[k].along != along) continue;
-        terms[count] = {work.at(reductions[k].a), reductions[k].kind == Reduce::dot ? work.at(reductions[k].b) : ones,
-                        into[k].lanes.data()};
-        group[count++] = &into[k];
-        if (count < most) continue;
-        accumulate_lines(group, terms, count, n);
-        count = 0;
+class LineSums {
+ public:
+    LineSums(const Strips<T>& work, const Reduce* reductions, Accumulator* into, size_t reduction_count, size_t pass) {
+        for (size_t k = 0; k < reduction_count && pass == 0; ++k) {
+            if (!into[k].adds_lines()) continue;
+            const size_t x = place(work.at(reductions[k].a));
+            const size_t y = reductions[k].kind == Reduce::dot ? place(work.at(reductions[k].b)) : 0;
+            lines_[static_cast<size_t>(into[k].along)].push_back({&into[k], x, y});
+        }
+        if (strips_.empty()) return;
+        wide_.resize((1 + strips_.size()) * kStrip);
+        for (size_t i = 0; i < kStrip; ++i) wide_[i] = 1;
     }
-    if (count > 0) accumulate_lines(group, terms, count, n);
-}
+
+    void add(size_t n) {
+        for (size_t s = 0; s < strips_.size(); ++s) {
+            double* const to = wide_.data() + (1 + s) * kStrip;
+            const T* const from = strips_[s];
+            for (size_t i = 0; i < n; ++i) to[i] = static_cast<double>(from[i]);
+        }
+        for (const auto& lines : lines_) add_along(lines, n);
+    }
+
+ private:
+    struct Line {
+        Accumulator* into;
+        size_t x, y;  // their places in `wide_`
+    };
+
+    size_t place(const T* strip) {
+        size_t s = 0;
+        while (s < strips_.size() && strips_[s] != strip) ++s;
+        if (s == strips_.size()) strips_.push_back(strip);
+        return (1 + s) * kStrip;
+    }
+
+    void add_along(const std::vector<Line>& lines, size_t n) {
+        constexpr size_t most = 64;
+        Terms terms[most];
+        Accumulator* group[most];
+        for (size_t first = 0; first < lines.size(); first += most) {
+            const size_t count = lines.size() - first < most ? lines.size() - first : most;
+            for (size_t k = 0; k < count; ++k) {
+                const Line& line = lines[first + k];
+                terms[k] = {wide_.data() + line.x, wide_.data() + line.y, line.into->lanes.data()};
+                group[k] = line.into;
+            }
+            accumulate_lines<sizeof(T) == sizeof(float)>(group, terms, count, n);
+        }
+    }
+
+    std::vector<const T*> strips_;
+    std::vector<double> wide_;  // ones, then the strips
+    std::vector<Line> lines_[static_cast<size_t>(Along::kCount)];
+};
 
 // Marks the inputs that neither the steps nor what this pass wants read.
 template <class T>
@@ -208,19 +258,11 @@ void accumulate_strips(const Program& program, const T* constants, const Operand
                        Scratch& scratch) {
     Strips<T> work(program, constants, scratch);
     leave_out_unused(work, program, reductions, into, reduction_count, pass);
-    T ones[kStrip];
-    for (T& one : ones) one = 1;
-    bool used[static_cast<size_t>(Along::kCount)] = {};
-    for (size_t k = 0; k < reduction_count && pass == 0; ++k) {
-        if (into[k].adds_lines()) used[static_cast<size_t>(into[k].along)] = true;
-    }
+    LineSums<T> sums(work, reductions, into, reduction_count, pass);
     for (size_t first = 0; first < count; first += kStrip) {
         const size_t n = count - first < kStrip ? count - first : kStrip;
         work.run(operands, first, n);
-        for (size_t along = 0; along < static_cast<size_t>(Along::kCount); ++along) {
-            if (used[along])
-                accumulate_along(static_cast<Along>(along), work, ones, n, reductions, into, reduction_count);
-        }
+        sums.add(n);
         for (size_t k = 0; k < reduction_count; ++k) {
             if (!into[k].wants(pass) || into[k].adds_lines()) continue;
             if (into[k].is_kept()) {

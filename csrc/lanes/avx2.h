@@ -128,7 +128,6 @@ inline Doubles operator+(Doubles a, Doubles b) { return {_mm256_add_pd(a.v, b.v)
 inline Doubles operator-(Doubles a, Doubles b) { return {_mm256_sub_pd(a.v, b.v)}; }
 inline Doubles operator*(Doubles a, Doubles b) { return {_mm256_mul_pd(a.v, b.v)}; }
 inline Doubles widened(const double* p) { return {_mm256_loadu_pd(p)}; }
-inline Doubles widened(const float* p) { return {_mm256_cvtps_pd(_mm_loadu_ps(p))}; }
 inline Doubles fused(Doubles sum, Doubles a, Doubles b) { return {_mm256_fmadd_pd(a.v, b.v, sum.v)}; }
 inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite values
     return {_mm256_max_pd(top.v, _mm256_andnot_pd(_mm256_set1_pd(-0.0), x.v))};

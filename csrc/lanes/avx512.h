@@ -122,7 +122,6 @@ inline Doubles operator+(Doubles a, Doubles b) { return {_mm512_add_pd(a.v, b.v)
 inline Doubles operator-(Doubles a, Doubles b) { return {_mm512_sub_pd(a.v, b.v)}; }
 inline Doubles operator*(Doubles a, Doubles b) { return {_mm512_mul_pd(a.v, b.v)}; }
 inline Doubles widened(const double* p) { return {_mm512_loadu_pd(p)}; }
-inline Doubles widened(const float* p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p))}; }
 inline Doubles fused(Doubles sum, Doubles a, Doubles b) { return {_mm512_fmadd_pd(a.v, b.v, sum.v)}; }
 inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite values
     return {_mm512_max_pd(top.v, _mm512_abs_pd(x.v))};

@@ -116,7 +116,6 @@ inline Doubles operator+(Doubles a, Doubles b) { return {vaddq_f64(a.v, b.v)}; }
 inline Doubles operator-(Doubles a, Doubles b) { return {vsubq_f64(a.v, b.v)}; }
 inline Doubles operator*(Doubles a, Doubles b) { return {vmulq_f64(a.v, b.v)}; }
 inline Doubles widened(const double* p) { return {vld1q_f64(p)}; }
-inline Doubles widened(const float* p) { return {vcvt_f64_f32(vld1_f32(p))}; }
 inline Doubles fused(Doubles sum, Doubles a, Doubles b) { return {vfmaq_f64(sum.v, a.v, b.v)}; }
 inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite values
     return {vmaxq_f64(top.v, vabsq_f64(x.v))};

@@ -47,7 +47,6 @@ inline Doubles operator+(Doubles a, Doubles b) { return {a.v + b.v}; }
 inline Doubles operator-(Doubles a, Doubles b) { return {a.v - b.v}; }
 inline Doubles operator*(Doubles a, Doubles b) { return {a.v * b.v}; }
 inline Doubles widened(const double* p) { return {*p}; }
-inline Doubles widened(const float* p) { return {*p}; }
 inline Doubles fused(Doubles sum, Doubles a, Doubles b) { return sum + a * b; }  // as good, where the product is exact
 inline Doubles larger(Doubles top, Doubles x) {                                  // max(top, |x|) of finite values
     const double magnitude = x.v < 0 ? -x.v : x.v;

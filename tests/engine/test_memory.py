@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cli_support import environment
+from sdsurgery import save
 from sdsurgery.testing import write_checkpoint
 
 MB = 1_000_000
@@ -112,3 +114,15 @@ def test_peak_memory_of_full_size_files(tmp_path: Path, pairs: tuple[Path, Path]
     assert abs(huge - small) < 16 * MB, (small, huge)
     assert huge < 64 * MB
     assert mapped < 96 * MB
+
+
+def test_200_selections_take_no_more_memory_than_a_few(tmp_path: Path) -> None:
+    """A histogram of 256 KB for each of them, and for each thread, would be 100 MB."""
+    paths = []
+    for number in range(200):
+        values = np.random.default_rng(number).normal(size=(64, 64)).astype(np.float32)
+        paths.append(str(tmp_path / f"{number}.safetensors"))
+        save({f"weight.{k}": values * (k + 1) for k in range(4)}, paths[-1])
+    command = [sys.executable, "-m", "sdsurgery", "merge", "--method", "ties", *paths, "--density", "0.5", "-q"]
+    anonymous, _ = _peak([*command, "--threads", "2", "--no-hash", "--no-sync", "-o", str(tmp_path / "o.safetensors")])
+    assert anonymous < 64 * MB

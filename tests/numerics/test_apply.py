@@ -215,6 +215,16 @@ def test_threads_change_nothing() -> None:
         assert np.array_equal(codes_of(sdsurgery.apply("add-diff", *tensors, threads=threads), BF16), wanted)
 
 
+@pytest.mark.parametrize("method", ["slerp", "model-stock", "add-cosine-b", "ties", "add-noise"])
+def test_threads_change_nothing_where_a_body_asks_for_whole_tensors(method: str) -> None:
+    rng = np.random.default_rng(1)
+    count = {"add-noise": 1, "model-stock": 3, "ties": 3}.get(method, 2)
+    arrays = [rng.normal(size=(3, 100, 1103)).astype(np.float16) for _ in range(count)]  # more than a chunk
+    one = sdsurgery.apply(method, *arrays, threads=1)
+    for threads in (2, 5):
+        assert np.array_equal(sdsurgery.apply(method, *arrays, threads=threads).view(np.uint16), one.view(np.uint16))
+
+
 # ---- the processor's mode
 
 

@@ -364,3 +364,25 @@ def test_sums_of_many_inputs_are_added_from_left_to_right(count: int) -> None:
     formula = trace(chosen, count, chosen.bind(count, {"weights": weights}))
     for target in TARGETS:
         assert same(native(formula, arrays, target), total), target
+
+
+def test_sums_take_any_mixture_of_dtypes_and_constants_that_are_shared() -> None:
+    rng = np.random.default_rng(3)
+    kinds = [np.float16, np.float32, np.float16, np.float32, np.float16]
+    arrays = [rng.normal(size=1003).astype(kind) for kind in kinds]
+    arrays[3][7] = np.inf
+    for weights in ([0.25, 0.5, 0.25, 0.5, 0.125], [0.2] * 5):
+        total = np.float32(weights[0]) * arrays[0].astype(np.float32)
+        for weight, array in zip(weights[1:], arrays[1:], strict=True):
+            total = total + np.float32(weight) * array.astype(np.float32)
+        found = sds.apply("n-sum", *arrays, weights=weights, dtype="fp32")
+        assert np.array_equal(found.view(np.uint32), total.view(np.uint32))
+
+
+def test_200_selections_are_those_of_the_body() -> None:
+    rng = np.random.default_rng(4)
+    arrays = [rng.normal(size=70).astype(np.float32) for _ in range(200)]
+    chosen = sds.methods()["ties"]
+    given = chosen.bind(200, {"density": [0.5] * 199})
+    body = np.asarray(chosen.body(*arrays, **given))
+    assert same(native(trace(chosen, 200, given), arrays, TARGETS[0]), body)
