@@ -27,12 +27,14 @@ from .suggest import did_you_mean
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _NO_ROOM = "failed to map segment"  # how the system's loader says that there is no memory for a library
+_LITTLE_MEMORY = 1 << 30
 EPILOG = "exit codes: 0 done, 1 failed while running, 2 wrong usage, 3 input refused, 4 differs, 130 interrupted"
 
 
 def run(argv: Sequence[str]) -> int:
     """Run one command and return its exit code; prints one line on stderr for any failure."""
     _keep_standard_streams()
+    _expect_little_memory()
     caught: list[int] = []
     try:
         _catch_signals(caught)
@@ -46,6 +48,18 @@ def run(argv: Sequence[str]) -> int:
         if os.environ.get("SDS_DEBUG") and not isinstance(error, Failure | KeyboardInterrupt):
             raise
         return _fail(_failure(error), json="--json" in takewhile("--".__ne__, argv))
+
+
+def _expect_little_memory() -> None:
+    """NumPy's OpenBLAS ends the process where it gets no memory for the buffers of its threads: with a limit on memory
+    it has one."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    if any(0 <= limit < _LITTLE_MEMORY for limit in limits):
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _failure(error: BaseException) -> Failure:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _native
-from .errors import UsageError, printable
+from .errors import RunFailed, UsageError, printable
 from .files import native_errors
 from .hashing import autov2, autov3, legacy_hash
 
@@ -146,7 +146,10 @@ def _read(
             source.read_into(at, piece)
             for each in working:
                 each.result()
-            working = [pool.submit(work, piece) for work in (before if at < start else behind)]
+            try:
+                working = [pool.submit(work, piece) for work in (before if at < start else behind)]
+            except RuntimeError:
+                raise RunFailed("the system cannot start a thread for hashing", code="io") from None
             at, turn = end, 1 - turn
             if progress is not None:
                 progress(at, size)

@@ -331,3 +331,9 @@ def test_exit_codes_and_sarif(tmp_path, canary):
     }
     assert {rule for rule, _, _ in found} <= rules
     assert found == {("dangerous-name", "evil.pt", "error"), ("cannot-be-judged", "unknown.pt", "warning")}
+
+
+def test_an_archive_behind_other_bytes_is_looked_into():
+    evil = zipped({"a/data.pkl": b"cos\nsystem\n(S'true'\ntR."})
+    assert scan_source("x", Memory(b"#!/bin/sh\nexit 0\n" + evil)).dangerous == ["os.system"]
+    assert not scan_source("x", Memory(b"#!/bin/sh\nexit 0\n" + zipped({"a/b": b"text"}))).suspicious

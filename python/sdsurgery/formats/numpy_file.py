@@ -11,7 +11,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from ..errors import InputRefused
-from .pickle_follow import Bytes
+from .pickle_stream import Bytes
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 1 << 20

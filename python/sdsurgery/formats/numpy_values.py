@@ -11,7 +11,7 @@ from math import prod
 from struct import unpack
 from typing import NamedTuple
 
-from .pickle_machine import BOOL, BYTES, FLOAT, INT, OPAQUE, TEXT, TUPLE, Graph
+from .pickle_graph import BOOL, BYTES, FLOAT, INT, OPAQUE, TEXT, TUPLE, Graph
 
 ARRAY, DTYPE = "numpy.ndarray", "numpy.dtype"  # names of the opaque values
 MAX_RANK = 64

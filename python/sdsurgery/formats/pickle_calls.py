@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from .pickle_names import dangerous
 
 if TYPE_CHECKING:
-    from .pickle_follow import Name, Pickle
+    from .pickle_followed import Name
+    from .pickle_judgement import Judgement
 
 Args = tuple[Any, ...]
-Rule = Callable[["Pickle", Args], str]
+Rule = Callable[["Judgement", Args], str]
 """Looks at the arguments of a call and gives an objection, '' when there is none."""
 
 _TEXT = """
@@ -163,7 +164,7 @@ HARMLESS = _table()
 # --- rules for arguments ---------------------------------------------------------------------------------------------
 
 
-def _latin1(pickle: Pickle, args: Args) -> str:
+def _latin1(pickle: Judgement, args: Args) -> str:
     """_codecs.encode: any other codec is a module that is imported by its name."""
     word = str(args[1]).lower().replace("_", "-") if len(args) == 2 else ""
     known = word in ("latin1", "latin-1", "ascii", "utf-8", "utf8", "iso-8859-1", "raw-unicode-escape")
@@ -173,7 +174,7 @@ def _latin1(pickle: Pickle, args: Args) -> str:
 def _makes(*places: int) -> Rule:
     """Classes among the arguments are made objects of."""
 
-    def rule(pickle: Pickle, args: Args) -> str:
+    def rule(pickle: Judgement, args: Args) -> str:
         for place in places:
             if place < len(args) and args[place] is not None:
                 against = _class(args[place])
@@ -191,7 +192,7 @@ def _class(value: Any) -> str:
     return f"makes an object of {label or 'an unknown class'}"
 
 
-def _of_type(pickle: Pickle, args: Args) -> str:
+def _of_type(pickle: Judgement, args: Args) -> str:
     """torch._tensor._rebuild_from_type*: (function, class, its arguments, state)."""
     if len(args) < 3 or not getattr(args[0], "label", "").startswith("torch._utils._rebuild_"):
         return f"calls {getattr(args[0], 'label', '') or 'an unknown value' if args else 'nothing'}"
@@ -199,18 +200,18 @@ def _of_type(pickle: Pickle, args: Args) -> str:
     return _class(args[1]) or _attributes(pickle, args[3:])
 
 
-def _attributes(pickle: Pickle, args: Args) -> str:
+def _attributes(pickle: Judgement, args: Args) -> str:
     """Dicts among the arguments become attributes."""
     parts = [part for value in args for part in (value if isinstance(value, tuple) else (value,))]
     odd = next((part.odd for part in parts if getattr(part, "odd", "")), "")
     return f"sets {odd}" if odd else ""
 
 
-def _one_argument(pickle: Pickle, args: Args) -> str:
+def _one_argument(pickle: Judgement, args: Args) -> str:
     return "" if len(args) == 1 else "calls builtins.type to make a class"
 
 
-def _nested(pickle: Pickle, args: Args) -> str:
+def _nested(pickle: Judgement, args: Args) -> str:
     """torch.storage._load_from_bytes: a file of torch.save inside, which the scan follows."""
     if len(args) != 1 or not pickle.add_nested(args[0]):
         return "calls torch.storage._load_from_bytes with bytes that are not in the file as such"
@@ -225,7 +226,7 @@ _ATTRIBUTES = {
 }
 
 
-def _attribute(pickle: Pickle, args: Args) -> str:
+def _attribute(pickle: Judgement, args: Args) -> str:
     """builtins.getattr: harmless where it gives a function of torch, which nothing calls while the file is loaded."""
     owner, name = args if len(args) == 2 else (None, None)
     label = getattr(owner, "label", "")
@@ -237,7 +238,7 @@ def _attribute(pickle: Pickle, args: Args) -> str:
     return "calls builtins.getattr"
 
 
-def _factory(pickle: Pickle, args: Args) -> str:
+def _factory(pickle: Judgement, args: Args) -> str:
     """collections.defaultdict: its first argument makes the values of missing keys."""
     label = getattr(args[0], "label", "") if args and hasattr(args[0], "plain") else ""
     return f"makes values by {label}" if label and not harmless(label) else ""
@@ -246,14 +247,14 @@ def _factory(pickle: Pickle, args: Args) -> str:
 _BIT_GENERATOR = "numpy.random._pickle.__bit_generator_ctor"
 
 
-def _generator(pickle: Pickle, args: Args) -> str:
+def _generator(pickle: Judgement, args: Args) -> str:
     """NumPy's generators: (bit generator, its class or its name, and a function that makes it of these)."""
     if len(args) > 1 and getattr(args[1], "label", "") != _BIT_GENERATOR:
         return f"calls {getattr(args[1], 'label', '') or 'an unknown value'}"
     return _class(args[0]) if args and hasattr(args[0], "plain") else ""
 
 
-def _no_argument(pickle: Pickle, args: Args) -> str:
+def _no_argument(pickle: Judgement, args: Args) -> str:
     """Classes whose __init__ does more than to keep its arguments; they are stored without any."""
     return "makes an object with arguments" if args else ""
 
@@ -261,7 +262,7 @@ def _no_argument(pickle: Pickle, args: Args) -> str:
 def _hands_no_names(label: str) -> Rule:
     """What iterates over its argument must not get a named object, which would give its items by its own code."""
 
-    def rule(pickle: Pickle, args: Args) -> str:
+    def rule(pickle: Judgement, args: Args) -> str:
         named = next((value.label for value in args if hasattr(value, "plain")), "")
         return f"hands {named} to {label}" if named else ""
 
@@ -309,7 +310,7 @@ def harmless(label: str) -> bool:
     return label in HARMLESS or label.startswith("__torch__.")
 
 
-def objection(pickle: Pickle, function: Name, args: Args | None) -> str:
+def objection(pickle: Judgement, function: Name, args: Args | None) -> str:
     """What speaks against a call, in words; '' when it is known to be harmless. ``args`` is None when not known."""
     label = function.label
     rule = _RULES.get(label)

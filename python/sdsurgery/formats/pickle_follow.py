@@ -13,117 +13,43 @@ import re
 from collections.abc import Callable
 from functools import partial
 from struct import Struct
-from typing import Any, Protocol
+from typing import Any
 
-from .pickle_calls import objection, result
-from .pickle_machine import MAX_OPCODES, REFUSED
+from .pickle_followed import UNKNOWN, Blob, LongText, Made, Name, Pairs
+from .pickle_graph import MAX_OPCODES
+from .pickle_judgement import MAX_NAMES, Judgement
+from .pickle_machine import REFUSED
 from .pickle_names import dangerous, modern_name, original_name
+from .pickle_stream import MAX_ESCAPED, Bytes, Stopped, Stream
 
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # what the first pickle of torch's legacy stream holds
-WINDOW = 64 << 10  # bytes read at once
-MAX_LINE = 64 << 20  # bytes of a text that ends with its line
 MAX_KEPT = 1024  # bytes of a text that is kept, as names and keys need it
-MAX_ESCAPED = 1 << 20  # bytes of such a text that are read
 MAX_TEXT_TOTAL = 24 << 20
 MAX_CONTAINERS = 1_000_000
 FEW = 6  # opcodes of a pickle without a mark of its own that may be a coincidence
-MAX_NAMES = 1000  # different names that are listed
 _OCTAL = re.compile(rb"\s*[+-]?0[0-7]+\s*")
-_HOOKS = frozenset(("append", "extend", "add"))  # methods that the unpickler looks up on the object itself
-
-
-class Bytes(Protocol):
-    """What is scanned: a file, or a part of one."""
-
-    @property
-    def size(self) -> int: ...
-
-    def read(self, offset: int, count: int) -> bytes: ...
-
-
-class Name:
-    """A class or function that the pickle named; ``plain`` when the name has no dot."""
-
-    __slots__ = ("label", "plain")
-
-    def __init__(self, label: str, plain: bool) -> None:
-        self.label, self.plain = label, plain
-
-
-class Made:
-    """The result of a call of ``label``, or an unknown value (no label). ``blank``: made without arguments."""
-
-    __slots__ = ("blank", "label")
-
-    def __init__(self, label: str = "", blank: bool = False) -> None:
-        self.label, self.blank = label, blank
-
-
-class Blob:
-    """A byte string, by its place in the source."""
-
-    __slots__ = ("offset", "size")
-
-    def __init__(self, offset: int, size: int) -> None:
-        self.offset, self.size = offset, size
-
-
-class LongText(Made):
-    """A text too long for a name, by its place in the source; ``text`` itself where the source has it escaped."""
-
-    __slots__ = ("offset", "size", "text")
-
-    def __init__(self, offset: int, size: int, text: str | None = None) -> None:
-        super().__init__(blank=True)
-        self.offset, self.size, self.text = offset, size, text
-
-
-class Pairs:
-    """A dict: ``odd`` says why setting its items as attributes could make the unpickler call one of them."""
-
-    __slots__ = ("odd",)
-
-    def __init__(self) -> None:
-        self.odd = ""
-
-
-UNKNOWN = Made(blank=True)
 _DICTS = frozenset(("collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict"))
 _NO_DICTS = ("numpy.", "torch._utils._rebuild", "torch._tensor._rebuild")  # what these make is never a dict
 
 
-class _Stopped(Exception):
-    """The unpickler would stop here with an error."""
-
-
-class Pickle:
+class Pickle(Stream, Judgement):
     """One pickle, followed from ``start`` to its end.
 
-    ``names``: what it names, with the number of times. ``calls``: what loading calls, likewise. ``unjudged``: calls
-    that are not known to be harmless, in words. ``ended``: STOP was reached; ``stopped``: why it was not; ``end``: the
-    byte behind; ``opcodes``: how many there were. ``value``: what it makes. ``storages``: the persistent ids of torch,
-    key to storage class. ``nested``: files that it hands to torch.load, as bytes or as text that stands for bytes.
+    ``ended``: STOP was reached; ``stopped``: why it was not; ``end``: the byte behind; ``opcodes``: how many there
+    were. ``value``: what it makes.
     """
 
     def __init__(self, source: Bytes, start: int = 0, max_opcodes: int = MAX_OPCODES) -> None:
-        self.source = source
-        self.names: dict[str, int] = {}
-        self.excused: dict[str, int] = {}  # times that a dangerous name was used in a way known to be harmless
-        self.calls: dict[str, int] = {}
-        self.unjudged: dict[str, None] = {}
-        self.storages: dict[str, str] = {}
-        self.nested: list[Blob | LongText | str] = []
+        Stream.__init__(self, source, start)
+        Judgement.__init__(self)
         self.rare: set[int] = set()  # those of its opcodes that torch.save never writes
         self.opcodes = 0
         self.protocol = 0
-        self.ended = self.exhausted = False
-        self.odd: dict[str, None] = {}  # what no file of torch has, in words
+        self.ended = False
         self.stopped = ""
         self.value: Any = None
         self._allowed = max_opcodes
         self._text, self._containers = MAX_TEXT_TOTAL, MAX_CONTAINERS
-        self._base, self._at, self._data = start, 0, b""
-        self._frame_end = 0
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
@@ -137,15 +63,10 @@ class Pickle:
         whole = self.end == self.source.size or self.opcodes >= FEW or bool(self.names) or self.value == TORCH_MAGIC
         return bool(self.harms or self.unjudged) or (self.ended and whole)
 
-    @property
-    def harms(self) -> list[str]:
-        """The dangerous ones of ``names``."""
-        return [name for name, count in self.names.items() if dangerous(name) and count > self.excused.get(name, 0)]
-
     def _run(self) -> None:
         try:
             self._loop()
-        except _Stopped as error:
+        except Stopped as error:
             self.stopped = str(error)
         except IndexError:
             self.stopped = "takes from an empty stack"
@@ -175,77 +96,11 @@ class Pickle:
         self.stopped = "too long to follow to the end"
 
     def _no_opcode(self, opcode: int) -> None:
-        raise _Stopped(f"0x{opcode:02x} is not an opcode")
+        raise Stopped(f"0x{opcode:02x} is not an opcode")
 
     def _rare(self, action: Callable[[int], None], opcode: int) -> None:
         self.rare.add(opcode)
         action(opcode)
-
-    # --- reading -----------------------------------------------------------------------------------------------------
-
-    def _fill(self, count: int) -> None:
-        """A window that begins here and holds ``count`` bytes at least."""
-        pos = self._base + self._at
-        if pos + count > self.source.size:
-            self._base, self._at, self._data = self.source.size, 0, b""
-            raise _Stopped("cut off")
-        self._data = self.source.read(pos, min(max(count, WINDOW), self.source.size - pos))
-        self._base, self._at = pos, 0
-
-    def _check_frame(self, begin: int, end: int) -> None:
-        """CPython's readers lose what is left of a frame when an argument goes on behind it, each in its own way."""
-        if begin < self._frame_end < end:
-            self.odd["an argument crosses the end of its frame, which loaders read differently"] = None
-
-    def _take(self, count: int) -> bytes:
-        if self._frame_end:
-            pos = self._base + self._at
-            self._check_frame(pos, pos + count)
-        if self._at + count > len(self._data):
-            self._fill(count)
-        raw = self._data[self._at : self._at + count]
-        self._at += count
-        return raw
-
-    def _skip(self, count: int) -> int:
-        """Where the skipped bytes begin."""
-        pos = self._base + self._at
-        self._check_frame(pos, pos + count)
-        if pos + count > self.source.size:
-            self._fill(count)
-        self._at += count
-        if self._at > len(self._data):
-            self._base, self._at, self._data = pos + count, 0, b""
-        return pos
-
-    def _line(self) -> bytes:
-        """Up to the next newline; of a very long line only its beginning. At the end of the data CPython takes what is
-        left for a line, but for its last byte.
-        """
-        begin = self._base + self._at
-        kept, seen = bytearray(), 0
-        while seen <= MAX_LINE:
-            if self._at >= len(self._data):
-                if seen and self._base + self._at == self.source.size:
-                    self._check_frame(begin, self.source.size)
-                    return bytes(kept[:-1])
-                self._fill(1)
-            end = self._data.find(b"\n", self._at)
-            piece = self._data[self._at : end if end >= 0 else len(self._data)]
-            seen += len(piece)
-            kept += piece[: max(0, MAX_ESCAPED - len(kept))]
-            self._at += len(piece) + (end >= 0)
-            if end >= 0:
-                self._check_frame(begin, self._base + self._at)
-                return bytes(kept)
-        self.exhausted = True
-        raise _Stopped("too long to follow to the end")
-
-    def _length(self, code: Struct) -> int:
-        length = code.unpack(self._take(code.size))[0]
-        if length < 0:
-            raise _Stopped("a value of negative length")
-        return length
 
     def _keep(self, text: str) -> None:
         self._text -= len(text)
@@ -255,7 +110,7 @@ class Pickle:
         self._containers -= 1
         if self._containers < 0:
             self.exhausted = True
-            raise _Stopped("too long to follow to the end")
+            raise Stopped("too long to follow to the end")
 
     # --- constants ---------------------------------------------------------------------------------------------------
 
@@ -293,7 +148,7 @@ class Pickle:
     def _string_line(self, opcode: int) -> None:
         line = self._line()
         if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-            raise _Stopped("a string without quotes")
+            raise Stopped("a string without quotes")
         raw: bytes = codecs.escape_decode(line[1:-1])[0]  # type: ignore[attr-defined]
         self._keep(raw.decode("latin-1"))
 
@@ -328,7 +183,7 @@ class Pickle:
     def _proto(self, opcode: int) -> None:
         self.protocol = self._take(1)[0]
         if self.protocol > 5:
-            raise _Stopped(f"of the unknown protocol {self.protocol}")
+            raise Stopped(f"of the unknown protocol {self.protocol}")
 
     def _frame(self, opcode: int) -> None:
         begin = self._base + self._at - 1
@@ -345,7 +200,7 @@ class Pickle:
 
     def _pop_mark(self, opcode: int = 0) -> list[Any]:
         if not self._below:
-            raise _Stopped("takes back a mark that was never set")
+            raise Stopped("takes back a mark that was never set")
         items, self._stack = self._stack, self._below.pop()
         return items
 
@@ -377,7 +232,7 @@ class Pickle:
     def _put_far(self, opcode: int) -> None:
         index = self._index() if opcode == 0x70 else int.from_bytes(self._take(4), "little")
         if index < 0:
-            raise _Stopped("a memo entry of negative number")
+            raise Stopped("a memo entry of negative number")
         self._memo[index] = self._stack[-1]
 
     def _new(self, opcode: int) -> None:
@@ -404,7 +259,7 @@ class Pickle:
             return
         count = opcode - 0x84
         if len(self._stack) < count:
-            raise _Stopped("takes from an empty stack")
+            raise Stopped("takes from an empty stack")
         items = tuple(self._stack[-count:])
         del self._stack[-count:]
         self._stack.append(items)
@@ -416,9 +271,9 @@ class Pickle:
         if isinstance(target, list):
             target.extend(items)
         elif isinstance(target, Name):
-            self._doubt(f"changes {target.label}")
+            self.doubt(f"changes {target.label}")
         elif items and not isinstance(target, Made | set | Blob):
-            raise _Stopped("adds items to a value that takes none")
+            raise Stopped("adds items to a value that takes none")
 
     def _setitem(self, opcode: int) -> None:
         """SETITEM, SETITEMS."""
@@ -431,46 +286,30 @@ class Pickle:
         if isinstance(target, Pairs | list):
             self._set(target, items)
         elif isinstance(target, Name):
-            self._doubt(f"changes {target.label}")
+            self.doubt(f"changes {target.label}")
         elif isinstance(target, Made):
             if target.label not in _DICTS:  # a class may give its items as attributes
-                self._hooks(target.label, self._oddity(items))
-            elif self._oddity(items):
+                self.hooks(target.label, self.oddity(items))
+            elif self.oddity(items):
                 target.blank = False
         elif items and not isinstance(target, Blob):
-            raise _Stopped("sets items of a value that has none")
+            raise Stopped("sets items of a value that has none")
 
     def _set(self, target: Pairs | list[Any], items: list[Any]) -> None:
         if isinstance(target, Pairs) and not target.odd:
-            target.odd = self._oddity(items)
-
-    def _oddity(self, items: list[Any]) -> str:
-        """Why items set as attributes could be called by the unpickler: '' when they could not."""
-        for key, value in zip(items[::2], items[1::2], strict=False):
-            if isinstance(key, Made):
-                return "an attribute whose name is not known"
-            if isinstance(key, str) and (
-                (key.startswith("__") and key.endswith("__"))
-                or (key in _HOOKS and isinstance(value, Name | Made) and value is not UNKNOWN)
-            ):
-                return f"the attribute {key}"
-        return ""
-
-    def _hooks(self, label: str, odd: str) -> None:
-        if odd:
-            self._doubt(f"sets {odd} of {label or 'an object'}")
+            target.odd = self.oddity(items)
 
     # --- names and calls ---------------------------------------------------------------------------------------------
 
     def _name(self, module: str, name: str) -> None:
         parts = (*module.split("."), *name.split("."))
         if not all(part.isidentifier() for part in parts):
-            raise _Stopped("names what cannot be the name of a class or function")
+            raise Stopped("names what cannot be the name of a class or function")
         label = modern_name(module, name) if self.protocol < 3 else original_name(module, name)
         if label in self.names or len(self.names) < MAX_NAMES:
             self.names[label] = self.names.get(label, 0) + 1
         else:
-            self._doubt(f"names more than {MAX_NAMES} classes and functions")
+            self.doubt(f"names more than {MAX_NAMES} classes and functions")
             if dangerous(label):
                 self.names[label] = 1
         self._stack.append(Name(label, "." not in name))
@@ -487,7 +326,7 @@ class Pickle:
             self.odd["names a class by a text that cannot be known here"] = None
             self._stack.append(UNKNOWN)
         else:
-            raise _Stopped("names a class by something that is not a text")
+            raise Stopped("names a class by something that is not a text")
 
     def _extension(self, opcode: int) -> None:
         number = int.from_bytes(self._take({0x82: 1, 0x83: 2, 0x84: 4}[opcode]), "little")
@@ -518,7 +357,7 @@ class Pickle:
         keywords = self._stack.pop() if opcode == 0x92 else None
         args = self._stack.pop()
         if opcode == 0x92 and not isinstance(keywords, Pairs | Made):
-            raise _Stopped("a call whose keywords are not a dict")
+            raise Stopped("a call whose keywords are not a dict")
         self._stack[-1] = self.call(self._stack[-1], args)
 
     def _inst(self, opcode: int) -> None:
@@ -529,57 +368,20 @@ class Pickle:
     def _obj(self, opcode: int) -> None:
         args = self._pop_mark()
         if not args:
-            raise _Stopped("takes from an empty stack")
+            raise Stopped("takes from an empty stack")
         self._stack.append(self.call(args[0], tuple(args[1:])))
-
-    def call(self, function: Any, args: Any) -> Any:
-        """What the unpickler calls: counted and judged. Gives what the call makes."""
-        if isinstance(function, Made):
-            self._doubt(f"calls the result of {function.label}" if function.label else "calls an unknown value")
-            return UNKNOWN
-        if not isinstance(function, Name):
-            raise _Stopped("calls what cannot be called")
-        if args is None or isinstance(args, int | float):  # Python's own unpickler takes what can be iterated over
-            raise _Stopped("a call whose arguments are not a tuple")
-        label = function.label
-        known = tuple(args) if isinstance(args, tuple | list) else None
-        self.calls[label] = self.calls.get(label, 0) + 1
-        against = objection(self, function, known)
-        if against:
-            self._doubt(against)
-        made = result(function, known)
-        return (
-            Made(made.label if isinstance(made, Name) else label, known == ())
-            if made is None or isinstance(made, Name)
-            else made
-        )
-
-    def add_nested(self, data: Any) -> bool:
-        """A file inside, given as bytes; whether it can be found there."""
-        if isinstance(data, Blob | LongText | str):
-            self.nested.append(data)
-            return True
-        return False
-
-    def excuse(self, label: str) -> None:
-        """A dangerous name was used in a way that does no harm."""
-        self.excused[label] = self.excused.get(label, 0) + 1
 
     def _build(self, opcode: int) -> None:
         state, target = self._stack.pop(), self._stack[-1]
         if isinstance(target, Name):
-            self._doubt(f"sets attributes of {target.label}")
+            self.doubt(f"sets attributes of {target.label}")
         elif isinstance(target, Made):
             for part in state if isinstance(state, tuple) else (state,):
                 if isinstance(part, Pairs):
-                    self._hooks(target.label, part.odd)
+                    self.hooks(target.label, part.odd)
                 elif isinstance(part, Made) and not part.blank and not part.label.startswith(_NO_DICTS):
-                    self._doubt(f"sets attributes of {target.label or 'an object'} whose names are not known")
+                    self.doubt(f"sets attributes of {target.label or 'an object'} whose names are not known")
         # Of other values an empty state is taken, and any other ends the loading.
-
-    def _doubt(self, what: str) -> None:
-        if len(self.unjudged) < MAX_NAMES:
-            self.unjudged[what] = None
 
 
 _U8, _U16, _U32, _U64 = map(Struct, ("<B", "<H", "<I", "<Q"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import printable
 from .numpy_values import ARRAY, array
-from .pickle_machine import BOOL, DICT, FLOAT, GLOBAL, INT, LIST, NONE, OMITTED, OPAQUE, SET, TEXT, TUPLE, Graph
+from .pickle_graph import BOOL, DICT, FLOAT, GLOBAL, INT, LIST, NONE, OMITTED, OPAQUE, SET, TEXT, TUPLE, Graph
 
 MAX_LENGTH = 4096  # characters of one value's text, about
 MAX_DEPTH = 8

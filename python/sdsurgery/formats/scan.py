@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 
 from ..errors import RunFailed, SdsError, UsageError, printable
-from .pickle_follow import Bytes
+from .pickle_stream import Bytes
 from .scan_content import Scanner
 from .scan_report import FileScan, ScanReport
 from .scan_sources import File

@@ -16,14 +16,16 @@ from ..errors import InputRefused, printable
 from .kinds import safetensors
 from .numpy_file import MAGIC as NUMPY
 from .numpy_file import read_header
-from .pickle_follow import TORCH_MAGIC, Blob, Bytes, LongText, Name, Pickle
-from .pickle_machine import MAX_OPCODES
+from .pickle_follow import TORCH_MAGIC, Pickle
+from .pickle_followed import Blob, LongText, Name
+from .pickle_graph import MAX_OPCODES
 from .pickle_names import dangerous
+from .pickle_stream import Bytes
 from .scan_report import FileScan
 from .scan_sources import MAX_UNPACKED, Memory, Unpacked, Window, closed_packing, packing, spooled
 from .tar_reader import is_header, members
 from .torch_values import storage_type
-from .zip_reader import DEFLATED, STORED, Entry, inflate, is_zip, read_entries
+from .zip_reader import DEFLATED, STORED, Entry, inflate, is_zip, read_entries, start_behind_other_bytes
 
 MAX_DEPTH = 3  # of archives inside archives
 MAX_WORK = 4 * MAX_OPCODES  # opcodes of all pickles of one file together
@@ -202,6 +204,8 @@ class Scanner:
         marked = source.read(0, min(2, source.size)) in (b"\x80%c" % protocol for protocol in range(6))
         likely = certain or marked or first.exhausted or first.is_text or self._followed_by_one(source, first)
         if not likely and not label.lower().endswith((".pkl", ".pickle")):
+            if start := start_behind_other_bytes(source):  # type: ignore[arg-type]
+                self._inside(label, Window(source, start, source.size - start), depth)
             return
         old = "pickle of protocol 0 or 1"
         self._kind("torch legacy stream" if first.value == TORCH_MAGIC and marked else "pickle" if marked else old)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from ..errors import InputRefused
-from .pickle_follow import Bytes
+from .pickle_stream import Bytes
 
 MAX_UNPACKED = 512 << 20  # bytes of all that one file unpacks to
 MAX_IN_MEMORY = 16 << 20  # what is larger goes to a nameless temporary file

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..errors import InputRefused
-from .pickle_follow import Bytes
+from .pickle_stream import Bytes
 
 BLOCK = 512
 MAX_SKIPPED = 20_000  # blocks without a header that are passed over in search of the next one

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..errors import InputRefused, printable
-from .pickle_machine import MAX_OPCODES, Graph, Machine
+from .pickle_graph import MAX_OPCODES, Graph
+from .pickle_machine import Machine
 from .pickle_names import dangerous_names
 from .torch_values import TABLE, persistent
 

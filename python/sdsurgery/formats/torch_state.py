@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from ..checkpoint import Contents, Record
 from ..errors import InputRefused, printable
 from .numpy_values import Array, array
-from .pickle_machine import BYTES, DICT, INT, LIST, MAX_TEXT_TOTAL, OPAQUE, TENSOR, TEXT, TUPLE, Graph
+from .pickle_graph import BYTES, DICT, INT, LIST, MAX_TEXT_TOTAL, OPAQUE, TENSOR, TEXT, TUPLE, Graph
 from .pickle_text import render
 from .torch_structure import structure_of
 from .torch_tensors import place

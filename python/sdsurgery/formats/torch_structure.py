@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from ..structure import FLAT, NESTED, Ref, Structure
-from .pickle_machine import BOOL, DICT, FLOAT, INT, LIST, NONE, OPAQUE, TENSOR, TEXT, TUPLE, Graph
+from .pickle_graph import BOOL, DICT, FLOAT, INT, LIST, NONE, OPAQUE, TENSOR, TEXT, TUPLE, Graph
 
 MAX_NODES = 20_000
 """Of a tree that is kept; what is larger is a state dict, which is flat."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..dtypes import BY_NAME, TORCH, DType
 from ..errors import InputRefused
 from .numpy_values import ARRAY, DTYPE, scalar
-from .pickle_machine import (
+from .pickle_graph import (
     BYTES,
     DICT,
     GLOBAL,

@@ -57,6 +57,18 @@ def is_zip(source: Source) -> bool:
     return source.size >= 22 and source.read(0, 4) in (_LOCAL, _END)
 
 
+def start_behind_other_bytes(source: Source) -> int:
+    """Where an archive begins that ends the file, and that programs find which look for its end; 0 where none does."""
+    length = min(source.size, 22 + _FULL16)
+    tail = source.read(source.size - length, length) if length else b""
+    at = tail.rfind(_END)
+    if at < 0 or at + 22 > length:
+        return 0
+    nbytes, offset = unpack_from("<2L", tail, at + 12)
+    start = source.size - length + at - nbytes - offset
+    return start if start > 0 and source.read(start, 4) in (_LOCAL, _END) else 0
+
+
 def read_entries(source: Source) -> dict[str, Entry]:
     """All entries by name, in the order of the central directory. Raises InputRefused."""
     directory = _find_directory(source)

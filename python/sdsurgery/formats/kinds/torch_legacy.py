@@ -17,7 +17,7 @@ from ...checkpoint import Contents, Record
 from ...errors import InputRefused, printable
 from .. import Format
 from ..pickle_follow import TORCH_MAGIC
-from ..pickle_machine import DICT, INT, LIST, MAX_OPCODES, MAX_PICKLE, STORAGE, TEXT, Graph, TruncatedPickle
+from ..pickle_graph import DICT, INT, LIST, MAX_OPCODES, MAX_PICKLE, STORAGE, TEXT, Graph, TruncatedPickle
 from ..torch_pickle import parse, refuse_dangerous
 from ..torch_state import contents
 from ..torch_values import Storage

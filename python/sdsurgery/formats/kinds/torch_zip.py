@@ -14,7 +14,7 @@ from ...checkpoint import Contents, Record
 from ...errors import InputRefused, RunFailed, printable
 from ...structure import NESTED, Structure
 from .. import Format, Pieces, Placed, Writer
-from ..pickle_machine import MAX_PICKLE, Graph
+from ..pickle_graph import MAX_PICKLE, Graph
 from ..torch_pickle import parse, refuse_dangerous
 from ..torch_state import contents
 from ..torch_zip_writer import Layout, layout

@@ -1,0 +1,86 @@
+"""What a pickle names, calls and sets, and whether that is known to be harmless."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .pickle_calls import objection, result
+from .pickle_followed import UNKNOWN, Blob, LongText, Made, Name
+from .pickle_names import dangerous
+from .pickle_stream import Stopped
+
+MAX_NAMES = 1000  # different names that are listed
+_HOOKS = frozenset(("append", "extend", "add"))  # methods that the unpickler looks up on the object itself
+
+
+class Judgement:
+    """``names``: what a pickle names, with the number of times. ``calls``: what loading it calls, likewise.
+    ``unjudged``: calls that are not known to be harmless, in words. ``nested``: files that it hands to torch.load, as
+    bytes or as text that stands for bytes. ``storages``: the persistent ids of torch, key to storage class.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {}
+        self.excused: dict[str, int] = {}  # times that a dangerous name was used in a way known to be harmless
+        self.calls: dict[str, int] = {}
+        self.unjudged: dict[str, None] = {}
+        self.storages: dict[str, str] = {}
+        self.nested: list[Blob | LongText | str] = []
+
+    @property
+    def harms(self) -> list[str]:
+        """The dangerous ones of ``names``."""
+        return [name for name, count in self.names.items() if dangerous(name) and count > self.excused.get(name, 0)]
+
+    def call(self, function: Any, args: Any) -> Any:
+        """What the unpickler calls: counted and judged. Gives what the call makes."""
+        if isinstance(function, Made):
+            self.doubt(f"calls the result of {function.label}" if function.label else "calls an unknown value")
+            return UNKNOWN
+        if not isinstance(function, Name):
+            raise Stopped("calls what cannot be called")
+        if args is None or isinstance(args, int | float):  # Python's own unpickler takes what can be iterated over
+            raise Stopped("a call whose arguments are not a tuple")
+        label = function.label
+        known = tuple(args) if isinstance(args, tuple | list) else None
+        self.calls[label] = self.calls.get(label, 0) + 1
+        against = objection(self, function, known)
+        if against:
+            self.doubt(against)
+        made = result(function, known)
+        return (
+            Made(made.label if isinstance(made, Name) else label, known == ())
+            if made is None or isinstance(made, Name)
+            else made
+        )
+
+    def add_nested(self, data: Any) -> bool:
+        """A file inside, given as bytes; whether it can be found there."""
+        if isinstance(data, Blob | LongText | str):
+            self.nested.append(data)
+            return True
+        return False
+
+    def excuse(self, label: str) -> None:
+        """A dangerous name was used in a way that does no harm."""
+        self.excused[label] = self.excused.get(label, 0) + 1
+
+    def oddity(self, items: list[Any]) -> str:
+        """Why items set as attributes could be called by the unpickler: '' when they could not."""
+        for key, value in zip(items[::2], items[1::2], strict=False):
+            if isinstance(key, Made):
+                return "an attribute whose name is not known"
+            if isinstance(key, str) and (
+                (key.startswith("__") and key.endswith("__"))
+                or (key in _HOOKS and isinstance(value, Name | Made) and value is not UNKNOWN)
+            ):
+                return f"the attribute {key}"
+        return ""
+
+    def hooks(self, label: str, odd: str) -> None:
+        if odd:
+            self.doubt(f"sets {odd} of {label or 'an object'}")
+
+    def doubt(self, what: str) -> None:
+        if len(self.unjudged) < MAX_NAMES:
+            self.unjudged[what] = None
