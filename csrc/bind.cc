@@ -318,6 +318,7 @@ std::unique_ptr<LastStage> last_stage(std::shared_ptr<Program> program, std::vec
 // Without a GIL too: its objects may be used by any number of threads at once (file.h, engine.h and hasher.h lock what
 // changes; a Program, a Mapping and the tables of targets never do).
 PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
+    prepare_to_throw();
     m.doc() = "Native engine of sdsurgery: sources, sinks, programs and runs. Knows no tensor names.";
 
     static py::handle error_type = PyErr_NewException("sdsurgery._native.Error", PyExc_RuntimeError, nullptr);

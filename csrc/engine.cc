@@ -286,6 +286,7 @@ std::unique_ptr<Run::Buffers> Run::take_buffers() {
 // ---- The work, on every worker's thread: work → do_tile → do_stretch → fetch.
 
 void Run::work() {
+    prepare_to_throw();
     const os::IeeeMode ieee;
     try {
         const std::unique_ptr<Buffers> held = take_buffers();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <stdexcept>
 #include <string>
 
@@ -30,5 +31,9 @@ struct Error : std::runtime_error {
     Code code;
     int64_t job;  // index of the Job it happened in, -1 when it belongs to none
 };
+
+// The first exception of a thread takes some memory, and the process is ended where there is none. A thread that must
+// survive that calls this while there is some.
+inline void prepare_to_throw() noexcept { (void)std::uncaught_exceptions(); }
 
 }  // namespace sds

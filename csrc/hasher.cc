@@ -171,6 +171,7 @@ void Hasher::fail_for_memory() noexcept {
 }
 
 void Hasher::work(unsigned number) {
+    prepare_to_throw();
     try {
         std::vector<std::vector<uint8_t>> buffers(HashTarget::kMost);
         for (;;) {
