@@ -19,7 +19,8 @@ from typing import Any
 
 from sdsurgery.dtypes import BY_NAME, COMPUTABLE, F64, DType
 from sdsurgery.methods import Method, Param, PerInput, registered
-from sdsurgery.program import Formula, identity, trace
+from sdsurgery.program import Formula, identity
+from sdsurgery.program.tracing import trace
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 DTYPES = COMPUTABLE

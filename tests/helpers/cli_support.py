@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -68,6 +69,28 @@ def sds(
         **options,
     )
     return Result(done.returncode, done.stdout or b"", done.stderr or b"")
+
+
+def on_terminal(*args: object, columns: int) -> tuple[int, str]:
+    """Run ``python -m sdsurgery ARGS`` on a terminal of that width without colours: exit code and what it shows."""
+    import fcntl
+    import pty
+    import termios
+
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    surroundings = environment({"TERM": "dumb"})
+    surroundings.pop("COLUMNS", None)
+    command = [sys.executable, "-m", "sdsurgery", *map(str, args)]
+    shown = b""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=slave, stderr=slave, env=surroundings) as child:
+        os.close(slave)
+        with contextlib.suppress(OSError):  # what a terminal without a program answers
+            while part := os.read(master, 1 << 16):
+                shown += part
+        code = child.wait(TIMEOUT)
+    os.close(master)
+    return code, shown.decode().replace("\r\n", "\n")
 
 
 def unprivileged() -> None:

@@ -1,7 +1,7 @@
 """Text in the width of the terminal: long lines are wrapped between words, tables that are too wide are stacked.
 
-The width is ``COLUMNS`` where that is set, else the terminal's. Text that goes elsewhere has no width: its lines are
-those that programs search.
+A terminal is as wide as it says, or as ``COLUMNS`` says. Text that goes elsewhere has no width: its lines are those
+that programs search.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ _LEAST = 30  # columns; below that no text is legible
 
 def width(stream: Any) -> int | None:
     """The columns of a line on that stream, None for any number of them."""
-    given = os.environ.get("COLUMNS", "")
-    if given.isascii() and given.isdigit() and int(given) > 0:
-        return max(_LEAST, int(given))
     try:
-        return max(_LEAST, os.get_terminal_size(stream.fileno()).columns) if stream.isatty() else None
+        if not stream.isatty():
+            return None
+        given = os.environ.get("COLUMNS", "")
+        asked = int(given) if given.isascii() and given.isdigit() else 0
+        return max(_LEAST, asked or os.get_terminal_size(stream.fileno()).columns)
     except (OSError, ValueError, AttributeError):  # closed, or an object that replaces it
         return None
 

@@ -11,6 +11,7 @@ from itertools import combinations
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F32
 from ..errors import printable
+from ..files import native_errors
 from ..methods.linear import shares
 from ..methods.parameters import Param, PerInput
 from ..outline import MERGED, Piece
@@ -180,4 +181,5 @@ def _is_stored_once(a: Checkpoint, x: TensorInfo, b: Checkpoint, y: TensorInfo) 
 
 
 def _read(checkpoint: Checkpoint, info: TensorInfo, first: int, count: int) -> bytes:
-    return checkpoint.files[info.file].read(info.offset + first, max(0, min(count, info.nbytes - first)))
+    with native_errors():
+        return checkpoint.files[info.file].read(info.offset + first, max(0, min(count, info.nbytes - first)))
