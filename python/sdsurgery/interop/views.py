@@ -78,12 +78,15 @@ def _pairs(checkpoint: Checkpoint, info: TensorInfo) -> Any:
 def _torch_bytes(checkpoint: Checkpoint, info: TensorInfo, dtype: Any) -> Any:
     import torch
 
+    from ..files import native_errors
+
     if info.strides is not None:
         span = 1 + sum((size - 1) * stride for size, stride in zip(info.shape, info.strides, strict=True))
-        raw = bytearray(checkpoint.files[info.file].read(info.offset, span * info.dtype.itemsize))
+        with native_errors():
+            raw = bytearray(checkpoint.files[info.file].read(info.offset, span * info.dtype.itemsize))
         return torch.frombuffer(raw, dtype=dtype).as_strided(info.shape, info.strides)
     if info.offset % info.dtype.itemsize:
-        raw = bytearray(checkpoint.files[info.file].read(info.offset, info.nbytes))
+        raw = bytearray(checkpoint.read(info))
         return torch.frombuffer(raw, dtype=dtype).reshape(info.shape)
     mapping = checkpoint.files[info.file].map(copy_on_write=True)
     return torch.frombuffer(mapping, dtype=dtype, offset=info.offset, count=info.elements).reshape(info.shape)

@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 Row = tuple[float, ...]
 """Ratios of a merge's inputs, in their order."""
 _PRESET = 2e-3
-_MOST_ORDERS = 6
 
 
 class Form(NamedTuple):
     """A method that gives weighted sums. ``numbers`` makes its parameters from the ratios of its inputs, None where it
-    can't give those. ``fixed`` are further parameters."""
+    can't give those. ``fixed`` are further parameters. ``of_exact``: short parameters make long ratios, so the
+    parameters are rounded and not the ratios that they are made from."""
 
     method: str
     inputs: int  # 0: any number
     numbers: Callable[[Row], dict[str, Any] | None]
     fixed: Mapping[str, Any] = {}
+    of_exact: bool = False
 
 
 def _alpha(r: Row) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def _two(r: Row) -> dict[str, Any]:
 
 
 def _twice(r: Row) -> dict[str, Any] | None:
-    return None if isclose(r[2], 1) else {"alpha": round(r[1] / (1 - r[2]), 9), "beta": r[2]}
+    return None if isclose(r[2], 1) else {"alpha": r[1] / (1 - r[2]), "beta": r[2]}
 
 
 def _weights(r: Row) -> dict[str, Any]:
@@ -72,9 +73,9 @@ FORMS = (
     Form("triple-sum", 3, _two, _FUSED),
     Form("triple-sum.lerp", 3, _two),
     Form("triple-sum.lerp", 3, _two, _FUSED),
-    Form("sum-twice", 3, _twice),
-    Form("sum-twice.lerp", 3, _twice),
-    Form("sum-twice.lerp", 3, _twice, _FUSED),
+    Form("sum-twice", 3, _twice, of_exact=True),
+    Form("sum-twice.lerp", 3, _twice, of_exact=True),
+    Form("sum-twice.lerp", 3, _twice, _FUSED, of_exact=True),
     Form("n-sum", 0, _weights, _FUSED),
     Form("n-sum.normalised", 0, _weights),
     Form("n-sum.normalised", 0, _weights, _FUSED),
@@ -111,11 +112,13 @@ class Guess:
 
 
 class _Found(NamedTuple):
-    """Who the parents are, and the rounded ratios of the model ("") and of the blocks that have others."""
+    """Who the parents are, and the rounded ratios of the model ("") and of the blocks that have others; the same as
+    they were found, with how far each may be off."""
 
     work: Work
     parents: Sequence[int]
     rows: Mapping[str, Row]
+    exact: Mapping[str, tuple[Row, Row]]
     dtype: DType | None
 
 
@@ -127,15 +130,26 @@ def guesses(
     one. ``tolerance``: how far a decimal may be away, where five standard errors are less; 0: one standard error."""
     fitted, apart = main
 
-    def row(ratios: Any, errors: Any) -> Row:
-        return rounded([ratios[i] for i in parents], [errors[i] for i in parents], tolerance)
+    def exact(mix: Any) -> tuple[Row, Row]:
+        wide = 5 if tolerance else 1
+        return (
+            tuple(float(mix.ratios[i]) for i in parents),
+            tuple(max(wide * float(mix.errors[i]), tolerance) for i in parents),
+        )
 
-    usual = row(fitted.ratios, fitted.errors)
-    each = {block: row(mix.ratios, mix.errors) if block in apart else usual for block, mix in by_block.items()}
+    def row(mix: Any) -> Row:
+        return rounded([mix.ratios[i] for i in parents], [mix.errors[i] for i in parents], tolerance)
+
+    usual, as_found = row(fitted), {"": exact(fitted)}
+    each = {block: row(mix) if block in apart else usual for block, mix in by_block.items()}
     # What most blocks have; of equally frequent ratios the text encoder's, which no preset has.
     usual = max([each.get("BASE", usual), *each.values()], key=list(each.values()).count)
     rows = {"": usual, **{block: row for block, row in each.items() if row != usual}}
-    given = _Found(work, parents, rows, _dtype_of(work))
+    if usual != row(fitted):
+        alike = [exact(by_block[block]) for block in each if each[block] == usual]
+        as_found[""] = min(alike, key=lambda found: max(found[1]))
+    as_found |= {block: exact(by_block[block]) if block in apart else exact(fitted) for block in rows if block}
+    given = _Found(work, parents, rows, as_found, _dtype_of(work))
     if len(parents) == 1:
         return [_alone(given)]
     chosen = [form for form in FORMS if form.inputs in (0, len(parents))]
@@ -145,7 +159,7 @@ def guesses(
 
 
 def _orders(count: int, main: Row, form: Form) -> Iterator[tuple[int, ...]]:
-    """Orders of the inputs to try: as given, the largest ratio first, then the others of few inputs."""
+    """Orders of the inputs to try: as given, the largest ratio first, then the others of a few inputs."""
     falling = tuple(sorted(range(count), key=lambda at: -main[at]))
     given = tuple(range(count))
     if form.numbers is _difference:  # A is what has the ratio 1, B what is added
@@ -153,14 +167,14 @@ def _orders(count: int, main: Row, form: Form) -> Iterator[tuple[int, ...]]:
         rest = sorted((at for at in given if at != one), key=lambda at: -main[at])
         yield (one, *rest)
         return
-    yield from list(dict.fromkeys([given, falling, *(permutations(given) if count <= 3 else ())]))[:_MOST_ORDERS]
+    yield from list(dict.fromkeys([given, falling, *(permutations(given) if count <= 5 else ())]))
 
 
 def _guess(given: _Found, form: Form, order: tuple[int, ...]) -> Guess | None:
-    rows = {block: tuple(row[at] for at in order) for block, row in given.rows.items()}
     numbers: dict[str, dict[str, Any]] = {}
-    for block, row in rows.items():
-        made = form.numbers(row)
+    for block, row in given.rows.items():
+        ordered = tuple(row[at] for at in order)
+        made = _of_exact(form, *given.exact[block], order) if form.of_exact else form.numbers(ordered)
         if made is None:
             return None
         numbers[block] = made
@@ -181,7 +195,7 @@ def _guess(given: _Found, form: Form, order: tuple[int, ...]) -> Guess | None:
     if preset and network is not None:
         blocks["alpha"].update(zip(network.blocks, network.presets()[preset], strict=True))
     names = [given.work.short[i] for i in files]
-    text = formula(rows[""], names, form.numbers is _difference)
+    text = formula(tuple(given.rows[""][at] for at in order), names, form.numbers is _difference)
     if blocks:
         text += "; " + _block_text(blocks, preset, names)
     guess = Guess(form.method, files, {**main, **form.fixed}, blocks, text, preset=preset)
@@ -297,6 +311,20 @@ def _dtype_of(work: Work) -> DType | None:
 
 
 # ---- short decimals
+
+
+def _of_exact(form: Form, ratios: Row, tolerances: Row, order: tuple[int, ...]) -> dict[str, Any] | None:
+    """The parameters of ratios that are not rounded, as short as the ratios' tolerances allow."""
+    row = tuple(ratios[at] for at in order)
+    made = form.numbers(row)
+    if made is None:
+        return None
+    widths = dict.fromkeys(made, 0.0)
+    for at, input_ in enumerate(order):
+        moved = form.numbers((*row[:at], row[at] + tolerances[input_], *row[at + 1 :]))
+        if moved is not None:
+            widths = {name: width + abs(moved[name] - made[name]) for name, width in widths.items()}
+    return {name: short(value, widths[name]) for name, value in made.items()}
 
 
 def rounded(ratios: Sequence[float], errors: Sequence[float], tolerance: float) -> Row:
