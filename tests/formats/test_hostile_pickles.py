@@ -34,9 +34,9 @@ from pickle_builder import (
 )
 from sdsurgery import formats
 from sdsurgery.errors import InputRefused
-from sdsurgery.formats import pickle_machine as pm
 from sdsurgery.formats.kinds import torch_legacy
 from sdsurgery.formats.kinds import torch_zip as zip_format
+from sdsurgery.formats.pickle_graph import MAX_NODES
 from sdsurgery.formats.scan import scan_source
 
 
@@ -81,7 +81,7 @@ def shared_text() -> bytes:
 
 def wide_nodes() -> bytes:
     """As many containers, memo entries, and as much text as the limits allow, in 64 MiB."""
-    half = pm.MAX_NODES // 2 - 10
+    half = MAX_NODES // 2 - 10
     body = b"(" + b"]\x94" * half + b"}\x94" * (half - 300) + text("\U0001f600" * 15_000) * 99
     body += b"B" + struct.pack("<I", 28 << 20) + random.Random(1).randbytes(28 << 20) + b"t"  # hard to compress
     return pickled(body, protocol=4)
@@ -93,7 +93,7 @@ def wide_objects() -> bytes:
     body = (
         name("a", "B")
         + b"\x940("
-        + each * (pm.MAX_NODES - 100)
+        + each * (MAX_NODES - 100)
         + b"B"
         + struct.pack("<I", 60 << 20)
         + bytes(60 << 20)
@@ -107,7 +107,7 @@ def wide_tensors() -> bytes:
     shapes = tuple_of(*[b"K\x01"] * 3) + b"\x94"
     head = storage("0", 6) + b"\x940" + shapes + b"0" + name("torch._utils", "_rebuild_tensor") + b"\x940"
     each = b"h\x02(h\x00K\x00h\x01h\x01tR\x94"
-    body = head + b"(" + each * (pm.MAX_NODES // 2 - 100) + b"B" + struct.pack("<I", 60 << 20) + bytes(60 << 20) + b"t"
+    body = head + b"(" + each * (MAX_NODES // 2 - 100) + b"B" + struct.pack("<I", 60 << 20) + bytes(60 << 20) + b"t"
     return pickled(body, protocol=4)
 
 

@@ -13,6 +13,7 @@ import pytest
 from pickle_builder import call, dict_of, integer, list_of, name, pickled, stack_name, storage, text, tuple_of
 from sdsurgery.errors import InputRefused
 from sdsurgery.formats import pickle_machine as pm
+from sdsurgery.formats.pickle_graph import MAX_NODES
 from sdsurgery.formats.pickle_names import dangerous, modern_name
 from sdsurgery.formats.pickle_text import render
 from sdsurgery.formats.torch_pickle import parse, refuse_dangerous
@@ -248,7 +249,7 @@ def test_a_damaged_pickle_is_refused_in_one_line(data, reason):
 
 LIMITS = {
     "opcodes": (b"N0" * (pm.MAX_OPCODES // 2 + 1) + b"N", "opcodes"),
-    "nodes": (b"]0" * pm.MAX_NODES + b"N", "values"),
+    "nodes": (b"]0" * MAX_NODES + b"N", "values"),
     "memo": (b"N" + b"".join(b"r" + i.to_bytes(4, "little") for i in range(pm.MAX_MEMO + 1)), "memo entries"),
     "marks": (b"(" * (pm.MAX_MARKS + 1), "marks"),
     "text": (text("é" * 30_000) * 1500, "MiB of text"),

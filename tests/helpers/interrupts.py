@@ -22,7 +22,9 @@ import time
 from pathlib import Path
 
 SCRIPT = """
-import sys
+import signal, sys
+# What a shell starts in the background ignores the signal, and so would this.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     print("ready", flush=True)
     import sdsurgery
