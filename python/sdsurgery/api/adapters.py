@@ -38,7 +38,7 @@ def bake(
     the checkpoint or change nothing in it. What became of every key is in ``Report.adapters``. ``check`` computes every
     changed tensor of the output again and says how far it is from what a UI computes (``Report.checked``).
     """
-    from ..surgery.bake import as_loras
+    from ..adapters.lora import as_loras
     from ..surgery.bake import bake as work
 
     wanted, given = settings_of("bake", settings, ("loras", "out", "strict", "check")), as_loras(loras)
@@ -107,7 +107,7 @@ def merge_lora(
     dialect; ``names``: kohya or diffusers. InputRefused for kinds whose effect depends on the weight, and for
     adapters of different families.
     """
-    from ..surgery.bake import as_loras
+    from ..adapters.lora import as_loras
     from ..surgery.merge_lora import merge_lora as work
 
     own = ("loras", "out", "rank", "energy", "sigma_ratio", "names")
@@ -132,7 +132,7 @@ def resize_lora(
 ) -> Report:
     """Write an adapter at another rank: the best approximation of each module, alpha/rank unchanged. The keywords are
     those of ``extract_lora``; a DoRA keeps its lengths. InputRefused for kinds whose effect depends on the weight."""
-    from ..surgery.bake import as_loras
+    from ..adapters.lora import as_loras
     from ..surgery.merge_lora import merge_lora as work
 
     wanted = settings_of("resize_lora", settings, ("out", "rank", "energy", "sigma_ratio", "names"))

@@ -98,9 +98,9 @@ def merge(
     """
     from dataclasses import replace
 
+    from ..adapters.lora import as_loras
     from ..methods.registry import get
     from ..recipe import Call, Model, Opened, call, compose
-    from ..surgery.bake import as_loras
     from ..surgery.merge import bound, merge_tree
     from ..surgery.merge import merge as merge_files
 
@@ -162,9 +162,10 @@ def sweep(
     """
     from dataclasses import replace
 
+    from ..adapters.lora import one_strength, swept_loras
     from ..methods.registry import Param, get
     from ..recipe import Call, Model, Opened, call, compose
-    from ..surgery.bake import bake_all, one_strength, swept_loras
+    from ..surgery.bake import bake_all
     from ..surgery.merge import merge as work
     from ..surgery.merge import merge_tree
 

@@ -274,31 +274,3 @@ def notes_of(lora: Lora, adapter: Adapter, found: Effects) -> list[str]:
             "kinds that multiply (DoRA, OFT, BOFT, (IA)³, GLoRA) it is the opposite change, not the way back"
         )
     return notes
-
-
-Loras = Mapping[str, float] | Sequence[Lora | str | os.PathLike[str]]
-
-
-def as_loras(given: Any) -> list[Lora]:
-    """What ``bake`` takes as its adapters: values of ``lora``, files, or strengths by file. UsageError otherwise."""
-    if isinstance(given, Lora | str | os.PathLike):
-        given = [given]
-    if isinstance(given, Mapping):
-        return [Lora(os.fspath(path), strength) for path, strength in given.items()]
-    return [item if isinstance(item, Lora) else Lora(os.fspath(item)) for item in given]
-
-
-def swept_loras(given: Any) -> list[list[Lora]]:
-    """What ``sweep`` takes as its adapters: those of ``as_loras``, each at one strength or at several."""
-    if isinstance(given, Mapping):
-        several = {path: value if isinstance(value, Sequence) else [value] for path, value in given.items()}
-        return [[Lora(os.fspath(path), strength) for strength in own] for path, own in several.items()]
-    listed = [given] if isinstance(given, Lora | str | os.PathLike) else given
-    return [as_loras(item) if isinstance(item, list | tuple) else as_loras([item]) for item in listed]
-
-
-def one_strength(loras: Sequence[Sequence[Lora]]) -> list[Lora]:
-    """The adapters of a merge. UsageError for one at several strengths."""
-    if any(len(each) != 1 for each in loras):
-        raise UsageError("several strengths of an adapter are for bake; a merge takes one", code="conflict")
-    return [each[0] for each in loras]

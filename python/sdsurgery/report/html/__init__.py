@@ -12,7 +12,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import RunFailed, printable
-from ..pictures import target, write_whole
 from ..progress import followed
 
 if TYPE_CHECKING:
@@ -36,12 +35,16 @@ def reported(verb: str, settings: Settings, work: Callable[[Settings], Found]) -
 
 def check(path: str | os.PathLike[str], *, overwrite: bool = False) -> str:
     """The resolved target of a page. UsageError when its name doesn't end in .html, or it can't be written there."""
+    from ..pictures import target
+
     return target(path, SUFFIXES, overwrite, "the report")
 
 
 def write(found: Any, where: str, *, overwrite: bool = False) -> None:
     """Write the page of a result to what ``check`` gave, whole or not at all. RunFailed, which says that the work is
     done, when it can't be written."""
+    from ..pictures import write_whole
+
     try:
         write_whole(where, document(found).encode(), overwrite=overwrite)
     except RunFailed as error:
