@@ -202,13 +202,18 @@ def methods() -> dict[str, Method]:
 
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
-        if not name.startswith("_") and (found := _method(name)) is not None:
+        if not name.startswith("_") and not _is_module(name) and (found := _method(name)) is not None:
             return found
         raise AttributeError(f"module 'sdsurgery' has no attribute '{name}'")
     import importlib
 
     module, attribute = _PLACES[name]
     return getattr(importlib.import_module(f".{module}", __name__), attribute)
+
+
+def _is_module(name: str) -> bool:
+    """``from . import name`` asks for the attribute first, and must not load every method for that."""
+    return any(os.path.exists(os.path.join(folder, name + end)) for folder in __path__ for end in ("", ".py"))
 
 
 def _method(name: str) -> Any:

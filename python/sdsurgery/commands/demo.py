@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -36,6 +35,8 @@ def demonstrate(*, quiet: bool = False) -> Report:
 
     Raises VerificationDiffers when the native engine and the NumPy reference do not give the same file.
     """
+    import tempfile
+
     from ..api import merge
     from ..testing import write_checkpoint
 

@@ -8,7 +8,6 @@ import platform
 from collections.abc import Sequence
 from typing import Any
 
-from .. import __version__, _native, backends
 from ..errors import SdsError
 from .common import plain, print_json, print_lines
 
@@ -28,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
 
 def collect() -> dict[str, Any]:
     """Version, compiler, CPU targets built and active, backends and why one is unusable, optional packages."""
+    from .. import __version__, _native, backends
+
     try:
         active = _native.check_target(os.environ.get("SDS_CPU", ""))
     except _native.Error as error:
@@ -57,6 +58,8 @@ def _cuda_build() -> str:
 
 def _devices(name: str) -> list[dict[str, Any]]:
     """The devices of a usable backend."""
+    from .. import backends
+
     try:
         return backends.choose(name).devices()
     except (SdsError, ImportError):
@@ -64,6 +67,8 @@ def _devices(name: str) -> list[dict[str, Any]]:
 
 
 def _usable(name: str) -> str:
+    from .. import backends
+
     try:
         reason = backends.get(name).available()
     except ImportError as error:
