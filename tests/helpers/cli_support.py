@@ -71,15 +71,16 @@ def sds(
     return Result(done.returncode, done.stdout or b"", done.stderr or b"")
 
 
-def on_terminal(*args: object, columns: int) -> tuple[int, str]:
-    """Run ``python -m sdsurgery ARGS`` on a terminal of that width without colours: exit code and what it shows."""
+def on_terminal(*args: object, columns: int, env: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Run ``python -m sdsurgery ARGS`` on a terminal of that width, without colours unless ``env`` names another TERM:
+    exit code and what it shows."""
     import fcntl
     import pty
     import termios
 
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    surroundings = environment({"TERM": "dumb"})
+    surroundings = environment({"TERM": "dumb", **(env or {})})
     surroundings.pop("COLUMNS", None)
     command = [sys.executable, "-m", "sdsurgery", *map(str, args)]
     shown = b""

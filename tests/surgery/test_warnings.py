@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sdsurgery
-from cli_support import done, environment, plain, sds
+from cli_support import done, on_terminal, plain, sds
 from sdsurgery.report.warnings import KINDS, warned
 from sdsurgery.testing import write_checkpoint
 
@@ -95,30 +92,15 @@ def test_json_has_codes_and_text_has_the_word(files: dict[str, Path], tmp_path: 
 
 
 def test_warnings_are_yellow_on_a_terminal_only(files: dict[str, Path]) -> None:
-    pty = pytest.importorskip("pty")
-    command = [sys.executable, "-m", "sdsurgery", "merge", "--method", "weighted-sum", str(files["a"]), str(files["b"])]
-    command += ["--alpha", "30", "--dry-run"]
+    pytest.importorskip("pty")
+    command = ["merge", "--method", "weighted-sum", files["a"], files["b"], "--alpha", "30", "--dry-run"]
     shown = {}
     for name, extra in (("colour", {}), ("none", {"NO_COLOR": "1"})):
-        master, slave = pty.openpty()
-        env = environment({"TERM": "xterm-256color", **extra})
-        with subprocess.Popen(command, stdout=slave, stderr=subprocess.DEVNULL, env=env) as child:
-            os.close(slave)
-            text = b""
-            while True:
-                try:
-                    part = os.read(master, 65536)
-                except OSError:
-                    break
-                if not part:
-                    break
-                text += part
-            assert child.wait(60) == 0
-        os.close(master)
-        shown[name] = text
-    assert b"\x1b[33mwarning: alpha is 30" in shown["colour"]
-    assert b"warning: alpha is 30" in shown["none"] and b"\x1b[" not in shown["none"]
-    assert "\x1b[" not in done(sds(*command[3:])).out
+        code, shown[name] = on_terminal(*command, columns=80, env={"TERM": "xterm-256color", **extra})
+        assert code == 0
+    assert "\x1b[33mwarning: alpha is 30" in shown["colour"]
+    assert "warning: alpha is 30" in shown["none"] and "\x1b[" not in shown["none"]
+    assert "\x1b[" not in done(sds(*command)).out
 
 
 def test_a_warning_is_text_that_keeps_its_code() -> None:
