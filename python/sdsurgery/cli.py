@@ -234,7 +234,7 @@ _NEGATIVE = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
 def parse(argv: Sequence[str]) -> tuple[commands.Command, argparse.Namespace]:
     """The command and its arguments (``verb`` is the command's name). UsageError for what cannot be understood."""
     if not argv or argv[0].startswith("-"):
-        parser = _overall()
+        parser = _overall(argv)
         if not argv:
             parser.print_help()
             raise SystemExit(UsageError.exit_code)
@@ -259,8 +259,10 @@ def command_parser(name: str, words: Sequence[str] = ()) -> _Parser:
     return parser
 
 
-def _overall() -> _Parser:
-    parser = _Parser(prog="sdsurgery", usage="%(prog)s [-h] [--version] COMMAND …", description=_overview())
+def _overall(argv: Sequence[str]) -> _Parser:
+    """The parser of a command line without a command. The overview imports every command: not for ``--version``."""
+    overview = "" if argv[:1] == ["--version"] else _overview()
+    parser = _Parser(prog="sdsurgery", usage="%(prog)s [-h] [--version] COMMAND …", description=overview)
     parser.add_argument("--version", action="version", version=f"sdsurgery {__version__}")
     return parser
 

@@ -55,6 +55,13 @@ class Lora:
         return found
 
 
+RESULT = -1
+"""The place of an adapter that changes the result of a formula, not one of its inputs."""
+
+Placed = Mapping[int, Sequence[Lora]]
+"""Adapters by the number of the input that they are applied to, or ``RESULT``."""
+
+
 def from_json(value: Mapping[str, Any]) -> Lora:
     """The value of ``Lora.to_json``. KeyError, TypeError or UsageError when it isn't one."""
     others = {name: value[name] for name in value if name in ("strength", "te", "blocks", "others")}

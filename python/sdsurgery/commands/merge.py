@@ -7,11 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, printable
-from ..methods.adjust import NUMBERS
-from ..methods.compat import SEPARATOR, TOOLS
-from ..methods.modifiers import CURVES, modified
-from ..methods.parameters import described
-from ..methods.written import PREFIX
 from .bake import adapters, given
 from .common import Arguments, group, numbers, one_of, words, writing, written
 
@@ -31,6 +26,8 @@ EXAMPLES = (
 
 
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    from ..methods.compat import TOOLS
+
     recipe = _recipe_in(argv)
     files = "FILE FILE [FILE …] --method METHOD" if recipe is None else "--recipe FILE"
     parser.usage = f"sdsurgery merge {files} [options] -o OUT"
@@ -67,6 +64,8 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def _ratios(into: Arguments) -> None:
+    from ..methods.modifiers import CURVES
+
     add = into.add_argument
     add("--blocks", action="append", default=[], metavar="[RATIO:]WEIGHTS", help="ratios by merge block: "
         "IN04=0.3,OUT05-OUT08=0.8,BASE=0.5, a preset (`sdsurgery layouts --presets`), or a list of "
@@ -83,7 +82,9 @@ def _ratios(into: Arguments) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..api import merge, sweep
-    from ..methods.registry import Param, PerInput
+    from ..methods.modifiers import modified
+    from ..methods.parameters import Param, PerInput
+    from ..methods.written import PREFIX
 
     if args.tree is not None:
         return _of_recipe(args)
@@ -115,6 +116,8 @@ def _adjusting(given: str | None) -> dict[str, list[float]]:
     """The numbers of ``--adjust`` by their names. UsageError unless they are eight."""
     if given is None:
         return {}
+    from ..methods.adjust import NUMBERS
+
     found = numbers(given)
     if len(found) != len(NUMBERS):
         raise UsageError(f"--adjust takes {len(NUMBERS)} numbers, {len(found)} given", code="bad_value")
@@ -123,6 +126,7 @@ def _adjusting(given: str | None) -> dict[str, list[float]]:
 
 def _chosen(name: str, variant: str | None, compat: str | None) -> Method:
     """The method of that name, as a tool computes it if one is named."""
+    from ..methods.compat import SEPARATOR, TOOLS
     from ..methods.registry import get
 
     found = get(name, variant)
@@ -201,7 +205,9 @@ def _numbers_of(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
 
 def _method_in(argv: Sequence[str]) -> Method | None:
     """The method that the command line names; what else is in it depends on that. None when it names none."""
+    from ..methods.modifiers import modified
     from ..methods.registry import get, registered
+    from ..methods.written import PREFIX
 
     if (text := _value_in(argv, "--formula")) is not None:
         found = get(PREFIX + text)
@@ -231,6 +237,9 @@ def _parameters(parser: argparse.ArgumentParser, method: Method | None) -> None:
         parser.description = f"{HELP}. `sdsurgery merge --method NAME --help` shows the parameters of a method, "
         parser.description += "`sdsurgery methods` those of all."
         return
+    from ..methods.parameters import described
+    from ..methods.written import PREFIX
+
     if method.name.startswith(PREFIX):  # its numbers could have an option's name
         return
     parser.prog += f" --method {method.name}"  # where --help shows its flags

@@ -13,7 +13,7 @@ from ..adapters.apply import Change, Effects, Strength, effects
 from ..adapters.apply import Checkpoint as Adapted
 from ..adapters.blocks import parse
 from ..adapters.facts import training_facts
-from ..adapters.lora import Lora
+from ..adapters.lora import RESULT, Lora
 from ..adapters.names import UNET, Place
 from ..adapters.read import Adapter, open_adapter
 from ..checkpoint import Checkpoint, TensorInfo
@@ -212,10 +212,6 @@ def baked(info: TensorInfo, changes: Sequence[Change], settings: Settings) -> Pi
     copied = dtype is info.dtype and not settings.watched and info.encoded is None
     whole = Segment(None if copied else identity(), 0, info.elements, (operand(0, info),))
     return changed(Piece(info.name, dtype, info.shape, BAKED, (whole,)), [(RESULT, change) for change in changes])
-
-
-RESULT = -1
-"""The place of a change that is made to the result of a formula, not to one of its operands."""
 
 
 def changed(piece: Piece, wanted: Sequence[tuple[int, Change]]) -> Piece:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..adapters.lora import Lora
+from ..adapters.lora import RESULT, Lora, Placed
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F16, DType
 from ..errors import InputRefused, UsageError, printable
@@ -35,7 +35,7 @@ from .sanity import doubts
 from .swaps import Swap
 from .sweep import variants
 from .variants import is_swapped, is_variant, is_widened, merged_channels, takes_differences
-from .with_adapters import RESULT, Adapters, Loras
+from .with_adapters import Adapters
 
 if TYPE_CHECKING:
     from ..recipe import Composition  # a recipe is saved by this module, which only needs the composed value
@@ -120,7 +120,7 @@ class Merge(NamedTuple):
     add_missing: bool = False
     use_ema: tuple[int, ...] = ()
     tree: Composition | None = None
-    loras: Loras = {}  # noqa: RUF012
+    loras: Placed = {}  # noqa: RUF012
     map: tuple[tuple[str, str], ...] = ()  # what names of B, C, … begin with, and what they are read with instead
     vae: Input | None = None  # a file whose VAE the output gets
 

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..adapters.apply import Change
-from ..adapters.lora import Lora
-from ..adapters.read import Adapter, open_adapter
+from ..adapters.lora import RESULT, Lora, Placed
 from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, printable
 from ..layouts import Layout
 from ..outline import BAKED, MERGED, Piece
 from ..settings import Settings
-from .bake import RESULT, AdapterReport, applied, by_tensor, changed, described, notes_of
 
-Loras = Mapping[int, Sequence[Lora]]
-"""Adapters by the number of the input that they are applied to; ``RESULT`` for the merge's result."""
+if TYPE_CHECKING:  # a merge without adapters does not load what reads and applies them
+    from ..adapters.apply import Change
+    from ..adapters.read import Adapter
+    from .bake import AdapterReport
 
 
 class Adapters:
     """The opened adapters of a merge; close them."""
 
-    def __init__(self, loras: Loras, settings: Settings) -> None:
+    def __init__(self, loras: Placed, settings: Settings) -> None:
         self.used: list[tuple[int, Lora, Adapter]] = []
         self.reports: list[AdapterReport] = []
+        if not loras:
+            return
+        from ..adapters.read import open_adapter
+
         try:
             for place, given in loras.items():
                 for lora in given:
@@ -64,6 +67,8 @@ class Adapters:
         self.reports = []
         if not self.used:
             return list(pieces), []
+        from .bake import applied, by_tensor, described, notes_of
+
         effects: dict[int, list[Any]] = {}
         notes = []
         for number, (place, lora, adapter) in enumerate(self.used, len(tensors)):
@@ -96,5 +101,7 @@ def _adapted(piece: Piece, changes: Mapping[int, Mapping[str, Sequence[Change]]]
             code="unusable_tensor",
             tensor=piece.name,
         )
+    from .bake import changed
+
     made = changed(piece, wanted)
     return made._replace(action=piece.action if piece.action == MERGED else BAKED)
