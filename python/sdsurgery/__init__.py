@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from .recipe import from_json as recipe_from_json
     from .recipe import load as load_recipe
     from .settings import Settings
-    from .surgery.compare import Comparison, Likeness, Place, TensorComparison
+    from .surgery.compare import Comparison, Place, TensorComparison
     from .surgery.convert import Conversion
     from .surgery.inspect import Component, Inspection
     from .surgery.ratios import BlockWeights, RuleSet
@@ -74,7 +74,7 @@ _PLACES = {
     "DeviceFailed": ("errors", "DeviceFailed"),
     "FileScan": ("formats.scan", "FileScan"),
     "Inspection": ("surgery.inspect", "Inspection"),
-    "Likeness": ("surgery.compare", "Likeness"),
+    "Likeness": ("surgery.likeness", "Likeness"),
     "Place": ("surgery.compare", "Place"),
     "ScanReport": ("formats.scan", "ScanReport"),
     "Settings": ("settings", "Settings"),

@@ -62,6 +62,7 @@ def test_json_has_one_object_with_every_table(pair: tuple[Path, Path]) -> None:
     assert set(found) == {
         *("schema", "a", "b", "a_family", "b_family", "equal", "total", "components", "blocks", "kinds", "tensors"),
         *("only_in_a", "only_in_b", "shape_differs", "dtype_differs", "notes", "bytes_read", "seconds", "how"),
+        "effects",
     }
     numbers = set(found["total"])
     assert {"tensors", "equal", "equal_share", "cosine", "relative_l2", "difference_max", "a_nonfinite"} <= numbers

@@ -103,12 +103,13 @@ COMMANDS: dict[str, Sequence[str]] = {
     "inspect": ("inspect a.safetensors", "inspect --hashes --keys out.2 mix.safetensors",
                 "inspect x.safetensors --base b.safetensors"),
     "inspect of several files": ("inspect a.safetensors bad.safetensors",),
-    "compare": ("compare b.safetensors c.safetensors", "compare b.safetensors a.safetensors"),
+    "compare": ("compare b.safetensors c.safetensors", "compare b.safetensors a.safetensors",
+                "compare x.safetensors y.safetensors"),
     "unmix": ("unmix mix.safetensors b.safetensors c.safetensors --prove",),
     "map": ("map b.safetensors c.safetensors mix.safetensors",),
     "verify": ("verify a.safetensors", "verify b.ckpt --expect 12345678"),
     "verify of several files": ("verify a.safetensors bad.safetensors",),
-    "scan": ("scan b.ckpt", "scan evil.ckpt"),
+    "scan": ("scan b.ckpt", "scan evil.ckpt", "scan x.safetensors"),
     "methods": ("methods",),
     "layouts": ("layouts",),
     "layouts --keys": ("layouts --keys sd1",),
@@ -147,5 +148,5 @@ def test_every_answer_has_the_documented_shape(title: str, answer: Callable[[str
 def test_the_page_is_about_every_command() -> None:
     asked = {command.split()[0] for lines in COMMANDS.values() for command in lines}
     assert set(commands.NAMES) - asked == {"completion"}  # which needs shtab
-    assert set(SECTIONS) - set(COMMANDS) == {"error", "likeness", "completion"}
+    assert set(SECTIONS) - set(COMMANDS) == {"error", "likeness", "changes", "effects", "completion"}
     assert f"`schema` is {SCHEMA}" in PAGE.read_text(encoding="utf-8")

@@ -85,7 +85,7 @@ def effects(adapter: Adapter, number: int, checkpoint: Checkpoint, strength: Str
     InputRefused for an adapter of another family, a module whose parts are incomplete or don't fit the tensor that they
     change, and when nothing would be changed.
     """
-    _require_family(adapter, checkpoint.layout)
+    require_family(adapter, checkpoint.layout)
     found = Effects()
     for name in adapter.bundled:
         found.ignore("bundled embeddings", name)
@@ -126,7 +126,8 @@ _ABSENT = {
 }
 
 
-def _require_family(adapter: Adapter, layout: Layout) -> None:
+def require_family(adapter: Adapter, layout: Layout) -> None:
+    """InputRefused when the adapter is for another family."""
     made = (layout.original or layout).adapters
     if adapter.base and made is not None and adapter.base != made.name:
         raise InputRefused(
@@ -199,21 +200,10 @@ class _Work:
                 f"'{printable(info.name)}': channels 0-{LATENT - 1} of {seen[1]} are changed; the adapter is made for "
                 f"{LATENT}"
             )
-        scale = adapter.scale(module, fit.rank)
-        if scale == 0:
+        made = as_operand(adapter, module, fit, _rows(info.shape, transform), strength)
+        if made.scale == 0:
             self.found.notes.append(f"module '{printable(module)}' has alpha 0, so it changes nothing")
-        alpha = adapter.alpha(module) if fit.kind in ("oft", "boft") else None
-        made = Module(
-            fit.kind,
-            _rows(info.shape, transform),
-            strength,
-            tuple((name, at, shape) for at, (name, _, shape) in enumerate(fit.factors)),
-            scale,
-            constraint=max(alpha or 0.0, 0.0),
-            transposed=transform == "transpose",
-            channels=channels,
-            on_input=fit.kind == "ia3" and bool(adapter.number(module, "on_input")),
-        )
+        made = made._replace(transposed=transform == "transpose", channels=channels)
         self.add(info, transform, made, [self.region(module, part) for _, part, _ in fit.factors])
         return info.name
 
@@ -269,6 +259,20 @@ class _Work:
                     tensor=name,
                     path=self.adapter.path,
                 )
+
+
+def as_operand(adapter: Adapter, module: str, fit: Fitted, shape: tuple[int, ...], strength: float) -> Module:
+    """What the adapter's module makes of a weight of the shape; ``fit.factors`` are its factors, in their order."""
+    alpha = adapter.alpha(module) if fit.kind in ("oft", "boft") else None
+    return Module(
+        fit.kind,
+        shape,
+        strength,
+        tuple((name, at, size) for at, (name, _, size) in enumerate(fit.factors)),
+        adapter.scale(module, fit.rank),
+        constraint=max(alpha or 0.0, 0.0),
+        on_input=fit.kind == "ia3" and bool(adapter.number(module, "on_input")),
+    )
 
 
 def _rows(shape: tuple[int, ...], transform: str) -> tuple[int, ...]:

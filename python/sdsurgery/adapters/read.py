@@ -28,6 +28,7 @@ Parts = dict[str, TensorInfo]
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors",
             "pytorch_lora_weights.bin")  # fmt: skip
 _CONFIG = "adapter_config.json"
+_RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "a2")
 _MOST = 1 << 20  # bytes of a peft configuration
 
 
@@ -59,6 +60,11 @@ class Adapter:
     def kind(self, module: str) -> Kind | None:
         """What the module does to its weight; None where it changes only a bias, or nothing."""
         return kind_of(module, self.shapes(module))
+
+    def rank(self, module: str) -> int | None:
+        """Rows of the module's right factor; None where it has none."""
+        parts = self.modules[module]
+        return next((parts[part].shape[0] for part in _RANKED if part in parts and parts[part].shape), None)
 
     def number(self, module: str, part: str) -> float | None:
         """The value of a part that is one number; None without it. InputRefused when it isn't one."""
@@ -113,13 +119,28 @@ class Adapter:
             counts[title] = counts.get(title, 0) + 1
         return counts
 
+    def dialects(self) -> dict[str, int]:
+        """Modules by the dialect of their names."""
+        counts: dict[str, int] = {}
+        for module in self.modules:
+            dialect = names.dialect_of(module)
+            counts[dialect] = counts.get(dialect, 0) + 1
+        return counts
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """``LoRA 3, bias 2``; the name alone of the only one."""
+    return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def summary(kinds: Mapping[str, int], dialects: Mapping[str, int], base: str) -> str:
+    """``LoRA, names of kohya, for sd1``."""
+    return f"{counted(kinds)}, names of {counted(dialects)}, for {base or 'an unknown model'}"
+
 
 def open_adapter(path: str | os.PathLike[str], **opening: Unpack[Reading]) -> Adapter:
     """Open an adapter: a file, or a folder as peft and diffusers write it. InputRefused for what is none."""
-    text = os.fspath(path)
-    if os.path.isdir(text):
-        text = _inside(text)
-    checkpoint = open_checkpoint(text, **opening)
+    checkpoint = open_checkpoint(file_of(path), **opening)
     try:
         checkpoint.require_usable()
         return _read(checkpoint)
@@ -128,18 +149,32 @@ def open_adapter(path: str | os.PathLike[str], **opening: Unpack[Reading]) -> Ad
         raise
 
 
-def _inside(folder: str) -> str:
-    for name in _WEIGHTS:
-        if os.path.isfile(os.path.join(folder, name)):
-            return os.path.join(folder, name)
-    from ..formats.strangers import folder as told
+def adapter_of(checkpoint: Checkpoint) -> Adapter | None:
+    """The adapter that an opened file is; None for a file that is none, or no usable one."""
+    try:
+        return _read(checkpoint)
+    except InputRefused:
+        return None
 
-    neither = f"a folder without a file of weights (one with an adapter has {_WEIGHTS[0]} or {_WEIGHTS[2]})"
-    raise InputRefused(
-        f"{printable(folder)}: {told(folder) or neither}",
-        code="not_found",
-        path=folder,
-    )
+
+def file_of(path: str | os.PathLike[str]) -> str:
+    """The file of an adapter, which may be given by its folder. InputRefused for a folder without one."""
+    text = os.fspath(path)
+    if not os.path.isdir(text):
+        return text
+    inside = weights_in(text)
+    if inside is None:
+        from ..formats.strangers import folder as told
+
+        neither = f"a folder without a file of weights (one with an adapter has {_WEIGHTS[0]} or {_WEIGHTS[2]})"
+        raise InputRefused(f"{printable(text)}: {told(text) or neither}", code="not_found", path=text)
+    return inside
+
+
+def weights_in(folder: str | os.PathLike[str]) -> str | None:
+    """The adapter's file in a folder as peft and diffusers write it; None where there is none."""
+    paths = (os.path.join(folder, name) for name in _WEIGHTS)
+    return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def _read(checkpoint: Checkpoint) -> Adapter:

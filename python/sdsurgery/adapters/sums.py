@@ -14,10 +14,10 @@ import numpy as np
 from ..definitions.effects import changed
 from ..definitions.products import product, with_kernel
 from ..errors import InputRefused, printable
-from ..operands.modules import Module
 from . import keys
+from .apply import as_operand
 from .arrays import array
-from .kinds import Fitted, Kind, fitted
+from .kinds import OF_BIAS, Fitted, Kind, fitted
 from .read import Adapter
 from .svd import Factors, Rank, factored, of_product
 
@@ -90,6 +90,13 @@ def _factor_shape(shapes: dict[str, Shape], name: str) -> Shape:
     return (left[0], right[1]) if core is None else (left[1], right[1], *core[2:])
 
 
+def is_additive(adapter: Adapter, module: str) -> bool:
+    """Whether what the module adds to its weight does not depend on the weight."""
+    kind = adapter.kind(module)
+    decomposed = adapter.modules[module].keys() & {keys.MAGNITUDE, keys.MAGNITUDE_OUT}
+    return not decomposed and (kind is None or kind.formula in ADDITIVE)
+
+
 def term(adapter: Adapter, module: str, shape: Shape, strength: float) -> Term:
     """What the module adds at that strength to a weight of the shape. InputRefused for a kind that isn't additive."""
     kind = adapter.kind(module)
@@ -103,19 +110,37 @@ def term(adapter: Adapter, module: str, shape: Shape, strength: float) -> Term:
             path=adapter.path,
         )
     fit = fitted(kind, module, adapter.shapes(module), shape)
-    parts = {name: array(adapter.checkpoint, adapter.modules[module][part]).reshape(size)
-             for name, part, size in fit.factors}  # fmt: skip
-    scale = adapter.scale(module, fit.rank)
+    parts = _factors(adapter, module, fit)
     made = _FACTORED.get(fit.kind, _none)(parts, shape)
     if made is not None:
-        return LowRank(strength * scale, *made)
-    return Whole(strength, _dense(fit, parts, shape, scale))
-
-
-def _dense(fit: Fitted, parts: dict[str, Array], shape: Shape, scale: float) -> Array:
-    numbered = tuple((name, at, size) for at, (name, _, size) in enumerate(fit.factors))
+        return LowRank(strength * adapter.scale(module, fit.rank), *made)
     zeros = np.zeros((shape[0], prod(shape[1:])), np.float32)
-    return changed(Module(fit.kind, shape, 1.0, numbered, scale), parts, zeros)
+    return Whole(strength, changed(as_operand(adapter, module, fit, shape, 1.0), parts, zeros))
+
+
+def effect(adapter: Adapter, module: str, weight: Array) -> Whole:
+    """What the module adds at strength 1 to a weight, of any kind; the weight is as the adapter knows it."""
+    kind, flat = adapter.kind(module), weight.reshape(len(weight), -1)
+    assert kind is not None
+    fit = fitted(kind, module, adapter.shapes(module), weight.shape)
+    made = changed(as_operand(adapter, module, fit, weight.shape, 1.0), _factors(adapter, module, fit), flat)
+    return Whole(1.0, made.astype(np.float64) - flat)
+
+
+def bias_terms(adapter: Adapter, module: str, strength: float) -> list[tuple[str, Whole]]:
+    """What the module adds to its bias, each with the part as which it is written."""
+    parts, found = adapter.modules[module], []
+    for part in (each for each in OF_BIAS if each in parts):
+        of_product = part == "up_bias"  # peft scales it as the product; the others are differences as they stand
+        rank = adapter.shapes(module)[keys.DOWN][0] if of_product and keys.DOWN in parts else None
+        factor = strength * adapter.scale(module, rank) if of_product else strength
+        found.append(("diff_b" if of_product else part, Whole(factor, array(adapter.checkpoint, parts[part]))))
+    return found
+
+
+def _factors(adapter: Adapter, module: str, fit: Fitted) -> dict[str, Array]:
+    found = adapter.modules[module]
+    return {name: array(adapter.checkpoint, found[part]).reshape(size) for name, part, size in fit.factors}
 
 
 def _none(parts: dict[str, Array], shape: Shape) -> tuple[Array, Array] | None:
@@ -169,7 +194,7 @@ def combined(terms: Sequence[Term], rank: Rank | None) -> Combined | None:
     """
     low = [each for each in terms if isinstance(each, LowRank)]
     if len(low) < len(terms):
-        total = sum(_whole(each) for each in terms)
+        total = sum(whole(each) for each in terms)
         if rank is None or np.ndim(total) < 2 or min(total.shape) < 2:  # type: ignore[arg-type]
             return Combined(None, None, 0.0, total, 1.0)
         return _cut(factored(total, rank), None)
@@ -185,7 +210,8 @@ def combined(terms: Sequence[Term], rank: Rank | None) -> Combined | None:
     return _cut(found, single)
 
 
-def _whole(term: Term) -> Array:
+def whole(term: Term) -> Array:
+    """All that the term adds, [rows, columns] or in the shape that it has, float64."""
     if isinstance(term, LowRank):
         return term.factor * (term.up.astype(np.float64) @ term.down.astype(np.float64))
     return term.factor * term.values.astype(np.float64)

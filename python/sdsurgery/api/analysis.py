@@ -53,17 +53,19 @@ def inspect(
 
 
 @spelled_out(Comparing)
-def compare(a: Input, b: Input, **settings: Unpack[Comparing]) -> Comparison:
+def compare(a: Input, b: Input, *, base: Input | None = None, **settings: Unpack[Comparing]) -> Comparison:
     """Compare two checkpoints tensor by tensor, by name. ``[o, i, 1, 1]`` and ``[o, i]`` are the same shape.
 
-    ``fix_names`` reads old and foreign names as the family's own; ``backend`` is cpu, cuda or reference. No other
-    setting changes a bit of the numbers. InputRefused when a file is damaged or cannot be read, UsageError when the
-    backend cannot be used or has no reductions.
+    Of two adapters also what they change, module by module, whatever their kinds and names: ``Comparison.effects``.
+    ``base`` is a model for adapters whose change depends on the weight (DoRA, OFT, …). ``fix_names`` reads old and
+    foreign names as the family's own; ``backend`` is cpu, cuda or reference. No other setting changes a bit of the
+    numbers. InputRefused when a file is damaged or cannot be read, UsageError when the backend cannot be used or has
+    no reductions, and for a base of files that are no adapters of one family.
     """
     from ..surgery.compare import compare as work
 
-    wanted = settings_of("compare", settings, (), Comparing.__annotations__)
-    return reported("compare", wanted, lambda given: work(a, b, given))
+    wanted = settings_of("compare", settings, ("base",), Comparing.__annotations__)
+    return reported("compare", wanted, lambda given: work(a, b, given, base=base))
 
 
 @spelled_out(Comparing)

@@ -14,13 +14,16 @@ from .common import chosen, options, plain, print_json, print_lines
 from .spelling import in_shell
 
 if TYPE_CHECKING:
-    from ..surgery.compare import Comparison, Likeness
+    from ..surgery.adapter_likeness import Effects
+    from ..surgery.compare import Comparison
+    from ..surgery.likeness import Likeness
 
-HELP = "compare two checkpoints, by component and block"
+HELP = "compare two checkpoints by component and block, or two adapters by what they change"
 
 _DIFFERS = 4
 _SETTINGS = ("fix_names", *COMPUTING, *READING, *SHOWING)
 _HEAD: tuple[str, ...] = ("component", "block", "tensors", "equal", "cosine", "‖A−B‖/‖A‖", "max |A−B|")
+_EFFECTS_HEAD: tuple[str, ...] = ("component", "changes", "cosine", "‖ΔA−ΔB‖/‖ΔA‖", "‖ΔB‖/‖ΔA‖")
 
 
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -33,6 +36,11 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         metavar="FILE.png",
         help="draw a heat map, blocks × kinds of layer (.png, .svg, .pdf; needs matplotlib)",
     )
+    add(
+        "--base",
+        metavar="FILE",
+        help="of two adapters: a model, for kinds whose change depends on the weight (DoRA, …)",
+    )
     options(parser, _SETTINGS)
 
 
@@ -44,14 +52,14 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         pictures.check(args.plot, overwrite=args.overwrite)
     with display("compare", quiet=args.quiet) as progress:
-        found = compare(args.a, args.b, progress=progress, **chosen(args, _SETTINGS))
+        found = compare(args.a, args.b, base=args.base, progress=progress, **chosen(args, _SETTINGS))
     if args.plot is not None:
         found.plot(args.plot, overwrite=args.overwrite)
     if args.json:
         print_json(found.to_dict())
     elif not args.quiet:
         print_lines(lines(found, verbose=args.verbose))
-    return 0 if found.equal else _DIFFERS
+    return 0 if found.equal or (found.effects is not None and found.effects.equal) else _DIFFERS
 
 
 def lines(found: Comparison, *, verbose: bool = False) -> Iterator[str]:
@@ -60,15 +68,14 @@ def lines(found: Comparison, *, verbose: bool = False) -> Iterator[str]:
 
     yield f"A {printable(found.a)} (family {found.a_family})"
     yield f"B {printable(found.b)} (family {found.b_family})"
-    yield from _table(found)
-    if verbose:
-        yield from _tensors(found)
-    odd = (
-        ("only in A", found.only_in_a),
-        ("only in B", found.only_in_b),
-        ("shape differs", [f"{n} {a} {b}" for n, (a, b) in found.shape_differs.items()]),
-        ("dtype differs", [f"{n} {a} {b}" for n, (a, b) in found.dtype_differs.items()]),
-    )
+    if found.effects is not None:
+        yield from _effects(found.effects, verbose)
+        odd = _odd_effects(found.effects)
+    else:
+        yield from _table(found)
+        odd = _odd_tensors(found)
+        if verbose:
+            yield from _tensors(found)
     for what, names in odd:
         if names:
             yield f"{what}: {some(names, verbose)}"
@@ -78,6 +85,43 @@ def lines(found: Comparison, *, verbose: bool = False) -> Iterator[str]:
     for note in found.notes:
         yield f"note: {in_shell(printable(note, 400))}"
     yield _verdict(found)
+
+
+def _odd_tensors(found: Comparison) -> Sequence[tuple[str, list[str]]]:
+    return (
+        ("only in A", found.only_in_a),
+        ("only in B", found.only_in_b),
+        ("shape differs", [f"{n} {a} {b}" for n, (a, b) in found.shape_differs.items()]),
+        ("dtype differs", [f"{n} {a} {b}" for n, (a, b) in found.dtype_differs.items()]),
+    )
+
+
+def _odd_effects(found: Effects) -> Sequence[tuple[str, list[str]]]:
+    return (
+        ("changed by A only", found.only_in_a),
+        ("changed by B only", found.only_in_b),
+        *((f"not compared ({reason})", [name for name, why in found.left_out.items() if why == reason])
+          for reason in dict.fromkeys(found.left_out.values())),
+    )  # fmt: skip
+
+
+def _effects(found: Effects, verbose: bool) -> Iterator[str]:
+    """What two adapters change: by component, then the modules in which they differ most, or all."""
+    rows = [(name, *_of_changes(own)) for name, own in found.by_component().items()]
+    yield from table(_EFFECTS_HEAD, [*rows, ("total", *_of_changes(found.total()))], width(sys.stdout), left=1, names=1)
+    layers = sorted(found.layers, key=lambda layer: -(layer.likeness.relative_l2 or 0.0))
+    shown = found.layers if verbose else [layer for layer in layers if layer.likeness.relative_l2 != 0][:3]
+    for layer in shown:
+        _, cosine, distance, _ = _of_changes(layer.likeness)
+        sides = str(layer.a) if layer.a == layer.b else f"{layer.a} and {layer.b}"
+        yield f"{printable(layer.name)}  cosine {cosine}  ‖ΔA−ΔB‖/‖ΔA‖ {distance}  {sides}"
+    if shown and len(shown) < len(layers):
+        yield f"({len(layers) - len(shown)} changes more, which differ no more; -v has all)"
+
+
+def _of_changes(likeness: Likeness) -> tuple[str, str, str, str]:
+    a, b = likeness.a_squared**0.5, likeness.b_squared**0.5
+    return str(likeness.tensors), *_numbers(likeness), f"{b / a:.4g}" if a else "-"
 
 
 def _table(found: Comparison) -> Iterator[str]:
@@ -117,6 +161,12 @@ def _tensors(found: Comparison) -> Iterator[str]:
 
 def _verdict(found: Comparison) -> str:
     total = found.total
+    if found.effects is not None and not found.equal:
+        count = len(found.effects.layers)
+        if found.effects.equal:
+            return f"equal in effect: all {count} changes are the same; the files differ in names, dtypes or factors"
+        same = sum(layer.likeness.relative_l2 == 0 for layer in found.effects.layers)
+        return f"different: {same} of {count} changes that both make are the same"
     if found.equal:
         return f"equal: {total.tensors} tensors, the same names, shapes, dtypes and bits"
     return f"different: {total.equal} of {total.tensors} tensors that both have in one shape are bit-equal"

@@ -25,7 +25,7 @@ _OWN = {
         "hashes",
         "vae",
     ),
-    *("loras", "check", "kind", "rank", "energy", "sigma_ratio", "conv_rank", "clamp", "unet", "te", "names"),
+    *("base", "loras", "check", "kind", "rank", "energy", "sigma_ratio", "conv_rank", "clamp", "unet", "te", "names"),
 }
 """Keywords of single verbs; a test says that these are all."""
 

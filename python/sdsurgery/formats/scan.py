@@ -96,9 +96,27 @@ def scan_file(path: str) -> FileScan:
         raise UsageError(f"{printable(path)}: {error.strerror or error}") from None
     with file:
         try:
-            return scan_source(path, File(file))
+            found = scan_source(path, File(file))
         except OSError as error:
             raise RunFailed(f"{printable(path)}: {error.strerror or error}", code="io", path=path) from None
+    if found.kind != "other" and found.verdict == "clean":
+        found.holds = _adapter(path)
+    return found
+
+
+def _adapter(path: str) -> str:
+    """What an adapter is; "" for another file. Its header or pickle is parsed, as ``open`` does."""
+    from ..adapters.read import open_adapter, summary
+
+    try:
+        adapter = open_adapter(path)
+    except (SdsError, OSError):
+        return ""
+    try:
+        modules = len(adapter.modules)
+        return f"an adapter: {summary(adapter.kinds(), adapter.dialects(), adapter.base)}; modules: {modules}"
+    finally:
+        adapter.close()
 
 
 def scan_source(path: str, source: Bytes) -> FileScan:

@@ -24,7 +24,8 @@ class FileScan:
 
     ``globals``: every class and function it names, with the number of times. ``calls``: those that loading would have
     called. ``dangerous``: those that can be made to run anything. ``problems``: why it could not be followed to its
-    end. ``unjudged``: what loading would do that is not known to be harmless.
+    end. ``unjudged``: what loading would do that is not known to be harmless. ``holds``: what a clean file is, where it
+    is an adapter.
     """
 
     path: str
@@ -35,6 +36,7 @@ class FileScan:
     problems: list[str] = field(default_factory=list)
     unjudged: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    holds: str = ""
 
     @property
     def suspicious(self) -> bool:
@@ -68,6 +70,7 @@ class FileScan:
             "calls": self.calls,
             "globals": self.globals,
             "notes": self.notes,
+            "holds": self.holds,
         }
 
     def findings(self) -> Iterator[tuple[str, str]]:
@@ -81,6 +84,8 @@ class FileScan:
     def lines(self, most: int | None) -> Iterator[str]:
         """The report for people; names from the file are escaped."""
         yield f"{printable(self.path, 1000)}: {self.kind}: {VERDICTS[self.verdict]}"
+        if self.holds:
+            yield f"  holds: {self.holds}"
         findings = [text for _, text in self.findings()]
         yield from (f"  {text}" for text in findings[:most])
         if most and len(findings) > most:

@@ -12,7 +12,7 @@ from ..adapters import names, writing
 from ..adapters.arrays import array, values
 from ..adapters.facts import training_facts
 from ..adapters.lora import Lora
-from ..adapters.read import Adapter, open_adapter
+from ..adapters.read import Adapter, counted, open_adapter, summary
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..encodings import decode
 from ..errors import InputRefused, UsageError, printable
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..settings import Reading
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass
@@ -47,10 +44,9 @@ class Anatomy:
 
     def lines(self, verbose: bool = False) -> list[str]:
         """As text."""
-        made_for = self.base or "an unknown model"
         lines = [
-            f"adapter: {_counted(self.kinds)}, names of {_counted(self.dialects)}, for {made_for}",
-            f"modules: {_counted(self.components)}" + (f"; DoRA: {self.decomposed}" if self.decomposed else ""),
+            f"adapter: {summary(self.kinds, self.dialects, self.base)}",
+            f"modules: {counted(self.components)}" + (f"; DoRA: {self.decomposed}" if self.decomposed else ""),
         ]
         if self.ranks:
             lines.append(f"rank: {_spread(self.ranks)}; alpha: {_spread(self.alphas)}")
@@ -73,17 +69,11 @@ class Anatomy:
             yield f"strength {100 * median:8.3f} %  the median of {len(order)} tensors"
 
 
-def _counted(counts: dict[str, int]) -> str:
-    if len(counts) == 1:
-        return next(iter(counts))
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
-
-
 def _spread(counts: dict[str, int]) -> str:
     values = list(counts)
     if len(values) > 4:
         return f"{values[0]} to {values[-1]} ({len(values)} values)"
-    return _counted(counts)
+    return counted(counts)
 
 
 def anatomy(
@@ -113,18 +103,16 @@ def anatomy(
 
 
 def _of(adapter: Adapter) -> Anatomy:
-    dialects: dict[str, int] = {}
     components: dict[str, int] = {}
     ranks: dict[float, int] = {}
     alphas: dict[float | None, int] = {}
     decomposed = 0
     layout = writing.layout_of(adapter.base)
     for module, parts in adapter.modules.items():
-        _count(dialects, names.dialect_of(module))
         places = names.find(layout, module) if layout else ()
         _count(components, places[0].component if places else names.component_of(module) or "unknown")
         decomposed += any(part.startswith("magnitude") for part in parts)
-        rank = next((parts[part].shape[0] for part in _RANKED if part in parts and parts[part].shape), None)
+        rank = adapter.rank(module)
         if rank is not None:
             _count(ranks, rank)
             _count(alphas, adapter.alpha(module))
@@ -133,13 +121,10 @@ def _of(adapter: Adapter) -> Anatomy:
         known["none"] = alphas[None]
     embeddings = sorted({name.split(".")[1] for name in adapter.bundled if name.count(".") > 1})
     return Anatomy(
-        adapter.path, adapter.base, adapter.kinds(), dialects, components,
+        adapter.path, adapter.base, adapter.kinds(), adapter.dialects(), components,
         {str(rank): ranks[rank] for rank in sorted(ranks)}, known, decomposed, embeddings,
         training_facts(adapter.checkpoint.metadata()),
     )  # fmt: skip
-
-
-_RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "a2")
 
 
 def _count(counts: dict[Any, int], key: Any) -> None:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import engine
+from ..adapters.read import adapter_of, weights_in
 from ..backends import Options, Reduced
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import BY_NAME, U8
-from ..errors import printable
+from ..errors import UsageError, printable
 from ..layouts import UNKNOWN, Layout, conflict, detect
 from ..layouts.aliases import canonical
 from ..layouts.kinds import KINDS, kind
 from ..outline import COMPARED, Outline, Piece, operand, whole
 from ..plan import Reduction
 from ..settings import Settings
-from .common import Input, close_all, open_all
+from .common import Input, close_all, open_all, open_input
+from .likeness import Likeness
 from .matching import in_names_of, without_unit_tail
+
+if TYPE_CHECKING:
+    from .adapter_likeness import Effects
 
 
 class Place(NamedTuple):
@@ -29,93 +33,6 @@ class Place(NamedTuple):
     component: str
     block: str
     kind: str
-
-
-@dataclass
-class Likeness:
-    """How alike A and B are over a set of tensors, or over one.
-
-    ``tensors`` counts those that both files have in one shape, ``equal`` those of them that are the same dtype and the
-    same bits. The numbers below are float64 sums and maxima over the weights among them (``weights``): floats in both
-    files, without ``position_ids``, noise schedules and markers. NaN and Inf are counted and otherwise left out.
-    """
-
-    tensors: int = 0
-    equal: int = 0
-    weights: int = 0
-    elements: int = 0  # of the weights
-    equal_elements: int = 0
-    dot: float = 0.0
-    a_squared: float = 0.0
-    b_squared: float = 0.0
-    difference_squared: float = 0.0
-    a_max: float = 0.0
-    b_max: float = 0.0
-    difference_max: float = 0.0
-    a_nonfinite: int = 0
-    b_nonfinite: int = 0
-
-    def add(self, other: Likeness) -> None:
-        """Take in what another set of tensors has."""
-        for name in _SUMS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in _MAXIMA:
-            setattr(self, name, max(getattr(self, name), getattr(other, name)))
-
-    @property
-    def cosine(self) -> float | None:
-        """⟨A, B⟩ ⁄ (‖A‖·‖B‖); 1 when both are zero, None when only one is, or without weights, or after an overflow."""
-        if not self.weights:
-            return None
-        if abs(self.dot) == self.a_squared == self.b_squared < math.inf:
-            return math.copysign(1.0, self.dot)
-        norms = math.sqrt(self.a_squared) * math.sqrt(self.b_squared)
-        value = self.dot / norms if norms else math.nan
-        return max(-1.0, min(1.0, value)) if math.isfinite(value) else None
-
-    @property
-    def relative_l2(self) -> float | None:
-        """‖A − B‖ ⁄ ‖A‖; 0 when both are zero, None when only A is, or without weights, or after an overflow."""
-        if not self.weights:
-            return None
-        if self.difference_squared == 0:
-            return 0.0
-        value = math.sqrt(self.difference_squared / self.a_squared) if self.a_squared else math.nan
-        return value if math.isfinite(value) else None
-
-    @property
-    def equal_share(self) -> float | None:
-        """Share of bit-equal tensors; None when there are none to compare."""
-        return self.equal / self.tensors if self.tensors else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: numbers that are not finite are null."""
-        return {
-            "tensors": self.tensors,
-            "equal": self.equal,
-            "equal_share": self.equal_share,
-            "weights": self.weights,
-            "elements": self.elements,
-            "equal_elements": self.equal_elements,
-            "cosine": self.cosine,
-            "relative_l2": self.relative_l2,
-            "a_norm": _finite(math.sqrt(self.a_squared)),
-            "b_norm": _finite(math.sqrt(self.b_squared)),
-            "difference_norm": _finite(math.sqrt(self.difference_squared)),
-            "a_max": _finite(self.a_max),
-            "b_max": _finite(self.b_max),
-            "difference_max": _finite(self.difference_max),
-            "a_nonfinite": self.a_nonfinite,
-            "b_nonfinite": self.b_nonfinite,
-        }
-
-
-_MAXIMA = ("a_max", "b_max", "difference_max")
-_SUMS = tuple(item.name for item in fields(Likeness) if item.name not in _MAXIMA)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 @dataclass
@@ -141,6 +58,7 @@ class Comparison:
 
     ``groups`` is by component, block and kind of layer; ``by`` sums them up. ``shape_differs`` and ``dtype_differs``
     give A's and B's. Tensors of two shapes are not compared further, tensors of two dtypes by their values.
+    ``effects``, of two adapters, compares what they change.
     """
 
     a: str
@@ -154,6 +72,7 @@ class Comparison:
     only_in_b: list[str] = field(default_factory=list)
     shape_differs: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
     dtype_differs: dict[str, tuple[str, str]] = field(default_factory=dict)
+    effects: Effects | None = None
     notes: list[str] = field(default_factory=list)
     bytes_read: int = 0
     seconds: float = 0.0
@@ -198,6 +117,7 @@ class Comparison:
             "shape_differs": {name: {"a": a, "b": b} for name, (a, b) in self.shape_differs.items()},
             "dtype_differs": {name: {"a": a, "b": b} for name, (a, b) in self.dtype_differs.items()},
             "tensors": [tensor.to_dict() for tensor in self.tensors],
+            "effects": None if self.effects is None else self.effects.to_dict(),
             "notes": self.notes,
             "bytes_read": self.bytes_read,
             "seconds": self.seconds,
@@ -209,13 +129,14 @@ def _rows(sums: dict[tuple[str, ...], Likeness], *names: str) -> list[dict[str, 
     return [{**dict(zip(names, key, strict=True)), **likeness.to_dict()} for key, likeness in sums.items()]
 
 
-def compare(a: Input, b: Input, settings: Settings) -> Comparison:
+def compare(a: Input, b: Input, settings: Settings, *, base: Input | None = None) -> Comparison:
     """``sdsurgery.compare``."""
-    opened = open_all([a, b], settings)
+    opened = open_all([_file(a), _file(b)], settings)
     try:
+        effects = _effects(opened, base, settings)
         ours, theirs = (detect(checkpoint.tensors) for checkpoint in opened)
         layout = theirs.layout if ours.layout is UNKNOWN else ours.layout
-        result = Comparison(opened[0].path, opened[1].path, ours.layout.name, theirs.layout.name)
+        result = Comparison(opened[0].path, opened[1].path, ours.layout.name, theirs.layout.name, effects=effects)
         if settings.fix_names:
             opened[1].tensors, found = in_names_of(opened[0].tensors, opened[1].tensors, layout)
             opened[1].tensors = {name: info._replace(name=name) for name, info in opened[1].tensors.items()}
@@ -245,6 +166,26 @@ def compare(a: Input, b: Input, settings: Settings) -> Comparison:
         return result
     finally:
         close_all(opened)
+
+
+def _file(given: Input) -> Input:
+    """A folder as peft writes it stands for the adapter in it."""
+    return (weights_in(given) or given) if isinstance(given, str | os.PathLike) else given
+
+
+def _effects(opened: Sequence[Checkpoint], base: Input | None, settings: Settings) -> Effects | None:
+    """What two adapters of one family change, compared. UsageError for a base beside other files."""
+    one, other = (adapter_of(checkpoint) for checkpoint in opened)
+    if one is None or other is None or (one.base and other.base and one.base != other.base):
+        if base is not None:
+            raise UsageError("base= is for two adapters of one family", code="conflict")
+        return None
+    from .adapter_likeness import effects
+
+    if base is None:
+        return effects((one, other), None, settings.callback)
+    with open_input(base, settings) as model:
+        return effects((one, other), model, settings.callback)
 
 
 def _pair(a: Checkpoint, b: Checkpoint, result: Comparison) -> list[tuple[TensorInfo, TensorInfo]]:

@@ -15,18 +15,17 @@ from typing import Any, NamedTuple
 from ..adapters import keys, names, writing
 from ..adapters.arrays import Array, array
 from ..adapters.facts import training_facts
-from ..adapters.kinds import OF_BIAS
 from ..adapters.lora import Lora
-from ..adapters.names import UNET, Place
+from ..adapters.names import UNET
+from ..adapters.pairing import Shapes, Slot, common_family, slots
 from ..adapters.read import Adapter, open_adapter
 from ..adapters.spool import Spool
-from ..adapters.sums import Combined, Term, Whole, combined, shape_of, term
+from ..adapters.sums import Combined, Term, Whole, bias_terms, combined, shape_of, term
 from ..adapters.svd import Rank
 from ..checkpoint import Checkpoint
 from ..dtypes import F32, DType
 from ..errors import InputRefused, UsageError, printable
-from ..layouts import Layout, detect
-from ..layouts.diffusers import transformed
+from ..layouts import detect
 from ..metadata import Metadata
 from ..outline import EXTRACTED, Outline, Piece, operand, rounded, whole
 from ..program import scaled
@@ -35,13 +34,6 @@ from .bake import strengths
 from .common import close_all, parent, run, title_of
 from .outputs import require_free
 from .report import Report
-
-
-class Slot(NamedTuple):
-    """Where effects are summed: a module of the family, or one of an unknown name."""
-
-    place: Place | None
-    name: str  # in the first file that has it
 
 
 @dataclass
@@ -110,52 +102,30 @@ class _Work:
         self, loras: Sequence[Lora], adapters: Sequence[Adapter], rank: Rank | None, dialect: str, spool: Spool
     ) -> None:
         self.loras, self.adapters, self.rank, self.dialect, self.spool = loras, adapters, rank, dialect, spool
-        self.layout = self._family()
+        self.layout = common_family(adapters)
         self.ranks = writing.Ranks(set(), set())
         self.scales: dict[str, float] = {}  # left factor -> alpha/rank, for a file without alphas
         self.notes: list[str] = []
-        self.shapes = {tensor.key: tensor.shape for tensor in self.layout.tensors()} if self.layout else {}
-
-    def _family(self) -> Layout | None:
-        bases = {adapter.base: adapter for adapter in self.adapters if adapter.base}
-        if len(bases) > 1:
-            (one, first), (other, second) = list(bases.items())[:2]
-            raise InputRefused(
-                f"{printable(first.path)} is for {one.upper()} ({first.evidence}), {printable(second.path)} for "
-                f"{other.upper()} ({second.evidence})",
-                code="family",
-                path=second.path,
-            )
-        return writing.layout_of(next(iter(bases))) if bases else None
+        self.shapes = Shapes(self.layout)
 
     def all(self, settings: Settings) -> list[Row]:
         """Sum and write every module."""
-        slots = self._slots()
+        for adapter in self.adapters:
+            for name in adapter.strangers:
+                self.notes.append(f"{printable(adapter.path)}: '{printable(name)}' is no part of an adapter; left out")
+        found = slots(self.layout, self.adapters)
         rows: list[Row] = []
-        for done, (slot, members) in enumerate(slots.items(), 1):
+        for done, (slot, members) in enumerate(found.items(), 1):
             total = _Sum()
             for at, module in members:
                 self._add(total, slot, self.loras[at], self.adapters[at], module)
             rows += self._write(slot, total)
             if settings.callback is not None:
-                settings.callback(done, len(slots))
+                settings.callback(done, len(found))
         if not rows:
             raise InputRefused("the adapters' effects cancel out: nothing would be written", code="unlike")
         self._bundled()
         return rows
-
-    def _slots(self) -> dict[Slot, list[tuple[int, str]]]:
-        known: dict[Any, Slot] = {}
-        slots: dict[Slot, list[tuple[int, str]]] = {}
-        for at, adapter in enumerate(self.adapters):
-            for name in adapter.strangers:
-                self.notes.append(f"{printable(adapter.path)}: '{printable(name)}' is no part of an adapter; left out")
-            for module in adapter.modules:
-                found = names.find(self.layout, module) if self.layout else ()
-                place = found[0] if found else None
-                slot = known.setdefault(place or module, Slot(place, module))
-                slots.setdefault(slot, []).append((at, module))
-        return slots
 
     def _add(self, total: _Sum, slot: Slot, lora: Lora, adapter: Adapter, module: str) -> None:
         parts, place = adapter.modules[module], slot.place
@@ -167,7 +137,7 @@ class _Work:
             strength = te if component not in (None, UNET) else lora.strength
         kind = adapter.kind(module)
         if kind is not None:
-            shape = self._shape(slot, shape_of(kind, adapter.shapes(module)))
+            shape = self.shapes.of(slot, shape_of(kind, adapter.shapes(module)))
             if total.shape and shape != total.shape:
                 raise InputRefused(
                     f"module '{printable(module)}' is for a weight of shape {list(shape)} in {printable(adapter.path)}"
@@ -180,20 +150,8 @@ class _Work:
             self._magnitude(total, adapter, module)
             total.terms.append(term(adapter, module, shape, strength))
             total.is_norm = "w_norm" in parts
-        for part in OF_BIAS:
-            if part in parts:
-                scale = adapter.scale(module, adapter.shapes(module)[keys.DOWN][0]) if part == "up_bias" else 1.0
-                values = array(adapter.checkpoint, parts[part])
-                written = "diff_b" if part == "up_bias" else part
-                total.others.setdefault(written, []).append(Whole(strength * scale, values))
-
-    def _shape(self, slot: Slot, own: tuple[int, ...]) -> tuple[int, ...]:
-        """The family's shape of the weight, where it has as many elements as the parts show."""
-        if slot.place is not None and slot.place.weight is not None:
-            known = transformed(self.shapes[slot.place.weight.key], slot.place.weight.transform)
-            if prod(known) == prod(own) or not own:
-                return known
-        return own
+        for part, own in bias_terms(adapter, module, strength):
+            total.others.setdefault(part, []).append(own)
 
     def _magnitude(self, total: _Sum, adapter: Adapter, module: str) -> None:
         part = next((each for each in (keys.MAGNITUDE, keys.MAGNITUDE_OUT) if each in adapter.modules[module]), None)

@@ -12,7 +12,8 @@ from ..elements import Cell, Column, Markup, element, facts, heat, logarithmic, 
 from ..page import Section, View
 
 if TYPE_CHECKING:
-    from ....surgery.compare import Comparison, Likeness
+    from ....surgery.compare import Comparison
+    from ....surgery.likeness import Likeness
 
 KIND = "Comparison"
 _NUMBERS = (Column("tensors"), Column("equal"), Column("cosine"), Column("‖A−B‖/‖A‖"), Column("max |A−B|"))
@@ -39,6 +40,7 @@ def view(found: Comparison) -> View:
         ("other dtype", _count(found.dtype_differs)),
     ])  # fmt: skip
     return View(f"{names[0]} and {names[1]}", verdict, [first, notes(found.notes)], [
+        Section("What the adapters change", _effects(found)),
         Section("By component and block", _groups(found)),
         Section("Where they differ", _map(found)),
         Section("Every tensor", _tensors(found)),
@@ -81,6 +83,25 @@ def _groups(found: Comparison) -> Markup:
     rows = [[component, block, *_cells(each, longest)] for (component, block), each in groups.items()]
     columns = [Column("component", "text"), Column("block", "text"), *_NUMBERS]
     return table("Distances by component and block; the bar is the distance beside the largest", columns, rows)
+
+
+def _effects(found: Comparison) -> Markup:
+    """Of two adapters; nothing of other files."""
+    if found.effects is None:
+        return Markup()
+    layers = found.effects.layers
+    longest = _longest(each.likeness for each in layers)
+    rows = [
+        [each.name, each.component, str(each.a), str(each.b), *_cells(each.likeness, longest)[2:4]] for each in layers
+    ]
+    odd = {
+        "changed by A only": found.effects.only_in_a,
+        "changed by B only": found.effects.only_in_b,
+    } | {f"not compared: {reason}": [name] for name, reason in found.effects.left_out.items()}
+    rows += [[name, what, "", "", Cell("–", None), Cell("–", None)] for what, names in odd.items() for name in names]
+    words = [Column(name, "text") for name in ("component", "A", "B")]
+    columns = [Column("module", "name"), *words, Column("cosine"), Column("‖ΔA−ΔB‖/‖ΔA‖")]
+    return table("What both adapters make of the weights at strength 1", columns, rows)
 
 
 def _map(found: Comparison) -> Markup:

@@ -1,0 +1,64 @@
+"""Which modules of several adapters change the same weight, whatever dialects their names are in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple
+
+from ..errors import InputRefused, printable
+from ..layouts import Layout
+from ..layouts.diffusers import transformed
+from . import names
+from .names import Place
+from .read import Adapter
+from .writing import layout_of
+
+
+class Slot(NamedTuple):
+    """A module of the family, or one of an unknown name."""
+
+    place: Place | None
+    name: str  # in the first file that has it
+
+
+def common_family(adapters: Sequence[Adapter]) -> Layout | None:
+    """The family that the adapters are made for; None where nothing shows it. InputRefused when they are for two."""
+    bases = {adapter.base: adapter for adapter in adapters if adapter.base}
+    if len(bases) > 1:
+        (one, first), (other, second) = list(bases.items())[:2]
+        raise InputRefused(
+            f"{printable(first.path)} is for {one.upper()} ({first.evidence}), {printable(second.path)} for "
+            f"{other.upper()} ({second.evidence})",
+            code="family",
+            path=second.path,
+        )
+    return layout_of(next(iter(bases))) if bases else None
+
+
+def slots(layout: Layout | None, adapters: Sequence[Adapter]) -> dict[Slot, list[tuple[int, str]]]:
+    """The (number of the adapter, name of its module) that belong together."""
+    known: dict[Place | str, Slot] = {}
+    found: dict[Slot, list[tuple[int, str]]] = {}
+    for at, adapter in enumerate(adapters):
+        for module in adapter.modules:
+            places = names.find(layout, module) if layout else ()
+            place = places[0] if places else None
+            slot = known.setdefault(place or module, Slot(place, module))
+            found.setdefault(slot, []).append((at, module))
+    return found
+
+
+class Shapes:
+    """The shapes of a family's weights, as adapters know them."""
+
+    def __init__(self, layout: Layout | None) -> None:
+        self._known = {tensor.key: tensor.shape for tensor in layout.tensors()} if layout else {}
+
+    def of(self, slot: Slot, own: tuple[int, ...]) -> tuple[int, ...]:
+        """The family's shape of the weight, where it has as many elements as the module's parts show (``own``)."""
+        if slot.place is not None and slot.place.weight is not None:
+            known = transformed(self._known[slot.place.weight.key], slot.place.weight.transform)
+            if prod(known) == prod(own) or not own:
+                return known
+        return own
