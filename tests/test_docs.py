@@ -100,8 +100,8 @@ def test_every_example_of_a_body_gives_the_same_traced_and_in_numpy(example: str
 
     import numpy as np
     from sdsurgery import functions
-    from sdsurgery.backends import reference
     from sdsurgery.definitions.filters import gaussian
+    from sdsurgery.definitions.programs import evaluate_tensor
     from sdsurgery.dtypes import F32
     from sdsurgery.methods.registry import Method
     from sdsurgery.program.tracing import trace
@@ -113,9 +113,7 @@ def test_every_example_of_a_body_gives_the_same_traced_and_in_numpy(example: str
 
     arrays = np.random.default_rng(2).normal(size=(3, 6, 8)).astype(np.float32)
     method = Method("example", ("A", "B", "C"), {}, body)
-    stored, *_ = reference.evaluate_tensor(
-        trace(method, 3, {}), [(each, F32) for each in arrays], F32, "default", False
-    )
+    stored, *_ = evaluate_tensor(trace(method, 3, {}), [(each, F32) for each in arrays], F32, "default", False)
     got = stored.reshape(arrays[0].shape)
     with np.errstate(all="ignore"):
         wanted = np.asarray(body(*arrays))

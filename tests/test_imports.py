@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "python" / "sdsurgery"
 ROWS = {
     "command line": "__main__ cli commands report.ancestry report.bars report.console report.inspection",
     "library": "api interop.calls interop.saving",
-    "recipe": "recipe",
+    "recipe": "composition recipe",
     "surgery": "surgery report.formula report.heatmap report.html report.distances testing",
     "inputs": "checkpoint encodings formats layouts interop adapters",
     "outline": "outline placing metadata ancestors",
@@ -114,7 +114,7 @@ def test_every_entry_of_the_table_is_a_module() -> None:
 def test_imports_are_found_wherever_they_stand() -> None:
     assert "recipe" in IMPORTS["api.merging"]  # in a function
     assert "surgery.merge" in IMPORTS["recipe"]
-    assert "recipe" not in IMPORTS["surgery.merge"]  # for type checkers
+    assert "composition" not in IMPORTS["surgery.merge"]  # for type checkers
     assert {"formats", "formats.strangers"} <= IMPORTS["checkpoint"]
 
 

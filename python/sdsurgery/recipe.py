@@ -1,8 +1,8 @@
 """The Recipe: what is wanted, as a tree of values.
 
 Leaves are models (files), nodes are calls of a method with their inputs and parameters. A recipe is frozen, comparable,
-printable, and JSON both ways; nothing is opened until it is saved. A merge of merges runs in one pass: ``compose``
-makes one formula of the whole tree, which is evaluated in float32 and rounded once, at the end.
+printable, and JSON both ways; nothing is opened until it is saved. A merge of merges runs in one pass
+(``compose``).
 
     import sdsurgery as sds
 
@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Union
 
 from .adapters.lora import Lora
 from .adapters.lora import from_json as lora_from_json
+from .composition import Composition, Part, as_method
 from .errors import InputRefused, UsageError, printable
-from .methods.registry import Method, Param, Parameter, get
+from .methods.registry import Method, get
 from .methods.written import PREFIX, letter
 from .suggest import did_you_mean
 
@@ -302,97 +303,7 @@ def _json(name: str, spec: Any) -> str:
         ) from None
 
 
-# ---- one formula of a tree
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A call within a tree. ``prefix`` is the path of input names to it; ``inputs`` are parts, or numbers of leaves."""
-
-    method: Method
-    prefix: str
-    inputs: tuple[_Part | int, ...]
-
-    def value(self, leaves: Mapping[int, Any], numbers: Mapping[str, Any]) -> Any:
-        """The bodies of the tree, one in the other."""
-        inputs = [item.value(leaves, numbers) if isinstance(item, _Part) else leaves[item] for item in self.inputs]
-        return self.method.body(*inputs, **{name: numbers[self.prefix + name] for name in self.method.params})
-
-    def parameters(self) -> dict[str, Parameter]:
-        """All parameters of the tree, by path and name."""
-        found = {self.prefix + name: param for name, param in self.method.params.items()}
-        for item in self.inputs:
-            found |= item.parameters() if isinstance(item, _Part) else {}
-        return found
-
-    def lettered(self) -> dict[str, Any]:
-        inputs = [item.lettered() if isinstance(item, _Part) else letter(item) for item in self.inputs]
-        return {"method": self.method.name, "inputs": inputs}
-
-    def leaves(self) -> set[int]:
-        return {n for item in self.inputs for n in (item.leaves() if isinstance(item, _Part) else {item})}
-
-    def plain(self) -> set[int]:
-        """Those that enter otherwise than through a difference."""
-        names = (*self.method.inputs, *([""] * len(self.inputs)))
-        others = [item for name, item in zip(names, self.inputs, strict=False) if name not in self.method.differences]
-        return {n for item in others for n in (item.plain() if isinstance(item, _Part) else {item})}
-
-    def without(self, absent: frozenset[int]) -> _Part | int | None:
-        """What is left for a tensor that these leaves lack: a call whose first input lacks it has no result, one of
-        whose other inputs lacks it leaves the first unchanged."""
-        left = [
-            item.without(absent) if isinstance(item, _Part) else None if item in absent else item
-            for item in self.inputs
-        ]
-        kept = [item for item in left if item is not None]
-        return _Part(self.method, self.prefix, tuple(kept)) if len(kept) == len(left) else left[0]
-
-
-@dataclass(frozen=True)
-class Composition:
-    """A call as one method of its leaves. Parameters are named by path: ``alpha`` of the root's input B is ``B.alpha``.
-    A file that is used twice in the tree is one input."""
-
-    leaves: tuple[Model | Opened, ...]
-    method: Method
-    params: Mapping[str, Any]
-    blocks: Any
-    rules: Any
-    root: _Part
-    loras: tuple[Lora, ...] = ()  # applied to the result
-
-    @property
-    def is_tree(self) -> bool:
-        """Whether it is more than one call of different files."""
-        return self.root.inputs != tuple(range(len(self.leaves)))
-
-    def lettered(self) -> list[Any]:
-        """The root's inputs in JSON types, files by their letters: what the output's metadata say."""
-        return [item.lettered() if isinstance(item, _Part) else letter(item) for item in self.root.inputs]
-
-    def numbers(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters with other numbers for some of them, or lists of numbers. UsageError for an unknown one, one
-        that the recipe gives a list of weights instead, and what is not a finite number."""
-        ratios = {name: param for name, param in self.method.params.items() if isinstance(param, Param)}
-        found = dict(self.params)
-        for name, value in replace(self.method, params=ratios).named(given).items():
-            several = isinstance(value, list | tuple)
-            numbers = [
-                ratios[name].bound(self.method.name, name, each, len(self.leaves))
-                for each in (value if several else [value])
-            ]
-            if self.params[name] is None:
-                text = f"the recipe has weights= in the place of '{name}'; change them in the recipe"
-                raise UsageError(text, code="conflict")
-            found[name] = numbers if several else numbers[0]
-        return found
-
-    def without(self, absent: frozenset[int]) -> tuple[Method, tuple[int, ...]] | None:
-        """The method for a tensor that the leaves ``absent`` lack, and the leaves that it takes; None where the first
-        is left unchanged."""
-        left = self.root.without(absent)
-        return _as_method(left, self.params) if isinstance(left, _Part) else None
+# ---- one method of a tree
 
 
 def compose(root: Call) -> Composition:
@@ -401,7 +312,7 @@ def compose(root: Call) -> Composition:
     params: dict[str, Any] = {}
     ratios: dict[str, dict[str, Any]] = {"blocks": {}, "rules": {}}
 
-    def part(node: Call, prefix: str) -> _Part:
+    def part(node: Call, prefix: str) -> Part:
         method = get(node.method)
         bound = method.bind(len(node.inputs), dict(node.parameters))
         params.update({prefix + name: value for name, value in bound.items()})
@@ -426,25 +337,14 @@ def compose(root: Call) -> Composition:
             part(item, f"{prefix}{letter(number)}.") if isinstance(item, Call) else leaves.setdefault(item, len(leaves))
             for number, item in enumerate(node.inputs)
         ]
-        return _Part(method, prefix, tuple(inputs))
+        return Part(method, prefix, tuple(inputs))
 
     whole = part(root, "")
     if len(leaves) > MOST_INPUTS:
         raise UsageError(f"a recipe takes at most {MOST_INPUTS} files, {len(leaves)} given", code="wrong_inputs")
-    method = whole.method if whole.inputs == tuple(range(len(root.inputs))) else _as_method(whole, params)[0]
+    method = whole.method if whole.inputs == tuple(range(len(root.inputs))) else as_method(whole, params)[0]
     weights = (ratios["blocks"] or None, ratios["rules"] or None)
     return Composition(tuple(leaves), method, params, *weights, whole, root.loras)
-
-
-def _as_method(part: _Part, params: Mapping[str, Any]) -> tuple[Method, tuple[int, ...]]:
-    taken = tuple(sorted(part.leaves()))
-
-    def body(*inputs: Any, **numbers: float) -> Any:
-        return part.value(dict(zip(taken, inputs, strict=True)), {**params, **numbers})
-
-    names = tuple(letter(number) for number in taken)
-    plain = {letter(number) for number in part.plain()}
-    return Method(part.method.name, names, part.parameters(), body, frozenset(names) - plain), taken
 
 
 def _by_ratio(

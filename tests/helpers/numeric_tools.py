@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 from sdsurgery import _native, functions
-from sdsurgery.backends import cpu, reference
+from sdsurgery.backends import cpu
+from sdsurgery.definitions.conversions import widen
+from sdsurgery.definitions.programs import evaluate_tensor
 from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.methods import Flag, Method, Param, PerInput, Whole, registered
 from sdsurgery.plan import Job, Operand
@@ -49,7 +51,7 @@ def as_stored(codes: np.ndarray, dtype: DType) -> np.ndarray:
 def values_of(codes: np.ndarray, dtype: DType) -> np.ndarray:
     """What codes stand for, in float64."""
     with np.errstate(invalid="ignore"):
-        return reference.widen(as_stored(codes, dtype), dtype, True)
+        return widen(as_stored(codes, dtype), dtype, True)
 
 
 @dataclass
@@ -122,7 +124,7 @@ def expected(
     """The reference on codes."""
     stored = [(as_stored(codes, dtype), dtype) for codes, dtype in inputs]
     with np.errstate(all="ignore"):
-        values, nonfinite, overflows = reference.evaluate_tensor(formula, stored, out, overflow, wide)
+        values, nonfinite, overflows = evaluate_tensor(formula, stored, out, overflow, wide)
     return Result(values.view(CODE[out]), nonfinite, overflows)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numeric_tools import CODE
 from sdsurgery import _native
 from sdsurgery.backends import Reduced, reference
+from sdsurgery.definitions.conversions import STORAGE
 from sdsurgery.dtypes import BF16, BY_NAME, F16, F32, F64, DType
 
 INTEGERS = tuple(BY_NAME[name] for name in ("I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8"))
@@ -49,7 +50,7 @@ def expected(a: Tensor, b: Tensor) -> Reduced:
     for first in range(0, a[0].size, CHUNK):
         pieces = []
         for array, dtype in (a, b):
-            pieces += [array[first : first + CHUNK].view(reference._STORAGE[dtype]), dtype]
+            pieces += [array[first : first + CHUNK].view(STORAGE[dtype]), dtype]
         total = reference.combine(total, reference.reduce_chunk(*pieces))
     return total
 

@@ -25,7 +25,8 @@ from numeric_tools import (
     values_of,
 )
 from sdsurgery import program
-from sdsurgery.backends import cpu, reference
+from sdsurgery.backends import cpu
+from sdsurgery.definitions.programs import Beside, run_steps, stage_values
 from sdsurgery.dtypes import F16, F32, F64, DType
 
 # Around the widths of the vectors (4, 8, 16), the strip (512) and the stretch (16384) of the kernels.
@@ -159,8 +160,8 @@ def test_the_hot_formulas_have_a_fused_kernel() -> None:
 def stepped(formula: program.Formula, arrays: list[np.ndarray]) -> np.ndarray:
     """The formula's stages and steps over whole arrays."""
     shape = arrays[0].shape
-    beside = reference.Beside(formula, shape, reference.stage_values(formula, arrays, shape), 0, arrays[0].size)
-    return reference.run_steps(formula, arrays, beside)
+    beside = Beside(formula, shape, stage_values(formula, arrays, shape), 0, arrays[0].size)
+    return run_steps(formula, arrays, beside)
 
 
 def body_on(case: Case, tensors: list[object]) -> object:

@@ -12,8 +12,9 @@ import pytest
 import sdsurgery as sds
 from numeric_tools import TARGETS, wild
 from sdsurgery import _native
-from sdsurgery.backends import cpu, reference
+from sdsurgery.backends import cpu
 from sdsurgery.definitions import draws
+from sdsurgery.definitions.programs import evaluate_tensor
 from sdsurgery.dtypes import F32, F64
 from sdsurgery.functions import (
     axes,
@@ -133,7 +134,7 @@ def test_every_target_gives_what_the_body_gives_on_numpy_arrays_and_torch_tensor
     assert body.shape == shape and body.dtype == np.float32
     for target in TARGETS:
         assert same(native(formula, arrays, target), body), target
-    expected, *_ = reference.evaluate_tensor(formula, [(array, F32) for array in arrays], F32, "default", False)
+    expected, *_ = evaluate_tensor(formula, [(array, F32) for array in arrays], F32, "default", False)
     assert same(expected.reshape(shape), body)
     tensors = BODIES[name](*(torch.from_numpy(array) for array in arrays), 0.3)
     assert same(np.asarray(tensors), body)

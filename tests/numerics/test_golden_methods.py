@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import sdsurgery
 from numeric_tools import cases as case_table
-from sdsurgery.backends import reference
+from sdsurgery.definitions.programs import evaluate_tensor
 from sdsurgery.dtypes import F32
 from sdsurgery.methods import della, dropout, registered
 from sdsurgery.methods.registry import get
@@ -121,7 +121,7 @@ def ways(label: str, inputs: list[np.ndarray], given: dict[str, Any]) -> dict[st
     method = get(label)
     bound = method.bind(len(inputs), given)
     formula = trace(method, len(inputs), bound)
-    stored, *_ = reference.evaluate_tensor(formula, [(each, F32) for each in inputs], F32, "default", False)
+    stored, *_ = evaluate_tensor(formula, [(each, F32) for each in inputs], F32, "default", False)
     found["reference"] = stored.reshape(inputs[0].shape)
     with np.errstate(all="ignore"):
         found["body"] = np.asarray(method.body(*inputs, **bound))
@@ -318,7 +318,7 @@ def test_every_method_has_the_reference_s_answer_at_the_edges(shape: tuple[int, 
             with np.errstate(all="ignore"):
                 found = method.across.statistic(*arrays).values.reshape(-1)
             formula = trace(method.across.known(method, found), case.count, case.params)
-        wanted, *_ = reference.evaluate_tensor(formula, [(each, F32) for each in arrays], F32, "default", False)
+        wanted, *_ = evaluate_tensor(formula, [(each, F32) for each in arrays], F32, "default", False)
         assert equal(np.asarray(got), wanted.reshape(shape)), case.label
         if kind in ("zero", "equal", "normal") and case.method.name not in OPEN:
             assert np.isfinite(got).all(), case.label

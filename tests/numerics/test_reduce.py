@@ -13,7 +13,8 @@ import pytest
 from numeric_tools import CODE, FLOATS, SORTS, TARGETS, plain, specials
 from reduce_tools import BLOCK, CHUNK, INTEGERS, SIZES, bits, codes, expected, integers, native, nearly
 from sdsurgery import _native
-from sdsurgery.backends import Reduced, reference
+from sdsurgery.backends import Reduced
+from sdsurgery.definitions.conversions import STORAGE, widen
 from sdsurgery.dtypes import BF16, F8_E4M3, F16, F32, F64, I64, U8, DType
 
 # ---- native against the reference
@@ -166,8 +167,8 @@ def test_non_finite_elements_are_counted_and_left_out(dtype: DType, target: str)
 
 
 def value_of(code: int, dtype: DType) -> float:
-    stored = np.array([code], CODE[dtype]).view(reference._STORAGE[dtype])
-    return float(reference.widen(stored, dtype, True)[0])
+    stored = np.array([code], CODE[dtype]).view(STORAGE[dtype])
+    return float(widen(stored, dtype, True)[0])
 
 
 @pytest.mark.parametrize("target", TARGETS)

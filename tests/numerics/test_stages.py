@@ -11,7 +11,9 @@ import pytest
 import sdsurgery as sds
 from numeric_tools import CODE, FLOATS, TARGETS, plain, wild
 from sdsurgery import _native, functions
-from sdsurgery.backends import cpu, reference
+from sdsurgery.backends import cpu
+from sdsurgery.definitions.conversions import STORAGE
+from sdsurgery.definitions.programs import evaluate_tensor
 from sdsurgery.dtypes import F32, F64
 from sdsurgery.functions import (
     acos,
@@ -115,7 +117,7 @@ def test_every_target_gives_what_the_body_gives_on_numpy_arrays_and_torch_tensor
     assert body.shape == shape and body.dtype == np.float32
     for target in TARGETS:
         assert same(native(formula, arrays, target), body), target
-    expected, *_ = reference.evaluate_tensor(formula, [(array, F32) for array in arrays], F32, "default", False)
+    expected, *_ = evaluate_tensor(formula, [(array, F32) for array in arrays], F32, "default", False)
     assert same(expected.reshape(shape), body)
     tensors = BODIES[name](*(torch.from_numpy(array) for array in arrays), 0.3)
     assert same(np.asarray(tensors), body)
@@ -128,8 +130,8 @@ def test_wide_arithmetic_and_every_stored_dtype(name: str) -> None:
         codes = [plain(dtype, math.prod(shape), np.random.default_rng(seed)).reshape(shape) for seed in (1, 2)]
         for wide in (False, True):
             formula = formula_of(name)
-            stored = [(code.view(reference._STORAGE[dtype]), dtype) for code in codes]
-            expected, *counts = reference.evaluate_tensor(formula, stored, dtype, "default", wide)
+            stored = [(code.view(STORAGE[dtype]), dtype) for code in codes]
+            expected, *counts = evaluate_tensor(formula, stored, dtype, "default", wide)
             for target in TARGETS:
                 out = np.empty(shape, CODE[dtype])
                 found = _native.apply(

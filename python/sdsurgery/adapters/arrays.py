@@ -17,7 +17,8 @@ def values(checkpoint: Checkpoint, region: Region, elements: int) -> Array:
     """A region of one of the checkpoint's files, flat, widened to float32 (float64 of F64), decoded where it is
     encoded."""
     from ..backends import Options
-    from ..backends.reference import ReferenceRun, widen
+    from ..backends.reference import ReferenceRun
+    from ..definitions.conversions import widen
     from ..dtypes import F64
 
     encoding = None if region.encoded is None else region.encoded.encoding

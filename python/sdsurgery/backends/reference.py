@@ -1,7 +1,6 @@
 """The oracle: the method's own Python body over NumPy arrays, and roundings written for clarity instead of speed.
 
-Shares nothing with the native kernels but the Plan: widening and rounding are spelled out here a second time, with
-NumPy's conversions where it has the dtype and from the definition of the format where it hasn't.
+Shares nothing with the native kernels but the Plan: what they compute is spelled out in ``definitions/`` a second time.
 """
 
 from __future__ import annotations
@@ -9,285 +8,31 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..definitions import draws, scalars, small_floats
+from ..definitions.conversions import STORAGE, widen
 from ..definitions.decoding import decoded, e8m0
-from ..definitions.fused import fma
+from ..definitions.programs import Beside, Value, evaluate, stage_values
 from ..definitions.reductions import (
     CHUNK,
-    called,
-    kth_and_last,
-    length,
-    line_numbers,
-    lines_of,
-    on_arrays,
     ordered_sum,
-    places,
-    reduced_rows,
 )
-from ..dtypes import BY_NAME, COMPUTABLE, F64, NUMPY, U8, DType
+from ..dtypes import F64, U8, DType
 from ..errors import Interrupted, RunFailed
 from ..operands.encoding import Companion
 from ..plan import Fill, Job, Operand, Plan, Reduction
 from ..program import (
     ALL,
-    CONSTANT,
-    EACH,
-    INPUT,
-    MADE,
-    SCALAR_FUNCTIONS,
-    TEMP,
-    VALUE,
     Formula,
     Program,
-    Ref,
-    Step,
 )
 from . import Backend, Options, Reduced, damaged_of, refuse_values, sums_of
 
 if TYPE_CHECKING:
     from .._native import Sink, Source
-
-
-_STORAGE: dict[DType, Any] = {
-    dtype: np.dtype(NUMPY.get(dtype.name, f"u{dtype.itemsize}")).type
-    for dtype in BY_NAME.values()
-    if dtype.native is not None
-}
-_STORAGE[BY_NAME["BOOL"]] = np.uint8
-_SMALL = tuple(dtype for dtype in COMPUTABLE if dtype.name not in NUMPY)
-"""What NumPy lacks."""
-
-
-def widen(stored: np.ndarray, dtype: DType, wide: bool) -> np.ndarray:
-    """Stored values (in the dtype's storage type) as float32, or float64 when ``wide``. Exact."""
-    if dtype in _SMALL:
-        stored = small_floats.values(dtype.format)[stored]
-    with np.errstate(invalid="ignore"):  # a signalling NaN
-        return stored.astype(np.float64 if wide else np.float32)
-
-
-def _fits(magnitude: np.ndarray, dtype: DType) -> np.ndarray:
-    """Whether a magnitude rounds to a finite value of the format: it does up to halfway past the largest (the tie
-    itself goes to the even neighbour, which is the overflow where the format has an Inf)."""
-    largest = dtype.format.largest
-    if dtype is F64:
-        return magnitude <= largest
-    half = 2.0 ** (np.frexp(largest)[1] - 2 - dtype.format.mantissa_bits)
-    with np.errstate(invalid="ignore"):
-        wide = magnitude.astype(np.float64)
-        return wide < largest + half if dtype.format.has_inf else wide <= largest + half
-
-
-def store(values: np.ndarray, inputs_finite: np.ndarray, dtype: DType, overflow: str) -> tuple[np.ndarray, int]:
-    """Round to the stored dtype: (stored values, number of overflows). Policies as in docs/numerics.md."""
-    finite_fit = _fits(np.abs(values), dtype) & np.isfinite(values)
-    safe = np.where(finite_fit, values, 0)
-    out = (small_floats.codes(safe, dtype.format) if dtype in _SMALL else safe).astype(_STORAGE[dtype])
-    if finite_fit.all():
-        return out, 0
-    bits = out.view(f"u{out.itemsize}")
-    sign_bit = 1 << (8 * out.itemsize - 1)
-    sign = np.signbit(values).astype(bits.dtype) * bits.dtype.type(sign_bit)
-    nan = np.isnan(values)
-    carried = np.isinf(values) & ~inputs_finite
-    over = ~finite_fit & ~nan & ~carried
-    form = dtype.format
-    infinity = bits.dtype.type(form.inf_code) | sign if form.has_inf else np.full_like(bits, form.nan_code)
-    saturates = overflow == "saturate" or (overflow in ("default", "error") and dtype.bits == 8)
-    largest_bits = bits.dtype.type(form.inf_code - 1)
-    bits[...] = np.where(carried, infinity, bits)
-    bits[...] = np.where(over, (largest_bits | sign) if saturates else infinity, bits)
-    bits[...] = np.where(nan, bits.dtype.type(form.nan_code), bits)
-    return out, int(over.sum() + (nan & inputs_finite).sum())
-
-
-def _chosen(truth: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.asarray(np.where(truth, a, b))
-
-
-def _where(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    return _chosen(a != 0, b, c)
-
-
-def _sign(a: np.ndarray) -> np.ndarray:
-    return np.where(a > 0, a.dtype.type(1), np.where(a < 0, a.dtype.type(-1), np.where(a == 0, a.dtype.type(0), a)))
-
-
-_BY_DEFINITION = ("exp", "log", "pow")
-_OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
-    # NumPy's own minimum leaves open which zero it gives.
-    "minimum": lambda a, b: _chosen((a < b) | np.isnan(a), a, b),
-    "maximum": lambda a, b: _chosen((a > b) | np.isnan(a), a, b),
-    "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal,
-    "neg": np.negative, "abs": np.abs, "sqrt": np.sqrt, "sign": _sign, "where": _where, "fma": fma,
-    "copysign": np.copysign, "floor": np.floor,
-    **{name: functools.partial(on_arrays, name) for name in _BY_DEFINITION},
-}  # fmt: skip
-
-
-class Value(NamedTuple):
-    """What a stage found: one number, or one of each of the lines that it runs along."""
-
-    numbers: np.ndarray  # float64, flat
-    along: int
-
-
-class Beside:
-    """What elements of a tensor meet besides its inputs: the values of its stages, and generated operands. Those from
-    element ``first`` on, ``count`` of them."""
-
-    def __init__(
-        self, formula: Formula, shape: tuple[int, ...], values: Sequence[Value], first: int, count: int
-    ) -> None:
-        self.formula, self.shape, self.values = formula, shape, values
-        self.first, self.count = first, count
-
-    def value(self, number: int) -> np.ndarray:
-        found = self.values[number]
-        if found.along == ALL:
-            return found.numbers[0]
-        return found.numbers[line_numbers(self.shape, found.along, self._index())]
-
-    def made(self, number: int) -> np.ndarray:
-        op, along, refs = self.formula.program.made[number]
-        args = [self.formula.numbers[i] if kind == CONSTANT else float(self.value(i)) for kind, i in refs]
-        if op == "index":
-            return places(self.shape, along, self._index())
-        if op == "within":
-            return self._index() <= args[0]
-        drawn: np.ndarray = getattr(draws, op)((args[0], args[1]), args[2], self.first, self.count)
-        return drawn
-
-    def _index(self) -> np.ndarray:
-        return np.arange(self.first, self.first + self.count)
-
-
-def run_steps(formula: Formula, inputs: Sequence[np.ndarray], beside: Beside | None = None) -> np.ndarray:
-    """The formula's last steps on arrays of one float type; what lies beside the inputs meets them as that type."""
-    program, numbers = formula
-    with np.errstate(all="ignore"):
-        result = _looked_up(program.steps, numbers, inputs, beside)(program.result)
-        return result if np.ndim(result) else np.full_like(inputs[0], result)  # of constants only
-
-
-def _looked_up(
-    steps: Sequence[Step], numbers: Sequence[float], inputs: Sequence[np.ndarray], beside: Beside | None
-) -> Callable[[Ref], Any]:
-    """Evaluates the steps; the result says what a reference refers to then."""
-    temps: dict[int, np.ndarray] = {}
-    kind = inputs[0].dtype.type
-
-    def look_up(ref: Ref) -> Any:
-        place, index = ref
-        if place in (INPUT, TEMP):
-            return inputs[index] if place == INPUT else temps[index]
-        if place == CONSTANT:
-            return kind(numbers[index])
-        assert beside is not None
-        return np.asarray(beside.made(index) if place == MADE else beside.value(index)).astype(kind)
-
-    for op, args, to in steps:
-        temps[to] = np.asarray(_OPERATIONS[op](*(look_up(ref) for ref in args))).astype(kind, copy=False)
-    return look_up
-
-
-Mix = Callable[[int, np.ndarray], np.ndarray]
-"""(number of a job's mixing, a whole tensor, flat) -> the tensor, mixed."""
-
-
-def stage_values(
-    formula: Formula, inputs: Sequence[np.ndarray], shape: tuple[int, ...], mix: Mix | None = None
-) -> list[Value]:
-    """What the stages find in a whole tensor: ``inputs`` are its elements, widened and flat."""
-    program, numbers = formula
-    values: list[Value] = []
-    count = inputs[0].size
-    if count == 0:  # nothing meets them
-        return [Value(np.zeros(1), ALL)] * program.values
-    for stage in program.stages:
-        with np.errstate(all="ignore"):
-            look_up = _looked_up(stage.steps, numbers, inputs, Beside(formula, shape, tuple(values), 0, count))
-            for op, along, refs in stage.reductions:
-                if op == "length":
-                    values.append(Value(length(np.empty(shape), along).values.reshape(1), ALL))
-                    continue
-                if op == "mix":
-                    assert mix is not None
-                    values.append(Value(mix(along, np.asarray(look_up(refs[0]))).astype(np.float64), EACH))
-                    continue
-                if op == "whole":
-                    arrays, function = program.functions[along]
-                    tensors = [np.broadcast_to(look_up(ref), (count,)).reshape(shape) for ref in refs[:arrays]]
-                    given = [
-                        numbers[i] if kind == CONSTANT else float(values[i].numbers[0]) for kind, i in refs[arrays:]
-                    ]
-                    values.append(Value(called(function, tensors, given).reshape(-1).astype(np.float64), EACH))
-                    continue
-                wide = [refs[0]] if op in ("kth", "top") else refs or ((INPUT, 0),)
-                operands = [np.broadcast_to(look_up(ref), (count,)).astype(np.float64) for ref in wide]
-                if op in ("kth", "top"):
-                    kind, index = refs[1]
-                    k = numbers[index] if kind == CONSTANT else values[index].numbers[0]
-                    least, last = kth_and_last(operands[0], float(k))
-                    values += [Value(np.array([each]), ALL) for each in ((least, last) if op == "top" else (least,))]
-                    continue
-                lines = [lines_of(operand.reshape(shape), along) for operand in operands]
-                values.append(Value(reduced_rows(op, *lines), along))
-            for op, refs in stage.scalars:
-                values.append(_scalar(op, [values[i] if kind == VALUE else numbers[i] for kind, i in refs]))
-    return values
-
-
-def _scalar(op: str, args: Sequence[Value | float]) -> Value:
-    arrays = np.broadcast_arrays(*(arg.numbers if isinstance(arg, Value) else np.array([arg]) for arg in args))
-    along = max(arg.along for arg in args if isinstance(arg, Value))
-    if op in SCALAR_FUNCTIONS or op == "sqrt":  # which NumPy has, but with a NaN of its own
-        function = getattr(scalars, op)
-        each = zip(*(array.tolist() for array in arrays), strict=True)
-        return Value(np.array([function(*numbers) for numbers in each]), along)
-    return Value(np.asarray(_OPERATIONS[op](*arrays)).astype(np.float64), along)
-
-
-def evaluate(
-    formula: Formula,
-    inputs: Sequence[tuple[np.ndarray, DType]],
-    dtype: DType,
-    overflow: str,
-    wide: bool,
-    *,
-    beside: Beside | None = None,
-) -> tuple[np.ndarray, int, int]:
-    """Stored inputs to stored output: (values, elements with a non-finite input, overflows)."""
-    wide = wide or any(kind is F64 for _, kind in inputs)
-    widened = [widen(stored, kind, wide) for stored, kind in inputs]
-    finite = np.isfinite(widened[0])
-    for each in widened[1:]:
-        finite &= np.isfinite(each)
-    out, overflows = store(run_steps(formula, widened, beside), finite, dtype, overflow)
-    return out, int((~finite).sum()), overflows
-
-
-def evaluate_tensor(
-    formula: Formula, inputs: Sequence[tuple[np.ndarray, DType]], dtype: DType, overflow: str, wide: bool
-) -> tuple[np.ndarray, int, int]:
-    """``evaluate`` for a whole tensor of any shape, its stages included."""
-    shape = inputs[0][0].shape
-    flat = [(stored.reshape(-1), kind) for stored, kind in inputs]
-    wider = wide or any(kind is F64 for _, kind in inputs)
-    widened = [widen(stored, kind, wider) for stored, kind in flat]
-    return evaluate(formula, flat, dtype, overflow, wide, beside=beside_of(formula, widened, shape))
-
-
-def beside_of(formula: Formula, inputs: Sequence[np.ndarray], shape: tuple[int, ...], first: int = 0) -> Beside:
-    """What elements of a tensor meet besides ``inputs``, which are some of its elements from ``first`` on, flat; all of
-    them for a formula with stages."""
-    return Beside(formula, shape, stage_values(formula, inputs, shape), first, inputs[0].size)
 
 
 # ---- reductions, in the order that csrc/reduce.h promises
@@ -438,13 +183,13 @@ class ReferenceRun:
         data = self._elements(operand, 0, companion.count)
         if companion.dtype.name == "F8_E8M0":
             return e8m0(np.frombuffer(data, np.uint8))
-        stored = np.frombuffer(data, _STORAGE[companion.dtype])
+        stored = np.frombuffer(data, STORAGE[companion.dtype])
         return stored if companion.dtype is U8 else widen(stored, companion.dtype, False)
 
     def stored(self, operand: Operand, first: int, count: int) -> tuple[np.ndarray, DType]:
         if operand.computed:
             return self._computed(operand, first, count), operand.dtype
-        return np.frombuffer(self._elements(operand, first, count), _STORAGE[operand.dtype]), operand.dtype
+        return np.frombuffer(self._elements(operand, first, count), STORAGE[operand.dtype]), operand.dtype
 
     def beside(self, index: int, job: Job, program: Program, first: int, count: int) -> Beside | None:
         """What the job's elements meet besides its inputs."""

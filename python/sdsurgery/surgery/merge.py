@@ -38,7 +38,7 @@ from .variants import is_swapped, is_variant, is_widened, merged_channels, takes
 from .with_adapters import Adapters
 
 if TYPE_CHECKING:
-    from ..recipe import Composition  # a recipe is saved by this module, which only needs the composed value
+    from ..composition import Composition  # only the value: making one is not its work
 
 _INTEGERS = ("int", "bool")  # kinds of dtypes
 

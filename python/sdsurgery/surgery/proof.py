@@ -104,7 +104,7 @@ def _equal_share(tried: Sequence[Tensor], guess: Guess, most: int) -> float:
     """The share of the sample's elements, ``most`` of each tensor, that has the mix's values."""
     import numpy as np
 
-    from ..backends.reference import store, widen
+    from ..definitions.conversions import store, widen
 
     found = total = 0
     method = get(guess.method)
