@@ -157,8 +157,6 @@ inline SumKernel sum_kernel(DType out) {
 
 // ---- strips: any program, any mixture of dtypes, one operation at a time over a strip in the L1 cache
 
-constexpr size_t kStrip = 256;
-
 template <class Stored>
 void widen(const uint8_t* from, float* to, size_t count) {
     size_t i = 0;
@@ -225,15 +223,6 @@ inline void round_strip<F64>(const float* from, uint8_t* to, size_t count) {
     memcpy(to, wide, count * sizeof(double));
 }
 
-inline void pow_strip(const float* __restrict a, const float* __restrict b, float* __restrict to, size_t n) {
-    float power[kStrip];
-    for (size_t i = 0; i < n; ++i) power[i] = functions::power_of_magnitude(a[i], b[i]);
-    for (size_t i = 0; i < n; ++i) to[i] = functions::completed_power(power[i], a[i], b[i]);
-}
-inline void pow_strip(const double* a, const double* b, double* to, size_t n) {
-    for (size_t i = 0; i < n; ++i) to[i] = functions::lane_pow(a[i], b[i]);
-}
-
 template <class T>
 void step_strip(Op op, const T* __restrict a, const T* __restrict b, const T* __restrict c, T* __restrict to,
                 size_t n) {
@@ -277,7 +266,7 @@ void step_strip(Op op, const T* __restrict a, const T* __restrict b, const T* __
         case Op::copysign:
             for (size_t i = 0; i < n; ++i) to[i] = functions::lane_copysign(a[i], b[i]);
             break;
-        case Op::pow: pow_strip(a, b, to, n); break;
+        case Op::pow: functions::pow_strip(a, b, to, n); break;
         case Op::neg:
             for (size_t i = 0; i < n; ++i) to[i] = -a[i];
             break;
@@ -293,12 +282,8 @@ void step_strip(Op op, const T* __restrict a, const T* __restrict b, const T* __
         case Op::floor:
             for (size_t i = 0; i < n; ++i) to[i] = std::floor(a[i]);
             break;
-        case Op::exp:
-            for (size_t i = 0; i < n; ++i) to[i] = functions::lane_exp(a[i]);
-            break;
-        case Op::log:
-            for (size_t i = 0; i < n; ++i) to[i] = functions::lane_log(a[i]);
-            break;
+        case Op::exp: functions::exp_strip(a, to, n); break;
+        case Op::log: functions::log_strip(a, to, n); break;
         case Op::where:
             for (size_t i = 0; i < n; ++i) to[i] = a[i] != 0 ? b[i] : c[i];
             break;

@@ -95,7 +95,7 @@ SDS_HD inline float lane_log(float x) {
 
 SDS_HD inline double lane_log(double x) { return scalars::log(x); }
 
-// In two halves, each of which compilers turn into a loop over SIMD registers.
+// In two halves, each of which compilers turn into a loop over SIMD registers (functions.inl.h).
 SDS_HD inline float power_of_magnitude(float x, float y) {
     return static_cast<float>(exp(static_cast<double>(y) * log(x)));
 }

@@ -5,7 +5,10 @@
 // function, whichever file it comes from. So a target_*.cc includes every header that is not the target's own before
 // its region, this file includes none but the loops, and nothing in a region runs before the target has been chosen.
 
+constexpr size_t kStrip = 256;  // elements that a loop takes at a time, in the L1 cache
+
 #include "functions.h"
+#include "functions.inl.h"
 #include "generated.inl.h"
 #include "elementwise.inl.h"
 #include "reduce.inl.h"

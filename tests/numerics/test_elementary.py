@@ -31,14 +31,16 @@ SPECIAL = [
 
 
 def values(dtype: type, seed: int = 0) -> list[np.ndarray]:
-    """Pairs of every sort: specials with each other, any bits, weights."""
+    """Pairs of every sort: specials with each other, any bits, weights, squares between two float32."""
     rng, bits = np.random.default_rng(seed), 8 * np.dtype(dtype).itemsize
     pairs = np.array(list(itertools.product(SPECIAL, SPECIAL)), dtype).T
     anything = rng.integers(0, 1 << (bits - 1), (2, 3000), np.uint64).astype(f"u{bits // 8}") * 2 + 1
     near_one = (1 + rng.normal(size=(2, 500)) * 1e-3).astype(dtype)
     weights = np.abs(rng.normal(size=(2, 3000)) * 0.02).astype(dtype)
     whole = rng.integers(-9, 9, (2, 300)).astype(dtype)
-    return [np.concatenate(parts) for parts in zip(pairs, anything.view(dtype), near_one, weights, whole, strict=True)]
+    middles = np.array([1 + np.arange(1, 999, 2) * 2.0**-12, np.full(499, 2)], dtype)
+    sorts = (pairs, anything.view(dtype), near_one, weights, whole, middles)
+    return [np.concatenate(parts) for parts in zip(*sorts, strict=True)]
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
