@@ -137,8 +137,14 @@ the method, its order of operations, and the roundings of torch on x86-64 with A
 Python the method is called `"supermerger:weighted-sum"`. A method that is not in a tool's table is refused.
 
 Merge blocks are those of the family ([semantics.md](semantics.md)), which are supermerger's and those of the extensions
-before it: `time_embed` belongs to IN00, `out.` to the last OUT. What no table has: random masks (no tool's stream is
-reproduced), and rounding of intermediate results to fp16 or bf16, so the tables hold for float32 files.
+before it; where a tool counts a tensor to another block, `--compat` does so too. A tensor that the tool leaves A's
+stays A's. What no table has: random masks (no tool's stream is reproduced), and rounding of intermediate results to
+fp16 or bf16, so the tables hold for float32 files.
+
+"Rounded once" is a method's lerp or addcmul. Where it says no, the tool has none, or (nuslerp and model-stock by rows,
+multiply-diff, comparative-interp) its AVX2 kernels of sums, sines and powers round otherwise than its portable ones:
+both lie within the tolerance of ours, and neither is reproduced. similarity-add-diff of chattiori is to the bit but for
+the mean and the deviation of the whole tensor, which float32 sums there leave to the order of the kernel.
 """
 
 
@@ -151,22 +157,23 @@ sd-mecha merges the sampler's buffers (`betas` and so on) too, which are A's her
 
 
 def compat_page() -> str:
-    from sdsurgery.methods.compat import KEYS, TOOLS
+    from sdsurgery.methods.tools import TOOLS
 
     lines = [COMPAT, WHOLE]
-    for tool, forms in TOOLS.items():
+    for name, tool in TOOLS.items():
         lines += [
-            f"## {tool}",
+            f"## {name}",
             "",
-            KEYS[tool],
+            tool.keys,
             "",
+            *([f"Not offered: {tool.lacks}", ""] if tool.lacks else []),
             "| method | computed as | rounded once | equal to the tool within | keys |",
             "|---|---|---|---|---|",
         ]
-        for name, form in forms.items():
-            keys = f"A's: those with {', '.join(form.skips)}" if form.skips else "A stands in" if form.stands_in else ""
+        for method, form in tool.forms.items():
+            keys = f"A's: those with {', '.join(form.keeps)}" if form.keeps else ""
             once = "yes" if form.fused else "no"
-            lines.append(f"| `{name}` | `{form.name}` | {once} | {form.equal} | {keys} |")
+            lines.append(f"| `{method}` | `{form.name}` | {once} | {form.equal} | {keys} |")
         lines.append("")
     return "\n".join(lines)
 

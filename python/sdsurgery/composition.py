@@ -5,7 +5,7 @@ The bodies of the calls, one in the other, are evaluated in float32 and rounded 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,10 +23,20 @@ class Part:
     prefix: str
     inputs: tuple[Part | int, ...]
 
-    def value(self, leaves: Mapping[int, Any], numbers: Mapping[str, Any]) -> Any:
-        """The bodies of the tree, one in the other."""
-        inputs = [item.value(leaves, numbers) if isinstance(item, Part) else leaves[item] for item in self.inputs]
-        return self.method.body(*inputs, **{name: numbers[self.prefix + name] for name in self.method.params})
+    def value(self, leaves: Mapping[int, Any], numbers: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+        """The bodies of the tree, one in the other; ``roles`` by path, where a method asks for the tensor's."""
+        inputs = [
+            item.value(leaves, numbers, roles) if isinstance(item, Part) else leaves[item] for item in self.inputs
+        ]
+        own = {"role": roles[self.prefix]} if self.prefix in roles else {}
+        return self.method.body(*inputs, **own, **{name: numbers[self.prefix + name] for name in self.method.params})
+
+    def methods(self) -> dict[str, Method]:
+        """All methods of the tree, by path."""
+        found = {self.prefix: self.method}
+        for item in self.inputs:
+            found |= item.methods() if isinstance(item, Part) else {}
+        return found
 
     def parameters(self) -> dict[str, Parameter]:
         """All parameters of the tree, by path and name."""
@@ -107,9 +117,33 @@ class Composition:
 def as_method(part: Part, params: Mapping[str, Any]) -> tuple[Method, tuple[int, ...]]:
     taken = tuple(sorted(part.leaves()))
 
-    def body(*inputs: Any, **numbers: float) -> Any:
-        return part.value(dict(zip(taken, inputs, strict=True)), {**params, **numbers})
+    methods = part.methods()
+    with_roles = {prefix: method.roles for prefix, method in methods.items() if method.roles}
+
+    def body(*inputs: Any, role: str = "", **numbers: float) -> Any:
+        roles = dict(zip(with_roles, role.split("\n"), strict=True)) if role else {}
+        return part.value(dict(zip(taken, inputs, strict=True)), {**params, **numbers}, roles)
+
+    def roles(name: str, family: str) -> str:
+        """Those that a tensor has for the tree's methods; empty where it is an ordinary one for all."""
+        found = [of(name, family) for of in with_roles.values()]
+        return "\n".join(found) if any(found) else ""
 
     names = tuple(letter(number) for number in taken)
     plain = {letter(number) for number in part.plain()}
-    return Method(part.method.name, names, part.parameters(), body, frozenset(names) - plain), taken
+    return Method(
+        part.method.name, names, part.parameters(), body, frozenset(names) - plain,
+        roles=roles if with_roles else None, block=block_table(methods.values()),
+    ), taken  # fmt: skip
+
+
+def block_table(methods: Iterable[Method], weights: bool = False) -> Callable[[str, str | None], str | None] | None:
+    """How all methods of a tree count merge blocks; UsageError where there are block weights and they differ."""
+    tables = {method.block for method in methods}
+    if len(tables) > 1 and weights:
+        names = ", ".join(method.name for method in methods)
+        raise UsageError(
+            f"{names} count merge blocks in different ways; save the result of one before it is an input of the other",
+            code="conflict",
+        )
+    return tables.pop() if len(tables) == 1 else None

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from .adapters.lora import Lora
 from .adapters.lora import from_json as lora_from_json
-from .composition import Composition, Part, as_method
+from .composition import Composition, Part, as_method, block_table
 from .errors import InputRefused, UsageError, printable
 from .methods.registry import Method, get
 from .methods.written import PREFIX, letter
@@ -325,9 +325,7 @@ def compose(root: Call) -> Composition:
                 "within it; apply them to its inputs, or save it first",
                 code="conflict",
             )
-        if (method.across or method.roles) and (
-            node is not root or any(isinstance(item, Call) for item in node.inputs)
-        ):
+        if method.across and (node is not root or any(isinstance(item, Call) for item in node.inputs)):
             raise UsageError(
                 f"{node.method} looks at whole models, so it takes files and stands alone; save its inputs first, and "
                 "merge its output in a run of its own",
@@ -343,6 +341,7 @@ def compose(root: Call) -> Composition:
     if len(leaves) > MOST_INPUTS:
         raise UsageError(f"a recipe takes at most {MOST_INPUTS} files, {len(leaves)} given", code="wrong_inputs")
     method = whole.method if whole.inputs == tuple(range(len(root.inputs))) else as_method(whole, params)[0]
+    block_table(whole.methods().values(), bool(ratios["blocks"]))
     weights = (ratios["blocks"] or None, ratios["rules"] or None)
     return Composition(tuple(leaves), method, params, *weights, whole, root.loras)
 

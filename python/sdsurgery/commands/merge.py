@@ -26,7 +26,7 @@ EXAMPLES = (
 
 
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
-    from ..methods.compat import TOOLS
+    from ..methods.tools import TOOLS
 
     recipe = _recipe_in(argv)
     files = "FILE FILE [FILE …] --method METHOD" if recipe is None else "--recipe FILE"
@@ -126,8 +126,9 @@ def _adjusting(given: str | None) -> dict[str, list[float]]:
 
 def _chosen(name: str, variant: str | None, compat: str | None) -> Method:
     """The method of that name, as a tool computes it if one is named."""
-    from ..methods.compat import SEPARATOR, TOOLS
+    from ..methods.compat import SEPARATOR
     from ..methods.registry import get
+    from ..methods.tools import TOOLS
 
     found = get(name, variant)
     return get(f"{compat}{SEPARATOR}{found.name}") if compat in TOOLS else found

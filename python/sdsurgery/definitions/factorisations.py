@@ -7,14 +7,17 @@ import math
 
 import numpy as np
 
+from .fused import lerp
+
 NULL = 1e-10  # singular values below this share of the largest are no directions
 STIEFEL_STEPS, STIEFEL_NEAR = 100, 1e-8  # of the logarithm between two bases: sd-mecha's defaults
 
 
-def rotate(a: np.ndarray, b: np.ndarray, alignment: float, alpha: float, centralization: float) -> np.ndarray:
+def rotate(a: np.ndarray, b: np.ndarray, *numbers: float) -> np.ndarray:
     """A turned towards B by Q^alignment, Q the orthogonal matrix with the smallest ‖A·Q − B‖ (Schönemann, "A
     generalized solution of the orthogonal Procrustes problem", 1966). Rows are output channels, or a convolution's
-    kernels."""
+    kernels. ``numbers``: the alignment, the weight of B, the share of the mean that is left out, 1 for a fused lerp."""
+    alignment, alpha, centralization, fused = numbers
     if alignment == alpha == 0:
         return a
     if alignment == alpha == 1:
@@ -22,7 +25,7 @@ def rotate(a: np.ndarray, b: np.ndarray, alignment: float, alpha: float, central
     with np.errstate(over="ignore", invalid="ignore"):
         alike = np.allclose(a.astype(np.float16), b.astype(np.float16))
     if a.ndim < 2 or alike or not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return a + a.dtype.type(alpha) * (b - a)
+        return lerp(a, b, alpha, bool(fused))
     kernels = a.ndim == 4 and a.shape[2:] != (1, 1)
     rows = a.shape[0] * a.shape[1] if kernels else a.shape[0]
     x, y = (each.astype(np.float64).reshape(rows, -1) for each in (a, b))

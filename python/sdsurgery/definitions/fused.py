@@ -25,6 +25,18 @@ def fma(x: Any, y: Any, z: Any) -> Any:
     return torch.as_tensor(fma(*parts), device=array.device)
 
 
+def lerp(a: np.ndarray, b: np.ndarray, t: float, fused: bool = False) -> np.ndarray:
+    """``functions.lerp`` of arrays: a + t·(b − a) for |t| < ½, else b − (1 − t)·(b − a), t as a float32."""
+    t = np.float32(t).astype(a.dtype)
+    away = b - a
+    if abs(t) < 0.5:
+        near, share = a, t
+    else:
+        near, share = b, t - 1
+    found: np.ndarray = fma(away, share, near) if fused else near + share * away
+    return found
+
+
 def _of_arrays(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     x, y, z = np.broadcast_arrays(x, y, z)
     with np.errstate(all="ignore"):

@@ -6,16 +6,18 @@ import math
 
 import numpy as np
 
+from .fused import lerp
 
-def crossover(a: np.ndarray, b: np.ndarray, alpha: float, tilt: float) -> np.ndarray:
+
+def crossover(a: np.ndarray, b: np.ndarray, alpha: float, tilt: float, fused: float) -> np.ndarray:
     """A + F⁻¹(f·F(B − A)), f of ``crossover_filter``; the weighted sum of a number, and where A and B hardly differ."""
-    wide, away = a.astype(np.float64), b.astype(np.float64) - a
     if alpha == 0 or not a.size:
         return a
-    with np.errstate(over="ignore", invalid="ignore"):
-        alike = np.allclose(a.astype(np.float16), b.astype(np.float16))
-    if tilt % 4 == 1 or not a.ndim or alike:
-        return a + a.dtype.type(alpha) * (b - a)
+    if alpha == 1:
+        return b
+    if tilt % 4 == 1 or not a.ndim or np.allclose(a, b):
+        return lerp(a, b, alpha, bool(fused))
+    wide, away = a.astype(np.float64), b.astype(np.float64) - a
     spectrum = np.fft.rfftn(away)
     spectrum *= crossover_filter(spectrum.shape, alpha, tilt)
     found: np.ndarray = wide + np.fft.irfftn(spectrum, s=a.shape, axes=range(a.ndim))

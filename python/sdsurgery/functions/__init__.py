@@ -21,6 +21,7 @@ from .elementwise import (
     fma,
     is_nan,
     lerp,
+    lerp_by,
     log,
     maximum,
     minimum,
@@ -38,7 +39,7 @@ from .tensors import rank, whole
 
 __all__ = [
     "acos", "axes", "bernoulli", "clip", "copysign", "cos", "count", "dot", "exp", "flag", "floor", "fma",
-    "index", "is_nan", "kth_largest", "largest", "lerp", "log", "maximum", "mean", "mean_of_products",
+    "index", "is_nan", "kth_largest", "largest", "lerp", "lerp_by", "log", "maximum", "mean", "mean_of_products",
     "minimum", "multiply_add", "norm", "normal", "of_numbers", "pow", "quantile", "rank", "rounded", "sign",
     "sin", "single", "size", "sqrt", "sum", "uniform", "variance", "where", "whole",
 ]  # fmt: skip

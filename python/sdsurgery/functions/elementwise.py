@@ -9,7 +9,7 @@ from typing import Any
 
 from ..program.symbols import Scalar, Symbol, Value
 from .dispatch import Axis, as_arrays, function, is_numbers, library_of, reduced, traced
-from .numbers import of_numbers, single
+from .numbers import of_numbers, rounded, single
 
 
 def minimum(a: Any, b: Any = None, axis: Axis = None) -> Any:
@@ -148,9 +148,22 @@ def lerp(a: Any, b: Any, t: Any, fused: bool = False) -> Any:
     """a + t·(b − a) for |t| < ½, else b − (1 − t)·(b − a), of a number t, which is rounded to float32 first: what
     ``torch.lerp`` computes; ``fused`` with one rounding of each product and sum, as it does on AVX2 and later."""
     t = of_numbers(single, t)
-    if abs(t) < 0.5:
-        return multiply_add(b - a, t, a, fused)
-    return fma(b - a, t - 1, b) if fused else b - (b - a) * (1 - t)
+    away = b - a
+    return _from_a(a, away, t, fused) if abs(t) < 0.5 else _from_b(b, away, t, fused)
+
+
+def lerp_by(a: Any, b: Any, t: Any, fused: bool = False) -> Any:
+    """As lerp, of a t of its own for each element: a tensor, or what a reduction gives."""
+    t, away = rounded(t, a), b - a
+    return where(abs(t) < 0.5, _from_a(a, away, t, fused), _from_b(b, away, t, fused))
+
+
+def _from_a(a: Any, away: Any, t: Any, fused: bool) -> Any:
+    return multiply_add(away, t, a, fused)
+
+
+def _from_b(b: Any, away: Any, t: Any, fused: bool) -> Any:
+    return fma(away, t - 1, b) if fused else b - away * (1 - t)
 
 
 def _extreme(op: str, wins: Callable[[Any, Any], Any], a: Any, b: Any, axis: Axis) -> Any:

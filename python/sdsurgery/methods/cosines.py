@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..functions import axes, clip, dot, is_nan, lerp, maximum, mean, norm, pow, rounded, sqrt, variance, where
+from ..functions import axes, clip, dot, is_nan, lerp, lerp_by, maximum, mean, norm, pow, rounded, sqrt, variance, where
 from .across import APART, Across
 from .differences import similar_parts
 from .registry import Param, method
-from .sums import unchanged
+from .sums import FUSED, unchanged
 
 
 def cosine(a: Any, b: Any, axis: Any, least: float = 1e-8) -> Any:
@@ -16,27 +16,35 @@ def cosine(a: Any, b: Any, axis: Any, least: float = 1e-8) -> Any:
     return dot(a, b, axis) / (maximum(norm(a, axis), least) * maximum(norm(b, axis), least))
 
 
-@method("add-cosine-a", inputs="A B", alpha=Param(0.5, "how alike a column must be to stay A's"))
-def add_cosine_a(a: Any, b: Any, alpha: float) -> Any:
+ALIKE = Param(0.5, "how alike a column must be to stay A's")
+
+
+@method("add-cosine-a", inputs="A B", alpha=ALIKE, fused=FUSED)
+def add_cosine_a(a: Any, b: Any, alpha: float, fused: bool) -> Any:
     """k·B + (1 − k)·A with k = 1 − clip(c − α, 0, 1), c the cosine of a column, along the first axis.
 
     ``add_cosine_a`` of sd-mecha, after mode A of supermerger.
     """
-    return gated(a, b, cosine(a, b, 0), alpha)
+    return gated(a, b, cosine(a, b, 0) - alpha, fused)
 
 
-@method("add-cosine-b", inputs="A B", alpha=Param(0.5, "how alike a column must be to stay A's"))
-def add_cosine_b(a: Any, b: Any, alpha: float) -> Any:
+@method("add-cosine-b", inputs="A B", alpha=ALIKE, fused=FUSED)
+def add_cosine_b(a: Any, b: Any, alpha: float, fused: bool) -> Any:
     """k·B + (1 − k)·A with k = 1 − clip(c − α, 0, 1), c the mean of the cosine of a column and that of the tensor.
 
     ``add_cosine_b`` of sd-mecha, after mode B of supermerger. Columns lie along the first axis.
     """
-    return gated(a, b, (cosine(a, b, 0) + cosine(a, b, None)) / 2, alpha)
+    return gated(a, b, (cosine(a, b, 0) + cosine(a, b, None)) / 2 - alpha, fused)
 
 
-def gated(a: Any, b: Any, alike: Any, alpha: float) -> Any:
-    k = 1 - clip(alike - alpha, 0, 1)
-    return a + k * (b - a)
+def gated(a: Any, b: Any, stays: Any, fused: bool) -> Any:
+    """A mix of A and B of which the share ``stays``, clipped to [0, 1], is A's."""
+    return mixed_by(a, b, 1 - clip(stays, 0, 1), fused)
+
+
+def mixed_by(a: Any, b: Any, share: Any, fused: bool) -> Any:
+    """(1 − t)·A + t·B of a share t by column or channel; ``fused`` as ``torch.lerp`` computes it on AVX2."""
+    return lerp_by(a, b, share, True) if fused else a + share * (b - a)
 
 
 # ---- with the statistics of the whole model
@@ -79,30 +87,39 @@ RANGE = ("low", "high")
 FAVOUR = Param(0.0, "0 keeps most of A where both are alike, 1 takes B everywhere")
 
 
-@method("cosine-a", inputs="A B", alpha=FAVOUR, roles=apart, across=Across(RANGE, of_columns, without_ends))
-def cosine_a(a: Any, b: Any, *, alpha: float, low: float, high: float, role: str = "") -> Any:
+@method(
+    "cosine-a", inputs="A B", alpha=FAVOUR, fused=FUSED, roles=apart, across=Across(RANGE, of_columns, without_ends)
+)
+def cosine_a(a: Any, b: Any, *, alpha: float, fused: bool, low: float, high: float, role: str = "") -> Any:
     """k·A + (1 − k)·B, k = clip((x − lo)/(hi − lo) − |α|, 0, 1), x the mean of a column's cosine and the tensors'.
 
     "cosineA" of supermerger: columns lie along the first axis and are divided by their norms for the cosine of the
     tensors; lo and hi are the smallest and largest column's cosine of the whole models, without the outer percents. The
     VAE is A's.
     """
-    return unchanged(a) if role == APART else within(a, b, (of_unit_columns(a, b) - low) / (high - low) - abs(alpha))
+    if role == APART:
+        return unchanged(a)
+    return within(a, b, (of_unit_columns(a, b) - low) / (high - low) - abs(alpha), fused)
 
 
-@method("cosine-b", inputs="A B", alpha=FAVOUR, roles=apart, across=Across(RANGE, of_columns_and_tensor, without_ends))
-def cosine_b(a: Any, b: Any, *, alpha: float, low: float, high: float, role: str = "") -> Any:
+@method(
+    "cosine-b", inputs="A B", alpha=FAVOUR, fused=FUSED, roles=apart,
+    across=Across(RANGE, of_columns_and_tensor, without_ends),
+)  # fmt: skip
+def cosine_b(a: Any, b: Any, *, alpha: float, fused: bool, low: float, high: float, role: str = "") -> Any:
     """k·A + (1 − k)·B, k = clip((x − lo)/(hi − lo) − α, 0, 1), x the mean of a column's cosine and the tensor's.
 
     "cosineB" of supermerger: as cosine-a; lo and hi are those of x.
     """
-    return unchanged(a) if role == APART else within(a, b, (of_columns_and_tensor(a, b) - low) / (high - low) - alpha)
+    if role == APART:
+        return unchanged(a)
+    return within(a, b, (of_columns_and_tensor(a, b) - low) / (high - low) - alpha, fused)
 
 
-def within(a: Any, b: Any, share: Any) -> Any:
+def within(a: Any, b: Any, share: Any, fused: bool) -> Any:
     """lerp(B, A, k) of a share of A clipped to [0, 1]; A where it is not a number."""
     k = rounded(clip(share, 0, 1), a)
-    return where(is_nan(k), a, where(k < 0.5, b + k * (a - b), a - (a - b) * (1 - k)))
+    return where(is_nan(k), a, lerp_by(b, a, k, fused))
 
 
 # ---- by rows
@@ -112,32 +129,33 @@ def within(a: Any, b: Any, share: Any) -> Any:
     "extract", inputs="A B C",
     alpha=Param(0.5, "0: what B learned, 1: what C learned"),
     beta=Param(0.0, "0: where both learned the same, 1: where they learned different things"),
-    gamma=Param(1.0, "how sharply that is told apart", "[0, inf)"),
+    gamma=Param(1.0, "how sharply that is told apart", "[0, inf)"), fused=FUSED,
 )  # fmt: skip
-def extract(a: Any, b: Any, c: Any, *, alpha: float, beta: float, gamma: float) -> Any:
+def extract(a: Any, b: Any, c: Any, *, alpha: float, beta: float, gamma: float, fused: bool) -> Any:
     """A + ((1 − α)·(B − A) + α·(C − A))·((1 − β)·d + β·(1 − d)), d = ((cos + 1)/2)^γ of each row of B − A and C − A.
 
     "extract" of supermerger (``extract_super``); rows lie along the last axis, and A is the base.
     """
-    return a + alike_part(b - a, c - a, alpha, beta, gamma)
+    return a + lerp(b - a, c - a, alpha, fused) * likeness(b - a, c - a, beta, gamma)
 
 
 @method(
     "extract.no-base", inputs="A B", alpha=Param(0.5, "0: A, 1: B"),
     beta=Param(0.0, "0: where both are alike, 1: where they differ"),
-    gamma=Param(1.0, "how sharply that is told apart", "[0, inf)"),
+    gamma=Param(1.0, "how sharply that is told apart", "[0, inf)"), fused=FUSED,
 )  # fmt: skip
-def extract_without_base(a: Any, b: Any, alpha: float, beta: float, gamma: float) -> Any:
+def extract_without_base(a: Any, b: Any, *, alpha: float, beta: float, gamma: float, fused: bool) -> Any:
     """((1 − α)·A + α·B)·((1 − β)·d + β·(1 − d)), d = ((cos + 1)/2)^γ of each row of A and B.
 
     "extract" of supermerger without a base model.
     """
-    return alike_part(a, b, alpha, beta, gamma)
+    return lerp(a, b, alpha, fused) * likeness(a, b, beta, gamma)
 
 
-def alike_part(a: Any, b: Any, alpha: float, beta: float, gamma: float) -> Any:
+def likeness(a: Any, b: Any, beta: float, gamma: float) -> Any:
+    """How alike the rows of two tensors are (β = 0), or how different (β = 1)."""
     alike = pow((clip(cosine(a, b, -1), -1, 1) + 1) / 2, gamma)
-    return lerp(a, b, alpha) * (alike + beta * ((1 - alike) - alike))
+    return alike + beta * ((1 - alike) - alike)
 
 
 @method(
@@ -170,8 +188,8 @@ def channel_cosine_gate(a: Any, b: Any, alpha: float, beta: float) -> Any:
     return where((many == 2) + (many == 4), a * (1 - gate) + mixed * gate, mixed)
 
 
-@method("cosine-channel", inputs="A B", alpha=Param(0.5, "weight of B where the channels are alike"))
-def cosine_channel(a: Any, b: Any, alpha: float) -> Any:
+@method("cosine-channel", inputs="A B", alpha=Param(0.5, "weight of B where the channels are alike"), fused=FUSED)
+def cosine_channel(a: Any, b: Any, alpha: float, fused: bool) -> Any:
     """(1 − t)·A + t·B with t = clip(|α|·g, 0, 1), g = clip((cos + 1)/2, 0, 1) of each output channel, matched to A.
 
     "cosine" of Chattiori-Model-Merger 2026; a tensor of one axis has one cosine. Mean and deviation of the result then
@@ -179,7 +197,7 @@ def cosine_channel(a: Any, b: Any, alpha: float) -> Any:
     """
     whole, channel = cosine(a, b, None), cosine(a, b, "channel")
     gate = clip((where(axes(a) < 2, whole, channel) + 1) / 2, 0, 1)
-    return half_way_to(a, a + clip(abs(alpha) * gate, 0, 1) * (b - a))
+    return half_way_to(a, mixed_by(a, b, clip(abs(alpha) * gate, 0, 1), fused))
 
 
 def half_way_to(a: Any, mixed: Any) -> Any:
@@ -191,12 +209,11 @@ def half_way_to(a: Any, mixed: Any) -> Any:
 
 
 @method("similarity-add-diff.matched", inputs="A B C", alpha=Param(1.0, "how much of B − C is added"),
-        beta=Param(0.5, "how much the similarity counts"))  # fmt: skip
-def similarity_matched(a: Any, b: Any, c: Any, alpha: float, beta: float) -> Any:
+        beta=Param(0.5, "how much the similarity counts"), fused=FUSED)  # fmt: skip
+def similarity_matched(a: Any, b: Any, c: Any, *, alpha: float, beta: float, fused: bool) -> Any:
     """As similarity-add-diff, by a lerp; mean and deviation of the result move half way towards those of A.
 
     ``similarity_add_difference`` of Chattiori-Model-Merger since 2025.
     """
     share, added, mixed = similar_parts(a, b, c, alpha, beta)
-    away = mixed - added
-    return half_way_to(a, where(abs(share) < 0.5, added + share * away, mixed - away * (1 - share)))
+    return half_way_to(a, lerp_by(added, mixed, share, fused))

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..functions import bernoulli, clip, of_numbers, rank, single, size, where
+from ..functions import bernoulli, clip, multiply_add, of_numbers, rank, single, size, where
 from .dropout import DROP, RESCALE, SEED, linear_of, ties_of
 from .registry import Flag, Param, PerInput, method
 from .sparse import LAM, WEIGHTS, K, above_threshold, agreeing_mean, differences
-from .sums import unchanged
+from .sums import FUSED, unchanged
 
 DENSITY = PerInput("share of each difference that is kept", default=0.5, after=1, within="(0, 1)")
 EPSILON = Param(
@@ -33,14 +33,16 @@ def della(
     return della_of(models, drawn, 1 - p, k, vote_sgn=vote_sgn, rescale=rescale, lam=lam)
 
 
-@method("della.mecha", inputs="A B …", p=DROP, della_eps=EPS, k=K, vote_sgn=SUM, lam=LAM, rescale=DIVIDE, seed=SEED)
+@method("della.mecha", inputs="A B …", p=DROP, della_eps=EPS, k=K, vote_sgn=SUM, lam=LAM, rescale=DIVIDE, seed=SEED,
+        fused=FUSED)  # fmt: skip
 def della_mecha(
-    *models: Any, p: float, della_eps: float, k: float, vote_sgn: bool, lam: float, rescale: bool, seed: Any
-) -> Any:
+    *models: Any, p: float, della_eps: float, k: float, vote_sgn: bool, lam: float, rescale: bool, seed: Any,
+    fused: bool,
+) -> Any:  # fmt: skip
     """As della, with 1 − p in float32, as sd-mecha has it."""
     keep = of_numbers(single_share, p)
     drawn = whole_masks(models, keep, della_eps, seed)
-    return della_of(models, drawn, keep, k, vote_sgn=vote_sgn, rescale=rescale, lam=lam)
+    return della_of(models, drawn, keep, k, vote_sgn=vote_sgn, rescale=rescale, lam=lam, fused=fused)
 
 
 def single_share(p: float) -> float:
@@ -60,11 +62,13 @@ def by_rank(delta: Any, keep: Any, epsilon: float) -> Any:
     return clip(keep + (rank(abs(delta)) / n - (n + 1) / (n * 2)) * epsilon, 0, 1)
 
 
-def della_of(models: Any, drawn: Any, keep: Any, k: float, *, vote_sgn: bool, rescale: bool, lam: float) -> Any:
+def della_of(
+    models: Any, drawn: Any, keep: Any, k: float, *, vote_sgn: bool, rescale: bool, lam: float, fused: bool = False
+) -> Any:
     if keep == 0:
         return unchanged(models[0])
     parts = [above_threshold(delta * mask, k) for delta, mask in zip(differences(models), drawn, strict=True)]
-    return models[0] + lam * (agreeing_mean(parts, vote_sgn) / (keep if rescale else 1.0))
+    return multiply_add(agreeing_mean(parts, vote_sgn) / (keep if rescale else 1.0), lam, models[0], fused)
 
 
 def along_axis(models: Any, density: Any, epsilon: float, seed: Any) -> list[Any]:

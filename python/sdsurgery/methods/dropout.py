@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..functions import bernoulli, flag, lerp, maximum, normal, pow, sum, where
+from ..functions import bernoulli, flag, lerp, maximum, multiply_add, normal, pow, sum, where
 from .registry import Flag, Param, PerInput, Whole, method
 from .sparse import LAM, WEIGHTS, differences, elected, weighted
-from .sums import left_to_right
+from .sums import FUSED, left_to_right
 
 SEED = Whole(0, "seed of the random numbers", "[0, inf)")
 DROP = Param(0.9, "share of each difference that is dropped", "[0, 1]", also="probability")
@@ -60,45 +60,47 @@ def dare_without_rescale(*models: Any, p: float, lam: float, weights: Any, seed:
 
 
 @method("dare.density", inputs="A B", density=Param(0.5, "share of the difference that is kept", "(0, 1]"),
-        alpha=Param(1.0, "how much is added"), seed=SEED)  # fmt: skip
-def dare_by_density(*models: Any, density: float, alpha: float, seed: Any) -> Any:
+        alpha=Param(1.0, "how much is added"), seed=SEED, fused=FUSED)  # fmt: skip
+def dare_by_density(*models: Any, density: float, alpha: float, seed: Any, fused: bool) -> Any:
     """A + α/density·m·(B − A): each element of B − A is kept with probability ``density``; B for density 1.
 
     "DARE" of sd-webui-model-mixer.
     """
-    return density_of(models, masks(models, density, seed), density, alpha)
+    return density_of(models, masks(models, density, seed), density, alpha, fused)
 
 
-def density_of(models: Any, drawn: Any, density: float, alpha: float) -> Any:
+def density_of(models: Any, drawn: Any, density: float, alpha: float, fused: bool = False) -> Any:
     a, b = models
-    return b if density >= 1 else where(drawn[0], lerp(a, b, alpha / density), a)
+    return b if density >= 1 else where(drawn[0], lerp(a, b, alpha / density, fused), a)
 
 
-@method("dare.half", inputs="A B", alpha=Param(1.0, "how much is added, ½ for B itself where it is kept"), seed=SEED)
-def dare_half(*models: Any, alpha: float, seed: Any) -> Any:
+@method("dare.half", inputs="A B", alpha=Param(1.0, "how much is added, ½ for B itself where it is kept"), seed=SEED,
+        fused=FUSED)  # fmt: skip
+def dare_half(*models: Any, alpha: float, seed: Any, fused: bool) -> Any:
     """A + α/½·m·(B − A): half of the elements of B − A, doubled.
 
     "DARE" of Chattiori-Model-Merger until 2024, a lerp at the kept elements.
     """
-    return half_of(models, masks(models, 0.5, seed), alpha)
+    return half_of(models, masks(models, 0.5, seed), alpha, fused)
 
 
-def half_of(models: Any, drawn: Any, alpha: float) -> Any:
+def half_of(models: Any, drawn: Any, alpha: float, fused: bool = False) -> Any:
     a, b = models
-    return where(drawn[0], lerp(a, b, alpha / 0.5), a)
+    return where(drawn[0], lerp(a, b, alpha / 0.5, fused), a)
 
 
-@method("dare.wrong-scale", inputs="A B", p=Param(0.5, "share that is kept", "[0, 1)", also="beta"), lam=LAM, seed=SEED)
-def dare_wrong_scale(*models: Any, p: float, lam: float, seed: Any) -> Any:
+@method("dare.wrong-scale", inputs="A B", p=Param(0.5, "share that is kept", "[0, 1)", also="beta"), lam=LAM, seed=SEED,
+        fused=FUSED)  # fmt: skip
+def dare_wrong_scale(*models: Any, p: float, lam: float, seed: Any, fused: bool) -> Any:
     """A + λ·m·(B − A)/(1 − p), where p is the share that is kept: right at p = ½ only, tenfold at 0.9.
 
     safetensors-merge-supermario, untitledmerger, Chattiori-Model-Merger 2025: for recipes that were made with these.
     """
-    return wrong_scale_of(models, masks(models, p, seed), p, lam)
+    return wrong_scale_of(models, masks(models, p, seed), p, lam, fused)
 
 
-def wrong_scale_of(models: Any, drawn: Any, p: float, lam: float) -> Any:
-    return models[0] + lam * (kept(models, drawn)[0] / (1 - p))
+def wrong_scale_of(models: Any, drawn: Any, p: float, lam: float, fused: bool = False) -> Any:
+    return multiply_add(kept(models, drawn)[0] / (1 - p), lam, models[0], fused)
 
 
 @method("dare-mean", inputs="A B …", probability=Param(0.9, "share of each difference that is dropped", "[0, 1]", "p"),

@@ -7,12 +7,13 @@ from typing import Any
 
 from ..functions import whole
 from .registry import Param, method
+from .sums import FUSED
 
 
-def _rotated(a: Any, b: Any, alignment: float, alpha: float, centralization: float) -> Any:
+def _rotated(a: Any, b: Any, *numbers: float) -> Any:
     from ..definitions.factorisations import rotate
 
-    return whole(rotate, a, b, alignment, alpha, centralization)
+    return whole(rotate, a, b, *numbers)
 
 
 ALIGNMENT = Param(1.0, "how far A is turned towards B")
@@ -20,30 +21,33 @@ MIXED = Param(0.0, "how much of B, turned back, is mixed into A first; of tensor
 CENTRALIZATION = Param(1.0, "how much of the mean of the rows is left out of the rotation", "[0, 1]")
 
 
-@method("rotate", inputs="A B", alignment=ALIGNMENT, alpha=MIXED, centralization=CENTRALIZATION)
-def rotate(a: Any, b: Any, alignment: float, alpha: float, centralization: float) -> Any:
+@method("rotate", inputs="A B", alignment=ALIGNMENT, alpha=MIXED, centralization=CENTRALIZATION, fused=FUSED)
+def rotate(a: Any, b: Any, *, alignment: float, alpha: float, centralization: float, fused: bool) -> Any:
     """((1 − α)·A + α·B·Qᵀ)·Q^alignment, Q the orthogonal matrix that takes A nearest to B; rows are output channels.
 
     ``rotate`` of sd-mecha. The rows of a convolution are its kernels; the mean of the rows is mixed apart. Of fewer
     rows than columns Q acts on the span of the rows, without the direction that centred rows lack. A weighted sum of
     tensors with one axis, and where A and B agree in fp16.
     """
-    return _rotated(a, b, alignment, alpha, centralization)
+    return _rotated(a, b, alignment, alpha, centralization, float(fused))
 
 
-@method("rotate.wide", inputs="A B", alignment=ALIGNMENT, alpha=MIXED, centralization=CENTRALIZATION)
-def rotate_wide(a: Any, b: Any, alignment: float, alpha: float, centralization: float) -> Any:
+@method("rotate.wide", inputs="A B", alignment=ALIGNMENT, alpha=MIXED, centralization=CENTRALIZATION, fused=FUSED)
+def rotate_wide(a: Any, b: Any, *, alignment: float, alpha: float, centralization: float, fused: bool) -> Any:
     """As rotate, which takes tensors with fewer rows than columns by itself."""
-    return _rotated(a, b, alignment, alpha, centralization)
+    return _rotated(a, b, alignment, alpha, centralization, float(fused))
 
 
-@method("rotate.differences", inputs="A B C", alignment=ALIGNMENT, alpha=MIXED, centralization=CENTRALIZATION)
-def rotate_differences(a: Any, b: Any, c: Any, *, alignment: float, alpha: float, centralization: float) -> Any:
+@method("rotate.differences", inputs="A B C", alignment=ALIGNMENT, alpha=MIXED, centralization=CENTRALIZATION,
+        fused=FUSED)  # fmt: skip
+def rotate_differences(
+    a: Any, b: Any, c: Any, *, alignment: float, alpha: float, centralization: float, fused: bool
+) -> Any:
     """C + rotate(A − C, B − C): what A learned beyond C is turned towards what B learned.
 
     ``rotate`` of sd-mecha, of differences.
     """
-    return c + _rotated(a - c, b - c, alignment, alpha, centralization)
+    return c + _rotated(a - c, b - c, alignment, alpha, centralization, float(fused))
 
 
 @method("truncate-rank", inputs="A", rank=Param(8, "singular values that are kept", "[0, inf)"))

@@ -45,6 +45,15 @@ def geometric_sum(a: Any, b: Any, alpha: float) -> Any:
     return where(a < 0, where(b < 0, size * both, size * first), where(b < 0, size * second, size))
 
 
+@method("geometric-sum.real", inputs="A B", alpha=Param(0.5, "weight of B in the exponents"))
+def geometric_sum_real(a: Any, b: Any, alpha: float) -> Any:
+    """A^(1 − α)·B^α of real numbers: not a number where the power of a negative one is none.
+
+    ``geom`` of Chattiori-Model-Merger. For recipes that were made with it: every model has negative weights.
+    """
+    return pow(a, 1 - alpha) * pow(b, alpha)
+
+
 def turned(half_turns: Any) -> Any:
     """The real part of e^(iπ·t)."""
     from ..functions import of_numbers

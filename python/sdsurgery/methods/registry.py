@@ -26,9 +26,10 @@ class Method:
     """One method of ``merge`` and ``apply``. ``inputs`` are the inputs' names in order, ``many``: any number of inputs
     may follow the last. ``differences`` are those that enter only through the difference between them: where they
     agree, they change nothing. ``across``: what the body must know of the whole models. ``roles`` gives a tensor's role
-    by its name and family, for a body that takes ``role=`` besides; it is empty for most. ``stands_in``: A's tensor is
-    taken in the place of one that another input lacks; else A's is kept unchanged. A variant is a method of its own,
-    called ``name.variant``."""
+    by its name and family, for a body that takes ``role=`` besides; it is empty for most. ``block`` gives the
+    merge block of a tensor by its name and that of its family, where a method counts blocks otherwise. ``stands_in``
+    makes of the body one for tensors that some inputs lack, in whose place it is called with A's; else A's is kept
+    unchanged. A variant is a method of its own, called ``name.variant``."""
 
     name: str
     inputs: tuple[str, ...]
@@ -38,7 +39,8 @@ class Method:
     many: bool = False
     across: Across | None = None
     roles: Callable[[str, str], str] | None = None
-    stands_in: bool = False
+    block: Callable[[str, str | None], str | None] | None = None
+    stands_in: Callable[[Callable[..., Any], frozenset[int]], Callable[..., Any]] | None = None
 
     @property
     def summary(self) -> str:

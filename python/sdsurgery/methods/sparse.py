@@ -17,6 +17,7 @@ from ..functions import (
     maximum,
     mean_of_products,
     minimum,
+    multiply_add,
     quantile,
     sign,
     size,
@@ -26,7 +27,7 @@ from ..functions import (
 from .averages import consecutive
 from .iterated import median_shares
 from .registry import Flag, Param, PerInput, method
-from .sums import left_to_right, total
+from .sums import FUSED, left_to_right, total, unchanged
 
 WEIGHTS = PerInput("weight of each model but A", default=1.0, after=1)
 DENSITY = PerInput("share of each difference that is kept", default=1.0, after=1, within="(0, 1]")
@@ -70,6 +71,7 @@ def ties(*models: Any, weights: Any, density: Any, lam: float, normalize: bool) 
 
 
 K = Param(1.0, "share of each difference that is kept", "[0, 1]", also="density beta")
+ADDED = Param(1.0, "how much of the result is added")
 
 
 def above_threshold(delta: Any, k: float) -> Any:
@@ -87,9 +89,9 @@ def agreeing(parts: Any, votes: Any) -> tuple[list[Any], Any]:
     return [where(same, part, 0) for same, part in zip(agree, parts, strict=True)], many
 
 
-def mean_of_agreeing(models: Any, k: float, alpha: float, by_sum: bool) -> Any:
+def mean_of_agreeing(models: Any, k: float, alpha: float, *, by_sum: bool, fused: bool) -> Any:
     kept = [above_threshold(delta, k) for delta in differences(models)]
-    return models[0] + alpha * agreeing_mean(kept, by_sum)
+    return multiply_add(agreeing_mean(kept, by_sum), alpha, models[0], fused)
 
 
 def agreeing_mean(kept: Any, by_sum: bool) -> Any:
@@ -101,22 +103,22 @@ def votes(kept: Any, by_sum: bool) -> Any:
     return kept if by_sum else [sign(part) for part in kept]
 
 
-@method("ties.count", inputs="A B …", k=K, alpha=Param(1.0, "how much of the result is added"))
-def ties_by_count(*models: Any, k: float, alpha: float) -> Any:
+@method("ties.count", inputs="A B …", k=K, alpha=ADDED, fused=FUSED)
+def ties_by_count(*models: Any, k: float, alpha: float, fused: bool) -> Any:
     """A + α·mean of the trimmed Δᵢ that have the sign of most of them; A where as many are positive as negative.
 
     ``ties_sum`` of sd-mecha with its defaults, ``ties_add_difference`` of meh. All equal magnitudes are kept.
     """
-    return mean_of_agreeing(models, k, alpha, by_sum=False)
+    return mean_of_agreeing(models, k, alpha, by_sum=False, fused=fused)
 
 
-@method("ties.sum", inputs="A B …", k=K, alpha=Param(1.0, "how much of the result is added"))
-def ties_by_sum(*models: Any, k: float, alpha: float) -> Any:
+@method("ties.sum", inputs="A B …", k=K, alpha=ADDED, fused=FUSED)
+def ties_by_sum(*models: Any, k: float, alpha: float, fused: bool) -> Any:
     """A + α·mean of the trimmed Δᵢ that have the sign of their sum; A where that is 0.
 
     ``ties_sum`` of sd-mecha with ``vote_sgn``. All equal magnitudes are kept.
     """
-    return mean_of_agreeing(models, k, alpha, by_sum=True)
+    return mean_of_agreeing(models, k, alpha, by_sum=True, fused=fused)
 
 
 @method("ties.extended", inputs="A B …",
@@ -124,11 +126,11 @@ def ties_by_sum(*models: Any, k: float, alpha: float) -> Any:
         vote_sgn=Flag(False, "elect signs by the sum of the differences, not by their number"),
         apply_stock=Flag(False, "no: the mean times model stock's t; yes: the plain mean"),
         apply_median=Flag(False, "the geometric median in the place of the mean"),
-        alpha=Param(1.0, "how much of the result is added"),
-        cos_eps=Param(1e-6, "norms are at least this", "[0, inf)"))  # fmt: skip
+        alpha=ADDED, cos_eps=Param(1e-6, "norms are at least this", "[0, inf)"), fused=FUSED)  # fmt: skip
 def ties_extended(
-    *models: Any, k: float, vote_sgn: bool, apply_stock: bool, apply_median: bool, alpha: float, cos_eps: float
-) -> Any:
+    *models: Any, k: float, vote_sgn: bool, apply_stock: bool, apply_median: bool, alpha: float, cos_eps: float,
+    fused: bool,
+) -> Any:  # fmt: skip
     """As ties.count or ties.sum, times the t of model-stock.consecutive; or the geometric median of what agrees.
 
     ``ties_sum_extended`` of sd-mecha, whose ``apply_stock`` turns model stock off. Where t is not finite it is A.
@@ -140,7 +142,7 @@ def ties_extended(
     else:
         found = left_to_right(parts)
         found = (found if apply_stock or len(parts) < 2 else found * consecutive(parts, cos_eps)) / maximum(many, 1)
-    return models[0] + alpha * where(abs(found) < math.inf, found, 0)
+    return multiply_add(where(abs(found) < math.inf, found, 0), alpha, models[0], fused)
 
 
 GAMMA = Param(0.01, "share of the largest that is left out", "[0, 1]")
@@ -171,6 +173,19 @@ def breadcrumbs_mask(a: Any, density: float, gamma: float) -> Any:
     ``magnitude_outliers`` of mergekit 0.1.5, of a difference.
     """
     return crumbs(a, density, gamma)
+
+
+@method("breadcrumbs.empty", inputs="A", density=Param(1.0, "share that is kept", "(0, 1]"), gamma=GAMMA)
+def breadcrumbs_empty(a: Any, density: float, gamma: float) -> Any:
+    """As breadcrumbs.mask, but 0 where ⌊γ·n⌋ is 0, unless everything is kept.
+
+    ``magnitude_outliers`` of mergekit up to 0.1.4: small tensors lost their difference. For recipes made with it.
+    """
+    if density == 1:
+        return unchanged(a)
+    n = size(a)
+    left_out = minimum(floor(gamma * n), n - floor(density * n))
+    return where(left_out > 0, crumbs(a, density, gamma), a * 0)
 
 
 @method("breadcrumbs-ties", inputs="A B …", weights=WEIGHTS, density=DENSITY, gamma=GAMMA, lam=LAM)

@@ -7,20 +7,22 @@ from typing import Any
 
 from ..functions import whole
 from .registry import Param, method
+from .sums import FUSED
 
 
 @method("crossover", inputs="A B",
         alpha=Param(0.5, "share of the spectrum that is B's, from the highest frequency down", "[0, 1]"),
-        tilt=Param(0.0, "0: a cut, 1: the weighted sum, 2: a cut the other way round, 2 to 4 back again"))  # fmt: skip
-def crossover(a: Any, b: Any, alpha: float, tilt: float) -> Any:
+        tilt=Param(0.0, "0: a cut, 1: the weighted sum, 2: a cut the other way round, 2 to 4 back again"),
+        fused=FUSED)  # fmt: skip
+def crossover(a: Any, b: Any, alpha: float, tilt: float, fused: bool) -> Any:
     """A + F⁻¹(f·F(B − A)): low frequencies of A, high ones of B; f is 1 where ρ > 1 − α, less steep with a tilt.
 
     F is the real transform over all axes, ρ the root mean square of the frequencies, each from 0 to 1. ``crossover`` of
-    sd-mecha. The weighted sum of a number, and where A and B agree in fp16.
+    sd-mecha. The weighted sum of a number, and where A and B agree to 1e-5.
     """
     from ..definitions import spectra
 
-    return whole(spectra.crossover, a, b, alpha, tilt)
+    return whole(spectra.crossover, a, b, alpha, tilt, float(fused))
 
 
 @method("distribution-crossover", inputs="A B C",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..functions import acos, clip, copysign, cos, dot, is_nan, maximum, norm, sin, sqrt, where
+from ..functions import acos, clip, copysign, cos, dot, is_nan, lerp, maximum, multiply_add, norm, sin, sqrt, where
 from .iterated import MANY
 from .registry import Flag, Param, PerInput, method
-from .sums import left_to_right, nonzero, total
+from .sums import FUSED, left_to_right, nonzero, total
 
 ARC = Param(0.5, "position on the arc from A to B, 0 to 1")
 PAIR = PerInput("weights of the two; B's share is its part of their sum", default=0.5)
@@ -26,8 +26,8 @@ def slerp(a: Any, b: Any, alpha: Any) -> Any:
     return where(abs(cosine) > 0.9995, (1 - alpha) * a + alpha * b, curved)
 
 
-@method("slerp.norm", inputs="A B", alpha=ARC)
-def slerp_norm(a: Any, b: Any, alpha: Any) -> Any:
+@method("slerp.norm", inputs="A B", alpha=ARC, fused=FUSED)
+def slerp_norm(a: Any, b: Any, alpha: Any, fused: bool) -> Any:
     """The arc between the unit vectors A/‖A‖ and B/‖B‖, times (1 − α)·‖A‖ + α·‖B‖; the weighted sum where that is 0/0.
 
     ``slerp`` of sd-mecha. Of opposite tensors it is the weighted sum too.
@@ -39,7 +39,7 @@ def slerp_norm(a: Any, b: Any, alpha: Any) -> Any:
     first = sin((1 - alpha) * theta) / sin(theta) / length_a * length
     second = sin(alpha * theta) / sin(theta) / length_b * length
     curves = (first - first == 0) * (second - second == 0) * (cosine > -1)
-    return where(curves, first * a + second * b, a + alpha * (b - a))
+    return where(curves, first * a + second * b, lerp(a, b, alpha, fused))
 
 
 def _or_one(length: Any) -> Any:
@@ -191,13 +191,13 @@ def across(a: Any, b: Any) -> Any:
     return where(is_nan(part), 0, part)
 
 
-@method("add-perpendicular", inputs="A B C", alpha=Param(1.0, "how much is added"))
-def add_perpendicular(a: Any, b: Any, c: Any, alpha: float) -> Any:
+@method("add-perpendicular", inputs="A B C", alpha=Param(1.0, "how much is added"), fused=FUSED)
+def add_perpendicular(a: Any, b: Any, c: Any, alpha: float, fused: bool) -> Any:
     """A + α·p with p = (B − C) − (A − C)·⟨A − C, B − C⟩/‖A − C‖²: what B learned in other directions than A.
 
     ``perpendicular_component`` of sd-mecha, of differences.
     """
-    return a + alpha * across(a - c, b - c)
+    return multiply_add(across(a - c, b - c), alpha, a, fused)
 
 
 @method("ortho", inputs="A B", alpha=Param(1.0, "how much is added"))

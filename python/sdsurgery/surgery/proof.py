@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ..methods.compat import TOOLS
 from ..methods.registry import get
+from ..methods.tools import TOOLS
 from .guesses import Guess, option_of
 from .samples import Tensor, sample
 
@@ -159,7 +159,7 @@ def _compared(work: Work, guess: Guess, path: str) -> Proof:
 def _tools(guess: Guess) -> list[str]:
     """The programs whose arithmetic the guess is."""
     wanted = (guess.method, bool(guess.parameters.get("fused")))
-    forms = ((tool, form) for tool, table in TOOLS.items() for form in table.values())
+    forms = ((tool, form) for tool, table in TOOLS.items() for form in table.forms.values())
     found = (tool for tool, form in forms if (form.name, form.fused) == wanted and form.equal.startswith("bits"))
     return list(dict.fromkeys(found))
 

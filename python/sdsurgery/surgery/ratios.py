@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputRefused, UsageError, printable
@@ -72,11 +73,12 @@ class Ratios:
     def _body(self, absent: frozenset[int], role: str) -> tuple[Body, tuple[int, ...]] | None:
         if (absent, role) not in self.bodies:
             left = self._without(absent) if absent else (self.method, tuple(range(self.count)))
-            if self.method.stands_in and 0 not in absent:
-                left = (self.method, tuple(0 if at in absent else at for at in range(self.count)))
+            if absent and self.method.stands_in and 0 not in absent:
+                method = replace(self.method, body=self.method.stands_in(self.method.body, absent))
+                left = (method, tuple(0 if at in absent else at for at in range(self.count)))
             made = None
             if left is not None:
-                method = in_role(left[0], role)
+                method = in_role(left[0], role if left[0].roles else "")
                 made = (body_of(method, len(left[1]), self._of(method)), left[1])
             self.bodies[absent, role] = made
         return self.bodies[absent, role]
@@ -90,7 +92,9 @@ class Ratios:
         ``absent`` are inputs that lack the tensor (see ``inputs``).
         """
         block = (block or _BASE) if self.layout.blocks else None
-        role = "" if absent else role_of(self.method, name, self.layout.name)
+        if self.method.block is not None and block is not None:
+            block = self.method.block(name, block)
+        role = role_of(self.method, name, self.layout.name)
         tensor = name if self._draws(absent, role) else ""
         if not self.rules:
             key: Any = (block, absent, role, tensor)
