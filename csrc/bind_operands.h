@@ -1,4 +1,5 @@
-// How Python describes operands that are computed (operands/encoding.py, low_rank.py), as the engine takes them.
+// How Python describes operands, those that are computed too (operands/encoding.py, low_rank.py), as the engine takes
+// them.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -8,6 +9,7 @@
 #include <optional>
 
 #include "encoding.h"
+#include "jobs.h"
 #include "mixing.h"
 #include "view.h"
 
@@ -105,6 +107,25 @@ inline std::shared_ptr<const Mixing> make_mixing(const pybind11::handle& item) {
                 {}};
     if (!part[8].is_none()) made.right = make_matrix(part[8]);
     return std::make_shared<const Mixing>(std::move(made));
+}
+
+inline Element element_from(int code) {
+    if (code < 0 || code >= kElements) throw Error(Code::invalid, "unknown dtype code");
+    return static_cast<Element>(code);
+}
+
+// An operand is (source, dtype, offset), then the view of a strided one, or None and what describes a
+// computed one: (0, encoding) or (1, low rank).
+inline JobOperand make_operand(const pybind11::handle& item) {
+    const pybind11::tuple part = pybind11::cast<pybind11::tuple>(item);
+    JobOperand operand{part[0].cast<uint32_t>(), element_from(part[1].cast<int>()), part[2].cast<uint64_t>()};
+    if (part.size() > 3 && !part[3].is_none()) operand.how = std::shared_ptr<const View>(make_view(part[3]));
+    if (part.size() > 4) {
+        const pybind11::tuple made = pybind11::cast<pybind11::tuple>(part[4]);
+        if (made[0].cast<int>() == 0) operand.how = make_encoding(made[1]);
+        if (made[0].cast<int>() == 1) operand.how = make_low_rank(made[1]);
+    }
+    return operand;
 }
 
 }  // namespace sds

@@ -1,4 +1,4 @@
-"""Types of the native module (csrc/bind.cc)."""
+"""Types of the native module (csrc/bind*.cc)."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
