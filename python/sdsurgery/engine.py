@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Raised = TypeVar("Raised", bound=Failure)
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
-Structure = Callable[[Sequence[str | None], str | None, Sequence[int]], Iterable[tuple[int, bytes]]]
+Structure = Callable[[Sequence[str | None], str | None, Sequence[int], str | None], Iterable[tuple[int, bytes]]]
 
 
 @dataclass
@@ -86,11 +86,13 @@ def examine(
 
 class Target(NamedTuple):
     """A file to write: its resolved path (``target_path``), who gives the bytes that are not tensor data, once the
-    SHA-256 of the inputs and (``hash_body``) of the tensor data and the CRC-32 of ``Plan.sums`` are known."""
+    SHA-256 of the inputs, (``hash_body``) of the tensor data and of ``window`` (offset and length, within the tensor
+    data; None: not wanted), and the CRC-32 of ``Plan.sums`` are known."""
 
     path: str
     structure: Structure
     hash_body: bool = False
+    window: tuple[int, int] | None = None
 
 
 def execute(
@@ -142,7 +144,8 @@ def execute(
             for target, sink, outcome in zip(targets, writing.sinks, outcomes, strict=True):
                 if failed:
                     outcome.how["fallback"] = failed
-                for offset, data in target.structure(outcome.input_hashes, outcome.body_hash, run.sums()):
+                window = None if target.window is None else _hash_of(sink, *target.window)
+                for offset, data in target.structure(outcome.input_hashes, outcome.body_hash, run.sums(), window):
                     sink.write(offset, data)
                 sink.commit(replace, sync)
                 finished.append(target.path)
@@ -160,6 +163,12 @@ def execute(
         raise with_finished(error, finished, targets) from None
     finally:
         writing.close()
+
+
+def _hash_of(sink: Sink, offset: int, nbytes: int) -> str:
+    part = bytearray(nbytes)
+    sink.read_into(offset, part)
+    return _native.sha256([bytes(part)])[0]
 
 
 _LOOKS = 3

@@ -8,7 +8,8 @@ What is written, and who reads it:
 - ``sd_merge_models``, a JSON text: SHA-256 of a file → its name, AutoV1 and own recipe; the parents, then what their
   files say of their own parents, youngest first, as long as that stays below ``MAX_ANCESTRY``.
 - ``modelspec.*``: Stability-AI/ModelSpec 1.0.1.
-- ``modelspec.hash_sha256`` and ``sshs_model_hash``: SHA-256 of the tensor data.
+- ``modelspec.hash_sha256`` and ``sshs_model_hash``: SHA-256 of the tensor data. Of an adapter also ``sshs_legacy_hash``
+  (``adapters/writing.py``).
 
 There is no date and no path in it, so the same merge gives the same bytes. What parents' files say is hostile until
 proven otherwise: whatever does not parse is left out, with a note in the recipe, and is never an error.
@@ -81,9 +82,15 @@ class Metadata:
     given: Mapping[str, str] = field(default_factory=dict)  # what the user wants to be written
     with_recipe: bool = True
     with_names: bool = True
+    is_adapter: bool = False
 
-    def texts(self, hashes: Sequence[str | None], body: str | None) -> dict[str, str]:
-        """The metadata with the inputs' SHA-256 and that of the tensor data (None where they are not known)."""
+    def texts(self, hashes: Sequence[str | None], body: str | None, window: str | None = None) -> dict[str, str]:
+        """The metadata with the inputs' SHA-256, that of the tensor data and, of an adapter, that of the part of them
+        which ``sshs_legacy_hash`` is about (None where they are not known)."""
+        found = self._texts(hashes, body)
+        return found if window is None else {**found, "sshs_legacy_hash": window[:8]}
+
+    def _texts(self, hashes: Sequence[str | None], body: str | None) -> dict[str, str]:
         if not self.parents:
             return {**(self.source or {}), **self.given}
         # inputs that are no parents (tensors that were computed) come last

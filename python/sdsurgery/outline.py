@@ -186,8 +186,8 @@ class Outline:
     def placed(self, writer: Writer) -> PlacedOutline:
         """The outline as a file of the writer's format."""
         inputs = self.checkpoints()
-        texts = zip(inputs, placeholder_hashes(len(inputs)), strict=True)
-        known: Sequence[str | None] = [None if item.source.in_memory else text for item, text in texts]
+        stand_ins = zip(inputs, placeholder_hashes(len(inputs)), strict=True)
+        known: Sequence[str | None] = [None if item.source.in_memory else text for item, text in stand_ins]
         if not (self.hashed and self.hash_inputs):
             known = (None,) * len(known)
         body = placeholder_hashes(1)[0] if self.hashed and writer.body_hashed else None
@@ -197,7 +197,8 @@ class Outline:
         aliases = aliases_of(self.sources, pieces) if writer.shares else {}
         given = {"structure": self.structure} if writer.structured else {}
         entries = ((piece.name, piece.dtype, piece.shape) for piece in pieces)
-        file = writer.place(list(entries), aliases, self.metadata.texts(known, body), **given)
+        texts = self.metadata.texts(known, body, body if self.metadata.is_adapter else None)
+        file = writer.place(list(entries), aliases, texts, **given)
         jobs, programs = jobs_of(pieces, file.offsets, aliases, self.sources)
         plan = Plan(
             files_of(self.sources), programs, jobs, file.data_start, file.size, file.sums, checks_of(self.sources, jobs)
@@ -238,15 +239,16 @@ class PlacedOutline:
         return [file for each in files for file in each]
 
     def structure(
-        self, input_hashes: Sequence[str | None], body_hash: str | None, sums: Sequence[int]
+        self, input_hashes: Sequence[str | None], body_hash: str | None, sums: Sequence[int], window: str | None = None
     ) -> Iterable[tuple[int, bytes]]:
         """Every byte of the file that is not tensor data, as (offset, bytes), for the inputs' SHA-256 (None where
-        unknown), the tensor data's, and the CRC-32 of ``Plan.sums``."""
+        unknown), the tensor data's, the CRC-32 of ``Plan.sums``, and the SHA-256 of the window that an adapter's
+        metadata are about."""
         if self.file is None:
             return []
         if not self.outline.hashed:
-            input_hashes, body_hash = (None,) * len(input_hashes), None
-        return self.file.structure(self.outline.metadata.texts(input_hashes, body_hash), sums)
+            input_hashes, body_hash, window = (None,) * len(input_hashes), None, None
+        return self.file.structure(self.outline.metadata.texts(input_hashes, body_hash, window), sums)
 
     def by_name(self, found: Mapping[int, Value]) -> dict[str, Value]:
         """What a run found, by tensors' names instead of numbers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from adapter_tools import (
     written,
 )
 from cli_support import sds
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from sdsurgery.adapters.svd import Rank, factored, of_product
 from sdsurgery.errors import InputRefused, UsageError
 from sdsurgery.testing import write_checkpoint
@@ -138,6 +141,23 @@ def test_metadata_that_user_interfaces_read(tuned: Path, base: Path, tmp_path: P
     recipe = json.loads(texts["sd_merge_recipe"])
     assert [model["name"] for model in recipe["models"]] == ["tuned", "base"]
     assert sdsurgery.inspect(tmp_path / "l.safetensors").family == "lora-sd1"
+
+
+@pytest.mark.parametrize("dtype", [None, "fp16"])
+def test_both_hashes_are_those_that_sd_scripts_computes(base: Path, tmp_path: Path, dtype: str | None) -> None:
+    """Of the file as safetensors.torch.save writes it with the ``ss_*`` metadata alone: everything behind the header,
+    and 64 KiB from the first MiB on."""
+    write_checkpoint(tmp_path / "t.safetensors", "sd1", size="tiny", seed=9)
+    out = tmp_path / "l.safetensors"
+    sdsurgery.extract_lora(tmp_path / "t.safetensors", base, out=out, kind="full", rank=1, dtype=dtype or "keep")
+    assert out.stat().st_size > 0x120000
+    texts = safe_open(out, "pt").metadata()
+    own = {name: text for name, text in texts.items() if name.startswith("ss_")}
+    data = save(load_file(out), own)
+    assert texts["sshs_model_hash"] == sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+    assert texts["sshs_legacy_hash"] == sha256(data[0x100000:0x110000]).hexdigest()[:8]
+    sdsurgery.resize_lora(out, rank=1, out=tmp_path / "small.safetensors", hash=False)
+    assert "sshs_legacy_hash" not in safe_open(tmp_path / "small.safetensors", "pt").metadata()
 
 
 def test_names_of_diffusers(tuned: Path, base: Path, tmp_path: Path) -> None:

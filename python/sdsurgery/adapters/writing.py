@@ -6,12 +6,15 @@ Source: kohya-ss/sd-scripts 48d368f ``networks/lora.py``, ``library/sai_model_sp
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from ..dtypes import BY_NAME
+from ..formats.kinds.safetensors import layout
 from ..layouts import Layout, all_layouts
 from ..layouts.base import V_PREDICTION, Adapters
 from ..metadata import Kind
+from ..outline import Piece, PlacedOutline
 from . import keys
 from .names import UNET, Place
 
@@ -101,6 +104,36 @@ def metadata(
         found["ss_base_model_version"] = own["ss_base_model_version"]
         found["ss_v2"] = own.get("ss_v2", found.get("ss_v2", "False"))
     return {**own, **found}
+
+
+def in_order(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+    """An adapter's tensors as ``safetensors.torch.save`` writes them, by dtype and name: then both of the hashes in the
+    metadata are those that sd-scripts would write."""
+    order = list(BY_NAME)
+    return tuple(sorted(pieces, key=lambda piece: (order.index(piece.dtype.name), piece.name)))
+
+
+_LEGACY_OFFSET, _LEGACY_BYTES = 0x100000, 0x10000
+
+
+def legacy_window(placed: PlacedOutline) -> tuple[int, int] | None:
+    """Where in an adapter's file the bytes are of which ``sshs_legacy_hash`` has the first 8 digits of the SHA-256:
+    offset and length.
+
+    They are bytes 0x100000 to 0x110000 of the file as sd-scripts would write it, with the tensors ``in_order`` and no
+    other metadata than ``ss_*``; a small file has none of them. None where these metadata reach beyond the first of
+    them: then their order would count, which is random there.
+
+    Source: kohya-ss/sd-scripts 48d368f ``library/train_util.py``, ``precalculate_safetensors_hashes``.
+    """
+    metadata, plan = placed.outline.metadata, placed.plan
+    texts = metadata.texts([None] * len(metadata.parents), None)
+    own = {name: text for name, text in texts.items() if name.startswith("ss_")}
+    start = layout([(piece.name, piece.dtype, piece.shape) for piece in placed.pieces], own).start
+    if start > _LEGACY_OFFSET:
+        return None
+    first = min(plan.data_start + _LEGACY_OFFSET - start, plan.size)
+    return first, min(_LEGACY_BYTES, plan.size - first)
 
 
 def kind(base: Layout | None, dialect: str, *, v_prediction: bool = False) -> Kind:

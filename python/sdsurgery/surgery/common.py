@@ -330,7 +330,7 @@ def _write(
             plan,
             placed[0].sources(),
             [
-                engine.Target(path, _structure(each, len(files)), each.body_hashed)
+                engine.Target(path, _structure(each, len(files)), each.body_hashed, _window(each))
                 for path, each in zip(targets, placed, strict=True)
             ],
             backend=settings.backend,
@@ -365,5 +365,13 @@ def _odd_values(report: Report) -> list[str]:
     ]
 
 
+def _window(placed: PlacedOutline) -> tuple[int, int] | None:
+    if not (placed.body_hashed and placed.outline.metadata.is_adapter):
+        return None
+    from ..adapters.writing import legacy_window
+
+    return legacy_window(placed)
+
+
 def _structure(placed: PlacedOutline, inputs: int) -> engine.Structure:
-    return lambda hashes, body, sums: placed.structure(hashes or (None,) * inputs, body, sums)
+    return lambda hashes, body, sums, window: placed.structure(hashes or (None,) * inputs, body, sums, window)

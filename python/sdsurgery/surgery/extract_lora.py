@@ -251,8 +251,8 @@ def _outline(spooled: Checkpoint, work: _Work, recipe: dict[str, Any], settings:
     return Outline(
         "extract-lora",
         (*checkpoints, spooled),
-        tuple(pieces),
-        Metadata(texts, tuple(parent(each) for each in checkpoints), recipe, title, kind, __version__),
+        writing.in_order(pieces),
+        Metadata(texts, tuple(parent(each) for each in checkpoints), recipe, title, kind, __version__, is_adapter=True),
         hashed=bool(settings.hash),
         family=detect(spooled.tensors).layout.name,
         notes=tuple(f"{printable(each.path)}: {note}" for each in checkpoints for note in each.notes),

@@ -261,8 +261,8 @@ def _outline(
     return Outline(
         str(recipe["method"]),
         tuple(opened),
-        tuple(pieces),
-        Metadata(texts, tuple(parent(each) for each in inputs), recipe, title, kind, __version__),
+        writing.in_order(pieces),
+        Metadata(texts, tuple(parent(each) for each in inputs), recipe, title, kind, __version__, is_adapter=True),
         hashed=bool(settings.hash),
         family=detect(spooled.tensors).layout.name,
         notes=tuple(f"{printable(each.path)}: {note}" for each in inputs for note in each.notes),
