@@ -76,7 +76,7 @@ class Segment(NamedTuple):
     """``count`` elements of a piece from element ``first`` on, made by one formula (None: copied). What it gives goes
     through the adapters' ``modules``, whose ``factors`` are (region, elements). ``elements``, where not 0: how many of
     each operand the formula's stages read, when it gives only what they find; ``shape`` is then that of the operands,
-    where it matters."""
+    where it matters. ``finish``: of all that, the codes or the scale (``program/scaling.py``) are wanted."""
 
     formula: Work
     first: int
@@ -86,6 +86,7 @@ class Segment(NamedTuple):
     factors: tuple[tuple[Region, int], ...] = ()
     elements: int = 0
     shape: tuple[int, ...] = ()
+    finish: str = ""
 
 
 class Whole(Sequence[Segment]):

@@ -10,7 +10,7 @@ from .errors import InputRefused
 from .operands.mixing import Mixing
 from .operands.modules import Factor, adapted
 from .plan import Check, Fill, Job, Jobs, Operand, Reduction
-from .program import Formula, Program
+from .program import Formula, Program, scaling
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -98,11 +98,13 @@ def jobs_of(
                 mixings: tuple[Mixing, ...] = ()
                 if segment.modules and isinstance(work, Formula):
                     factors = [Factor(_operand(first[region.source], region), n) for region, n in segment.factors]
-                    rows = _rows(piece, segment)
+                    rows = segment.shape or _rows(piece, segment)
                     try:
                         work, operands, mixings = adapted(work, operands, segment.modules, factors, rows)
                     except InputRefused as error:
                         raise error.of_tensor(piece.name) from None
+                if segment.finish and isinstance(work, Formula):
+                    work = scaling.finished(work, segment.finish)
                 program, numbers = work if isinstance(work, Formula) else (work, ())
                 if program is not last:  # nearly all have the one before's, and a program is slow to look up
                     last = program

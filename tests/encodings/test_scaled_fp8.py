@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sdsurgery as sds
+from adapter_tools import SD1, SD1_KEY, SD1_KEY_NAME, lora, shapes_of, written
 from encoded_files import e4m3, write
 from numeric_tools import TARGETS
 from sdsurgery.testing import write_checkpoint
@@ -101,6 +102,23 @@ def test_merges_threads_tiles_targets_and_the_reference_agree(tmp_path: Path, mo
     for target in TARGETS:
         monkeypatch.setenv("SDS_CPU", target)
         assert merged() == first
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_adapters_are_applied_before_codes_and_scale_are_found(tmp_path: Path, backend: str) -> None:
+    model, style, out = (tmp_path / f"{name}.safetensors" for name in ("model", "style", "out"))
+    write_checkpoint(model, "sd1", size="tiny")
+    shapes, parts = shapes_of(model), {}
+    for seed, (name, tensor) in enumerate(SD1.items()):
+        parts |= lora(name, shapes[tensor], seed=seed)
+    written(style, parts | {f"{SD1_KEY_NAME}.dora_scale": np.full((shapes[SD1_KEY][0], 1), 2, "f2")})
+    given = {"alpha": 0.25, "loras": {style: 0.8}}
+    sds.merge("weighted-sum", [model, model], out=out, dtype="fp8_scaled", backend=backend, hash=False, **given)
+    sds.merge("weighted-sum", [model, model], out=tmp_path / "wide.safetensors", dtype="fp32", hash=False, **given)
+    sds.cast(tmp_path / "wide.safetensors", out=tmp_path / "two.safetensors", dtype="fp8_scaled", hash=False)
+    with sds.open(out) as one, sds.open(tmp_path / "two.safetensors") as two:
+        assert one.info(SD1_KEY).dtype.name == "F8_E4M3"
+        assert {n: one.read(i) for n, i in one.tensors.items()} == {n: two.read(i) for n, i in two.tensors.items()}
 
 
 @pytest.mark.parametrize("dtype", ["fp8_e4m3", "fp8_e5m2"])

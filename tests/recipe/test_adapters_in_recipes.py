@@ -177,3 +177,24 @@ def test_the_command_line(models: Path, style: Path, tmp_path: Path) -> None:
     one, two = loaded(tmp_path / "one.safetensors"), loaded(tmp_path / "two.safetensors")
     assert all(np.array_equal(one[name], two[name]) for name in two)
     assert not np.array_equal(one[SD1_KEY], loaded(a)[SD1_KEY]) and SD1_QUERY in one
+
+
+def test_a_merge_sweeps_strengths_beside_its_own_numbers(models: Path, style: Path, tmp_path: Path) -> None:
+    words = ["--alpha", "0.25,0.5", "--lora", f"{style}=0,0.4", "-o", tmp_path / "{alpha}-{lora}.safetensors", "--json"]
+    done = run("merge", "--method", "weighted-sum", *files(models), *words)
+    assert done.rc == 0, done.err
+    reports = done.json()["outputs"]
+    assert [each["adapters"][0]["strength"] for each in reports] == [0, 0.4] * 2
+    for alpha in (0.25, 0.5):
+        for strength in (0, 0.4):
+            one = tmp_path / "one.safetensors"
+            sds.merge("weighted-sum", files(models), alpha=alpha, loras={style: strength}, out=one, overwrite=True,
+                      store_names=False)  # fmt: skip
+            swept = tmp_path / f"{alpha}-{strength}.safetensors"
+            assert all(np.array_equal(value, loaded(swept)[name]) for name, value in loaded(one).items())
+    tree = sds.model(files(models)[0]) + 0.5 * sds.lora(style)
+    sds.sweep(sds.weighted_sum(tree, files(models)[1], alpha=0.5), loras={style: [0.1, 0.2]},
+              out=tmp_path / "t{lora}.safetensors")  # fmt: skip
+    assert (tmp_path / "t0.1.safetensors").exists() and (tmp_path / "t0.2.safetensors").exists()
+    unnamed = run("merge", "--method", "weighted-sum", *files(models), "--lora", f"{style}=0.1,0.2", "-o", "x")
+    assert unnamed.rc == 2 and "2 strengths" in unnamed.err and "{lora}" in unnamed.err

@@ -425,34 +425,6 @@ def test_several_adapters_are_swept_by_their_numbers(base: Path, adapter: Path, 
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_a_sweep_of_a_merge_has_its_adapters_in_every_output(base: Path, adapter: Path, tmp_path: Path) -> None:
-    done = sds(
-        "merge",
-        "--method",
-        "weighted-sum",
-        base,
-        base,
-        "--alpha",
-        "0.25,0.5",
-        "--lora",
-        f"{adapter}=0.5",
-        "-o",
-        tmp_path / "m-{alpha}.safetensors",
-    )
-    assert done.rc == 0, done.err
-    for alpha in (0.25, 0.5):
-        sdsurgery.merge(
-            "weighted-sum", [base, base], alpha=alpha, loras={str(adapter): 0.5}, out=tmp_path / "one.safetensors",
-            overwrite=True,
-        )  # fmt: skip
-        a, b = loaded(tmp_path / "one.safetensors"), loaded(tmp_path / f"m-{alpha}.safetensors")
-        assert all(np.array_equal(a[name], b[name]) for name in a)
-    several = sds(
-        "merge", "--method", "weighted-sum", base, base, "--lora", f"{adapter}=0.5,1", "-o", tmp_path / "n.safetensors"
-    )
-    assert several.rc == 2 and "are for bake" in several.err
-
-
 def test_a_pickle_of_strided_or_wide_factors_is_the_same_adapter(
     base: Path, adapter: Path, parts: dict[str, np.ndarray], tmp_path: Path
 ) -> None:

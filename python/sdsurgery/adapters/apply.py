@@ -106,7 +106,7 @@ def effects(adapter: Adapter, number: int, checkpoint: Checkpoint, strength: Str
         else:
             work.one(module, place, strength(place, module))
     work.require_once()
-    if not found.applied:
+    if not found.applied and _OFF not in found.ignored:
         some = [*found.unmatched, *(name for ignored in found.ignored.values() for name in ignored)]
         shown = ", ".join(printable(name) for name in some[:3]) + (", …" if len(some) > 3 else "")
         count = len(adapter.modules)
@@ -119,6 +119,7 @@ def effects(adapter: Adapter, number: int, checkpoint: Checkpoint, strength: Str
     return found
 
 
+_OFF = "strength 0"
 _ABSENT = {
     names.UNET: "the checkpoint has no U-Net",
     names.FIRST: "the checkpoint has no text encoder",
@@ -162,7 +163,7 @@ class _Work:
         """Note what the module changes, or why it changes nothing."""
         parts, found = self.adapter.modules[module], self.found
         if strength == 0:
-            found.ignore("strength 0", module, len(parts))
+            found.ignore(_OFF, module, len(parts))
             return
         if "reshape_weight" in parts:
             raise InputRefused(

@@ -134,10 +134,3 @@ def swept_loras(given: Any) -> list[list[Lora]]:
         return [[Lora(os.fspath(path), strength) for strength in own] for path, own in several.items()]
     listed = [given] if isinstance(given, Lora | str | os.PathLike) else given
     return [as_loras(item) if isinstance(item, list | tuple) else as_loras([item]) for item in listed]
-
-
-def one_strength(loras: Sequence[Sequence[Lora]]) -> list[Lora]:
-    """The adapters of a merge. UsageError for one at several strengths."""
-    if any(len(each) != 1 for each in loras):
-        raise UsageError("several strengths of an adapter are for bake; a merge takes one", code="conflict")
-    return [each[0] for each in loras]

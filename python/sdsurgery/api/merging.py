@@ -98,7 +98,7 @@ def merge(
     """
     from dataclasses import replace
 
-    from ..adapters.lora import as_loras
+    from ..adapters.lora import as_loras, swept_loras
     from ..methods.registry import get
     from ..recipe import Call, Model, Opened, call, compose
     from ..surgery.merge import bound, merge_tree
@@ -125,8 +125,8 @@ def merge(
         return reported("merge", settings, lambda given: merge_tree(tree, given, **others)[0])
     bound(chosen, files, numbers)  # which takes no list for a number: that is a sweep's
     return reported("merge", settings, lambda given: merge_files(
-        chosen.name, files, given, parameters=numbers, blocks=blocks, rules=rules, map=map, loras=as_loras(loras),
-        **others,
+        chosen.name, files, given, parameters=numbers, blocks=blocks, rules=rules, map=map,
+        loras=swept_loras(as_loras(loras)), **others,
     )[0])  # fmt: skip
 
 
@@ -157,12 +157,11 @@ def sweep(
     Of a recipe (``sweep(recipe, parameters=…)``) the parameters go by their path: ``{"B.alpha": [0.1, 0.2]}`` is the
     ``alpha`` of the call that is the root's input B. Those that are not given are the recipe's.
 
-    ``sweep("bake", [model], loras={file: [0.2, 0.4]}, out="x-{lora}.safetensors")`` bakes an adapter at each of its
-    strengths; ``{lora1}``, ``{lora2}``, … are the names for several adapters. A merge's ``loras`` have one strength.
+    ``loras`` may have several strengths, too: ``sweep("bake", [model], loras={file: [0.2, 0.4]},
+    out="x-{lora}.safetensors")`` bakes an adapter at each of them; ``{lora1}``, ``{lora2}``, … are the names for
+    several adapters.
     """
-    from dataclasses import replace
-
-    from ..adapters.lora import one_strength, swept_loras
+    from ..adapters.lora import swept_loras
     from ..methods.registry import Param, get
     from ..recipe import Call, Model, Opened, call, compose
     from ..surgery.bake import bake_all
@@ -173,12 +172,12 @@ def sweep(
     several, parameters = swept_loras(loras), parameters or {}
     if method == "bake":
         return reported("bake", wanted, lambda given: bake_all(given_inputs, several, given, out=out))
-    adapters = one_strength(several)
     others: dict[str, Any] = {
         "parameters": parameters,
         "out": out,
         "add_missing": add_missing,
         "use_ema": use_ema,
+        "loras": several,
         "vae": vae,
     }
     if map and (isinstance(method, Call) or any(isinstance(item, Model | Opened | Call) for item in given_inputs)):
@@ -186,12 +185,12 @@ def sweep(
     if isinstance(method, Call):
         if given_inputs or blocks is not None or rules is not None:
             raise UsageError("a recipe has inputs, blocks= and rules= of its own", code="conflict")
-        tree = compose(replace(method, loras=(*method.loras, *adapters)))
+        tree = compose(method)
         return reported("merge", wanted, lambda given: merge_tree(tree, given, **others))
     name = get(method, variant).name
     if not any(isinstance(item, Model | Opened | Call) for item in given_inputs):
         return reported("merge", wanted, lambda given: work(
-            name, given_inputs, given, blocks=blocks, rules=rules, map=map, loras=adapters, **others,
+            name, given_inputs, given, blocks=blocks, rules=rules, map=map, **others,
         ))  # fmt: skip
     lists: dict[str, Any] = {
         each: value for each, value in parameters.items() if not isinstance(get(name).params.get(each), Param)
@@ -199,7 +198,7 @@ def sweep(
     root = call(name, given_inputs, blocks=blocks, rules=rules, **lists)
     return sweep(
         root, parameters={each: value for each, value in parameters.items() if each not in lists}, out=out,
-        add_missing=add_missing, use_ema=use_ema, loras=adapters, vae=vae, **settings,
+        add_missing=add_missing, use_ema=use_ema, loras=several, vae=vae, **settings,
     )  # fmt: skip
 
 

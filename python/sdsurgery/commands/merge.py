@@ -97,13 +97,10 @@ def run(args: argparse.Namespace) -> int:
         one = isinstance(value, list) and len(value) == 1 and not isinstance(method.params[name], PerInput)
         params[name] = value[0] if one else value
     loras = given(args)
-    if any(len(each) > 1 for each in loras):
-        raise UsageError("several strengths of an adapter are for bake; a merge takes one", code="conflict")
+    if swept or any(len(each) > 1 for each in loras):
+        options |= {"parameters": params, "loras": loras}
+        return written(args, lambda **settings: sweep(method.name, args.inputs, **options, **settings))
     options["loras"] = [each[0] for each in loras]
-    if swept:
-        return written(
-            args, lambda **settings: sweep(method.name, args.inputs, parameters=params, **options, **settings)
-        )
     return written(args, lambda **settings: merge(method.name, args.inputs, **options, **settings, **params))
 
 

@@ -27,7 +27,7 @@ from ..settings import Settings
 from .common import Input, close_all, open_input, planned, run_all, single_metadata, single_piece, title_of
 from .outputs import require_free
 from .report import Report
-from .sweep import by_strength
+from .sweep import variants
 
 
 @dataclass
@@ -49,7 +49,8 @@ class AdapterReport:
     def line(self) -> str:
         """``applied 722 modules, ignored 4 (bundled embeddings), unmatched 2: lora_te2_foo, …``"""
         text = f"{printable(os.path.basename(self.path))}: applied {sum(self.applied.values())} modules"
-        text += f" ({', '.join(f'{name} {count}' for name, count in self.applied.items())})"
+        if self.applied:
+            text += f" ({', '.join(f'{name} {count}' for name, count in self.applied.items())})"
         for reason, modules in self.ignored.items():
             text += f", ignored {len(modules)} ({reason})"
         if self.unmatched:
@@ -79,7 +80,7 @@ def bake_all(
     """``sdsurgery.sweep("bake", …)``: each adapter at one or several strengths, from one reading of the inputs."""
     if len(inputs) != 1:
         raise UsageError(f"bake takes one checkpoint, not {len(inputs)}", code="wrong_inputs")
-    return _bake(inputs[0], by_strength(loras, out), settings)
+    return _bake(inputs[0], [(each.out, each.loras) for each in variants(None, {}, out, loras)], settings)
 
 
 def _bake(

@@ -55,17 +55,18 @@ def merge(
     blocks: BlockWeights | Mapping[str, BlockWeights] | None = None,
     rules: RuleSet | Mapping[str, RuleSet] | None = None,
     map: Names = (),
-    loras: Sequence[Lora] = (),
+    loras: Sequence[Sequence[Lora]] = (),
     vae: Input | None = None,
 ) -> list[Report]:
     """``sdsurgery.merge`` and ``sdsurgery.sweep`` of files: one report, or one for each of several numbers.
-    ``parameters`` are the method's, those of a sweep as lists."""
+    ``parameters`` are the method's, those of a sweep as lists; ``loras`` are adapters, each at one strength or several.
+    """
     chosen = get(method)
     averaged = tuple(letters(use_ema, len(inputs)))
     wanted, outs = [], []
-    for variant in variants(chosen, parameters, out):
+    for variant in variants(chosen, parameters, out, loras):
         params = bound(chosen, inputs, variant.parameters)
-        given = {RESULT: tuple(loras)} if loras else {}
+        given = {RESULT: variant.loras} if loras else {}
         places = fronts(map)
         wanted.append(
             Merge(chosen, tuple(inputs), params, blocks, rules, add_missing, averaged, None, given, places, vae)
@@ -88,22 +89,22 @@ def bound(method: Method, inputs: Sequence[Input], parameters: Mapping[str, Any]
 def merge_tree(
     tree: Composition, settings: Settings, *, out: str | os.PathLike[str] | None,
     parameters: Mapping[str, Any] | None = None, add_missing: bool = False, use_ema: str | Sequence[str] = (),
-    vae: Input | None = None,
+    loras: Sequence[Sequence[Lora]] = (), vae: Input | None = None,
 ) -> list[Report]:  # fmt: skip
     """Evaluate a tree of method calls in one pass: every file is read once, every tensor rounded once. ``parameters``
-    are other numbers than the tree's, or lists of them for a sweep. Raises as ``merge`` does; ``use_ema`` names the
-    tree's files by letters, in the order of their first use."""
+    are other numbers than the tree's, or lists of them for a sweep; ``loras`` are applied after the tree's own. Raises
+    as ``merge`` does; ``use_ema`` names the tree's files by letters, in the order of their first use."""
     count = len(tree.leaves)
     averaged = {k for k, leaf in enumerate(tree.leaves) if leaf.use_ema}.union(letters(use_ema, count))
     inputs = tuple(leaf.input for leaf in tree.leaves)
-    loras = {k: leaf.loras for k, leaf in enumerate(tree.leaves) if leaf.loras}
-    loras |= {RESULT: tree.loras} if tree.loras else {}
+    own = {k: leaf.loras for k, leaf in enumerate(tree.leaves) if leaf.loras}
     wanted, outs = [], []
-    for variant in variants(tree.method, tree.numbers(parameters or {}), out):
+    for variant in variants(tree.method, tree.numbers(parameters or {}), out, loras):
         numbers = variant.parameters
         changed = replace(tree, params=numbers)
         given = (tree.method, inputs, numbers, tree.blocks, tree.rules, add_missing, tuple(sorted(averaged)), changed)
-        wanted.append(Merge(*given, loras=loras, vae=vae))
+        of_result = (*tree.loras, *variant.loras)
+        wanted.append(Merge(*given, loras={**own, RESULT: of_result} if of_result else own, vae=vae))
         outs.append(variant.out)
     return _written(wanted, outs, settings)
 
@@ -142,16 +143,17 @@ def _written(
         adapters = Adapters(wanted[0].loras, settings)
         outlines, recipes = [], []
         statistics: Found = {}
-        for each, out in zip(wanted, outs, strict=True):
+        own = [adapters.at(each.loras) for each in wanted]
+        for each, out, lent in zip(wanted, outs, own, strict=True):
             recipes.append(_recipe(each, settings))
             outlines.append(plan_merge(
                 each.method, checkpoints, each.params, settings, recipe=recipes[-1], add_missing=each.add_missing,
                 title=title_of(out), use_ema=each.use_ema, blocks=each.blocks, rules=each.rules, tree=each.tree,
-                adapters=adapters, vae=vae, statistics=statistics,
+                adapters=lent, vae=vae, statistics=statistics,
             ))  # fmt: skip
         reports = run_all(outlines, outs, settings, recipes)
-        for report in reports:
-            report.adapters = adapters.described()
+        for report, lent in zip(reports, own, strict=True):
+            report.adapters = lent.described()
         return reports
     finally:
         close_all(opened)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from ..adapters.lora import Lora
 from ..errors import UsageError, printable
@@ -19,6 +19,7 @@ class Variant(NamedTuple):
 
     out: str | None
     parameters: dict[str, Any]
+    loras: tuple[Lora, ...] = ()
 
 
 def values(text: str) -> list[float]:
@@ -47,35 +48,68 @@ def values(text: str) -> list[float]:
     return found
 
 
-def variants(method: Method, parameters: Mapping[str, Any], out: str | os.PathLike[str] | None) -> list[Variant]:
-    """The outputs of a merge: the product of the lists among ``parameters``, the last one changing fastest; a merge
-    without lists has one.
+def variants(
+    method: Method | None,
+    parameters: Mapping[str, Any],
+    out: str | os.PathLike[str] | None,
+    loras: Sequence[Sequence[Lora]] = (),
+) -> list[Variant]:
+    """The outputs of a merge, or (``method`` None) of a bake: the product of the lists among ``parameters`` and of the
+    adapters' strengths, the last one changing fastest; one output without lists.
 
-    UsageError for an output name that doesn't tell them apart, and for a parameter that takes no list.
+    The output's name has ``{alpha}`` for a list of alphas, ``{lora1}``, ``{lora2}``, … for adapters of several
+    strengths, or ``{lora}`` where that is one. UsageError for a name that doesn't tell the outputs apart, and for a
+    parameter that takes no list.
     """
-    parameters = method.named(parameters)
-    swept = [name for name, value in parameters.items() if is_list(method, name, value)]
+    parameters = parameters if method is None else method.named(parameters)
+    lists = {
+        name: list(value) for name, value in parameters.items() if method is not None and is_list(method, name, value)
+    }
+    if not all(loras):
+        raise UsageError("an adapter has no strength; give at least one number", code="bad_value")
+    several = [number for number, each in enumerate(loras, 1) if len(each) > 1]
+    only = several[0] if len(several) == 1 else 1 if len(loras) == 1 else 0  # whose strength {lora} is
     text = "" if out is None else os.fspath(out)
-    named = _fields(text, parameters)
-    lists = {name: list(parameters[name]) for name in swept}
-    for name in swept:
-        if not lists[name]:
-            raise UsageError(f"{method.name}: {name} is empty; give at least one number", code="bad_value")
+    named = _fields(text, {**_numbers(method, parameters), **_strengths([each[0] for each in loras], only)})
+    for name, given in lists.items():
+        if not given:
+            raise UsageError(f"{method and method.name}: {name} is empty; give at least one number", code="bad_value")
         if name not in named:
-            example = os.path.splitext(text or "mix.safetensors")
-            whole = len(lists[name]) == 2 and all(float(value).is_integer() for value in lists[name])
-            meant = f" (a decimal is written {lists[name][0]:g}.{lists[name][1]:g})" if whole else ""
-            raise UsageError(
-                f"{name} has {len(lists[name])} values{meant}, and the output's name does not say which: "
-                f"name it like {printable(example[0])}-{{{name}}}{printable(example[1]) or '.safetensors'}",
-                code="bad_output",
-            )
+            whole = len(given) == 2 and all(float(value).is_integer() for value in given)
+            meant = f" (a decimal is written {given[0]:g}.{given[1]:g})" if whole else ""
+            _refuse_name(text or "mix.safetensors", f"{name} has {len(given)} values{meant}", name)
+    for number in several:
+        if f"lora{number}" not in named and not ("lora" in named and only == number):
+            what = f"{printable(loras[number - 1][0].name)} has {len(loras[number - 1])} strengths"
+            _refuse_name(text or "model.safetensors", what, "lora" if only else f"lora{number}")
     found: list[Variant] = []
-    for chosen in itertools.product(*lists.values()):
-        each = {**parameters, **dict(zip(lists, chosen, strict=True))}
-        found.append(Variant(None if out is None else named_out(text, method, each), each))
+    for chosen in itertools.product(*lists.values(), *loras):
+        each = {**parameters, **dict(zip(lists, chosen, strict=False))}
+        own = chosen[len(lists) :]
+        numbers = {**_numbers(method, each), **_strengths(own, only)}
+        found.append(Variant(None if out is None else _filled(text, numbers), each, own))
     _require_apart([variant.out for variant in found])
     return found
+
+
+def _numbers(method: Method | None, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands for ``{alpha}`` and the like in an output's name."""
+    if method is None:
+        return {}
+    params = method.params.items()
+    return {name: parameters.get(name, param.default) for name, param in params if isinstance(param, Param)}
+
+
+def _strengths(loras: Sequence[Lora], only: int) -> dict[str, float]:
+    """What stands for ``{lora1}`` and the like, and for ``{lora}``."""
+    found = {f"lora{number}": lora.strength for number, lora in enumerate(loras, 1)}
+    return {**found, "lora": found[f"lora{only}"]} if only else found
+
+
+def _refuse_name(out: str, what: str, field: str) -> NoReturn:
+    stem, suffix = os.path.splitext(out)
+    example = f"{printable(stem)}-{{{field}}}{printable(suffix) or '.safetensors'}"
+    raise UsageError(f"{what}, and the output's name does not say which: name it like {example}", code="bad_output")
 
 
 def _require_apart(outs: Sequence[str | None]) -> None:
@@ -85,49 +119,14 @@ def _require_apart(outs: Sequence[str | None]) -> None:
         raise UsageError(f"{len(outs)} outputs are too many for one run; the limit is {_MOST}", code="bad_value")
 
 
-def by_strength(
-    loras: Sequence[Sequence[Lora]], out: str | os.PathLike[str] | None
-) -> list[tuple[str | None, tuple[Lora, ...]]]:
-    """The outputs of adapters of which each has one or several strengths, and the adapters of each output. The output's
-    name has ``{lora1}``, ``{lora2}``, … for those that have several, or ``{lora}`` where it is one. UsageError for a
-    name that doesn't tell them apart."""
-    text = "" if out is None else os.fspath(out)
-    several = [number for number, each in enumerate(loras) if len(each) > 1]
-    found: list[tuple[str | None, tuple[Lora, ...]]] = []
-    for chosen in itertools.product(*loras):
-        numbers = {f"lora{number}": lora.strength for number, lora in enumerate(chosen, 1)}
-        if len(several) == 1 or len(loras) == 1:
-            numbers["lora"] = chosen[several[0] if several else 0].strength
-        named = _fields(text, numbers)
-        for number in several:
-            if f"lora{number + 1}" not in named and not ("lora" in named and len(several) == 1):
-                stem, suffix = os.path.splitext(text or "model.safetensors")
-                field = "lora" if len(several) == 1 else f"lora{number + 1}"
-                raise UsageError(
-                    f"{printable(loras[number][0].name)} has {len(loras[number])} strengths, and the output's name "
-                    f"does not say which: name it like {printable(stem)}-{{{field}}}{printable(suffix)}",
-                    code="bad_output",
-                )
-        found.append((None if out is None else _filled(text, numbers), chosen))
-    _require_apart([name for name, _ in found])
-    return found
-
-
 def is_list(method: Method, name: str, value: Any) -> bool:
     """Whether a parameter that is one number has several values."""
     return isinstance(method.params.get(name), Param) and isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def named_out(out: str, method: Method, parameters: Mapping[str, Any]) -> str:
+def _filled(out: str, numbers: Mapping[str, Any]) -> str:
     """The output's name with its placeholders filled in: ``mix-{alpha}.safetensors``, ``{alpha:.2f}`` too. A name with
     other braces stays as it is."""
-    numbers = {
-        name: parameters.get(name, param.default) for name, param in method.params.items() if isinstance(param, Param)
-    }
-    return _filled(out, numbers)
-
-
-def _filled(out: str, numbers: Mapping[str, Any]) -> str:
     if not _fields(out, numbers):
         return out
     import string

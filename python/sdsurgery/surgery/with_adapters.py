@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,13 @@ class Adapters:
         except BaseException:
             self.close()
             raise
+
+    def at(self, loras: Placed) -> Adapters:
+        """The same opened adapters at other strengths."""
+        other = copy(self)
+        wanted = [(place, lora) for place, given in loras.items() for lora in given]
+        other.used = [(*each, adapter) for each, (_, _, adapter) in zip(wanted, self.used, strict=True)]
+        return other
 
     def close(self) -> None:
         for _, _, adapter in self.used:
