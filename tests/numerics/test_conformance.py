@@ -104,13 +104,13 @@ def test_the_values_reach_both_paths_and_all_counts() -> None:
     for name, case in CASES.items():
         result = wanted(name, (F32,), "wild", 4097, F16, overflow="default", wide=False)
         assert result.nonfinite > 8, name
-        ordinary = wanted(name, (F32,), "plain", 513, F16, overflow="default", wide=False)
+        ordinary = wanted(name, (F32,), "plain", 1025, F16, overflow="default", wide=False)
         assert ordinary.nonfinite == 0, name
         assert np.unique(ordinary.codes).size > 100, case
         if result.overflow <= 100 or ordinary.overflow:
             quiet.append(name)
     # A method may take the smaller of its inputs, or give something large for ordinary ones.
-    assert len(quiet) < 0.02 * len(CASES) and not any(thorough(name) for name in quiet), quiet
+    assert len(quiet) < 0.03 * len(CASES) and not any(thorough(name) for name in quiet), quiet
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -170,31 +170,31 @@ def body_on(case: Case, tensors: list[object]) -> object:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("kind", [np.float32, np.float64])
-def test_traced_steps_equal_the_body_called_on_numpy_arrays(name: str, kind: type) -> None:
-    case, dtype = CASES[name], F32 if kind is np.float32 else F64
-    arrays = [codes.view(kind) for codes, _ in operands(name, (dtype,), "wild")]
-    steps = stepped(case.formula(), arrays)
-    body = np.asarray(body_on(case, list(arrays)))
-    assert steps.dtype == body.dtype == kind
-    number = ~np.isnan(steps)  # a NaN is written as the canonical one, whichever it was
-    assert np.array_equal(number, ~np.isnan(body))
-    assert np.array_equal(steps[number].view(CODE[dtype]), body[number].view(CODE[dtype]))
+def test_traced_steps_equal_the_body_called_on_numpy_arrays(name: str) -> None:
+    case = CASES[name]
+    for kind, dtype in ((np.float32, F32), (np.float64, F64)):
+        arrays = [codes.view(kind) for codes, _ in cut(name, (dtype,), "wild", 4097 if thorough(name) else 1025)]
+        steps = stepped(case.formula(), arrays)
+        body = np.asarray(body_on(case, list(arrays)))
+        assert steps.dtype == body.dtype == kind
+        number = ~np.isnan(steps)  # a NaN is written as the canonical one, whichever it was
+        assert np.array_equal(number, ~np.isnan(body))
+        assert np.array_equal(steps[number].view(CODE[dtype]), body[number].view(CODE[dtype]))
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("sort", ["wild", "plain"])
-def test_results_equal_the_body_called_on_float32_torch_tensors(name: str, sort: str) -> None:
+def test_results_equal_the_body_called_on_float32_torch_tensors(name: str) -> None:
     import torch
 
     case = CASES[name]
-    given = operands(name, (F32,), sort)
-    result = body_on(case, [torch.from_numpy(codes.view(np.float32).copy()) for codes, _ in given])
-    ours = native(case.formula(), given, F32).codes.view(np.float32)
-    theirs = result.numpy()  # type: ignore[attr-defined]
-    assert np.array_equal(np.isnan(ours), np.isnan(theirs))
-    number = ~np.isnan(ours)
-    assert np.array_equal(ours[number].view(np.uint32), theirs[number].view(np.uint32))
+    for sort in ("wild", "plain"):
+        given = cut(name, (F32,), sort, LARGE[0] if thorough(name) else 4097)
+        result = body_on(case, [torch.from_numpy(codes.view(np.float32).copy()) for codes, _ in given])
+        ours = native(case.formula(), given, F32).codes.view(np.float32)
+        theirs = result.numpy()  # type: ignore[attr-defined]
+        assert np.array_equal(np.isnan(ours), np.isnan(theirs)), sort
+        number = ~np.isnan(ours)
+        assert np.array_equal(ours[number].view(np.uint32), theirs[number].view(np.uint32)), sort
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -226,11 +226,15 @@ def test_operations_are_rounded_one_by_one_and_never_fused(target: str) -> None:
 
 
 def test_threads_change_nothing() -> None:
+    programs = {}  # methods that differ in their numbers alone are one
     for name, case in CASES.items():
+        programs.setdefault(case.formula().program, name)
+    for name in programs.values():
+        case = CASES[name]
         sort = "plain" if case.formula().program.stages else "wild"  # of a tensor with a NaN little else comes out
         given = [(np.tile(codes, 19), dtype) for codes, dtype in operands(name, (F16,), sort)]
         once = native(case.formula(), given, F16, threads=1)
-        for threads in (0, 2, 5):
+        for threads in (0, 5):
             assert not native(case.formula(), given, F16, threads=threads).differs(once)
         assert once.nonfinite or once.overflow or sort == "plain"
         assert np.isfinite(values_of(once.codes, F16)).any()
