@@ -72,7 +72,7 @@ def extremes(a: Any, b: Any, alpha: Any) -> Any:
 
 
 BODIES = {body.__name__: body for body in (slerp, along_axes, in_stages, scalar_functions, extremes)}
-SHAPES = [(10, 20), (3000, 7), (5,), (40, 4, 3, 3), (2, 300001), (1,), (4, 1030), (1025, 1), (17, 0), ()]
+SHAPES = [(10, 20), (3000, 7), (5,), (40, 4, 3, 3), (2, 40007), (1,), (4, 1030), (1025, 1), (17, 0), ()]
 
 
 def formula_of(name: str, alpha: float = 0.3) -> Formula:
@@ -223,9 +223,15 @@ def test_sums_are_added_in_the_documented_order(target: str) -> None:
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     from sdsurgery.testing import write_checkpoint
 
+    from safetensors.numpy import load_file, save_file
+
     folder = tmp_path_factory.mktemp("stages")
     for seed in (1, 2, 3):
-        write_checkpoint(folder / f"{seed}.safetensors", size="tiny", seed=seed, dtype="fp16" if seed < 3 else "fp32")
+        whole = folder / "whole.safetensors"
+        write_checkpoint(whole, size="tiny", seed=seed, dtype="fp16" if seed < 3 else "fp32", overwrite=True)
+        tensors = load_file(whole)
+        names = [*sorted(tensors)[::8], "model.diffusion_model.out.2.weight"]
+        save_file({name: tensors[name] for name in names}, folder / f"{seed}.safetensors")
     return [folder / f"{seed}.safetensors" for seed in (1, 2, 3)]
 
 
