@@ -196,6 +196,12 @@ class TestLayers:
         assert np.array_equal(after[:, 4:], before[:, 4:])
         rounded_once(after[:, :4], before[:, :4].astype(np.float64) + delta(given, "lora_unet_conv_in"))
         assert any("channels 0-3 of 9" in note for note in report.notes)
+        scales = {"lora_unet_conv_in.weight": np.array([2, 3, 0.5, 1], "f2").reshape(1, 4, 1, 1),
+                  "lora_unet_conv_in.on_input": np.array(1)}  # fmt: skip
+        sdsurgery.bake(base, [written(tmp_path / "i.safetensors", scales)], out=tmp_path / "ia3.safetensors")
+        after = loaded(tmp_path / "ia3.safetensors")[FIRST]
+        assert np.array_equal(after[:, 4:], before[:, 4:])
+        rounded_once(after[:, :4], before[:, :4].astype(np.float64) * (1 + scales["lora_unet_conv_in.weight"]))
 
     def test_a_nine_channel_adapter_on_a_four_channel_model_is_refused(self, base: Path, tmp_path: Path) -> None:
         shape = shapes_of(base)[FIRST]

@@ -57,6 +57,34 @@ def test_equal_factors_go_into_alpha_and_leave_the_matrices_as_they_are(tmp_path
     assert found[f"{KEY}.alpha"] == np.float32(2 / 3 * 6)
 
 
+def test_modules_of_an_unknown_family_in_two_dialects_belong_together(tmp_path: Path) -> None:
+    """Nothing in them shows whether they are for SD 1 or SD 2, whose names are the same."""
+    path = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    kohya, diffusers = f"lora_unet_{path.replace('.', '_')}", f"unet.{path}"
+    a, b = (lora(kohya, (320, 320), seed=seed, dtype=np.float32) for seed in (1, 2))
+    written(tmp_path / "a.safetensors", a)
+    parts = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight", "alpha": "alpha"}
+    written(tmp_path / "b.safetensors", {f"{diffusers}.{new}": b[f"{kohya}.{old}"] for new, old in parts.items()})
+    for dialect, name in (("kohya", kohya), ("diffusers", diffusers)):
+        out = tmp_path / f"{dialect}.safetensors"
+        sdsurgery.merge_lora([tmp_path / "a.safetensors", tmp_path / "b.safetensors"], names=dialect, out=out)
+        found = {key.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): v for key, v in loaded(out).items()}
+        assert {key.partition(".lora_")[0].removesuffix(".alpha") for key in found} == {name}
+        close(delta(found, name), delta(a, kohya) + delta(b, kohya))
+    assert "ss_base_model_version" not in sdsurgery.inspect(tmp_path / "kohya.safetensors").metadata
+
+
+def test_a_sparse_residual_is_part_of_the_effect(tmp_path: Path) -> None:
+    parts = adapter(tmp_path / "a.safetensors", KEY, alpha=3)
+    places, values = np.array([[0, 5, 639], [767, 1, 0]], np.int16), np.array([0.5, -1, 2], np.float32)
+    sparse = {f"{KEY}.bias_indices": places, f"{KEY}.bias_values": values, f"{KEY}.bias_size": np.array([640, 768])}
+    written(tmp_path / "a.safetensors", parts | sparse)
+    sdsurgery.merge_lora({tmp_path / "a.safetensors": 0.5}, out=tmp_path / "m.safetensors", dtype="fp32")
+    exact = delta(parts, KEY)
+    exact[tuple(places)] += values
+    close(loaded(tmp_path / "m.safetensors")[f"{KEY}.diff"], 0.5 * exact)
+
+
 def test_strengths_of_text_encoders_and_blocks(tmp_path: Path) -> None:
     a = adapter(tmp_path / "a.safetensors", KEY, QUERY)
     given = sdsurgery.lora(tmp_path / "a.safetensors", 0.5, te=2, blocks="IN04=3")

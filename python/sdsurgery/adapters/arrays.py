@@ -46,6 +46,11 @@ def array(checkpoint: Checkpoint, info: TensorInfo) -> Array:
     return found
 
 
+def integers(checkpoint: Checkpoint, info: TensorInfo) -> Array:
+    """A tensor of integers of at most 24 bits, float32."""
+    return values(checkpoint, operand(0, info), info.elements).reshape(info.shape)
+
+
 def part_of(checkpoint: Checkpoint, info: TensorInfo, transform: str) -> Array:
     """The part of a stored tensor that is a module's own, as an adapter knows it (``names.Slot``)."""
     found = array(checkpoint, info)

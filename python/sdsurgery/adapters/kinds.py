@@ -185,7 +185,8 @@ def _whole(part: str, name: str) -> Callable[[_Parts, Target], None]:
 
 
 def _ia3(parts: _Parts, to: Target) -> None:
-    parts.need(PLAIN, prod(parts.shape(PLAIN)))
+    count = prod(parts.shape(PLAIN))
+    parts.need(PLAIN, count if count in (to.inputs, to.out) else to.inputs)  # on_input says of which
 
 
 class Kind(NamedTuple):

@@ -7,7 +7,7 @@ from math import prod
 from typing import NamedTuple
 
 from ..errors import InputRefused, printable
-from ..layouts import Layout
+from ..layouts import Layout, all_layouts
 from ..layouts.diffusers import transformed
 from . import names
 from .names import Place
@@ -36,6 +36,19 @@ def common_family(adapters: Sequence[Adapter]) -> Layout | None:
     return layout_of(next(iter(bases))) if bases else None
 
 
+def naming_family(adapters: Sequence[Adapter]) -> Layout | None:
+    """The family by whose names modules are paired and written: that which the adapters are made for, or, where nothing
+    shows it (of SD 1 and SD 2 most names are the same), the first in which most of the modules are found. None where
+    none is. InputRefused as ``common_family``."""
+    stated = common_family(adapters)
+    if stated is not None:
+        return stated
+    families = [each for each in all_layouts() if each.adapters and not each.variant_of and each.original is None]
+    modules = [module for adapter in adapters for module in adapter.modules]
+    counts = [sum(bool(names.find(each, module)) for module in modules) for each in families]
+    return families[counts.index(max(counts))] if any(counts) else None
+
+
 def slots(layout: Layout | None, adapters: Sequence[Adapter]) -> dict[Slot, list[tuple[int, str]]]:
     """The (number of the adapter, name of its module) that belong together."""
     known: dict[Place | str, Slot] = {}
@@ -62,3 +75,8 @@ class Shapes:
             if prod(known) == prod(own) or not own:
                 return known
         return own
+
+
+def same_weight(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two shapes may be of one weight: a kernel may lie flat within the inputs, and 1×1 be left out."""
+    return one[:1] == other[:1] and prod(one) == prod(other)

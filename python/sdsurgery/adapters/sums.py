@@ -16,7 +16,7 @@ from ..definitions.products import product, with_kernel
 from ..errors import InputRefused, printable
 from . import keys
 from .apply import as_operand
-from .arrays import array
+from .arrays import array, integers
 from .kinds import OF_BIAS, Fitted, Kind, fitted
 from .read import Adapter
 from .svd import Factors, Rank, factored, of_product
@@ -139,8 +139,12 @@ def bias_terms(adapter: Adapter, module: str, strength: float) -> list[tuple[str
 
 
 def _factors(adapter: Adapter, module: str, fit: Fitted) -> dict[str, Array]:
-    found = adapter.modules[module]
-    return {name: array(adapter.checkpoint, found[part]).reshape(size) for name, part, size in fit.factors}
+    infos = adapter.modules[module]
+    found = {}
+    for name, part, size in fit.factors:
+        read = array if infos[part].dtype.kind == "float" else integers  # the places of sparse residuals
+        found[name] = read(adapter.checkpoint, infos[part]).reshape(size)
+    return found
 
 
 def _none(parts: dict[str, Array], shape: Shape) -> tuple[Array, Array] | None:

@@ -13,7 +13,7 @@ from ..adapters import names
 from ..adapters.apply import LATENT, require_family
 from ..adapters.apply import Checkpoint as Known
 from ..adapters.arrays import Array, part_of
-from ..adapters.pairing import Shapes, Slot, common_family, slots
+from ..adapters.pairing import Shapes, Slot, common_family, naming_family, slots
 from ..adapters.read import Adapter
 from ..adapters.sums import ADDITIVE, LowRank, Term, bias_terms, effect, is_additive, shape_of, term, whole
 from ..checkpoint import Checkpoint
@@ -117,7 +117,8 @@ def effects(
 class _Work:
     def __init__(self, adapters: tuple[Adapter, Adapter], base: Checkpoint | None) -> None:
         self.adapters, self.base = adapters, base
-        self.layout = common_family(adapters)
+        self.layout = naming_family(adapters)
+        family = common_family(adapters)
         self.shapes = Shapes(self.layout)
         self.known: Known | None = None
         if base is not None:
@@ -130,8 +131,8 @@ class _Work:
                 )
             for adapter in adapters:
                 require_family(adapter, layout)
-            self.layout, self.known = self.layout or layout, Known(layout, base.tensors)
-        self.found = Effects(self.layout.name if self.layout else "")
+            self.layout, self.known = layout.original or layout, Known(layout, base.tensors)
+        self.found = Effects(family.name if family else "")
 
     def one(self, slot: Slot, modules: Sequence[Sequence[str]]) -> None:
         """Compare what both adapters do to a module's weight and to its bias."""

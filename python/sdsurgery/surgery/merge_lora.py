@@ -17,7 +17,7 @@ from ..adapters.arrays import Array, array
 from ..adapters.facts import training_facts
 from ..adapters.lora import Lora
 from ..adapters.names import UNET
-from ..adapters.pairing import Shapes, Slot, common_family, slots
+from ..adapters.pairing import Shapes, Slot, common_family, naming_family, same_weight, slots
 from ..adapters.read import Adapter, open_adapter
 from ..adapters.spool import Spool
 from ..adapters.sums import Combined, Term, Whole, bias_terms, combined, shape_of, term
@@ -102,7 +102,7 @@ class _Work:
         self, loras: Sequence[Lora], adapters: Sequence[Adapter], rank: Rank | None, dialect: str, spool: Spool
     ) -> None:
         self.loras, self.adapters, self.rank, self.dialect, self.spool = loras, adapters, rank, dialect, spool
-        self.layout = common_family(adapters)
+        self.family, self.layout = common_family(adapters), naming_family(adapters)
         self.ranks = writing.Ranks(set(), set())
         self.scales: dict[str, float] = {}  # left factor -> alpha/rank, for a file without alphas
         self.notes: list[str] = []
@@ -138,7 +138,7 @@ class _Work:
         kind = adapter.kind(module)
         if kind is not None:
             shape = self.shapes.of(slot, shape_of(kind, adapter.shapes(module)))
-            if total.shape and shape != total.shape:
+            if total.shape and not same_weight(shape, total.shape):
                 raise InputRefused(
                     f"module '{printable(module)}' is for a weight of shape {list(shape)} in {printable(adapter.path)}"
                     f", and of {list(total.shape)} in another adapter",
@@ -146,7 +146,7 @@ class _Work:
                     tensor=module,
                     path=adapter.path,
                 )
-            total.shape = shape
+            total.shape = max(total.shape, shape, key=lambda each: prod(each[2:]) if each else 0)
             self._magnitude(total, adapter, module)
             total.terms.append(term(adapter, module, shape, strength))
             total.is_norm = "w_norm" in parts
@@ -243,9 +243,9 @@ def _outline(
         agreed["modelspec.trigger_phrase"] = ", ".join(words)
     v_prediction = agreed.get("ss_base_model_version") == "sd_v2_v"
     module = "networks.lora" if all(name.endswith(_PLAIN) for name in spooled.tensors) else "lycoris.kohya"
-    texts = writing.metadata(work.layout, work.ranks, module=module, v_prediction=v_prediction, kept=agreed)
+    texts = writing.metadata(work.family, work.ranks, module=module, v_prediction=v_prediction, kept=agreed)
     texts["ss_output_name"] = title
-    kind = writing.kind(work.layout, work.dialect, v_prediction=v_prediction)
+    kind = writing.kind(work.family, work.dialect, v_prediction=v_prediction)
     number = len(inputs)
     pieces = []
     without = work.dialect == writing.DIFFUSERS or not work.ranks.are_uniform()
