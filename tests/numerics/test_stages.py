@@ -221,9 +221,8 @@ def test_sums_are_added_in_the_documented_order(target: str) -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    from sdsurgery.testing import write_checkpoint
-
     from safetensors.numpy import load_file, save_file
+    from sdsurgery.testing import write_checkpoint
 
     folder = tmp_path_factory.mktemp("stages")
     for seed in (1, 2, 3):
