@@ -16,7 +16,7 @@ namespace {
 const char* name_of(Code code) {
     static const char* const names[] = {"invalid",   "not_found", "permission",     "not_regular", "io",
                                         "truncated", "changed",   "no_space",       "exists",      "nonfinite",
-                                        "overflow",  "cancelled", "too_many_files", "damaged"};
+                                        "overflow",  "cancelled", "too_many_files", "damaged",     "memory"};
     return names[static_cast<int>(code)];
 }
 

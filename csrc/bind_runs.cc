@@ -17,10 +17,14 @@ namespace sds {
 
 namespace {
 
-std::shared_ptr<const Extents> extents_of(const py::handle& shape) {
-    static const auto none = std::make_shared<const Extents>(Extents::of({}));
+// Nearly all jobs have nothing of it, and then share one.
+std::shared_ptr<const Staged> make_staged(const py::handle& shape, uint64_t read, const py::tuple& mixings) {
+    static const auto none = std::make_shared<const Staged>(Staged{Extents::of({}), {}, 0});
     const auto sizes = shape.cast<std::vector<uint64_t>>();
-    return sizes.empty() ? none : std::make_shared<const Extents>(Extents::of(sizes));
+    if (sizes.empty() && read == 0 && mixings.empty()) return none;
+    Staged made{Extents::of(sizes), {}, read};
+    for (const py::handle& mixing : mixings) made.mixings.push_back(make_mixing(mixing));
+    return std::make_shared<const Staged>(std::move(made));
 }
 
 // A Job is (kind, index, out dtype, out offset, count, (operand, …), (constant, …), shape, elements that its stages
@@ -30,16 +34,18 @@ Job make_job(const py::handle& item) {
     Job job{static_cast<Job::Kind>(row[0].cast<int>()),
             row[1].cast<uint32_t>(),
             dtype_from(row[2].cast<int>()),
+            -1,
             row[3].cast<uint64_t>(),
             row[4].cast<uint64_t>(),
             {}};
     if (job.kind < Job::copy || job.kind > Job::reduce) throw Error(Code::invalid, "unknown kind of job");
-    for (const py::handle& operand : py::cast<py::tuple>(row[5])) job.operands.push_back(make_operand(operand));
-    if (row.size() > 9) {
-        for (const py::handle& mixing : py::cast<py::tuple>(row[9])) job.mixings.push_back(make_mixing(mixing));
+    const py::tuple operands = py::cast<py::tuple>(row[5]);
+    job.operands.reserve(operands.size());
+    for (const py::handle& operand : operands) job.operands.push_back(make_operand(operand));
+    if (row.size() > 7) {
+        const uint64_t read = row.size() > 8 ? row[8].cast<uint64_t>() : 0;
+        job.staged = make_staged(row[7], read, row.size() > 9 ? py::cast<py::tuple>(row[9]) : py::tuple());
     }
-    if (row.size() > 8) job.read = row[8].cast<uint64_t>();
-    if (row.size() > 7) job.extents = extents_of(row[7]);
     return job;
 }
 
@@ -49,11 +55,17 @@ class NumbersOfJobs {
  public:
     explicit NumbersOfJobs(const std::vector<std::shared_ptr<Program>>& programs) : programs_(programs) {}
 
-    std::shared_ptr<const Numbers> of(const Job& job, py::object constants) {
+    // For each output those that are given.
+    std::shared_ptr<const NumbersOfOutputs> of(const Job& job, std::vector<py::object> constants) {
         if (job.index >= programs_.size()) throw Error(Code::invalid, "a job refers to a missing program");
-        auto& [held, numbers] = known_[{constants.ptr(), job.index}];
+        std::vector<PyObject*> key;
+        for (const py::object& each : constants) key.push_back(each.ptr());
+        auto& [held, numbers] = known_[{job.index, std::move(key)}];
         if (!numbers) {
-            numbers = std::make_shared<Numbers>(*programs_[job.index], constants.cast<std::vector<double>>());
+            NumbersOfOutputs made;
+            for (const py::object& each : constants)
+                made.push_back(std::make_shared<Numbers>(*programs_[job.index], each.cast<std::vector<double>>()));
+            numbers = std::make_shared<const NumbersOfOutputs>(std::move(made));
             held = std::move(constants);
         }
         return numbers;
@@ -61,7 +73,9 @@ class NumbersOfJobs {
 
  private:
     const std::vector<std::shared_ptr<Program>>& programs_;
-    std::map<std::pair<PyObject*, uint32_t>, std::pair<py::object, std::shared_ptr<const Numbers>>> known_;
+    std::map<std::pair<uint32_t, std::vector<PyObject*>>,
+             std::pair<std::vector<py::object>, std::shared_ptr<const NumbersOfOutputs>>>
+        known_;
 };
 
 std::shared_ptr<Run> make_run(std::vector<std::shared_ptr<Source>> sources,
@@ -90,9 +104,9 @@ std::shared_ptr<Run> make_run(std::vector<std::shared_ptr<Source>> sources,
     for (const py::handle& item : jobs) {
         Job job = make_job(item);
         if (job.kind == Job::evaluate) {
-            job.numbers.reserve(1 + versions.size());
-            job.numbers.push_back(numbers.of(job, py::cast<py::tuple>(item)[6]));
-            for (const py::sequence& output : versions) job.numbers.push_back(numbers.of(job, output[native.size()]));
+            std::vector<py::object> constants{py::cast<py::tuple>(item)[6]};
+            for (const py::sequence& output : versions) constants.push_back(output[native.size()]);
+            job.numbers = numbers.of(job, std::move(constants));
         }
         native.push_back(std::move(job));
     }

@@ -179,7 +179,7 @@ void Run::start() {
         }
         if (options_.start_flushing && !outputs_.empty()) flusher_ = std::thread([this] { flush_behind(); });
     } catch (const std::system_error&) {  // no more threads can be started: the others do all the work
-        if (running_ == 0) throw Error(Code::io, "the system cannot start a thread");
+        if (running_ == 0) throw Error(Code::memory, "the system cannot start a thread");
         worker_count_ = running_;
     }
 }
@@ -201,7 +201,7 @@ void Run::finish() {
     {
         std::lock_guard<std::mutex> lock(mutex_);
         if (error_) throw *error_;
-        if (out_of_memory_) throw Error(Code::io, "out of memory for the workers' buffers");
+        if (out_of_memory_) throw Error(Code::memory, "out of memory for the workers' buffers");
         if (cancelled_) throw Error(Code::cancelled, "cancelled");
     }
     for (const auto& source : sources_) source->check_unchanged();
@@ -233,7 +233,7 @@ void Run::make_buffers() {
                 std::make_unique<Buffers>(options_.tile_bytes, chunk_bytes_, most_operands_, tallies_.size()));
         }
     } catch (const std::bad_alloc&) {
-        if (buffers_.empty()) throw Error(Code::io, "out of memory for the workers' buffers");
+        if (buffers_.empty()) throw Error(Code::memory, "out of memory for the workers' buffers");
         worker_count_ = static_cast<unsigned>(buffers_.size());
     }
 }

@@ -23,6 +23,7 @@ enum class Code : int {
     cancelled,       // cancel() was called
     too_many_files,  // the system's limit on open files
     damaged,         // bytes differ from the checksum that their file states
+    memory,          // no more memory, or threads, from the system
 };
 
 struct Error : std::runtime_error {

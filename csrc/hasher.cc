@@ -90,7 +90,7 @@ void Hasher::start() {
             if (stream->tap) stream->tap->open();
         }
     } catch (const std::system_error&) {  // no more threads can be started
-        if (running_ == 0) throw Error(Code::io, "the system cannot start a thread for hashing");
+        if (running_ == 0) throw Error(Code::memory, "the system cannot start a thread for hashing");
         threads_wanted_ = running_;
     }
 }
@@ -144,7 +144,7 @@ void Hasher::finish() {
     join();
     std::lock_guard<std::mutex> lock(mutex_);
     if (error_) throw *error_;
-    if (out_of_memory_) throw Error(Code::io, "out of memory for hashing");
+    if (out_of_memory_) throw Error(Code::memory, "out of memory for hashing");
     if (cancelled_) throw Error(Code::cancelled, "cancelled");
     for (size_t i = 0; i < streams_.size(); ++i) {
         if (streams_[i]->source) streams_[i]->source->check_unchanged();

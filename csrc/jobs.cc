@@ -51,7 +51,7 @@ std::vector<Job> admitted(std::vector<Job> jobs, const std::vector<std::shared_p
         const Refusal refuse{i};
         if (job.kind == Job::reduce && (!outputs.empty() || job.operands.size() != 2))
             refuse("a reduction has two operands and no output");
-        if (job.count > (UINT64_MAX >> 4) || job.read > (UINT64_MAX >> 4) || job.out_offset > (UINT64_MAX >> 1))
+        if (job.count > (UINT64_MAX >> 4) || job.elements() > (UINT64_MAX >> 4) || job.out_offset > (UINT64_MAX >> 1))
             refuse("a job is too large");
         if (job.out_offset < reached) refuse("jobs are not in the order of their output");
         reached = job.out_end();
@@ -67,18 +67,18 @@ std::vector<Job> admitted(std::vector<Job> jobs, const std::vector<std::shared_p
         if (job.kind == Job::evaluate) {
             if (job.index >= programs.size()) refuse("a job refers to a missing program");
             if (job.operands.size() != static_cast<size_t>(programs[job.index]->inputs)) refuse("wrong operand count");
-            if (job.numbers.size() != std::max<size_t>(1, outputs.size()))
+            if (!job.numbers || job.numbers->size() != std::max<size_t>(1, outputs.size()))
                 refuse("a job has constants for the wrong number of outputs");
-            for (const auto& numbers : job.numbers) {
+            for (const auto& numbers : *job.numbers) {
                 if (!numbers || numbers->wide.size() != static_cast<size_t>(programs[job.index]->constants))
                     refuse("a job has the wrong number of constants for its program");
             }
-            if (programs[job.index]->in_stages() && (!job.extents || job.extents->count != job.elements()))
+            if (programs[job.index]->in_stages() && (!job.staged || job.staged->extents.count != job.elements()))
                 refuse("a job of several stages needs the tensor's shape");
         }
-        for (const auto& mixing : job.mixings) {
+        for (size_t k = 0; job.staged && k < job.staged->mixings.size(); ++k) {
             try {
-                mixing->check(sources);
+                job.staged->mixings[k]->check(sources);
             } catch (const Error& error) {
                 refuse(error.what());
             }

@@ -49,24 +49,30 @@ struct JobOperand {
     }
 };
 
+using NumbersOfOutputs = std::vector<std::shared_ptr<const Numbers>>;  // one for each output
+
+// What only a program in stages needs of a job: the tensor's extents, what is mixed of it, and, where they are not as
+// many as the job makes, how many elements the stages read.
+struct Staged {
+    Extents extents;
+    std::vector<std::shared_ptr<const Mixing>> mixings;
+    uint64_t read = 0;
+};
+
 struct Job {
     // A reduction (reduce.h) writes nothing. Its "output" is a range as long as its first operand, in a run without
     // a sink: by it tiles are shared out and progress is counted.
     enum Kind : int { copy = 0, evaluate = 1, fill = 2, reduce = 3 } kind;
     uint32_t index;       // of the program or the fill rule
     DType out_dtype;      // ignored by copy and reduce
+    int32_t sum;          // the summed range that it lies in, or -1
     uint64_t out_offset;  // in the output file
     uint64_t count;       // elements; bytes for copy
     std::vector<JobOperand> operands;
-    std::vector<std::shared_ptr<const Numbers>> numbers = {};  // of an evaluation, for each output
-    int32_t sum = -1;                                          // the summed range that it lies in
-    std::shared_ptr<const Extents> extents = nullptr;          // of the tensor, where the program is in stages
+    std::shared_ptr<const NumbersOfOutputs> numbers = nullptr;  // of an evaluation; many jobs share them
+    std::shared_ptr<const Staged> staged = nullptr;
 
-    std::vector<std::shared_ptr<const Mixing>> mixings = {};  // what its stages mix
-
-    uint64_t read = 0;  // elements that its stages read, where they are not as many as it makes
-
-    uint64_t elements() const { return read ? read : count; }
+    uint64_t elements() const { return staged && staged->read ? staged->read : count; }
 
     uint64_t element_bytes() const { return kind == reduce ? operand_bytes(0) : kind == copy ? 1 : size_of(out_dtype); }
     uint64_t operand_bytes(size_t k) const { return kind == copy ? 1 : size_of(operands[k].element); }

@@ -33,6 +33,7 @@ namespace sds::os {
     if (error == ELOOP || error == EISDIR) code = Code::not_regular;
     if (error == EEXIST) code = Code::exists;
     if (error == EMFILE || error == ENFILE) code = Code::too_many_files;
+    if (error == ENOMEM) code = Code::memory;
     throw Error(code, what + ": " + std::strerror(error));
 }
 

@@ -53,9 +53,10 @@ void Run::do_stages(const Tile& tile, Buffers& buffers) {
     std::vector<DType> dtypes;
     for (const JobOperand& operand : job.operands) dtypes.push_back(operand.dtype());
     Mixers mixers;
-    for (const auto& mixing : job.mixings) mixers.push_back(std::make_shared<const Mixer>(mixing, sources_, target_));
-    for (const auto& numbers : job.numbers)
-        buffers.stages.emplace_back(*programs_[job.index], *numbers, *job.extents, dtypes, target_, mixers);
+    for (const auto& mixing : job.staged->mixings)
+        mixers.push_back(std::make_shared<const Mixer>(mixing, sources_, target_));
+    for (const auto& numbers : *job.numbers)
+        buffers.stages.emplace_back(*programs_[job.index], *numbers, job.staged->extents, dtypes, target_, mixers);
     for (size_t stage = 0; stage < programs_[job.index]->stages.size(); ++stage) {
         for (Stages& stages : buffers.stages) stages.begin(stage);
         for (bool ended = false; !ended && !stop_;) {
@@ -105,7 +106,7 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, int64_t a
             }
         } else if (job.kind == Job::evaluate) {
             version.program = programs_[job.index].get();
-            version.numbers = job.numbers[k].get();
+            version.numbers = (*job.numbers)[k].get();
         }
         versions.push_back(version);
     }

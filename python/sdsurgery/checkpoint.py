@@ -20,19 +20,17 @@ if TYPE_CHECKING:
     from .structure import Structure
 
 
-class TensorInfo(NamedTuple):
-    """Where one tensor lies: from byte ``offset`` on, which may be any, of the checkpoint's file number ``file``.
+class Form(NamedTuple):
+    """What a tensor is, without its name and its place: tensors of one file mostly share a few.
 
     ``strides`` (in elements) is None for the contiguous row-major tensors that every format but a pickle holds.
-    ``encoded`` is set by ``encodings.decode``: then ``offset`` and ``nbytes`` are those of the codes, and dtype and
-    shape those of the weights that they stand for.
+    ``file`` is the number of the checkpoint's file that the tensor lies in. ``encoded`` is set by ``encodings.decode``:
+    then place and ``nbytes`` are those of the codes, and dtype and shape those of the weights that they stand for.
     ``parts`` are the tensors whose rows make up this one, where it is stored as several; its place is the first's.
     """
 
-    name: str
     dtype: DType
     shape: tuple[int, ...]
-    offset: int
     nbytes: int
     strides: tuple[int, ...] | None = None
     file: int = 0
@@ -40,8 +38,70 @@ class TensorInfo(NamedTuple):
     parts: tuple[TensorInfo, ...] = ()
 
     @property
+    def plain(self) -> bool:
+        """Whether such a tensor is stored as its elements, row by row, in one piece."""
+        return self.strides is None and self.encoded is None and not self.parts
+
+
+class TensorInfo:
+    """One tensor: its name, the byte of its file where it begins, which may be any, and its ``form``, whose fields it
+    has too. A value, and a small one: a checkpoint may have hundreds of thousands."""
+
+    __slots__ = ("form", "name", "offset")
+
+    def __init__(self, name: str, offset: int, form: Form) -> None:
+        self.name, self.offset, self.form = name, offset, form
+
+    @property
+    def dtype(self) -> DType:
+        return self.form.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.form.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.form.nbytes
+
+    @property
+    def strides(self) -> tuple[int, ...] | None:
+        return self.form.strides
+
+    @property
+    def file(self) -> int:
+        return self.form.file
+
+    @property
+    def encoded(self) -> Encoded | None:
+        return self.form.encoded
+
+    @property
+    def parts(self) -> tuple[TensorInfo, ...]:
+        return self.form.parts
+
+    @property
     def elements(self) -> int:
-        return prod(self.shape)
+        return prod(self.form.shape)
+
+    def renamed(self, name: str) -> TensorInfo:
+        """The same under another name."""
+        return TensorInfo(name, self.offset, self.form)
+
+    def with_form(self, form: Form) -> TensorInfo:
+        """The same name and place with another form."""
+        return TensorInfo(self.name, self.offset, form)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TensorInfo):
+            return NotImplemented
+        return (self.name, self.offset, self.form) == (other.name, other.offset, other.form)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.offset, self.form))
+
+    def __repr__(self) -> str:
+        return f"TensorInfo({self.name!r}, {self.offset}, {self.form!r})"
 
 
 @dataclass(frozen=True)

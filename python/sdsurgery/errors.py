@@ -51,7 +51,7 @@ CODES = {
     "no_space": "the disk or quota is full",
     "changed": "an input changed while it was being read",
     "overflow": 'a value does not fit the output dtype, with overflow="error"',
-    "memory": "out of memory",
+    "memory": "out of memory, or the system starts no more threads",
     "stdout": "standard output is closed or broken",
     "device": "a GPU ran out of memory, reported an error or was lost",
     # the others

@@ -149,7 +149,7 @@ def _read(
             try:
                 working = [pool.submit(work, piece) for work in (before if at < start else behind)]
             except RuntimeError:
-                raise RunFailed("the system cannot start a thread for hashing", code="io") from None
+                raise RunFailed("the system cannot start a thread for hashing", code="memory") from None
             at, turn = end, 1 - turn
             if progress is not None:
                 progress(at, size)

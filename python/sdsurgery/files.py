@@ -135,9 +135,6 @@ def _translated(error: Any, kind: type[SdsError]) -> SdsError:
     return made
 
 
-_OF_THE_SYSTEM = ("out of memory", "the system cannot start a thread")
-
-
 def _of_code(code: str, text: str, kind: type[SdsError]) -> SdsError:
     if code == "nonfinite":
         return InputRefused(NONFINITE, code=code)
@@ -149,8 +146,8 @@ def _of_code(code: str, text: str, kind: type[SdsError]) -> SdsError:
         return UsageError(text)
     if code == "too_many_files":
         return RunFailed(f"{text} (the limit of this process; ulimit -n raises it)", code=code)
-    if text.startswith(_OF_THE_SYSTEM):  # and no fault of the input that was being read
-        return RunFailed(text, code="memory")
+    if code == "memory":  # no fault of the input that was being read
+        return RunFailed(text, code=code)
     if code == "damaged":
         return RunFailed(f"{text}; nothing was written", code=code)
     return kind(text, code=code if code in CODES else None)

@@ -119,6 +119,20 @@ class Whole(Sequence[Segment]):
     def __repr__(self) -> str:
         return repr(self._segments())
 
+    def places(self, first: Sequence[int]) -> tuple[tuple[tuple[int, DType], ...], list[int]] | None:
+        """File and dtype of each input, by the number of its source's ``first`` file, and the bytes where they begin.
+        None unless all are stored plainly."""
+        parts, offsets = [], []
+        for source, info in zip(
+            range(len(self.infos)) if self.sources is None else self.sources, self.infos, strict=True
+        ):
+            form = info.form
+            if not form.plain:
+                return None
+            parts.append((first[source] + form.file, form.dtype))
+            offsets.append(info.offset)
+        return tuple(parts), offsets
+
     def _segments(self) -> tuple[Segment]:
         sources = range(len(self.infos)) if self.sources is None else self.sources
         regions = tuple([_region(source, info) for source, info in zip(sources, self.infos, strict=True)])
@@ -138,6 +152,11 @@ class Piece(NamedTuple):
     segments: Sequence[Segment]
     note: str = ""
     facts: Mapping[str, Any] | None = None
+
+    @property
+    def whole(self) -> Whole | None:
+        """Its segments where they are the usual one."""
+        return self.segments if isinstance(self.segments, Whole) else None
 
 
 @dataclass(frozen=True)

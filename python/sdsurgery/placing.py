@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import InputRefused
 from .operands.mixing import Mixing
 from .operands.modules import Factor, adapted
-from .plan import Check, Fill, Job, Jobs, Operand, Reduction
+from .plan import Check, Common, Fill, Job, Jobs, Operand, Reduction
 from .program import Formula, Program, scaling
 
 if TYPE_CHECKING:
@@ -83,40 +83,65 @@ def checks_of(sources: Sequence[Any], jobs: Sequence[Job]) -> tuple[Check, ...]:
 def jobs_of(
     pieces: Sequence[Piece], offsets: Sequence[int], aliases: Mapping[str, str], sources: Sequence[Checkpoint | bytes]
 ) -> tuple[Jobs, tuple[Program | Fill | Reduction, ...]]:
-    first = _first_files(sources)
-    programs: dict[Program | Fill | Reduction, int] = {}
+    placing = _Placing(_first_files(sources))
+    for index, (piece, offset) in enumerate(zip(pieces, offsets, strict=True)):
+        if piece.name in aliases or placing.plainly(piece, index, offset):
+            continue
+        for segment in (run for whole_one in piece.segments for run in runs(whole_one)):
+            if segment.count:
+                placing.add(piece, segment, index, offset)
+    return placing.jobs, tuple(placing.programs)
 
-    def made() -> Iterator[Job]:
-        last: Program | Fill | Reduction | None = None
-        number: int | None = None
-        for index, (piece, offset) in enumerate(zip(pieces, offsets, strict=True)):
-            for segment in (run for whole_one in piece.segments for run in runs(whole_one)):
-                if segment.count == 0 or piece.name in aliases:
-                    continue
-                work = segment.formula
-                operands = tuple([_operand(first[region.source], region) for region in segment.operands])
-                mixings: tuple[Mixing, ...] = ()
-                if segment.modules and isinstance(work, Formula):
-                    factors = [Factor(_operand(first[region.source], region), n) for region, n in segment.factors]
-                    rows = segment.shape or _rows(piece, segment)
-                    try:
-                        work, operands, mixings = adapted(work, operands, segment.modules, factors, rows)
-                    except InputRefused as error:
-                        raise error.of_tensor(piece.name) from None
-                if segment.finish and isinstance(work, Formula):
-                    work = scaling.finished(work, segment.finish)
-                program, numbers = work if isinstance(work, Formula) else (work, ())
-                if program is not last:  # nearly all have the one before's, and a program is slow to look up
-                    last = program
-                    number = None if program is None else programs.setdefault(program, len(programs))
-                at, count = offset + (piece.dtype.nbytes(segment.first) or 0), segment.count
-                shape: tuple[int, ...] = ()
-                if program is not None and isinstance(program, Program) and program.in_stages:
-                    shape = _whole_shape(piece, segment, program)
-                yield Job(number, piece.dtype, at, count, operands, index, numbers, shape, mixings, segment.elements)
 
-    jobs = Jobs(made())
-    return jobs, tuple(programs)
+class _Placing:
+    """The jobs of pieces, and the programs numbered as they are met."""
+
+    def __init__(self, first: Sequence[int]) -> None:
+        self.first = first
+        self.jobs = Jobs()
+        self.programs: dict[Program | Fill | Reduction, int] = {}
+        self._last: Any = None  # nearly all pieces have the one before's work, and a program is slow to look up
+        self._split: tuple[int | None, tuple[float, ...], Program | None] = (None, (), None)
+
+    def plainly(self, piece: Piece, index: int, offset: int) -> bool:
+        """The job of a whole tensor, made of whole ones that are stored plainly; False where it takes more."""
+        whole = piece.whole
+        places = None if whole is None else whole.places(self.first)
+        if whole is None or places is None:
+            return False
+        number, numbers, program = self._numbered(whole.formula)
+        if program is not None and program.in_stages:
+            return False
+        count = whole.infos[0].elements
+        if count:
+            self.jobs.add_plain(Common(number, piece.dtype, numbers, places[0]), offset, count, places[1], index)
+        return True
+
+    def add(self, piece: Piece, segment: Segment, index: int, offset: int) -> None:
+        work = segment.formula
+        operands = tuple([_operand(self.first[region.source], region) for region in segment.operands])
+        mixings: tuple[Mixing, ...] = ()
+        if segment.modules and isinstance(work, Formula):
+            factors = [Factor(_operand(self.first[region.source], region), n) for region, n in segment.factors]
+            rows = segment.shape or _rows(piece, segment)
+            try:
+                work, operands, mixings = adapted(work, operands, segment.modules, factors, rows)
+            except InputRefused as error:
+                raise error.of_tensor(piece.name) from None
+        if segment.finish and isinstance(work, Formula):
+            work = scaling.finished(work, segment.finish)
+        number, numbers, program = self._numbered(work)
+        at, count = offset + (piece.dtype.nbytes(segment.first) or 0), segment.count
+        shape = _whole_shape(piece, segment, program) if program is not None and program.in_stages else ()
+        self.jobs.add(Job(number, piece.dtype, at, count, operands, index, numbers, shape, mixings, segment.elements))
+
+    def _numbered(self, work: Any) -> tuple[int | None, tuple[float, ...], Program | None]:
+        """The number of what makes bytes, None for a copy; its constants, and itself where it is a Program."""
+        if work is not self._last:
+            program, numbers = work if isinstance(work, Formula) else (work, ())
+            number = None if program is None else self.programs.setdefault(program, len(self.programs))
+            self._last, self._split = work, (number, numbers, program if isinstance(program, Program) else None)
+        return self._split
 
 
 def _operand(first: int, region: Region) -> Operand:

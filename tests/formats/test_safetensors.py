@@ -13,6 +13,7 @@ from safetensors_tools import entry, file, one, our_view, parse, reference_metad
 from sdsurgery import formats
 from sdsurgery.dtypes import BY_NAME
 from sdsurgery.errors import InputRefused
+from sdsurgery.formats import safetensors_header
 from sdsurgery.formats.kinds import safetensors as ours
 
 DUPLICATES = re.compile(r"^(tensor '.*'|metadata key '.*'|__metadata__) appears twice in the header$", re.DOTALL)
@@ -385,7 +386,8 @@ def test_deep_nesting_anywhere_is_refused_in_one_line() -> None:
 
 
 def test_more_entries_than_any_model_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ours, "MAX_ENTRIES", 50)
+    for module in (ours, safetensors_header):
+        monkeypatch.setattr(module, "MAX_ENTRIES", 50)
     usual = [f'"{i}":{{"dtype":"U8","shape":[1],"data_offsets":[{i},{i + 1}]}}' for i in range(51)]
     listed = [f'"{i}":["U8",[1],[{i},{i + 1}]]' for i in range(51)]
     for entries in (usual, listed):
@@ -408,6 +410,25 @@ def test_an_odd_entry_between_usual_ones_is_read_as_the_reference_reads_it(space
     assert our_view(data) == reference_view(data)
     members[7] = members[2].replace("[8,12]", "[28,32]")
     assert "appears twice" in refusal(file("{" + ",".join(members) + "}", bytes(36)))
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+@pytest.mark.parametrize("place", ["first", "last", "between"])
+def test_metadata_anywhere_and_tensors_in_any_order_are_read_as_the_reference_reads_them(
+    separators: tuple[str, str], place: str
+) -> None:
+    said = {"__metadata__": {"format": "pt", "note": '"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'}}
+    tensors = {str(i): {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]} for i in (3, 0, 2, 1)}
+    (one_key, one_value), *others = tensors.items()
+    members = said | tensors if place == "first" else tensors | said
+    if place == "between":
+        members = {one_key: one_value} | said | dict(others)
+    data = file(json.dumps(members, separators=separators), bytes(range(16)))
+    assert our_view(data) == reference_view(data)
+    assert parse(data).metadata == said["__metadata__"]
+    assert [info.name for info in parse(data).tensors] == ["0", "1", "2", "3"]
+    both = json.dumps(said)[:-1] + ", " + json.dumps(tensors | said)[1:]
+    assert "appears twice" in refusal(file(both, bytes(range(16))))
 
 
 def test_a_shape_of_many_sizes_is_read() -> None:

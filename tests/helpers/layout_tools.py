@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from sdsurgery import dtypes, layouts
-from sdsurgery.checkpoint import TensorInfo
+from sdsurgery.checkpoint import Form, TensorInfo
 from sdsurgery.layouts import LayoutTensor
 from sdsurgery.layouts.unet import UNet
 
@@ -47,7 +47,7 @@ def infos(tensors: Iterable[LayoutTensor | tuple[str, tuple[int, ...]]], wrapper
     found = {}
     for tensor in tensors:
         key, shape = (tensor.key, tensor.shape) if isinstance(tensor, LayoutTensor) else tensor
-        found[wrapper + key] = TensorInfo(wrapper + key, dtypes.F16, shape, 0, 0)
+        found[wrapper + key] = TensorInfo(wrapper + key, 0, Form(dtypes.F16, shape, 0))
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import Checkpoint, Contents, TensorInfo
+from ..checkpoint import Checkpoint, Contents, Form, TensorInfo
 from ..dtypes import BY_NAME, F32, F64
 from ..files import open_temporary
 
@@ -39,12 +39,13 @@ class Spool:
         array = np.asarray(array)
         kind = BY_NAME[dtype] if dtype else F64 if array.dtype == np.float64 else F32
         data = array.copy(order="C").data.cast("B") if array.ndim else array.tobytes()
-        self.raw(name, data, TensorInfo(name, kind, tuple(array.shape), 0, len(data)))
+        self.raw(name, data, TensorInfo(name, 0, Form(kind, tuple(array.shape), len(data))))
 
     def raw(self, name: str, data: Any, info: TensorInfo) -> None:
         """The bytes of another file's tensor, unchanged."""
         self._file.write(data)
-        self._infos.append(info._replace(name=name, offset=self._at, nbytes=len(data), strides=None, file=0))
+        form = info.form._replace(nbytes=len(data), strides=None, file=0)
+        self._infos.append(TensorInfo(name, self._at, form))
         self._at += len(data)
 
     def checkpoint(self) -> Checkpoint:

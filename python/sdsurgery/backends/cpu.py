@@ -14,7 +14,7 @@ from ..operands.encoding import CODINGS, Companion, Encoding
 from ..operands.low_rank import LowRank, Matrix
 from ..operands.mixing import Mixing
 from ..operands.view import View
-from ..plan import Fill, Job, Jobs, Operand, Plan, Reduction
+from ..plan import Common, Fill, Job, Jobs, Operand, Plan, Reduction
 from ..program import GENERATED, OPERATIONS, REDUCTIONS, SCALAR_FUNCTIONS, Formula, Program, Stage, Step
 from . import Backend, Options
 
@@ -105,7 +105,20 @@ class _NativeJobs:
         return len(self.jobs)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        return (_native_job(job, self.place) for job in self.jobs)
+        last: Common | None = None
+        for job in self.jobs.plainly():
+            if isinstance(job, Job):
+                yield _native_job(job, self.place)
+                continue
+            common, offset, count, places = job
+            if common is not last:
+                last = common
+                program, dtype, numbers, parts = common
+                kind, index = (_COPY, 0) if program is None else self.place[program]
+                out = code_of(dtype) if kind in (_EVALUATE, _FILL) else 0
+                codes = [(source, 0 if kind == _COPY else code_of(each)) for source, each in parts]
+            operands = tuple([(*part, at) for part, at in zip(codes, places, strict=True)])
+            yield kind, index, out, offset, (dtype.nbytes(count) if kind == _COPY else count), operands, numbers, ()
 
 
 def _native_job(job: Job, place: Sequence[tuple[int, int]]) -> tuple[Any, ...]:

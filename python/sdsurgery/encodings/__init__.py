@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..checkpoint import TensorInfo
 from ..dtypes import F32
 from ..operands.encoding import Encoded
 from .layer import METADATA, Layer, Undecodable, layers
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint, TensorInfo
+    from ..checkpoint import Checkpoint
 
 __all__ = ["MARKER", "METADATA", "decode"]
 
@@ -38,9 +39,8 @@ def decode(checkpoint: Checkpoint) -> None:
                 checkpoint.orphans.add(left.name)
             continue
         first = encoded.stored[0]
-        weights[first.name] = first._replace(
-            name=layer.weight_name, dtype=F32, shape=shape, strides=None, encoded=encoded
-        )
+        form = first.form._replace(dtype=F32, shape=shape, strides=None, encoded=encoded)
+        weights[first.name] = TensorInfo(layer.weight_name, first.offset, form)
         away.update(info.name for info in encoded.stored)
     table = {}
     for name, info in checkpoint.tensors.items():

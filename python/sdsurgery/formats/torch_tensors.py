@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..checkpoint import Record, TensorInfo
+from ..checkpoint import Form, Record, TensorInfo
 from ..errors import InputRefused, printable
 from .torch_values import DTYPES, Storage, Tensor
 
@@ -52,7 +52,7 @@ def place(name: str, tensor: Tensor, records: Mapping[str, Record]) -> TensorInf
         )
     strides = None if is_contiguous(tensor.shape, tensor.stride) else tensor.stride
     offset = record.offset + (first + (tensor.offset if elements else 0)) * dtype.itemsize
-    return TensorInfo(name, dtype, tensor.shape, offset, nbytes, strides)
+    return TensorInfo(name, offset, Form(dtype, tensor.shape, nbytes, strides))
 
 
 def _view(label: str, storage: Storage, available: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from ..checkpoint import TensorInfo
+from ..checkpoint import Form, TensorInfo
 from ..dtypes import F32
 from ..errors import UsageError
 from .arrays import is_torch
@@ -40,7 +40,7 @@ def _exact(names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]) -> froze
     """What the family copies exactly; recognising it takes longer than a launch."""
     from ..layouts import detect
 
-    infos = (TensorInfo(name, F32, shape, 0, 0) for name, shape in zip(names, shapes, strict=True))
+    infos = (TensorInfo(name, 0, Form(F32, shape, 0)) for name, shape in zip(names, shapes, strict=True))
     layout = detect({info.name: info for info in infos}).layout
     return frozenset(name for name in names if layout.exact_copy(name))
 

@@ -17,13 +17,13 @@ def checkpoint_of(tensors: Mapping[str, Any], name: str) -> Checkpoint:
     """A dictionary of arrays and tensors as an opened checkpoint, called ``name`` in messages. It reads them where they
     are; only those on a GPU, and views, are copied. UsageError, with the tensor's name, for other values."""
     from .. import _native
-    from ..checkpoint import Checkpoint, Contents, TensorInfo
+    from ..checkpoint import Checkpoint, Contents, Form, TensorInfo
 
     infos, buffers, offset = [], [], 0
     for key in names_of(tensors):
         dtype, shape = described(key, tensors[key])
         buffers.append(bytes_of(tensors[key]))
-        infos.append(TensorInfo(key, dtype, shape, offset, buffers[-1].nbytes))
+        infos.append(TensorInfo(key, offset, Form(dtype, shape, buffers[-1].nbytes)))
         offset += buffers[-1].nbytes
     source = _native.Source.memory(*buffers)
     return Checkpoint(name, source, Contents("memory", infos, files=[name]), [source])

@@ -69,7 +69,7 @@ def _pairs(checkpoint: Checkpoint, info: TensorInfo) -> Any:
         raise TypeError(
             f"torch holds {info.dtype.name} in pairs, and the last dimension of '{printable(info.name)}' is odd"
         )
-    codes = info._replace(dtype=U8, shape=(*outer, last // 2))
+    codes = info.with_form(info.form._replace(dtype=U8, shape=(*outer, last // 2)))
     if not info.nbytes:
         return torch.empty(codes.shape, dtype=torch.uint8).view(dtype)
     return _torch_bytes(checkpoint, codes, torch.uint8).view(dtype)

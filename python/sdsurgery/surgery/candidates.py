@@ -31,7 +31,7 @@ def averaged(opened: Sequence[Checkpoint], layout: Layout) -> list[Checkpoint]:
         own = each.borrowed()
         own.path = each.path + EMA
         plain = {name: info for name, info in each.tensors.items() if not layout.is_ema(name)}
-        own.tensors = plain | {name: info._replace(name=name) for name, info in twins(each, layout).items()}
+        own.tensors = plain | {name: info.renamed(name) for name, info in twins(each, layout).items()}
         found.append(own)
     return found
 

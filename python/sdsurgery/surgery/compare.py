@@ -139,7 +139,7 @@ def compare(a: Input, b: Input, settings: Settings, *, base: Input | None = None
         result = Comparison(opened[0].path, opened[1].path, ours.layout.name, theirs.layout.name, effects=effects)
         if settings.fix_names:
             opened[1].tensors, found = in_names_of(opened[0].tensors, opened[1].tensors, layout)
-            opened[1].tensors = {name: info._replace(name=name) for name, info in opened[1].tensors.items()}
+            opened[1].tensors = {name: info.renamed(name) for name, info in opened[1].tensors.items()}
             result.notes += [f"B: {text}" for text in found]
         pairs = _pair(opened[0], opened[1], result)
         is_part = settings.fix_names and bool(pairs) and not (result.only_in_a and result.only_in_b)

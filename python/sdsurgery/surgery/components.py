@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from ..checkpoint import Checkpoint, TensorInfo
+from ..checkpoint import Checkpoint, Form, TensorInfo
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, detect
 from ..outline import ADDED, Dropped, Outline, Piece
@@ -183,5 +183,5 @@ def _plan_replace(
 
 def _family(pieces: Sequence[Piece]) -> Layout:
     """The family of the output: another first convolution makes another one of it."""
-    infos = (TensorInfo(piece.name, piece.dtype, piece.shape, 0, 0) for piece in pieces)
+    infos = (TensorInfo(piece.name, 0, Form(piece.dtype, piece.shape, 0)) for piece in pieces)
     return detect({info.name: info for info in infos}).layout

@@ -48,7 +48,7 @@ def modernise(checkpoint: Checkpoint) -> None:
             checkpoint.notes.append(f"'{printable(name)}' holds what '{printable(modern)}' holds, and was left out")
             continue
         former[modern] = name
-        renamed[modern] = info._replace(name=modern, shape=_shape(info, listed.get(modern)))
+        renamed[modern] = TensorInfo(modern, info.offset, info.form._replace(shape=_shape(info, listed.get(modern))))
     for modern, parts in thirds.items():
         renamed[modern] = _joined(checkpoint, modern, parts)
     _note(checkpoint, model, renamed, former, thirds)
@@ -72,7 +72,7 @@ def _as_openclip(checkpoint: Checkpoint, encoder: lone_openclip.Names) -> None:
         if place.third is not None:
             thirds.setdefault(place.name, {})[place.third] = stored
         info = transposed(stored) if place.flipped else stored
-        renamed.setdefault(place.name, info._replace(name=place.name))
+        renamed.setdefault(place.name, info.renamed(place.name))
     for modern, parts in thirds.items():
         renamed[modern] = _joined(checkpoint, modern, parts)
     checkpoint.tensors = renamed
@@ -123,9 +123,10 @@ def _joined(checkpoint: Checkpoint, name: str, thirds: dict[int, TensorInfo]) ->
             path=checkpoint.path,
         )
     rows, *rest = infos[0].shape
-    return infos[0]._replace(
-        name=name, shape=(3 * rows, *rest), nbytes=sum(info.nbytes for info in infos), parts=tuple(infos)
+    form = infos[0].form._replace(
+        shape=(3 * rows, *rest), nbytes=sum(info.nbytes for info in infos), parts=tuple(infos)
     )
+    return TensorInfo(name, infos[0].offset, form)
 
 
 def _shape(info: TensorInfo, listed: tuple[int, ...] | None) -> tuple[int, ...]:

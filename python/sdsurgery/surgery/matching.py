@@ -84,7 +84,7 @@ def read_under(checkpoint: Checkpoint, places: Sequence[tuple[str, str]]) -> Non
                 path=checkpoint.path,
             )
         count = sum(name.startswith(old) for name in checkpoint.tensors)
-        checkpoint.tensors = {key: checkpoint.tensors[name]._replace(name=key) for key, name in renamed.items()}
+        checkpoint.tensors = {key: checkpoint.tensors[name].renamed(key) for key, name in renamed.items()}
         checkpoint.notes.append(f"{count} names under '{printable(old)}' read under '{printable(new)}'")
 
 
@@ -143,7 +143,7 @@ def transposed(info: TensorInfo) -> TensorInfo:
         )
     rows, columns = info.shape
     strides = info.strides or (columns, 1)
-    return info._replace(shape=(columns, rows), strides=strides[::-1])
+    return info.with_form(info.form._replace(shape=(columns, rows), strides=strides[::-1]))
 
 
 def require_usable(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
-from ..checkpoint import Checkpoint, TensorInfo
+from ..checkpoint import Checkpoint, Form, TensorInfo
 from ..dtypes import I64, DType
 from ..errors import InputRefused, printable
 from ..layouts import Layout, aliases, names, places_of_position_ids, wrong_places_of_position_ids
@@ -185,9 +185,10 @@ def _of_piece(piece: Piece, sources: Sequence[Any]) -> _Stored:
 
 def _whole_of(operand: Region, name: str, shape: tuple[int, ...]) -> TensorInfo:
     """The input tensor that the operand is the whole of."""
-    info = TensorInfo(name, operand.dtype, shape, operand.offset, 0, file=operand.file)
-    info = info._replace(nbytes=operand.dtype.nbytes(info.elements) or 0)
-    return info if operand.view is None else info._replace(shape=operand.view.shape, strides=operand.view.strides)
+    form = Form(operand.dtype, shape, operand.dtype.nbytes(prod(shape)) or 0, file=operand.file)
+    if operand.view is not None:
+        form = form._replace(shape=operand.view.shape, strides=operand.view.strides)
+    return TensorInfo(name, operand.offset, form)
 
 
 def _origin(piece: Piece, sources: Sequence[Any]) -> set[int]:

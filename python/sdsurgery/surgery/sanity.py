@@ -177,7 +177,7 @@ def _is_stored_once(a: Checkpoint, x: TensorInfo, b: Checkpoint, y: TensorInfo) 
     """Whether both are the same bytes of the same file."""
     here, there = a.files[x.file], b.files[y.file]
     same = here is there or (here.identity == there.identity and not here.in_memory)
-    return same and x._replace(name="") == y._replace(name="")
+    return same and (x.offset, x.form) == (y.offset, y.form)
 
 
 def _read(checkpoint: Checkpoint, info: TensorInfo, first: int, count: int) -> bytes:

@@ -92,7 +92,8 @@ def _numbers(checkpoint: Checkpoint, info: TensorInfo) -> list[float]:
     if info.strides is not None or info.encoded is not None or info.parts:
         return []
     count = min(info.elements, _MOST)
-    return checkpoint.numbers(info._replace(shape=(count,), nbytes=info.dtype.nbytes(count) or 0))
+    first = info.form._replace(shape=(count,), nbytes=info.dtype.nbytes(count) or 0)
+    return checkpoint.numbers(info.with_form(first))
 
 
 def _cosine(x: list[float], y: list[float]) -> float:

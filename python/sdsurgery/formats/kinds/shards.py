@@ -45,7 +45,8 @@ def read(source: Source, *, allow_suspicious: bool = False, allow_inflate: bool 
         lacking = next((name for name in wanted if name not in held and name not in part.unusable), None)
         if lacking is not None:
             raise InputRefused(f"shard '{printable(shards[number])}' lacks tensor '{printable(lacking)}' of the index")
-        found.tensors += [info._replace(file=number) for info in part.tensors if names.get(info.name) == shards[number]]
+        own = (info for info in part.tensors if names.get(info.name) == shards[number])
+        found.tensors += [info.with_form(info.form._replace(file=number)) for info in own]
         found.records += [replace(record, file=number) for record in part.records]
         found.unusable |= part.unusable
         found.metadata = {**part.metadata, **found.metadata}
