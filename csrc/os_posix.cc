@@ -50,10 +50,7 @@ Handle open_read(const std::string& path) {
     if (::stat(path.c_str(), &info) != 0) fail(errno, path);
     // Before opening: opening some devices has effects of its own, and a FIFO would wait for a writer.
     if (!S_ISREG(info.st_mode)) throw Error(Code::not_regular, path + ": is " + kind_of(info.st_mode) + ", not a file");
-    int file;
-    do {
-        file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    } while (file < 0 && errno == EINTR);
+    const int file = repeated([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK); });
     if (file < 0) fail(errno, path);
     if (fstat(file, &info) != 0 || !S_ISREG(info.st_mode)) {
         ::close(file);

@@ -78,7 +78,7 @@ std::vector<std::string> take_leftovers(const std::string& folder) {
 int create_locked(const std::string& target, std::string& name) {
     for (;;) {
         name = unused_name(target);
-        const int file = ::open(name.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0666);
+        const int file = repeated([&] { return ::open(name.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0666); });
         if (file < 0) return file;
         flock(file, LOCK_EX);
         struct stat info;
@@ -155,7 +155,7 @@ void sync_file(int file, const std::string& path) {
 #ifdef __APPLE__
     if (fcntl(file, F_FULLFSYNC) == 0) return;  // fsync alone leaves the data in the drive's cache
 #endif
-    if (fsync(file) != 0) fail(errno, path + ": cannot flush to disk");
+    if (repeated([&] { return fsync(file); }) != 0) fail(errno, path + ": cannot flush to disk");
 }
 
 void sync_folder(const std::string& folder) {
@@ -186,7 +186,8 @@ Pending create_beside(const std::string& target) {
     int file = -1;
 #if defined(__linux__) && defined(O_TMPFILE)
     // A file without a name: even SIGKILL leaves nothing behind.
-    if (access("/proc/self/fd", X_OK) == 0) file = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
+    if (access("/proc/self/fd", X_OK) == 0)
+        file = repeated([&] { return ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0666); });
 #endif
     if (file < 0) {
         file = create_locked(target, pending.temporary);
@@ -215,24 +216,23 @@ uint64_t free_bytes(const std::string& folder) {
 
 void reserve(const Pending& pending, uint64_t size) {
     const int file = static_cast<int>(pending.file);
+    const std::string folder = folder_of(pending.target);
     const auto too_full = [&](int error) {
-        fail(error, folder_of(pending.target) + ": no room for the output (" + std::to_string(size) +
-                        " bytes needed, " + std::to_string(free_bytes(folder_of(pending.target))) + " free)");
+        if (error != ENOSPC && error != EDQUOT && error != EFBIG)
+            fail(error, folder + ": cannot reserve " + std::to_string(size) + " bytes for the output");
+        fail(error, folder + ": no room for the output (" + std::to_string(size) + " bytes needed, " +
+                        std::to_string(free_bytes(folder)) + " free)");
     };
 #ifdef __linux__
     // Not posix_fallocate: where the file system has no reservation, that one writes every block.
-    int error;
-    do {
-        error = fallocate(file, 0, 0, static_cast<off_t>(size)) == 0 ? 0 : errno;
-    } while (error == EINTR);
-    if (error == 0) return;
-    if (error != EOPNOTSUPP && error != ENOSYS && error != EINVAL) too_full(error);
+    if (repeated([&] { return fallocate(file, 0, 0, static_cast<off_t>(size)); }) == 0) return;
+    if (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL) too_full(errno);
 #elif defined(__APPLE__)
     fstore_t want = {F_ALLOCATEALL, F_PEOFPOSMODE, 0, static_cast<off_t>(size), 0};
     if (fcntl(file, F_PREALLOCATE, &want) != 0 && errno == ENOSPC) too_full(errno);
 #endif
-    if (free_bytes(folder_of(pending.target)) < size) too_full(ENOSPC);
-    if (ftruncate(file, static_cast<off_t>(size)) != 0) too_full(errno);
+    if (free_bytes(folder) < size) too_full(ENOSPC);
+    if (repeated([&] { return ftruncate(file, static_cast<off_t>(size)); }) != 0) too_full(errno);
 }
 
 void publish(Pending& pending, bool replace, bool sync) {
@@ -271,11 +271,16 @@ void publish(Pending& pending, bool replace, bool sync) {
             return;
         }
         // Whoever creates the name has it, and replaces what it has created.
-        const int claimed = ::open(target.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666);
+        const int claimed =
+            repeated([&] { return ::open(target.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666); });
         if (claimed < 0) fail(errno, target + ": cannot be created");
         ::close(claimed);
     }
-    if (std::rename(pending.temporary.c_str(), target.c_str()) != 0) fail(errno, target + ": cannot be replaced");
+    if (std::rename(pending.temporary.c_str(), target.c_str()) != 0) {
+        const int error = errno;
+        if (!replace) unlink(target.c_str());  // which was made for this rename
+        fail(error, target + (replace ? ": cannot be replaced" : ": cannot be created"));
+    }
     pending.temporary.clear();
     discard(pending);
     if (sync) sync_folder(folder_of(target));
