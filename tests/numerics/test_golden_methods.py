@@ -347,3 +347,50 @@ def test_every_method_has_the_reference_s_answer_at_the_edges(shape: tuple[int, 
 
 
 OPEN = {"geometric-sum", "geometric-sum.real", "model-stock.consecutive"}  # powers of 0 and below; no guard
+
+
+# ---- where a definition has no value of its own, or its numbers end
+
+
+def test_at_their_ends_methods_give_what_their_tools_give() -> None:
+    a, b = np.float32([1, -2, 3, 4]), np.float32([5, 6, -7, 8])
+    for tilt in (0.0, 0.5, 2.0, 3.5):  # B itself, its mean too
+        assert equal(sdsurgery.apply("crossover", a, b, alpha=1, tilt=tilt), b)
+    square = np.random.default_rng(0).normal(size=(2, 10, 10)).astype(np.float32)
+    cut = sdsurgery.apply("crossover", square[0], square[1], alpha=0.8)  # ρ at 0.2 is no higher than 1 − 0.8 in float32
+    spectrum = np.fft.rfftn(cut - square[0])
+    assert abs(spectrum[1, 0]) < 1e-4 * abs(spectrum).max()
+    inf = np.float32([np.inf, 1, 2])
+    assert equal(sdsurgery.apply("sparse-top-k", np.zeros(3, np.float32), inf, beta=0.1), np.zeros(3, np.float32))
+    ram = sdsurgery.apply("ram-plus", np.zeros(2, np.float32), np.float32([0, 1]), np.float32([0, 0]), epsilon=0, r=1)
+    assert equal(ram, np.float32([0, 1]))
+
+
+def test_opposite_models_have_a_mean_no_larger_than_they_are() -> None:
+    for values in ([2.0, 1.0, -1.5, 3.0], [1.0, -2.0, -1.0]):
+        models = [np.float32([value]) for value in values]
+        assert abs(sdsurgery.apply("karcher", *models)[0]) <= max(map(abs, values))
+
+
+@pytest.mark.parametrize("name", ["ties", "breadcrumbs", "breadcrumbs-ties", "arcee-fusion", "nuslerp"])
+def test_a_nan_of_a_model_is_carried(name: str) -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(size=(2, 4, 8)).astype(np.float32)
+    b[1, 2] = np.nan
+    assert np.isnan(sdsurgery.apply(name, a, b)[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "text"),
+    [
+        ("n-sum.normalised", {"weights": [0.1, 0.2, -0.3]}, "sum to 0"),
+        ("multislerp", {"weights": [0.3, 0.5, -0.8]}, "sum to 0"),
+        ("weighted-subtract", {"alpha": 1, "beta": 1}, "alpha·beta is 1"),
+        ("tensor-sum", {"alpha": -0.4}, r"must be in \[0, 1\]"),
+        ("tensor-sum-2", {"beta": 1.2}, r"must be in \[0, 1\]"),
+    ],
+)
+def test_parameters_without_a_result_are_refused(name: str, given: dict[str, Any], text: str) -> None:
+    inputs = [np.ones(4, np.float32)] * (3 if "weights" in given else 2)
+    with pytest.raises(sdsurgery.UsageError, match=text):
+        sdsurgery.apply(name, *inputs, **given)

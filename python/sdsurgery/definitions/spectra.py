@@ -35,21 +35,33 @@ def crossover_filter(shape: tuple[int, ...], alpha: float, tilt: float) -> np.nd
 
 
 def _radius(shape: tuple[int, ...]) -> np.ndarray:
-    total = np.zeros(shape)
+    """In float32, so that a frequency at the edge of a step falls on the side where it does in sd-mecha."""
+    total = np.zeros(shape, np.float32)
     for axis, n in enumerate(shape):
         if axis == len(shape) - 1 or n == 1:
-            heights = np.linspace(0, 1, n)
+            heights = _even_steps(0, 1, n)
         else:  # negative frequencies are in the second half
-            up, half = np.arange((n + 1) // 2, dtype=np.float64), n // 2
-            heights = np.concatenate([up, np.linspace(half, 1, half)]) / half
-        total += (heights**2).reshape([-1 if other == axis else 1 for other in range(len(shape))])
-    found: np.ndarray = np.sqrt(total / len(shape))
+            up, half = _even_steps(0, (n - 1) // 2, n - n // 2), n // 2
+            heights = np.concatenate([up, _even_steps(half, 1, half)]) / np.float32(half)
+        if len(shape) == 1:
+            return heights
+        total += (heights * heights).reshape([-1 if other == axis else 1 for other in range(len(shape))])
+    found: np.ndarray = np.sqrt(total / np.float32(len(shape)))
     return found
+
+
+def _even_steps(first: float, last: float, count: int) -> np.ndarray:
+    """``torch.linspace`` of float32: steps up from the first in the lower half, down from the last in the upper."""
+    at = np.arange(count, dtype=np.float32)
+    step = np.float32(last - first) / np.float32(max(count - 1, 1))
+    found: np.ndarray = np.where(at < count // 2, np.float32(first) + step * at, np.float32(last) - step * at[::-1])
+    return found if count > 1 else np.full(count, first, np.float32)
 
 
 def _tilted(radius: np.ndarray, alpha: float, tilt: float) -> np.ndarray:
     if tilt in (0, 2):
-        return (radius > 1 - alpha if tilt == 0 else radius < 1 - alpha).astype(np.float64)
+        cut = np.float32(1 - alpha)
+        return (radius > cut if tilt == 0 else radius < cut).astype(np.float64)
     slope = 1 / math.tan(math.pi * tilt / 2)
     if tilt <= 1 or 2 < tilt <= 3:
         return np.clip(radius * slope + alpha * slope + alpha - slope, 0, 1)

@@ -104,9 +104,10 @@ def karcher(*models: Any, max_iter: float, tol: float) -> Any:
 
 
 def turn(cosine: Any) -> Any:
-    """θ/sin θ of an angle by its cosine."""
+    """θ/sin θ of an angle by its cosine; 0 of what lies opposite, and so leads nowhere."""
     theta = acos(cosine)
-    return where(theta > 1e-7, theta / where(theta > 1e-7, sin(theta), 1), 1)
+    turned = sin(theta)
+    return where(turned > 1e-7, theta / where(turned > 1e-7, turned, 1), cosine > 0)
 
 
 @method(

@@ -8,8 +8,8 @@ from typing import Any
 from ..functions import axes, floor, index, of_numbers, size, where, whole
 from .registry import Param, method
 
-WIDTH = Param(0.5, "share of the rows that come from B", also="width")
-START = Param(0.0, "where they begin, 0 to 1", also="offset")
+WIDTH = Param(0.5, "share of the rows that come from B", "[0, 1]", also="width")
+START = Param(0.0, "where they begin", "[0, 1]", also="offset")
 
 
 @method("tensor-sum", inputs="A B", alpha=WIDTH, beta=START)

@@ -44,13 +44,13 @@ def weighted(deltas: Any, weights: Any) -> list[Any]:
 
 
 def elected(parts: Any, weights: Any, normalize: bool) -> Any:
-    """Σ of the parts that have the sign of their sum, over Σ of the weights of those."""
+    """Σ of the parts that have the sign of their sum, over Σ of the weights of those. A NaN is carried."""
     positive = left_to_right(parts) >= 0
-    agree = [where(positive, part > 0, part < 0) for part in parts]
-    total = left_to_right([where(same, part, 0) for same, part in zip(agree, parts, strict=True)])
+    agree = [flag(where(positive, part > 0, part < 0), part) for part in parts]
+    total = left_to_right([same * part for same, part in zip(agree, parts, strict=True)])
     if not normalize:
         return total
-    divisor = left_to_right(weighted([flag(same, parts[0]) for same in agree], weights))
+    divisor = left_to_right(weighted(agree, weights))
     return total / where(abs(divisor) < 1e-8, 1, divisor)
 
 
@@ -149,11 +149,12 @@ GAMMA = Param(0.01, "share of the largest that is left out", "[0, 1]")
 
 
 def crumbs(delta: Any, density: float, gamma: float) -> Any:
-    """⌊density·n⌋ elements below the ⌊γ·n⌋ largest magnitudes, the others 0."""
+    """⌊density·n⌋ elements below the ⌊γ·n⌋ largest magnitudes, the others times 0."""
     n = size(delta)
     kept = floor(density * n)
     left_out = minimum(floor(gamma * n), n - kept)
-    return where(largest(abs(delta), left_out), 0, largest(abs(delta), left_out + kept) * delta)
+    outer, inner = (flag(largest(abs(delta), many), delta) for many in (left_out, left_out + kept))
+    return (inner - outer) * delta
 
 
 @method("breadcrumbs", inputs="A B …", weights=WEIGHTS, density=DENSITY, gamma=GAMMA, lam=LAM)
@@ -206,8 +207,8 @@ def sparse_top_k(a: Any, b: Any, alpha: float, beta: float) -> Any:
     "SPRSE" of Chattiori-Model-Merger; all equal magnitudes are kept, and A for ⌊β·n⌋ = 0.
     """
     away = b - a
-    least = kth_largest(abs(away), floor(beta * size(a)))
-    return a + alpha * where(abs(away) >= least, away, 0)
+    many = floor(beta * size(a))
+    return a + alpha * where((abs(away) >= kth_largest(abs(away), many)) * (many > 0), away, 0)
 
 
 @method("sce", inputs="A B …", select_topk=Param(1.0, "share of the elements that vary most between models", "[0, 1]"))
@@ -247,7 +248,7 @@ def ram_plus(base: Any, *models: Any, epsilon: float, r: float, alpha: float) ->
     parts = []
     for one, delta in zip(ones, deltas, strict=True):
         own, shared = count(one * (many == 1)), count(one * (many > 1))
-        raised = 1 + r * minimum(maximum(shared / maximum(own, epsilon), 0), alpha)
+        raised = where(own > 0, 1 + r * minimum(maximum(shared / maximum(own, epsilon), 0), alpha), 1)
         parts.append(where(many == 1, one * delta * raised, one * delta / maximum(many, 1)))
     return base + left_to_right(parts)
 
@@ -262,7 +263,7 @@ def arcee_fusion(a: Any, b: Any) -> Any:
     new, old = softmax(b) + 1e-8, softmax(a) + 1e-8
     importance = abs(b - a) * sum(new * log(new / old), -1)
     q1, q2, q3 = (quantile(importance, q) for q in (0.25, 0.5, 0.75))
-    return a + where(importance >= q2 + 1.5 * (q3 - q1), b - a, 0)
+    return a + flag(importance >= q2 + 1.5 * (q3 - q1), a) * (b - a)
 
 
 def softmax(x: Any) -> Any:

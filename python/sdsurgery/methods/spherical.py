@@ -88,10 +88,10 @@ def along_the_arc(a: Any, b: Any, weights: tuple[float, float], axis: int | None
     length_a, length_b = maximum(norm(a, axis), 1e-7), maximum(norm(b, axis), 1e-7)
     cosine = clip(dot(a, b, axis) / (length_a * length_b), -1, 1)
     theta = acos(cosine)
-    curves = 1 - cosine * cosine > 1e-16
-    scale = where(curves, sin(theta), 1)
-    first = where(curves, sin((1 - t) * theta) / scale, 1 - t)
-    second = where(curves, sin(t * theta) / scale, t)
+    straight = 1 - cosine * cosine <= 1e-16
+    scale = where(straight, 1, sin(theta))
+    first = where(straight, 1 - t, sin((1 - t) * theta) / scale)
+    second = where(straight, t, sin(t * theta) / scale)
     return first * a + second * b
 
 
@@ -124,7 +124,7 @@ def on_the_sphere(models: Any, weights: tuple[float, ...], normalize: bool) -> A
     if len(models) == 1:
         return models[0]
     if normalize:
-        whole = nonzero(left_to_right(weights), "the weights sum to 0")
+        whole = nonzero(left_to_right(weights), "the weights sum to 0", weights)
         weights = tuple(weight / whole for weight in weights)
     if len(models) > MANY:
         return of_many(models, weights)

@@ -77,7 +77,7 @@ def n_sum_normalised(*models: Any, weights: tuple[float, ...], fused: bool) -> A
     whole = of_numbers(single, weights[0])
     for weight in weights[1:]:
         whole = of_numbers(lambda a, b: single(a + single(b)), whole, weight)
-    return total(weights, models, fused) / nonzero(whole, "the weights sum to 0")
+    return total(weights, models, fused) / nonzero(whole, "the weights sum to 0", weights)
 
 
 @method("n-sum.running-mean", inputs="A …", fused=FUSED)
@@ -238,12 +238,13 @@ def inverse_smoothstep(alpha: float) -> Any:
     return of_numbers(lambda t: 0.5 - math.sin(math.asin(1.0 - 2.0 * t) / 3.0), alpha)
 
 
-def nonzero(number: Any, why: str) -> Any:
-    """The number; a formula whose parameters make it 0 has no value (ValueError, or UsageError where one is merged)."""
+def nonzero(number: Any, why: str, terms: Any = ()) -> Any:
+    """The number; a formula whose parameters make it 0 has no value (ValueError, or UsageError where one is merged). Of
+    a sum of ``terms`` what their rounding leaves, 1e-6 of their magnitudes, is 0 too."""
 
-    def checked(value: float) -> float:
-        if value == 0:
+    def checked(value: float, *terms: float) -> float:
+        if abs(value) <= 1e-6 * sum(map(abs, terms)):
             raise ValueError(why)
         return value
 
-    return of_numbers(checked, number)
+    return of_numbers(checked, number, *terms)

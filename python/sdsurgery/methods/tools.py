@@ -115,7 +115,7 @@ TOOLS: Mapping[str, Tool] = {
             "ties": Form("ties"), "breadcrumbs": Form("breadcrumbs"), "breadcrumbs-ties": Form("breadcrumbs-ties"),
             "breadcrumbs.empty": Form("breadcrumbs.empty", "bits of mergekit up to 0.1.4"),
             "sce": Form("sce", "1e-6"), "ram": Form("ram"), "ram-plus": Form("ram-plus"), "nearswap": Form("nearswap"),
-            "arcee-fusion": Form("arcee-fusion", "bits up to a million elements"),
+            "arcee-fusion": Form("arcee-fusion", "bits up to a million elements; not where rounding decides"),
             "della": Form("della.mergekit", "2e-6, given its masks"),
             "della-linear": Form("della-linear.mergekit", "1e-6, given its masks"),
             "dare-linear": Form("dare-linear.mergekit", "2e-6, given its masks"),
