@@ -116,13 +116,16 @@ inline void sum_multiples(const Operand* operands, int inputs, const float* weig
 }
 
 template <class Out>
-uint32_t weighted_sum(const Operand* operands, int inputs, uint8_t* out, size_t count, const float* weights) {
+uint32_t weighted_sum(const Operand* operands, int inputs, uint8_t* out, size_t count, const float* weights,
+                      float added) {
     constexpr size_t step = kSummed * Lanes::width, out_size = sizeof(typename Out::Code);
     Peak peak = Peak::none();
+    const Lanes last = Lanes::all(added);
     Lanes sums[kSummed];
     size_t i = 0;
     const auto finish = [&](uint8_t* to) {
         for (size_t part = 0; part < kSummed; ++part) {
+            sums[part] = sums[part] + last;
             peak.see(sums[part]);
             store<Out>(to + part * Lanes::width * out_size, sums[part]);
         }
@@ -147,7 +150,7 @@ uint32_t weighted_sum(const Operand* operands, int inputs, uint8_t* out, size_t 
     return peak.value();
 }
 
-using SumKernel = uint32_t (*)(const Operand*, int, uint8_t*, size_t, const float*);
+using SumKernel = uint32_t (*)(const Operand*, int, uint8_t*, size_t, const float*, float);
 inline SumKernel sum_kernel(DType out) {
 #define SDS_KERNEL(word, Out) weighted_sum<Out>,
     static const SumKernel kernels[] = {SDS_NARROW_DTYPES(SDS_KERNEL)};
@@ -432,6 +435,8 @@ inline void evaluate(const Program& program, const Numbers& numbers, const Opera
     float weights[Program::kMaxInputs];
     for (size_t k = 0; k < program.weights.size(); ++k)
         weights[k] = numbers.narrow[static_cast<size_t>(program.weights[k])];
+    const float added =
+        program.added < 0 ? -0.0f : numbers.narrow[static_cast<size_t>(program.added)];  // −0 adds nothing
     // In stretches, so that one odd value sends a few thousand elements through the careful path, not a whole tile.
     constexpr size_t kStretch = 16384;
     const uint32_t limit = careful_from(out_dtype);
@@ -443,7 +448,7 @@ inline void evaluate(const Program& program, const Numbers& numbers, const Opera
         }
         uint8_t* to = out + first * size_of(out_dtype);
         const uint32_t peak =
-            kernel ? kernel(here, to, n, numbers.narrow.data()) : sum(here, program.inputs, to, n, weights);
+            kernel ? kernel(here, to, n, numbers.narrow.data()) : sum(here, program.inputs, to, n, weights, added);
         if (peak >= limit) {
             strips<float>(program, numbers.narrow.data(), here, to, out_dtype, n, policy, tally, scratch);
         }

@@ -13,6 +13,7 @@ constexpr size_t kStrip = 256;  // elements that a loop takes at a time, in the 
 #include "elementwise.inl.h"
 #include "reduce.inl.h"
 #include "select.inl.h"
+#include "products.inl.h"
 #include "stages.inl.h"
 #include "encoding.inl.h"
 #include "low_rank.inl.h"

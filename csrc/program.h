@@ -176,7 +176,7 @@ class Program {
         Finder finder{*this};
         formulas::for_each(finder);
         fused = finder.found;
-        weights = weights_of_sum();
+        find_weights_of_sum();
     }
 
     const int inputs;
@@ -194,6 +194,7 @@ class Program {
     int fused = -1;   // index in formulas::for_each, -1 when only the steps can evaluate it
     // Of c·x0 + c·x1 + …, from left to right: which constant stands before each input. Else empty.
     std::vector<int> weights;
+    int added = -1;  // the constant that such a sum ends with, if it does
 
  private:
     struct Finder {
@@ -208,7 +209,7 @@ class Program {
         }
     };
 
-    std::vector<int> weights_of_sum() const {
+    void find_weights_of_sum() {
         std::vector<int> found(static_cast<size_t>(inputs), -1);
         for (const Step& step : steps) {
             if (step.op == Op::mul && step.a.kind == Ref::constant && step.b.kind == Ref::input)
@@ -216,11 +217,15 @@ class Program {
         }
         Shape total{0};
         for (int k = 0; k < inputs; ++k) {
-            if (found[static_cast<size_t>(k)] < 0) return {};
+            if (found[static_cast<size_t>(k)] < 0) return;
             const Shape term = Shape::of(Ref::constant, found[static_cast<size_t>(k)]) * Shape::of(Ref::input, k);
             total = k == 0 ? term : total + term;
         }
-        return total.id == id ? found : std::vector<int>();
+        const bool more = total.id != id && steps.back().op == Op::add && steps.back().b.kind == Ref::constant;
+        if (more) total = total + Shape::of(Ref::constant, steps.back().b.index);
+        if (total.id != id) return;
+        weights = found;
+        if (more) added = steps.back().b.index;
     }
 
     uint64_t shape() const {

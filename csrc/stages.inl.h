@@ -179,7 +179,7 @@ class LineSums {
  public:
     LineSums(const Strips<T>& work, const Reduce* reductions, Accumulator* into, size_t reduction_count, size_t pass) {
         for (size_t k = 0; k < reduction_count && pass == 0; ++k) {
-            if (!into[k].adds_lines()) continue;
+            if (!into[k].adds_lines() || Products<T>::has(into[k])) continue;
             const size_t x = place(work.at(reductions[k].a));
             const size_t y = reductions[k].kind == Reduce::dot ? place(work.at(reductions[k].b)) : 0;
             lines_[static_cast<size_t>(into[k].along)].push_back({&into[k], x, y});
@@ -231,25 +231,32 @@ class LineSums {
     std::vector<Line> lines_[static_cast<size_t>(Along::kCount)];
 };
 
-// Marks the inputs that neither the steps nor what this pass wants read.
+// Marks the inputs that neither the steps nor what this pass wants read as strips; false if nothing reads any.
 template <class T>
-void leave_out_unused(Strips<T>& work, const Program& program, const Reduce* reductions, const Accumulator* into,
-                      size_t reduction_count, size_t pass) {
+bool leave_out_unused(Strips<T>& work, const Program& program, const Products<T>& products, const Reduce* reductions,
+                      const Accumulator* into, size_t reduction_count, size_t pass) {
     for (bool& unused : work.unused) unused = true;
+    bool strips = products.reads_strips();
     const auto use = [&work](Ref ref) {
         if (ref.kind == Ref::input) work.unused[ref.index] = false;
     };
-    for (const Step& step : program.steps) {
-        const Ref args[] = {step.a, step.b, step.c};
-        for (int k = 0; k < arity(step.op); ++k) use(args[k]);
-    }
     for (size_t k = 0; k < reduction_count; ++k) {
-        if (!into[k].wants(pass)) continue;
+        if (!into[k].wants(pass) || Products<T>::has(into[k])) continue;
+        strips = true;
         if (expressions(reductions[k].kind) > 0) use(reductions[k].a);
         if (expressions(reductions[k].kind) > 1) use(reductions[k].b);
         for (size_t a = 0; a < into[k].arrays.size() && reductions[k].kind == Reduce::whole; ++a)
             use(reductions[k].args[a]);
     }
+    if (!strips) return false;
+    for (int input = 0; input < program.inputs; ++input) {
+        if (products.reads(input)) use({Ref::input, input});
+    }
+    for (const Step& step : program.steps) {
+        const Ref args[] = {step.a, step.b, step.c};
+        for (int k = 0; k < arity(step.op); ++k) use(args[k]);
+    }
+    return true;
 }
 
 template <class T>
@@ -257,11 +264,13 @@ void accumulate_strips(const Program& program, const T* constants, const Operand
                        const Reduce* reductions, Accumulator* into, size_t reduction_count, size_t pass,
                        Scratch& scratch) {
     Strips<T> work(program, constants, scratch);
-    leave_out_unused(work, program, reductions, into, reduction_count, pass);
+    Products<T> products(work, operands, reductions, into, reduction_count, pass);
+    const bool strips = leave_out_unused(work, program, products, reductions, into, reduction_count, pass);
     LineSums<T> sums(work, reductions, into, reduction_count, pass);
     for (size_t first = 0; first < count; first += kStrip) {
         const size_t n = count - first < kStrip ? count - first : kStrip;
-        work.run(operands, first, n);
+        if (strips) work.run(operands, first, n);
+        products.add(first, n);
         sums.add(n);
         for (size_t k = 0; k < reduction_count; ++k) {
             if (!into[k].wants(pass) || into[k].adds_lines()) continue;
@@ -286,6 +295,7 @@ void accumulate_strips(const Program& program, const T* constants, const Operand
             }
         }
     }
+    products.end_block();
 }
 
 // ---- dot products of at most two inputs of one dtype: what slerp and its like ask for, straight from the stored bytes

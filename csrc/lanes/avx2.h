@@ -133,6 +133,11 @@ inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite valu
     return {_mm256_max_pd(top.v, _mm256_andnot_pd(_mm256_set1_pd(-0.0), x.v))};
 }
 
+inline void write_widened(Lanes x, double* to) {
+    _mm256_storeu_pd(to, _mm256_cvtps_pd(_mm256_castps256_ps128(x.v)));
+    _mm256_storeu_pd(to + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(x.v, 1)));
+}
+
 template <class Stored>
 constexpr size_t kDoublesLoaded = 8;
 template <>

@@ -127,6 +127,11 @@ inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite valu
     return {_mm512_max_pd(top.v, _mm512_abs_pd(x.v))};
 }
 
+inline void write_widened(Lanes x, double* to) {
+    _mm512_storeu_pd(to, _mm512_cvtps_pd(_mm512_castps512_ps256(x.v)));
+    _mm512_storeu_pd(to + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(x.v, 1)));
+}
+
 template <class Stored>
 constexpr size_t kDoublesLoaded = 16;
 template <>

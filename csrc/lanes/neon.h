@@ -121,6 +121,11 @@ inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite valu
     return {vmaxq_f64(top.v, vabsq_f64(x.v))};
 }
 
+inline void write_widened(Lanes x, double* to) {
+    vst1q_f64(to, vcvt_f64_f32(vget_low_f32(x.v)));
+    vst1q_f64(to + 2, vcvt_high_f64_f32(x.v));
+}
+
 template <class Stored>
 constexpr size_t kDoublesLoaded = 4;
 template <>

@@ -53,6 +53,8 @@ inline Doubles larger(Doubles top, Doubles x) {                                 
     return {magnitude > top.v ? magnitude : top.v};
 }
 
+inline void write_widened(Lanes x, double* to) { *to = x.v; }
+
 template <class Stored>
 constexpr size_t kDoublesLoaded = 1;
 
