@@ -221,7 +221,8 @@ class Program {
             const Shape term = Shape::of(Ref::constant, found[static_cast<size_t>(k)]) * Shape::of(Ref::input, k);
             total = k == 0 ? term : total + term;
         }
-        const bool more = total.id != id && steps.back().op == Op::add && steps.back().b.kind == Ref::constant;
+        const bool more =
+            total.id != id && !steps.empty() && steps.back().op == Op::add && steps.back().b.kind == Ref::constant;
         if (more) total = total + Shape::of(Ref::constant, steps.back().b.index);
         if (total.id != id) return;
         weights = found;
