@@ -14,6 +14,7 @@ import numpy as np
 from ..definitions.effects import changed
 from ..definitions.products import product, with_kernel
 from ..errors import InputRefused, printable
+from ..operands.modules import TRAITS
 from . import keys
 from .apply import as_operand
 from .arrays import array, integers
@@ -24,7 +25,7 @@ from .svd import Factors, Rank, factored, of_product
 Array = Any
 Shape = tuple[int, ...]
 
-ADDITIVE = frozenset(("lora", "loha", "lokr", "full"))
+ADDITIVE = frozenset(name for name, traits in TRAITS.items() if traits.difference and not traits.of_weight)
 """Formulas whose effect does not depend on the weight."""
 
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ..operands.modules import NEAR_ZERO, Module
+from ..operands.modules import NEAR_ZERO, TRAITS, Module
 from .mixing import through, turned
 from .products import product, scattered, with_kernel
 from .reductions import reduced_rows
@@ -39,15 +39,15 @@ def changed(module: Module, factors: Factors, weight: Array) -> Array:
 
 
 def _changed(module: Module, factors: Factors, weight: Array) -> Array:
-    kind = _KINDS[module.kind]
+    kind = TRAITS[module.kind]
     with np.errstate(all="ignore"):
-        made = kind.make(factors, weight, module)
+        made = _MADE[module.kind](factors, weight, module)
         if module.kind == "set":
             return made
         decomposed = factors.keys() & {"dora_in", "dora_out"}
-        if kind.additive and not decomposed:
+        if kind.difference and not decomposed:
             return weight + np.float32(module.strength * module.scale) * made
-        if kind.additive:
+        if kind.difference:
             made = weight + np.float32(module.scale) * made
         if decomposed:
             made = _renormed(factors, made, module.seen)
@@ -141,21 +141,14 @@ def _set(factors: Factors, weight: Array, module: Module) -> Array:
     return factors["set_weight"].reshape(weight.shape)
 
 
-class _Kind(NamedTuple):
-    """``additive``: it makes Δ, not W₁."""
-
-    make: Callable[[Factors, Array, Module], Array]
-    additive: bool = True
-
-
-_KINDS = {
-    "lora": _Kind(_lora),
-    "loha": _Kind(_loha),
-    "lokr": _Kind(_lokr),
-    "glora": _Kind(_glora),
-    "full": _Kind(_full),
-    "ia3": _Kind(_ia3),
-    "oft": _Kind(_oft, additive=False),
-    "boft": _Kind(_boft, additive=False),
-    "set": _Kind(_set, additive=False),
+_MADE: dict[str, Callable[[Factors, Array, Module], Array]] = {
+    "lora": _lora,
+    "loha": _loha,
+    "lokr": _lokr,
+    "glora": _glora,
+    "full": _full,
+    "ia3": _ia3,
+    "oft": _oft,
+    "boft": _boft,
+    "set": _set,
 }

@@ -26,6 +26,27 @@ NEAR_ZERO = 2.0**-23  # what peft and LyCORIS add to a norm before they divide b
 _MOST_OPERANDS = 500  # of a job: the engine takes 512, of which some are values of rows and columns
 
 
+class Traits(NamedTuple):
+    """Of a kind's formula: whether it gives a difference Δ or the weight W₁ itself, and whether that depends on W."""
+
+    difference: bool
+    of_weight: bool
+
+
+TRAITS = {
+    "lora": Traits(difference=True, of_weight=False),
+    "loha": Traits(difference=True, of_weight=False),
+    "lokr": Traits(difference=True, of_weight=False),
+    "full": Traits(difference=True, of_weight=False),
+    "glora": Traits(difference=True, of_weight=True),
+    "ia3": Traits(difference=True, of_weight=True),
+    "oft": Traits(difference=False, of_weight=True),
+    "boft": Traits(difference=False, of_weight=True),
+    "set": Traits(difference=False, of_weight=False),
+}
+"""The kinds by name. ``_MADE`` has their formulas as steps of a job, ``definitions/effects.py`` over NumPy arrays."""
+
+
 class Module(NamedTuple):
     """What an adapter makes of a weight W: ``W + strength·(W₁ − W)``; ``definitions/effects.py`` defines W₁ for every
     ``kind``.
@@ -140,13 +161,13 @@ class _Step:
         self.place = Place(module.first, growing.rows, growing.columns)
 
     def result(self) -> Symbol:
-        module, kind = self.module, _KINDS[self.module.kind]
-        made = kind.make(self)
+        module, kind = self.module, TRAITS[self.module.kind]
+        made = _MADE[module.kind](self)
         decomposed = self.parts.keys() & {"dora_in", "dora_out"}
-        if kind.additive and not decomposed:
+        if kind.difference and not decomposed:
             made = self.sum(self.weight, module.strength * module.scale, made)
         elif module.kind != "set":
-            if kind.additive:
+            if kind.difference:
                 made = self.sum(self.weight, module.scale, made)
             if decomposed:
                 made = self.apply("mul", made, self.of_trained_length(made))
@@ -318,21 +339,14 @@ def _set(step: _Step) -> Symbol:
     return step.whole("set_weight")
 
 
-class _Kind(NamedTuple):
-    """``additive``: it makes Δ, not W₁."""
-
-    make: Callable[[_Step], Symbol]
-    additive: bool = True
-
-
-_KINDS = {
-    "lora": _Kind(_lora),
-    "loha": _Kind(_loha),
-    "lokr": _Kind(_lokr),
-    "glora": _Kind(_glora),
-    "full": _Kind(_full),
-    "ia3": _Kind(_ia3),
-    "oft": _Kind(_rotated, additive=False),
-    "boft": _Kind(_rotated, additive=False),
-    "set": _Kind(_set, additive=False),
+_MADE: dict[str, Callable[[_Step], Symbol]] = {
+    "lora": _lora,
+    "loha": _loha,
+    "lokr": _lokr,
+    "glora": _glora,
+    "full": _full,
+    "ia3": _ia3,
+    "oft": _rotated,
+    "boft": _rotated,
+    "set": _set,
 }
