@@ -166,8 +166,8 @@ void Stages::begin(size_t stage) {
         if (!accumulators_.back().is_kept()) continue;
         static std::recursive_mutex mutex;  // one tensor at a time, of all threads
         if (!whole_) whole_ = std::unique_lock<std::recursive_mutex>(mutex);
-        accumulators_.back().arrays.resize(reduce.kind == Reduce::mix ? 1 : arrays_of(reduce),
-                                           WholeFunction::Bytes(extents_.count * (wide_ ? 8 : 4)));
+        accumulators_.back().arrays.resize(reduce.kind == Reduce::mix ? 1 : arrays_of(reduce));
+        for (WholeFunction::Bytes& each : accumulators_.back().arrays) each.resize(extents_.count * (wide_ ? 8 : 4));
     }
     start_selections();
     prepare();
