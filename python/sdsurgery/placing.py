@@ -164,8 +164,9 @@ def runs(segment: Segment) -> Iterator[Segment]:
     yield segment
 
 
-WHOLE_MEMORY = 1 << 30
-"""Bytes, at most, of one tensor's arguments and results of functions of whole tensors (``functions.whole``)."""
+WHOLE_MEMORY = 4 << 30
+"""Bytes, at most, of one tensor's arguments and results of functions of whole tensors (``functions.whole``), and of
+what these work in."""
 
 
 def _rows(piece: Piece, segment: Segment) -> tuple[int, ...]:
@@ -185,7 +186,7 @@ def _whole_shape(piece: Piece, segment: Segment, program: Program) -> tuple[int,
         ).of_tensor(piece.name)
     if program.whole_arrays:
         wide = any(part.dtype.name == "F64" for part in segment.operands)
-        needed = program.whole_arrays * segment.count * (8 if wide else 4)
+        needed = program.whole_arrays * segment.count * (8 if wide else 4) + program.working(_rows(piece, segment))
         if needed > WHOLE_MEMORY:
             raise InputRefused(
                 f"this method needs {needed >> 20} MB of memory for this tensor, more than {WHOLE_MEMORY >> 20} MB; "

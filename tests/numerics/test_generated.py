@@ -352,6 +352,51 @@ def test_a_tensor_that_needs_too_much_memory_is_refused_by_name(
     assert not (tmp_path / "o.safetensors").exists()
 
 
+WHOLE = ("crossover", "distribution-crossover", "frequency-band", "feature-weighted", "rotate", "truncate-rank",
+         "truncate-kronecker", "top-k-tensor-sum")  # fmt: skip
+"""Methods whose body is one function of whole tensors."""
+
+
+@pytest.mark.parametrize("shape", [(2000, 20), (20, 2000), (20, 20, 6, 6), (40, 9, 3, 3), (50_000,)])
+def test_no_function_of_whole_tensors_takes_more_memory_than_it_declares(shape: tuple[int, ...]) -> None:
+    import math
+    import tracemalloc
+
+    rng = np.random.default_rng(4)
+    a, b, c = rng.normal(size=(3, *shape)).astype(np.float32)
+    for name in WHOLE:
+        chosen = sds.methods()[name]
+        given = {"alignment": 0.5} if name == "rotate" else {}
+        bound = chosen.bind(len(chosen.inputs), {**given, **({"alpha": 0.3} if "alpha" in chosen.params else {})})
+        program = trace(chosen, len(chosen.inputs), bound).program
+        arrays = (a, b, c)[: len(chosen.inputs)]
+        chosen.body(*arrays, **bound)  # what is imported on first use
+        tracemalloc.start()
+        chosen.body(*arrays, **bound)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        declared = 4 * math.prod(shape) + program.working(shape)  # arguments are there already
+        assert peak < declared + 100_000, (name, peak / math.prod(shape))
+        assert program.working(shape) > 0 or len(shape) == 1
+
+
+def test_drawn_numbers_are_those_of_each_tensor_s_name(tmp_path: Path) -> None:
+    """In memory as from files: tensors of one shape have different masks."""
+    from safetensors.numpy import load_file, save_file
+
+    rng = np.random.default_rng(5)
+    models = [{name: rng.normal(size=(30, 20)).astype(np.float32) for name in ("x.weight", "y.weight")} for _ in "ab"]
+    paths = [tmp_path / f"{letter}.safetensors" for letter in "ab"]
+    for path, model in zip(paths, models, strict=True):
+        save_file(model, path)
+    for name in ("dare", "della"):
+        sds.merge(name, paths, out=tmp_path / "out.safetensors", overwrite=True)
+        written, got = load_file(tmp_path / "out.safetensors"), sds.apply_many(name, *models)
+        assert all(np.array_equal(written[key], got[key]) for key in written)
+        kept = [got[key] != models[0][key] for key in models[0]]
+        assert kept[0].any() and not np.array_equal(*kept)
+
+
 @pytest.mark.parametrize("count", [4, 7, 200])
 def test_sums_of_many_inputs_are_added_from_left_to_right(count: int) -> None:
     rng = np.random.default_rng(count)

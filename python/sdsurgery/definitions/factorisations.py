@@ -8,11 +8,31 @@ import math
 import numpy as np
 
 from .fused import lerp
+from .memory import needs
 
 NULL = 1e-10  # singular values below this share of the largest are no directions
 STIEFEL_STEPS, STIEFEL_NEAR = 100, 1e-8  # of the logarithm between two bases: sd-mecha's defaults
 
 
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a tensor to be rotated: its output channels, or a convolution's kernels."""
+    kernels = len(shape) == 4 and shape[2:] != (1, 1)
+    rows = shape[0] * shape[1] if kernels else shape[0]
+    return rows, math.prod(shape) // max(rows, 1)
+
+
+def _rotation(shape: tuple[int, ...]) -> int:
+    if len(shape) < 2:
+        return 16 * math.prod(shape)
+    rows, columns = _matrix(shape)
+    return (40 if rows >= columns else 88) * math.prod(shape) + 160 * min(rows, columns) ** 2
+
+
+def _decomposition(shape: tuple[int, ...]) -> int:
+    return 40 * math.prod(shape) + 32 * min(shape[0], math.prod(shape[1:])) ** 2 if len(shape) > 1 else 0
+
+
+@needs(_rotation)
 def rotate(a: np.ndarray, b: np.ndarray, *numbers: float) -> np.ndarray:
     """A turned towards B by Q^alignment, Q the orthogonal matrix with the smallest ‖A·Q − B‖ (Schönemann, "A
     generalized solution of the orthogonal Procrustes problem", 1966). Rows are output channels, or a convolution's
@@ -26,9 +46,7 @@ def rotate(a: np.ndarray, b: np.ndarray, *numbers: float) -> np.ndarray:
         alike = np.allclose(a.astype(np.float16), b.astype(np.float16))
     if a.ndim < 2 or alike or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return lerp(a, b, alpha, bool(fused))
-    kernels = a.ndim == 4 and a.shape[2:] != (1, 1)
-    rows = a.shape[0] * a.shape[1] if kernels else a.shape[0]
-    x, y = (each.astype(np.float64).reshape(rows, -1) for each in (a, b))
+    x, y = (each.astype(np.float64).reshape(_matrix(a.shape)) for each in (a, b))
     mean_x, mean_y = x.mean(0) * centralization, y.mean(0) * centralization
     x, y = x - mean_x, y - mean_y
     turn = _Turn(x, y, whole=alignment == round(alignment))
@@ -146,6 +164,7 @@ def stiefel_log(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     return found
 
 
+@needs(_decomposition)
 def truncate_rank(x: np.ndarray, rank: float) -> np.ndarray:
     """The nearest matrix of a lower rank (Eckart, Young, 1936); rows are output channels."""
     if x.ndim < 2 or not x.size:
@@ -159,6 +178,7 @@ def truncate_rank(x: np.ndarray, rank: float) -> np.ndarray:
     return ((u[:, :most] * sizes[:most]) @ vt[:most]).reshape(x.shape)
 
 
+@needs(_decomposition)
 def truncate_kronecker(x: np.ndarray, ratio: float) -> np.ndarray:
     """The nearest Kronecker product of two arrays (Van Loan, Pitsianis, "Approximation with Kronecker products", 1993),
     the first of the size that ``kronecker_shape`` gives."""

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .memory import needs
+
 TILE, WIDEST = 1 << 14, 512  # elements of a tile, and of its rows: the lists of its windows lie in the cache
 BLOCK = 1 << 15  # elements that are smoothed at once
 SIGMA, RADIUS = 1.0, 4  # of the Gaussian: its deviation, and the taps to each side
@@ -190,12 +192,14 @@ def weights() -> tuple[float, ...]:
     return tuple((taps / taps.sum())[RADIUS:].tolist())
 
 
+@needs(40)
 def gaussian(x: np.ndarray) -> np.ndarray:
     """A Gaussian of deviation 1 along each axis in turn: nine taps, summed in float64 from the middle and then from the
     outermost pair inwards, rounded to x's dtype after each axis. ``scipy.ndimage.gaussian_filter(x, 1)``."""
     return _filtered(x, _gaussians)
 
 
+@needs(40)
 def smooth(x: np.ndarray) -> np.ndarray:
     """The Gaussian of the median."""
     return _filtered(x, _medians, _gaussians)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from .memory import needs
 
+
+@needs(34)
 def top_k_of(a: np.ndarray, b: np.ndarray, *ends: float) -> np.ndarray:
     """A's r-th smallest value where B has its r-th (of equal ones the first is first), where the value's magnitude lies
     between two order statistics; ``ends`` are these as shares of the elements, whether it lies outside them instead,

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..program import ALL, CHANNEL, EACH, FIRST, INPUTS, SECOND
 from . import draws, elementary, scalars
+from .memory import needs
 
 LANES, BLOCK, CHUNK = 8, 1024, 1 << 18  # of elements; csrc/reduce.h has the same numbers
 
@@ -230,6 +231,7 @@ def on_buffers(function: Callable[..., Any]) -> Callable[..., None]:
     return call
 
 
+@needs(16)
 def ranks(x: np.ndarray, axis: float) -> np.ndarray:
     """The ranks of the elements, from 1: in the tensor (0), or along axis 1 (a tensor of one axis is a row) or −1."""
     along = min(1, x.ndim - 1) if axis == 1 else x.ndim - 1

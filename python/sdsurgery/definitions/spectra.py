@@ -7,8 +7,10 @@ import math
 import numpy as np
 
 from .fused import lerp
+from .memory import needs
 
 
+@needs(48)
 def crossover(a: np.ndarray, b: np.ndarray, alpha: float, tilt: float, fused: float) -> np.ndarray:
     """A + F⁻¹(f·F(B − A)), f of ``crossover_filter``; the weighted sum of a number, and where A and B hardly differ."""
     if alpha == 0 or not a.size:
@@ -68,20 +70,25 @@ def _tilted(radius: np.ndarray, alpha: float, tilt: float) -> np.ndarray:
     return np.clip(radius * slope - alpha * slope + alpha, 0, 1)
 
 
+@needs(44)
 def distribution_crossover(a: np.ndarray, b: np.ndarray, c: np.ndarray, alpha: float, beta: float) -> np.ndarray:
     """A and B in the order of C's values: low frequencies of A's sequence up to a share α, then B's, over a width β."""
-    if a.size < 2:
+    if a.ndim == 0 or not a.size:
         return a.dtype.type(alpha) * a + a.dtype.type(1 - alpha) * b
     order = np.argsort(c.reshape(-1), kind="stable")
     first, away = a.reshape(-1)[order].astype(np.float64), (b.astype(np.float64) - a).reshape(-1)[order]
     spectrum = np.fft.rfft(away)
     heights = np.arange(spectrum.size) / spectrum.size
     spectrum *= np.clip((heights - alpha) / beta + 0.5, 0, 1) if beta > 1e-10 else heights >= alpha
+    del away
+    first += np.fft.irfft(spectrum, a.size)
+    del spectrum, heights
     found = np.empty(a.size)
-    found[order] = first + np.fft.irfft(spectrum, a.size)
+    found[order] = first
     return found.reshape(a.shape)
 
 
+@needs(32)
 def frequency_band(a: np.ndarray, b: np.ndarray, alpha: float, beta: float) -> np.ndarray:
     """Of kernels the transforms mixed by α, but for what lies within ``cut`` of row 1; others are a weighted sum."""
     if a.ndim != 4 or min(a.shape[-2:]) < 3:
@@ -96,6 +103,7 @@ def frequency_band(a: np.ndarray, b: np.ndarray, alpha: float, beta: float) -> n
     return found
 
 
+@needs(lambda shape: (64 if len(shape) == 4 else 34) * math.prod(shape))
 def feature_weighted(a: np.ndarray, b: np.ndarray, alpha: float) -> np.ndarray:
     """A + α·δ·factor, the factor of how A, B and the (smoothed) difference spread; matched half way to A."""
     least = 1e-6

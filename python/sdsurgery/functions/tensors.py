@@ -15,7 +15,8 @@ def whole(function: Callable[..., Any], *args: Any) -> Any:
     ``args`` are tensors, and behind them numbers. The function, which a module must have by name, is called with
     float32 arrays (float64 in such arithmetic) in the tensors' shape, and floats, and returns an array of that shape.
     The tensors are in memory meanwhile, and the result until it is written; a tensor for which that is more than
-    ``placing.WHOLE_MEMORY`` is refused. Its bits are NumPy's: the same on every backend, but not on every machine.
+    ``placing.WHOLE_MEMORY``, with what the function works in if it declares that (``definitions.memory.needs``), is
+    refused. Its bits are NumPy's: the same on every backend, but not on every machine.
     """
     numbers = [item for item in args if is_single(item) or is_numbers(item)]
     arrays = args[: len(args) - len(numbers)]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
     from ..methods.registry import Method
     from ..program import Formula
+    from ..program.tracing import Body
     from ..settings import Compute, Dtype, Overflow
 
 
@@ -134,9 +135,12 @@ class _Request:
         self.method = get(method, variant)
         self.params = self.method.bind(count, params)
         if self.method.across is None:
-            self.formula = _formula(self.method, count, self.params)
+            self._use(self.method, count)
         self.dtype = BY_OPTION[dtype] if dtype else None
         self.overflow, self.wide, self.threads = overflow, compute == "fp64", threads
+
+    def _use(self, method: Method, count: int) -> None:
+        self.body, self.formula = _traced(method, count, self.params)
 
     def evaluate(self, calls: Sequence[tuple[Sequence[Any], Any]], names: Sequence[str] | None = None) -> list[Any]:
         """The results of (inputs, out) in order; all tensors together are the model of a method that looks at whole
@@ -153,15 +157,20 @@ class _Request:
             method = method.across.known(method, _statistics(method, calls, by_role))
         results: list[Any] = [None] * len(calls)
         for role, numbers in by_role.items():
-            self.formula = _formula(in_role(method, role), len(calls[0][0]), self.params)
+            self._use(in_role(method, role), len(calls[0][0]))
             made = self._evaluated([calls[k] for k in numbers], [words[k] for k in numbers] if names else None)
             for number, result in zip(numbers, made, strict=True):
                 results[number] = result
         return results
 
     def _evaluated(self, calls: Sequence[tuple[Sequence[Any], Any]], names: Sequence[str] | None) -> list[Any]:
-        """Calls on tensors of a GPU go there, the others one by one here."""
+        """Calls on tensors of a GPU go there, the others one by one here. Random numbers are those of each name."""
         results: list[Any] = [None] * len(calls)
+        draws = names is not None and self.body.draws(self.params)
+
+        def formula(index: int) -> Formula:
+            return self.body.formula(self.params, names[index]) if draws and names else self.formula
+
         plain = self._plain(calls, results)
         away: dict[Any, list[int]] = {}  # by device
         seen = set()
@@ -176,7 +185,7 @@ class _Request:
             try:
                 device = device_of(inputs, out)
                 if device is None:
-                    results[index] = self._here(inputs, out)
+                    results[index] = self._here(inputs, out, formula(index))
                 else:
                     results[index] = self._out_there(inputs, out)
                     away.setdefault(device, []).append(index)
@@ -185,10 +194,10 @@ class _Request:
         if plain is not None:
             plain.evaluate(self.formula, overflow=self.overflow, wide=self.wide)
         for numbers in away.values():
-            self._launch([(results[index], calls[index][0]) for index in numbers])
+            self._launch([(results[index], calls[index][0], formula(index)) for index in numbers])
         return results
 
-    def _here(self, inputs: Sequence[Any], out: Any) -> Any:
+    def _here(self, inputs: Sequence[Any], out: Any, formula: Formula) -> Any:
         from .. import _native
         from ..backends.cpu import OVERFLOW, code_of, native_program
         from ..files import native_errors
@@ -199,8 +208,8 @@ class _Request:
         operands = [array.apart_from(result) for array in arrays]
         with native_errors(UsageError):
             _, overflows = _native.apply(
-                native_program(self.formula.program, self.wide),
-                self.formula.numbers,
+                native_program(formula.program, self.wide),
+                formula.numbers,
                 [(array.address, code_of(array.dtype)) for array in operands],
                 result.address,
                 code_of(result.dtype),
@@ -269,21 +278,21 @@ class _Request:
         self._check(views, Tensor(out))
         return out
 
-    def _launch(self, rows: Sequence[tuple[Any, Sequence[Any]]]) -> None:
-        """One batch for all rows of equal dtypes; a formula that reduces has other numbers for each row."""
+    def _launch(self, rows: Sequence[tuple[Any, Sequence[Any], Formula]]) -> None:
+        """One batch for all rows of equal dtypes; a formula that reduces or draws has other numbers for each row."""
         from ..gpu.tensors import evaluate
 
         if self.formula.program.in_stages:
-            for out, inputs in rows:
+            for out, inputs, formula in rows:
                 if out.numel():
-                    left, all_of_them = self._last_stage(inputs)
+                    left, all_of_them = self._last_stage(inputs, formula)
                     dtypes = tuple(torch_dtype(item) for item in all_of_them)
                     evaluate(
                         left, [(out, all_of_them)], dtypes, torch_dtype(out), overflow=self.overflow, wide=self.wide
                     )
             return
         batches: dict[Any, list[Any]] = {}
-        for out, inputs in rows:
+        for out, inputs, _ in rows:
             if out.numel():
                 batches.setdefault((out.dtype, *(item.dtype for item in inputs)), []).append((out, inputs))
         for batch in batches.values():
@@ -291,7 +300,7 @@ class _Request:
             dtypes = tuple(torch_dtype(item) for item in inputs)
             evaluate(self.formula, batch, dtypes, torch_dtype(out), overflow=self.overflow, wide=self.wide)
 
-    def _last_stage(self, inputs: Sequence[Any]) -> tuple[Formula, list[Any]]:
+    def _last_stage(self, inputs: Sequence[Any], formula: Formula) -> tuple[Formula, list[Any]]:
         """What is left of the formula once the host has reduced the tensors of a GPU, and the tensors that it takes:
         behind the inputs those that the host generates."""
         import torch
@@ -301,10 +310,10 @@ class _Request:
         from ..files import native_errors
         from ..plan import Job, Operand
 
-        first, program = inputs[0], self.formula.program
+        first, program = inputs[0], formula.program
         dtypes = [torch_dtype(item) for item in inputs]
         operands = tuple(Operand(number, dtype, 0) for number, dtype in enumerate(dtypes))
-        job = Job(0, dtypes[0], 0, first.numel(), operands, 0, self.formula.numbers, tuple(first.shape))
+        job = Job(0, dtypes[0], 0, first.numel(), operands, 0, formula.numbers, tuple(first.shape))
         here = [item.detach().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8) for item in inputs]
         with native_errors(UsageError):
             sources = [_native.Source.memory(item.numpy().data) for item in here]
@@ -331,16 +340,18 @@ def _statistics(method: Method, calls: Sequence[tuple[Sequence[Any], Any]], by_r
     return np.concatenate(found)
 
 
-_formulas: dict[tuple[Any, int, str], Formula] = {}  # traced lately: tracing takes longer than a launch
+_bodies: dict[tuple[Any, int, str], tuple[Body, Formula]] = {}  # traced lately: tracing takes longer than a launch
 
 
-def _formula(method: Method, count: int, params: Mapping[str, Any]) -> Formula:
-    from ..program.tracing import trace
+def _traced(method: Method, count: int, params: Mapping[str, Any]) -> tuple[Body, Formula]:
+    """The method's body, and its formula for a tensor without a name."""
+    from ..program.tracing import body_of
 
     key = (method.body, count, repr(params))  # as text, in which 0.0 and −0.0 differ
-    found = _formulas.get(key)
+    found = _bodies.get(key)
     if found is None:
-        if len(_formulas) >= 256:
-            _formulas.clear()
-        found = _formulas[key] = trace(method, count, params)
+        if len(_bodies) >= 256:
+            _bodies.clear()
+        body = body_of(method, count, params)
+        found = _bodies[key] = body, body.formula(params)
     return found

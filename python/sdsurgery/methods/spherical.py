@@ -222,10 +222,10 @@ def euclidean_add_difference(a: Any, b: Any, c: Any, alpha: float) -> Any:
     x, y = direction(a - c), direction(b - c)
     d = copysign(sqrt((1 - alpha) * (x * x) + alpha * (y * y)), s)
     length = norm(d)
-    return c + where(length > 0, d * (norm(s) / where(length > 0, length, 1)), 0)
+    return c + where(length == 0, 0, d * (norm(s) / where(length == 0, 1, length)))
 
 
 def direction(x: Any) -> Any:
     """x/‖x‖, 0 of zeros."""
     length = norm(x)
-    return x / where(length > 0, length, 1)
+    return x / where(length == 0, 1, length)

@@ -90,6 +90,14 @@ class Program:
         mixed = sum(op == "mix" for stage in self.stages for op, *_ in stage.reductions)
         return mixed + sum(arrays + 1 for arrays, _ in self.functions)
 
+    def working(self, shape: tuple[int, ...]) -> int:
+        """The bytes that functions of whole tensors work in, one after the other, for a tensor of that shape."""
+        if not self.functions:
+            return 0
+        from ..definitions.memory import working
+
+        return max(working(function, shape) for _, function in self.functions)
+
     @property
     def in_stages(self) -> bool:
         """Whether it is evaluated a tensor at a time."""
