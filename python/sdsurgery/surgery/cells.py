@@ -18,8 +18,12 @@ Array = Any
 
 _NARROW = 16
 """Bits of a mantissa up to which a dtype is so much coarser than float32 that its rounding is all that is seen."""
-_STEPS = 60
-_SWEEPS = 4
+_STEPS = 80
+"""Of Newton's method, and rounds in which bounds are added."""
+_ADDED = 16
+"""Bounds that are added in a round, for each ratio."""
+_AROUND = 60.0
+"""Standard errors of the start within which the ratios are sought."""
 
 
 class Cell(NamedTuple):
@@ -39,7 +43,12 @@ def unit(mix: Array, dtype: DType) -> Array | None:
 
 def cell(mix: Array, inputs: Array, units: Array, start: Array) -> Cell | None:
     """The middle of the ratios for which all elements of ``mix`` [n] are the rounded sums of ``inputs`` [k, n], from
-    ``start`` [k]; None where there are none: it is no single rounded sum of them."""
+    ``start`` [k]; None where there are none: it is no single rounded sum of them.
+
+    All elements' bounds make a polytope, of which few are sides. So the analytic centre of some is taken, those that it
+    lies beyond are added, until there are none (Goffin, Haurie & Vial, 1992: cutting planes at analytic centres). Its
+    errors are the half axes of the ellipsoid there (Dikin), as many times as there are ratios; of two inputs the bounds.
+    """
     finite = np.isfinite(mix) & np.isfinite(inputs).all(axis=0)
     origin = int(np.argmax(np.abs(start)))
     rest = [i for i in range(len(inputs)) if i != origin]
@@ -50,32 +59,90 @@ def cell(mix: Array, inputs: Array, units: Array, start: Array) -> Cell | None:
     goal = (m - x[origin]) / u
     # Half a unit, and what float32 loses on the way: a few roundings of the terms.
     half = 0.5 + 2.0**-22 * (np.abs(start) @ np.abs(x) + np.abs(m)) / u
-    ratios = np.asarray(start, np.float64)[rest]
-    for _ in range(_STEPS):  # Newton's method on the squares of what is outside
-        left = goal - ratios @ slope
-        beyond = left - np.clip(left, -half, half)
-        outside = np.abs(beyond) > 1e-9
-        if not outside.any():
-            return _centred(goal, slope, half, ratios, origin)
-        a = slope[:, outside]
-        ratios = ratios + np.linalg.lstsq(a @ a.T, a @ (1.05 * beyond[outside]), rcond=1e-12)[0]
+    found = _centre(slope, goal, half, np.asarray(start, np.float64)[rest])
+    if found is None:
+        return None
+    ratios, own, ofall = found
+    return Cell(np.insert(ratios, origin, 1 - ratios.sum()), np.insert(own, origin, ofall))
+
+
+def _centre(slope: Array, goal: Array, half: Array, start: Array) -> tuple[Array, Array, float] | None:
+    """The centre [p] of the ratios for which all of ``goal`` − ratios·``slope`` [p, n] are within ±``half``, by how much
+    each may be wrong [p], and by how much their sum."""
+    scale = np.sqrt((slope**2).sum(axis=1))
+    if not (scale > 0).all():
+        return None
+    rows = slope / scale[:, None]
+    x = start * scale
+    reach = _AROUND * np.linalg.eigvalsh(rows @ rows.T)[0].clip(1e-12) ** -0.5  # an element is off by half a unit
+    sides = np.vstack([np.eye(len(x)), -np.eye(len(x))])
+    limits = np.concatenate([x + reach, reach - x])
+    for _ in range(_STEPS):
+        left = goal - x @ rows
+        beyond = np.abs(left) - half
+        worst = np.argsort(-beyond)[: _ADDED * len(x)]
+        worst = worst[beyond[worst] > 1e-9]
+        if not worst.size:
+            break
+        sign = np.sign(left[worst])
+        # goal − r·slope ≤ half, where that is beyond; ≥ −half, else. Each once: many would move the centre.
+        more = np.column_stack([-(rows[:, worst] * sign).T, half[worst] - goal[worst] * sign])
+        more = np.unique(np.round(more, 12), axis=0)
+        sides, limits = np.vstack([sides, more[:, :-1]]), np.concatenate([limits, more[:, -1]])
+        inside = _inside(sides, limits, x)
+        if inside is None:
+            return None
+        x = _centred(sides, limits, inside)
+    else:
+        return None
+    slack = limits - sides @ x
+    second = (sides / slack[:, None] ** 2).T @ sides
+    inverse = np.linalg.pinv(second, hermitian=True) / scale[:, None] / scale[None, :]
+    axes = len(x) * np.sqrt(np.append(np.diag(inverse), inverse.sum()).clip(0))
+    if len(x) > 1:
+        return x / scale, axes[:-1], float(axes[-1])
+    ends = slack / sides[:, 0]  # of one ratio both bounds are known
+    wide = float(max(ends[ends > 0].min(), -ends[ends < 0].max())) / scale
+    return x / scale, wide, float(wide[0])
+
+
+def _inside(sides: Array, limits: Array, x: Array) -> Array | None:
+    """A point with sides·x < limits, from x: with limits + t in their place, and t falling until it is negative."""
+    t = float((sides @ x - limits).max())
+    if t < 0:
+        return x
+    wide = np.hstack([sides, -np.ones((len(sides), 1))])
+    y = np.append(x, t * 1.1 + 1e-6)
+    weight = len(sides) / y[-1]
+    for _ in range(_STEPS):
+        for _ in range(3):
+            y = _newton(wide, limits, y, np.append(np.zeros(len(x)), weight))
+            if float((sides @ y[:-1] - limits).max()) < 0:
+                return np.asarray(y[:-1])
+        gap = len(sides) / weight  # of t from the least one
+        if gap < max(1e-9, y[-1] / 100):
+            return None
+        weight *= 8
     return None
 
 
-def _centred(goal: Array, slope: Array, half: Array, ratios: Array, origin: int) -> Cell:
-    """The middle between the bounds of one ratio after the other, and their distance from it."""
-    widths = np.full(len(ratios), np.inf)
-    for _ in range(_SWEEPS):
-        for i, own in enumerate(slope):
-            left = goal - ratios @ slope
-            used = own != 0
-            middle, reach = left[used] / own[used], half[used] / np.abs(own[used])
-            low, high = (middle - reach).max(initial=-np.inf), (middle + reach).min(initial=np.inf)
-            if np.isfinite(low) and np.isfinite(high):
-                ratios = ratios.copy()
-                ratios[i] += (low + high) / 2
-                widths[i] = (high - low) / 2
-    # With the others fixed; when they move too, as many times as much.
-    errors = np.abs(widths) * len(ratios)
-    found, wrong = np.insert(ratios, origin, 1 - ratios.sum()), np.insert(errors, origin, errors.sum())
-    return Cell(found, wrong)
+def _centred(sides: Array, limits: Array, x: Array) -> Array:
+    for _ in range(_STEPS):
+        after = _newton(sides, limits, x, np.zeros(len(x)))
+        if np.abs(sides @ (after - x) / (limits - sides @ x)).max() < 1e-4:
+            return after
+        x = after
+    return x
+
+
+def _newton(sides: Array, limits: Array, x: Array, cost: Array) -> Array:
+    """A damped step of Newton's method towards the least cost·x − Σ log(limits − sides·x)."""
+    slack = limits - sides @ x
+    scaled = sides / slack[:, None]
+    gradient = cost + scaled.sum(axis=0)
+    second = scaled.T @ scaled
+    step = np.linalg.lstsq(second, -gradient, rcond=1e-15)[0]
+    decrement = float(max(-(gradient @ step), 0.0)) ** 0.5
+    towards = scaled @ step  # shares of the slack that a whole step uses up
+    whole = min(1.0, 0.9 / max(float(towards.max()), 1e-300))
+    return np.asarray(x + step * (whole if decrement < 0.25 else max(min(whole, 1 / (1 + decrement)), whole * 0.5)))

@@ -264,12 +264,13 @@ class Work:
 
 
 def _pooled(main: Fit, parents: Sequence[int], blocks: Sequence[BlockMix]) -> Fit:
-    """The mean of the blocks where rounding bounds all of them, and they agree; weighted by their errors."""
-    if not blocks or not all(mix.bounded for mix in blocks):
+    """The mean of the blocks that rounding bounds, where they agree; weighted by their errors."""
+    bounded = [mix for mix in blocks if mix.bounded]
+    if not bounded:
         return main
     ratios, errors = main.ratios.copy(), main.errors.copy()
     for i in parents:
-        own, wrong = (np.array([getattr(mix, name)[i] for mix in blocks]) for name in ("ratios", "errors"))
+        own, wrong = (np.array([getattr(mix, name)[i] for mix in bounded]) for name in ("ratios", "errors"))
         if not (wrong > 0).all() or np.ptp(own) > _BLOCKWISE:
             return main
         ratios[i], errors[i] = np.average(own, weights=wrong**-2.0), wrong.min()

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 _SAMPLE = 1 << 16
 """Elements of a block that are tried, and of each tensor at most."""
 _FIRST = 2048
+_TELLING = 3
+"""Tensors that all guesses are tried on."""
+_FAR = 0.9
+"""Share of their elements below which no guess can be right."""
+_CLOSE = 2e-3
+"""What gives nearly as many of their elements as the best is tried on the others too."""
 _ALIKE = 0.99
 """Share of the sample that a guess must give; what none does is no single merge of these, and the first is made."""
 _MOST_MADE = 3
@@ -66,9 +72,15 @@ def _likely(work: Work, guesses: Sequence[Guess]) -> Iterator[Guess]:
         yield guesses[0]
         return
     tried = list(sample(work, sorted(set().union(*(guess.order for guess in guesses))), _SAMPLE, _SAMPLE))
+    telling = _telling(tried)
+    first = [_equal_share(telling, guess, _FIRST) for guess in guesses]  # few elements part most of them
+    if max(first) < _FAR:
+        yield guesses[0]
+        return
+    guesses = [guess for guess, share in zip(guesses, first, strict=True) if share >= max(first) - _CLOSE]
     shares: list[float] = []
     for guess in guesses:
-        shares.append(_equal_share(tried, guess, _FIRST))  # few elements part most of them
+        shares.append(_equal_share(tried, guess, _FIRST))
         if shares[-1] == 1.0 and _equal_share(tried, guess, _SAMPLE) == 1.0:
             yield guess
     best = max(shares)
@@ -78,6 +90,15 @@ def _likely(work: Work, guesses: Sequence[Guess]) -> Iterator[Guess]:
         yield guesses[0]
     elif max(equal) < 1.0:
         yield from (guess for guess, share in zip(left, equal, strict=True) if share == max(equal))
+
+
+def _telling(tried: Sequence[Tensor]) -> list[Tensor]:
+    """The largest tensors of a few blocks that lie far apart."""
+    largest: dict[str, Tensor] = {}
+    for tensor in tried:
+        if tensor.block not in largest or len(tensor.mix) > len(largest[tensor.block].mix):
+            largest[tensor.block] = tensor
+    return list(largest.values())[:: max(1, len(largest) // _TELLING)]
 
 
 def _make(work: Work, guess: Guess, path: str) -> None:
@@ -147,7 +168,9 @@ def _compared(work: Work, guess: Guess, path: str) -> Proof:
         text = f"{equal:,} of {total:,} tensors equal bit for bit; the others are of another dtype"
     else:
         text = f"{equal:,} of {total:,} tensors equal bit for bit"
-        if unequal:
+        if unequal and not elements:
+            text += "; the others in value, but some of their zeros have the other sign"
+        elif unequal:
             text += f"; in the others {elements:,} elements are up to {ulps:,} steps of the dtype (ulps) away"
         if lacking or found.shape_differs:
             text += f"; {lacking + len(found.shape_differs):,} are not in the merge"
