@@ -47,7 +47,8 @@ def cell(mix: Array, inputs: Array, units: Array, start: Array) -> Cell | None:
 
     All elements' bounds make a polytope, of which few are sides. So the analytic centre of some is taken, those that it
     lies beyond are added, until there are none (Goffin, Haurie & Vial, 1992: cutting planes at analytic centres). Its
-    errors are the half axes of the ellipsoid there (Dikin), as many times as there are ratios; of two inputs the bounds.
+    errors are the half axes of the ellipsoid there (Dikin), as many times as there are ratios; of two inputs the bounds
+    themselves.
     """
     finite = np.isfinite(mix) & np.isfinite(inputs).all(axis=0)
     origin = int(np.argmax(np.abs(start)))
@@ -67,8 +68,8 @@ def cell(mix: Array, inputs: Array, units: Array, start: Array) -> Cell | None:
 
 
 def _centre(slope: Array, goal: Array, half: Array, start: Array) -> tuple[Array, Array, float] | None:
-    """The centre [p] of the ratios for which all of ``goal`` − ratios·``slope`` [p, n] are within ±``half``, by how much
-    each may be wrong [p], and by how much their sum."""
+    """The centre [p] of the ratios for which all of ``goal`` − ratios·``slope`` [p, n] are within ±``half``, by how
+    much each may be wrong [p], and by how much their sum."""
     scale = np.sqrt((slope**2).sum(axis=1))
     if not (scale > 0).all():
         return None
