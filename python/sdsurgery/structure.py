@@ -6,7 +6,7 @@ Readers of torch files look for a certain structure: a checkpoint's is ``{"state
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -72,15 +72,17 @@ def _stays(item: Any, names: frozenset[str]) -> bool:
     return not isinstance(item, Ref) or item.name in names
 
 
-# What readers look for, from the names of an output and its title.
+# What readers look for, from the names of an output, its title, and the plain values that it had beside its tensors.
+
+Beside = Mapping[str, Any]
 
 
-def flat(names: Sequence[str], title: str) -> Structure:
+def flat(names: Sequence[str], title: str, beside: Beside) -> Structure:
     """Side by side under their own names: diffusers, transformers, adapters."""
     return FLAT
 
 
-def by_head(names: Sequence[str], title: str) -> Structure:
+def by_head(names: Sequence[str], title: str, beside: Beside) -> Structure:
     """A dict for each first segment of the names: IP adapters."""
     tree: dict[str, dict[str, Ref]] = {}
     for name in names:
@@ -89,15 +91,16 @@ def by_head(names: Sequence[str], title: str) -> Structure:
     return Structure((), tree)
 
 
-def embedding(names: Sequence[str], title: str) -> Structure:
+def embedding(names: Sequence[str], title: str, beside: Beside) -> Structure:
     """Textual inversion as AUTOMATIC1111's ``modules/textual_inversion`` writes it; two encoders' vectors are flat."""
     if len(names) != 1:
         return FLAT
-    beside = {"name": title, "step": None, "sd_checkpoint": None, "sd_checkpoint_name": None}
-    return Structure((), {"string_to_token": {"*": 265}, "string_to_param": {"*": Ref(names[0])}, **beside})
+    usual = {"name": title, "step": None, "sd_checkpoint": None, "sd_checkpoint_name": None}
+    tree = {"string_to_token": {"*": 265}, "string_to_param": {"*": Ref(names[0])}, **usual}
+    return Structure((), {**tree, **{key: value for key, value in beside.items() if key in usual and key != "name"}})
 
 
-def hypernetwork(names: Sequence[str], title: str) -> Structure:
+def hypernetwork(names: Sequence[str], title: str, beside: Beside) -> Structure:
     """Integer widths, each with the networks for keys and values: AUTOMATIC1111's ``modules/hypernetworks``."""
     tree: dict[Any, Any] = {}
     for name in names:
@@ -106,4 +109,4 @@ def hypernetwork(names: Sequence[str], title: str) -> Structure:
         if not (width.isdecimal() and half in ("0", "1")):
             return NESTED
         tree.setdefault(int(width), ({}, {}))[int(half)][key] = Ref(name)
-    return Structure((), tree)
+    return Structure((), {**tree, **beside})

@@ -38,6 +38,17 @@ def test_a_constant_prefix_or_infix_is_seen_and_told_once(prefix: str, keys: tup
         assert sum("names" in note and "under" in note for note in report.notes) == 1
 
 
+@pytest.mark.parametrize(("old", "new"), [("", "any.thing."), ("cond_stage_model.", "text_encoders.clip_l.")])
+def test_a_text_encoder_under_another_front_is_not_called_missing(old: str, new: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "a.safetensors", "sd1", size="tiny")
+    tensors, _ = read_raw(tmp_path / "a.safetensors")
+    renamed = {new + name.removeprefix(old) if name.startswith(old) else name: raw for name, raw in tensors.items()}
+    write_raw(tmp_path / "b.safetensors", renamed)
+    report = sdsurgery.merge("weighted-sum", [tmp_path / "a.safetensors", tmp_path / "b.safetensors"], dry_run=True)
+    assert report.counts["merged"] > 1000
+    assert not [note for note in report.notes if note.startswith("text encoders:")]
+
+
 def test_compiled_blocks_inside_are_understood_too(tmp_path: Path) -> None:
     inside = {key.replace("input_blocks.1.", "input_blocks.1._orig_mod."): raw for key, raw in net(UNET, 3).items()}
     a, b = write_raw(tmp_path / "a", net(UNET, 1)), write_raw(tmp_path / "b", inside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from . import names
 from .shapes import Row, Shape
@@ -182,7 +182,8 @@ class Layout:
     other_places: tuple[tuple[str, str], ...] = ()  # (prefix in some files, the family's own)
     diffusers: Diffusers | None = None  # None: no form of it in diffusers' names
     adapters: Adapters | None = None  # of a base model
-    arranged: Callable[[Sequence[str], str], Structure] | None = None  # names and title -> how a pickle holds them
+    # names, title and plain values beside the tensors -> how a pickle holds them
+    arranged: Callable[[Sequence[str], str, Mapping[str, Any]], Structure] | None = None
     factors: bool = False  # an adapter whose effect is a product of tensors
     alone: str = ""  # the component that such a file holds, and nothing else
     openclip: bool = False  # an OpenCLIP encoder in transformers' names

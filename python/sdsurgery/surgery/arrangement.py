@@ -8,12 +8,15 @@ embedding are called ``emb_params``.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..formats import writer_for
 from ..layouts import UNKNOWN, get
 from ..outline import Outline
+from ..strict_json import parse
 from ..structure import FLAT, NESTED, Structure
 
 _EMBEDDING = "string_to_param."
@@ -47,8 +50,23 @@ def _structure(outline: Outline, out: str, title: str) -> Structure:
     if given is not None:
         return given if given.tree is None or given.names() >= set(names) else FLAT if given.path == () else NESTED
     if layout.arranged is not None:
-        return layout.arranged(names, title)
+        return layout.arranged(names, title, {} if first is None else _beside(first.metadata()))
     return FLAT if layout is UNKNOWN and out.lower().endswith(".bin") else NESTED
+
+
+_TEXTS = ("name", "sd_checkpoint", "sd_checkpoint_name", "activation_func", "weight_initialization", "optional_info")
+
+
+def _beside(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What a pickle had beside its tensors, as the metadata of a file that was made from it say (``ckpt.…``)."""
+    found: dict[str, Any] = {}
+    for key, text in metadata.items():
+        name = key.removeprefix("ckpt.")
+        if name == key or text.endswith("…"):  # which was too long
+            continue
+        value = None if name in _TEXTS else parse(text)
+        found[name] = None if text == "null" else text if value is None else value
+    return found
 
 
 def _embedding_renamed(outline: Outline) -> Outline:

@@ -250,7 +250,11 @@ def plan_merge(
     pieces, dropped, missing = decide.all(add_missing)
     refuse_strangers(checkpoints, sum(piece.action == MERGED for piece in pieces), missing, settings.allow_unlike)
     notes += completenesses(checkpoints, detections, add_missing=add_missing, given=() if vae is None else ("vae",))
-    notes += [*decide.notes, *ratios.notes(), *remarks(checkpoints, detections, missing, fix_clip=settings.fix_clip)]
+    notes += [
+        *decide.notes,
+        *ratios.notes(),
+        *remarks(checkpoints, detections, missing, tensors, fix_clip=settings.fix_clip),
+    ]
     changed = frozenset() if adapters is None else adapters.places()
     notes += doubts(checkpoints, tensors, ratios, pieces, changed)
     if adapters is not None:

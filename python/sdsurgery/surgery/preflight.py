@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import UNKNOWN, Detection, Layout, conflict, known_encoders, names, release, text_encoders
 from ..layouts.base import EPSILON, V_PREDICTION, PredictionSign
@@ -126,12 +126,13 @@ def refuse_strangers(
 
 
 def remarks(
-    checkpoints: Sequence[Checkpoint], detections: Sequence[Detection], missing: Sequence[tuple[int, str]], *,
-    fix_clip: bool = False,
+    checkpoints: Sequence[Checkpoint], detections: Sequence[Detection], missing: Sequence[tuple[int, str]],
+    tensors: Sequence[Mapping[str, TensorInfo]], *, fix_clip: bool = False,
 ) -> list[str]:  # fmt: skip
-    """Notes on inputs that may be merged; ``fix_clip``: position_ids will be repaired."""
-    signs = [_signs(checkpoint) for checkpoint in checkpoints]
-    notes = [*_predictions(checkpoints, detections, signs), *_encoders(checkpoints, signs)]
+    """Notes on inputs that may be merged. ``tensors`` are theirs under A's names; ``fix_clip``: position_ids will be
+    repaired."""
+    signs = [_signs(checkpoint.tensors) for checkpoint in checkpoints]
+    notes = [*_predictions(checkpoints, detections, signs), *_encoders(checkpoints, signs, tensors)]
     if not fix_clip:
         notes += _position_ids(checkpoints, signs)
     for source in range(1, len(checkpoints)):
@@ -185,10 +186,10 @@ class _Signs(NamedTuple):
     has_ids: bool
 
 
-def _signs(checkpoint: Checkpoint) -> _Signs:
+def _signs(tensors: Mapping[str, TensorInfo]) -> _Signs:
     identifying = tuple({".".join(encoder.key.split(".")[-2:]) for encoder in known_encoders()})
-    found = [name for name in checkpoint.tensors if name.endswith((*identifying, *_MARKS, "position_ids"))]
-    unwrapped = {names.unwrap(name): checkpoint.tensors[name] for name in found if name.endswith(identifying)}
+    found = [name for name in tensors if name.endswith((*identifying, *_MARKS, "position_ids"))]
+    unwrapped = {names.unwrap(name): tensors[name] for name in found if name.endswith(identifying)}
     encoders = {encoder.name: encoder.spelling for encoder in text_encoders(unwrapped)}
     marks = frozenset(names.unwrap(name) for name in found if name.endswith(_MARKS))
     return _Signs(marks, encoders, any(names.is_position_ids(name) for name in found))
@@ -206,7 +207,7 @@ def prediction(checkpoint: Checkpoint, layout: Layout) -> Prediction | None:
 
     None for files that are not a complete model of a known family and say nothing themselves.
     """
-    return _prediction(checkpoint, layout, _signs(checkpoint).marks)
+    return _prediction(checkpoint, layout, _signs(checkpoint.tensors).marks)
 
 
 def _prediction(checkpoint: Checkpoint, layout: Layout, marks: Collection[str]) -> Prediction | None:
@@ -268,14 +269,17 @@ def _list(sources: Sequence[int]) -> str:
     return " and ".join(map(letter, sources))
 
 
-def _encoders(checkpoints: Sequence[Checkpoint], signs: Sequence[_Signs]) -> list[str]:
-    """How the text encoders of the others differ from A's in kind and in names."""
+def _encoders(
+    checkpoints: Sequence[Checkpoint], signs: Sequence[_Signs], tensors: Sequence[Mapping[str, TensorInfo]]
+) -> list[str]:
+    """How the text encoders of the others differ from A's in kind and in names; those that are known only under A's
+    names are as good as any."""
     notes = []
     first = signs[0].encoders
     for source in range(1, len(checkpoints)):
         here, where = signs[source].encoders, who(source, checkpoints)
-        if set(here) != set(first):
-            notes.append(f"text encoders: A has {_some(first)}, {where} has {_some(here)}")
+        if set(here) != set(first) and set(under_a := {**_signs(tensors[source]).encoders, **here}) != set(first):
+            notes.append(f"text encoders: A has {_some(first)}, {where} has {_some(under_a)}")
         notes += [
             f"text encoder {kind}: {here[kind] or 'usual names'} in {where}, {names_in_a or 'usual names'} in A; its "
             "tensors were matched anyway"
