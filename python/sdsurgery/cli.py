@@ -173,7 +173,8 @@ class _Parser(argparse.ArgumentParser):
         args, unknown = self.parse_known_intermixed_args([*_with_numbers(self._words), *files])
         self._refuse_unknown(word for word in unknown if word.startswith("-") and word != "-")
         if unknown:
-            self.error(f"one file too many: '{printable(unknown[0])}'")
+            what = "no option" if unknown[0].startswith("--") else "one file too many:"
+            self.error(f"{what} '{printable(unknown[0])}'")
         return args
 
     def option_strings(self) -> set[str]:

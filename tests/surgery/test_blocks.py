@@ -211,12 +211,18 @@ class TestLists:
         assert parse_blocks(",".join(map(str, numbers)), layout) == {"BASE": 0, **unet, "VAE": 0.2}
 
     @pytest.mark.parametrize(
-        ("layout", "count"), [(SD1, 24), (SD1, 27), (SD1, 19), (XL, 25), (XL, 26), (XL, 22), (XL, 1)]
+        ("layout", "count"), [(SD1, 24), (SD1, 27), (SD1, 19), (XL, 25), (XL, 26), (XL, 22), (XL, 2)]
     )
     def test_other_lengths_are_refused_with_the_right_ones(self, layout: Layout, count: int) -> None:
         wanted = "25 .* 26" if layout is SD1 else "19 .* 20 .* 21"
         with pytest.raises(UsageError, match=f"{count} numbers given, .* needs {wanted}"):
             parse_blocks(",".join(["0.5"] * count), layout)
+
+    @pytest.mark.parametrize("layout", [SD1, XL])
+    def test_one_number_is_that_of_all_blocks_and_base(self, layout: Layout) -> None:
+        found = parse_blocks("0.3", layout)
+        assert set(found.values()) == {0.3}
+        assert set(found) == set(layout.blocks)
 
     @given(st.text(alphabet="INOUTMBASEVGRD_*/-=.,0123456789 \n", max_size=40), st.sampled_from(layouts.all_layouts()))
     def test_any_text_is_understood_or_refused(self, text: str, layout: Layout) -> None:

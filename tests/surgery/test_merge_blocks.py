@@ -322,10 +322,10 @@ def test_what_is_not_understood_is_refused_in_one_line(
 
 @given(st.text(alphabet="alphINOUTMBSEVGRD_:=.,-01234 \n\\", max_size=30), st.sampled_from(layouts.all_layouts()))
 def test_any_text_is_understood_or_refused(text: str, layout: layouts.Layout) -> None:
+    chosen = get("add-diff")
+    params = chosen.bind(3, {"alpha": 0.5})
     try:
-        ratios = Ratios(
-            get("add-diff"), 3, {"alpha": 0.5}, layout, blocks=text, rules={text: 0.25} if len(text) % 2 else None
-        )
+        ratios = Ratios(chosen, 3, params, layout, blocks=text, rules={text: 0.25} if len(text) % 2 else None)
     except (UsageError, InputRefused) as error:
         assert str(error).isprintable()
         return

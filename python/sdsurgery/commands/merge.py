@@ -77,7 +77,8 @@ def _ratios(into: Arguments) -> None:
     add("--curve", metavar="WORD", type=one_of("--curve", CURVES), help="shape alpha (smoothstep, inverse-smoothstep)")
     add("--clamp", action="store_true", help="keep the result between A and B")
     add("--bounds", metavar="A,B,…", help="keep the result between these inputs")
-    add("--adjust", metavar="D1,…,D8", help="eight numbers that change detail, contrast and colours of the result")
+    add("--adjust", metavar="D1,…,D8", type=numbers,
+        help="eight numbers that change detail, contrast and colours of the result")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         return _of_recipe(args)
     plain = _chosen(args.method or PREFIX + args.formula, args.variant, args.compat)
     method = modified(plain, args.curve, _bounds(args.clamp, args.bounds), args.adjust is not None)
-    params = {**_given(args, method.params), **_adjusting(args.adjust), **method.named(dict(args.numbers))}
+    params = _once(_given(args, method.params), _adjusting(args.adjust), *map(method.named, args.numbers))
     swept = [name for name, value in params.items() if isinstance(method.params[name], Param) and len(value) > 1]
     options = {name: getattr(args, name) for name in ("add_missing", "use_ema", "blocks", "rules", "map", "vae")}
     for name, value in params.items():
@@ -106,19 +107,29 @@ def run(args: argparse.Namespace) -> int:
 
 def _bounds(clamp: bool, given: str | None) -> str | None:
     """The inputs between which the result stays, as modifiers name them."""
-    return given.replace(" ", "").upper() if given else "A,B" if clamp else None
+    return "A,B" if clamp and given is None else given and given.replace(" ", "").upper()
 
 
-def _adjusting(given: str | None) -> dict[str, list[float]]:
+def _adjusting(given: list[float] | None) -> dict[str, list[float]]:
     """The numbers of ``--adjust`` by their names. UsageError unless they are eight."""
     if given is None:
         return {}
     from ..methods.adjust import NUMBERS
 
-    found = numbers(given)
-    if len(found) != len(NUMBERS):
-        raise UsageError(f"--adjust takes {len(NUMBERS)} numbers, {len(found)} given", code="bad_value")
-    return {name: [number] for name, number in zip(NUMBERS, found, strict=True)}
+    if len(given) != len(NUMBERS):
+        raise UsageError(f"--adjust takes {len(NUMBERS)} numbers, {len(given)} given", code="bad_value")
+    return {name: [number] for name, number in zip(NUMBERS, given, strict=True)}
+
+
+def _once(*given: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters that are given, in one way or another. UsageError for one that is given twice."""
+    found: dict[str, Any] = {}
+    for each in given:
+        for name, value in each.items():
+            if name in found:
+                raise UsageError(f"{name} is given twice", code="conflict")
+            found[name] = value
+    return found
 
 
 def _chosen(name: str, variant: str | None, compat: str | None) -> Method:
@@ -131,12 +142,12 @@ def _chosen(name: str, variant: str | None, compat: str | None) -> Method:
     return get(f"{compat}{SEPARATOR}{found.name}") if compat in TOOLS else found
 
 
-def _assigned(text: str) -> tuple[str, list[float]]:
+def _assigned(text: str) -> dict[str, list[float]]:
     """An argument type: ``NAME=NUMBER``, or several numbers."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise argparse.ArgumentTypeError(f"'{printable(text)}' is not NAME=NUMBER")
-    return name.strip(), _values(value)
+    return {name.strip(): _values(value)}
 
 
 def _given(args: argparse.Namespace, known: Mapping[str, object]) -> dict[str, Any]:

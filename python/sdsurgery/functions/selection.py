@@ -27,6 +27,8 @@ def quantile(x: Any, q: Any, between: str = "lower") -> Any:
     ``between``: where that is no whole number, the element at the next lower position (``lower``), their middle
     (``midpoint``), or what lies between in that proportion (``linear``).
     """
+    if isinstance(q, int | float) and not 0 <= q <= 1:
+        raise TypeError(f"quantile takes a share from 0 to 1, not {q:g}")
     place = q * (size(x) - 1)
     lower = floor(place)
     low = kth_largest(x, size(x) - lower)

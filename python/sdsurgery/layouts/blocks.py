@@ -144,6 +144,8 @@ def _number(text: str, item: str) -> float:
 
 def _from_list(numbers: list[float], layout: Layout) -> dict[str, float]:
     lists = _require_network(layout).lists
+    if len(numbers) == 1 and lists:
+        return dict.fromkeys(("BASE", *lists[0]), numbers[0])
     for blocks in lists:
         orders = [blocks, ("BASE", *blocks)]
         if _vae_last(blocks, layout):

@@ -97,5 +97,5 @@ def _no_input(method: Method, number: int) -> UsageError:
 def modified(method: Method, curve: str | None = None, bounds: str | None = None, adjust: bool = False) -> Method:
     """The method with a curve for its α, bounds (``A,B``) for its result, and the numbers of ``adjust``, if asked."""
     name = f"{curve}:{method.name}" if curve else method.name
-    name = f"clamp({bounds}):{name}" if bounds else name
-    return get(f"adjust:{name}" if adjust else name) if curve or bounds or adjust else method
+    name = f"clamp({bounds}):{name}" if bounds is not None else name
+    return get(f"adjust:{name}" if adjust else name) if curve or bounds is not None or adjust else method

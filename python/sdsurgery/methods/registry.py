@@ -90,6 +90,8 @@ class Method:
         parameters that exclude each other, or a wrong number of inputs.
         """
         given = self.named(given)
+        if self.many:
+            self._require_count(count, False)
         values: dict[str, Any] = {}
         for name, param in self.params.items():
             value = given.get(name, param.default)
@@ -112,13 +114,18 @@ class Method:
         names = " ".join(self.inputs)
         if self.many and count < len(self.inputs):
             raise UsageError(
-                f"{self.name} takes {len(self.inputs)} or more inputs ({names} …), {count} given", code="wrong_inputs"
+                f"{self.name} takes {_inputs(len(self.inputs), ' or more')} ({names} …), {count} given",
+                code="wrong_inputs",
             )
         if not self.many and not listed and count != len(self.inputs):
             hint = "; for more inputs give weights=" if self.variadic else ""
             raise UsageError(
-                f"{self.name} takes {len(self.inputs)} inputs ({names}), {count} given{hint}", code="wrong_inputs"
+                f"{self.name} takes {_inputs(len(self.inputs))} ({names}), {count} given{hint}", code="wrong_inputs"
             )
+
+
+def _inputs(count: int, more: str = "") -> str:
+    return f"{count}{more} input" + ("" if count == 1 and not more else "s")
 
 
 _METHODS: dict[str, Method] = {}
@@ -222,7 +229,11 @@ def get(name: str, variant: str | None = None) -> Method:
     known_names = registered()
     for prefix, make in _NAMED_BY.items():
         if name.startswith(prefix):
-            return make(name)
+            made = make(name)
+            if variant:
+                text = f"{printable(made.name)} has no variant '{printable(variant)}'; a method's stands in its name"
+                raise UsageError(text, code="unknown_name")
+            return made
     found = known_names.get(name) or known_names.get(_plain(name))
     if found is None and variant:
         found, variant = known_names.get(f"{name}.{variant}"), None  # of which there is only this one

@@ -235,7 +235,13 @@ def smoothstep(alpha: float) -> Any:
 
 def inverse_smoothstep(alpha: float) -> Any:
     """½ − sin(asin(1 − 2α)/3), a curve of a ratio from 0 to 1."""
-    return of_numbers(lambda t: 0.5 - math.sin(math.asin(1.0 - 2.0 * t) / 3.0), alpha)
+    return of_numbers(_inverse_smoothstep, alpha)
+
+
+def _inverse_smoothstep(ratio: float) -> float:
+    if not 0 <= ratio <= 1:
+        raise ValueError("the inverse of smoothstep takes a ratio from 0 to 1")
+    return 0.5 - math.sin(math.asin(1.0 - 2.0 * ratio) / 3.0)
 
 
 def nonzero(number: Any, why: str, terms: Any = ()) -> Any:

@@ -46,7 +46,8 @@ _LERP = Form("weighted-sum.lerp", fused=True)
 _OUTER = ("to_out", "proj_out", "norm")
 _MEH = ("weighted-sum", "sum-twice", "triple-sum", "add-diff", "weighted-subtract", "tensor-sum", "similarity-add-diff")
 _NO_NUMBERS = r"^(?!.*(weight|bias))"  # neither word in it: positional embeddings, projections, the logit scale
-_TIME = r"(^|\.)(time_embed|label_emb)\."
+_LABEL = r"(^|\.)label_emb\."
+_TIME = rf"(^|\.)time_embed\.|{_LABEL}"
 
 TOOLS: Mapping[str, Tool] = {
     "a1111": Tool(
@@ -147,8 +148,9 @@ TOOLS: Mapping[str, Tool] = {
             "distribution-crossover": Form("distribution-crossover", "2e-6"), "clamp": Form("clamp.ab"),
         },
         "Every tensor that all files have; A's where one lacks it. What only B has is added: --add-missing. Blocks are "
-        "the family's; it knows those of SD 1.x and 2.x.",
+        "the family's, but that `label_emb` belongs to BASE; of SDXL it counts `out.` to OUT11, which is none here.",
         "the re-basin loop, which permutes channels before it mixes.",
+        blocks={_LABEL: "BASE"},
     ),
     "chattiori": Tool(
         {
