@@ -7,6 +7,7 @@ from typing import Any
 
 from ..functions import clip, is_nan, maximum, minimum, where
 from .registry import Param, method
+from .sums import left_to_right
 
 
 @method("min", inputs="A …")
@@ -70,10 +71,7 @@ def clamped(result: Any, bounds: Any, stiffness: float = 0.0) -> Any:
     """The result within the bounds; a NaN stays."""
     low, high = smallest(*bounds), largest(*bounds)
     if stiffness:
-        mean = bounds[0]
-        for bound in bounds[1:]:
-            mean = mean + bound
-        mean = mean / len(bounds)
+        mean = left_to_right(bounds) / len(bounds)
         above = smallest(*(where(bound >= mean, bound, math.inf) for bound in bounds))
         below = largest(*(where(bound <= mean, bound, -math.inf) for bound in bounds))
         high = (1 - stiffness) * high + stiffness * above
