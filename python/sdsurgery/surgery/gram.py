@@ -20,7 +20,7 @@ from .matching import in_names_of, without_unit_tail
 
 Array = Any
 MOST = 63
-"""Files beside the first: a program takes 64 inputs."""
+"""Files beside the first: the products grow with their square, and the buffers of so many stay below 40 MB."""
 
 
 class Gram(NamedTuple):

@@ -8,6 +8,7 @@ float64: their condition is that of the candidates, however well the mix fits.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,17 @@ _SHARE = 3 / (8 * float(np.log(2.0))) / 12
 
 def noise(square: float, elements: int, dtypes: Any) -> float:
     """The expected Σ(error²) of rounding a tensor with ``square`` = Σx² to the coarsest of the dtypes."""
+    relative, absolute = _rounding(tuple(dtypes))
+    return float(square * relative + elements * absolute)
+
+
+@lru_cache(maxsize=256)
+def _rounding(dtypes: tuple[DType | None, ...]) -> tuple[float, float]:
+    """The expected error² of an element by its square, and beside that."""
     computed = (dtype for dtype in dtypes if dtype is not None and dtype.computable)
     coarsest = min(computed, key=lambda dtype: dtype.format.mantissa_bits, default=F32).format
     smallest = 2.0 ** (coarsest.least_exponent - coarsest.mantissa_bits)
-    return float(square * 4.0**-coarsest.mantissa_bits * _SHARE + elements * smallest**2 / 12)
+    return 4.0**-coarsest.mantissa_bits * _SHARE, smallest**2 / 12
 
 
 def coarser(dtype: DType | None, other: DType | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from .parentage import Work
 
 _SAMPLE = 1 << 16
-"""Elements of a block that are tried, and of each tensor at most."""
+"""Elements of a block that are tried."""
 _FIRST = 2048
 _TELLING = 3
-"""Tensors that all guesses are tried on."""
+"""Blocks that all guesses are tried on."""
 _FAR = 0.9
 """Share of their elements below which no guess can be right."""
 _CLOSE = 2e-3
@@ -71,13 +71,14 @@ def _likely(work: Work, guesses: Sequence[Guess]) -> Iterator[Guess]:
     if len(guesses) == 1:
         yield guesses[0]
         return
-    tried = list(sample(work, sorted(set().union(*(guess.order for guess in guesses))), _SAMPLE, _SAMPLE))
-    telling = _telling(tried)
+    tried = _by_block(sample(work, sorted(set().union(*(guess.order for guess in guesses))), _SAMPLE, _SAMPLE))
+    telling = tried[:: max(1, len(tried) // _TELLING)]
     first = [_equal_share(telling, guess, _FIRST) for guess in guesses]  # few elements part most of them
     if max(first) < _FAR:
         yield guesses[0]
         return
-    guesses = [guess for guess, share in zip(guesses, first, strict=True) if share >= max(first) - _CLOSE]
+    ranked = sorted(zip(first, guesses, strict=True), key=lambda row: -row[0])
+    guesses = [guess for share, guess in ranked if share >= max(first) - _CLOSE]
     shares: list[float] = []
     for guess in guesses:
         shares.append(_equal_share(tried, guess, _FIRST))
@@ -92,13 +93,20 @@ def _likely(work: Work, guesses: Sequence[Guess]) -> Iterator[Guess]:
         yield from (guess for guess, share in zip(left, equal, strict=True) if share == max(equal))
 
 
-def _telling(tried: Sequence[Tensor]) -> list[Tensor]:
-    """The largest tensors of a few blocks that lie far apart."""
-    largest: dict[str, Tensor] = {}
+def _by_block(tried: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors of a block and dtype as one: the methods are the same for every element of them."""
+    import numpy as np
+
+    groups: dict[tuple[str, str], list[Tensor]] = {}
     for tensor in tried:
-        if tensor.block not in largest or len(tensor.mix) > len(largest[tensor.block].mix):
-            largest[tensor.block] = tensor
-    return list(largest.values())[:: max(1, len(largest) // _TELLING)]
+        groups.setdefault((tensor.block, tensor.dtype.name), []).append(tensor)
+    return [
+        group[0]._replace(
+            mix=np.concatenate([each.mix for each in group]),
+            inputs={i: np.concatenate([each.inputs[i] for each in group]) for i in group[0].inputs},
+        )
+        for group in groups.values()
+    ]
 
 
 def _make(work: Work, guess: Guess, path: str) -> None:
@@ -122,7 +130,7 @@ def _make(work: Work, guess: Guess, path: str) -> None:
 
 
 def _equal_share(tried: Sequence[Tensor], guess: Guess, most: int) -> float:
-    """The share of the sample's elements, ``most`` of each tensor, that has the mix's values."""
+    """The share of the sample's elements, ``most`` of each block, that has the mix's values."""
     import numpy as np
 
     from ..definitions.conversions import store, widen
