@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from layout_tools import UNET, infos, whole
 from sdsurgery import layouts
+from sdsurgery.layouts.aliases import canonical
 
 Shapes = dict[str, tuple[int, ...]]
 W = (4, 4)
@@ -172,4 +173,4 @@ def test_a_decoder_of_another_make_is_not_the_vae_s() -> None:
     layout = layouts.get("sd1")
     for key in ("decoder.0.weight", "decoder.2.conv.0.weight", "encoder.blocks.0.weight"):
         assert layout.component(key) == "other"
-        assert layouts.aliases.canonical(key, layout) == key
+        assert canonical(key, layout) == key

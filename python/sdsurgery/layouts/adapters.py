@@ -144,10 +144,8 @@ def base_of(shapes: Mapping[str, Shape]) -> tuple[str, str]:
 
 _FOREIGN = (
     ("Flux or HunyuanVideo", re.compile(r"double_blocks|single_blocks|single_transformer_blocks")),
-    (
-        "Stable Diffusion 3",
-        re.compile(r"joint_blocks|lora_transformer_transformer_blocks|^transformer\.transformer_blocks"),
-    ),
+    ("Stable Diffusion 3", re.compile(r"joint_blocks|lora_transformer_transformer_blocks")),
+    ("a diffusion transformer (Flux, Stable Diffusion 3, PixArt, …)", re.compile(r"^transformer\.transformer_blocks")),
     ("Stable Cascade", re.compile(r"lora_prior_unet")),
     ("AnimateDiff (a motion LoRA)", re.compile(r"motion_modules[._]")),
     ("LTX-Video", re.compile(r"^diffusion_model\.transformer_blocks\.")),
