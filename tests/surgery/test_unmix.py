@@ -295,6 +295,7 @@ TRACES: list[tuple[str, str, dict[str, Any], tuple[str, str, float, float | None
     ("dare.density", "base d", {"density": 0.3, "alpha": 0.6}, ("dropped", "base", 0.7, 2.0)),
     ("sparse-top-k", "base b", {}, ("trimmed", "base", 0.8, 0.5)),
     ("ties", "base b d", {"density": 0.3}, ("trimmed", "base", 0.49, None)),
+    ("ties", "base b d", {"density": 1.0, "lam": 0.8}, ("elected", "base", 0.5, 0.8)),
     ("slerp", "b d", {"alpha": 0.3}, ("norm", "b d", 1.0, 0.3)),
     ("add-diff.clamped", "a b base", {"alpha": 0.7}, ("clamp", "a b", 0.32, None)),
 ]

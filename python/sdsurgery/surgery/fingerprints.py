@@ -53,6 +53,8 @@ KINDS = {
     "elements": "every element is that of {names}, unchanged ({share} from {first}): elements were chosen, not mixed",
     "dropped": "differences from {first} were dropped at random, as DARE does: {share} of them",
     "trimmed": "small differences from {first} were dropped, as TIES and top-k do: {share} of them",
+    "elected": "of differences from {first} with both signs, {share} of the elements, only those of one sign were added, "
+    "as TIES without trimming does",
     "norm": "the norm was kept, as slerp does: {names} at the ratio {ratio}",
     "clamp": "values were clamped between those of {names}: {share} of them lie at a bound",
 }
@@ -107,7 +109,7 @@ def _together(work: Work, traces: Sequence[Trace], seen: int) -> Fingerprint:
     names = [work.short[i] for i in candidates]
     words = {"names": " or ".join(names), "first": names[0], "share": f"{share:.0%}"}
     text = KINDS[kind].format(**words, ratio="" if ratio is None else f"{ratio:.4g}")
-    if kind in ("dropped", "trimmed") and ratio is not None:
+    if kind in ("dropped", "trimmed", "elected") and ratio is not None:
         text += f"; what was kept is multiplied by {ratio:.4g}"
     return Fingerprint(kind, [work.names[i] for i in candidates], share, ratio, len(traces), seen, text)
 
@@ -203,6 +205,26 @@ def _dropped(tensor: _Seen) -> list[Trace]:
     return [trace for _, trace in sorted(found, reverse=True, key=lambda each: each[0])]
 
 
+def _elected(tensor: _Seen) -> list[Trace]:
+    """The mix is one candidate and a multiple of what of the parents' differences from it has the sign of their sum:
+    its mean, or its sum (arXiv 2306.01708, without trimming and with equal weights)."""
+    for base in tensor.inputs:
+        own, others = tensor.inputs[base].astype(np.float64), [i for i in tensor.parents if i != base]
+        if len(others) < 2:
+            continue
+        changes = np.stack([tensor.inputs[i].astype(np.float64) - own for i in others])
+        agree = np.sign(changes) == np.sign(changes.sum(axis=0))
+        split = (changes > 0).any(axis=0) & (changes < 0).any(axis=0)
+        if split.sum() < _FEWEST:
+            continue
+        kept = (changes * agree).sum(axis=0)
+        for added in (kept / np.maximum(agree.sum(axis=0), 1), kept):
+            ratio = float((added * (tensor.mix - own)).sum() / max(float((added**2).sum()), 1e-300))
+            if (np.abs(tensor.mix - own - ratio * added) <= tensor.units).mean() > _CLEAR:
+                return [Trace("elected", (base,), float(split.mean()), ratio)]
+    return []
+
+
 def _at_random(dropped: Array, changes: Sequence[Array]) -> bool:
     """Whether elements were dropped whatever the signs of the changes are to each other."""
     for at, one in enumerate(changes):
@@ -275,4 +297,4 @@ def _is_sum_beyond(tensor: _Seen, inside: Array, bound: Array, low: Array, high:
     return bool((left <= 1).mean() > _CLEAR and beyond.mean() > _CLEAR)
 
 
-_LOOKS: tuple[Callable[[_Seen], list[Trace]], ...] = (_swapped, _clamped, _dropped, _norm)
+_LOOKS: tuple[Callable[[_Seen], list[Trace]], ...] = (_swapped, _clamped, _dropped, _elected, _norm)
