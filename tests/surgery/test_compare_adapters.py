@@ -43,6 +43,7 @@ def both(models: Path) -> tuple[Arrays, Arrays]:
 
 
 def files(folder: Path, *parts: Arrays) -> list[Path]:
+    folder.mkdir(exist_ok=True)
     return [written(folder / f"{number}.safetensors", each) for number, each in enumerate(parts)]
 
 
@@ -98,6 +99,9 @@ def test_what_one_changes_and_what_depends_on_the_weight(
     assert found is not None and found.only_in_a == [IN_DIFFUSERS[SD1_QUERY_NAME]]
     assert found.only_in_b == [f"{IN_DIFFUSERS[SD1_CONV_NAME]}.bias"]
     assert found.left_out == {name: "DoRA: the change depends on the weight"} and not found.equal
+    alone = files(tmp_path / "alone", {key: value for key, value in b.items() if SD1_KEY_NAME not in key})
+    found = sdsurgery.compare(paths[1], *alone).effects
+    assert found is not None and found.only_in_a == [name] and not found.left_out
     found = sdsurgery.compare(*paths, base=models / "b.safetensors").effects
     assert found is not None and not found.left_out
     weight = loaded(models / "b.safetensors")[SD1_KEY].astype("f8")

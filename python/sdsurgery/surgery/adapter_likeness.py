@@ -139,6 +139,9 @@ class _Work:
         name, component = slot.name, names.component_of(slot.name) or "unknown"
         if slot.place is not None:
             name, component = f"{slot.place.component}.{slot.place.path}", slot.place.component
+        if not all(modules):
+            (self.found.only_in_a if modules[0] else self.found.only_in_b).append(name)
+            return
         try:
             both = [self.terms(at, slot, modules[at]) for at in (0, 1)]
         except _NeedsWeight as missing:
