@@ -356,8 +356,7 @@ struct Strips {
         const size_t constant_count = static_cast<size_t>(program.constants);
         const size_t need =
             kStrip * (static_cast<size_t>(program.inputs) + constant_count + static_cast<size_t>(program.temps));
-        if (scratch.memory.size() < need) scratch.memory.resize(need);
-        inputs = reinterpret_cast<T*>(scratch.memory.data());
+        inputs = reinterpret_cast<T*>(scratch.strips(need));
         fixed = inputs + kStrip * static_cast<size_t>(program.inputs);
         temps = fixed + kStrip * constant_count;
         for (size_t k = 0; k < constant_count; ++k) {

@@ -29,7 +29,17 @@ struct Tally {
 };
 
 struct Scratch {
-    std::vector<double> memory;  // strips of a program that has no fused kernel; grows once, then is reused
+    // Strips of a program that has no fused kernel, from a cache line's start on: registers that lie across two lines
+    // take twice as long.
+    double* strips(size_t count) {
+        constexpr size_t line = 64, spare = line / sizeof(double);
+        if (memory.size() < count + spare) memory.resize(count + spare);
+        const size_t past = reinterpret_cast<uintptr_t>(memory.data()) % line;
+        return memory.data() + (past == 0 ? 0 : (line - past) / sizeof(double));
+    }
+
+ private:
+    std::vector<double> memory;  // grows once, then is reused
 };
 
 // Deterministic, normally distributed numbers: element i of the stream `seed` is the same on every machine.
