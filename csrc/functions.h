@@ -56,8 +56,11 @@ SDS_HD inline double log(double x) {  // of a float32; the magnitude's, where x 
     return bits == 0 ? -infinity : bits >= 0x7ff0000000000000 ? bits_as<double>(bits) : found;
 }
 
-// The normally distributed number of two words (generated.h).
-SDS_HD inline double normal(uint32_t a, uint32_t b) {
+// Two normally distributed numbers of two words (generated.h).
+struct Normals {
+    double first, second;
+};
+SDS_HD inline Normals normals(uint32_t a, uint32_t b) {
     const double u = (static_cast<double>(a) + 1) * 0x1p-32, turns = static_cast<double>(b) * 0x1p-32;
     const double shifted = 4 * turns + kShift;
     const double f = turns - 0.25 * (shifted - kShift), z = f * f;  // turns from the nearest quarter
@@ -78,9 +81,10 @@ SDS_HD inline double normal(uint32_t a, uint32_t b) {
     c = c * z + -0x1.3bd3cc9be45dep+4;
     c = c * z + 0x1.0000000000000p+0;
     const uint64_t quarter = bits_as<uint64_t>(shifted) & 3;
-    const double size = (quarter & 1) != 0 ? f * s : c;  // cos(2π·(f + quarter/4)), but for its sign
-    const double cosine = quarter == 1 || quarter == 2 ? -size : size;
-    return std::sqrt(-2 * log(u)) * cosine;
+    const bool odd = (quarter & 1) != 0;
+    const double sine = f * s, cosine = c;  // of what is left of the turn
+    const double x = odd ? sine : cosine, y = odd ? cosine : sine, radius = std::sqrt(-2 * log(u));
+    return {radius * (quarter == 1 || quarter == 2 ? -x : x), radius * (quarter >= 2 ? -y : y)};
 }
 
 // ---- of a lane, as steps take them

@@ -1,5 +1,5 @@
-// exp, log and pow of a strip: what functions.h defines, to the bit, in a third of the time. Included once per CPU
-// target, inside that target's namespace and region, after functions.h.
+// exp, log, pow and normals of a strip: what functions.h defines, to the bit, in a third of the time. Included once per
+// CPU target, inside that target's namespace and region, after functions.h.
 //
 // A float32 result needs far fewer digits than its definition finds. So a strip is evaluated by shorter polynomials, in
 // any rounding, with an error below 2^-38 of the value. Where no middle of two float32 lies that near, the definition
@@ -17,6 +17,17 @@ constexpr uint64_t kDoubt = uint64_t{1} << (53 - 38);  // 2^-38 of a float64 is 
 // x·y + z, fused where the target has an instruction for it: how it is rounded does not matter here.
 inline double about(double x, double y, double z) { return Lanes::width == 1 ? x * y + z : std::fma(x, y, z); }
 
+inline double about_log2(double m, double k) {
+    const double s = (m - 1) / (m + 1), z = s * s;
+    double p = 0x1.21ac9c9040d9ep-2;
+    p = about(p, z, 0x1.4795a63079ddfp-2);
+    p = about(p, z, 0x1.a61a2cc1ced3bp-2);
+    p = about(p, z, 0x1.2776c295f01cfp-1);
+    p = about(p, z, 0x1.ec709dc539e76p-1);
+    p = about(p, z, 0x1.71547652b8253p+1);
+    return about(s, p, k);
+}
+
 // Of ordinary positive numbers; of others anything.
 inline void quick_log2(const float* __restrict x, double* __restrict to, size_t n) {
     float m[kStrip], k[kStrip];
@@ -25,16 +36,7 @@ inline void quick_log2(const float* __restrict x, double* __restrict to, size_t 
         k[i] = static_cast<float>(static_cast<int32_t>(above) >> 23);
         m[i] = bits_as<float>((above & 0x7fffff) + 0x3f3504f3);
     }
-    for (size_t i = 0; i < n; ++i) {
-        const double wide = m[i], s = (wide - 1) / (wide + 1), z = s * s;
-        double p = 0x1.21ac9c9040d9ep-2;
-        p = about(p, z, 0x1.4795a63079ddfp-2);
-        p = about(p, z, 0x1.a61a2cc1ced3bp-2);
-        p = about(p, z, 0x1.2776c295f01cfp-1);
-        p = about(p, z, 0x1.ec709dc539e76p-1);
-        p = about(p, z, 0x1.71547652b8253p+1);
-        to[i] = about(s, p, k[i]);
-    }
+    for (size_t i = 0; i < n; ++i) to[i] = about_log2(m[i], k[i]);
 }
 
 // Rounded to float32; NaN if the definition might round otherwise.
@@ -61,6 +63,45 @@ inline float quick_exp2(double t, double most) {  // NaN for |t| above `most`
 
 // All ones for a zero, a subnormal, a negative number, Inf or NaN.
 inline uint32_t is_special(float x) { return bits_as<uint32_t>(x) - 0x800000 < 0x7f000000 ? 0 : ~uint32_t{0}; }
+
+// Radius and turn of the normals of words: what is left of the turn, from the nearest quarter.
+inline void quick_normals(const uint32_t* __restrict a, const uint32_t* __restrict b, float* __restrict first,
+                          float* __restrict second, size_t n) {
+    float near[kStrip], half[kStrip];
+    double squared[kStrip];
+    for (size_t i = 0; i < n; ++i) {  // −2·ln of (a + 1)/2^32
+        const double x = static_cast<double>(static_cast<int32_t>(a[i] ^ 0x80000000)) + 2147483649.0;
+        const uint64_t above = bits_as<uint64_t>(x) - 0x3fe6a09e667f3bcd;
+        const double k = bits_as<double>(0x4330000000000000 | above >> 52) - (0x1p52 + 32);
+        const double m = bits_as<double>((above & 0x000fffffffffffff) + 0x3fe6a09e667f3bcd);
+        squared[i] = -2 * 0x1.62e42fefa39efp-1 * about_log2(m, k);
+    }
+    for (size_t i = 0; i < n; ++i) {
+        near[i] = std::sqrt(static_cast<float>(squared[i]));
+        half[i] = 0.5f / near[i];
+    }
+    for (size_t i = 0; i < n; ++i) {
+        const double guess = near[i], radius = guess + (squared[i] - guess * guess) * half[i];
+        const double turns = static_cast<double>(static_cast<int32_t>(b[i])) * 0x1p-32;  // less a whole one, perhaps
+        const double shifted = about(4, turns, kShift), f = about(-0.25, shifted - kShift, turns), z = f * f;
+        double s = -0x1.dd54805f3f706p+3, c = -0x1.a0ee132c60c1fp+4;
+        s = about(s, z, 0x1.5071ce4b47930p+5);
+        c = about(c, z, 0x1.e1e7ccccb387ap+5);
+        s = about(s, z, -0x1.32d2c644adc0bp+6);
+        c = about(c, z, -0x1.55d3ba300cd50p+6);
+        s = about(s, z, 0x1.466bc67123fa1p+6);
+        c = about(c, z, 0x1.03c1f074ded21p+6);
+        s = about(s, z, -0x1.4abbce6257a2ap+5);
+        c = about(c, z, -0x1.3bd3cc9bd2c35p+4);
+        s = about(s, z, 0x1.921fb54442cfap+2);
+        c = about(c, z, 1);
+        const uint64_t quarter = bits_as<uint64_t>(shifted);
+        const bool odd = (quarter & 1) != 0;
+        const double x = (odd ? f * s : c) * radius, y = (odd ? c : f * s) * radius;
+        first[i] = without_doubt(bits_as<double>(bits_as<uint64_t>(x) ^ ((quarter + 1) & 2) << 62), true);
+        second[i] = without_doubt(bits_as<double>(bits_as<uint64_t>(y) ^ (quarter & 2) << 62), true);
+    }
+}
 
 // Whether a NaN is among them.
 inline bool any_nan(const float* x, size_t n) {
@@ -125,6 +166,24 @@ inline void pow_strip(const float* __restrict x, const float* __restrict y, floa
             for (size_t i = 0; i < n; ++i) power[i] = power_of_magnitude(x[i], y[i]);
             for (size_t i = 0; i < n; ++i) to[i] = completed_power(power[i], x[i], y[i]);
         });
+}
+
+inline void normals_strip(const uint32_t* a, const uint32_t* b, float* first, float* second, size_t n) {
+    quick_normals(a, b, first, second, n);
+    if (!any_nan(first, n) && !any_nan(second, n)) return;
+    for (size_t i = 0; i < n; ++i) {
+        if (first[i] == first[i] && second[i] == second[i]) continue;
+        const Normals found = normals(a[i], b[i]);
+        first[i] = static_cast<float>(found.first);
+        second[i] = static_cast<float>(found.second);
+    }
+}
+inline void normals_strip(const uint32_t* a, const uint32_t* b, double* first, double* second, size_t n) {
+    for (size_t i = 0; i < n; ++i) {
+        const Normals found = normals(a[i], b[i]);
+        first[i] = found.first;
+        second[i] = found.second;
+    }
 }
 
 // float64 is rounded correctly, one by one.

@@ -4,8 +4,9 @@
 // Random numbers are Philox-4x32-10 (Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011)
 // of a counter (block, draw) and a key made of a seed and a tensor's name. Of the four words of a block,
 //   uniform  element i takes word i mod 4 of block i/4: its upper 24 bits, in [0, 1)
-//   normal   element i takes words 2·(i mod 2) and the next of block i/2: √(−2·ln u)·cos 2πv (Box & Muller, 1958) with
-//            u = (word + 1)/2^32 and v = word/2^32, in float64 by functions.h, rounded once
+//   normal   elements 2j and 2j + 1 take words 2·(j mod 2) and the next of block j/2: √(−2·ln u)·cos 2πv and
+//            √(−2·ln u)·sin 2πv (Box & Muller, 1958) with u = (word + 1)/2^32 and v = word/2^32, in float64 by
+//            functions.h, rounded once
 // The same in NumPy: python/sdsurgery/definitions/draws.py.
 #pragma once
 

@@ -36,34 +36,27 @@ T uniform(uint32_t word) {
 
 template <class T>
 void draw_numbers(const Generated& of, uint64_t first, size_t n, T* to) {
-    const size_t each = of.kind == Generated::uniform ? 4 : 2;  // elements of a block
     while (n > 0) {
-        const uint64_t block = first / each;
-        const size_t skip = static_cast<size_t>(first - block * each);
+        const uint64_t block = first / 4;
+        const size_t skip = static_cast<size_t>(first % 4);
         Blocks word;
         philox(block, of.draw, of.key, word);
-        T drawn[4 * kBlocks];
+        T drawn[4][kBlocks], in_order[4 * kBlocks];
         if (of.kind == Generated::uniform) {
-            for (size_t b = 0; b < kBlocks; ++b) {
-                drawn[4 * b] = uniform<T>(word[0][b]);
-                drawn[4 * b + 1] = uniform<T>(word[1][b]);
-                drawn[4 * b + 2] = uniform<T>(word[2][b]);
-                drawn[4 * b + 3] = uniform<T>(word[3][b]);
+            for (size_t w = 0; w < 4; ++w) {
+                for (size_t b = 0; b < kBlocks; ++b) drawn[w][b] = uniform<T>(word[w][b]);
             }
         } else {
-            T halves[2][kBlocks];
-            for (size_t b = 0; b < kBlocks; ++b)
-                halves[0][b] = static_cast<T>(functions::normal(word[0][b], word[1][b]));
-            for (size_t b = 0; b < kBlocks; ++b)
-                halves[1][b] = static_cast<T>(functions::normal(word[2][b], word[3][b]));
-            for (size_t b = 0; b < kBlocks; ++b) {
-                drawn[2 * b] = halves[0][b];
-                drawn[2 * b + 1] = halves[1][b];
-            }
+            functions::normals_strip(word[0], word[1], drawn[0], drawn[1], kBlocks);
+            functions::normals_strip(word[2], word[3], drawn[2], drawn[3], kBlocks);
         }
-        size_t now = each * kBlocks - skip;
+        size_t now = 4 * kBlocks - skip;
         now = now < n ? now : n;
-        memcpy(to, drawn + skip, now * sizeof(T));
+        T* const whole = now == 4 * kBlocks ? to : in_order;
+        for (size_t b = 0; b < kBlocks; ++b) {
+            for (size_t w = 0; w < 4; ++w) whole[4 * b + w] = drawn[w][b];
+        }
+        if (whole != to) memcpy(to, whole + skip, now * sizeof(T));
         first += now;
         to += now;
         n -= now;

@@ -173,4 +173,4 @@ struct Words {
 };
 inline Words operator*(Words a, Words b) { return {_mm256_mul_epu32(a.v, b.v)}; }  // of the lower halves
 inline Words operator^(Words a, Words b) { return {_mm256_xor_si256(a.v, b.v)}; }
-inline Words upper(Words a) { return {_mm256_srli_epi64(a.v, 32)}; }
+inline Words upper(Words a) { return {_mm256_shuffle_epi32(a.v, 0xb1)}; }

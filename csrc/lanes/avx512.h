@@ -160,4 +160,6 @@ struct Words {
 };
 inline Words operator*(Words a, Words b) { return {_mm512_mul_epu32(a.v, b.v)}; }  // of the lower halves
 inline Words operator^(Words a, Words b) { return {_mm512_xor_si512(a.v, b.v)}; }
-inline Words upper(Words a) { return {_mm512_srli_epi64(a.v, 32)}; }
+inline Words upper(Words a) {
+    return {_mm512_shuffle_epi32(a.v, _MM_PERM_CDAB)};
+}  // of a shift there is one in a cycle

@@ -12,7 +12,7 @@ import struct
 
 import numpy as np
 
-from .elementary import F64, U32, U64, normal_of
+from .elementary import F64, U32, U64, normals_of
 
 
 def key_word(seed: float, name: str, word: int) -> float:
@@ -32,9 +32,10 @@ def uniform(key: tuple[float, float], draw: float, first: int, count: int) -> np
 def normal(key: tuple[float, float], draw: float, first: int, count: int) -> np.ndarray:
     """Numbers of mean 0 and deviation 1, for ``count`` elements from ``first`` on: float64."""
     index = np.arange(first, first + count, dtype=U64)
-    words = _philox(index >> U64(1), draw, key)
-    odd = (index & U64(1)) != 0
-    return normal_of(np.where(odd, words[2], words[0]), np.where(odd, words[3], words[1]))
+    words = _philox(index >> U64(2), draw, key)
+    later = (index & U64(2)) != 0
+    even, odd = normals_of(np.where(later, words[2], words[0]), np.where(later, words[3], words[1]))
+    return np.where((index & U64(1)) != 0, odd, even)
 
 
 def _philox(block: np.ndarray, draw: float, given: tuple[float, float]) -> list[np.ndarray]:

@@ -94,17 +94,18 @@ def pow(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.where((y == 0) | (x == 1) | ((np.abs(x) == 1) & np.isinf(y)), np.float32(1), found)
 
 
-def normal_of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The normally distributed float64 numbers of pairs of 32-bit words."""
+def normals_of(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two normally distributed float64 numbers of each pair of 32-bit words."""
     u, turns = (a.astype(F64) + 1) * 2.0**-32, b.astype(F64) * 2.0**-32
     shifted = 4 * turns + SHIFT
     f = turns - 0.25 * (shifted - SHIFT)
     z = f * f
     quarter = _bits(shifted) & U64(3)
-    size = np.where((quarter & U64(1)) != 0, f * _polynomial(SINE, z), _polynomial(COSINE, z))
-    cosine = np.where((quarter == 1) | (quarter == 2), -size, size)
-    found: np.ndarray = np.sqrt(-2 * _log(u)) * cosine
-    return found
+    odd = (quarter & U64(1)) != 0
+    sine, cosine = f * _polynomial(SINE, z), _polynomial(COSINE, z)
+    x, y = np.where(odd, sine, cosine), np.where(odd, cosine, sine)
+    radius = np.sqrt(-2 * _log(u))
+    return radius * np.where((quarter == 1) | (quarter == 2), -x, x), radius * np.where(quarter >= 2, -y, y)
 
 
 def correctly_rounded(op: str, *args: np.ndarray) -> np.ndarray:
