@@ -349,6 +349,16 @@ void store_strip(const T* results, const T* inputs, int input_count, uint8_t* ou
     }
 }
 
+// The next strip is fetched while this one is worked on: the processor's own prefetching stops at every page. It may
+// lie past the end.
+inline void prefetch(const uint8_t* from, size_t bytes) {
+#if defined(__GNUC__)
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+#else
+    static_cast<void>(from), static_cast<void>(bytes);
+#endif
+}
+
 // A program's steps over one strip after the other.
 template <class T>
 struct Strips {
@@ -378,7 +388,9 @@ struct Strips {
                          inputs + static_cast<size_t>(k) * kStrip);
                 continue;
             }
-            widen(dtype, operands[k].data + first * size_of(dtype), inputs + static_cast<size_t>(k) * kStrip, n);
+            const uint8_t* const from = operands[k].data + first * size_of(dtype);
+            widen(dtype, from, inputs + static_cast<size_t>(k) * kStrip, n);
+            prefetch(from + kStrip * size_of(dtype), kStrip * size_of(dtype));
         }
         for (const Step& step : program.steps) {
             step_strip(step.op, at(step.a), at(step.b), at(step.c), temps + static_cast<size_t>(step.to) * kStrip, n);

@@ -47,13 +47,16 @@ class Selection {
     }
 
     // Takes the memory that it needs until it is done, before the first pass: so that of many selections only some need
-    // it at a time. At most so many candidates are remembered.
-    void start(size_t most_candidates) {
+    // it at a time. At most so many candidates are remembered. A twin that selects from the same elements and starts at
+    // the same time counts them for both in the first pass; it ends that pass later.
+    void start(size_t most_candidates, const Selection* twin) {
         most_candidates_ = most_candidates;
+        twin_ = twin;
         histogram.resize(1 << 16);
         started_ = true;
     }
     bool in_work() const { return started_ && !done_; }
+    bool counted_by_twin() const { return twin_; }
 
     // ---- for the loop that adds elements (select.inl.h)
     int shift = 0;          // of the 16 bits that this pass counts; −16: it looks for the index
@@ -75,8 +78,10 @@ class Selection {
     void end_pass() {
         position = 0;
         if (shift < 0) return finish(threshold_, static_cast<double>(index_));
+        const std::vector<uint32_t>& counted = twin_ ? twin_->histogram : histogram;
+        twin_ = nullptr;
         uint32_t bucket = 0xffff;
-        while (histogram[bucket] < left_) left_ -= histogram[bucket--];
+        while (counted[bucket] < left_) left_ -= counted[bucket--];
         prefix = prefix << 16 | bucket;
         if (shift > 0) {
             shift -= 16;
@@ -120,6 +125,7 @@ class Selection {
 
     bool ties_, overflowed_ = false, started_ = false, done_ = false;
     int bits_;
+    const Selection* twin_ = nullptr;
     size_t most_candidates_ = 0;
     uint64_t left_ = 0;  // the k-th is the left_-th largest of those that share its prefix
     uint64_t index_ = 0;

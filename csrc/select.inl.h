@@ -1,4 +1,4 @@
-// The loop of select.h: a strip of elements into a pass of a selection. Included once per CPU target, inside that
+// The loop of select.h: a strip of elements' keys into a pass of a selection. Included once per CPU target, inside that
 // target's namespace and region, after elementwise.inl.h.
 
 // How often each of the upper 16 bits occurs; four at a time, in any order.
@@ -18,12 +18,9 @@ void count_upper(const Key* keys, size_t n, uint32_t* histogram) {
     for (; i < n; ++i) ++histogram[upper[i]];
 }
 
-template <class T>
-void select_strip(Selection& into, const T* x, size_t n) {
-    using Key = decltype(key_of(T()));
+template <class Key>
+void select_strip(Selection& into, const Key* keys, size_t n) {
     constexpr int bits = 8 * sizeof(Key);
-    Key keys[kStrip];
-    for (size_t i = 0; i < n; ++i) keys[i] = key_of(x[i]);
     const uint64_t first = into.position;
     into.position += n;
     if (into.shift == bits - 16) return count_upper(keys, n, into.histogram.data());

@@ -175,13 +175,19 @@ void Stages::begin(size_t stage) {
 
 // The next few that are not done; false if there are none.
 bool Stages::start_selections() {
-    size_t started = 0;
-    for (Accumulator& each : accumulators_) {
-        if (!each.selection || each.selection->done() || started == kSelections) continue;
-        each.selection->start(kCandidates);
-        ++started;
+    const std::vector<Reduce>& reductions = program_.stages[stage_].reductions;
+    std::vector<size_t> started;
+    for (size_t i = 0; i < accumulators_.size() && started.size() < kSelections; ++i) {
+        Selection* const selection = accumulators_[i].selection.get();
+        if (!selection || selection->done()) continue;
+        const auto twin = std::find_if(started.begin(), started.end(), [&](size_t other) {
+            return reductions[other].a.kind == reductions[i].a.kind &&
+                   reductions[other].a.index == reductions[i].a.index;
+        });
+        selection->start(kCandidates, twin == started.end() ? nullptr : accumulators_[*twin].selection.get());
+        started.push_back(i);
     }
-    return started > 0;
+    return !started.empty();
 }
 
 // The steps of what this pass wants.
@@ -251,8 +257,8 @@ void Stages::add_chunk(const std::vector<double>& found, uint64_t count) {
 
 bool Stages::end() {
     if (ended_) return true;
-    for (Accumulator& each : accumulators_) {
-        if (each.selection && each.selection->in_work()) each.selection->end_pass();
+    for (auto each = accumulators_.rbegin(); each != accumulators_.rend(); ++each) {  // the twins that counted last
+        if (each->selection && each->selection->in_work()) each->selection->end_pass();
     }
     ++pass_;
     done_ = 0;
@@ -404,11 +410,19 @@ const Elementwise& Stages::last() {
     return last_;
 }
 
-// The steps that `wanted` needs, with values as constants (those of rows and columns as inputs, as is what is made) and
-// every `where` that
-// hangs on one number decided; `found` is where the wanted results are. Constants are numbered in the order of their
-// use, so that a formula of formulas.h is recognised.
 Elementwise Stages::filled(const std::vector<Step>& steps, const std::vector<Ref>& wanted,
+                           std::vector<Ref>& found) const {
+    Elementwise made = filled(steps, wanted, false, found);
+    if (made.program->fused >= 0 || !made.program->weights.empty()) return made;
+    found.clear();
+    return filled(steps, wanted, true, found);
+}
+
+// The steps that `wanted` needs, with values as constants (those of rows and columns as inputs, as is what is made),
+// every `where` that hangs on one number decided and, where no formula is lost by that, no product with 1; `found` is
+// where the wanted results are. Constants are numbered in the order of their
+// use, so that a formula of formulas.h is recognised.
+Elementwise Stages::filled(const std::vector<Step>& steps, const std::vector<Ref>& wanted, bool without_ones,
                            std::vector<Ref>& found) const {
     // A temp is used for several results, one after the other: `made` has the step that made each, by its number.
     struct Node {
@@ -428,7 +442,14 @@ Elementwise Stages::filled(const std::vector<Step>& steps, const std::vector<Ref
         const int at = static_cast<int>(made.size());
         double truth = 0;
         const bool decided = step.op == Op::where && number(next.args[0], truth);
-        stands_for.push_back(decided ? next.args[truth != 0 ? 1 : 2] : Ref{Ref::temp, at});
+        double factor = 0;
+        const bool product = without_ones && step.op == Op::mul;
+        const int one = product && number(next.args[0], factor) && factor == 1   ? 0
+                        : product && number(next.args[1], factor) && factor == 1 ? 1
+                                                                                 : -1;
+        stands_for.push_back(decided    ? next.args[truth != 0 ? 1 : 2]
+                             : one >= 0 ? next.args[1 - one]
+                                        : Ref{Ref::temp, at});
         made.push_back(next);
         holder[static_cast<size_t>(step.to)] = at;
     }

@@ -147,6 +147,8 @@ class Stages {
         WholeFunction::Bytes elements = {};  // of Along::each: float32, or float64
     };
     Elementwise filled(const std::vector<Step>& steps, const std::vector<Ref>& wanted, std::vector<Ref>& found) const;
+    Elementwise filled(const std::vector<Step>& steps, const std::vector<Ref>& wanted, bool without_ones,
+                       std::vector<Ref>& found) const;
     Value evaluated(const ScalarStep& step) const;
     bool start_selections();
     void prepare();

@@ -272,6 +272,8 @@ void accumulate_strips(const Program& program, const T* constants, const Operand
         if (strips) work.run(operands, first, n);
         products.add(first, n);
         sums.add(n);
+        decltype(key_of(T())) keys[kStrip];
+        const T* keyed = nullptr;  // what they are the keys of
         for (size_t k = 0; k < reduction_count; ++k) {
             if (!into[k].wants(pass) || into[k].adds_lines()) continue;
             if (into[k].is_kept()) {
@@ -285,7 +287,10 @@ void accumulate_strips(const Program& program, const T* constants, const Operand
             const T* const x = work.at(reductions[k].a);
             const T* const y = reductions[k].kind == Reduce::dot ? work.at(reductions[k].b) : nullptr;
             if (into[k].selection) {
-                select_strip(*into[k].selection, x, n);
+                if (into[k].selection->counted_by_twin()) continue;
+                for (size_t i = 0; i < n && keyed != x; ++i) keys[i] = key_of(x[i]);
+                keyed = x;
+                select_strip(*into[k].selection, keys, n);
             } else if (into[k].along == Along::first) {
                 accumulate_columns(into[k], x, y, n);
             } else if (into[k].along == Along::inputs) {
