@@ -288,7 +288,10 @@ void step_strip(Op op, const T* __restrict a, const T* __restrict b, const T* __
         case Op::exp: functions::exp_strip(a, to, n); break;
         case Op::log: functions::log_strip(a, to, n); break;
         case Op::where:
-            for (size_t i = 0; i < n; ++i) to[i] = a[i] != 0 ? b[i] : c[i];
+            for (size_t i = 0; i < n; ++i) {
+                const T yes = b[i], no = c[i];  // read both: one comparison, and no masks for the loads
+                to[i] = a[i] != 0 ? yes : no;
+            }
             break;
         case Op::fma:
             for (size_t i = 0; i < n; ++i) to[i] = std::fma(a[i], b[i], c[i]);
