@@ -53,8 +53,8 @@ KINDS = {
     "elements": "every element is that of {names}, unchanged ({share} from {first}): elements were chosen, not mixed",
     "dropped": "differences from {first} were dropped at random, as DARE does: {share} of them",
     "trimmed": "small differences from {first} were dropped, as TIES and top-k do: {share} of them",
-    "elected": "of differences from {first} with both signs, {share} of the elements, only those of one sign were added, "
-    "as TIES without trimming does",
+    "elected": "of differences from {first} with both signs, {share} of the elements, only those of one sign were "
+    "added, as TIES without trimming does",
     "norm": "the norm was kept, as slerp does: {names} at the ratio {ratio}",
     "clamp": "values were clamped between those of {names}: {share} of them lie at a bound",
 }
