@@ -152,8 +152,8 @@ WHOLE = """Whole models, float32, AVX2: 21 tensors of a Llama through mergekit 0
 linear, ties, task_arithmetic, breadcrumbs, nearswap and arcee_fusion; slerp, model_stock, karcher, multislerp and sce
 were within 4e-7 of the largest value. Stable Diffusion 1.5 with reduced shapes (1143 tensors) through sd-mecha 1.1.8
 gave the bits of ours for weighted_sum, n_average and tensor_sum; slerp, add_cosine_a and crossover were within 6e-7.
-With another weight for every block, weighted_sum of Stable Diffusion 1.5 and of SDXL base (2515 tensors) gave the bits too.
-sd-mecha merges the sampler's buffers (`betas` and so on) too, which are A's here.
+With another weight for every block, weighted_sum of Stable Diffusion 1.5 and of SDXL base (2515 tensors) gave the bits
+too. sd-mecha merges the sampler's buffers (`betas` and so on) too, which are A's here.
 """
 
 

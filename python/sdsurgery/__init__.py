@@ -197,7 +197,7 @@ def methods() -> dict[str, Method]:
     """All methods by name: what ``merge`` and ``apply`` take."""
     from .methods.registry import registered
 
-    return registered()
+    return registered(others=True)
 
 
 def __getattr__(name: str) -> Any:

@@ -224,6 +224,21 @@ def test_a_method_file_that_fails_is_one_line(
     refused(command("merge", "--method-file", str(path), "--method", "slerp", *files[:2], "--dry-run"), code, words)
 
 
+def test_a_package_offers_methods_by_an_entry_point(files: list[str], tmp_path: Path) -> None:
+    (tmp_path / "their_methods.py").write_text(METHOD_FILE)
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sdsurgery.methods]\nmine = their_methods\n")
+    found = {"PYTHONPATH": str(tmp_path)}
+    words = ["merge", "--method", "larger-of-two", "--share", "0.5", *files[:2], "-o", str(tmp_path / "o.safetensors")]
+    done(command(*words, env=found))
+    assert "larger-of-two" in done(command("methods", env=found)).out
+    (tmp_path / "their_methods.py").write_text("import no_such_module\n")
+    for line in (words, ["methods"]):
+        refused(command(*line, env=found), 2, "the methods of theirs (their_methods) cannot be loaded")
+
+
 # ---- variants and parameters
 
 

@@ -30,6 +30,6 @@ def run(args: argparse.Namespace) -> int:
                 for name, param in method.params.items()
             },
         }
-        for method in registered().values()
+        for method in registered(others=True).values()
     ]
     return print_json({"methods": rows}) if args.json else print_lines(console.method_lines(rows))

@@ -173,19 +173,29 @@ def _import_modules() -> None:
         import_module(f"{__package__}.{name}")
 
 
-def registered() -> dict[str, Method]:
-    """All methods by name."""
+def registered(others: bool = False) -> dict[str, Method]:
+    """All methods by name; those of ``others`` too, packages with entry points ``sdsurgery.methods``."""
     _import_modules()
+    if others:
+        _import_entry_points()
     return dict(_METHODS)
 
 
 @functools.cache
 def _import_entry_points() -> None:
-    """Import what other packages offer as methods: the modules of their entry points ``sdsurgery.methods``."""
+    """Import the modules that other packages offer. UsageError for one that fails."""
     from importlib.metadata import entry_points
 
     for point in entry_points(group="sdsurgery.methods"):
-        point.load()
+        try:
+            point.load()
+        except Exception as error:
+            whose = f" of {point.dist.name}" if point.dist else ""
+            raise UsageError(
+                f"the methods{whose} ({printable(point.value)}) cannot be loaded: {type(error).__name__}: "
+                f"{printable(error)}; repair or uninstall that package",
+                code="bad_value",
+            ) from None
 
 
 def load_methods(path: str | os.PathLike[str]) -> list[str]:
@@ -238,8 +248,7 @@ def get(name: str, variant: str | None = None) -> Method:
     if found is None and variant:
         found, variant = known_names.get(f"{name}.{variant}"), None  # of which there is only this one
     if found is None:
-        _import_entry_points()
-        known_names = registered()
+        known_names = registered(others=True)
         found = known_names.get(name)
     if found is None:
         from ..suggest import did_you_mean
