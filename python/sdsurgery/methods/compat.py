@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import UsageError
 from .parameters import Flag, Param
 from .registry import Method, get, method, named_by
-from .sums import unchanged
+from .sums import left_to_right, unchanged
 from .tools import TOOLS, Form, Tool
 
 SEPARATOR = ":"
@@ -63,7 +63,7 @@ class StandingIn:
     def __call__(self, *inputs: Any, weights: Any, **numbers: float | Sequence[float] | None) -> Any:
         weights = weights or (1 / len(inputs),) * len(inputs)
         left = [at for at in range(len(inputs)) if at not in self.absent]
-        missing = functools.reduce(lambda a, b: a + b, [weights[at] for at in sorted(self.absent)])
+        missing = left_to_right([weights[at] for at in sorted(self.absent)])
         return self.body(
             *(inputs[at] for at in left), inputs[0], weights=(*(weights[at] for at in left), missing), **numbers
         )
