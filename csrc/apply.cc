@@ -6,9 +6,9 @@
 #include <exception>
 #include <mutex>
 #include <system_error>
-#include <thread>
 
 #include "os.h"
+#include "threads.h"
 
 namespace sds {
 
@@ -34,8 +34,9 @@ void share_out(unsigned threads, uint64_t tasks, Task task) {
         }
     };
     std::vector<std::thread> others;
+    others.reserve(threads);
     try {
-        for (unsigned i = 1; i < threads && i < tasks; ++i) others.emplace_back(work);
+        for (unsigned i = 1; i < threads && i < tasks; ++i) others.push_back(started(work));
     } catch (const std::system_error&) {  // no more threads can be started
     }
     work();

@@ -6,6 +6,7 @@
 #include <system_error>
 
 #include "engine_buffers.h"
+#include "threads.h"
 
 namespace sds {
 
@@ -174,10 +175,10 @@ void Run::start() {
     make_buffers();
     try {
         while (running_ < worker_count_) {
-            threads_.emplace_back([this] { work(); });
+            threads_.push_back(started([this] { work(); }));
             ++running_;
         }
-        if (options_.start_flushing && !outputs_.empty()) flusher_ = std::thread([this] { flush_behind(); });
+        if (options_.start_flushing && !outputs_.empty()) flusher_ = started([this] { flush_behind(); });
     } catch (const std::system_error&) {  // no more threads can be started: the others do all the work
         if (running_ == 0) throw Error(Code::memory, "the system cannot start a thread");
         worker_count_ = running_;
@@ -246,7 +247,6 @@ std::unique_ptr<Run::Buffers> Run::take_buffers() {
 }
 
 void Run::work() {
-    prepare_to_throw();
     const os::IeeeMode ieee;
     try {
         const std::unique_ptr<Buffers> held = take_buffers();

@@ -35,6 +35,9 @@ struct Error : std::runtime_error {
 
 // The first exception of a thread takes some memory, and the process is ended where there is none. A thread that must
 // survive that calls this while there is some.
-inline void prepare_to_throw() noexcept { (void)std::uncaught_exceptions(); }
+inline void prepare_to_throw() noexcept {
+    const volatile int none = std::uncaught_exceptions();  // without effects to a compiler, which leaves it out unused
+    (void)none;
+}
 
 }  // namespace sds

@@ -5,6 +5,8 @@
 #include <new>
 #include <system_error>
 
+#include "threads.h"
+
 namespace sds {
 
 namespace {
@@ -83,7 +85,7 @@ void Hasher::start() {
     try {
         while (running_ < threads_wanted_) {
             const unsigned number = running_;
-            threads_.emplace_back([this, number] { work(number); });
+            threads_.push_back(started([this, number] { work(number); }));
             ++running_;
         }
         for (const auto& stream : streams_) {
@@ -171,7 +173,6 @@ void Hasher::fail_for_memory() noexcept {
 }
 
 void Hasher::work(unsigned number) {
-    prepare_to_throw();
     try {
         std::vector<std::vector<uint8_t>> buffers(HashTarget::kMost);
         for (;;) {

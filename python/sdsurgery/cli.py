@@ -28,6 +28,7 @@ from .suggest import did_you_mean
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _NO_ROOM = "failed to map segment"  # how the system's loader says that there is no memory for a library
 _LITTLE_MEMORY = 1 << 30
+_NUMPY_MEMORY = 144 << 20  # 82 MiB for its libraries, 32 for the first product, and some for what it is loaded for
 EPILOG = "exit codes: 0 done, 1 failed while running, 2 wrong usage, 3 input refused, 4 differs, 130 interrupted"
 
 
@@ -51,8 +52,8 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _expect_little_memory() -> None:
-    """NumPy's OpenBLAS ends the process where it gets no memory for the buffers of its threads: with a limit on memory
-    it has one."""
+    """NumPy's OpenBLAS ends the process where it gets no memory for its buffers: with a limit on memory it has one
+    thread, and NumPy is loaded only where there is room for it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -60,6 +61,21 @@ def _expect_little_memory() -> None:
     limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
     if any(0 <= limit < _LITTLE_MEMORY for limit in limits):
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        sys.meta_path.insert(0, _RoomForNumPy())
+
+
+class _RoomForNumPy:
+    """Finds no module; but when NumPy is looked for, RunFailed where there is too little memory for it."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "numpy":
+            import mmap
+
+            sys.meta_path.remove(self)
+            try:
+                mmap.mmap(-1, _NUMPY_MEMORY).close()
+            except (OSError, MemoryError):
+                raise RunFailed(f"out of memory: NumPy needs {_NUMPY_MEMORY >> 20} MiB", code="memory") from None
 
 
 def _failure(error: BaseException) -> Failure:

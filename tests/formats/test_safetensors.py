@@ -438,6 +438,20 @@ def test_a_shape_of_many_sizes_is_read() -> None:
     assert len(message) < 300
 
 
+@pytest.mark.parametrize(("zeros", "named"), [(24, True), (8, True), (7, False), (0, False), (40, False)])
+def test_a_download_that_was_never_finished_is_named_as_such(zeros: int, named: bool) -> None:
+    size = 1 << 17  # so that eight are a megabyte
+    entries = ",".join(
+        entry(f"t{i}", dtype='"U8"', shape=f"[{size}]", data_offsets=f"[{size * i},{size * (i + 1)}]")
+        for i in range(40)
+    )
+    data = file("{" + entries + "}", b"\1" * (size * (40 - zeros)) + bytes(size * zeros))
+    notes = parse(data).notes
+    assert bool(notes) == named
+    if named:
+        assert f"its last {zeros} tensors from 't{40 - zeros}' on" in notes[0]
+
+
 # ---------------------------------------------------------------- recognising
 
 

@@ -54,7 +54,7 @@ def read(source: Source) -> Contents:
 
     Raises InputRefused with one line when the header is not exactly what the format allows. Costs linear time and
     memory: a few times the header's size, thirty times that of a hostile one, which may list ``_MAX_VALUES`` values at
-    most. No tensor data is touched.
+    most. Of tensor data only the last bytes are read.
     """
     text, data_offset = _header_text(source)
     if text.count(",") + text.count("[") + text.count("{") > _MAX_VALUES:
@@ -62,7 +62,30 @@ def read(source: Source) -> Contents:
     data_size = source.size - data_offset
     tensors, metadata = _usual(text, data_offset, data_size) or parsed(text, data_offset, data_size)
     notes = [] if text.startswith("{") else ["the header begins with blanks, which some programs refuse to read"]
+    notes += _zero_tail(source, tensors)
     return Contents("safetensors", tensors, metadata, notes, data_offset)
+
+
+_TAIL, _LOOK = 1 << 20, 4096
+
+
+def _zero_tail(source: Source, tensors: Sequence[TensorInfo]) -> list[str]:
+    """A note of a download that was never finished: a megabyte or more of tensors at the end of the data begin and
+    end in zeros, and one in front of them does not. Of any other file only the last bytes are read."""
+    zeros = 0
+    for index in range(len(tensors) - 1, -1, -1):
+        info = tensors[index]
+        length = min(_LOOK, info.nbytes)
+        if any(source.read(info.offset + at, length).strip(b"\0") for at in (info.nbytes - length, 0)):
+            if zeros < _TAIL:
+                break
+            return [
+                f"it ends in zeros, its last {len(tensors) - index - 1} tensors from "
+                f"'{printable(tensors[index + 1].name)}' on, as space that a downloader reserved and never filled; "
+                "download it again"
+            ]
+        zeros += info.nbytes
+    return []
 
 
 def _header_text(source: Source) -> tuple[str, int]:
