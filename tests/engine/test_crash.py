@@ -125,7 +125,7 @@ def test_a_signal_at_any_moment_leaves_the_old_file_or_the_whole_new_one(
     models: Path, merged: bytes, tmp_path: Path, name: str
 ) -> None:
     number = getattr(signal, name)
-    folders = [tmp_path / str(i) for i in range(20)]
+    folders = [tmp_path / str(i) for i in range(10)]
     for folder in folders:
         folder.mkdir()
         _folder(models, folder)
@@ -153,7 +153,7 @@ def test_a_signal_at_any_moment_leaves_the_old_file_or_the_whole_new_one(
             assert (now, err) == (merged, "")
         interrupted += code != 0
         (folder / "out.safetensors").unlink()
-    assert interrupted >= 5, "too few were caught at work for this test to mean anything"
+    assert interrupted >= 3, "too few were caught at work for this test to mean anything"
 
 
 # A signal as soon as the output has its name: the moment that random ones rarely meet.
@@ -353,7 +353,7 @@ def _copies(models: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("what", ["empty", "half", "unaligned", "a little", "rewrite"])
 def test_an_input_that_changes_before_it_is_read_is_one_line(models: Path, tmp_path: Path, io: str, what: str) -> None:
     folder = _copies(models, tmp_path)
-    for extra in (("--no-hash",), ()):
+    for extra in (("--no-hash",), ()) if what == "half" else ((),):
         result = _meddled(folder, what, "--io", io, *extra)
         assert result.rc in (1, 3), (result.rc, result.err)
         refused(result, result.rc)
@@ -417,8 +417,8 @@ def test_an_input_that_changes_while_it_is_read_is_one_line(
 def test_a_script_that_is_interrupted_anywhere_ends_cleanly(tmp_path: Path, middle: bool) -> None:
     """More of it: python tests/helpers/interrupts.py --count 500"""
     interrupts.make_inputs(tmp_path, middle=middle)
-    ends = interrupts.many(tmp_path, 25)
-    assert ends["interrupted"] > 5, ends
+    ends = interrupts.many(tmp_path, 12)
+    assert ends["interrupted"] > 3, ends
 
 
 @pytest.mark.parametrize("io", ["pread", "mmap"])
