@@ -151,14 +151,15 @@ def parse_metadata(value: Any) -> dict[str, str]:
     metadata: dict[str, str] = {}
     if value is None:
         return metadata
-    for key, text in _members(value, METADATA):
+    members = _members(value, METADATA)
+    if len(members) > MAX_ENTRIES:
+        raise InputRefused(f"the header holds more than {MAX_ENTRIES:,} metadata keys, more than any model has")
+    for key, text in members:
         if key in metadata:
             raise InputRefused(f"metadata key '{printable(key)}' appears twice in the header")
         if not isinstance(text, str):
             raise InputRefused(f"metadata value of '{printable(key)}' is not a string, found {_found(text)}")
         metadata[key] = text
-    if len(metadata) > MAX_ENTRIES:
-        raise InputRefused(f"the header holds more than {MAX_ENTRIES:,} metadata keys, more than any model has")
     return metadata
 
 

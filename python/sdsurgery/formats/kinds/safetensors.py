@@ -112,7 +112,7 @@ _FRONT, _ENTRY, _METADATA_KEY, _NEXT, _LAST = [
     re.compile(pattern.replace("~", r"[ \t\n\r]*").replace("SIZE", "(?:[1-9][0-9]{0,18}|0)"))
     for pattern in (
         r"\{~",
-        r'"([^"\\\x00-\x1f]*)"~:~\{~"dtype"~:~("[A-Z0-9_]*"~,~"shape"~:~\[~(?:SIZE(?:~,~SIZE)*)?~\])~,~'
+        r'"([^"\\\x00-\x1f]*)"~:~\{~"dtype"~:~("[A-Z0-9_]*"~,~"shape"~:~\[~(?:SIZE(?:~,~SIZE){0,31})?~\])~,~'
         r'"data_offsets"~:~\[~(SIZE)~,~(SIZE)~\]~\}(~,~|~\}~\Z)',
         rf'"{METADATA}"~:~',
         "~,~",
@@ -152,7 +152,7 @@ def _usual(text: str, data_offset: int, data_size: int) -> tuple[list[TensorInfo
         # Inputs of a merge have the same names.
         tensors.append(TensorInfo(sys.intern(name), data_offset + begin, form))
     if "," in more:
-        trailing = None if leading else _usual_metadata(text, at, _LAST)
+        trailing = None if leading or not tensors else _usual_metadata(text, at, _LAST)
         if trailing is None:
             return None
         metadata = trailing[0]
