@@ -185,6 +185,7 @@ def test_a_merge_sweeps_strengths_beside_its_own_numbers(models: Path, style: Pa
     assert done.rc == 0, done.err
     reports = done.json()["outputs"]
     assert [each["adapters"][0]["strength"] for each in reports] == [0, 0.4] * 2
+    assert ["no_effect" in {each["code"] for each in report["warnings"]} for report in reports] == [True, False] * 2
     for alpha in (0.25, 0.5):
         for strength in (0, 0.4):
             one = tmp_path / "one.safetensors"

@@ -39,6 +39,10 @@ KINDS = {
         "{first} − {second} is zero everywhere: {how}",
     ),
     "copy": Kind("the numbers make the output a copy of one input", "with {numbers} the output is a copy of {which}"),
+    "no_effect": Kind(
+        "an adapter changes nothing: its strengths and block weights are 0",
+        "{name} changes nothing: all its strengths and block weights are 0",
+    ),
     "overflow": Kind(
         "values did not fit the output's dtype",
         "values that did not fit the dtype: {count} in {tensors} tensors: {names}",

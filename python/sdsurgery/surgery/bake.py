@@ -23,6 +23,7 @@ from ..layouts import Layout, detect
 from ..operands.modules import Module
 from ..outline import BAKED, Dropped, Outline, Piece, Region, Segment, operand, require_computable
 from ..program import Formula, identity
+from ..report.warnings import warned
 from ..settings import Settings
 from .common import Input, close_all, open_input, planned, run_all, single_metadata, single_piece, title_of
 from .outputs import require_free
@@ -265,6 +266,8 @@ def notes_of(lora: Lora, adapter: Adapter, found: Effects) -> list[str]:
     """What the adapter's file and its modules have to be said of."""
     name = printable(os.path.basename(adapter.path))
     notes = [f"{name}: {text}" for text in (*adapter.checkpoint.notes, *found.notes)]
+    if not found.applied:
+        notes.append(warned("no_effect", name=name))
     if lora.strength < 0 or (lora.te or 0) < 0:
         notes.append(
             f"{name}: a negative strength takes the adapter out again, to within the rounding of the weights; for "
