@@ -410,6 +410,7 @@ const Elementwise& Stages::last() {
     return last_;
 }
 
+// Without products with 1, unless a formula of formulas.h is recognised with them.
 Elementwise Stages::filled(const std::vector<Step>& steps, const std::vector<Ref>& wanted,
                            std::vector<Ref>& found) const {
     Elementwise made = filled(steps, wanted, false, found);
@@ -419,9 +420,9 @@ Elementwise Stages::filled(const std::vector<Step>& steps, const std::vector<Ref
 }
 
 // The steps that `wanted` needs, with values as constants (those of rows and columns as inputs, as is what is made),
-// every `where` that hangs on one number decided and, where no formula is lost by that, no product with 1; `found` is
-// where the wanted results are. Constants are numbered in the order of their
-// use, so that a formula of formulas.h is recognised.
+// every `where` that hangs on one number decided and, if wanted, `without_ones`: no product with 1. `found` is where
+// the wanted results are. Constants are numbered in the order of their use, so that a formula of formulas.h is
+// recognised.
 Elementwise Stages::filled(const std::vector<Step>& steps, const std::vector<Ref>& wanted, bool without_ones,
                            std::vector<Ref>& found) const {
     // A temp is used for several results, one after the other: `made` has the step that made each, by its number.
