@@ -234,11 +234,13 @@ _MEANT = {
 
 
 def _with_numbers(words: Sequence[str]) -> list[str]:
-    """``--alpha -1e-3`` as ``--alpha=-1e-3``: argparse takes -0.5 for a number, but not -1e-3, -inf and -0.5,1.5."""
+    """``--alpha -1e-3`` as ``--alpha=-1e-3``: argparse takes -0.5 for a number, but not -1e-3, -inf and -0.5,1.5, nor
+    the formula -A."""
     joined: list[str] = []
     for word in words:
         option = joined[-1] if joined else ""
-        if _NEGATIVE.match(word) and option.startswith("--") and "=" not in option:
+        negative = _NEGATIVE_FORMULA if option == "--formula" else _NEGATIVE
+        if negative.match(word) and option.startswith("--") and "=" not in option:
             joined[-1] = f"{option}={word}"
         else:
             joined.append(word)
@@ -246,6 +248,7 @@ def _with_numbers(words: Sequence[str]) -> list[str]:
 
 
 _NEGATIVE = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
+_NEGATIVE_FORMULA = re.compile(r"-(?![a-z]?$|-)")  # an option is one small letter
 
 
 def parse(argv: Sequence[str]) -> tuple[commands.Command, argparse.Namespace]:

@@ -85,6 +85,13 @@ def test_negative_weights_are_values_and_not_options(tmp_path: Path) -> None:
     assert floats(read_raw(tmp_path / "out.safetensors")[0]["w"]) == [5.0]
 
 
+def test_a_formula_may_begin_with_a_sign(tmp_path: Path) -> None:
+    a, b = plain(tmp_path / "a.safetensors", 2.0), plain(tmp_path / "b.safetensors", 5.0)
+    done(sds("merge", a, b, "--formula", "-(A - B)", "-o", tmp_path / "out.safetensors"))
+    assert floats(read_raw(tmp_path / "out.safetensors")[0]["w"]) == [3.0]
+    refused(sds("merge", a, b, "--formula", "-o", tmp_path / "out.safetensors"), 2, "--formula: expected one argument")
+
+
 def test_every_shared_option_is_accepted_by_merge_and_cast(models: Path, tmp_path: Path) -> None:
     words = "--dtype bf16 --threads 2 --backend cpu --io pread --overflow saturate --on-nonfinite keep"
     common = [*words.split(), "--compute", "fp64", "--no-hash", "--no-sync", "--force", "-v"]
