@@ -29,7 +29,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def xl(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = base_of(tmp_path_factory.mktemp("unmix_xl"), "sdxl-base")
-    return {"base": base, **{name: tuned(base, name, SHARES[name], seed) for seed, name in enumerate("abc")}}
+    return {"base": base, **{name: tuned(base, name, SHARES[name], seed) for seed, name in enumerate("ab")}}
 
 
 def mixed(models: dict[str, Path], names: str, method: str, **parameters: Any) -> Path:
@@ -176,7 +176,7 @@ def test_candidates_that_are_mixes_of_each_other_are_not_unique(models: dict[str
     mix = half.with_name("quarter.safetensors")
     sds.merge("weighted-sum", [models["a"], half], alpha=0.5, out=mix, **QUICK)
     found = sds.unmix(mix, [models["a"], models["b"], half])
-    assert not found.unique and any("the answer is not unique" in note for note in found.notes)
+    assert not found.unique and any("half is itself 0.5·a + 0.5·b" in note for note in found.notes)
     assert len(found.ratios) == 2
 
 
@@ -210,9 +210,12 @@ def test_backends_and_threads_give_the_same_answer(models: dict[str, Path], tmp_
     assert plain.blocks == reference.blocks and plain.errors == reference.errors
 
 
-def test_the_command_line(models: dict[str, Path]) -> None:
-    mix = mixed(models, "a b", "weighted-sum", alpha=0.3)
-    run = command("unmix", mix, "--in", mix.parent, "--json", "--prove")
+def test_the_command_line(models: dict[str, Path], tmp_path: Path) -> None:
+    mix = tmp_path / "mix.safetensors"
+    mix.symlink_to(mixed(models, "a b", "weighted-sum", alpha=0.3))
+    for path in pick(models, "a b d"):
+        (tmp_path / path.name).symlink_to(path)
+    run = command("unmix", mix, "--in", tmp_path, "--json", "--prove")
     assert run.rc == 0, run.err
     found = json.loads(run.out)
     assert found["formula"] == "0.7·a + 0.3·b" and found["proof"]["text"].startswith("all 1,143")

@@ -30,6 +30,7 @@ def of_candidates(work: Work, usable: Sequence[int]) -> tuple[list[str], bool]:
             notes.append(f"{work.short[i]} is this model in {there[0].dtypes[i + 1].name}")  # type: ignore[union-attr]
     if len(usable) < 3:
         return notes, True
+    mixes = []  # with the sum of their ratios' sizes: of A, B and their mean that is 1 for the mean alone
     for i in usable:
         others = [j for j in usable if j != i]
         moved = [_moved(each, i) for each in work.tensors if each.has[i] and all(each.has[j] for j in others)]
@@ -39,12 +40,11 @@ def of_candidates(work: Work, usable: Sequence[int]) -> tuple[list[str], bool]:
         keep, fitted = eliminated(part.weighted, part.elements, others)
         if part.over_rounding(fitted.ratios) ** 2 <= MISSING:
             mix = " + ".join(f"{fitted.ratios[j]:.4g}·{work.short[j]}" for j in keep)
-            notes.append(
-                f"{work.short[i]} is itself {mix} to within rounding: the answer is not unique, and this is the "
-                "shortest"
-            )
-            return notes, False
-    return notes, True
+            mixes.append((round(float(np.abs(fitted.ratios).sum()), 3), i, f"{work.short[i]} is itself {mix}"))
+    if not mixes:
+        return notes, True
+    notes.append(f"{min(mixes)[2]} to within rounding: the answer is not unique, and this is the shortest")
+    return notes, False
 
 
 def of_components(work: Work, parents: Sequence[int]) -> list[str]:
