@@ -35,7 +35,7 @@ def read(source: Any) -> Contents:
         part = open_source(path)
         own = safetensors.read(part)
         part.close()
-        found.tensors += [info._replace(file=number) for info in own.tensors]
+        found.tensors += [info.with_form(info.form._replace(file=number)) for info in own.tensors]
         found.metadata |= own.metadata
     return found
 
