@@ -191,8 +191,8 @@ def test_a_merge_sweeps_strengths_beside_its_own_numbers(models: Path, style: Pa
             one = tmp_path / "one.safetensors"
             sds.merge("weighted-sum", files(models), alpha=alpha, loras={style: strength}, out=one, overwrite=True,
                       store_names=False)  # fmt: skip
-            swept = tmp_path / f"{alpha}-{strength}.safetensors"
-            assert all(np.array_equal(value, loaded(swept)[name]) for name, value in loaded(one).items())
+            swept = loaded(tmp_path / f"{alpha}-{strength}.safetensors")
+            assert all(np.array_equal(value, swept[name]) for name, value in loaded(one).items())
     tree = sds.model(files(models)[0]) + 0.5 * sds.lora(style)
     sds.sweep(sds.weighted_sum(tree, files(models)[1], alpha=0.5), loras={style: [0.1, 0.2]},
               out=tmp_path / "t{lora}.safetensors")  # fmt: skip
