@@ -1,0 +1,158 @@
+// The formulas that have a kernel of their own: load → formula → round → store, in registers. Included once per CPU
+// target, inside that target's namespace and region, after a lanes/*.h that defines Lanes, Peak, load<> and store<>.
+//
+// They assume finite values and record the largest magnitude of their results; where that shows a NaN, an Inf or an
+// overflow, elementwise.inl.h does the stretch again.
+
+#include "formulas.h"
+
+// ---- the formulas of formulas.h with inputs of one dtype
+
+// Returns the bits of the largest magnitude among the results. That shows non-finite inputs too: every formula of
+// formulas.h is a sum of multiples of its inputs, and a multiple of a NaN or an Inf (even by zero) is never finite.
+using FusedKernel = uint32_t (*)(const Operand*, uint8_t*, size_t, const float*);
+
+// The arrays below are indexed only by constants, by way of the index packs, so that all of them live in registers.
+template <class Formula, class In, class Out, size_t... K, size_t... C>
+inline uint32_t fused_with(const Operand* operands, uint8_t* out, size_t count, const float* constants,
+                           std::index_sequence<K...>, std::index_sequence<C...>) {
+    constexpr size_t W = Lanes::width, in_size = sizeof(typename In::Code), out_size = sizeof(typename Out::Code);
+    const uint8_t* const from[] = {operands[K].data...};
+    const Lanes c[] = {Lanes::all(constants[C])..., Lanes::all(0)};
+    Peak peak = Peak::none();
+    size_t i = 0;
+    for (; i + 2 * W <= count; i += 2 * W) {  // two at a time: half the loop, and their conversions overlap
+        const Lanes x0[] = {load<In>(from[K] + i * in_size)...};
+        const Lanes x1[] = {load<In>(from[K] + (i + W) * in_size)...};
+        const Lanes y0 = Formula::apply(x0, c), y1 = Formula::apply(x1, c);
+        peak.see(y0);
+        peak.see(y1);
+        store<Out>(out + i * out_size, y0);
+        store<Out>(out + (i + W) * out_size, y1);
+    }
+    for (; i + W <= count; i += W) {
+        const Lanes x[] = {load<In>(from[K] + i * in_size)...};
+        const Lanes y = Formula::apply(x, c);
+        peak.see(y);
+        store<Out>(out + i * out_size, y);
+    }
+    if (i < count) {  // the tail goes through full registers too, padded with zeros
+        const size_t left = count - i;
+        uint8_t padded[sizeof...(K)][W * 4] = {};
+        (memcpy(padded[K], from[K] + i * in_size, left * in_size), ...);
+        const Lanes x[] = {load<In>(padded[K])...};
+        const Lanes y = Formula::apply(x, c);
+        peak.see(y);
+        store<Out>(padded[0], y);
+        memcpy(out + i * out_size, padded[0], left * out_size);
+    }
+    return peak.value();
+}
+
+template <class Formula, class In, class Out>
+uint32_t fused(const Operand* operands, uint8_t* out, size_t count, const float* constants) {
+    return fused_with<Formula, In, Out>(operands, out, count, constants, std::make_index_sequence<Formula::inputs>(),
+                                        std::make_index_sequence<Formula::constants>());
+}
+
+constexpr int kNarrow = kDTypes - 1;
+
+struct FusedRow {
+    FusedKernel kernel[kNarrow][kNarrow];  // [input dtype][output dtype], both less f64
+};
+
+template <class Formula, class In>
+void fill_row(FusedKernel (&row)[kNarrow]) {
+#define SDS_FILL(word, Out) row[static_cast<int>(DType::word) - 1] = fused<Formula, In, Out>;
+    SDS_NARROW_DTYPES(SDS_FILL)
+#undef SDS_FILL
+}
+
+struct FusedTable {
+    FusedRow rows[formulas::kFormulas];
+    int next = 0;
+    template <class Formula>
+    void operator()(Formula) {
+        FusedRow& row = rows[next++];
+#define SDS_FILL(word, In) fill_row<Formula, In>(row.kernel[static_cast<int>(DType::word) - 1]);
+        SDS_NARROW_DTYPES(SDS_FILL)
+#undef SDS_FILL
+    }
+    FusedTable() { formulas::for_each(*this); }
+};
+
+// ---- sums of multiples of any number of inputs, of any dtypes but float64: in registers too, an input after the other
+
+constexpr size_t kSummed = Lanes::width == 16 ? 8 : 4;  // registers of results at a time
+
+template <class In>
+inline void add_multiples(Lanes* sums, Lanes weight, const uint8_t* from) {
+    for (size_t part = 0; part < kSummed; ++part)
+        sums[part] = sums[part] + weight * load<In>(from + part * Lanes::width * sizeof(typename In::Code));
+}
+template <class In>
+inline void set_multiples(Lanes* sums, Lanes weight, const uint8_t* from) {
+    for (size_t part = 0; part < kSummed; ++part)
+        sums[part] = weight * load<In>(from + part * Lanes::width * sizeof(typename In::Code));
+}
+
+// What `operands` have from `at` (of each its bytes) on.
+template <class At>
+inline void sum_multiples(const Operand* operands, int inputs, const float* weights, At at, Lanes* sums) {
+    Lanes y[kSummed];
+    for (int k = 0; k < inputs; ++k) {
+        const Lanes weight = Lanes::all(weights[k]);
+        const uint8_t* const from = at(k);
+#define SDS_MULTIPLES(word, In) \
+    case DType::word: k == 0 ? set_multiples<In>(y, weight, from) : add_multiples<In>(y, weight, from); break;
+        switch (operands[k].dtype) {
+            SDS_NARROW_DTYPES(SDS_MULTIPLES)
+            case DType::f64: break;  // makes the whole job wide
+        }
+#undef SDS_MULTIPLES
+    }
+    for (size_t part = 0; part < kSummed; ++part) sums[part] = y[part];
+}
+
+template <class Out>
+uint32_t weighted_sum(const Operand* operands, int inputs, uint8_t* out, size_t count, const float* weights,
+                      float added) {
+    constexpr size_t step = kSummed * Lanes::width, out_size = sizeof(typename Out::Code);
+    Peak peak = Peak::none();
+    const Lanes last = Lanes::all(added);
+    Lanes sums[kSummed];
+    size_t i = 0;
+    const auto finish = [&](uint8_t* to) {
+        for (size_t part = 0; part < kSummed; ++part) {
+            sums[part] = sums[part] + last;
+            peak.see(sums[part]);
+            store<Out>(to + part * Lanes::width * out_size, sums[part]);
+        }
+    };
+    for (; i + step <= count; i += step) {
+        sum_multiples(
+            operands, inputs, weights, [&](int k) { return operands[k].data + i * size_of(operands[k].dtype); }, sums);
+        finish(out + i * out_size);
+    }
+    if (i < count) {  // the rest goes through full registers too, padded with zeros
+        uint8_t padded[step * 4];
+        const auto rest = [&](int k) {
+            const size_t size = size_of(operands[k].dtype);
+            memcpy(padded, operands[k].data + i * size, (count - i) * size);
+            memset(padded + (count - i) * size, 0, (step - (count - i)) * size);
+            return padded;
+        };
+        sum_multiples(operands, inputs, weights, rest, sums);
+        finish(padded);
+        memcpy(out + i * out_size, padded, (count - i) * out_size);
+    }
+    return peak.value();
+}
+
+using SumKernel = uint32_t (*)(const Operand*, int, uint8_t*, size_t, const float*, float);
+inline SumKernel sum_kernel(DType out) {
+#define SDS_KERNEL(word, Out) weighted_sum<Out>,
+    static const SumKernel kernels[] = {SDS_NARROW_DTYPES(SDS_KERNEL)};
+#undef SDS_KERNEL
+    return kernels[static_cast<int>(out) - 1];
+}
