@@ -228,6 +228,7 @@ _MEANT = {
     **dict.fromkeys(("mode", "interp", "interp-method", "merge-mode", "type"), "--method"),
     **dict.fromkeys(("bake-vae", "bake-in-vae"), "--vae"),
     **dict.fromkeys(("ema-only", "use-ema-weights"), "--preset ema-only"),
+    **dict.fromkeys(("component", "remove", "without"), "--drop"),
     "force-merge": "--allow-unlike",
 }  # fmt: skip
 """What other programs call the options."""

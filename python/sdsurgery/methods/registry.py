@@ -118,7 +118,7 @@ class Method:
                 code="wrong_inputs",
             )
         if not self.many and not listed and count != len(self.inputs):
-            hint = "; for more inputs give weights=" if self.variadic else ""
+            hint = "; for more inputs give weights=" if self.variadic and count > len(self.inputs) else ""
             raise UsageError(
                 f"{self.name} takes {_inputs(len(self.inputs))} ({names}), {count} given{hint}", code="wrong_inputs"
             )
