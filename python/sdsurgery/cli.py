@@ -186,7 +186,7 @@ class _Parser(argparse.ArgumentParser):
         files = [
             os.path.join(os.curdir, word) if word.startswith("-") else word for word in argv[len(self._words) + 1 :]
         ]
-        args, unknown = self.parse_known_intermixed_args([*_with_numbers(self._words), *files])
+        args, unknown = self.parse_known_intermixed_args([*_joined(self._words), *files])
         self._refuse_unknown(word for word in unknown if word.startswith("-") and word != "-")
         if unknown:
             what = "no option" if unknown[0].startswith("--") else "one file too many:"
@@ -234,21 +234,24 @@ _MEANT = {
 """What other programs call the options."""
 
 
-def _with_numbers(words: Sequence[str]) -> list[str]:
-    """``--alpha -1e-3`` as ``--alpha=-1e-3``: argparse takes -0.5 for a number, but not -1e-3, -inf and -0.5,1.5, nor
-    the formula -A."""
+def _joined(words: Sequence[str]) -> list[str]:
+    """Words that belong together as one. ``--alpha -1e-3`` as ``--alpha=-1e-3``: argparse takes -0.5 for a number, but
+    not -1e-3, -inf and -0.5,1.5, nor the formula -A. And what follows ``--blocks B:GRAD_V`` for C, D, …"""
     joined: list[str] = []
     for word in words:
         option = joined[-1] if joined else ""
         negative = _NEGATIVE_FORMULA if option == "--formula" else _NEGATIVE
         if negative.match(word) and option.startswith("--") and "=" not in option:
             joined[-1] = f"{option}={word}"
+        elif joined[-2:-1] == ["--blocks"] and _OF_INPUT.match(option) and _OF_INPUT.match(word):
+            joined[-1] = f"{option} {word}"
         else:
             joined.append(word)
     return joined
 
 
 _NEGATIVE = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
+_OF_INPUT = re.compile(r"[A-Z]:(?![/\\])")  # and no path of Windows
 _NEGATIVE_FORMULA = re.compile(r"-(?![a-z]?$|-)")  # an option is one small letter
 
 

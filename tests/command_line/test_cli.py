@@ -85,6 +85,15 @@ def test_negative_weights_are_values_and_not_options(tmp_path: Path) -> None:
     assert floats(read_raw(tmp_path / "out.safetensors")[0]["w"]) == [5.0]
 
 
+def test_block_weights_of_inputs_are_one_word_or_several(models: Path, tmp_path: Path) -> None:
+    files = [models / "a.safetensors", models / "b.safetensors", models / "a.safetensors"]
+    merge = ("merge", "--method", "weighted-sum", *files, "--weights", "0.5,0.3,0.2", "--no-recipe", "-o")
+    done(sds(*merge, tmp_path / "one", "--blocks", "B:GRAD_V C:0.3"))
+    done(sds(*merge, tmp_path / "two", "--blocks", "B:GRAD_V", "C:0.3", "--title", "one"))
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+    refused(sds(*merge, tmp_path / "no", "--blocks", "B:GRAD_V", "D:0.1"), 2, "no ratio 'D'", "A, B, C")
+
+
 def test_a_formula_may_begin_with_a_sign(tmp_path: Path) -> None:
     a, b = plain(tmp_path / "a.safetensors", 2.0), plain(tmp_path / "b.safetensors", 5.0)
     done(sds("merge", a, b, "--formula", "-(A - B)", "-o", tmp_path / "out.safetensors"))

@@ -230,13 +230,14 @@ def _separate(given: Any, ratios: Sequence[str]) -> list[tuple[str | None, Any]]
         if re.match(r"[a-z]:", given) and given[0].upper() in ratios:  # b:GRAD_V
             given = given[0].upper() + given[1:]
         parts = given.split()
-        if len(parts) > 1 and all(part.partition(":")[0] in ratios for part in parts):
+        if len(parts) > 1 and parts[0].partition(":")[0] in ratios and all(":" in part for part in parts):
             return _separate(parts, ratios)
         match = re.fullmatch(_WITH_RATIO, given)
         if match and len(match[1]) == 1 and match[2][:1] in ("/", "\\"):
             return [(None, given)]  # C:\rules.txt
         # Neither C:\rules.txt nor v1.5:rules.txt begins with a ratio; a block list has no colon of its own.
-        if match and (match[1] in ratios or (len(match[1]) > 1 and "." not in match[1])):
+        shortest = 1 if any(len(ratio) == 1 for ratio in ratios) else 2
+        if match and (match[1] in ratios or (len(match[1]) >= shortest and "." not in match[1])):
             return [(match[1], match[2].strip())]
         return [(None, given)]
     if isinstance(given, list | tuple) and all(isinstance(item, str) for item in given):
