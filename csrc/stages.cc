@@ -195,7 +195,11 @@ bool Stages::end() {
         values_.push_back({{each.selection->threshold()}, Along::all});
         if (each.kind == Reduce::top) values_.push_back({{each.selection->last()}, Along::all});
     }
-    for (const ScalarStep& step : program_.stages[stage_].scalars) values_.push_back(evaluated(step));
+    asked_.resize(values_.size());
+    for (const ScalarStep& step : program_.stages[stage_].scalars) {
+        values_.push_back({{}, along_of(step)});
+        asked_.push_back(&step);
+    }
     whole_ = {};
     return ended_ = true;
 }
@@ -230,43 +234,91 @@ Stages::Value Stages::called(const Reduce& reduce, const std::vector<WholeFuncti
     return made;
 }
 
-Stages::Value Stages::evaluated(const ScalarStep& step) const {
-    const std::vector<double>* parts[3] = {};
-    std::vector<double> constants[3];
-    Value made;
-    size_t count = 1;
-    const int n = scalar_arity(step.op);
-    for (int k = 0; k < n; ++k) {
-        const Ref ref = step.args[k];
-        if (ref.kind == Ref::constant) {
-            constants[k] = {numbers_.wide[static_cast<size_t>(ref.index)]};
-            parts[k] = &constants[k];
+const Stages::Value& Stages::value(int index) const {
+    std::vector<int> wanted{index};
+    while (!wanted.empty()) {
+        const size_t now = static_cast<size_t>(wanted.back());
+        const int before = asked_[now] ? unknown(*asked_[now]) : -1;
+        if (before >= 0) {
+            wanted.push_back(before);
             continue;
         }
-        const Value& value = values_[static_cast<size_t>(ref.index)];
-        parts[k] = &value.numbers;
-        if (value.along == Along::all) continue;
-        if (made.along != Along::all && made.along != value.along)
-            throw Error(Code::invalid, "values along different axes meet");
-        made.along = value.along;
-        count = value.numbers.size();
+        if (asked_[now]) values_[now].numbers = evaluated(*asked_[now]);
+        asked_[now] = nullptr;
+        wanted.pop_back();
     }
-    const auto at = [&](int k, size_t i) { return k >= n ? 0 : (*parts[k])[parts[k]->size() == 1 ? 0 : i]; };
-    for (size_t i = 0; i < count; ++i) made.numbers.push_back(apply(step.op, at(0, i), at(1, i), at(2, i)));
+    return values_[static_cast<size_t>(index)];
+}
+
+// A value that must be known before the step's; −1 when all are.
+int Stages::unknown(const ScalarStep& step) const {
+    const auto left = [this](Ref ref) { return ref.kind == Ref::value && asked_[static_cast<size_t>(ref.index)]; };
+    if (step.op == static_cast<int>(Op::where) && !left(step.args[0])) {
+        if (const Ref* const only = taken(step)) return left(*only) ? only->index : -1;
+    }
+    for (int k = 0; k < scalar_arity(step.op); ++k) {
+        if (left(step.args[k])) return step.args[k].index;
+    }
+    return -1;
+}
+
+// Of a `where` on one number, which is known, the side that it takes; null where there are several.
+const Ref* Stages::taken(const ScalarStep& step) const {
+    const Ref ref = step.args[0];
+    if (ref.kind == Ref::constant) return &step.args[numbers_.wide[static_cast<size_t>(ref.index)] != 0 ? 1 : 2];
+    const Value& condition = values_[static_cast<size_t>(ref.index)];
+    return condition.along == Along::all ? &step.args[condition.numbers[0] != 0 ? 1 : 2] : nullptr;
+}
+
+Along Stages::along_of(const ScalarStep& step) const {
+    Along along = Along::all;
+    for (int k = 0; k < scalar_arity(step.op); ++k) {
+        const Ref ref = step.args[k];
+        const Along other = ref.kind == Ref::value ? values_[static_cast<size_t>(ref.index)].along : Along::all;
+        if (other == Along::all) continue;
+        if (along != Along::all && along != other) throw Error(Code::invalid, "values along different axes meet");
+        along = other;
+    }
+    return along;
+}
+
+std::vector<double> Stages::evaluated(const ScalarStep& step) const {
+    const auto numbers = [this](Ref ref) {
+        return ref.kind == Ref::constant
+                   ? std::pair<const double*, size_t>{&numbers_.wide[static_cast<size_t>(ref.index)], 1}
+                   : std::pair<const double*, size_t>{values_[static_cast<size_t>(ref.index)].numbers.data(),
+                                                      values_[static_cast<size_t>(ref.index)].numbers.size()};
+    };
+    if (step.op == static_cast<int>(Op::where)) {
+        if (const Ref* const only = taken(step)) {
+            const auto [first, count] = numbers(*only);
+            return {first, first + count};
+        }
+    }
+    std::pair<const double*, size_t> parts[3] = {};
+    size_t count = 1;
+    for (int k = 0; k < scalar_arity(step.op); ++k) {
+        parts[k] = numbers(step.args[k]);
+        count = std::max(count, parts[k].second);
+    }
+    const auto at = [&](int k, size_t i) { return parts[k].first ? parts[k].first[parts[k].second == 1 ? 0 : i] : 0; };
+    std::vector<double> made(count);
+    for (size_t i = 0; i < count; ++i) made[i] = apply(step.op, at(0, i), at(1, i), at(2, i));
     return made;
 }
 
 bool Stages::number(Ref ref, double& value) const {
     if (ref.kind == Ref::constant) value = numbers_.wide[static_cast<size_t>(ref.index)];
     if (ref.kind != Ref::value) return ref.kind == Ref::constant;
-    value = values_[static_cast<size_t>(ref.index)].numbers[0];
-    return values_[static_cast<size_t>(ref.index)].along == Along::all;
+    const Value& found = this->value(ref.index);
+    value = found.numbers[0];
+    return found.along == Along::all;
 }
 
 Generated Stages::generated(Ref ref) const {
     const uint64_t channel = std::max<uint64_t>(1, extents_.channel());
     if (ref.kind == Ref::value) {
-        const Value& value = values_[static_cast<size_t>(ref.index)];
+        const Value& value = this->value(ref.index);
         if (value.along == Along::each) {
             Generated made{Generated::elements};
             made.stored = value.elements.data();
@@ -305,8 +357,8 @@ Generated Stages::generated(Ref ref) const {
 
 std::vector<double> Stages::of_whole_tensor() const {
     std::vector<double> found;
-    for (const Value& value : values_) {
-        if (value.along == Along::all) found.push_back(value.numbers[0]);
+    for (size_t k = 0; k < values_.size(); ++k) {
+        if (values_[k].along == Along::all) found.push_back(value(static_cast<int>(k)).numbers[0]);
     }
     return found;
 }

@@ -86,7 +86,13 @@ class Stages {
     Elementwise filled(const std::vector<Step>& steps, const std::vector<Ref>& wanted, std::vector<Ref>& found) const;
     Elementwise filled(const std::vector<Step>& steps, const std::vector<Ref>& wanted, bool without_ones,
                        std::vector<Ref>& found) const;
-    Value evaluated(const ScalarStep& step) const;
+    // What scalars give is found when it is asked for, and of a `where` on one number only the side that it takes: an
+    // iteration that has converged costs nothing more.
+    const Value& value(int index) const;
+    std::vector<double> evaluated(const ScalarStep& step) const;
+    Along along_of(const ScalarStep& step) const;
+    int unknown(const ScalarStep& step) const;
+    const Ref* taken(const ScalarStep& step) const;
     bool start_selections();
     void prepare();
     size_t arrays_of(const Reduce& reduce) const;
@@ -107,7 +113,9 @@ class Stages {
     uint64_t done_ = 0;
     Elementwise steps_, last_;
     std::vector<Accumulator> accumulators_;
-    std::vector<Value> values_;
+    // Of asked_, a value is not known yet: the step that gives it.
+    mutable std::vector<Value> values_;
+    mutable std::vector<const ScalarStep*> asked_;
 };
 
 }  // namespace sds

@@ -96,7 +96,7 @@ def karcher(*models: Any, max_iter: float, tol: float) -> Any:
         back = inner(turns, cosines)
         step = [t * unit - back * x for t, unit, x in zip(turns, units, u, strict=True)]
         size = gram.length(step)
-        going = where(size >= tol, going, 0)
+        going = where(going, where(size >= tol, 1, 0), 0)  # in this order nothing more is evaluated once it is 0
         ahead, aside = cos(size), where(size > 0, sin(size) / where(size > 0, size, 1), 0)
         u = [where(going, ahead * x + aside * s, x) for x, s in zip(u, step, strict=True)]
     mean = left_to_right(lengths) / len(models)
@@ -137,7 +137,7 @@ def median_shares(models: Any, eps: float, most: int, ftol: float) -> list[Any]:
         after, there = distances(gram, moved)
         x = [where(going, new, old) for new, old in zip(moved, x, strict=True)]
         found = [where(going, new, old) for new, old in zip(there, found, strict=True)]
-        going = where(abs(reached - after) > ftol * reached, going, 0)
+        going = where(going, where(abs(reached - after) > ftol * reached, 1, 0), 0)
         reached = where(going, after, reached)
     return x
 
