@@ -164,7 +164,7 @@ def test_the_numbers_of_a_formula_are_set_swept_and_differ_by_rule(files: list[s
         ("--method weighted-sum --curve inverse-smoothstep --alpha 1.5", "takes a ratio from 0 to 1"),
         ("--method mean --curve smoothstep", "has no ratio alpha"),
         ("--method ties --density 0.1,0.2", "density has 2 numbers for 1 inputs"),
-        ("--method n-sum --weights 0.5,0.5 --blocks D:GRAD_V", "say whose number: B:…"),
+        ("--method n-sum --weights 0.5,0.5 --blocks D:GRAD_V", "no ratio 'D'"),
     ],
 )
 def test_hostile_options_are_refused_in_one_line(words: str, text: str, files: list[str], tmp_path: Path) -> None:
