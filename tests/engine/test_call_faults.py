@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from fault_driver import OLD, Ran, compiled, runs, write_inputs
+from fault_driver import OLD, Ran, runs
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or not shutil.which("cc"), reason="preloads a library that it compiles"
@@ -44,16 +44,6 @@ ODD = {
     "no hard links": {"SDS_FAULT_NO_TMPFILE": "1", "SDS_FAULT_NO_LINK": "1"},
     "no links, no careful rename": {"SDS_FAULT_NO_TMPFILE": "1", "SDS_FAULT_NO_LINK": "2"},
 }
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compiled(tmp_path_factory.mktemp("faults"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def _faults(calls: Sequence[str], *, every: bool) -> list[tuple[str, list[str]]]:

@@ -21,7 +21,6 @@ from pathlib import Path
 import pytest
 from cli_support import Result, done, environment, f32, refused, sds, write_raw
 from pickle_builder import dict_of, pickled, tensor
-from test_read_faults import library  # noqa: F401
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or not shutil.which("cc"), reason="preloads a library that it compiles"
@@ -36,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def odd(library: Path, **faults: str) -> dict[str, str]:  # noqa: F811
+def odd(library: Path, **faults: str) -> dict[str, str]:
     return {
         **environment(),
         "LD_PRELOAD": str(library),
@@ -65,7 +64,7 @@ def killed_at_work(folder: Path, env: dict[str, str]) -> list[str]:
     return [name for name in os.listdir(folder) if name.endswith(".tmp")]
 
 
-def test_what_a_killed_run_leaves_is_removed_by_the_next_which_says_so(folder: Path, library: Path) -> None:  # noqa: F811
+def test_what_a_killed_run_leaves_is_removed_by_the_next_which_says_so(folder: Path, library: Path) -> None:
     env = odd(library, NO_TMPFILE="1")
     (left,) = killed_at_work(folder, env)
     assert left.startswith(".sdsurgery-") and left.split("-")[1].isdecimal()  # named with its process
@@ -110,7 +109,7 @@ def test_inflated_data_has_no_name_while_it_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("links", ["1", "2"])
-def test_two_writers_do_not_both_win_without_hard_links(folder: Path, library: Path, links: str) -> None:  # noqa: F811
+def test_two_writers_do_not_both_win_without_hard_links(folder: Path, library: Path, links: str) -> None:
     code = (
         "import sys\n"
         "from sdsurgery import _native\n"

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fault_driver import compiled, runs, write_inputs
+from fault_driver import runs
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or not shutil.which("cc"), reason="preloads a library that it compiles"
@@ -39,16 +39,6 @@ VERBS = {
     "convert": ["convert", "in.safetensors", "-o", "out.ckpt"],
     "fix-clip": ["fix-clip", "in.safetensors", "-o", "out.safetensors"],
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compiled(tmp_path_factory.mktemp("faults"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def _faults(*, every: bool) -> list[tuple[str, list[str]]]:
