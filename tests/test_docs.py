@@ -143,7 +143,8 @@ fp16 or bf16, so the tables hold for float32 files.
 
 "Rounded once" is a method's lerp or addcmul. Where it says no, the tool has none, or (nuslerp, model-stock by rows and
 consecutive, multiply-diff, comparative-interp) its AVX2 kernels of sums, sines and powers round otherwise than its
-portable ones: both lie within the tolerance of ours, and neither is reproduced. similarity-add-diff of chattiori is to the bit but for
+portable ones: both lie within the tolerance of ours, and neither is reproduced.
+similarity-add-diff of chattiori is to the bit but for
 the mean and the deviation of the whole tensor, which float32 sums there leave to the order of the kernel.
 """
 
