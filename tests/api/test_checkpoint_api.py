@@ -15,7 +15,7 @@ import safetensors
 import safetensors.torch
 import sdsurgery
 import torch
-from cli_support import f32, floats, plain, read_raw, sds, write_raw
+from cli_support import f32, floats, plain, read_raw, started, write_raw
 from sdsurgery.testing import write_checkpoint
 
 
@@ -229,10 +229,10 @@ def test_nothing_is_printed_and_the_command_line_imports_no_logging(pair: tuple[
         "sdsurgery.merge('weighted-sum', sys.argv[1:3], weights=[1, 1], out=sys.argv[3])\n"
         "assert isinstance(logging.getLogger('sdsurgery').handlers[0], logging.NullHandler)"
     )
-    ended = sds(*pair, tmp_path / "o.safetensors", python=("-c", program))
+    ended = started(*pair, tmp_path / "o.safetensors", python=("-c", program))
     assert (ended.rc, ended.out, ended.err) == (0, "", "")
     cast = ("cast", pair[0], "-o", tmp_path / "c.safetensors")
-    ended = sds(*cast, python=("-X", "importtime", "-m", "sdsurgery"))
+    ended = started(*cast, python=("-X", "importtime", "-m", "sdsurgery"))
     assert "sdsurgery.log" in ended.err
     assert "| logging\n" not in ended.err.replace("   ", "")
 

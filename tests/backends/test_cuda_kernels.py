@@ -90,16 +90,16 @@ def check(cuda: ModuleType, case: Case, mixture: tuple[DType, ...], out: DType, 
     rng = np.random.default_rng(len(case.label) + out.bits)
     whole = [(SORTS[sort](kind, SIZES[-1] + SIZES[-1] // 2, rng), kind) for kind in kinds(case, mixture)]
     rows = [[(codes[size // 2 : size // 2 + size], kind) for codes, kind in whole] for size in SIZES]
-    if case.formula().program.in_stages:
+    if case.formula.program.in_stages:
         found = [
             run(cuda, left, [whole_row], out, **how)[0]
-            for left, whole_row in (without_stages(case.formula(), row, how.get("wide", False)) for row in rows)
+            for left, whole_row in (without_stages(case.formula, row, how.get("wide", False)) for row in rows)
         ]
     else:
-        found = run(cuda, case.formula(), rows, out, **how)
+        found = run(cuda, case.formula, rows, out, **how)
     how.pop("shift", None)
     for size, row, result in zip(SIZES, rows, found, strict=True):
-        difference = result.differs(expected(case.formula(), row, out, **how))
+        difference = result.differs(expected(case.formula, row, out, **how))
         assert not difference, f"{sort}, {size} elements to {out}, {how}: {difference}"
 
 
@@ -126,13 +126,13 @@ def test_a_thousand_small_tensors_and_in_place(cuda: ModuleType) -> None:
     whole = [SORTS["mixed"](F16, 40000, rng) for _ in range(3)]
     cuts = [(int(first), int(first + size)) for first, size in rng.integers(0, 70, (1000, 2)) * (500, 1)]
     rows = [[(codes[first:end], F16) for codes in whole] for first, end in cuts]
-    for row, result in zip(rows, run(cuda, case.formula(), rows, F16), strict=True):
-        assert not result.differs(expected(case.formula(), row, F16))
+    for row, result in zip(rows, run(cuda, case.formula, rows, F16), strict=True):
+        assert not result.differs(expected(case.formula, row, F16))
     codes = [SORTS["wild"](F32, 5000, rng) for _ in range(3)]
-    wanted = expected(case.formula(), [(item, F32) for item in codes], F32).codes
+    wanted = expected(case.formula, [(item, F32) for item in codes], F32).codes
     kept = [item.astype(np.uint32) for item in codes]
     words = array("Q", [kept[1].ctypes.data, 5000, *(item.ctypes.data for item in kept)])
-    cuda.evaluate(0, 0, program(cuda, case.formula(), False), case.formula().numbers, [1, 1, 1], 1, 0, 0, words)
+    cuda.evaluate(0, 0, program(cuda, case.formula, False), case.formula.numbers, [1, 1, 1], 1, 0, 0, words)
     assert np.array_equal(kept[1], wanted)
 
 
@@ -161,7 +161,7 @@ def test_long_programs_run_or_are_refused_with_a_reason(cuda: ModuleType) -> Non
 
 
 def test_tensors_whose_memory_was_given_back_are_refused(cuda: ModuleType) -> None:
-    native = program(cuda, CAST.formula(), False)
+    native = program(cuda, CAST.formula, False)
     for out, source in ((64, 0), (0, 64)):
         with pytest.raises(cuda.Error, match="no memory"):
             cuda.evaluate(0, 0, native, (), [F32.native], F32.native, 0, 0, array("Q", [out, 1, source]))
@@ -169,7 +169,7 @@ def test_tensors_whose_memory_was_given_back_are_refused(cuda: ModuleType) -> No
 
 
 def test_misaligned_elements_are_refused(cuda: ModuleType) -> None:
-    native = program(cuda, CAST.formula(), False)
+    native = program(cuda, CAST.formula, False)
     with pytest.raises(cuda.Error, match="alignment"):
         cuda.evaluate(0, 0, native, (), [F32.native], F32.native, 0, 0, array("Q", [64, 1, 66]))
     assert (F64.native, BF16.native, F8_E5M2.native) == (0, 3, 5)

@@ -83,10 +83,10 @@ def test_every_method_and_dtype_equals_the_reference(backend: str, name: str, mi
                 result = on_device(np.zeros(size, CODE[out]), out, number % 3)
                 if case is CAST:  # no method: apply has no name for it
                     row = [(result, given)]
-                    tensors.evaluate(case.formula(), row, (kinds[0],), out, wide=compute == "fp64", **how)
+                    tensors.evaluate(case.formula, row, (kinds[0],), out, wide=compute == "fp64", **how)
                 else:
                     sdsurgery.apply(case.method.name, *given, out=result, compute=compute, **how, **case.given)
-                wanted = expected(case.formula(), inputs, out, wide=compute == "fp64", **how)
+                wanted = expected(case.formula, inputs, out, wide=compute == "fp64", **how)
                 found = codes_of(result, out)
                 where = np.flatnonzero(found != wanted.codes)
                 assert where.size == 0, (
@@ -101,8 +101,8 @@ def test_every_code_through_every_cast(backend: str, of: DType) -> None:
     codes = np.arange(1 << of.bits, dtype=np.uint64).astype(CODE[of])
     for out in FLOATS:
         result = on_device(np.zeros(codes.size, CODE[out]), out)
-        tensors.evaluate(CAST.formula(), [(result, [on_device(codes, of)])], (of,), out, overflow="default", wide=False)
-        wanted = expected(CAST.formula(), [(codes, of)], out)
+        tensors.evaluate(CAST.formula, [(result, [on_device(codes, of)])], (of,), out, overflow="default", wide=False)
+        wanted = expected(CAST.formula, [(codes, of)], out)
         assert np.array_equal(codes_of(result, out), wanted.codes), (of, out)
 
 

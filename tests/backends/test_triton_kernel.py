@@ -74,11 +74,11 @@ def test_every_method_and_dtype_equals_the_reference(name: str, mixture: tuple[D
             continue
         for overflow, wide in (("default", False), (("inf", "saturate", "default")[number % 3], number % 2 == 1)):
             how: dict[str, Any] = {"overflow": overflow, "wide": wide}
-            if (wide or F64 in kinds) and elementwise.unsupported(case.formula().program, True):
+            if (wide or F64 in kinds) and elementwise.unsupported(case.formula.program, True):
                 continue  # exp, log and pow of float64
-            left, whole_row = without_stages(case.formula(), row, wide)
+            left, whole_row = without_stages(case.formula, row, wide)
             found = run(left, whole_row, out, uncounted=overflow != "default", **how)
-            difference = found.differs(expected(case.formula(), row, out, **how))
+            difference = found.differs(expected(case.formula, row, out, **how))
             assert not difference, f"to {out}, {how}: {difference}"
 
 
@@ -103,15 +103,15 @@ def test_comparisons_choices_and_roots(name: str) -> None:
     case, rng = OPERATIONS[name], np.random.default_rng(1)
     for first, (mixture, out) in enumerate(itertools.product(((F32,), (F16, F32), (F64, F32)), (F32, F16))):
         kinds = list(itertools.islice(itertools.cycle(mixture), case.count))
-        if F64 in kinds and elementwise.unsupported(case.formula().program, True):
+        if F64 in kinds and elementwise.unsupported(case.formula.program, True):
             continue
         row = [(SORTS[("wild", "plain")[first % 2]](kind, 1025, rng), kind) for kind in kinds]
-        difference = run(case.formula(), row, out).differs(expected(case.formula(), row, out))
+        difference = run(case.formula, row, out).differs(expected(case.formula, row, out))
         assert not difference, f"{mixture} to {out}: {difference}"
 
 
 def test_functions_that_need_float32_are_refused_in_float64() -> None:
-    program = OPERATIONS["exponential"].formula().program
+    program = OPERATIONS["exponential"].formula.program
     assert elementwise.unsupported(program) is None
     assert elementwise.unsupported(program, True) == "the Triton kernel has no exp in float64 arithmetic"
 

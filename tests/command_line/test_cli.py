@@ -15,16 +15,7 @@ from pathlib import Path
 
 import pytest
 import sdsurgery
-from cli_support import (
-    done,
-    environment,
-    floats,
-    listing,
-    plain,
-    read_raw,
-    refused,
-    sds,
-)
+from cli_support import done, environment, floats, listing, plain, read_raw, refused, sds, started
 from sdsurgery.testing import write_checkpoint
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX file modes, links and terminals")
@@ -186,7 +177,7 @@ def test_the_help_of_merge_is_in_groups_with_files_first_and_three_examples() ->
 
 
 def test_info_reports_the_target_that_sds_cpu_asks_for() -> None:
-    assert done(sds("info", "--json", env={"SDS_CPU": "scalar"})).json()["cpu_target"] == "scalar"
+    assert done(started("info", "--json", env={"SDS_CPU": "scalar"})).json()["cpu_target"] == "scalar"
 
 
 def test_verify_accepts_our_output_and_finds_a_changed_byte(models: Path, tmp_path: Path) -> None:
@@ -211,11 +202,11 @@ def test_verify_counts_non_finite_values(tmp_path: Path) -> None:
 
 
 def test_demo_merges_checks_and_leaves_nothing(tmp_path: Path) -> None:
-    result = done(sds("demo", cwd=tmp_path, env={"TMPDIR": str(tmp_path)}))
+    result = done(started("demo", cwd=tmp_path, env={"TMPDIR": str(tmp_path)}))
     assert "checked" in result.out
     assert "merged" in result.out
     assert list(tmp_path.iterdir()) == []
-    found = done(sds("demo", "--json", cwd=tmp_path, env={"TMPDIR": str(tmp_path)}))
+    found = done(started("demo", "--json", cwd=tmp_path, env={"TMPDIR": str(tmp_path)}))
     assert found.json()["verb"] == "merge"
     assert found.err == ""
 
@@ -368,7 +359,7 @@ def test_after_two_dashes_come_files_whatever_their_names(models: Path, tmp_path
 def test_a_stdout_that_is_not_utf8_gets_all_lines(encoding: str, models: Path) -> None:
     env = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     for args in (["--help"], ["merge", "--help"], ["methods"], ["layouts"], ["inspect", models / "a.safetensors"]):
-        usual, here = done(sds(*args)), done(sds(*args, env=env))
+        usual, here = done(sds(*args)), done(started(*args, env=env))
         assert here.raw_out == usual.out.encode(encoding, "backslashreplace")
 
 
@@ -382,7 +373,7 @@ def test_the_current_folder_may_be_gone(models: Path, tmp_path: Path) -> None:
         (tmp_path / "o.safetensors", 0, ""),
     ):
         gone.mkdir(exist_ok=True)
-        ended = sds("cast", models / "a.safetensors", "-o", out, cwd=gone, python=("-c", program))
+        ended = started("cast", models / "a.safetensors", "-o", out, cwd=gone, python=("-c", program))
         assert ended.rc == code and words in ended.err, ended.err
 
 
@@ -515,7 +506,7 @@ def test_the_cpu_path_imports_neither_numpy_nor_torch_nor_rich(models: Path, tmp
         "cast": ["cast", a, "--dtype", "fp32", "-o", out],
         "dry": ["merge", "--method", "weighted-sum", a, b, "--dry-run"],
     }.get(verb, verb.split())
-    result = done(sds(*args, python=("-X", "importtime", "-m", "sdsurgery")))
+    result = done(started(*args, python=("-X", "importtime", "-m", "sdsurgery")))
     imported = set(re.findall(r"^import time:.*\| +([\w.]+)$", result.err, re.MULTILINE))
     assert "sdsurgery.cli" in imported, "the probe sees nothing"
     assert not {"numpy", "torch", "rich", "safetensors", "triton"} & imported
@@ -525,4 +516,4 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     probe = (
         "import sys, sdsurgery; print([m for m in ('numpy','torch','rich','sdsurgery._native') if m in sys.modules])"
     )
-    assert sds(python=("-c", probe)).out == "[]\n"
+    assert started(python=("-c", probe)).out == "[]\n"

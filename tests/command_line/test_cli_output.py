@@ -10,17 +10,7 @@ from pathlib import Path
 
 import pytest
 import sdsurgery
-from cli_support import (
-    done,
-    f32,
-    floats,
-    listing,
-    no_new_entries,
-    plain,
-    read_raw,
-    sds,
-    write_raw,
-)
+from cli_support import done, f32, floats, listing, no_new_entries, plain, read_raw, sds, started, write_raw
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX file modes, links and terminals")
 
@@ -182,10 +172,10 @@ def test_a_replaced_target_keeps_its_mode_and_a_new_one_follows_the_umask(tmp_pa
     cast = ("cast", path, "--dtype", "fp16", "--force", "-o", out)
     for umask, mode in ((0o027, 0o640), (0o077, 0o600), (0o002, 0o664)):
         out.unlink(missing_ok=True)
-        done(sds(*cast, umask=umask))
+        done(started(*cast, umask=umask))
         assert stat.S_IMODE(out.stat().st_mode) == mode
     out.chmod(0o604)
-    done(sds(*cast, umask=0o077))
+    done(started(*cast, umask=0o077))
     assert stat.S_IMODE(out.stat().st_mode) == 0o604
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import sdsurgery
-from cli_support import done, f32, refused, sds, write_raw
+from cli_support import done, f32, refused, sds, started, write_raw
 from diffusers_files import as_diffusers
 from sdsurgery.report import heatmap
 from sdsurgery.testing import write_checkpoint
@@ -173,8 +173,8 @@ def test_the_cells_are_the_distances_of_blocks_and_kinds(pair: tuple[Path, Path]
 def test_without_matplotlib_it_says_what_to_install(pair: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['matplotlib'] = None\n")
     env = {"PYTHONPATH": str(tmp_path)}
-    refused(sds("compare", *pair, "--plot", tmp_path / "map.png", env=env), 2, "pip install", "matplotlib")
-    assert sds("compare", "-q", *pair, env=env).rc == 4
+    refused(started("compare", *pair, "--plot", tmp_path / "map.png", env=env), 2, "pip install", "matplotlib")
+    assert started("compare", "-q", *pair, env=env).rc == 4
 
 
 def test_another_backend_gives_the_same_output_or_is_refused(pair: tuple[Path, Path]) -> None:

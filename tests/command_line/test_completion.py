@@ -6,13 +6,13 @@ import shutil
 import subprocess
 
 import pytest
-from cli_support import done, refused, sds
+from cli_support import done, refused, sds, started
 from sdsurgery.commands import NAMES
 
 
 def test_without_shtab_one_line_says_so() -> None:
     program = "import sys; sys.modules['shtab'] = None; from sdsurgery.cli import run; sys.exit(run(sys.argv[1:]))"
-    refused(sds("completion", "bash", python=("-c", program)), 2, "shtab", "pip install")
+    refused(started("completion", "bash", python=("-c", program)), 2, "shtab", "pip install")
     refused(sds("completion", "fsh"), 2, "'fsh'", "bash")
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from cli_support import Result, done, f32, listing, plain, read_raw, refused, sds, unprivileged, write_raw
+from cli_support import Result, done, f32, listing, plain, read_raw, refused, sds, started, unprivileged, write_raw
 from layout_tools import BASES
 from sdsurgery.testing import write_checkpoint
 
@@ -141,7 +141,7 @@ def test_a_bad_input_is_refused_by_every_verb(tmp_path: Path, make: Callable[[Pa
 def test_an_unreadable_input_is_refused(tmp_path: Path) -> None:
     path = plain(tmp_path / "a.safetensors", 1.0)
     path.chmod(0)
-    refused(sds("inspect", path, preexec_fn=unprivileged), 3, "ermission")
+    refused(started("inspect", path, preexec_fn=unprivileged), 3, "ermission")
 
 
 # ---- families, shapes, numbers of inputs, parameters
@@ -237,8 +237,8 @@ def test_wrong_requests_are_code_2(
 def test_an_unknown_sds_cpu_is_refused_and_named(tmp_path: Path) -> None:
     path = plain(tmp_path / "a.safetensors", 1.0)
     cast = ("cast", path, "--dtype", "fp16", "-o", tmp_path / "out.safetensors")
-    _nothing_happens(tmp_path, lambda: sds(*cast, env={"SDS_CPU": "nonsense"}), 2, "nonsense", "scalar")
-    assert "nonsense" in done(sds("info", env={"SDS_CPU": "nonsense"})).out
+    _nothing_happens(tmp_path, lambda: started(*cast, env={"SDS_CPU": "nonsense"}), 2, "nonsense", "scalar")
+    assert "nonsense" in done(started("info", env={"SDS_CPU": "nonsense"})).out
 
 
 # ---- values

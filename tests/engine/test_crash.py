@@ -15,7 +15,7 @@ from pathlib import Path
 
 import interrupts
 import pytest
-from cli_support import Result, done, environment, listing, plain, refused, sds
+from cli_support import Result, done, environment, listing, plain, refused, sds, started
 from sdsurgery.testing import write_checkpoint
 
 HELPERS = Path(interrupts.__file__).resolve().parent
@@ -81,7 +81,7 @@ def _meddled(
 ) -> Result:
     """A merge whose backend does something else besides: at once, or so many seconds after the run began."""
     env = {"ACTION": action, "INNER": inner} | ({} if delay is None else {"DELAY": str(delay)})
-    return sds(*MERGE, "--threads", "2", "--backend", "meddling", *extra, cwd=folder, python=("-c", code), env=env)
+    return started(*MERGE, "--threads", "2", "--backend", "meddling", *extra, cwd=folder, python=("-c", code), env=env)
 
 
 # ---- signals
@@ -174,7 +174,7 @@ def test_an_interruption_after_the_rename_does_not_claim_that_nothing_was_writte
     models: Path, merged: bytes, tmp_path: Path
 ) -> None:
     folder = _folder(models, tmp_path)
-    result = sds(*MERGE, cwd=folder, python=("-c", LATE))
+    result = started(*MERGE, cwd=folder, python=("-c", LATE))
     assert (folder / "out.safetensors").read_bytes() == merged
     assert result.rc in (0, 130)
     assert "nothing was written" not in result.err
@@ -237,7 +237,7 @@ def test_a_limit_on_the_size_of_files_is_one_line(models: Path, tmp_path: Path, 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
 
-    refused(sds(*MERGE, cwd=folder, preexec_fn=limit), 1, "no room")
+    refused(started(*MERGE, cwd=folder, preexec_fn=limit), 1, "no room")
     assert listing(folder) == before
 
 
@@ -265,10 +265,10 @@ def test_fewer_threads_than_asked_for_are_enough_and_none_is_one_line(models: Pa
     whole = (folder / "out.safetensors").read_bytes()
     several = [arg for arg in (*MERGE, "--no-hash", "--threads", "32", "--json") if arg != "-q"]
     (folder / "out.safetensors").unlink()
-    report = done(sds(*several, cwd=folder, preexec_fn=limits(512 << 20, 3 << 30))).json()
+    report = done(started(*several, cwd=folder, preexec_fn=limits(512 << 20, 3 << 30))).json()
     assert 1 <= report["how"]["threads"] < 6
     assert (folder / "out.safetensors").read_bytes() == whole
-    refused(sds(*MERGE, "--no-hash", cwd=folder, preexec_fn=limits(2 << 30, 3 << 29)), 1, "thread")
+    refused(started(*MERGE, "--no-hash", cwd=folder, preexec_fn=limits(2 << 30, 3 << 29)), 1, "thread")
     assert (folder / "out.safetensors").read_bytes() == whole
 
 
@@ -276,14 +276,14 @@ def test_fewer_threads_than_asked_for_are_enough_and_none_is_one_line(models: Pa
 
 
 def _with_closed_stdout(*args: object, cwd: Path) -> Result:
-    return sds(*args, cwd=cwd, stdout=None, preexec_fn=lambda: os.close(1))
+    return started(*args, cwd=cwd, stdout=None, preexec_fn=lambda: os.close(1))
 
 
 def _with_broken_stdout(*args: object, cwd: Path) -> Result:
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        return sds(*args, cwd=cwd, stdout=writer)
+        return started(*args, cwd=cwd, stdout=writer)
     finally:
         os.close(writer)
 
@@ -311,10 +311,10 @@ def test_a_report_that_cannot_be_printed_is_one_line_after_the_file_is_written(
 ) -> None:
     folder = _folder(models, tmp_path)
     with open("/dev/full", "wb") as full:
-        refused(sds(*MERGE, "--json", cwd=folder, stdout=full), 1, "standard output", "the output is written")
+        refused(started(*MERGE, "--json", cwd=folder, stdout=full), 1, "standard output", "the output is written")
         assert (folder / "out.safetensors").read_bytes() == merged
         loud = [arg for arg in MERGE if arg != "-q"]
-        assert sds(*loud, cwd=folder, stderr=full).rc == 0, "a report that cannot be printed"
+        assert started(*loud, cwd=folder, stderr=full).rc == 0, "a report that cannot be printed"
     assert sorted(os.listdir(folder)) == ["a.safetensors", "b.safetensors", "out.safetensors"]
 
 
@@ -325,7 +325,7 @@ def test_a_merge_without_stdout_or_stderr_still_writes_its_file(models: Path, me
         os.close(1)
         os.close(2)
 
-    result = sds(*(arg for arg in MERGE if arg != "-q"), cwd=folder, stdout=None, stderr=None, preexec_fn=close)
+    result = started(*(arg for arg in MERGE if arg != "-q"), cwd=folder, stdout=None, stderr=None, preexec_fn=close)
     assert result.rc == 0
     assert (folder / "out.safetensors").read_bytes() == merged
 

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from cli_support import Result, done, environment, f32, refused, sds, write_raw
+from cli_support import Result, done, environment, f32, refused, sds, started, write_raw
 from pickle_builder import dict_of, pickled, tensor
 
 pytestmark = pytest.mark.skipif(
@@ -151,7 +151,7 @@ def test_a_target_in_a_sticky_folder_is_refused_before_the_work(folder: Path) ->
     for path in (shared, target):
         os.chown(path, 65534, 65534)
     words = ("cast", "in.safetensors", "--dtype", "bf16", "-o", "shared/out.safetensors", "--force", "-q")
-    refused(sds(*words, cwd=folder, preexec_fn=without_ownership), 1, "sticky", "shared/out.safetensors")
+    refused(started(*words, cwd=folder, preexec_fn=without_ownership), 1, "sticky", "shared/out.safetensors")
     assert target.read_bytes() == b"of another"
     assert os.listdir(shared) == ["out.safetensors"]
     done(sds(*words, cwd=folder))  # who may, may
@@ -275,7 +275,7 @@ def test_more_inputs_than_open_files_are_merged(folder: Path) -> None:
     want = (folder / "out/mean.safetensors").read_bytes()
     for limit in (20, 64):
         limited = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit))
-        made = sds(*words, cwd=folder, preexec_fn=limited)
+        made = started(*words, cwd=folder, preexec_fn=limited)
         assert (made.rc, made.err) == (0, "")
         assert (folder / "out/mean.safetensors").read_bytes() == want
 

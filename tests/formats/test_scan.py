@@ -11,7 +11,7 @@ import zipfile
 
 import pytest
 from attacks import GOOD_TENSOR, NAMES, RECORD, Watch, attacks, files
-from cli_support import done, f32, refused, sds, unprivileged, write_raw
+from cli_support import done, f32, refused, sds, started, unprivileged, write_raw
 from pickle_builder import Memory, call, dict_of, integer, legacy, pickled, tensor, text, torch_zip, zipped
 from sdsurgery.errors import SdsError
 from sdsurgery.formats.scan import FileScan, ScanReport, scan, scan_source
@@ -242,7 +242,7 @@ def test_a_file_that_cannot_be_opened_does_not_end_the_scan_of_a_folder(tmp_path
     (tmp_path / "a.pt").write_bytes(b"x")
     (tmp_path / "b.pt").write_bytes(torch_zip(pickled(dict_of({"w": GOOD_TENSOR})), {"0": RECORD}))
     os.chmod(tmp_path / "a.pt", 0)
-    result = sds("scan", tmp_path, "--json", preexec_fn=unprivileged)
+    result = started("scan", tmp_path, "--json", preexec_fn=unprivileged)
     assert [file["kind"] for file in result.json()["files"]] == ["unreadable", "torch zip"]
     assert result.rc == 3
 

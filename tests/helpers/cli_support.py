@@ -1,18 +1,22 @@
-"""Runs the command line as a user does, in a process of its own, and makes small input files."""
+"""Runs the command line, and makes small input files."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 _PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2  # linux/prctl.h, linux/capability.h
 TIMEOUT = 60  # seconds; a command that takes longer hangs
@@ -48,14 +52,45 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, "PYTHONUTF8": "1", **(extra or {})}
 
 
-def sds(
+def sds(*args: object, cwd: object = None) -> Result:
+    """Run ``sdsurgery ARGS`` in this process: a test of what a command does needs no new interpreter for it.
+
+    It sees an environment and streams of its own, and its handlers of signals are taken back. What depends on the
+    process (signals, limits, imports, closed streams, methods that stay registered) is a test for ``started``.
+    """
+    from sdsurgery import cli
+
+    words = [os.fsdecode(arg) if isinstance(arg, bytes) else str(arg) for arg in args]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in ("out", "err")]
+        out, err = (io.TextIOWrapper(file, encoding="utf-8", line_buffering=file is files[1]) for file in files)
+        stack.enter_context(mock.patch.dict(os.environ, environment(), clear=True))
+        stack.enter_context(mock.patch.multiple(sys, stdout=out, stderr=err, unraisablehook=sys.unraisablehook))
+        if cwd is not None:
+            stack.callback(os.chdir, os.getcwd())
+            os.chdir(str(cwd))
+        try:
+            code = cli.run(words)
+        except SystemExit as end:  # --help, --version
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        out.flush()
+        err.flush()
+        return Result(code, *(os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0) for file in files))
+
+
+def started(
     *args: object,
     cwd: object = None,
     env: Mapping[str, str] | None = None,
     python: Sequence[str] = ("-m", "sdsurgery"),
     **options: Any,
 ) -> Result:
-    """Run ``python -m sdsurgery ARGS``. ``options`` go to subprocess.run; a time-out fails the test."""
+    """Run ``python -m sdsurgery ARGS`` as a user does, in a process of its own. ``options`` go to subprocess.run; a
+    time-out fails the test."""
     command = [sys.executable, *python, *(arg if isinstance(arg, bytes) else str(arg) for arg in args)]
     options.setdefault("stdout", subprocess.PIPE)
     options.setdefault("stderr", subprocess.PIPE)

@@ -166,6 +166,7 @@ class Case:
         """The parameters that have a value, as a caller writes them."""
         return {name: value for name, value in self.params.items() if value is not None}
 
+    @functools.cached_property
     def formula(self) -> Formula:
         return trace(self.method, self.count, self.params)
 
@@ -361,7 +362,7 @@ def spread(
 def telling() -> frozenset[str]:
     """Cases that together use whatever any case uses: every operation, reduction, axis, generated operand, number of
     inputs, and each of them in a last stage and before it."""
-    uses = {name: _uses(case.formula().program) for name, case in CASES.items()}
+    uses = {name: _uses(case.formula.program) for name, case in CASES.items()}
     left, chosen = frozenset().union(*uses.values()), set()
     while left:
         best = max(uses, key=lambda name: len(uses[name] & left))
@@ -389,7 +390,7 @@ def thorough(name: str) -> bool:
 
 @functools.cache
 def _first_with_kernel() -> frozenset[str]:
-    programs = {name: case.formula().program for name, case in CASES.items()}
+    programs = {name: case.formula.program for name, case in CASES.items()}
     first = {program: name for name, program in reversed(programs.items())}
     return frozenset(name for program, name in first.items() if cpu.native_program(program, False).fused)
 
@@ -404,4 +405,4 @@ def label(item: object) -> str:
 
 
 def identity() -> Formula:
-    return CAST.formula()
+    return CAST.formula

@@ -51,13 +51,13 @@ def test_torch_tensors_of_every_dtype_and_mixture(name: str, dtypes: tuple[DType
     tensors = [tensor(codes, dtype) for codes, dtype in inputs]
     before = [codes_of(item, dtype).copy() for item, (_, dtype) in zip(tensors, inputs, strict=True)]
     result = sdsurgery.apply(case.method.name, *tensors, **case.given)
-    wanted = expected(case.formula(), inputs, dtypes[0])
+    wanted = expected(case.formula, inputs, dtypes[0])
     assert np.array_equal(codes_of(result, dtypes[0]), wanted.codes)
     for item, codes, (_, dtype) in zip(tensors, before, inputs, strict=True):
         assert np.array_equal(codes_of(item, dtype), codes), "an input was changed"
     for option, dtype in (("fp32", F32), ("fp16", F16), ("bf16", BF16), ("fp8_e4m3", F8_E4M3), ("fp8_e5m2", F8_E5M2)):
         result = sdsurgery.apply(case.method.name, *tensors, dtype=option, **case.given)
-        assert np.array_equal(codes_of(result, dtype), expected(case.formula(), inputs, dtype).codes)
+        assert np.array_equal(codes_of(result, dtype), expected(case.formula, inputs, dtype).codes)
 
 
 @pytest.mark.parametrize(("name", "dtypes"), spread([(F64,), (F32,), (F16,), (F16, F32)], few=True), ids=label)
@@ -71,7 +71,7 @@ def test_numpy_arrays_of_every_dtype_and_mixture(name: str, dtypes: tuple[DType,
             result = sdsurgery.apply(case.method.name, *arrays, compute=compute, overflow=overflow, **case.given)
             assert isinstance(result, np.ndarray) and result.shape == (100, 200)
             shaped = [(codes.reshape(100, 200), dtype) for codes, dtype in inputs]
-            wanted = expected(case.formula(), shaped, dtypes[0], overflow=overflow, wide=wide)
+            wanted = expected(case.formula, shaped, dtypes[0], overflow=overflow, wide=wide)
             assert np.array_equal(codes_of(result, dtypes[0]), wanted.codes)
 
 
@@ -79,7 +79,7 @@ def test_numpy_and_torch_may_be_mixed_and_the_result_is_of_the_first_ones_kind()
     case = CASES["add-diff"]
     inputs = given(case, (F32, F16, BF16))
     array, others = inputs[0][0].view(np.float32), [tensor(codes, dtype) for codes, dtype in inputs[1:]]
-    wanted = expected(case.formula(), inputs, F32).codes
+    wanted = expected(case.formula, inputs, F32).codes
     assert np.array_equal(codes_of(sdsurgery.apply("add-diff", array, *others), F32), wanted)
     result = sdsurgery.apply("add-diff", torch.from_numpy(array.copy()), *others)
     assert isinstance(result, torch.Tensor) and np.array_equal(codes_of(result, F32), wanted)
@@ -131,7 +131,7 @@ def test_the_output_may_be_any_of_the_inputs(
     monkeypatch.setenv("SDS_CPU", target)
     case = CASES[name]
     inputs = given(case, (dtype,), values=values)
-    wanted = expected(case.formula(), inputs, dtype)
+    wanted = expected(case.formula, inputs, dtype)
     assert values is plain or wanted.nonfinite
     for index in range(case.count):
         tensors = [tensor(codes, kind) for codes, kind in inputs]
@@ -154,7 +154,7 @@ def test_the_output_may_overlap_an_input(shift: int, threads: int) -> None:
     out = memory[20000 + shift : 20000 + shift + count] if abs(shift) <= 20000 else memory[-count:]
     inputs = [(source.view(np.uint32).copy(), F32), (codes[1], F32), (codes[2], F32)]
     sdsurgery.apply("add-diff", source, codes[1].view(np.float32), codes[2].view(np.float32), out=out, threads=threads)
-    assert np.array_equal(out.view(np.uint32), expected(CASES["add-diff"].formula(), inputs, F32).codes), case
+    assert np.array_equal(out.view(np.uint32), expected(CASES["add-diff"].formula, inputs, F32).codes), case
 
 
 def test_the_output_may_share_memory_with_an_input_of_another_width() -> None:
@@ -170,14 +170,14 @@ def test_the_output_may_share_memory_with_an_input_of_another_width() -> None:
             mixed = [(inputs[0][0][:count], F16), (inputs[1][0][:count], F32)]
             other = inputs[1][0][:count].view(np.float32)
             sdsurgery.apply("weighted-sum", source, other, out=out)
-            wanted = expected(CASES["weighted-sum"].formula(), mixed, F32)
+            wanted = expected(CASES["weighted-sum"].formula, mixed, F32)
         else:  # a float32 input around the float16 output
             source = memory.view(np.float32)
             source[...] = inputs[1][0].view(np.float32)
             out = memory[20000:60000].view(np.float16)
             mixed = [(inputs[1][0], F32), (inputs[0][0], F16)]
             sdsurgery.apply("weighted-sum", source, inputs[0][0].view(np.float16), out=out)
-            wanted = expected(CASES["weighted-sum"].formula(), mixed, F16)
+            wanted = expected(CASES["weighted-sum"].formula, mixed, F16)
         assert np.array_equal(out.view(wanted.codes.dtype), wanted.codes)
 
 
@@ -196,7 +196,7 @@ def test_out_is_written_and_returned_in_its_own_dtype() -> None:
     for dtype in FLOATS:
         out = torch.empty(20000, dtype=TORCH[dtype])
         assert sdsurgery.apply("weighted-sum", *tensors, out=out) is out
-        assert np.array_equal(codes_of(out, dtype), expected(case.formula(), inputs, dtype).codes)
+        assert np.array_equal(codes_of(out, dtype), expected(case.formula, inputs, dtype).codes)
     array = np.empty(20000, np.float32)  # out decides the kind, too
     assert sdsurgery.apply("weighted-sum", *tensors, out=array) is array
 
@@ -210,7 +210,7 @@ def test_threads_change_nothing() -> None:
     case = CASES["add-diff"]
     inputs = [(np.resize(codes, 700001), dtype) for codes, dtype in given(case, (BF16,))]
     tensors = [tensor(codes, dtype) for codes, dtype in inputs]
-    wanted = expected(case.formula(), inputs, BF16).codes
+    wanted = expected(case.formula, inputs, BF16).codes
     for threads in (0, 1, 2, 5, 64):
         assert np.array_equal(codes_of(sdsurgery.apply("add-diff", *tensors, threads=threads), BF16), wanted)
 

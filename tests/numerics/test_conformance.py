@@ -53,7 +53,7 @@ def cut(name: str, mixture: tuple[DType, ...], sort: str, size: int) -> list[tup
 def wanted(
     name: str, mixture: tuple[DType, ...], sort: str, size: int, out: DType, *, overflow: str, wide: bool
 ) -> Result:
-    return expected(CASES[name].formula(), cut(name, mixture, sort, size), out, overflow=overflow, wide=wide)
+    return expected(CASES[name].formula, cut(name, mixture, sort, size), out, overflow=overflow, wide=wide)
 
 
 def compare(
@@ -63,7 +63,7 @@ def compare(
     """``case``: a case's name, the input dtypes and the CPU target."""
     name, mixture, target = case
     inputs = cut(name, mixture, sort, size)
-    got = native(CASES[name].formula(), inputs, out, overflow=overflow, wide=wide, target=target, shift=shift)
+    got = native(CASES[name].formula, inputs, out, overflow=overflow, wide=wide, target=target, shift=shift)
     difference = got.differs(wanted(name, mixture, sort, size, out, overflow=overflow, wide=wide))
     assert not difference, f"{sort}, {size} elements to {out}, {overflow}, wide={wide}, shift={shift}: {difference}"
 
@@ -122,8 +122,8 @@ def test_every_operation_equals_the_reference(name: str, target: str) -> None:
         kinds = list(itertools.islice(itertools.cycle(mixture), case.count))
         for sort in ("wild", "plain"):
             given = [(SORTS[sort](kind, 1025, rng), kind) for kind in kinds]
-            got = native(case.formula(), given, out, target=target, shift=first % 2)
-            difference = got.differs(expected(case.formula(), given, out))
+            got = native(case.formula, given, out, target=target, shift=first % 2)
+            difference = got.differs(expected(case.formula, given, out))
             assert not difference, f"{mixture} {sort} to {out}: {difference}"
 
 
@@ -133,24 +133,24 @@ def test_every_operation_is_what_its_body_gives_for_numpy_and_torch(name: str) -
 
     case, rng = OPERATIONS[name], np.random.default_rng(1)
     arrays = [SORTS["wild"](F32, 2000, rng).view(np.float32) for _ in range(case.count)]
-    steps = stepped(case.formula(), arrays)
+    steps = stepped(case.formula, arrays)
     for library in ("numpy", "torch"):
         tensors = arrays if library == "numpy" else [torch.from_numpy(x.copy()) for x in arrays]
         found = np.asarray(body_on(case, list(tensors)))
         assert found.dtype == np.float32 and np.array_equal(np.isnan(found), np.isnan(steps))
         number = ~np.isnan(steps)
-        if library == "torch" and any(step[0] == "sqrt" for step in case.formula().program.steps):
+        if library == "torch" and any(step[0] == "sqrt" for step in case.formula.program.steps):
             continue  # torch's square root is not always the correctly rounded one
         assert np.array_equal(found[number].view(np.uint32), steps[number].view(np.uint32))
 
 
 def test_the_bodies_above_have_every_operation() -> None:
-    used = {step[0] for case in (*OPERATIONS.values(), *CASES.values()) for step in case.formula().program.steps}
+    used = {step[0] for case in (*OPERATIONS.values(), *CASES.values()) for step in case.formula.program.steps}
     assert used | {"neg"} == set(program.OPERATIONS)
 
 
 def test_the_hot_formulas_have_a_fused_kernel() -> None:
-    fused = {name for name, case in CASES.items() if cpu.native_program(case.formula().program, False).fused}
+    fused = {name for name, case in CASES.items() if cpu.native_program(case.formula.program, False).fused}
     assert {"cast", "weighted-sum", "weighted-sum-2", "weighted-sum-3", "add-diff"} <= fused
 
 
@@ -174,7 +174,7 @@ def test_traced_steps_equal_the_body_called_on_numpy_arrays(name: str) -> None:
     case = CASES[name]
     for kind, dtype in ((np.float32, F32), (np.float64, F64)):
         arrays = [codes.view(kind) for codes, _ in cut(name, (dtype,), "wild", 4097 if thorough(name) else 1025)]
-        steps = stepped(case.formula(), arrays)
+        steps = stepped(case.formula, arrays)
         body = np.asarray(body_on(case, list(arrays)))
         assert steps.dtype == body.dtype == kind
         number = ~np.isnan(steps)  # a NaN is written as the canonical one, whichever it was
@@ -190,7 +190,7 @@ def test_results_equal_the_body_called_on_float32_torch_tensors(name: str) -> No
     for sort in ("wild", "plain"):
         given = cut(name, (F32,), sort, LARGE[0] if thorough(name) else 4097)
         result = body_on(case, [torch.from_numpy(codes.view(np.float32).copy()) for codes, _ in given])
-        ours = native(case.formula(), given, F32).codes.view(np.float32)
+        ours = native(case.formula, given, F32).codes.view(np.float32)
         theirs = result.numpy()  # type: ignore[attr-defined]
         assert np.array_equal(np.isnan(ours), np.isnan(theirs)), sort
         number = ~np.isnan(ours)
@@ -221,20 +221,20 @@ def test_operations_are_rounded_one_by_one_and_never_fused(target: str) -> None:
     fused = (np.float64(c[0]) * x + (c[1] * y)).astype(np.float32)
     assert not np.array_equal(separately, fused), "the values cannot distinguish them"
     inputs = [(x.view(np.uint32), F32), (y.view(np.uint32), F32)]
-    got = native(case.formula(), inputs, F32, target=target).codes.view(np.float32)
+    got = native(case.formula, inputs, F32, target=target).codes.view(np.float32)
     assert np.array_equal(got, separately)
 
 
 def test_threads_change_nothing() -> None:
     programs = {}  # methods that differ in their numbers alone are one
     for name, case in CASES.items():
-        programs.setdefault(case.formula().program, name)
+        programs.setdefault(case.formula.program, name)
     for name in programs.values():
         case = CASES[name]
-        sort = "plain" if case.formula().program.stages else "wild"  # of a tensor with a NaN little else comes out
+        sort = "plain" if case.formula.program.stages else "wild"  # of a tensor with a NaN little else comes out
         given = [(np.tile(codes, 19), dtype) for codes, dtype in operands(name, (F16,), sort)]
-        once = native(case.formula(), given, F16, threads=1)
+        once = native(case.formula, given, F16, threads=1)
         for threads in (0, 5):
-            assert not native(case.formula(), given, F16, threads=threads).differs(once)
+            assert not native(case.formula, given, F16, threads=threads).differs(once)
         assert once.nonfinite or once.overflow or sort == "plain"
         assert np.isfinite(values_of(once.codes, F16)).any()

@@ -334,7 +334,7 @@ def test_every_method_has_the_reference_s_answer_at_the_edges(shape: tuple[int, 
             arrays[-1] = arrays[-1].copy()
             arrays[-1][(0,) * len(shape)] = np.float32(kind)
         got = sdsurgery.apply(case.method.name, *arrays, **case.given)
-        formula = case.formula()
+        formula = case.formula
         method = get(case.method.name)
         if method.across is not None:
             with np.errstate(all="ignore"):

@@ -63,28 +63,33 @@ def test_powers_of_c99(x, y, power):
     assert bits(_native.scalar("pow", -2.0, 0.5)) == "7ff8000000000000" == bits(scalars.pow(-2.0, 0.5))
 
 
+MORE = pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.slow)])
+
+
+@MORE
 @pytest.mark.parametrize("name", UNARY)
-def test_random_arguments(name):
+def test_random_arguments(name, times):
     draw = random.Random(f"scalars {name}")
-    for _ in range(3000):
+    for _ in range(800 * times):
         check(name, from_bits(draw.getrandbits(64)))  # every exponent
-    for _ in range(3000):
+    for _ in range(800 * times):
         x = draw.uniform(-1, 1) if name == "acos" else draw.uniform(-750, 750)
         check(name, abs(x) if name in {"log", "sqrt"} else x)
-    for _ in range(1000):
+    for _ in range(300 * times):
         check(name, 1 - draw.random() * 2.0 ** -draw.randrange(53))
         check(name, draw.choice([-1, 1]) * draw.random() * 2.0 ** -draw.randrange(60))
 
 
-def test_random_powers():
+@MORE
+def test_random_powers(times):
     draw = random.Random("scalars pow")
-    for _ in range(2000):
+    for _ in range(500 * times):
         check("pow", from_bits(draw.getrandbits(64)), from_bits(draw.getrandbits(64)))
-    for _ in range(4000):
+    for _ in range(1000 * times):
         x = abs(from_bits(draw.getrandbits(63))) or 1.0
         if math.isfinite(x) and x != 1:
             check("pow", x, draw.uniform(-1080, 1030) / math.log2(x))  # every exponent of the result
-    for _ in range(1500):
+    for _ in range(400 * times):
         check(
             "pow", 1 + draw.uniform(-1, 1) * 2.0 ** -draw.randrange(50), draw.uniform(-1, 1) * 2.0 ** draw.randrange(60)
         )
@@ -104,13 +109,14 @@ def test_powers_that_end_in_a_middle_are_rounded_to_even():
     check("pow", 3.0 * 2.0**-538, 2.0)
 
 
-def test_near_multiples_of_half_pi():
+@MORE
+def test_near_multiples_of_half_pi(times):
     draw = random.Random("quarter turns")
     import mpmath
 
     context = mpmath.MPContext()
     context.prec = 1200
-    for _ in range(700):
+    for _ in range(150 * times):
         k = draw.randrange(1, 2 ** draw.randrange(1, 1020))
         for x in around(float(context.mpf(k) * context.pi / 2), 1):
             check("sin", x)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch as safetensors
 import sdsurgery
-from cli_support import done, no_new_entries, refused, sds
+from cli_support import done, no_new_entries, refused, sds, started
 from sdsurgery.testing import write_checkpoint
 from torch_support import DTYPES, raw, sample, saved, torch
 
@@ -100,7 +100,7 @@ def test_every_writing_verb_writes_the_format_that_the_suffix_says(tmp_path, com
     for seed, name in enumerate(("a", "b")):
         write_checkpoint(tmp_path / f"{name}.safetensors", "sd1", size="tiny", seed=seed)
     for out in ("one.safetensors", "two.ckpt"):
-        done(sds(*command, "-o", out, cwd=tmp_path, env={"SDS_CACHE": str(tmp_path / "cache")}))
+        done(started(*command, "-o", out, cwd=tmp_path, env={"SDS_CACHE": str(tmp_path / "cache")}))
     expected = safetensors.load_file(tmp_path / "one.safetensors")
     assert_same(loaded(tmp_path / "two.ckpt"), expected)
     first = (tmp_path / "two.ckpt").read_bytes()
@@ -222,12 +222,12 @@ def test_compressed_tensors_are_inflated_only_when_asked(tmp_path):
     (tmp_path / "temporary").mkdir()
     env = {"TMPDIR": str(tmp_path / "temporary")}
     command = ("convert", "in.ckpt", "-o", "out.safetensors")
-    refused(sds(*command, cwd=tmp_path, env=env), 3, "compressed", "--allow-inflate")
-    done(sds(*command, "--allow-inflate", cwd=tmp_path, env=env))
+    refused(started(*command, cwd=tmp_path, env=env), 3, "compressed", "--allow-inflate")
+    done(started(*command, "--allow-inflate", cwd=tmp_path, env=env))
     assert_same(safetensors.load_file(tmp_path / "out.safetensors"), values)
     for verb in ("inspect", "verify"):
-        refused(sds(verb, "in.ckpt", cwd=tmp_path, env=env), 3, "--allow-inflate")
-        done(sds(verb, "in.ckpt", "--allow-inflate", cwd=tmp_path, env=env))
+        refused(started(verb, "in.ckpt", cwd=tmp_path, env=env), 3, "--allow-inflate")
+        done(started(verb, "in.ckpt", "--allow-inflate", cwd=tmp_path, env=env))
     with sdsurgery.open(tmp_path / "in.ckpt", allow_inflate=True) as checkpoint:
         assert torch.equal(checkpoint.torch("view"), values["view"])
     assert os.listdir(tmp_path / "temporary") == []
@@ -270,5 +270,5 @@ def test_neither_pickle_nor_torch_nor_numpy_is_imported(tmp_path):
         ("verify", "in.ckpt", "-q"),
         ("inspect", "old.ckpt", "--json"),
     ):
-        result = sds(*arguments, cwd=tmp_path, python=("-c", program))
+        result = started(*arguments, cwd=tmp_path, python=("-c", program))
         assert result.out.splitlines()[-1] == "[] 0", (arguments, result.out, result.err)

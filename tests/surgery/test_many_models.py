@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import sdsurgery as sds
 from cli_support import done
-from cli_support import sds as command
+from cli_support import started as command
 from sdsurgery.methods import PerInput, registered
 
 MANY = 200
