@@ -169,8 +169,14 @@ def named_by(prefix: str) -> Callable[[Callable[[str], Method]], Callable[[str],
 @functools.cache
 def _import_modules() -> None:
     """Import this package's modules, which register their methods (even where a method from elsewhere came first)."""
-    for name in module_names([os.path.dirname(__file__)]):
-        import_module(f"{__package__}.{name}")
+    modules = [f"{__package__}.{name}" for name in module_names([os.path.dirname(__file__)])]
+    for name in modules:
+        import_module(name)
+    # In the order of the modules, whichever was imported first.
+    place = {name: number for number, name in enumerate(modules)}
+    ordered = sorted(_METHODS.items(), key=lambda item: place.get(item[1].body.__module__, len(place)))
+    _METHODS.clear()
+    _METHODS.update(ordered)
 
 
 def registered(others: bool = False) -> dict[str, Method]:
