@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputRefused, RunFailed, SdsError, UsageError, printable
 from ..settings import WRITING
-from .common import chosen, error_dict, print_json, show, written
+from .common import chosen, error_dict, meant_as_output, print_json, show, written
 from .spelling import in_shell
 
 
@@ -25,7 +25,8 @@ def run(args: argparse.Namespace, work: Callable[..., Any], suffix: str | None =
     """``work(path, out=…, …)`` for the file, or for each of them. ``suffix`` of the outputs; None: the inputs' own."""
     if args.out_dir is None:
         if len(args.inputs) > 1:
-            raise UsageError("several files need --out-dir FOLDER in place of -o", code="conflict")
+            text = "several files need --out-dir FOLDER in place of -o"
+            raise UsageError(f"{text}{meant_as_output(args)}", code="conflict")
         return written(args, lambda **given: work(args.inputs[0], **given))
     if args.out is not None:
         raise UsageError("--out-dir names the files itself; it can't be combined with -o", code="conflict")

@@ -127,13 +127,21 @@ _KINDS: dict[str, Callable[[str], Any]] = {"threads": int, "gpu_memory": size}
 # ---- writing commands
 
 
+def meant_as_output(args: argparse.Namespace) -> str:
+    """A hint where the last of several files, which doesn't exist, looks like the output's name."""
+    files: list[str] = getattr(args, "inputs", [])
+    if args.out is None and len(files) > 1 and not os.path.lexists(files[-1]):
+        return f"; {printable(files[-1])} does not exist: is it meant as -o {printable(files[-1])}?"
+    return ""
+
+
 def written(args: argparse.Namespace, work: Callable[..., Any]) -> int:
     """Run a writing verb under a progress display and report: ``work(out=…, …)`` gets the shared settings, and gives a
     report, or a list of them."""
     from ..report.progress import display
 
     if args.out is None and not args.dry_run:
-        raise UsageError("no output given (out=FILE, or dry_run=True)", code="no_output")
+        raise UsageError(f"no output given (out=FILE, or dry_run=True){meant_as_output(args)}", code="no_output")
     if args.json:
         require_stdout()
     with display(args.verb, quiet=args.quiet) as progress:

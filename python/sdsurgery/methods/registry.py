@@ -172,8 +172,9 @@ def _import_modules() -> None:
     modules = [f"{__package__}.{name}" for name in module_names([os.path.dirname(__file__)])]
     for name in modules:
         import_module(name)
-    # In the order of the modules, whichever was imported first.
-    place = {name: number for number, name in enumerate(modules)}
+    # In the order of the modules' names, whichever was imported first; but what most people want leads every list.
+    leading = [f"{__package__}.{name}" for name in ("sums", "differences")]
+    place = {name: number for number, name in enumerate(dict.fromkeys([*leading, *modules]))}
     ordered = sorted(_METHODS.items(), key=lambda item: place.get(item[1].body.__module__, len(place)))
     _METHODS.clear()
     _METHODS.update(ordered)
