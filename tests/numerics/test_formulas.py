@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sdsurgery as sds
-from cli_support import done, refused
+from cli_support import done, refused, started
 from cli_support import sds as command
 from sdsurgery.methods.registry import get
 
@@ -85,6 +85,7 @@ def test_what_has_no_value_is_refused_where_it_is_evaluated(text: str, words: st
     [
         ("A + sqr(B)", "character 5: there is no function 'sqr'; did you mean 'sqrt'"),
         ("A + (B", "')' is missing at its end"),
+        ("max(A, B", "')' is missing at its end"),
         ("A + 3 B", "character 7: an operator is expected before 'B'"),
         ("3*k", "the formula has no input"),
         ("A $ B", "character 3: '$' has no meaning"),
@@ -232,11 +233,11 @@ def test_a_package_offers_methods_by_an_entry_point(files: list[str], tmp_path: 
     (info / "entry_points.txt").write_text("[sdsurgery.methods]\nmine = their_methods\n")
     found = {"PYTHONPATH": str(tmp_path)}
     words = ["merge", "--method", "larger-of-two", "--share", "0.5", *files[:2], "-o", str(tmp_path / "o.safetensors")]
-    done(command(*words, env=found))
-    assert "larger-of-two" in done(command("methods", env=found)).out
+    done(started(*words, env=found))
+    assert "larger-of-two" in done(started("methods", env=found)).out
     (tmp_path / "their_methods.py").write_text("import no_such_module\n")
     for line in (words, ["methods"]):
-        refused(command(*line, env=found), 2, "the methods of theirs (their_methods) cannot be loaded")
+        refused(started(*line, env=found), 2, "the methods of theirs (their_methods) cannot be loaded")
 
 
 # ---- variants and parameters

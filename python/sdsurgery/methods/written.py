@@ -257,9 +257,10 @@ class _Parser:
         self.next += 1
         return self.tokens[self.next - 1]
 
-    def expect(self, word: str) -> None:
+    def expect(self, word: str, or_else: str = "") -> None:
         if not self.sees(word):
-            self.refuse(f"'{word}' is missing")
+            at_end = self.next >= len(self.tokens)
+            self.refuse(f"'{or_else if or_else and at_end else word}' is missing")
         self.next += 1
 
     def level(self, number: int) -> int:
@@ -323,7 +324,7 @@ class _Parser:
         names: list[str] = []
         while not self.sees(")"):
             if parts:
-                self.expect(",")
+                self.expect(",", or_else=")")
             names.append(self.keyword())
             if self.next < len(self.tokens) and self.tokens[self.next][0] == "text":
                 _, text, place = self.take()
