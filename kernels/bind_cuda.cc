@@ -188,6 +188,13 @@ void reduce(int device, uintptr_t stream, std::pair<uint64_t, int> a, std::pair<
                     pointer(out), pointer(stream)});
 }
 
+void products(int device, uintptr_t stream, uintptr_t terms, uint64_t count, uint64_t elements, uintptr_t scratch,
+              uintptr_t out) {
+    const DeviceGuard guard(device);
+    enqueue_products(
+        {static_cast<const Term*>(pointer(terms)), count, elements, pointer(scratch), pointer(out), pointer(stream)});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -261,6 +268,9 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("reduce", &reduce, py::arg("device"), py::arg("stream"), py::arg("a"), py::arg("b"), py::arg("count"),
           py::arg("scratch"), py::arg("out"));
     m.def("reduce_scratch_bytes", &reduce_scratch_bytes, py::arg("count"));
+    m.def("products", &products, py::arg("device"), py::arg("stream"), py::arg("terms"), py::arg("products"),
+          py::arg("count"), py::arg("scratch"), py::arg("out"));
+    m.def("product_scratch_bytes", &product_scratch_bytes, py::arg("products"), py::arg("count"));
     m.attr("architectures") = SDS_CUDA_ARCHITECTURES;
     m.attr("runtime") = CUDART_VERSION;
 }

@@ -55,5 +55,26 @@ uint64_t reduce_chunk_count(uint64_t count);
 uint64_t reduce_scratch_bytes(uint64_t count);
 void enqueue_reduce(const ReduceLaunch& launch);
 
+// What is multiplied: a stored input in a narrow dtype, or that without another one, rounded to float32. No address:
+// ones.
+struct Term {
+    uint64_t at, less;  // device addresses, aligned to their elements; no `less`: nothing is subtracted
+    uint64_t element, less_element;
+};
+static_assert(sizeof(Term) == 32, "Python writes them as four uint64");
+
+// Σ x·y of each product, two of `terms`: `out` receives for each a float64 for every chunk, one product after the
+// other.
+struct ProductLaunch {
+    const Term* terms;  // on the device
+    uint64_t products;
+    uint64_t count;
+    void* scratch;  // product_scratch_bytes(products, count)
+    void* out;
+    void* stream;
+};
+uint64_t product_scratch_bytes(uint64_t products, uint64_t count);
+void enqueue_products(const ProductLaunch& launch);
+
 }  // namespace cuda
 }  // namespace sds

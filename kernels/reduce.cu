@@ -123,6 +123,57 @@ __global__ void reduce_chunks(const Part* blocks, uint64_t count, Part* chunks) 
     chunks[chunk] = part;
 }
 
+// ---- products
+
+__device__ float load_float(uint64_t at, uint64_t element, uint64_t i) {
+#define SDS_LOAD(word, Stored) \
+    case Element::word: return Stored::load(reinterpret_cast<const Stored::Code*>(at)[i]);
+    switch (static_cast<Element>(element)) {
+        SDS_NARROW_DTYPES(SDS_LOAD)
+        default: return 0;  // refused before
+    }
+#undef SDS_LOAD
+}
+
+__device__ double load_term(const Term& term, uint64_t i) {
+    if (term.at == 0) return 1;
+    const float x = load_float(term.at, term.element, i);
+    return term.less == 0 ? x : x - load_float(term.less, term.less_element, i);
+}
+
+__global__ void product_lanes(const Term* terms, uint64_t products, uint64_t count, double* lanes) {
+    const uint64_t each = (count + kBlock - 1) / kBlock * kLanes;
+    for (uint64_t at = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x; at < products * each;
+         at += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
+        const Term x = terms[at / each * 2], y = terms[at / each * 2 + 1];
+        const uint64_t lane = at % each;
+        const uint64_t first = lane / kLanes * kBlock, end = first + kBlock < count ? first + kBlock : count;
+        double sum = 0;
+        for (uint64_t i = first + lane % kLanes; i < end; i += kLanes) sum = sum + load_term(x, i) * load_term(y, i);
+        lanes[at] = sum;
+    }
+}
+
+__global__ void product_blocks(const double* lanes, uint64_t count, double* blocks) {
+    for (uint64_t block = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x; block < count;
+         block += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
+        const double* l = lanes + block * kLanes;
+        blocks[block] = ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
+    }
+}
+
+// `each`: the blocks of one product; of the last chunk of each there may be fewer.
+__global__ void product_chunks(const double* blocks, uint64_t products, uint64_t each, double* chunks) {
+    const uint64_t chunk_count = (each + kBlocks - 1) / kBlocks;
+    for (uint64_t at = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x; at < products * chunk_count;
+         at += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
+        const uint64_t first = at % chunk_count * kBlocks, end = first + kBlocks < each ? first + kBlocks : each;
+        double sum = 0;
+        for (uint64_t block = first; block < end; ++block) sum = sum + blocks[at / chunk_count * each + block];
+        chunks[at] = sum;
+    }
+}
+
 template <class... Parameters>
 void start(void (*kernel)(Parameters...), uint64_t threads, void* stream,
            const std::common_type_t<Parameters>&... parameters) {
@@ -151,6 +202,21 @@ void enqueue_reduce(const ReduceLaunch& launch) {
           reinterpret_cast<const uint8_t*>(launch.b), launch.b_element, launch.count, lanes);
     start(reduce_blocks, blocks, launch.stream, lanes, blocks, sums);
     start(reduce_chunks, reduce_chunk_count(launch.count), launch.stream, sums, blocks, static_cast<Part*>(launch.out));
+}
+
+uint64_t product_scratch_bytes(uint64_t products, uint64_t count) {
+    return products * ((count + kBlock - 1) / kBlock) * (kLanes + 1) * sizeof(double);
+}
+
+void enqueue_products(const ProductLaunch& launch) {
+    if (launch.count == 0 || launch.products == 0) return;
+    const uint64_t each = (launch.count + kBlock - 1) / kBlock, blocks = launch.products * each;
+    double* const lanes = static_cast<double*>(launch.scratch);
+    double* const sums = lanes + blocks * kLanes;
+    start(product_lanes, blocks * kLanes, launch.stream, launch.terms, launch.products, launch.count, lanes);
+    start(product_blocks, blocks, launch.stream, lanes, blocks, sums);
+    start(product_chunks, launch.products * reduce_chunk_count(launch.count), launch.stream, sums, launch.products,
+          each, static_cast<double*>(launch.out));
 }
 
 }  // namespace cuda

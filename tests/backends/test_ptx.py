@@ -111,7 +111,9 @@ def kernels(ptx: str) -> set[tuple[str, str]]:
     found = set()
     for name in re.findall(r"^\s*(?:\.visible |\.weak )?\.entry (\w+)", ptx, re.MULTILINE):
         pack = re.search(r"([fd])Li(\d+)E", name)
-        (kind,) = re.findall(r"formulas\d+([A-Z]\w*?)E?[fd]Li|(any_steps|reduce_[a-z]+?)(?=I|E|P)", name)[:1]
+        (kind,) = re.findall(r"formulas\d+([A-Z]\w*?)E?[fd]Li|(any_steps|(?:reduce|product)_[a-z]+?)(?=I|E|P)", name)[
+            :1
+        ]
         found.add(("".join(kind), "".join(pack.groups()) if pack else ""))
     return found
 
@@ -132,6 +134,8 @@ def test_nvcc_rounds_every_operation(tmp_path: Path, architecture: str) -> None:
         assert not [line for line in faults(entry) if not line.startswith(operation)], entry[:200]
     assert ARITHMETIC.search(text) and "div.rn.f32" in text and "ld.global.v4" in text and "st.global.v4" in text
     text = nvcc_ptx(tmp_path, "reduce.cu", architecture)
-    assert kernels(text) == {(f"reduce_{part}", "") for part in ("lanes", "blocks", "chunks")}
+    assert kernels(text) == {
+        (f"{what}_{part}", "") for what in ("reduce", "product") for part in ("lanes", "blocks", "chunks")
+    }
     assert not faults(text) and re.search(r"add\.(rn\.)?f64", text)
     assert "--fmad=false" in nvcc_options()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..gpu.tensors import Batch
 
 _MODULE = "sdsurgery.kernels._cuda"
-_PART = 80  # bytes of a chunk's reduction (kernels/launch.h)
+_PART, _TERM = 80, 32  # bytes of a chunk's reduction, and of what is multiplied (kernels/launch.h)
 
 
 def module() -> ModuleType:
@@ -152,6 +152,8 @@ class _Staging:
         return [(found[2 * row], found[2 * row + 1]) for row in range(total)]
 
     def reduce(self, in_bytes: int, rows: Sequence[Row]) -> list[list[Chunk]]:
+        if rows[0].products:
+            return self._multiply(in_bytes, rows)
         import struct
 
         sizes = [(row.count + CHUNK - 1) // CHUNK for row in rows]
@@ -172,6 +174,40 @@ class _Staging:
         parts = struct.iter_unpack("7d3Q", memoryview(pinned)[: _PART * sum(sizes)])
         chunks = iter([(part[:4], part[4:7], part[7:]) for part in parts])
         return [[next(chunks) for _ in range(size)] for size in sizes]
+
+    def _multiply(self, in_bytes: int, rows: Sequence[Row]) -> list[list[Chunk]]:
+        sizes = [(row.count + CHUNK - 1) // CHUNK for row in rows]
+        words = array("Q", [word for row in rows for word in self._terms(row)])
+        total = 8 * sum(len(row.products) * size for row, size in zip(rows, sizes, strict=True))
+        with device_errors(self._name):
+            most = max(self._cuda.product_scratch_bytes(len(row.products), row.count) for row in rows)
+            scratch, found = self._room("scratch", "Memory", most), self._room("parts", "Memory", total)
+            terms, pinned = self._room("terms", "Memory", 8 * len(words)), self._room("pinned parts", "Pinned", total)
+            pinned_terms = self._room("pinned terms", "Pinned", 8 * len(words))
+            memoryview(pinned_terms)[: 8 * len(words)] = words.tobytes()
+            self._stream.copy(terms.address, pinned_terms.address, 8 * len(words))
+            self._stream.copy(self._in.address, self._pinned_in.address, in_bytes)
+            at, term = found.address, terms.address
+            for row, size in zip(rows, sizes, strict=True):
+                count = len(row.products)
+                self._cuda.products(self._device, self._stream.handle, term, count, row.count, scratch.address, at)
+                at, term = at + 8 * count * size, term + 2 * _TERM * count
+            self._stream.copy(pinned.address, found.address, total)
+            self._stream.synchronize()
+        sums = iter(memoryview(pinned)[:total].cast("d"))
+        chunks: list[list[Chunk]] = []
+        for row, size in zip(rows, sizes, strict=True):
+            of_each = [[next(sums) for _ in range(size)] for _ in row.products]
+            chunks.append([(of_chunk, (), ()) for of_chunk in zip(*of_each, strict=True)])
+        return chunks
+
+    def _terms(self, row: Row) -> Iterator[int]:
+        """Of each product two terms (kernels/launch.h), as words."""
+        for product in row.products:
+            for term in product:
+                there = [number >= 0 for number in term]
+                yield from (self._in.address + row.ins[n] if known else 0 for n, known in zip(term, there, strict=True))
+                yield from (row.dtypes[n].native or 0 if known else 0 for n, known in zip(term, there, strict=True))
 
     def _room(self, name: str, kind: str, nbytes: int) -> Any:
         """Memory of at least that size, kept for the next tile."""
@@ -243,4 +279,4 @@ def plain_rows(tensors: Sequence[Any], width: int) -> _PlainRows | None:
         return _PlainRows(module().TensorRows(exchange, [torch.Tensor, torch.nn.Parameter], tensors, width))
 
 
-BACKEND = Backend("cuda", available, prepare, describe, supports, on_tensors, plain_rows, devices)
+BACKEND = Backend("cuda", available, prepare, describe, supports, on_tensors, plain_rows, devices, values=True)

@@ -19,8 +19,8 @@ from ..dtypes import F32, F64, DType
 from ..errors import Interrupted, UsageError, of_job
 from ..plan import Job, Jobs, Operand, Plan, Reduction
 from ..program import Formula, Program
-from .reductions import Chunk, Gathered, Row
-from .tiles import ALIGNMENT, Part, Tile, ratio, tiles
+from .reductions import Chunk, Gathered, Row, products_of
+from .tiles import ALIGNMENT, CHUNK, Part, Tile, is_reduced, ratio, tiles
 
 if TYPE_CHECKING:
     from .._native import Sink, Source
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MEMORY = 256 << 20  # of buffers on each device, unless --gpu-memory says otherwise
 LEAST_MEMORY = 4 << 20
 _LEAST_REDUCED = 8 << 20  # its larger part holds a chunk of two F64 tensors
+_SUM = 72 / 1024  # bytes that a device needs for each sum of an element: eight lanes of a block, and the block
 _WORKERS = (4, 8)  # for each device: at least, and at most where there are twice as many processors
 _TILE = 32 << 20  # of output, at most: longer stretches gain nothing
 
@@ -56,7 +57,8 @@ class Staging(Protocol):
         the output back, wait. Returns (non-finite, overflow) of every row, in order. DeviceFailed when that fails."""
 
     def reduce(self, in_bytes: int, rows: Sequence[Row]) -> list[list[Chunk]]:
-        """Bring the input to the device and reduce the rows; the chunks of each, in order."""
+        """Bring the input to the device and reduce the rows; the chunks of each, in order. All have products, or none
+        has."""
 
     def close(self) -> None: ...
 
@@ -97,13 +99,14 @@ class StreamRun:
         self.bytes_done = 0
         self.workers = options.threads or _workers()
         self.memory = options.gpu_memory or MEMORY
-        self._reduces = any(isinstance(program, Reduction) for program in plan.programs)  # then all do
-        least = _LEAST_REDUCED if self._reduces else LEAST_MEMORY
+        self._reduces = any(is_reduced(job, plan) for job in plan.jobs)  # then all are
+        least, share_in = _least_reduced(plan) if self._reduces else (LEAST_MEMORY, 1.0)
         if self.memory < least:
             raise UsageError(f"gpu_memory= must be at least {least >> 20} MiB here", code="bad_value")
         if self._reduces:
-            self.workers = min(self.workers, self.memory // _LEAST_REDUCED)
-            self._in_bytes, self._out_bytes = (self.memory // self.workers - ALIGNMENT) * 2 // 3, ALIGNMENT
+            self.workers = min(self.workers, self.memory // least)
+            self._share = (self.memory // self.workers) - ALIGNMENT
+            self._in_bytes, self._out_bytes = int(self._share * share_in), ALIGNMENT
         else:
             share = self.memory // self.workers
             self._out_bytes = max(ALIGNMENT, min(_TILE, int(share / (1 + ratio(plan))) // ALIGNMENT * ALIGNMENT))
@@ -126,8 +129,8 @@ class StreamRun:
 
     @property
     def buffer_bytes(self) -> int:
-        """On each device; as many again are pinned on the host. A reduction needs half of its input for itself."""
-        return self.workers * (self._in_bytes + self._out_bytes + (self._in_bytes // 2 if self._reduces else 0))
+        """On each device; as many again are pinned on the host. A reduction needs a part for itself."""
+        return self.workers * ((self._share if self._reduces else self._in_bytes) + self._out_bytes)
 
     # ---- RunHandle
 
@@ -163,6 +166,9 @@ class StreamRun:
 
     def reductions(self) -> list[tuple[Any, ...]]:
         return self._reductions.totals()
+
+    def values(self) -> list[tuple[int, list[float]]]:
+        return self._reductions.values()
 
     def sums(self) -> list[int]:
         return sums_of(self.plan, self.sink) if self.sink is not None else []
@@ -264,9 +270,10 @@ class StreamRun:
         rows, parts = [], []
         for part in tile.parts:
             job = self.plan.jobs[part.job]
-            if job.program is not None and isinstance(self.plan.programs[job.program], Reduction):
-                a, b = job.operands
-                rows.append(Row((a.dtype, b.dtype), (part.ins[0], part.ins[1]), part.count))
+            if job.program is not None and is_reduced(job, self.plan):
+                program = self.plan.programs[job.program]
+                products = products_of(program) if isinstance(program, Program) else ()
+                rows.append(Row(tuple(each.dtype for each in job.operands), part.ins, part.count, products or ()))
                 parts.append(part)
         if not rows:
             return
@@ -280,7 +287,7 @@ class StreamRun:
         for part in tile.parts:
             job = self.plan.jobs[part.job]
             program = None if job.program is None else self.plan.programs[job.program]
-            if not isinstance(program, Program):
+            if not isinstance(program, Program) or job.read:
                 continue
             dtypes = tuple(operand.dtype for operand in job.operands)
             formula = self._last_stage(part.job).formula if program.in_stages else Formula(program, job.numbers)
@@ -337,6 +344,21 @@ class StreamRun:
                 self._next += 1
 
 
+def _least_reduced(plan: Plan) -> tuple[int, float]:
+    """The least memory for a plan of reductions, and the share of memory that its input may have: a tile holds a chunk
+    at least, and a device needs room for its sums."""
+    least, share = _LEAST_REDUCED, 2 / 3
+    for job in plan.jobs:
+        program = plan.programs[job.program or 0]
+        products = products_of(program) if isinstance(program, Program) else None
+        if products:
+            size, further = sum(operand.dtype.itemsize for operand in job.operands), _SUM * len(products)
+            share = min(share, size / (size + further) * 0.9)
+            room = min(job.elements, CHUNK) * size + ALIGNMENT * (len(job.operands) + 1)
+            least = max(least, int(room / share) + (1 << 20) >> 20 << 20)
+    return least, share
+
+
 def require_supported(plan: Plan, name: str, supports: Any, wide: bool, *, reduces: bool) -> None:
     """UsageError when the backend cannot do one of the plan's jobs: before the first output byte. ``reduces``: whether
     it has the reductions."""
@@ -351,6 +373,11 @@ def require_supported(plan: Plan, name: str, supports: Any, wide: bool, *, reduc
             raise UsageError(f'the backend {name} has no reductions; use backend="cpu" or "cuda"', code="backend")
         if not isinstance(program, Program):
             raise UsageError(f'the backend {name} evaluates formulas only; use backend="cpu"', code="backend")
+        if job.read:
+            narrow = not wide and all(operand.dtype is not F64 for operand in job.operands)
+            if reduces and narrow and products_of(program) is not None:
+                continue
+            raise UsageError(f'the backend {name} does not find these values; use backend="cpu"', code="backend")
         dtypes = tuple(operand.dtype for operand in _with_further(job, program, wide).operands)
         if (job.program, dtypes, job.dtype) in seen:
             continue

@@ -39,13 +39,18 @@ class Tile:
         return self.start - self.start % ALIGNMENT
 
 
+def is_reduced(job: Job, plan: Plan) -> bool:
+    """Whether all that is wanted of a job is what it finds of whole tensors."""
+    return job.program is not None and (job.read > 0 or isinstance(plan.programs[job.program], Reduction))
+
+
 def ratio(plan: Plan) -> float:
     """The most input bytes that a formula reads for one output byte."""
     return max(
         (
             sum(operand.dtype.itemsize for operand in job.operands) / job.dtype.itemsize
             for job in plan.jobs
-            if job.program is not None and not isinstance(plan.programs[job.program], Reduction)
+            if job.program is not None and not is_reduced(job, plan)
         ),
         default=0.0,
     )
@@ -56,15 +61,14 @@ def tiles(plan: Plan, out_limit: int, in_limit: int) -> Iterator[Tile]:
     does not fit, at a page of the file where that can be."""
     tile: Tile | None = None
     for index, job in enumerate(plan.jobs):
-        total = job.nbytes if job.program is None else job.count
+        total = job.nbytes if job.program is None else job.elements
         unit = 1 if job.program is None else job.dtype.itemsize
         done = 0
         while done < total:
-            at = job.offset + done * unit
+            at = job.offset + (0 if job.read else done * unit)
             if tile is None:
                 tile = Tile(at, at)
-            reduced = job.program is not None and isinstance(plan.programs[job.program], Reduction)
-            if reduced:  # makes no output
+            if is_reduced(job, plan):  # makes no output
                 count = _fitting(job, tile, at, total - done, (UNLIMITED, in_limit))
                 count -= 0 if count == total - done else count % CHUNK
             else:
@@ -76,8 +80,8 @@ def tiles(plan: Plan, out_limit: int, in_limit: int) -> Iterator[Tile]:
                 tile = None
                 continue
             tile.parts.append(Part(index, done, count, at - tile.base, _place(job, tile, count)))
-            tile.end = at + count * unit
             done += count
+            tile.end = at + count * unit if not job.read else job.offset + job.nbytes * (done == total)
     if tile is not None:
         yield tile
 
