@@ -7,6 +7,7 @@
 
 // A tile has this many rows and columns at most: their sums and a row or column of terms fit the registers.
 constexpr size_t kTile = Doubles::width == 8 || Doubles::width == 2 ? 4 : 3;  // 32 of AVX-512 and NEON, else 16
+constexpr size_t kAhead = 2;  // strips of stored elements that are fetched ahead
 
 // Terms of `rows` expressions times those of `columns`, added to eight lanes each. `exact`: products are, as those of
 // two float32, so they may be fused with the sum: one rounding either way. `upper`: rows and columns are the same
@@ -160,6 +161,10 @@ class Products {
         for (size_t s = 0; s < terms_.size(); ++s) {
             const Terms& from = terms_[s];
             double* const to = wide_.data() + s * kStrip;
+            if (from.input >= 0) {
+                const size_t bytes = n * size_of(operands_[from.input].dtype);
+                prefetch(stored(from.input) + kAhead * bytes, bytes);
+            }
             if (from.strip) {
                 widen_strip(from.strip, to, n);
             } else if (from.less >= 0) {
@@ -217,32 +222,47 @@ class Products {
         return terms_.size() - 1;
     }
 
-    // Expressions in groups, and a tile for each pair of groups of which products are wanted.
+    // Expressions in groups that have products with each other, and a tile for each pair of groups of which products
+    // are wanted.
     void make_tiles() {
-        const size_t groups = (terms_.size() + kTile - 1) / kTile;
-        tiles_.reserve(groups * groups);  // their lanes stay where they are
-        for (size_t left = 0; left < groups; ++left) {
-            for (size_t right = left; right < groups; ++right) make_tile(left, right);
+        std::vector<std::vector<size_t>> groups;
+        for (size_t s = 0; s < terms_.size(); ++s) {
+            if (groups.empty() || groups.back().size() == kTile || !is_wanted(groups.back()[0], s))
+                groups.emplace_back();
+            groups.back().push_back(s);
+        }
+        tiles_.reserve(groups.size() * groups.size());  // their lanes stay where they are
+        for (size_t left = 0; left < groups.size(); ++left) {
+            for (size_t right = left; right < groups.size(); ++right) make_tile(groups[left], groups[right]);
         }
     }
 
-    void make_tile(size_t left, size_t right) {
+    bool is_wanted(size_t x, size_t y) const {
+        return std::any_of(wanted_.begin(), wanted_.end(),
+                           [=](const Wanted& each) { return each.x == x && each.y == y; });
+    }
+
+    void make_tile(const std::vector<size_t>& left, const std::vector<size_t>& right) {
+        const auto is_in = [](const std::vector<size_t>& group, size_t s) {
+            return group.front() <= s && s <= group.back();
+        };
         std::vector<Wanted*> chosen;
         std::vector<size_t> rows, columns;
+        const bool upper = left == right;  // x is never behind y
         for (Wanted& each : wanted_) {
-            if (each.x / kTile != left || each.y / kTile != right) continue;
+            if (!is_in(left, each.x) || !is_in(right, each.y)) continue;
             chosen.push_back(&each);
             rows.push_back(each.x);
-            (left == right ? rows : columns).push_back(each.y);
+            (upper ? rows : columns).push_back(each.y);
         }
         if (chosen.empty()) return;
         ProductTile tile;
-        tile.upper = left == right;  // x is never behind y
+        tile.upper = upper;
         tile.rows = gathered(rows, tile.x);
-        tile.columns = tile.upper ? tile.rows : gathered(columns, tile.y);
+        tile.columns = upper ? tile.rows : gathered(columns, tile.y);
         tiles_.push_back(tile);
         for (Wanted* each : chosen) {
-            const size_t row = place_in(rows, each->x), column = place_in(tile.upper ? rows : columns, each->y);
+            const size_t row = place_in(rows, each->x), column = place_in(upper ? rows : columns, each->y);
             each->lanes = tiles_.back().lanes[row * kTile + column];
         }
     }

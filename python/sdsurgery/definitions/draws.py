@@ -7,7 +7,6 @@ thread, tile, backend and order of the tensors.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 
 import numpy as np
@@ -17,6 +16,8 @@ from .elementary import F64, U32, U64, normals_of
 
 def key_word(seed: float, name: str, word: int) -> float:
     """One of the two 32-bit words of the key: of the SHA-256 of the seed (as float64, little-endian) and the name."""
+    import hashlib
+
     digest = hashlib.sha256(struct.pack("<d", seed + 0.0) + name.encode("utf-8", "surrogateescape")).digest()
     return float(struct.unpack_from("<I", digest, 4 * word)[0])
 

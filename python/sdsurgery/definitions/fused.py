@@ -7,10 +7,12 @@ of FMA and correctly rounded sums", 2008). float64 is computed with rational num
 
 from __future__ import annotations
 
-from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 
 def fma(x: Any, y: Any, z: Any) -> Any:
@@ -54,6 +56,8 @@ def _narrow(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def _wide(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    from fractions import Fraction
+
     found = np.where(np.isfinite(x) & np.isfinite(y) & np.isinf(z), z, x * y + z)
     exact = np.isfinite(x) & np.isfinite(y) & np.isfinite(z) & (x != 0) & (y != 0)
     for at in zip(*np.nonzero(exact), strict=True):

@@ -47,8 +47,8 @@ def cell(mix: Array, inputs: Array, units: Array, start: Array) -> Cell | None:
 
     All elements' bounds make a polytope, of which few are sides. So the analytic centre of some is taken, those that it
     lies beyond are added, until there are none (Goffin, Haurie & Vial, 1992: cutting planes at analytic centres). Its
-    errors are the half axes of the ellipsoid there (Dikin), as many times as there are ratios; of two inputs the bounds
-    themselves.
+    errors are the half axes of the ellipsoid there (Dikin), as many times as there are ratios. Of two inputs all bounds
+    are bounds of one number: then it is the middle between the closest, and the errors are how far these are away.
     """
     finite = np.isfinite(mix) & np.isfinite(inputs).all(axis=0)
     origin = int(np.argmax(np.abs(start)))
@@ -60,11 +60,21 @@ def cell(mix: Array, inputs: Array, units: Array, start: Array) -> Cell | None:
     goal = (m - x[origin]) / u
     # Half a unit, and what float32 loses on the way: a few roundings of the terms.
     half = 0.5 + 2.0**-22 * (np.abs(start) @ np.abs(x) + np.abs(m)) / u
-    found = _centre(slope, goal, half, np.asarray(start, np.float64)[rest])
+    found = _middle(slope[0], goal, half) if len(rest) == 1 else _centre(slope, goal, half, start.astype(float)[rest])
     if found is None:
         return None
     ratios, own, ofall = found
     return Cell(np.insert(ratios, origin, 1 - ratios.sum()), np.insert(own, origin, ofall))
+
+
+def _middle(slope: Array, goal: Array, half: Array) -> tuple[Array, Array, float] | None:
+    """What ``_centre`` gives, of one ratio: ``slope`` [n]."""
+    moves = slope != 0
+    if not moves.any() or (np.abs(goal[~moves]) > half[~moves]).any():
+        return None
+    centres, widths = goal[moves] / slope[moves], half[moves] / np.abs(slope[moves])
+    low, high = float((centres - widths).max()), float((centres + widths).min())
+    return None if low > high else (np.array([(low + high) / 2]), np.array([(high - low) / 2]), (high - low) / 2)
 
 
 def _centre(slope: Array, goal: Array, half: Array, start: Array) -> tuple[Array, Array, float] | None:
@@ -88,7 +98,7 @@ def _centre(slope: Array, goal: Array, half: Array, start: Array) -> tuple[Array
         sign = np.sign(left[worst])
         # goal − r·slope ≤ half, where that is beyond; ≥ −half, else. Each once: many would move the centre.
         more = np.column_stack([-(rows[:, worst] * sign).T, half[worst] - goal[worst] * sign])
-        more = np.unique(np.round(more, 12), axis=0)
+        more = np.array(sorted(set(map(tuple, np.round(more, 12)))))
         sides, limits = np.vstack([sides, more[:, :-1]]), np.concatenate([limits, more[:, -1]])
         inside = _inside(sides, limits, x)
         if inside is None:
@@ -100,11 +110,7 @@ def _centre(slope: Array, goal: Array, half: Array, start: Array) -> tuple[Array
     second = (sides / slack[:, None] ** 2).T @ sides
     inverse = np.linalg.pinv(second, hermitian=True) / scale[:, None] / scale[None, :]
     axes = len(x) * np.sqrt(np.append(np.diag(inverse), inverse.sum()).clip(0))
-    if len(x) > 1:
-        return x / scale, axes[:-1], float(axes[-1])
-    ends = slack / sides[:, 0]  # of one ratio both bounds are known
-    wide = float(max(ends[ends > 0].min(), -ends[ends < 0].max())) / scale
-    return x / scale, wide, float(wide[0])
+    return x / scale, axes[:-1], float(axes[-1])
 
 
 def _inside(sides: Array, limits: Array, x: Array) -> Array | None:

@@ -122,12 +122,15 @@ def _reason(name: str, used: set[str]) -> str:
 
 def state(checkpoint: Checkpoint, layout: Layout) -> str:
     """``full``, ``partial``, ``counters`` (both of them or one, no weights) or ``none``."""
-    wanted, stored = _wanted(checkpoint, layout), _stored(checkpoint, layout)
+    stored = _stored(checkpoint, layout)
+    if not stored:
+        return "none"
+    wanted = _wanted(checkpoint, layout)
     present = sum(twin in stored for twin in wanted.values())
     if present:
         return "full" if present == len(wanted) else "partial"
     weights = any(name not in names.EMA_COUNTERS for name in stored)
-    return "partial" if weights else "counters" if stored else "none"
+    return "partial" if weights else "counters"
 
 
 def _stored(checkpoint: Checkpoint, layout: Layout) -> dict[str, TensorInfo]:

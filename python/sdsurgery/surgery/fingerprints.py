@@ -118,7 +118,7 @@ def _tensors(work: Work, parents: Sequence[int], by_block: Mapping[str, BlockMix
     """The largest tensor of each block that isn't too large."""
     distance = [sum(float(each.products[i, i]) for each in work.tensors) for i in range(work.count)]
     others = sorted((i for i in range(work.count) if i not in parents), key=lambda i: distance[i])[:_OTHERS]
-    for block, chosen in work.blocks():
+    for block, chosen in work.blocks.items():
         mix = by_block.get(block)
         fitting = [each for each in chosen if _SMALLEST <= each.elements <= _LARGEST and _readable(work, each, parents)]
         if mix is None or not fitting:

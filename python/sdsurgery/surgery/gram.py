@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from ..layouts import Detection, Layout, conflict, detect
 from ..outline import COMPARED, Outline, Piece, Segment, operand
 from ..placing import runs
 from ..program import ALL, INPUT, TEMP, Formula, Program, Stage
+from ..report.warnings import in_json
 from ..settings import Settings
 from .matching import in_names_of, without_unit_tail
 
@@ -53,6 +55,34 @@ class Grams(NamedTuple):
     notes: list[str]
     outcome: engine.Outcome
     bytes_read: int
+
+    def finite(self, notes: list[str]) -> list[Gram]:
+        """The tensors without NaN and Inf; of the others there is a note."""
+        odd = [each.name for each in self.tensors if not each.finite]
+        if odd:
+            notes.append(f"{len(odd)} tensors hold NaN or Inf and were left out ('{printable(odd[0])}')")
+        return [each for each in self.tensors if each.finite]
+
+
+@dataclass(kw_only=True)
+class OfGrams:
+    """What results that were found by ``grams`` have besides their own: ``notes``, how many ``tensors`` were looked at,
+    and how the pass went."""
+
+    notes: list[str] = field(default_factory=list)
+    tensors: int = 0
+    bytes_read: int = 0
+    seconds: float = 0.0
+    how: dict[str, Any] = field(default_factory=dict)
+
+    def passed(self, read: Grams, tensors: int) -> None:
+        self.tensors, self.bytes_read = tensors, read.bytes_read
+        self.seconds, self.how = read.outcome.seconds, read.outcome.how
+
+    def to_dict(self) -> dict[str, Any]:
+        found = asdict(self)
+        common = {each.name: found.pop(each.name) for each in fields(OfGrams)}
+        return {**found, **common, **in_json(self.notes)}
 
 
 @lru_cache(maxsize=64)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,22 +44,29 @@ class BlockMix:
     bounded: bool = False  # by rounding, element by element
 
 
+class _Sums:
+    """Of T tensors: ``products`` [T, n, n], and as arrays [T] the numbers of ``elements``, the energies of their
+    ``spreads`` and of their rounding, and ``weights``: 1/(variance of rounding)."""
+
+    def __init__(self, chosen: Sequence[Gram], count: int) -> None:
+        self.products = np.array([each.products for each in chosen]).reshape(-1, count, count)
+        sums = np.array([(each.elements, each.total, each.square) for each in chosen]).reshape(-1, 3)
+        self.elements, totals, squares = sums.T
+        self.spreads = (squares - totals**2 / self.elements).clip(0)
+        self.roundings = np.array([noise(each.square, each.elements, each.dtypes) for each in chosen])
+        self.weights = self.elements / np.maximum(np.maximum(self.roundings, 1e-30 * squares), 1e-300)
+
+
 class Part:
     """Sums over some tensors: ``plain`` Gram matrix, and ``weighted`` by 1/(variance of rounding) of each tensor, so
     that its residual is a number of elements where rounding is all that is left."""
 
     def __init__(self, chosen: Iterable[Gram], count: int) -> None:
-        self.plain, self.weighted = np.zeros((count, count)), np.zeros((count, count))
-        self.elements = self.tensors = 0
-        self.spread = self.rounding = 0.0
-        for each in chosen:
-            error = noise(each.square, each.elements, each.dtypes)
-            self.plain += each.products
-            self.weighted += each.products * (each.elements / max(error, 1e-30 * each.square, 1e-300))
-            self.elements += each.elements
-            self.tensors += 1
-            self.spread += max(each.square - each.total**2 / each.elements, 0.0)
-            self.rounding += error
+        sums = _Sums(list(chosen), count)
+        self.plain = sums.products.sum(axis=0)  # tensor by tensor: candidates with the same weights get the same sums
+        self.weighted = (sums.weights[:, None, None] * sums.products).sum(axis=0)
+        self.elements, self.tensors = int(sums.elements.sum()), len(sums.elements)
+        self.spread, self.rounding = float(sums.spreads.sum()), float(sums.roundings.sum())
 
     def fit(self, keep: list[int]) -> Fit:
         return fit(self.weighted, self.elements, keep)
@@ -69,6 +78,14 @@ class Part:
 
     def over_rounding(self, ratios: Array) -> float:
         return float((max(float(ratios @ self.weighted @ ratios), 0.0) / max(1, self.elements)) ** 0.5)
+
+    def seen_from(self, i: int) -> Part:
+        """The same of differences from candidate i instead of the mix."""
+        found = copy(self)
+        found.plain, found.weighted = (
+            p - p[:, i][:, None] - p[i, :][None, :] + p[i, i] for p in (self.plain, self.weighted)
+        )
+        return found
 
 
 class Work:
@@ -86,10 +103,7 @@ class Work:
         self.averaged = range(len(opened) - 1, self.count)
         self.short = short_names(self.names)
         self.notes = [*notes, *self.read.notes]
-        odd = [each.name for each in self.read.tensors if not each.finite]
-        if odd:
-            self.notes.append(f"{len(odd)} tensors hold NaN or Inf and were left out ('{printable(odd[0])}')")
-        self.tensors = [each for each in self.read.tensors if each.finite]
+        self.tensors = self.read.finite(self.notes)
         if not self.tensors:
             raise InputRefused(
                 f"{printable(opened[0].path)}: no candidate has a weight of the same name and shape", code="unlike"
@@ -120,14 +134,16 @@ class Work:
     def layers(self, by_block: dict[str, BlockMix]) -> list[dict[str, Any]]:
         """What the best mix of its block leaves of each weight: ``name``, ``block``, ``elements``, ``unexplained`` and
         ``over_rounding`` as those of a block."""
-        found = []
-        for each in self.tensors:
-            block = self.block_of(each.name)
-            if block not in by_block:
-                continue
-            part, ratios = Part([each], self.count), array_of(by_block[block].ratios, self.count)
-            left = {"unexplained": part.left(ratios), "over_rounding": part.over_rounding(ratios)}
-            found.append({"name": each.name, "block": block, "elements": each.elements, **left})
+        chosen = [each for each in self.tensors if self.block_of(each.name) in by_block]
+        sums, blocks = _Sums(chosen, self.count), [self.block_of(each.name) for each in chosen]
+        ratios = np.array([array_of(by_block[block].ratios, self.count) for block in blocks])
+        left = np.einsum("ti,tij,tj->t", ratios, sums.products, ratios).clip(0)
+        shares = np.sqrt(np.divide(left, sums.spreads, out=np.zeros_like(left), where=sums.spreads > 0))
+        over = np.sqrt(left * sums.weights / sums.elements)
+        found = [
+            {"name": each.name, "block": block, "elements": each.elements, "unexplained": own, "over_rounding": beside}
+            for each, block, own, beside in zip(chosen, blocks, shares.tolist(), over.tolist(), strict=True)
+        ]
         return found
 
     # ---- who
@@ -164,7 +180,7 @@ class Work:
             together = [max(usable, key=lambda i: sum(each.elements for each in self.tensors if each.has[i]))]
             whole = self.part(together)
         parents, _ = eliminated(whole.weighted, whole.elements, together)
-        for _, chosen in self.blocks():
+        for chosen in self.blocks.values():
             part = self.part(together, chosen)
             if part.elements:
                 more, fitted = eliminated(part.weighted, part.elements, together)
@@ -179,19 +195,21 @@ class Work:
             for j in parents if j != i
         )  # fmt: skip
 
-    def blocks(self) -> Iterator[tuple[str, list[Gram]]]:
+    @cached_property
+    def blocks(self) -> dict[str, list[Gram]]:
+        """The tensors by block, in the layout's order."""
         by_name: dict[str, list[Gram]] = {}
         for each in self.tensors:
             by_name.setdefault(self.block_of(each.name), []).append(each)
         order = {block: number for number, block in enumerate(self.layout.blocks)}
-        yield from sorted(by_name.items(), key=lambda item: order.get(item[0], len(order)))
+        return dict(sorted(by_name.items(), key=lambda item: order.get(item[0], len(order))))
 
     # ---- how much
 
     def by_block(self, parents: list[int]) -> dict[str, BlockMix]:
         overall = self.part(parents).fit(parents).ratios
         found = {}
-        for block, chosen in self.blocks():
+        for block, chosen in self.blocks.items():
             keep = [i for i in parents if any(each.has[i] for each in chosen)]
             part = self.part(keep, chosen)
             if not part.elements or not keep:
@@ -231,7 +249,7 @@ class Work:
                 continue
             keep = [i for i in parents if mix.ratios[i] or mix.errors[i]]
             taken = [
-                (tensor, units) for tensor in sample(self, keep, _ELEMENTS, _OF_EACH, block)
+                (tensor, units) for tensor in sample(self, keep, _ELEMENTS, _OF_EACH, [block])
                 if (units := unit(tensor.mix, tensor.dtype)) is not None
             ]  # fmt: skip
             if len(keep) < 2 or not taken:
@@ -252,8 +270,9 @@ class Work:
         apart: set[str] = set()
         whole = self.part(parents).fit(parents)
         for without in ((), ("VAE",), ("VAE", "BASE")):
-            chosen = [each for each in self.tensors if self.block_of(each.name) not in without]
-            part = self.part(parents, chosen)
+            part = self.part(
+                parents, [each for block, chosen in self.blocks.items() if block not in without for each in chosen]
+            )
             if not part.elements:
                 continue
             main = _pooled(part.fit(parents), parents, [mix for block, mix in by_block.items() if block not in without])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from ..errors import UsageError
 from ..settings import Settings
 from .common import Input, close_all, open_all
-from .gram import Gram, grams, one_family
+from .gram import Gram, OfGrams, grams, one_family
 
 Matrix = list[list[float | None]]
 _GAP = 3.0
@@ -19,7 +19,7 @@ _GAP = 3.0
 
 
 @dataclass
-class Relations:
+class Relations(OfGrams):
     """What ``relations`` found of ``files``, in their order.
 
     ``distances[i][j]``: ‖Fᵢ − Fⱼ‖ over the weights that both share with the file ``origin``, divided by the norm of the
@@ -40,17 +40,9 @@ class Relations:
     root: str = ""
     tree: list[dict[str, Any]] = field(default_factory=list)
     clusters: list[list[str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    tensors: int = 0
-    bytes_read: int = 0
-    seconds: float = 0.0
-    how: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Relations of {len(self.files)} files: {len(self.clusters)} clusters>"
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def plot(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write a picture (PNG, SVG or PDF, by the suffix) of the distances. See ``distances.write``."""
@@ -71,12 +63,9 @@ def relations(files: Sequence[Input], settings: Settings) -> Relations:
         read = grams([opened[k] for k in order], ours.layout, settings)
         place = {k: at - 1 for at, k in enumerate(order)}  # the origin's is −1
         found = Relations([each.path for each in opened], ours.layout.name, opened[origin].path, notes=read.notes)
-        chosen = [each for each in read.tensors if each.finite]
-        if len(chosen) < len(read.tensors):
-            found.notes.append(f"{len(read.tensors) - len(chosen)} tensors hold NaN or Inf and were left out")
+        chosen = read.finite(found.notes)
         table = _Table(place, len(opened))
-        found.tensors, found.bytes_read = len(chosen), read.bytes_read
-        found.seconds, found.how = read.outcome.seconds, read.outcome.how
+        found.passed(read, len(chosen))
         found.distances = table.matrix(chosen)
         for component, part in _grouped(chosen, ours.layout.component):
             found.components[component] = table.matrix(part)

@@ -9,7 +9,6 @@ import numpy as np
 
 from .gram import Gram
 from .mixture import MISSING, coarser, eliminated, noise
-from .parentage import Part
 
 if TYPE_CHECKING:
     from .parentage import Work
@@ -31,13 +30,10 @@ def of_candidates(work: Work, usable: Sequence[int]) -> tuple[list[str], bool]:
     if len(usable) < 3:
         return notes, True
     mixes = []  # with the sum of their ratios' sizes: of A, B and their mean that is 1 for the mean alone
-    for i in usable:
-        others = [j for j in usable if j != i]
-        moved = [_moved(each, i) for each in work.tensors if each.has[i] and all(each.has[j] for j in others)]
-        part = Part(moved, work.count)
-        if not part.elements:
-            continue
-        keep, fitted = eliminated(part.weighted, part.elements, others)
+    together = work.part(usable)
+    for i in usable if together.elements else ():
+        part = together.seen_from(i)
+        keep, fitted = eliminated(part.weighted, part.elements, [j for j in usable if j != i])
         if part.over_rounding(fitted.ratios) ** 2 <= MISSING:
             mix = " + ".join(f"{fitted.ratios[j]:.4g}·{work.short[j]}" for j in keep)
             mixes.append((round(float(np.abs(fitted.ratios).sum()), 3), i, f"{work.short[i]} is itself {mix}"))
@@ -81,9 +77,3 @@ def of_ranks(ranks: Sequence[dict[str, Any]]) -> list[str]:
         f"what is left is of low rank (at most {most}) in {len(low)} of {len(ranks)} layers looked at: an adapter is "
         "baked into the model; extract-lora gets it out of the difference to the mix without it"
     ]
-
-
-def _moved(each: Gram, i: int) -> Gram:
-    """The same products of differences from candidate i instead of the mix."""
-    p = each.products
-    return each._replace(products=p - p[:, i][:, None] - p[i, :][None, :] + np.full_like(p, p[i, i]))

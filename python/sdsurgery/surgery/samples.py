@@ -27,22 +27,24 @@ class Tensor(NamedTuple):
 
 
 def sample(
-    work: Work, candidates: Sequence[int], most: int, of_each: int, block: str | None = None
+    work: Work, candidates: Sequence[int], most: int, of_each: int, blocks: Sequence[str] = ()
 ) -> Iterator[Tensor]:
-    """Of the largest tensors of each block (or of one) until ``most`` elements are together, ``of_each`` at most."""
-    taken: dict[str, int] = {}
-    for each in sorted(work.tensors, key=lambda each: -each.elements):
-        home = work.block_of(each.name)
-        if taken.get(home, 0) >= most or (block is not None and home != block):
-            continue
-        infos = [work.read.tables[source].get(each.name) for source in (0, *(i + 1 for i in candidates))]
-        if not all(each.has[i] for i in candidates) or any(info is None or info.parts for info in infos):
-            continue
-        count = min(each.elements, of_each)
-        taken[home] = taken.get(home, 0) + count
-        mix, *inputs = [
-            values(work.opened[source], operand(source, info), count)
-            for source, info in zip((0, *(i + 1 for i in candidates)), infos, strict=True) if info is not None
-        ]  # fmt: skip
-        dtype = work.stored(0, each.name).dtype
-        yield Tensor(each.name, home, dtype, mix, dict(zip(candidates, inputs, strict=True)))
+    """Of the largest tensors of each block (or of some) until ``most`` elements are together, ``of_each`` at most."""
+    sources = (0, *(i + 1 for i in candidates))
+    for block, tensors in work.blocks.items():
+        taken = 0
+        for each in sorted(tensors, key=lambda each: -each.elements) if not blocks or block in blocks else ():
+            if taken >= most:
+                break
+            infos = [work.read.tables[source].get(each.name) for source in sources]
+            if not all(each.has[i] for i in candidates) or any(info is None or info.parts for info in infos):
+                continue
+            count = min(each.elements, of_each)
+            taken += count
+            mix, *inputs = [
+                values(work.opened[source], operand(source, info), count)
+                for source, info in zip(sources, infos, strict=True) if info is not None
+            ]  # fmt: skip
+            yield Tensor(
+                each.name, block, work.stored(0, each.name).dtype, mix, dict(zip(candidates, inputs, strict=True))
+            )

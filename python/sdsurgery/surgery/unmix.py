@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from ..report.warnings import in_json, warned
+from ..report.warnings import warned
 from ..settings import Settings
 from .candidates import averaged, of_folder
 from .common import Input, close_all, open_all, open_input
-from .gram import MOST, one_family
+from .gram import MOST, OfGrams, one_family
 
 if TYPE_CHECKING:
     from .guesses import Guess
@@ -27,7 +27,7 @@ ratios and parents are few ulps apart, further ones."""
 
 
 @dataclass
-class Unmixing:
+class Unmixing(OfGrams):
     """What ``unmix`` found. ``ratios``, ``errors`` and those of ``blocks`` are by the candidates' paths; candidates
     that explain nothing are in ``left_out`` and nowhere else.
 
@@ -61,17 +61,9 @@ class Unmixing:
     layers: list[dict[str, Any]] = field(default_factory=list)
     fingerprints: list[dict[str, Any]] = field(default_factory=list)
     residual_ranks: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    tensors: int = 0
-    bytes_read: int = 0
-    seconds: float = 0.0
-    how: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Unmixing of {self.path}: {self.formula}, {self.unexplained:.2%} unexplained>"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), **in_json(self.notes)}
 
 
 def unmix(
@@ -106,8 +98,7 @@ def _result(work: Work, prove: bool) -> Unmixing:
     from .ranks import residual_ranks
 
     found = Unmixing(work.opened[0].path, work.layout.name, work.names, notes=work.notes)
-    found.tensors, found.bytes_read = len(work.tensors), work.read.bytes_read
-    found.seconds, found.how = work.read.outcome.seconds, work.read.outcome.how
+    found.passed(work.read, len(work.tensors))
     usable = work.usable(found.notes)
     parents = work.parents(usable)
     by_block = work.by_block(parents)
@@ -148,7 +139,7 @@ def _fill(
         found.blocks[block] = {work.names[i]: ratio for i, ratio in mix.ratios.items()}
         found.block_errors[block] = {work.names[i]: error for i, error in mix.errors.items()}
         found.block_residuals[block] = {"unexplained": mix.unexplained, "over_rounding": mix.over_rounding}
-    parts = {block: work.part([], chosen) for block, chosen in work.blocks()}
+    parts = {block: work.part([], chosen) for block, chosen in work.blocks.items()}
     spread = sum(part.spread for part in parts.values()) or 1.0
     energy = sum(mix.unexplained**2 * parts[block].spread for block, mix in by_block.items())
     found.unexplained = (energy / spread) ** 0.5
