@@ -83,15 +83,13 @@ def write_adapter(path: str, family: str, rank: int, conv: bool) -> None:
     save_file(parts, path, {"format": "pt", "ss_network_module": "networks.lora"})
 
 
-def turns(contenders: dict[str, Callable[[], list[str]]], repeats: int, out: str) -> dict[str, list[Used]]:
-    """Every contender once in every round; the first round is not counted."""
+def turns(contenders: dict[str, Callable[[], list[str]]], rounds: int, skipped: int = 1) -> dict[str, list[Used]]:
+    """Every contender once in every round; the first ``skipped`` rounds are not counted."""
     found: dict[str, list[Used]] = {name: [] for name in contenders}
-    for number in range(repeats + 1):
+    for number in range(rounds + skipped):
         for name, argv in contenders.items():
-            if os.path.exists(out):
-                os.remove(out)
             each = used(argv())
-            if number:
+            if number >= skipped:
                 found[name].append(each)
     return found
 
@@ -130,32 +128,32 @@ def bake(folder: str, family: str, repeats: int, rivals: bool) -> None:
             contenders[f"{rival}'s arithmetic, rank 32"] = lambda rival=rival: [  # type: ignore[misc]
                 sys.executable, os.path.join(HERE, "adapter_rivals.py"), rival, base, path, out
             ]  # fmt: skip
-    report(turns(contenders, repeats, out), "pass", f"bake {family}, {os.path.getsize(base) / 1e9:.1f} GB fp16")
+    report(turns(contenders, repeats), "pass", f"bake {family}, {os.path.getsize(base) / 1e9:.1f} GB fp16")
     os.remove(base)
 
 
 def extract(folder: str, family: str, repeats: int) -> None:
     from sdsurgery.testing import write_checkpoint
 
-    base, out = os.path.join(folder, "base.safetensors"), os.path.join(folder, "out.safetensors")
-    other, tuned = os.path.join(folder, "other.safetensors"), os.path.join(folder, "tuned.safetensors")
+    base, other, tuned, theirs, own = (
+        os.path.join(folder, f"{name}.safetensors") for name in ("base", "other", "tuned", "theirs", "own")
+    )
     write_checkpoint(base, family)
     write_checkpoint(other, family, seed=1)
-    used(ours("merge", "weighted-sum", base, other, "--alpha", "0.05", "-o", tuned))
+    used(ours("merge", base, other, "--method", "weighted-sum", "--alpha", "0.05", "-o", tuned))
     os.remove(other)
-    rival = [sys.executable, os.path.join(HERE, "adapter_rivals.py"), "extract", tuned, base, out]
+    rival = [sys.executable, os.path.join(HERE, "adapter_rivals.py"), "extract", tuned, base, theirs]
     contenders: dict[str, Callable[[], list[str]]] = {
         "kohya's arithmetic": lambda: rival,
-        "extract-lora": lambda: ours("extract-lora", tuned, base, "--rank", "32", "-o", out),
+        "extract-lora": lambda: ours("extract-lora", tuned, base, "--rank", "32", "-o", own),
     }
-    report(turns(contenders, repeats, out), "kohya's arithmetic", f"extract-lora {family}, rank 32")
+    report(turns(contenders, repeats, skipped=0), "kohya's arithmetic", f"extract-lora {family}, rank 32")
     print()
-    for name, argv in contenders.items():
-        used(argv())
-        print(f"relative error of what {name} extracts: {error(tuned, base, out):.5f}")
+    for name, path in zip(contenders, (theirs, own), strict=True):
+        print(f"relative error of what {name} extracts: {error(family, tuned, base, path):.5f}")
 
 
-def error(tuned: str, base: str, adapter: str) -> float:
+def error(family: str, tuned: str, base: str, adapter: str) -> float:
     """‖Δ − up·down‖ ⁄ ‖Δ‖ over every layer that the adapter has, in kohya's names."""
     import numpy as np
     from safetensors.numpy import load_file
@@ -163,7 +161,6 @@ def error(tuned: str, base: str, adapter: str) -> float:
     from sdsurgery.layouts.lora_names import targets
 
     tensors, change, parts = load_file(tuned), load_file(base), load_file(adapter)
-    family = "sd1"
     off = whole = 0.0
     for target in targets(get(family)):
         down, up = (parts.get(f"{target.name}.lora_{part}.weight") for part in ("down", "up"))

@@ -138,6 +138,7 @@ ADAPTERS = {
     "lora-sd1": lora(SD1_BLOCK, 768),
     "lora-sd2": lora(SD1_BLOCK, 1024),
     "lora-sdxl": lora(XL_BLOCK, 2048),
+    "lora-sdxl-refiner": lora(XL_BLOCK, 1280),
     "lora": {"lora_unet_x.lora_down.weight": (4, 320), "lora_unet_x.lora_up.weight": (320, 4)},
     "lycoris-sd1": {f"{SD1_BLOCK}_attn2_to_k.hada_w{i}_{half}": (8, 768) for i in (1, 2) for half in "ab"},
     "lycoris-sdxl": {f"{XL_BLOCK}_attn2_to_k.lokr_w1": (8, 8), f"{XL_BLOCK}_attn2_to_k.lokr_w2": (80, 256)},
@@ -164,6 +165,14 @@ class TestAdapters:
         shapes = ADAPTERS["lora-sd1"] | lora("lora_te_text_model_encoder_layers_0_mlp_fc1", 768, rank=4)
         notes = layouts.detect(infos(shapes.items())).notes
         assert notes == ("algorithm: LoRA", "rank: 4 to 16", "modules: 4 (2 U-Net, 2 text encoder)")
+
+    def test_a_refiner_s_lora_without_cross_attention_is_recognised_by_names_that_sdxl_lacks(self) -> None:
+        modules = [
+            f"unet.{block}.attentions.0.transformer_blocks.3.attn1.to_q" for block in ("mid_block", "up_blocks.2")
+        ]
+        for chosen, name in ((modules, "lora-sdxl-refiner"), (modules[:1], "lora-sdxl")):
+            shapes = {f"{module}.lora_{part}.weight": (8, 8) for module in chosen for part in "AB"}
+            assert layouts.detect(infos(shapes.items())).layout.name == name
 
     @pytest.mark.parametrize(
         "suffixes",

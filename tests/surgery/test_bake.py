@@ -293,7 +293,7 @@ class TestKeys:
     def test_an_adapter_that_changes_nothing_is_refused(self, base: Path, tmp_path: Path) -> None:
         self.refused(base, lora("lora_unet_bar", (8, 8)), tmp_path, "unlike", "its only module changes no tensor")
 
-    @pytest.mark.parametrize(("width", "family"), [(1024, "SD2"), (2048, "SDXL")])
+    @pytest.mark.parametrize(("width", "family"), [(1024, "SD2"), (2048, "SDXL"), (1280, "SDXL refiner")])
     def test_an_adapter_of_another_family_is_refused(
         self, base: Path, parts: dict[str, np.ndarray], tmp_path: Path, width: int, family: str
     ) -> None:

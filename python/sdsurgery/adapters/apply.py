@@ -131,9 +131,10 @@ def require_family(adapter: Adapter, layout: Layout) -> None:
     """InputRefused when the adapter is for another family."""
     made = (layout.original or layout).adapters
     if adapter.base and made is not None and adapter.base != made.name:
+        short, _, rest = adapter.base.partition("-")
         raise InputRefused(
-            f"{printable(adapter.path)}: the adapter is for {adapter.base.upper()} ({adapter.evidence}), the "
-            f"checkpoint is {layout.title} ({made.width})",
+            f"{printable(adapter.path)}: the adapter is for {f'{short.upper()} {rest}'.rstrip()} ({adapter.evidence}), "
+            f"the checkpoint is {layout.title} ({made.width})",
             code="family",
             path=adapter.path,
             details={"found": adapter.base, "expected": made.name},

@@ -96,8 +96,13 @@ def _bases() -> list[Base]:
     return [each.adapters for each in REGISTRY if each.adapters and not each.variant_of]
 
 
-def _of_width(width: int | None) -> str:
-    return next((base.name for base in _bases() if base.width == width), "")
+def _of_width(width: int | None, bases: Iterable[Base]) -> str:
+    return next((base.name for base in bases if base.width == width), "")
+
+
+def _of_first_encoder() -> list[Base]:
+    """Those with a text encoder of their own: the refiner's is the second one of SDXL."""
+    return [base for base in _bases() if "text_encoder" in base.text_encoders]
 
 
 def _base(shapes: Mapping[str, Shape]) -> tuple[str, str | None]:
@@ -106,14 +111,13 @@ def _base(shapes: Mapping[str, Shape]) -> tuple[str, str | None]:
     named = {key: parts for key in shapes if (parts := split(key))}
     for key, parts in named.items():
         if len(shapes[key]) > 0 and parts.part != UP and re.search(_CROSS_ATTENTION, parts.module):
-            base = _of_width(_input_width(shapes, named, parts.module))
+            base = _of_width(_input_width(shapes, named, parts.module), _bases())
             if base:
                 return base, key
-    own_names = [(each.name, re.compile(each.own_names)) for each in _bases() if each.own_names]
-    for key in shapes:
-        for name, pattern in own_names:
+    for base, pattern in ((each.name, re.compile(each.own_names)) for each in reversed(_bases()) if each.own_names):
+        for key in shapes:  # the refiner's first: its names are SDXL's, too
             if pattern.search(key):
-                return name, key
+                return base, key
     for key, parts in named.items():
         if parts.part == DOWN and _OF_ENCODER.search(parts.module) and len(shapes[key]) > 1:
             return _of_encoder(parts.module, shapes[key][1]), key
@@ -124,7 +128,7 @@ def _of_encoder(module: str, width: int) -> str:
     """The base model of an adapter of the first text encoder alone: SDXL has that of SD 1, so only kohya's prefix for
     models of one encoder tells them apart."""
     shared = width == _SD1_WIDTH and not module.startswith("lora_te_")
-    return "" if shared else _of_width(width)
+    return "" if shared else _of_width(width, _of_first_encoder())
 
 
 _SD1_WIDTH = 768
@@ -202,7 +206,9 @@ def _embedding(shapes: Mapping[str, Shape]) -> Adapter | None:
     if len(shape) not in (1, 2) or shape[-1] not in (768, 1024, 1280):
         return None
     vectors = shape[0] if len(shape) == 2 else 1
-    return Adapter("textual-inversion", _of_width(shape[-1]), named[0], shape, (f"vectors: {vectors}",))
+    return Adapter(
+        "textual-inversion", _of_width(shape[-1], _of_first_encoder()), named[0], shape, (f"vectors: {vectors}",)
+    )
 
 
 _HYPERNETWORK = r"(320|640|768|1024|1280)\.[01]\.linear"
@@ -214,7 +220,7 @@ def _hypernetwork(shapes: Mapping[str, Shape]) -> Adapter | None:
     if not widths:
         return None
     key = next(iter(widths.values()))
-    base = next((each.name for each in _bases() if each.width in widths), "")
+    base = next((each.name for each in _of_first_encoder() if each.width in widths), "")
     return Adapter("hypernetwork", base, key, shapes[key], ("widths: " + ", ".join(map(str, sorted(widths))),))
 
 
@@ -233,14 +239,16 @@ _KINDS = {
 }
 
 
+_FACTORED = ("lora", "lycoris")
 _ARRANGED = {"textual-inversion": structure.embedding, "hypernetwork": structure.hypernetwork}
 
 
 def register_all() -> None:
     """Add every kind of adapter, for each base model and for an unknown one."""
-    bases = [(each.adapters.name, each) for each in REGISTRY if each.adapters and not each.variant_of]
+    bases = [(each.adapters, each) for each in REGISTRY if each.adapters and not each.variant_of]
     for kind, (title, suffix) in _KINDS.items():
-        for name, base in bases:
+        known = _bases() if kind in _FACTORED else _of_first_encoder()
+        for name, base in ((made.name, base) for made, base in bases if made in known):
             architecture = base.architecture + suffix if base.architecture and suffix else None
             _register(f"{kind}-{name}", f"{title} for {base.title}", architecture, kind, name)
         _register(kind, f"{title} for an unknown base model", None, kind, "")
@@ -249,4 +257,4 @@ def register_all() -> None:
 def _register(name: str, title: str, architecture: str | None, kind: str, base: str) -> None:
     sniff = partial(_sniff, kind, base)
     register(Layout(name, title, architecture, sniff=sniff, arranged=_ARRANGED.get(kind, structure.flat),
-                    factors=kind in ("lora", "lycoris")))  # fmt: skip
+                    factors=kind in _FACTORED))  # fmt: skip

@@ -44,6 +44,15 @@ _ADAPTERS = Adapters(
     embedding=("clip_l", "clip_g"),
     versions=("sdxl_base_v1-0",),
 )
+_REFINER_ADAPTERS = Adapters(
+    "sdxl-refiner",
+    1280,
+    {"text_encoder_2": "lora_te2_"},
+    original_paths=True,
+    own_names=r"(input_blocks[._][45][._]1|down_blocks[._]1[._]attentions[._]\d)[._]transformer_blocks[._][23]"
+    r"|(output_blocks[._][678][._]1|up_blocks[._]2[._]attentions[._]\d)[._]transformer_blocks[._][123]",
+    versions=("sdxl_refiner_v1-0",),  # sd-scripts has no word for it; A1111 looks for "sdxl_"
+)
 
 
 def _big_g(embedder: int) -> Part:
@@ -123,6 +132,7 @@ REFINER = register(
         releases=_RELEASES,
         recognised=_RECOGNISED,
         diffusers=Diffusers(),
+        adapters=_REFINER_ADAPTERS,
     )
 )
 
