@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,27 @@ class TestPeft:
         sdsurgery.bake(base, [tmp_path], out=tmp_path / "out.safetensors")
         exact = loaded(base)[SD1_KEY].astype(np.float64) + scale * product
         rounded_once(loaded(tmp_path / "out.safetensors")[SD1_KEY], exact)
+
+    def test_lokr_has_another_word_for_alpha_and_the_rank_of_the_settings(self, base: Path, tmp_path: Path) -> None:
+        """Also for whole factors, which LyCORIS scales by 1. The products are those of peft 0.21.2."""
+        rows, columns = shapes_of(base)[SD1_KEY]
+        random, name = np.random.default_rng(0), f"base_model.model.{self.module}"
+        factors = random.normal(size=(rows // 4, columns // 8)), random.normal(size=(4, 8))
+        parts = {f"{name}.lokr_w{at}": value.astype("f4") for at, value in enumerate(factors, 1)}
+        written(tmp_path / "adapter_model.safetensors", parts)
+        config = {"peft_type": "LOKR", "r": 8, "alpha": 3, "alpha_pattern": {}, "rank_pattern": {"attn2.to_k": 16}}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        sdsurgery.bake(base, [tmp_path], out=tmp_path / "out.safetensors")
+        exact = loaded(base)[SD1_KEY].astype(np.float64) + 3 / 16 * np.kron(*parts.values()).astype(np.float64)
+        rounded_once(loaded(tmp_path / "out.safetensors")[SD1_KEY], exact)
+
+    @pytest.mark.parametrize(
+        ("part", "title"), [("ia3_l", "peft's (IA)³"), ("boft_R", "peft's BOFT"), ("vera_lambda_b", "VeRA")]
+    )
+    def test_kinds_of_peft_that_are_not_read_are_named(self, base: Path, tmp_path: Path, part: str, title: str) -> None:
+        given = {f"base_model.model.{self.module}.{part}": np.ones((4, 1), np.float16)}
+        with pytest.raises(InputRefused, match=re.escape(f"{title} is not read")):
+            sdsurgery.bake(base, [written(tmp_path / "a.safetensors", given)], out=tmp_path / "out.safetensors")
 
     @pytest.mark.parametrize(("extra", "scale"), [({}, 3 / 4), ({"unet.alpha_pattern": {"attn2.to_k": 12}}, 12 / 4)])
     def test_alpha_in_the_metadata(self, base: Path, tmp_path: Path, extra: dict[str, object], scale: float) -> None:

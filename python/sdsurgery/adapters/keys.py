@@ -47,6 +47,12 @@ _PROCESSOR = re.compile(r"(.*?)\.(?:processor\.)?to_(q|k|v|out)_lora\.(down|up)\
 _IN_UNET = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
 _IN_ENCODER = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"}
 
+# Parts of kinds that are not read, of peft 0.21: two have no scale or axis in the file, the others have other formulas.
+_UNREAD = (
+    ("ia3_l", "peft's (IA)³"), ("oft_R", "peft's OFT"), ("boft_R", "peft's BOFT"), ("lora_E", "AdaLoRA"),
+    ("vera_lambda_b", "VeRA"), ("hra_u", "HRA"), ("fourierft_spectrum", "FourierFT"),
+)  # fmt: skip
+
 BUNDLED = "bundle_emb."
 """Beginning of the keys of embeddings that an adapter carries (LyCORIS ``pack_bundle``, OneTrainer)."""
 
@@ -77,6 +83,12 @@ def split(key: str) -> Key | None:
     while (at := key.rfind(".", 0, end)) >= 0 and key[at:] in _TAILS:
         longest, end = (at if key[at:] in _PARTS else longest), at
     return None if longest < 0 else Key(key[:longest], _PARTS[key[longest:]])
+
+
+def unread(key: str) -> str | None:
+    """The kind of adapter that the key is of, where it is one that is not read."""
+    parts = key.split(".")
+    return next((title for part, title in _UNREAD if part in parts), None)
 
 
 def is_bundled(key: str) -> bool:

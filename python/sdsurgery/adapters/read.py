@@ -29,6 +29,7 @@ _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weig
             "pytorch_lora_weights.bin")  # fmt: skip
 _CONFIG = "adapter_config.json"
 _RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "a2")
+_ALPHAS = ("lora_alpha", "alpha")  # of LoRA, of LoHa and LoKr
 _MOST = 1 << 20  # bytes of a peft configuration
 
 
@@ -83,28 +84,29 @@ class Adapter:
         return float(found[0])
 
     def alpha(self, module: str) -> float | None:
-        """Alpha of a module: its own, or what peft's metadata say; None where nothing does."""
+        """Alpha of a module: its own, or what peft's settings say; None where nothing does."""
         own = self.number(module, keys.ALPHA)
-        return self._said(module, "alpha_pattern", "lora_alpha") if own is None else own
+        return self._said(module, "alpha_pattern", *_ALPHAS) if own is None else own
 
     def scale(self, module: str, rank: int | None) -> float:
         """What the module's product is multiplied by: alpha/rank, or alpha/√rank for rs-LoRA; 1 without an alpha.
-        ``rank`` is None for a product without alpha. A1111's ``scale`` stands for all of it."""
-        own = self.number(module, "scale") if "scale" in self.modules[module] else None
-        if own is not None:
-            return own
-        alpha = self.alpha(module)
-        if rank is None or alpha is None:
+        ``rank`` is None for a product of whole factors, whose own alpha counts nothing; peft divides it by the rank of
+        its settings. A1111's ``scale`` stands for all of it."""
+        stated = self.number(module, "scale") if "scale" in self.modules[module] else None
+        if stated is not None:
+            return stated
+        alpha, is_own = self.alpha(module), keys.ALPHA in self.modules[module]
+        divisor = self._said(module, "rank_pattern", "r") if rank is None and not is_own else rank
+        if alpha is None or not divisor:
             return 1.0
-        rescaled = keys.ALPHA not in self.modules[module] and self._setting(module, "use_rslora")
-        return alpha / (sqrt(rank) if rescaled else rank)
+        rescaled = not is_own and self._setting(module, "use_rslora")
+        return alpha / (sqrt(divisor) if rescaled else divisor)
 
-    def _said(self, module: str, pattern: str, default: str) -> float | None:
+    def _said(self, module: str, pattern: str, *defaults: str) -> float | None:
         for expression, value in dict(self._setting(module, pattern) or {}).items():
             if re.fullmatch(rf"(.*\.)?({expression})", module):
                 return float(value)
-        value = self._setting(module, default)
-        return None if value is None else float(value)
+        return next((float(value) for name in defaults if (value := self._setting(module, name)) is not None), None)
 
     def _setting(self, module: str, name: str) -> Any:
         component = names.component_of(module) or names.UNET
@@ -229,12 +231,15 @@ def _changes(module: str, parts: Parts) -> bool:
 def _refuse(checkpoint: Checkpoint, family: str, title: str) -> None:
     path = printable(checkpoint.path)
     foreign = adapters.foreign(list(checkpoint.tensors))
+    unread = next(filter(None, map(keys.unread, checkpoint.tensors)), None)
     if foreign:
         text = f"{path}: made for {foreign}, not for Stable Diffusion"
     elif family.startswith("textual-inversion"):
         text = f"{path}: a textual inversion is an input of the text encoder; it cannot be baked into a checkpoint"
     elif family.startswith("hypernetwork"):
         text = f"{path}: a hypernetwork is not linear in its input; it cannot be baked into a checkpoint"
+    elif unread:
+        text = f"{path}: {unread} is not read; the kinds that are stand in docs/adapters.md"
     elif family == UNKNOWN.name:
         text = f"{path}: not an adapter: no tensor has a name of LoRA, LyCORIS or the like"
     else:
