@@ -85,6 +85,9 @@ def test_full_differences_are_those_of_the_tensors(tuned: Path, base: Path, tmp_
     assert set(found) == {f"{name}.diff" for name in SD1}
     for name, tensor in SD1.items():
         assert np.array_equal(found[f"{name}.diff"], exact[tensor].astype(np.float32))
+    with sdsurgery.open(tmp_path / "f.safetensors") as file:
+        texts = file.metadata()
+    assert texts["ss_network_module"] == "lycoris.kohya" and json.loads(texts["ss_network_args"]) == {"algo": "full"}
 
 
 def test_dora_has_the_lengths_of_the_tuned_rows(tuned: Path, base: Path, tmp_path: Path) -> None:

@@ -155,6 +155,43 @@ def test_dialects_are_converted(tmp_path: Path) -> None:
     close(delta(loaded(tmp_path / "k.safetensors"), KEY), delta(a, KEY))
 
 
+def test_convert_leaves_other_kinds_what_they_are(tmp_path: Path) -> None:
+    """LoHa of SimpleTuner's names, LoKr of peft's with the scale of its settings, and an OFT, in kohya's names."""
+    path = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    query = path.replace("attn2.to_k", "attn1.to_q")
+    random = np.random.default_rng(0)
+    shapes = {f"hada_w{n}_a": (640, 2) for n in (1, 2)} | {f"hada_w{n}_b": (2, 768) for n in (1, 2)}
+    loha = {part: random.normal(size=shape).astype("f2") for part, shape in shapes.items()} | {"alpha": np.array(3)}
+    lokr = {"lokr_w1": random.normal(size=(8, 8)), "lokr_w2_a": random.normal(size=(80, 2)),
+            "lokr_w2_b": random.normal(size=(2, 80))}  # fmt: skip
+    lokr = {part: value.astype("f4") for part, value in lokr.items()}
+    oft = {"oft_blocks": random.normal(size=(80, 8, 8)).astype("f4"), "alpha": np.array(0.01, "f4")}
+    given: dict[str, Arrays] = {f"lycoris_{path.replace('.', '_')}": loha, f"oft_unet_{query.replace('.', '_')}": oft}
+    whole = {f"{name}.{part}": value for name, parts in given.items() for part, value in parts.items()}
+    sdsurgery.convert(written(tmp_path / "a.safetensors", whole), names="kohya", out=tmp_path / "k.safetensors")
+    found = loaded(tmp_path / "k.safetensors")
+    attention = KEY.removesuffix("attn2_to_k")
+    expected = {f"{KEY}.{part}": value for part, value in loha.items()}
+    expected |= {f"{attention}attn1_to_q.{part}": value for part, value in oft.items()}
+    assert set(found) == set(expected)
+    assert all(found[key].dtype == value.dtype and np.array_equal(found[key], value) for key, value in expected.items())
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    written(folder / "adapter_model.safetensors", {f"base_model.model.{query}.{k}": v for k, v in lokr.items()})
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LOKR", "r": 2, "alpha": 3}))
+    sdsurgery.convert(folder, names="kohya", out=tmp_path / "p.safetensors")
+    assert loaded(tmp_path / "p.safetensors")[f"{attention}attn1_to_q.alpha"] == 3
+
+
+def test_a_dora_over_more_than_two_factors_is_not_written_without_its_lengths(tmp_path: Path) -> None:
+    parts = lora(KEY, SHAPES[KEY], dtype=np.float32) | {
+        f"{KEY}.bias": np.ones(SHAPES[KEY], "f4"), f"{KEY}.dora_scale": np.ones((640, 1), "f4"),
+    }  # fmt: skip
+    file = written(tmp_path / "a.safetensors", parts)
+    with pytest.raises(InputRefused, match="is DoRA over more than a product of two factors"):
+        sdsurgery.merge_lora([file], out=tmp_path / "m.safetensors")
+
+
 def test_a_dora_is_resized_with_its_lengths(tmp_path: Path) -> None:
     parts = lora(KEY, SHAPES[KEY], rank=6, dtype=np.float32)
     parts[f"{KEY}.dora_scale"] = np.ones((640, 1), "f4")
@@ -248,7 +285,14 @@ class TestGolden:
 def test_the_command_lines(tmp_path: Path) -> None:
     adapter(tmp_path / "a.safetensors", KEY, QUERY)
     given = f"{tmp_path / 'a.safetensors'}=0.8,te=0.3"
-    for number, words in enumerate((["merge-lora", given], ["resize-lora", tmp_path / "a.safetensors", "--rank", 2])):
+    file = tmp_path / "a.safetensors"
+    commands = (
+        ["merge-lora", given], ["merge-lora", file, "--exact"], ["resize-lora", file, "--rank", 2],
+        ["convert", file, "--names", "diffusers"],
+    )  # fmt: skip
+    for number, words in enumerate(commands):
         done = sds(*words, "-o", tmp_path / f"{number}.safetensors")
         assert done.rc == 0, done.err
         assert "2 modules, rank" in done.err
+    done = sds("merge-lora", file, "--exact", "--rank", 2, "-o", tmp_path / "n.safetensors")
+    assert done.rc == 2 and "--exact keeps all ranks" in done.err, done.err

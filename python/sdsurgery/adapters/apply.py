@@ -16,7 +16,7 @@ from ..outline import Region, operand
 from . import keys, names
 from .kinds import OF_BIAS, Fitted, fitted
 from .names import Place, Slot
-from .read import Adapter
+from .read import Adapter, in_words
 
 Strength = Callable[[Place, str], float]
 """(place, the module's name in the file) -> how much of the module is applied."""
@@ -131,9 +131,8 @@ def require_family(adapter: Adapter, layout: Layout) -> None:
     """InputRefused when the adapter is for another family."""
     made = (layout.original or layout).adapters
     if adapter.base and made is not None and adapter.base != made.name:
-        short, _, rest = adapter.base.partition("-")
         raise InputRefused(
-            f"{printable(adapter.path)}: the adapter is for {f'{short.upper()} {rest}'.rstrip()} ({adapter.evidence}), "
+            f"{printable(adapter.path)}: the adapter is for {in_words(adapter.base)} ({adapter.evidence}), "
             f"the checkpoint is {layout.title} ({made.width})",
             code="family",
             path=adapter.path,

@@ -85,6 +85,11 @@ def split(key: str) -> Key | None:
     return None if longest < 0 else Key(key[:longest], _PARTS[key[longest:]])
 
 
+def suffix(part: str) -> str:
+    """The part's suffix in kohya's and LyCORIS' names, with its dot."""
+    return _SUFFIXES[part][0]
+
+
 def unread(key: str) -> str | None:
     """The kind of adapter that the key is of, where it is one that is not read."""
     parts = key.split(".")

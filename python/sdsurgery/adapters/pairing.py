@@ -11,7 +11,7 @@ from ..layouts import Layout, all_layouts
 from ..layouts.diffusers import transformed
 from . import names
 from .names import Place
-from .read import Adapter
+from .read import Adapter, in_words
 from .writing import layout_of
 
 
@@ -28,8 +28,8 @@ def common_family(adapters: Sequence[Adapter]) -> Layout | None:
     if len(bases) > 1:
         (one, first), (other, second) = list(bases.items())[:2]
         raise InputRefused(
-            f"{printable(first.path)} is for {one.upper()} ({first.evidence}), {printable(second.path)} for "
-            f"{other.upper()} ({second.evidence})",
+            f"{printable(first.path)} is for {in_words(one)} ({first.evidence}), {printable(second.path)} for "
+            f"{in_words(other)} ({second.evidence})",
             code="family",
             path=second.path,
         )

@@ -130,6 +130,12 @@ class Adapter:
         return counts
 
 
+def in_words(base: str) -> str:
+    """The short name of a family as people write it: ``SD1``, ``SDXL refiner``."""
+    short, _, rest = base.partition("-")
+    return f"{short.upper()} {rest}".rstrip()
+
+
 def counted(counts: Mapping[str, int]) -> str:
     """``LoRA 3, bias 2``; the name alone of the only one."""
     return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{name} {count}" for name, count in counts.items())

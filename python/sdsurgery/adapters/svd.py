@@ -121,9 +121,11 @@ def _signed(left: Array, right: Array) -> tuple[Array, Array]:
     return left * signs, right * signs[:, None]
 
 
-def clamped(factors: Factors, quantile: float) -> Factors:
-    """kohya's clamp: both factors limited to ± the quantile of all their values together. It only adds error."""
+def clamped(matrix: Array, factors: Factors, quantile: float) -> Factors:
+    """kohya's clamp: both factors limited to ± the quantile of all their values together. It only adds error: ``kept``
+    then is what one of the same error without a clamp would keep."""
     values = np.concatenate([factors.up.reshape(-1), factors.down.reshape(-1)])
     limit = float(np.quantile(values, quantile))
     up, down = np.clip(factors.up, -limit, limit), np.clip(factors.down, -limit, limit)
-    return factors._replace(up=up, down=down)
+    off = float(np.linalg.norm(matrix - up @ down) / np.linalg.norm(matrix))
+    return Factors(up, down, max(0.0, 1 - off * off) ** 0.5)

@@ -78,10 +78,11 @@ class Ranks(NamedTuple):
 
 def metadata(
     base: Layout | None, ranks: Ranks, *, module: str = "networks.lora", v_prediction: bool = False,
-    kept: Mapping[str, str] | None = None,
+    kept: Mapping[str, str] | None = None, args: Mapping[str, str] | None = None,
 ) -> dict[str, str]:  # fmt: skip
     """kohya's ``ss_network_*`` and ``ss_base_model_version``, by which UIs decide whether to show the file. ``kept``
-    are those of a file that it is made from."""
+    are those of a file that it is made from, ``args`` the module's own, as LyCORIS' algorithm."""
+    args = dict(args or {})
     dims = {rank for rank, _ in ranks.linear} or {rank for rank, _ in ranks.conv}
     alphas = {alpha for _, alpha in ranks.linear} or {alpha for _, alpha in ranks.conv}
     found = {
@@ -92,9 +93,10 @@ def metadata(
     if ranks.conv and ranks.linear:
         if len(ranks.conv) == 1:
             ((rank, alpha),) = ranks.conv
-            args = {"conv_dim": str(rank), "conv_alpha": f"{alpha:g}"}
+            args |= {"conv_dim": str(rank), "conv_alpha": f"{alpha:g}"}
         else:
-            args = {"conv_dim": "Dynamic", "conv_alpha": "Dynamic"}
+            args |= {"conv_dim": "Dynamic", "conv_alpha": "Dynamic"}
+    if args:
         found["ss_network_args"] = json.dumps(args)
     if base is not None and base.adapters is not None and base.adapters.versions:
         word = base.adapters.versions[-1 if v_prediction else 0]

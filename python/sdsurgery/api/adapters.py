@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
 from ..report.html import reported
 from ..settings import (
     Keywords,
@@ -97,22 +98,25 @@ def merge_lora(
     rank: int | None = None,
     energy: float | None = None,
     sigma_ratio: float | None = None,
+    exact: bool = False,
     names: str = "kohya",
     **settings: Unpack[Keywords],
 ) -> Report:
     """Write one adapter with the effects of several, each at its strength (as ``bake`` takes them).
 
-    Exact unless a rank is asked for: factors are put side by side and the ranks add up. ``rank``, ``energy`` and
-    ``sigma_ratio`` cut the sum as ``extract_lora`` does. LoRA, LoCon, LoHa, LoKr, full differences and norms in any
-    dialect; ``names``: kohya or diffusers. InputRefused for kinds whose effect depends on the weight, and for
-    adapters of different families.
+    Exact unless a rank is asked for (``exact`` says so): factors are put side by side and the ranks add up. ``rank``,
+    ``energy`` and ``sigma_ratio`` cut the sum as ``extract_lora`` does. LoRA, LoCon, LoHa, LoKr, full differences and
+    norms in any dialect; ``names``: kohya or diffusers. InputRefused for kinds whose effect depends on the weight, and
+    for adapters of different families.
     """
     from ..adapters.lora import as_loras
     from ..surgery.merge_lora import merge_lora as work
 
-    own = ("loras", "out", "rank", "energy", "sigma_ratio", "names")
+    own = ("loras", "out", "rank", "energy", "sigma_ratio", "exact", "names")
     wanted, given = settings_of("merge_lora", settings, own), as_loras(loras)
     is_cut = not (rank is None and energy is None and sigma_ratio is None)
+    if exact and is_cut:
+        raise UsageError("exact= keeps all ranks; it excludes rank=, energy= and sigma_ratio=", code="conflict")
     chosen = _rank(rank, energy, sigma_ratio, 0) if is_cut else None
     return reported(
         "merge_lora", wanted, lambda settings: work(given, settings, rank=chosen, dialect=names, out=out)

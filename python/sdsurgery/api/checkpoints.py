@@ -147,15 +147,17 @@ def replace(
 
 
 @spelled_out(Keywords)
-def convert(path: Input, *, out: Path | None = None, **settings: Unpack[Keywords]) -> Report:
+def convert(path: Input, *, out: Path | None = None, names: str | None = None, **settings: Unpack[Keywords]) -> Report:
     """Write a checkpoint in the format that the suffix of ``out`` asks for.
 
     Names, dtypes and shapes stay (``dtype="fp16"`` casts on the way); views become contiguous. Tensors that share
-    their data are written once where the format can say so.
+    their data are written once where the format can say so. ``names``: kohya or diffusers, the dialect of an adapter;
+    to diffusers all kinds become LoRA, as by ``merge_lora``.
     """
     from ..surgery.convert import convert as work
 
-    return reported("convert", settings_of("convert", settings, ("out",)), lambda given: work(path, given, out=out))
+    wanted = settings_of("convert", settings, ("out", "names"))
+    return reported("convert", wanted, lambda given: work(path, given, out=out, names=names))
 
 
 @spelled_out(Keywords)
@@ -164,6 +166,7 @@ def convert_all(
     *,
     out_dir: Path,
     to: str = "safetensors",
+    names: str | None = None,
     started: Callable[[Conversion], None] = lambda conversion: None,
     **settings: Unpack[Keywords],
 ) -> list[Conversion]:
@@ -176,7 +179,7 @@ def convert_all(
     from ..files import expanded
     from ..surgery.convert import convert_all as work
 
-    wanted = settings_of("convert_all", settings, ("out_dir", "to", "started"))
-    return reported(
-        "convert", wanted, lambda given: work(paths, given, out_dir=expanded(out_dir), to=to, started=started)
-    )
+    wanted = settings_of("convert_all", settings, ("out_dir", "to", "names", "started"))
+    return reported("convert", wanted, lambda given: work(
+        paths, given, out_dir=expanded(out_dir), to=to, names=names, started=started,
+    ))  # fmt: skip

@@ -15,6 +15,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     writing(parser)
     parser.add_argument("inputs", nargs="+", metavar="FILE[=STRENGTH[,te=STRENGTH]]", help="adapters of one family")
     ranks(parser)
+    parser.add_argument("--exact", action="store_true", help="factors side by side, the ranks add up (the default)")
     dialect(parser)
 
 
@@ -29,5 +30,5 @@ def run(args: argparse.Namespace) -> int:
     from ..api import merge_lora
 
     loras = [parse(text)[0] for text in args.inputs]
-    own = {name: getattr(args, name) for name in ("rank", "energy", "sigma_ratio", "names")}
+    own = {name: getattr(args, name) for name in ("rank", "energy", "sigma_ratio", "exact", "names")}
     return written(args, lambda **settings: merge_lora(loras, **own, **settings))

@@ -25,7 +25,21 @@ _OWN = {
         "hashes",
         "vae",
     ),
-    *("base", "loras", "check", "kind", "rank", "energy", "sigma_ratio", "conv_rank", "clamp", "unet", "te", "names"),
+    *(
+        "base",
+        "loras",
+        "check",
+        "kind",
+        "rank",
+        "energy",
+        "sigma_ratio",
+        "exact",
+        "conv_rank",
+        "clamp",
+        "unet",
+        "te",
+        "names",
+    ),
 }
 """Keywords of single verbs; a test says that these are all."""
 

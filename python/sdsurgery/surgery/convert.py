@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,12 @@ from .common import Input, planned, single_input, single_metadata, single_piece
 from .report import Report
 
 
-def convert(path: Input, settings: Settings, *, out: str | os.PathLike[str] | None = None) -> Report:
+def convert(
+    path: Input, settings: Settings, *, out: str | os.PathLike[str] | None = None, names: str | None = None
+) -> Report:
     """``sdsurgery.convert``."""
+    if names is not None:
+        return _renamed(path, names, settings, out)
 
     def plan(checkpoint: Checkpoint, recipe: dict[str, Any], title: str) -> Outline:
         layout = detect(checkpoint.tensors).layout
@@ -33,6 +37,16 @@ def convert(path: Input, settings: Settings, *, out: str | os.PathLike[str] | No
         )  # fmt: skip
 
     return single_input("convert", path, out, settings, parameters={}, plan_of=plan)
+
+
+def _renamed(path: Input, names: str, settings: Settings, out: str | os.PathLike[str] | None) -> Report:
+    from ..adapters.lora import Lora
+    from .merge_lora import merge_lora
+
+    if isinstance(path, Mapping):
+        raise UsageError("names= needs the file of an adapter, not tensors", code="wrong_inputs")
+    given = Lora(path.path if isinstance(path, Checkpoint) else os.fspath(path))
+    return merge_lora([given], settings, dialect=names, verb="convert", keep_kinds=True, out=out)
 
 
 def _duplicated(checkpoint: Checkpoint) -> list[str]:
@@ -66,6 +80,7 @@ def convert_all(
     *,
     out_dir: str | os.PathLike[str],
     to: str = "safetensors",
+    names: str | None = None,
     started: Callable[[Conversion], None] = lambda conversion: None,
 ) -> list[Conversion]:
     """``sdsurgery.convert_all``."""
@@ -75,7 +90,9 @@ def convert_all(
     for item in todo:
         started(item)
         try:
-            item.report = convert(item.path, settings, out=os.path.join(target, os.path.basename(item.out)))
+            item.report = convert(
+                item.path, settings, out=os.path.join(target, os.path.basename(item.out)), names=names
+            )
             item.report.output = item.out
             item.error = item.report.refusal
         except (InputRefused, RunFailed, UsageError) as error:

@@ -59,6 +59,8 @@ class Layer(NamedTuple):
 
 SCOPES = {"lora": ("attn", "te"), "dora": ("attn", "te"), "locon": ("attn", "te", "conv", "extra")}
 KINDS = (*SCOPES, "full")
+_LYCORIS = {"full": {"algo": "full"}, "dora": {"algo": "lora", "dora_wd": "True"}}
+"""Kinds of LyCORIS that sd-scripts lacks, with the arguments that train them."""
 
 
 def extract_lora(
@@ -188,7 +190,7 @@ class _Work:
         found = factored(matrix, rank)
         assert found is not None
         if self.wanted.clamp:
-            found = clamped(found, self.wanted.clamp)
+            found = clamped(matrix, found, self.wanted.clamp)
         self.low_rank(name, found, delta, after)
         (self.ranks.conv if convolution else self.ranks.linear).add((len(found.down), float(len(found.down))))
         return Layer(name, place.component, len(found.down), found.kept, relative, size)
@@ -239,8 +241,9 @@ def _outline(spooled: Checkpoint, work: _Work, recipe: dict[str, Any], settings:
     base = writing.layout_of(family.adapters.name) if family.adapters else None
     known = prediction(work.tuned, layout)
     v_prediction = known is not None and known.kind == V_PREDICTION
-    module = "lycoris.kohya" if work.wanted.kind in ("full", "dora") else "networks.lora"
-    texts = writing.metadata(base, work.ranks, module=module, v_prediction=v_prediction)
+    args = _LYCORIS.get(work.wanted.kind)
+    module = "lycoris.kohya" if args else "networks.lora"
+    texts = writing.metadata(base, work.ranks, module=module, v_prediction=v_prediction, args=args)
     texts["ss_output_name"] = title
     kind = writing.kind(base, work.wanted.names, v_prediction=v_prediction)
     pieces = [

@@ -62,9 +62,11 @@ def merge_lora(
     rank: Rank | None = None,
     dialect: str = writing.KOHYA,
     verb: str = "merge-lora",
+    keep_kinds: bool = False,
     out: str | os.PathLike[str] | None = None,
 ) -> Report:
-    """``sdsurgery.merge_lora`` and ``resize_lora``."""
+    """``sdsurgery.merge_lora``, ``resize_lora`` and ``convert`` with names. ``keep_kinds``: parts of LoHa and the like
+    are written as they are, if under other names; for one adapter at strength 1."""
     if not loras:
         raise UsageError("give at least one adapter (loras=[…])", code="wrong_inputs")
     if dialect not in writing.DIALECTS:
@@ -81,7 +83,7 @@ def merge_lora(
             opened.append(adapters[-1].checkpoint)
         with Spool() as spool:
             work = _Work(loras, adapters, rank, dialect, spool)
-            rows = work.all(settings)
+            rows = work.all(settings, keep_kinds=keep_kinds and dialect == writing.KOHYA)
             opened.append(spool.checkpoint())
         parameters: dict[str, Any] = {"loras": [each.to_json(each.name) for each in loras], "names": dialect}
         if rank is not None:
@@ -101,6 +103,7 @@ class _Work:
     def __init__(
         self, loras: Sequence[Lora], adapters: Sequence[Adapter], rank: Rank | None, dialect: str, spool: Spool
     ) -> None:
+        self.kept = set[str]()  # tensors that stay as they are
         self.loras, self.adapters, self.rank, self.dialect, self.spool = loras, adapters, rank, dialect, spool
         self.family, self.layout = common_family(adapters), naming_family(adapters)
         self.ranks = writing.Ranks(set(), set())
@@ -108,7 +111,7 @@ class _Work:
         self.notes: list[str] = []
         self.shapes = Shapes(self.layout)
 
-    def all(self, settings: Settings) -> list[Row]:
+    def all(self, settings: Settings, *, keep_kinds: bool) -> list[Row]:
         """Sum and write every module."""
         for adapter in self.adapters:
             for name in adapter.strangers:
@@ -116,16 +119,43 @@ class _Work:
         found = slots(self.layout, self.adapters)
         rows: list[Row] = []
         for done, (slot, members) in enumerate(found.items(), 1):
-            total = _Sum()
-            for at, module in members:
-                self._add(total, slot, self.loras[at], self.adapters[at], module)
-            rows += self._write(slot, total)
+            own = self._keep(slot, members) if keep_kinds else None
+            if own is None:
+                total = _Sum()
+                for at, module in members:
+                    self._add(total, slot, self.loras[at], self.adapters[at], module)
+                rows += self._write(slot, total)
+            else:
+                rows.append(own)
             if settings.callback is not None:
                 settings.callback(done, len(found))
         if not rows:
             raise InputRefused("the adapters' effects cancel out: nothing would be written", code="unlike")
         self._bundled()
         return rows
+
+    def _keep(self, slot: Slot, members: Sequence[tuple[int, str]]) -> Row | None:
+        """Write a module of another kind than plain LoRA with its parts as they are; None where that can't say the
+        same."""
+        (_, module), *more = members
+        adapter = self.adapters[0]
+        parts, kind, rank = adapter.modules[module], adapter.kind(module), adapter.rank(module)
+        if more or self.layout is None or slot.place is None or kind is None:
+            return None
+        if kind.formula == "lora" and not {"bias", "bias_indices"} & set(parts):
+            return None
+        scale = adapter.scale(module, rank)
+        is_scaled = scale != 1 and keys.ALPHA not in parts and "scale" not in parts  # by peft's settings
+        if keys.MAGNITUDE_OUT in parts or (is_scaled and rank is None):
+            return None
+        name = writing.module_name(self.layout, slot.place, self.dialect)
+        for part, info in parts.items():
+            self.spool.raw(name + keys.suffix(part), adapter.checkpoint.read(info), info)
+            self.kept.add(name + keys.suffix(part))
+        if is_scaled and rank is not None:
+            self.spool.add(name + keys.suffix(keys.ALPHA), _float32(scale * rank))
+            self.kept.add(name + keys.suffix(keys.ALPHA))
+        return Row(name, rank or 0, 1.0)
 
     def _add(self, total: _Sum, slot: Slot, lora: Lora, adapter: Adapter, module: str) -> None:
         parts, place = adapter.modules[module], slot.place
@@ -196,6 +226,13 @@ class _Work:
         import numpy as np
 
         shape, dialect = total.shape, self.dialect
+        if found.values is not None and total.magnitude is not None:
+            raise InputRefused(
+                f"module '{printable(module)}' is DoRA over more than a product of two factors, which can't be written "
+                "as LoRA; bake it into the base model and extract the difference (extract_lora) instead",
+                code="unusable_tensor",
+                tensor=module,
+            )
         if found.values is not None:
             part = "w_norm" if total.is_norm else "diff"
             self.spool.add(f"{module}.{part}", found.values.reshape(shape).astype(np.float32))
@@ -250,6 +287,10 @@ def _outline(
     pieces = []
     without = work.dialect == writing.DIFFUSERS or not work.ranks.are_uniform()
     for info in spooled.tensors.values():
+        if info.name in work.kept:
+            dtype_of_it = settings.target_dtype if info.dtype.kind == "float" else None
+            pieces.append(rounded(number, info, dtype_of_it, action=EXTRACTED))
+            continue
         if without and info.name.endswith(".alpha"):
             continue
         if without and work.scales.get(info.name, 1.0) != 1.0:
@@ -267,6 +308,12 @@ def _outline(
         family=detect(spooled.tensors).layout.name,
         notes=tuple(f"{printable(each.path)}: {note}" for each in inputs for note in each.notes),
     )
+
+
+def _float32(value: float) -> Array:
+    import numpy as np
+
+    return np.array(value, np.float32)
 
 
 def _dtype(adapters: Sequence[Adapter]) -> DType:
