@@ -119,19 +119,14 @@ class Whole(Sequence[Segment]):
     def __repr__(self) -> str:
         return repr(self._segments())
 
-    def places(self, first: Sequence[int]) -> tuple[tuple[tuple[int, DType], ...], list[int]] | None:
-        """File and dtype of each input, by the number of its source's ``first`` file, and the bytes where they begin.
-        None unless all are stored plainly."""
-        parts, offsets = [], []
-        for source, info in zip(
-            range(len(self.infos)) if self.sources is None else self.sources, self.infos, strict=True
-        ):
-            form = info.form
-            if not form.plain:
-                return None
-            parts.append((first[source] + form.file, form.dtype))
-            offsets.append(info.offset)
-        return tuple(parts), offsets
+    def parts(self, first: Sequence[int]) -> tuple[tuple[int, DType], ...] | None:
+        """File and dtype of each input, by the number of its source's ``first`` file. None unless all are stored
+        plainly."""
+        forms = [info.form for info in self.infos]
+        if not all(form.plain for form in forms):
+            return None
+        sources = range(len(forms)) if self.sources is None else self.sources
+        return tuple([(first[source] + form.file, form.dtype) for source, form in zip(sources, forms, strict=True)])
 
     def _segments(self) -> tuple[Segment]:
         sources = range(len(self.infos)) if self.sources is None else self.sources

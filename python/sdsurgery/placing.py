@@ -14,7 +14,8 @@ from .program import Formula, Program, scaling
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
-    from .outline import Piece, Region, Segment
+    from .dtypes import DType
+    from .outline import Piece, Region, Segment, Whole
 
 
 def files_of(sources: Sequence[Checkpoint | bytes]) -> tuple[str | bytes, ...]:
@@ -100,22 +101,31 @@ class _Placing:
         self.first = first
         self.jobs = Jobs()
         self.programs: dict[Program | Fill | Reduction, int] = {}
+        # Tensors with one formula, whose inputs have the same forms, have all but their places in common.
+        self._groups: dict[tuple[Any, ...], tuple[Common | None, int]] = {}
         self._last: Any = None  # nearly all pieces have the one before's work, and a program is slow to look up
         self._split: tuple[int | None, tuple[float, ...], Program | None] = (None, (), None)
 
     def plainly(self, piece: Piece, index: int, offset: int) -> bool:
         """The job of a whole tensor, made of whole ones that are stored plainly; False where it takes more."""
         whole = piece.whole
-        places = None if whole is None else whole.places(self.first)
-        if whole is None or places is None:
+        if whole is None:
             return False
+        infos = whole.infos
+        group = (id(whole.formula), piece.dtype, whole.sources, *[id(info.form) for info in infos])
+        if group not in self._groups:
+            self._groups[group] = self._common(piece.dtype, whole), infos[0].elements
+        common, count = self._groups[group]
+        if common is not None and count:
+            self.jobs.add_plain(common, offset, count, [info.offset for info in infos], index)
+        return common is not None
+
+    def _common(self, dtype: DType, whole: Whole) -> Common | None:
+        parts = whole.parts(self.first)
+        if parts is None:
+            return None
         number, numbers, program = self._numbered(whole.formula)
-        if program is not None and program.in_stages:
-            return False
-        count = whole.infos[0].elements
-        if count:
-            self.jobs.add_plain(Common(number, piece.dtype, numbers, places[0]), offset, count, places[1], index)
-        return True
+        return None if program is not None and program.in_stages else Common(number, dtype, numbers, parts)
 
     def add(self, piece: Piece, segment: Segment, index: int, offset: int) -> None:
         work = segment.formula

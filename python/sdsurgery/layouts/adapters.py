@@ -58,15 +58,18 @@ def classify(tensors: Mapping[str, TensorInfo]) -> Adapter | None:
 def _network(shapes: Mapping[str, Shape]) -> Adapter | None:
     modules: dict[str, set[str]] = {}
     examples: dict[str, str] = {}
-    matched = 0
+    others = 0
     for key in shapes:
         parts = split(key)
         if parts and parts.part in _PARTS:
             algorithm = _PARTS[parts.part]
             modules.setdefault(algorithm, set()).add(parts.module)
             examples.setdefault(algorithm, key)
-            matched += 1
-    if 3 * matched < len(shapes) or not modules:  # a checkpoint may hold a few such names by chance
+        else:
+            others += 1
+            if 3 * others > 2 * len(shapes):  # a checkpoint may hold a few such names by chance
+                return None
+    if not modules:
         return None
     main = max(modules, key=lambda name: len(modules[name]))
     base, shown_by = _base(shapes)
@@ -192,7 +195,7 @@ def _input_width(shapes: Mapping[str, Shape], named: Mapping[str, Key], module: 
 def _embedding(shapes: Mapping[str, Shape]) -> Adapter | None:
     """Textual inversion: the vectors of a new token, one per row."""
     for base in _bases():
-        if base.embedding and set(shapes) == set(base.embedding):
+        if base.embedding and shapes.keys() == set(base.embedding):
             key = base.embedding[-1]
             return Adapter("textual-inversion", base.name, key, shapes[key], (f"vectors: {shapes[key][0]}",))
     named = [key for key in shapes if key == "emb_params" or key.startswith("string_to_param")]
@@ -211,12 +214,12 @@ def _embedding(shapes: Mapping[str, Shape]) -> Adapter | None:
     )
 
 
-_HYPERNETWORK = r"(320|640|768|1024|1280)\.[01]\.linear"
+_HYPERNETWORK = re.compile(r"(320|640|768|1024|1280)\.[01]\.linear")
 
 
 def _hypernetwork(shapes: Mapping[str, Shape]) -> Adapter | None:
     """A hypernetwork: for each width a pair of small networks, for keys and values."""
-    widths = {int(match[1]): key for key in shapes if (match := re.match(_HYPERNETWORK, key))}
+    widths = {int(match[1]): key for key in shapes if (match := _HYPERNETWORK.match(key))}
     if not widths:
         return None
     key = next(iter(widths.values()))

@@ -46,6 +46,7 @@ class Probe:
     def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
         self.tensors = tensors
         self._names = "\n".join(("", *tensors, ""))
+        self._kinds = b"\n".join((b"", *dict.fromkeys(_without_digits(self._names).split(b"\n")), b""))
         self._first: dict[str, int] = {}  # where a part that was searched for is first found
         self.unet_prefix = self._find_unet()
         self._adapter: tuple[Adapter | None] | None = None
@@ -85,7 +86,8 @@ class Probe:
     def search(self, part: str) -> Iterator[str]:
         """The names that hold ``part``, in which a line break stands for a name's beginning or end."""
         if part not in self._first:
-            self._first[part] = self._names.find(part)
+            # Names that differ in their numbers only are one kind: most parts are in none of these few.
+            self._first[part] = self._names.find(part) if _without_digits(part) in self._kinds else -1
         at = self._first[part]
         while at >= 0:
             inside = at + part.startswith("\n")
@@ -122,6 +124,10 @@ class Probe:
             return True
         front = prefix.removesuffix(names.UNET)
         return bool(front) and front.endswith(".") and all(key.startswith(front) for key in self.tensors)
+
+
+def _without_digits(text: str) -> bytes:
+    return text.encode(errors="surrogatepass").translate(None, b"0123456789")
 
 
 def detect(tensors: Mapping[str, TensorInfo]) -> Detection:

@@ -146,6 +146,12 @@ def transposed(info: TensorInfo) -> TensorInfo:
     return info.with_form(info.form._replace(shape=(columns, rows), strides=strides[::-1]))
 
 
+def is_bare(checkpoints: Sequence[Checkpoint]) -> bool:
+    """Whether A is a U-Net in a file of its own, in names without a prefix, and another input a whole checkpoint."""
+    first, *others = (any(name.startswith(names.UNET) for name in checkpoint.tensors) for checkpoint in checkpoints)
+    return not first and any(others) and any(names.in_unet(name) for name in checkpoints[0].tensors)
+
+
 def require_usable(
     source: int, checkpoint: Checkpoint, first: Mapping[str, TensorInfo], layout: Layout, *, add_missing: bool
 ) -> None:

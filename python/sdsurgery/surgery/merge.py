@@ -17,7 +17,6 @@ from ..dtypes import F16, DType
 from ..errors import InputRefused, UsageError, printable
 from ..files import require_found
 from ..layouts import Layout, Traits, detect
-from ..layouts.names import UNET, in_unet
 from ..methods.registry import Flag, Method, get
 from ..outline import ADDED, KEPT, MERGED, Dropped, Outline, Piece, Whole, copied, require_computable
 from ..outline import rounded as rounded_piece
@@ -26,7 +25,7 @@ from ..report.warnings import of_file
 from ..settings import Settings
 from .across import Found, known, require_plain
 from .common import Input, close_all, merged_metadata, open_all, planned, run_all, title_of
-from .matching import Names, fronts, in_names_of, read_under, require_usable, without_unit_tail
+from .matching import Names, fronts, in_names_of, is_bare, read_under, require_usable, without_unit_tail
 from .outputs import require_free
 from .preflight import completenesses, letter, letters, refuse_conflicts, refuse_strangers, remarks, who
 from .ratios import BlockWeights, Ratios, RuleSet
@@ -204,7 +203,7 @@ def plan_merge(
     ``recipe`` is completed with the block weights and rules as they were understood, ``statistics`` with those of
     whole models, where the method looks at them: then it reads all that is merged.
     """
-    if add_missing and _is_bare(checkpoints):
+    if add_missing and is_bare(checkpoints):
         from .fix_names import modernise
 
         modernise(checkpoints[0])  # what is added stands beside it under the names of a whole checkpoint
@@ -268,12 +267,6 @@ def plan_merge(
     )  # fmt: skip
 
 
-def _is_bare(checkpoints: Sequence[Checkpoint]) -> bool:
-    """Whether A is a U-Net in a file of its own, in names without a prefix, and another input a whole checkpoint."""
-    first, *others = (any(name.startswith(UNET) for name in checkpoint.tensors) for checkpoint in checkpoints)
-    return not first and any(others) and any(in_unet(name) for name in checkpoints[0].tensors)
-
-
 class _Decisions:
     """What becomes of each tensor, one rule after the other."""
 
@@ -292,6 +285,7 @@ class _Decisions:
         self.dtype_of, self.watched = settings.dtype_of, settings.watched
         self.notes: list[str] = []
         self.missing: list[tuple[int, str]] = []
+        self._groups: dict[tuple[Any, ...], Piece] = {}
 
     def all(self, add_missing: bool) -> tuple[list[Piece], list[Dropped], list[tuple[int, str]]]:
         first = self.tensors[0]
@@ -319,18 +313,23 @@ class _Decisions:
         return pieces, dropped, self.missing
 
     def one(self, name: str, info: TensorInfo, traits: Traits) -> Piece:
+        infos = tuple([tensors[name] for tensors in self.tensors if name in tensors])
+        # Where ratios depend on the block alone, the same becomes of all of a block's tensors that have the same forms.
+        group = (traits, *[id(each.form) for each in infos])
+        like = self._groups.get(group)
+        if like is not None and like.whole is not None:
+            return like._replace(name=name, segments=Whole(like.whole.formula, infos))
         if traits.exact_copy:
             return copied(0, info, name=name, note="copied exactly (not a weight)")
         elements = info.elements
         if not elements or info.dtype.kind in _INTEGERS:
             return copied(0, info, name=name, note="integers are never averaged" if elements else "an empty tensor")
-        infos = []
-        for tensors in self.tensors:
-            each = tensors.get(name)
-            if each is None or each.shape != info.shape or not each.dtype.computable:
-                return self.unlike(name, info, traits)
-            infos.append(each)
-        return self.merged(name, info, infos, traits)
+        if len(infos) < len(self.tensors) or any(x.shape != info.shape or not x.dtype.computable for x in infos):
+            return self.unlike(name, info, traits)
+        piece = self.merged(name, info, infos, traits)
+        if self.ratios.by_block:
+            self._groups[group] = piece
+        return piece
 
     def merged(
         self, name: str, info: TensorInfo, infos: Sequence[TensorInfo], traits: Traits, *,

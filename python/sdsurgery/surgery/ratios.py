@@ -110,6 +110,12 @@ class Ratios:
             found = self._known[key] = self._made(block, ratios, (absent, role), tensor)
         return found
 
+    @property
+    def by_block(self) -> bool:
+        """Whether tensors of one block, which no input lacks, have one formula whatever their names."""
+        method = self.method
+        return not (self.rules or method.block or method.roles or self._draws(frozenset(), ""))
+
     def _draws(self, absent: frozenset[int], role: str) -> bool:
         """Whether the formula's numbers depend on the tensor's name."""
         if (absent, role) not in self._drawing:

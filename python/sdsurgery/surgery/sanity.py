@@ -24,8 +24,9 @@ from .ratios import Ratios
 _USUAL = (-1.0, 2.0)
 _PERCENT = 5  # from here on a ratio looks like a percentage
 _RATIOS = ("alpha", "beta")
-_SAMPLE = 64  # bytes of a tensor that are compared before the whole
+_SAMPLE = 64  # bytes that are compared before the whole
 _AT_ONCE = 8 << 20
+_STRETCH = 64 << 10  # bytes that small tensors are compared in
 _FEW = 3  # tensors by which inputs are told apart that have nothing in common
 
 Tensors = Sequence[Mapping[str, TensorInfo]]
@@ -159,18 +160,40 @@ def _same(checkpoints: Sequence[Checkpoint], tensors: Tensors, adapted: frozense
 
 
 def _equal(a: Checkpoint, first: Mapping[str, TensorInfo], b: Checkpoint, second: Mapping[str, TensorInfo]) -> bool:
-    """Whether all tensors are equal that both have: first by a few bytes of each, then as a whole."""
+    """Whether all tensors are equal that both have: first by a few bytes of each stretch, then as a whole."""
     pairs = [(info, second[name]) for name, info in first.items() if name in second]
     if not pairs or any((x.dtype, x.shape, x.nbytes) != (y.dtype, y.shape, y.nbytes) for x, y in pairs):
         return False
     pairs = [(x, y) for x, y in pairs if not _is_stored_once(a, x, b, y)]
     if any(info.strides or info.encoded or info.parts for pair in pairs for info in pair):
         return False
-    return all(
-        _read(a, x, x.nbytes // 2, _SAMPLE) == _read(b, y, y.nbytes // 2, _SAMPLE) for x, y in pairs
-    ) and all(
-        _read(a, x, at, _AT_ONCE) == _read(b, y, at, _AT_ONCE) for x, y in pairs for at in range(0, x.nbytes, _AT_ONCE)
-    )  # fmt: skip
+    stretches = _stretches(pairs)
+
+    def same(x: TensorInfo, y: TensorInfo, at: int, count: int) -> bool:
+        with native_errors():
+            read = [c.files[info.file].read(info.offset + at, count) for c, info in ((a, x), (b, y))]
+        return read[0] == read[1]
+
+    return all(same(x, y, n // 2, min(_SAMPLE, n - n // 2)) for x, y, n in stretches) and all(
+        same(x, y, at, min(_AT_ONCE, n - at)) for x, y, n in stretches for at in range(0, n, _AT_ONCE)
+    )
+
+
+def _stretches(pairs: Sequence[tuple[TensorInfo, TensorInfo]]) -> list[tuple[TensorInfo, TensorInfo, int]]:
+    """Pairs of tensors, small neighbours in both files as one: the first pair of each stretch, and its bytes."""
+    found: list[tuple[TensorInfo, TensorInfo, int]] = []
+    for x, y in pairs:
+        if found:
+            before, other, n = found[-1]
+            if (
+                n + x.nbytes <= _STRETCH
+                and (before.file, before.offset + n) == (x.file, x.offset)
+                and (other.file, other.offset + n) == (y.file, y.offset)
+            ):
+                found[-1] = (before, other, n + x.nbytes)
+                continue
+        found.append((x, y, x.nbytes))
+    return found
 
 
 def _is_stored_once(a: Checkpoint, x: TensorInfo, b: Checkpoint, y: TensorInfo) -> bool:

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring as _quoted
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...checkpoint import Contents, Form, TensorInfo
 from ...dtypes import BY_NAME, DType
@@ -72,11 +72,14 @@ _TAIL, _LOOK = 1 << 20, 4096
 def _zero_tail(source: Source, tensors: Sequence[TensorInfo]) -> list[str]:
     """A note of a download that was never finished: a megabyte or more of tensors at the end of the data begin and
     end in zeros, and one in front of them does not. Of any other file only the last bytes are read."""
-    zeros = 0
+    zeros, zero_from = 0, source.size  # the bytes from there to the end of the next tensor are zeros
     for index in range(len(tensors) - 1, -1, -1):
         info = tensors[index]
-        length = min(_LOOK, info.nbytes)
-        if any(source.read(info.offset + at, length).strip(b"\0") for at in (info.nbytes - length, 0)):
+        begin, end = info.offset, info.offset + info.nbytes
+        last = max(0, end - _LOOK)
+        if begin < zero_from:
+            zero_from = last + len(source.read(last, end - last).rstrip(b"\0"))
+        if zero_from > max(begin, last) or (begin < last and source.read(begin, _LOOK).strip(b"\0")):
             if zeros < _TAIL:
                 break
             return [
@@ -109,11 +112,11 @@ def _header_text(source: Source) -> tuple[str, int]:
 
 
 _FRONT, _ENTRY, _METADATA_KEY, _NEXT, _LAST = [
-    re.compile(pattern.replace("~", r"[ \t\n\r]*").replace("SIZE", "(?:[1-9][0-9]{0,18}|0)"))
+    re.compile(pattern.replace("~", r"[ \t\n\r]*").replace("SIZE", "(?:[1-9][0-9]{0,18}|0)"), re.DOTALL)
     for pattern in (
         r"\{~",
         r'"([^"\\\x00-\x1f]*)"~:~\{~"dtype"~:~("[A-Z0-9_]*"~,~"shape"~:~\[~(?:SIZE(?:~,~SIZE){0,31})?~\])~,~'
-        r'"data_offsets"~:~\[~(SIZE)~,~(SIZE)~\]~\}(~,~|~\}~\Z)',
+        r'"data_offsets"~:~\[~(SIZE)~,~(SIZE)~\]~\}(~,~|~\}~\Z)|(.+)',  # an entry, or all that is left
         rf'"{METADATA}"~:~',
         "~,~",
         r"~\}~\Z",
@@ -132,27 +135,21 @@ def _usual(text: str, data_offset: int, data_size: int) -> tuple[list[TensorInfo
     leading = _usual_metadata(text, front.end(), _NEXT)
     metadata, at = leading or ({}, front.end())
     tensors: list[TensorInfo] = []
-    forms: dict[str, Form] = {}
-    position, ordered, more = 0, True, ","
-    for found in _ENTRY.finditer(text, at):
-        if found.start() != at or len(tensors) == MAX_ENTRIES:
+    forms: dict[str, Form | None] = {}
+    position, ordered, closed, rest = 0, True, False, ""
+    for name, kind, first, last, more, rest in map(re.Match.groups, _ENTRY.finditer(text, at)):
+        if rest:
+            break
+        form = forms.get(kind)
+        if form is None:
+            form = forms[kind] = _form(name, kind)
+        begin, end = int(first), int(last)
+        if form is None or end - begin != form.nbytes:
             return None
-        name, kind, first, last, more = found.groups()
-        if kind not in forms:
-            stated = json.loads(f'{{"dtype":{kind}}}')
-            try:
-                dtype, shape = BY_NAME[stated["dtype"]], tuple(stated["shape"])
-                forms[kind] = Form(dtype, shape, nbytes_of(name, dtype, shape))
-            except (KeyError, InputRefused):
-                return None
-        form, begin, end, at = forms[kind], int(first), int(last), found.end()
-        if end - begin != form.nbytes:
-            return None
-        ordered, position = ordered and begin == position, end
-        # Inputs of a merge have the same names.
-        tensors.append(TensorInfo(sys.intern(name), data_offset + begin, form))
-    if "," in more:
-        trailing = None if leading or not tensors else _usual_metadata(text, at, _LAST)
+        ordered, position, closed = ordered and begin == position, end, "}" in more
+        tensors.append(TensorInfo(sys.intern(name), data_offset + begin, form))  # inputs of a merge have the same names
+    if not closed:
+        trailing = None if leading or not tensors else _usual_metadata(text, len(text) - len(rest or ""), _LAST)
         if trailing is None:
             return None
         metadata = trailing[0]
@@ -160,9 +157,19 @@ def _usual(text: str, data_offset: int, data_size: int) -> tuple[list[TensorInfo
         tensors.sort(key=lambda info: (info.offset, info.nbytes))
         position = _end_of(tensors, data_offset)
     names = {info.name for info in tensors}
-    if position != data_size or len(names) < len(tensors) or METADATA in names:
+    if position != data_size or not len(tensors) == len(names) <= MAX_ENTRIES or METADATA in names:
         return None
     return tensors, metadata
+
+
+def _form(name: str, kind: str) -> Form | None:
+    """What an entry says of its tensor's dtype and shape; None where that needs a closer look."""
+    stated = json.loads(f'{{"dtype":{kind}}}')
+    try:
+        dtype, shape = BY_NAME[stated["dtype"]], tuple(stated["shape"])
+        return Form(dtype, shape, nbytes_of(name, dtype, shape))
+    except (KeyError, InputRefused):
+        return None
 
 
 def _usual_metadata(text: str, at: int, behind: re.Pattern[str]) -> tuple[dict[str, str], int] | None:
@@ -244,6 +251,7 @@ def layout(tensors: Sequence[tuple[str, DType, tuple[int, ...]]], metadata: Mapp
     names = {METADATA}
     offsets, end = array("Q"), 0
     packing, packed, listed = zlib.compressobj(1), bytearray(), 0
+    texts: list[str] = []
     kinds: dict[tuple[DType, tuple[int, ...]], tuple[int, str]] = {}
     for name, dtype, shape in tensors:
         if name in names:
@@ -262,15 +270,27 @@ def layout(tensors: Sequence[tuple[str, DType, tuple[int, ...]]], metadata: Mapp
         comma = "," if offsets else ""
         offsets.append(end)
         end += kind[0]
-        entry = _encoded(f'{comma}{_quoted(name)}:{{{kind[1]},"data_offsets":[{offsets[-1]},{end}]}}')
-        packed += packing.compress(entry)
-        listed += len(entry)
+        texts.append(f'{comma}{_quoted(name)}:{{{kind[1]},"data_offsets":[{offsets[-1]},{end}]}}')
+        if len(texts) == _TOGETHER:
+            listed += _packed(texts, packing, packed)
+    listed += _packed(texts, packing, packed)
     packed += packing.flush()
     length = -(-(sum(map(len, _around(listed, metadata))) + listed) // 8) * 8
     if length > MAX_HEADER:
         raise UsageError(f"the output's header would take {length} bytes, the format allows {MAX_HEADER}")
     start = _PREFIX + length
     return FileLayout(bytes(packed), listed, start, array("Q", [start + offset for offset in offsets]), start + end)
+
+
+_TOGETHER = 1000  # entries that are packed at once
+
+
+def _packed(texts: list[str], packing: Any, packed: bytearray) -> int:
+    """Bytes of the texts, which are added to what is packed and cleared."""
+    data = _encoded("".join(texts))
+    packed += packing.compress(data)
+    texts.clear()
+    return len(data)
 
 
 def _around(entries: int, metadata: Mapping[str, str]) -> tuple[bytes, bytes]:
