@@ -271,7 +271,10 @@ def test_packed_files_beyond_the_limit_are_not_looked_into_and_said_so(monkeypat
     monkeypatch.setattr("sdsurgery.formats.scan_content.MAX_UNPACKED", 100)
     found = scan_source("x", Memory(data))
     assert (found.verdict, found.unjudged) == ("unjudged", ["not looked into: it unpacks to more than 0 MiB"])
-    for start, word in ((b"\x28\xb5\x2f\xfd", "zstd"), (b"\x04\x22\x4d\x18", "lz4"), (b"7z\xbc\xaf\x27\x1c", "7z")):
+    for start, word in (
+        (b"\x28\xb5\x2f\xfd", "zstd"), (b"\x04\x22\x4d\x18", "lz4"), (b"7z\xbc\xaf\x27\x1c", "7z"),
+        (b"\x1f\x9d\x90", "compress"), (b"LZIP\x01", "lzip"), (b"ZF0x2a".ljust(21), "joblib (before 0.10)"),
+    ):  # fmt: skip
         assert scan_source("x", Memory(start.ljust(600))).unjudged == [
             f"not looked into: compressed by {word}; unpack it first"
         ]
@@ -337,3 +340,23 @@ def test_an_archive_behind_other_bytes_is_looked_into():
     evil = zipped({"a/data.pkl": b"cos\nsystem\n(S'true'\ntR."})
     assert scan_source("x", Memory(b"#!/bin/sh\nexit 0\n" + evil)).dangerous == ["os.system"]
     assert not scan_source("x", Memory(b"#!/bin/sh\nexit 0\n" + zipped({"a/b": b"text"}))).suspicious
+
+
+def test_an_archive_whose_offsets_count_other_bytes_in_front_is_looked_into(canary):
+    """As self-extracting archives have them, which PyTorch's reader in C++ and zipfile open."""
+    out = io.BytesIO(b"MZ" + bytes(100))
+    with zipfile.ZipFile(out, "a") as archive:
+        archive.writestr("m/x", pickled(attacks(canary)["reduce"]))
+    assert scan_source("x", Memory(out.getvalue())).suspicious
+
+
+def test_bytes_behind_packed_data_are_a_finding_and_looked_into(canary):
+    good = gzip.compress(pickled(b"N"))
+    for rest, verdict in (
+        (bytes(600), "clean"),
+        (b"text", "unjudged"),
+        (pickled(attacks(canary)["reduce"]), "suspicious"),
+    ):
+        assert scan_source("x", Memory(good + rest)).verdict == verdict
+    found = scan_source("x", Memory(good + bytes(600) + b"text"))
+    assert found.unjudged == ["4 bytes behind its gzip data belong to nothing"]

@@ -326,6 +326,7 @@ def archives(canary: str) -> Corpus:
     found |= {f"tar {form}": ("torch", _tar(evil, value)) for form, value in forms.items()}
     found["tar v7"] = ("torch", _tar(evil, tarfile.GNU_FORMAT, strip=True))
     found["tar base-256"] = ("torch", _tar(evil, tarfile.GNU_FORMAT, binary=True))
+    found["tar sparse"] = ("torch", _tar(evil, tarfile.PAX_FORMAT, sparse=True))
     found["tar second pickle of a member"] = ("torch", _tar(evil, tarfile.GNU_FORMAT, late=True))
     npy = _npy("|O", evil)
     found["npy of objects"] = ("numpy", npy)
@@ -340,6 +341,10 @@ def archives(canary: str) -> Corpus:
         "gzip": ("gzip", gzip.compress(evil, mtime=0)),
         "gzip of protocol 0": ("gzip", gzip.compress(b"cos\nmkdir\n(V" + canary.encode() + b"\ntR.", mtime=0)),
         "gzip members": ("gzip", gzip.compress(evil[:5], mtime=0) + gzip.compress(evil[5:], mtime=0)),
+        "gzip members behind zeros": (
+            "gzip",
+            gzip.compress(evil[:5], mtime=0) + bytes(40) + gzip.compress(evil[5:], mtime=0),
+        ),
         "bzip2": ("bz2", bz2.compress(evil)),
         "xz": ("lzma", lzma.compress(evil)),
         "lzma": ("lzma", lzma.compress(evil, lzma.FORMAT_ALONE)),
@@ -359,15 +364,26 @@ def archives(canary: str) -> Corpus:
     return found
 
 
-def _tar(evil: bytes, form: int, *, strip: bool = False, binary: bool = False, late: bool = False) -> bytes:
-    """The oldest form of torch, with the harm in its first member, or in a later pickle of that."""
+def _tar(
+    evil: bytes, form: int, *, strip: bool = False, binary: bool = False, late: bool = False, sparse: bool = False
+) -> bytes:
+    """The oldest form of torch, with the harm in its first member, in a later pickle of that, or behind a list of the
+    holes in it."""
     first = pickled(integer(1)) + evil if late else evil
     if binary:
         first += b" " * (512 - len(first) % 512)
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=form) as archive:
-        for member, data in {"storages": first, "tensors": pickled(integer(0)), "pickle": pickled(b"N")}.items():
-            info = tarfile.TarInfo(member)
+        for member, content in {"storages": first, "tensors": pickled(integer(0)), "pickle": pickled(b"N")}.items():
+            info, data = tarfile.TarInfo(member), content
+            if sparse and member == "storages":
+                info.pax_headers = {
+                    "GNU.sparse.major": "1",
+                    "GNU.sparse.minor": "0",
+                    "GNU.sparse.realsize": str(len(content)),
+                    "GNU.sparse.name": member,
+                }
+                data = (b"1\n0\n%d\n" % len(content)).ljust(512, b"\0") + content
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     raw = bytearray(out.getvalue())

@@ -112,7 +112,7 @@ class Scanner:
 
     def _zip(self, label: str, source: Bytes, depth: int) -> None:
         self._kind("zip archive")
-        entries = read_entries(source)  # type: ignore[arg-type]
+        entries = read_entries(source, behind_others=not is_zip(source))  # type: ignore[arg-type]
         root = next(iter(entries), "").partition("/")[0]
         folded = {name.casefold() for name in entries}
         is_torch = f"{root}/data.pkl".casefold() in folded
@@ -149,6 +149,9 @@ class Scanner:
         self._unpacked(label, content.next(), content.next, depth + 1)
         if content.damage:
             self.found.notes.append(f"{printable(label)}: {content.damage}" if label else content.damage)
+        if content.rest < source.size:
+            self._doubt(label, f"{source.size - content.rest} bytes behind its {how} data belong to nothing")
+            self._inside(label, Window(source, content.rest, source.size - content.rest), depth + 1)
 
     def _unpacked(self, label: str, head: bytes, read: Callable[[], bytes], depth: int) -> None:
         """The content of what was packed: looked through when it begins like anything that is."""
@@ -204,8 +207,9 @@ class Scanner:
         marked = source.read(0, min(2, source.size)) in (b"\x80%c" % protocol for protocol in range(6))
         likely = certain or marked or first.exhausted or first.is_text or self._followed_by_one(source, first)
         if not likely and not label.lower().endswith((".pkl", ".pickle")):
-            if start := start_behind_other_bytes(source):  # type: ignore[arg-type]
-                self._inside(label, Window(source, start, source.size - start), depth)
+            start = start_behind_other_bytes(source)  # type: ignore[arg-type]
+            if start is not None:
+                self._zip(label, Window(source, start, source.size - start), depth)
             return
         old = "pickle of protocol 0 or 1"
         self._kind("torch legacy stream" if first.value == TORCH_MAGIC and marked else "pickle" if marked else old)

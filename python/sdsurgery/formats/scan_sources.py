@@ -6,6 +6,7 @@ import bz2
 import io
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -93,7 +94,9 @@ _PACKED: dict[str, tuple[Callable[[bytes], bool], Callable[[], Any]]] = {
 }
 _CLOSED = {
     b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR",
+    b"\x1f\x9d": "compress", b"LZIP\x01": "lzip", b"\x89LZO\0\r\n\x1a\n": "lzop", b"\xff\x06\0\0sNaPpY": "snappy",
 }  # fmt: skip
+_JOBLIB = re.compile(rb"ZF(?:0x)?[0-9a-f]+ *", re.IGNORECASE)
 
 
 def packing(head: bytes) -> str:
@@ -103,12 +106,15 @@ def packing(head: bytes) -> str:
 
 def closed_packing(head: bytes) -> str:
     """A packing that is recognised and not unpacked."""
+    if _JOBLIB.fullmatch(head[:21]):  # "ZF", then the length unpacked, in 19 places
+        return "joblib (before 0.10)"
     return next((name for start, name in _CLOSED.items() if head.startswith(start)), "")
 
 
 class Unpacked:
     """What a packed source unpacks to, in pieces: ``next`` gives b"" at the end, or where the data are damaged, and
-    ``damage`` says so then. What stands before the damage counts, since a loader reads it first.
+    ``damage`` says so then. What stands before the damage counts, since a loader reads it first. ``rest`` is where
+    bytes begin that do not belong to it, the source's size where none do.
     """
 
     def __init__(self, source: Bytes, how: str) -> None:
@@ -116,7 +122,7 @@ class Unpacked:
         self._starts, self._new = _PACKED[how]
         self._engine = self._new()
         self._pos = 0
-        self.damage = ""
+        self.damage, self.rest = "", source.size
 
     def next(self) -> bytes:
         """At most 1 MiB."""
@@ -144,11 +150,15 @@ class Unpacked:
         return data
 
     def _another(self) -> bool:
-        """Whether another stream of the kind follows, as appended ``.gz`` files have them."""
+        """Whether another stream of the kind follows, as appended ``.gz`` files have them; zeros may lie between."""
         self._pos -= len(self._engine.unused_data)
-        head = self._source.read(self._pos, min(16, self._source.size - self._pos))
-        if not self._starts(head):
-            self.damage = "" if not head.strip(b"\0") else f"bytes behind its {self._how} data"
+        zeros = True
+        while zeros and self._pos < self._source.size:
+            step = self._source.read(self._pos, min(_STEP, self._source.size - self._pos))
+            zeros = not step.strip(b"\0")
+            self._pos += len(step) - len(step.lstrip(b"\0"))
+        if not self._starts(self._source.read(self._pos, min(16, self._source.size - self._pos))):
+            self.rest = self._pos
             return False
         self._engine = self._new()
         return True

@@ -16,6 +16,7 @@ BLOCK = 512
 MAX_SKIPPED = 20_000  # blocks without a header that are passed over in search of the next one
 _NO_DATA = frozenset(b"123456")  # links, devices, folders: no data follows, whatever the size says
 _LONG_NAME, _PAX = frozenset(b"LK"), frozenset(b"xgX")
+_SPARSE = ord("S")
 _MAX_EXTENSION = 1 << 20
 
 
@@ -47,6 +48,8 @@ def members(source: Bytes) -> Iterator[Member]:
                 raise InputRefused("tar: goes on for long behind its last member")
             continue
         kind = block[156]
+        if kind == _SPARSE:
+            raise _sparse()
         length = _number(block[124:136])
         if length is None or length < 0:
             raise InputRefused("tar: a member without a size")
@@ -56,6 +59,8 @@ def members(source: Bytes) -> Iterator[Member]:
             raw = source.read(pos, length) if length else b""
             if kind in _PAX:
                 records = _pax(raw)
+                if any(key.startswith("GNU.sparse.") for key in records):
+                    raise _sparse()
                 size, name = _digits(records.get("size", "")) or size, records.get("path", name)
             elif kind == ord("L"):
                 name = raw.rstrip(b"\0").decode("utf-8", "backslashreplace")
@@ -69,6 +74,11 @@ def members(source: Bytes) -> Iterator[Member]:
             yield Member(name or own, pos, length)
             pos += length + -length % BLOCK
         size, name = None, ""
+
+
+def _sparse() -> InputRefused:
+    """``tarfile`` puts holes into such a member, so that its bytes are others than those that lie in the file."""
+    return InputRefused("tar: a sparse member, which torch never writes")
 
 
 def _number(field: bytes) -> int | None:

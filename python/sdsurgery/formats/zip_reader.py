@@ -57,20 +57,22 @@ def is_zip(source: Source) -> bool:
     return source.size >= 22 and source.read(0, 4) in (_LOCAL, _END)
 
 
-def start_behind_other_bytes(source: Source) -> int:
-    """Where an archive begins that ends the file, and that programs find which look for its end; 0 where none does."""
+def start_behind_other_bytes(source: Source) -> int | None:
+    """From where on the offsets count of an archive that ends the file, and that programs find which look for its end.
+    None where none does."""
     length = min(source.size, 22 + _FULL16)
     tail = source.read(source.size - length, length) if length else b""
     at = tail.rfind(_END)
     if at < 0 or at + 22 > length:
-        return 0
+        return None
     nbytes, offset = unpack_from("<2L", tail, at + 12)
     start = source.size - length + at - nbytes - offset
-    return start if start > 0 and source.read(start, 4) in (_LOCAL, _END) else 0
+    return start if start >= 0 and nbytes and source.read(start + offset, 4) == _CENTRAL else None
 
 
-def read_entries(source: Source) -> dict[str, Entry]:
-    """All entries by name, in the order of the central directory. Raises InputRefused."""
+def read_entries(source: Source, *, behind_others: bool = False) -> dict[str, Entry]:
+    """All entries by name, in the order of the central directory. ``behind_others``: other bytes may stand in front of
+    the first. Raises InputRefused."""
     directory = _find_directory(source)
     raw = source.read(directory.offset, directory.nbytes) if directory.nbytes else b""
     entries: dict[str, Entry] = {}
@@ -85,7 +87,7 @@ def read_entries(source: Source) -> dict[str, Entry]:
         entries[entry.name] = entry
     if pos != len(raw):
         raise InputRefused("zip: the central directory is longer than its entries")
-    _check_overlaps(entries, directory.offset)
+    _check_overlaps(entries, directory.offset, behind_others=behind_others)
     return entries
 
 
@@ -230,9 +232,9 @@ def _refuse(entry: Entry, what: str) -> NoReturn:
     raise InputRefused(f"zip: entry '{printable(entry.name)}' {what}")
 
 
-def _check_overlaps(entries: dict[str, Entry], limit: int) -> None:
+def _check_overlaps(entries: dict[str, Entry], limit: int, *, behind_others: bool) -> None:
     ordered = sorted(entries.values(), key=lambda entry: entry.header_offset)
-    if ordered and ordered[0].header_offset:
+    if ordered and ordered[0].header_offset and not behind_others:
         raise InputRefused("zip: extra bytes before its first entry")
     end, last = 0, ""
     for entry in ordered:
