@@ -263,6 +263,17 @@ class TestPeft:
         rounded_once(loaded(tmp_path / "out.safetensors")[SD1_KEY], exact)
 
     @pytest.mark.parametrize(
+        "config",
+        [{"lora_alpha": {}}, {"lora_alpha": 10**400}, {"alpha_pattern": [1]}, {"alpha_pattern": {"(": 1}},
+         {"alpha_pattern": {"(a+)+": 1}}],
+    )  # fmt: skip
+    def test_settings_of_the_wrong_form_are_refused(self, base: Path, tmp_path: Path, config: dict[str, Any]) -> None:
+        written(tmp_path / "adapter_model.safetensors", self.given(base, "base_model.model.")[0])
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        with pytest.raises(InputRefused, match=r"adapter_config.json: .* must be an? "):
+            sdsurgery.bake(base, [tmp_path], out=tmp_path / "out.safetensors")
+
+    @pytest.mark.parametrize(
         ("part", "title"), [("ia3_l", "peft's (IA)³"), ("boft_R", "peft's BOFT"), ("vera_lambda_b", "VeRA")]
     )
     def test_kinds_of_peft_that_are_not_read_are_named(self, base: Path, tmp_path: Path, part: str, title: str) -> None:

@@ -40,8 +40,7 @@ _VAGUE = frozenset((ALPHA, PLAIN, "bias", "scale", "rescale"))
 """Parts whose suffix other files have too; they make no module an adapter's on their own."""
 
 # What trainers put into names and every reader takes out again: peft's adapter name, torch.compile's wrapper.
-_NOISE = re.compile(r"\b_orig_mod\.|(?<=\.lora_A)\.default(?=\.|$)|(?<=\.lora_B)\.default(?=\.|$)")
-_MAGNITUDE_NOISE = re.compile(r"(?<=\.lora_magnitude_vector)\.default(?=\.|$)")
+_NOISE = re.compile(r"\b_orig_mod\.|\.default(?=(?:\.weight|\.bias)?$)")
 # diffusers' attention processors: the layer's name stands in the suffix.
 _PROCESSOR = re.compile(r"(.*?)\.(?:processor\.)?to_(q|k|v|out)_lora\.(down|up)\.weight")
 _IN_UNET = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
@@ -75,7 +74,7 @@ def split(key: str) -> Key | None:
     if "." not in key or key.startswith(BUNDLED):
         return None
     if "_orig_mod." in key or ".default" in key:
-        key = _MAGNITUDE_NOISE.sub("", _NOISE.sub("", key))
+        key = _NOISE.sub("", key)
     if "_lora." in key and (found := _PROCESSOR.fullmatch(key)):
         inside = _IN_ENCODER if found[1].endswith("self_attn") else _IN_UNET
         return Key(f"{found[1]}.{inside[found[2]]}", found[3])

@@ -5,19 +5,18 @@ Any format of checkpoints, or a folder as peft writes it. Only headers and singl
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from ..errors import InputRefused, printable
 from ..layouts import UNKNOWN, adapters, detect
 from . import keys, names
 from .kinds import OF_BIAS, Kind, kind_of
+from .peft_settings import BESIDE, PeftSettings, settings_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -25,12 +24,8 @@ if TYPE_CHECKING:
     from ..settings import Reading
 
 Parts = dict[str, TensorInfo]
-_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors",
-            "pytorch_lora_weights.bin")  # fmt: skip
-_CONFIG = "adapter_config.json"
+_WEIGHTS = (*BESIDE, "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 _RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "a2")
-_ALPHAS = ("lora_alpha", "alpha")  # of LoRA, of LoHa and LoKr
-_MOST = 1 << 20  # bytes of a peft configuration
 
 
 @dataclass
@@ -44,7 +39,7 @@ class Adapter:
     evidence: str = ""
     bundled: tuple[str, ...] = ()
     strangers: tuple[str, ...] = ()
-    peft: Mapping[str, Any] = field(default_factory=dict)  # lora_alpha, r, use_rslora, …, perhaps by component
+    peft: PeftSettings = field(default_factory=PeftSettings)
     keys: dict[tuple[str, str], str] = field(default_factory=dict)  # (module, part) -> the key in the file
 
     @property
@@ -86,7 +81,7 @@ class Adapter:
     def alpha(self, module: str) -> float | None:
         """Alpha of a module: its own, or what peft's settings say; None where nothing does."""
         own = self.number(module, keys.ALPHA)
-        return self._said(module, "alpha_pattern", *_ALPHAS) if own is None else own
+        return self.peft.alpha(module) if own is None else own
 
     def scale(self, module: str, rank: int | None) -> float:
         """What the module's product is multiplied by: alpha/rank, or alpha/√rank for rs-LoRA; 1 without an alpha.
@@ -96,21 +91,10 @@ class Adapter:
         if stated is not None:
             return stated
         alpha, is_own = self.alpha(module), keys.ALPHA in self.modules[module]
-        divisor = self._said(module, "rank_pattern", "r") if rank is None and not is_own else rank
+        divisor = self.peft.rank(module) if rank is None and not is_own else rank
         if alpha is None or not divisor:
             return 1.0
-        rescaled = not is_own and self._setting(module, "use_rslora")
-        return alpha / (sqrt(divisor) if rescaled else divisor)
-
-    def _said(self, module: str, pattern: str, *defaults: str) -> float | None:
-        for expression, value in dict(self._setting(module, pattern) or {}).items():
-            if re.fullmatch(rf"(.*\.)?({expression})", module):
-                return float(value)
-        return next((float(value) for name in defaults if (value := self._setting(module, name)) is not None), None)
-
-    def _setting(self, module: str, name: str) -> Any:
-        component = names.component_of(module) or names.UNET
-        return self.peft.get(f"{component}.{name}", self.peft.get(name))
+        return alpha / (sqrt(divisor) if not is_own and self.peft.is_rescaled(module) else divisor)
 
     def kinds(self) -> dict[str, int]:
         """Modules by kind."""
@@ -218,7 +202,7 @@ def _read(checkpoint: Checkpoint) -> Adapter:
         _refuse(checkpoint, found.layout.name, found.layout.title)
     base, evidence = adapters.base_of({name: info.shape for name, info in checkpoint.tensors.items()})
     return Adapter(
-        checkpoint, modules, base, evidence, tuple(bundled), tuple(strangers), _peft(checkpoint), spelled
+        checkpoint, modules, base, evidence, tuple(bundled), tuple(strangers), settings_of(checkpoint), spelled
     )  # fmt: skip
 
 
@@ -251,23 +235,3 @@ def _refuse(checkpoint: Checkpoint, family: str, title: str) -> None:
     else:
         text = f"{path}: an adapter is expected, and this is {title}"
     raise InputRefused(text, code="family", path=checkpoint.path)
-
-
-def _peft(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What diffusers writes into the file's metadata, or peft into a file beside it. InputRefused when it is broken."""
-    stated = checkpoint.metadata().get("lora_adapter_metadata")
-    beside = os.path.join(os.path.dirname(checkpoint.path), _CONFIG)
-    if stated is None and os.path.basename(checkpoint.path) in _WEIGHTS[:2] and os.path.isfile(beside):
-        with open(beside, "rb") as file:
-            stated = file.read(_MOST).decode("utf-8", "replace")
-    if stated is None:
-        return {}
-    try:
-        found = json.loads(stated)
-    except (ValueError, RecursionError) as error:
-        raise InputRefused(
-            f"{printable(checkpoint.path)}: the settings of peft beside it are not JSON: {printable(error)}",
-            code="damaged",
-            path=checkpoint.path,
-        ) from None
-    return found if isinstance(found, dict) else {}
