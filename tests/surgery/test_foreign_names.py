@@ -62,6 +62,27 @@ def test_tensors_of_another_shape_are_no_reason_to_pair_names(tmp_path: Path) ->
     refused(sds("merge", "--method", "weighted-sum", a, b, "-o", tmp_path / "o.safetensors"), 3, "little in common")
 
 
+def test_parts_under_names_of_their_own_are_matched_one_by_one(tmp_path: Path) -> None:
+    fronts = {UNET: "unet.", "cond_stage_model.transformer.": "encoder.", "first_stage_model.": "autoencoder."}
+    write_checkpoint(tmp_path / "a.safetensors", "sd1", size="tiny", seed=1)
+    write_checkpoint(tmp_path / "b.safetensors", "sd1", size="tiny", seed=2)
+    tensors, _ = read_raw(tmp_path / "b.safetensors")
+    for old, new in fronts.items():
+        tensors = {new + name[len(old) :] if name.startswith(old) else name: raw for name, raw in tensors.items()}
+    write_raw(tmp_path / "parts.safetensors", tensors)
+    a = tmp_path / "a.safetensors"
+    for name in ("b", "parts"):
+        sdsurgery.merge("weighted-sum", [a, tmp_path / f"{name}.safetensors"], out=tmp_path / f"{name}-out.safetensors")
+    assert read_raw(tmp_path / "parts-out.safetensors")[0] == read_raw(tmp_path / "b-out.safetensors")[0]
+
+
+def test_the_last_segment_of_a_name_alone_is_no_sign(tmp_path: Path) -> None:
+    a = write_raw(tmp_path / "a", {**net(UNET, 1), "one.bias": ("F32", [2], f32(1, 1))})
+    b = write_raw(tmp_path / "b", {**net(UNET, 3), "two.bias": ("F32", [2], f32(5, 5))})
+    sdsurgery.merge("weighted-sum", [a, b], out=tmp_path / "o.safetensors")
+    assert read_raw(tmp_path / "o.safetensors")[0]["one.bias"] == ("F32", [2], f32(1, 1))
+
+
 def diffusers(tensors: dict[str, Raw], family: str, component: str) -> dict[str, Raw]:
     found = {}
     for row in mapping(get(family)):

@@ -38,15 +38,17 @@ def in_names_of(
         name, known = next(iter(renamed.items()))
         notes.append(f"{len(renamed)} tensors found under other names ('{printable(name)}' for '{printable(known)}')")
     left = [name for name in extra if name not in renamed]  # what no rule of the family explains
-    fronts = _fronts({name: first[name].shape for name in lacking.values()}, {name: other[name].shape for name in left})
-    if fronts is not None:
+    wanted = {name: first[name].shape for name in lacking.values()}
+    while (fronts := _fronts(wanted, {name: other[name].shape for name in left})) is not None:  # part by part
         ours, theirs = fronts
-        wanted = set(lacking.values())
         found = {name: ours + name[len(theirs) :] for name in left if name.startswith(theirs)}
         found = {name: known for name, known in found.items() if known in wanted}
         renamed |= found
-        lacking = {key: name for key, name in lacking.items() if name not in found.values()}
+        for known in found.values():
+            del wanted[known]
+        left = [name for name in left if name not in found]
         notes.append(f"{len(found)} names under '{printable(theirs)}' read as names under '{printable(ours)}'")
+    lacking = {key: name for key, name in lacking.items() if name in wanted}
     flipped = {}
     for name in extra:
         known = lacking.get(aliases.transposed(aliases.canonical(name, layout)) or "")
@@ -88,23 +90,23 @@ def read_under(checkpoint: Checkpoint, places: Sequence[tuple[str, str]]) -> Non
         checkpoint.notes.append(f"{count} names under '{printable(old)}' read under '{printable(new)}'")
 
 
+_MOST_PARTS = 6  # of one file, whose beginnings are tried
 _ROOTS = ("", names.UNET, "diffusion_model.", names.VAE)
 
 
 def _fronts(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> tuple[str, str] | None:
     """What A's names begin with and what the other's begin with instead, where behind it they are the same: any
-    constant prefix or infix. None when fewer than half of the smaller set would fit in name and shape."""
+    constant prefix or infix. None when fewer than half of the smaller set would fit in name and shape. Where neither
+    is the other with something before it, a name's last segment alone is no sign: 'a.bias' need not be 'b.bias'."""
     if not ours or not theirs:
         return None
     best, found = min(len(ours), len(theirs)) // 2, None
     for front in _beginnings(ours):
         for other in _beginnings(theirs):
             if front != other:
-                fit = sum(
-                    shape == ours.get(front + name[len(other) :])
-                    for name, shape in theirs.items()
-                    if name.startswith(other)
-                )
+                least = 0 if front.endswith(other) or other.endswith(front) else 1
+                tails = ((name[len(other) :], shape) for name, shape in theirs.items() if name.startswith(other))
+                fit = sum(shape == ours.get(front + tail) for tail, shape in tails if tail.count(".") >= least)
                 if fit > best:
                     best, found = fit, (front, other)
     return found
@@ -118,11 +120,16 @@ def common_front(given: Collection[str]) -> str:
 
 
 def _beginnings(given: Collection[str]) -> list[str]:
-    """Whole segments with which all of the names begin, and the roots of components with which some do."""
-    common = common_front(given)
-    at = [number + 1 for number, letter in enumerate(common) if letter == "."]
+    """Whole segments with which all of the names begin, or all that have the first segment in common; and the roots of
+    components with which some do."""
+    parts: dict[str, list[str]] = {}
+    for name in given:
+        parts.setdefault(name.partition(".")[0], []).append(name)
+    largest = sorted(parts.values(), key=len, reverse=True)[:_MOST_PARTS]
+    fronts = [common_front(part) for part in (given, *largest)]
+    ends = [(front, number + 1) for front in fronts for number, letter in enumerate(front) if letter == "."]
     roots = [root for root in _ROOTS if any(name.startswith(root) for name in given)]
-    return list(dict.fromkeys([*roots, *(common[:end] for end in at[:8])]))
+    return list(dict.fromkeys([*roots, *(front[:end] for front, end in ends if front.count(".", 0, end) <= 8)]))
 
 
 def transposed(info: TensorInfo) -> TensorInfo:
