@@ -299,6 +299,10 @@ TRACES: list[tuple[str, str, dict[str, Any], tuple[str, str, float, float | None
     ("sparse-top-k", "base b", {}, ("trimmed", "base", 0.8, 0.5)),
     ("ties", "base b d", {"density": 0.3}, ("trimmed", "base", 0.49, None)),
     ("ties", "base b d", {"density": 1.0, "lam": 0.8}, ("elected", "base", 0.5, 0.8)),
+    ("ties", "base b d", {"density": 1.0, "weights": [1.0, 0.5]}, ("elected", "base", 0.5, 1.0)),
+    ("ties", "base b d", {"density": 1.0, "weights": [1, 0.5], "normalize": False}, ("elected", "base", 0.5, None)),
+    ("ties.count", "base b d", {"alpha": 0.7}, ("elected", "base", 0.5, 0.7)),
+    ("ties.sum", "base a b d", {}, ("elected", "base", 0.75, 1.0)),
     ("slerp", "b d", {"alpha": 0.3}, ("norm", "b d", 1.0, 0.3)),
     ("add-diff.clamped", "a b base", {"alpha": 0.7}, ("clamp", "a b", 0.32, None)),
 ]

@@ -206,22 +206,28 @@ def _dropped(tensor: _Seen) -> list[Trace]:
 
 
 def _elected(tensor: _Seen) -> list[Trace]:
-    """The mix is one candidate and a multiple of what of the parents' differences from it has the sign of their sum:
-    its mean, or its sum (arXiv 2306.01708, without trimming and with equal weights)."""
+    """The mix is one candidate and, of weighted differences of the parents from it, those that have the sign of their
+    sum, or of most: their sum, or their mean (arXiv 2306.01708, without trimming). The weights are known from where
+    all have one sign."""
     for base in tensor.inputs:
-        own, others = tensor.inputs[base].astype(np.float64), [i for i in tensor.parents if i != base]
+        own, others = tensor.inputs[base].astype(np.float64).ravel(), [i for i in tensor.parents if i != base]
         if len(others) < 2:
             continue
-        changes = np.stack([tensor.inputs[i].astype(np.float64) - own for i in others])
-        agree = np.sign(changes) == np.sign(changes.sum(axis=0))
+        changes = np.stack([tensor.inputs[i].astype(np.float64).ravel() - own for i in others])
+        signs, change = np.sign(changes), tensor.mix.ravel() - own
+        alike = np.abs(signs.sum(axis=0)) == len(others)
         split = (changes > 0).any(axis=0) & (changes < 0).any(axis=0)
-        if split.sum() < _FEWEST:
+        if min(split.sum(), alike.sum()) < _FEWEST * len(others):
             continue
-        kept = (changes * agree).sum(axis=0)
-        for added in (kept / np.maximum(agree.sum(axis=0), 1), kept):
-            ratio = float((added * (tensor.mix - own)).sum() / max(float((added**2).sum()), 1e-300))
-            if (np.abs(tensor.mix - own - ratio * added) <= tensor.units).mean() > _CLEAR:
-                return [Trace("elected", (base,), float(split.mean()), ratio)]
+        weights = np.linalg.lstsq(changes[:, alike] @ changes[:, alike].T, changes[:, alike] @ change[alike])[0]
+        for votes in (weights @ changes, np.sign(weights) @ signs):
+            agree = (signs * np.sign(weights)[:, None] == np.sign(votes)) & (signs != 0)
+            total, share = weights @ (changes * agree), weights @ agree / weights.sum()
+            even = np.ptp(weights) < 0.01 * abs(weights.mean())
+            for added, ratio in ((total / np.where(share == 0, 1, share), weights.sum()), (total, weights.mean())):
+                if (np.abs(change - added) <= tensor.units.ravel()).mean() > _CLEAR:
+                    known = added is not total or even
+                    return [Trace("elected", (base,), float(split.mean()), float(ratio) if known else None)]
     return []
 
 
