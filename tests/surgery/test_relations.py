@@ -64,6 +64,13 @@ def test_identical_components_tree_and_clusters(models: dict[str, Path], tmp_pat
     ]
 
 
+def test_a_merge_between_two_is_not_their_root(models: dict[str, Path], tmp_path: Path) -> None:
+    half = tmp_path / "half.safetensors"
+    sds.merge("weighted-sum", [models["a"], models["b"]], alpha=0.5, out=half, sync=False)
+    found = sds.relations([half, *(models[name] for name in ("a", "b", "c", "base"))])
+    assert Path(found.root).stem == "base"
+
+
 def test_the_command_line(models: dict[str, Path]) -> None:
     files = [models[name] for name in ("base", "a", "d")]
     run = command("map", *files, "--json")

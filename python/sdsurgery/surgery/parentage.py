@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 Array = Any
 
 _CONSTANT = 5.0  # standard errors within which a block has the overall ratio
-_BLOCKWISE = 2e-3
+_BLOCKWISE = 2e-3  # at least, and of a block whose ratios rounding bounds:
+_BOUNDED = 2e-5
 _ELEMENTS, _OF_EACH = 1 << 14, 1 << 12
 """Of a block, and of a tensor, that are looked at one by one."""
 
@@ -298,9 +299,10 @@ def _pooled(main: Fit, parents: Sequence[int], blocks: Sequence[BlockMix]) -> Fi
 
 
 def _agrees(mix: BlockMix, main: Fit, parents: Sequence[int]) -> bool:
+    least = _BOUNDED if mix.bounded else _BLOCKWISE
     return all(
         abs(mix.ratios[i] - main.ratios[i])
-        <= max(_CONSTANT * (mix.errors[i] ** 2 + float(main.errors[i]) ** 2) ** 0.5, _BLOCKWISE)
+        <= max(_CONSTANT * (mix.errors[i] ** 2 + float(main.errors[i]) ** 2) ** 0.5, least)
         for i in parents
     )
 

@@ -138,7 +138,7 @@ def _tree(found: Relations) -> None:
         others = [j for j in range(count) if 0 < far(k, j) < float("inf")]
         pairs = [(i, j) for i in others for j in others if i < j and far(i, j) < float("inf")]
         sums = (far(k, i) ** 2 + far(k, j) ** 2 - far(i, j) ** 2 for i, j in pairs)
-        return sum(twice / (2 * far(k, i) * far(k, j)) for twice, (i, j) in zip(sums, pairs, strict=True))
+        return sum(abs(twice) / (2 * far(k, i) * far(k, j)) for twice, (i, j) in zip(sums, pairs, strict=True))
 
     root = min(range(count), key=lambda k: (cosines(k), sum(far(k, j) for j in range(count))))
     joined, links = [root], []
