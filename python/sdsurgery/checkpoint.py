@@ -43,14 +43,13 @@ class Form(NamedTuple):
         return self.strides is None and self.encoded is None and not self.parts
 
 
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """One tensor: its name, the byte of its file where it begins, which may be any, and its ``form``, whose fields it
-    has too. A value, and a small one: a checkpoint may have hundreds of thousands."""
+    has too. A small value: a checkpoint may have hundreds of thousands."""
 
-    __slots__ = ("form", "name", "offset")
-
-    def __init__(self, name: str, offset: int, form: Form) -> None:
-        self.name, self.offset, self.form = name, offset, form
+    name: str
+    offset: int
+    form: Form
 
     @property
     def dtype(self) -> DType:
@@ -91,17 +90,6 @@ class TensorInfo:
     def with_form(self, form: Form) -> TensorInfo:
         """The same name and place with another form."""
         return TensorInfo(self.name, self.offset, form)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, TensorInfo):
-            return NotImplemented
-        return (self.name, self.offset, self.form) == (other.name, other.offset, other.form)
-
-    def __hash__(self) -> int:
-        return hash((self.name, self.offset, self.form))
-
-    def __repr__(self) -> str:
-        return f"TensorInfo({self.name!r}, {self.offset}, {self.form!r})"
 
 
 @dataclass(frozen=True)
