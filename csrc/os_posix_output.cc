@@ -223,6 +223,9 @@ void reserve(const Pending& pending, uint64_t size) {
         fail(error, folder + ": no room for the output (" + std::to_string(size) + " bytes needed, " +
                         std::to_string(free_bytes(folder)) + " free)");
     };
+    // Asked first: a reservation that fails has filled the disk for a moment. Some file systems say 0 and have room.
+    const uint64_t free = free_bytes(folder);
+    if (free != 0 && free < size) too_full(ENOSPC);
 #ifdef __linux__
     // Not posix_fallocate: where the file system has no reservation, that one writes every block.
     if (repeated([&] { return fallocate(file, 0, 0, static_cast<off_t>(size)); }) == 0) return;

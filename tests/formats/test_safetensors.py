@@ -378,6 +378,16 @@ def test_more_values_than_any_model_has_are_refused_before_they_are_built(
     assert not is_accepted(data)
 
 
+@pytest.mark.parametrize("member", ['"%d":""', '"%d":{"x":"y"}', '"%d\\\\":"\\""'])
+@pytest.mark.parametrize("around", ["{%s}", '{"__metadata__":{%s}}'])
+def test_more_texts_than_any_model_has_are_refused_before_they_are_built(
+    member: str, around: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ours, "MAX_ENTRIES", 10)
+    data = file(around % ",".join(member % number for number in range(100)))
+    assert "texts, more than its tensors and any metadata have" in refusal(data)
+
+
 def test_deep_nesting_anywhere_is_refused_in_one_line() -> None:
     for header in ("[" * MANY, '{"a":' * MANY, '{"__metadata__":' * MANY, '{"a":{"dtype":' * MANY, '{"a":[[' * MANY):
         assert "\n" not in refusal(file(header))

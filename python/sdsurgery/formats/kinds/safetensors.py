@@ -15,6 +15,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from json.encoder import encode_basestring as _quoted
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +58,12 @@ def read(source: Source) -> Contents:
     most. Of tensor data only the last bytes are read.
     """
     text, data_offset = _header_text(source)
-    if text.count(",") + text.count("[") + text.count("{") > _MAX_VALUES:
+    lists = text.count("[") + text.count("{")
+    if text.count(",") + lists > _MAX_VALUES:
         raise InputRefused(f"the header lists more than {_MAX_VALUES:,} values, more than any model has")
+    texts = 5 * min(lists, MAX_ENTRIES) + 2 * MAX_ENTRIES  # five for each tensor, two for each metadata key
+    if text.count('"') > 2 * texts and any(islice(_TEXT.finditer(text), texts, None)):
+        raise InputRefused(f"the header holds more than {texts:,} texts, more than its tensors and any metadata have")
     data_size = source.size - data_offset
     tensors, metadata = _usual(text, data_offset, data_size) or parsed(text, data_offset, data_size)
     notes = [] if text.startswith("{") else ["the header begins with blanks, which some programs refuse to read"]
@@ -66,6 +71,7 @@ def read(source: Source) -> Contents:
     return Contents("safetensors", tensors, metadata, notes, data_offset)
 
 
+_TEXT = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _TAIL, _LOOK = 1 << 20, 4096
 
 
