@@ -294,5 +294,10 @@ def test_the_command_lines(tmp_path: Path) -> None:
         done = sds(*words, "-o", tmp_path / f"{number}.safetensors")
         assert done.rc == 0, done.err
         assert "2 modules, rank" in done.err
+    done = sds("merge-lora", file, file, "--lora-blocks", "2:BASE=0,IN04=-1", "-o", tmp_path / "b.safetensors")
+    assert done.rc == 0, done.err
+    one, both = loaded(file), loaded(tmp_path / "b.safetensors")
+    close(delta(both, QUERY), delta(one, QUERY))
+    assert np.abs(delta(both, KEY)).max() <= 1e-6 * np.abs(delta(one, KEY)).max()
     done = sds("merge-lora", file, "--exact", "--rank", 2, "-o", tmp_path / "n.safetensors")
     assert done.rc == 2 and "--exact keeps all ranks" in done.err, done.err

@@ -31,6 +31,12 @@ def adapters(into: argparse.ArgumentParser | Arguments) -> None:
     of_all = "an adapter, how much of it is applied (default 1), and how much to the text encoders; several in order"
     add("--lora", dest="loras", action="append", default=[],
         metavar="FILE[=STRENGTH[,te=STRENGTH]]", help=of_all)  # fmt: skip
+    block_weights(into)
+
+
+def block_weights(into: argparse.ArgumentParser | Arguments) -> None:
+    """The options that weight adapters block by block."""
+    add = into.add_argument
     of_blocks = (
         "weights by merge block of the N-th adapter, or of all: a list of 12, 17, 20 or 26 numbers, a preset such as "
         "MIDD, or IN04=0.3,OUT05-OUT08=0"
@@ -46,7 +52,11 @@ def given(args: argparse.Namespace) -> list[list[Lora]]:
     from ..adapters.lora import parse
     from ..surgery.sweep import values
 
-    found = [parse(text, values) for text in args.loras]
+    return weighted(args, [parse(text, values) for text in args.loras])
+
+
+def weighted(args: argparse.Namespace, found: list[list[Lora]]) -> list[list[Lora]]:
+    """The adapters with what ``block_weights`` has found. UsageError for weights of an adapter that isn't there."""
     others = None if args.lora_others is None else float(args.lora_others)
     for text in args.lora_blocks:
         number, colon, weights = text.partition(":")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from .bake import block_weights, weighted
 from .common import one_of, writing, written
 from .extract_lora import ranks
 
@@ -16,6 +17,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument("inputs", nargs="+", metavar="FILE[=STRENGTH[,te=STRENGTH]]", help="adapters of one family")
     ranks(parser)
     parser.add_argument("--exact", action="store_true", help="factors side by side, the ranks add up (the default)")
+    block_weights(parser)
     dialect(parser)
 
 
@@ -29,6 +31,6 @@ def run(args: argparse.Namespace) -> int:
     from ..adapters.lora import parse
     from ..api import merge_lora
 
-    loras = [parse(text)[0] for text in args.inputs]
+    loras = [each for (each,) in weighted(args, [parse(text) for text in args.inputs])]
     own = {name: getattr(args, name) for name in ("rank", "energy", "sigma_ratio", "exact", "names")}
     return written(args, lambda **settings: merge_lora(loras, **own, **settings))

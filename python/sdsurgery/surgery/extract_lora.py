@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import prod, sqrt
 from typing import Any, NamedTuple
 
 from ..adapters import keys, names, writing
@@ -224,7 +224,9 @@ def _number(value: float) -> Array:
 def _norm(array: Array) -> float:
     import numpy as np
 
-    return float(np.sqrt(np.sum(array.astype(np.float64) ** 2)))
+    rows = array.reshape(len(array), -1)
+    blocks = (rows[at : at + 256].astype(np.float64) for at in range(0, len(rows), 256))  # not all of it in float64
+    return sqrt(sum(float(np.linalg.norm(block)) ** 2 for block in blocks))
 
 
 def _row_norms(array: Array) -> Array:
