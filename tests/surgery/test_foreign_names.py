@@ -76,6 +76,21 @@ def test_parts_under_names_of_their_own_are_matched_one_by_one(tmp_path: Path) -
     assert read_raw(tmp_path / "parts-out.safetensors")[0] == read_raw(tmp_path / "b-out.safetensors")[0]
 
 
+def test_a_second_network_does_not_lend_what_the_first_lacks(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "a.safetensors", "sd1", size="tiny", seed=1)
+    write_checkpoint(tmp_path / "b.safetensors", "sd1", size="tiny", seed=2)
+    tensors, _ = read_raw(tmp_path / "b.safetensors")
+    teacher = {"teacher." + name[len(UNET) :]: raw for name, raw in tensors.items() if name.startswith(UNET)}
+    lacking = [name for name in tensors if name.startswith(UNET + "input_blocks.4.")]
+    left = {name: raw for name, raw in tensors.items() if name not in lacking}
+    write_raw(tmp_path / "b.safetensors", {**left, **teacher})
+    a, out = tmp_path / "a.safetensors", tmp_path / "o.safetensors"
+    report = sdsurgery.merge("weighted-sum", [a, tmp_path / "b.safetensors"], out=out)
+    before, after = read_raw(a)[0], read_raw(out)[0]
+    assert report.counts["kept"] == len(lacking) > 20
+    assert all(after[name] == before[name] for name in lacking)
+
+
 def test_the_last_segment_of_a_name_alone_is_no_sign(tmp_path: Path) -> None:
     a = write_raw(tmp_path / "a", {**net(UNET, 1), "one.bias": ("F32", [2], f32(1, 1))})
     b = write_raw(tmp_path / "b", {**net(UNET, 3), "two.bias": ("F32", [2], f32(5, 5))})

@@ -96,7 +96,8 @@ _ROOTS = ("", names.UNET, "diffusion_model.", names.VAE)
 
 def _fronts(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> tuple[str, str] | None:
     """What A's names begin with and what the other's begin with instead, where behind it they are the same: any
-    constant prefix or infix. None when fewer than half of the smaller set would fit in name and shape. Where neither
+    constant prefix or infix. None when fewer than half of the smaller set would fit in name and shape, or fewer than
+    half of what begins so: a second network (a teacher, a copy) does not lend the first what that lacks. Where neither
     is the other with something before it, a name's last segment alone is no sign: 'a.bias' need not be 'b.bias'."""
     if not ours or not theirs:
         return None
@@ -105,9 +106,9 @@ def _fronts(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int,
         for other in _beginnings(theirs):
             if front != other:
                 least = 0 if front.endswith(other) or other.endswith(front) else 1
-                tails = ((name[len(other) :], shape) for name, shape in theirs.items() if name.startswith(other))
+                tails = [(name[len(other) :], shape) for name, shape in theirs.items() if name.startswith(other)]
                 fit = sum(shape == ours.get(front + tail) for tail, shape in tails if tail.count(".") >= least)
-                if fit > best:
+                if fit > best and 2 * fit >= len(tails):
                     best, found = fit, (front, other)
     return found
 
