@@ -154,8 +154,15 @@ def test_a_missing_parent_is_said_and_the_base_keeps_the_others_near_the_truth(m
     assert not with_base.complete and with_base.unexplained > 0.01 > 20 * with_base.rounding
     known = ratios(with_base)
     assert (known["a"], known["c"]) == pytest.approx((0.45, 0.25), abs=0.02) and "d" not in known
+    assert with_base.upper_bounds == [str(models["base"])]
+    assert any("a parent is missing" in note and "The ratio of base" in note for note in with_base.notes)
     without = sds.unmix(mix, pick(models, "a c d"))
-    assert any("a parent is missing" in note and "upper bounds" in note for note in without.notes)
+    assert without.upper_bounds == list(without.ratios)
+    assert any("a parent is missing" in note and "The ratios are upper bounds" in note for note in without.notes)
+    assert any(
+        line.startswith("all") and "≤ 0." in line
+        for line in command("unmix", mix, *pick(models, "a c d")).out.splitlines()
+    )
     assert without.residual_ranks and not any(row["low"] for row in without.residual_ranks)
 
 

@@ -57,11 +57,12 @@ def lines(found: Unmixing, *, verbose: bool = False) -> Iterator[str]:
     short = dict(zip(found.candidates, short_names(found.candidates), strict=True))
     parents = list(found.ratios)
     head = ("block", *(short[path] for path in parents), "unexplained", "× rounding")
-    whole = (_ratio(found.ratios[path], found.errors[path]) for path in parents)
+    most = {path: "≤ " if path in found.upper_bounds else "" for path in parents}
+    whole = (most[path] + _ratio(found.ratios[path], found.errors[path]) for path in parents)
     rows: list[tuple[str, ...]] = [("all", *whole, f"{found.unexplained:.3%}", "")]
     for block, ratios in found.blocks.items():
         left = found.block_residuals[block]
-        cells = (_ratio(ratios[path], found.block_errors[block][path]) for path in parents)
+        cells = (most[path] + _ratio(ratios[path], found.block_errors[block][path]) for path in parents)
         rows.append((block, *cells, f"{left['unexplained']:.3%}", f"{left['over_rounding']:.2f}"))
     yield from table(head, rows, width(sys.stdout))
     if found.left_out:

@@ -84,9 +84,7 @@ KINDS = {
     "unexplained": Kind(
         "unmix: the best mix of the candidates leaves more than rounding does",
         "the best mix leaves {share:.2%} of the weights' spread, where rounding leaves {rounding:.3%}: a parent is "
-        "missing, or the model was trained further, or an adapter is baked into it. The ratios are upper bounds: "
-        "without the missing parent its share is spread over the candidates. Add the model from which the family "
-        "descends to the candidates (the base), which keeps the others' ratios near the truth",
+        "missing, or the model was trained further, or an adapter is baked into it. {bounds}",
     ),
 }  # fmt: skip
 """Every code."""

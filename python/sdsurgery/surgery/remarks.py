@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import printable
 from .gram import Gram
 from .mixture import MISSING, coarser, eliminated, noise
 
 if TYPE_CHECKING:
     from .parentage import Work
+
+
+_RIGHT_ANGLE = 0.05
+"""Cosine below which two directions count as independent."""
 
 
 def of_candidates(work: Work, usable: Sequence[int]) -> tuple[list[str], bool]:
@@ -41,6 +46,36 @@ def of_candidates(work: Work, usable: Sequence[int]) -> tuple[list[str], bool]:
         return notes, True
     notes.append(f"{min(mixes)[2]} to within rounding: the answer is not unique, and this is the shortest")
     return notes, False
+
+
+def bounded_above(work: Work, usable: Sequence[int], parents: Sequence[int]) -> tuple[list[int], str]:
+    """The parents whose ratios are upper bounds where something is missing, and the words for it: the base's alone
+    where that is among them, which takes the share of what is missing."""
+    base = _base(work, usable)
+    if base in parents:
+        return [base], (
+            f"The ratio of {printable(work.short[base])}, around which the others lie, is an upper bound: it takes the "
+            "share of what is missing. The others' ratios are near the truth"
+        )
+    return list(parents), (
+        "The ratios are upper bounds: without the missing parent its share is spread over the candidates. Add the "
+        "model from which the family descends to the candidates (the base), which keeps the others' ratios near the "
+        "truth"
+    )
+
+
+def _base(work: Work, usable: Sequence[int]) -> int:
+    """The candidate around which the others lie at right angles, as fine-tunes do around their base; −1: none."""
+    part = work.part(usable)
+    if len(usable) < 3 or not part.elements:
+        return -1
+    found = []
+    for i in usable:
+        others = [j for j in usable if j != i]
+        products = part.seen_from(i).plain[np.ix_(others, others)]
+        sizes = np.sqrt(np.diag(products).clip(1e-300))
+        found.append((float(np.abs(products / np.outer(sizes, sizes) - np.eye(len(others))).max()), i))
+    return min(found)[1] if min(found)[0] < _RIGHT_ANGLE else -1
 
 
 def of_components(work: Work, parents: Sequence[int]) -> list[str]:

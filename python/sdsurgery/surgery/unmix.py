@@ -33,9 +33,10 @@ class Unmixing(OfGrams):
 
     ``unexplained``: what the best mix leaves, as a share of the weights' spread (their standard deviation), beside
     ``rounding``, the share that rounding to the file's dtype leaves. ``complete``: whether rounding accounts for it;
-    where it doesn't, a parent may be missing, and the ratios are upper bounds. ``unique``: whether another mix of the
-    candidates would be as near. ``condition``: of the normal equations. ``layers``: of every weight what the best mix
-    of its block leaves, as ``block_residuals``. ``fingerprints``: traces of methods that are no sums. ``proof``:
+    where it doesn't, a parent may be missing, and the ratios of ``upper_bounds`` are no more than that. ``unique``:
+    whether another mix of the candidates would be as near. ``condition``: of the normal equations. ``layers``: of every
+    weight what the best mix of its block leaves, as ``block_residuals``. ``fingerprints``: traces of methods that are
+    no sums. ``proof``:
     ``prove``'s, None where not asked.
     """
 
@@ -51,6 +52,7 @@ class Unmixing(OfGrams):
     unexplained: float = 0.0
     rounding: float = 0.0
     complete: bool = True
+    upper_bounds: list[str] = field(default_factory=list)
     constant: bool = True
     unique: bool = True
     condition: float = 1.0
@@ -105,6 +107,7 @@ def _result(work: Work, prove: bool) -> Unmixing:
     work.sharpened(parents, by_block)
     main = work.main(parents, by_block)
     _fill(found, work, parents, by_block, main)
+    _missing(found, work, usable, parents)
     more, unique = remarks.of_candidates(work, usable)
     found.unique = found.unique and unique
     found.notes += more + remarks.of_components(work, parents)
@@ -126,8 +129,6 @@ def _result(work: Work, prove: bool) -> Unmixing:
 def _fill(
     found: Unmixing, work: Work, parents: list[int], by_block: dict[str, BlockMix], main: tuple[Fit, set[str]]
 ) -> None:
-    from .mixture import MISSING
-
     fitted, apart = main
     network = set(by_block) - {"VAE", "BASE"}
     found.constant = not apart & (network or set(by_block))
@@ -145,10 +146,18 @@ def _fill(
     found.unexplained = (energy / spread) ** 0.5
     found.rounding = (sum(part.rounding for part in parts.values()) / spread) ** 0.5
     found.layers = work.layers(by_block)
-    beyond = [block for block, mix in by_block.items() if mix.over_rounding**2 > MISSING]
+
+
+def _missing(found: Unmixing, work: Work, usable: list[int], parents: list[int]) -> None:
+    from . import remarks
+    from .mixture import MISSING
+
+    beyond = [block for block, left in found.block_residuals.items() if left["over_rounding"] ** 2 > MISSING]
     found.complete = not beyond
     if beyond and found.unexplained > MISSING_SHARE:
-        found.notes.append(warned("unexplained", share=found.unexplained, rounding=found.rounding))
+        above, words = remarks.bounded_above(work, usable, parents)
+        found.upper_bounds = [work.names[i] for i in above]
+        found.notes.append(warned("unexplained", share=found.unexplained, rounding=found.rounding, bounds=words))
     elif beyond:
         found.notes.append(
             f"the best mix leaves more than rounding in {len(beyond)} blocks ({', '.join(beyond[:6])}"
