@@ -258,9 +258,8 @@ def load(path: str | os.PathLike[str]) -> Recipe:
         code = "not_found" if isinstance(error, FileNotFoundError) else "permission"
         raise InputRefused(f"{printable(name)}: {error.strerror}", code=code, path=name) from None
     except UnicodeDecodeError:
-        raise UsageError(
-            f"{printable(name)}: not a recipe: it is not UTF-8 text", code="bad_value", path=name
-        ) from None
+        text = "not a recipe: it is not UTF-8 text (what a checkpoint was made of: `sdsurgery inspect`)"
+        raise UsageError(f"{printable(name)}: {text}", code="bad_value", path=name) from None
     except (ValueError, RecursionError) as error:
         text = f"{printable(name)}: not a recipe: {printable(error)}"
         raise UsageError(text, code="bad_value", path=name) from None
