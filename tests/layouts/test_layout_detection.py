@@ -145,6 +145,7 @@ ADAPTERS = {
     "textual-inversion-sd1": {"emb_params": (8, 768)},
     "textual-inversion-sd2": {"<cat-toy>": (1024,)},
     "textual-inversion-sdxl": {"clip_l": (2, 768), "clip_g": (2, 1280)},
+    "textual-inversion": {"clip_g": (2, 1280)},
     "hypernetwork-sd1": {
         f"{width}.{half}.linear.{layer}.weight": (width, width)
         for width in (320, 640, 768, 1280)
@@ -160,6 +161,31 @@ class TestAdapters:
         found = layouts.detect(infos(ADAPTERS[name].items()))
         assert found.layout.name == name
         assert found.notes
+
+    @pytest.mark.parametrize(
+        ("shapes", "name", "notes"),
+        [
+            ({"emp_params": (3, 1024), "emp_params_out": (3, 1024)}, "textual-inversion-sd2", ("vectors: 3",)),
+            (
+                {
+                    f"clip_{letter}{end}": (2, width)
+                    for letter, width in (("l", 768), ("g", 1280))
+                    for end in ("", "_out")
+                },
+                "textual-inversion-sdxl",
+                ("vectors: 2",),
+            ),
+            ({"<cat>": (768,), "<dog>": (2, 768)}, "textual-inversion-sd1", ("vectors: 3", "tokens: 2")),
+            ({"0.<cat>": (1, 768), "1.<dog>": (2, 768)}, "textual-inversion-sd1", ("vectors: 3", "tokens: 2")),
+            ({"one": (76, 768), "other": (76, 768)}, "unknown", ()),
+            ({"one": (1, 768), "other": (1, 1024)}, "unknown", ()),
+        ],
+    )
+    def test_embeddings_of_other_programs(
+        self, shapes: dict[str, tuple[int, ...]], name: str, notes: tuple[str, ...]
+    ) -> None:
+        found = layouts.detect(infos(shapes.items()))
+        assert (found.layout.name, found.notes) == (name, notes)
 
     def test_a_lora_is_described_by_algorithm_rank_and_modules(self) -> None:
         shapes = ADAPTERS["lora-sd1"] | lora("lora_te_text_model_encoder_layers_0_mlp_fc1", 768, rank=4)

@@ -192,26 +192,32 @@ def _input_width(shapes: Mapping[str, Shape], named: Mapping[str, Key], module: 
     return None
 
 
+_WIDTHS = (768, 1024, 1280)
+_TOKENS, _VECTORS = 4, 75  # of several tokens in a file, each under its own name
+_OF_EMBEDDING = re.compile(r"em[bp]_params$|string_to_param")
+
+
 def _embedding(shapes: Mapping[str, Shape]) -> Adapter | None:
-    """Textual inversion: the vectors of a new token, one per row."""
+    """Textual inversion: the vectors of a new token, or of several, one per row. OneTrainer's have twins for behind the
+    text encoder (``_out``), a diffusers concept is called after its token, and a list of such has numbers before."""
+    own = {key: shape for key, shape in shapes.items() if not (key.endswith("_out") and key[:-4] in shapes)}
     for base in _bases():
-        if base.embedding and shapes.keys() == set(base.embedding):
+        if base.embedding and own.keys() == set(base.embedding):
             key = base.embedding[-1]
             return Adapter("textual-inversion", base.name, key, shapes[key], (f"vectors: {shapes[key][0]}",))
-    named = [key for key in shapes if key == "emb_params" or key.startswith("string_to_param")]
-    if not named and len(shapes) == 1:
-        named = [
-            key for key in shapes if not key.endswith((".weight", ".bias"))
-        ]  # a diffusers concept: its only entry is called after the token
-    if len(named) != 1:
+    named = {key: shape for key, shape in own.items() if _OF_EMBEDDING.match(key)} or own
+    counts = [shape[0] if len(shape) == 2 else 1 for shape in named.values()]
+    if (
+        not 1 <= len(named) <= _TOKENS
+        or (len(named) > 1 and max(counts) > _VECTORS)
+        or any(key.endswith((".weight", ".bias")) for key in named)
+        or any(len(shape) not in (1, 2) or shape[-1] not in _WIDTHS for shape in named.values())
+        or len({shape[-1] for shape in named.values()}) > 1
+    ):
         return None
-    shape = shapes[named[0]]
-    if len(shape) not in (1, 2) or shape[-1] not in (768, 1024, 1280):
-        return None
-    vectors = shape[0] if len(shape) == 2 else 1
-    return Adapter(
-        "textual-inversion", _of_width(shape[-1], _of_first_encoder()), named[0], shape, (f"vectors: {vectors}",)
-    )
+    key, shape = next(iter(named.items()))
+    notes = (f"vectors: {sum(counts)}", *([f"tokens: {len(named)}"] if len(named) > 1 else []))
+    return Adapter("textual-inversion", _of_width(shape[-1], _of_first_encoder()), key, shape, notes)
 
 
 _HYPERNETWORK = re.compile(r"(320|640|768|1024|1280)\.[01]\.linear")
