@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,17 @@ def test_the_adapter_baked_into_the_base_gives_the_tuned_model(tuned: Path, base
     expected, found = loaded(tuned), loaded(tmp_path / "again.safetensors")
     for name, value in expected.items():
         assert np.abs(found[name] - value).max(initial=0) <= 2e-6 * np.abs(value).max(initial=1e-9), name
+
+
+def test_the_time_of_the_report_includes_the_extraction(tuned: Path, base: Path, tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def slowly(done: int, total: int) -> None:
+        calls.append(done)
+        time.sleep(0.002)
+
+    report = sdsurgery.extract_lora(tuned, base, out=tmp_path / "l.safetensors", rank=1, progress=slowly)
+    assert len(calls) > 100 and report.seconds is not None and report.seconds > 0.8 * 0.002 * len(calls)
 
 
 def test_full_differences_are_those_of_the_tensors(tuned: Path, base: Path, tmp_path: Path) -> None:

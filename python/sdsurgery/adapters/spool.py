@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from types import TracebackType
 from typing import Any
 
@@ -16,18 +17,20 @@ from ..files import open_temporary
 
 class Spool:
     """``add`` arrays, then ``checkpoint`` is all of them as an input of an outline. In a file in TMPDIR, which is gone
-    with this process."""
+    with this process. ``seconds``: how long it was filled."""
 
     def __init__(self) -> None:
         self._file = tempfile.NamedTemporaryFile(prefix="sdsurgery-", delete=False)  # noqa: SIM115
         self._infos: list[TensorInfo] = []
         self._at, self._taken = 0, False
+        self._started, self.seconds = time.perf_counter(), 0.0
 
     def __enter__(self) -> Spool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
+        self.seconds = time.perf_counter() - self._started
         if not self._taken:  # by an error
             os.unlink(self._file.name)
 

@@ -87,6 +87,7 @@ def extract_lora(
         recipe = _recipe(wanted, settings)
         report = run(_outline(spooled[0], work, recipe, settings, title_of(out)), out, settings, recipe)
         report.inputs, report.sha256 = report.inputs[: len(checkpoints)], report.sha256[: len(checkpoints)]
+        report.seconds = report.seconds and report.seconds + spool.seconds
         report.adapters = [_described(layers)]
         report.notes[:0] = _lines(layers)
         return report

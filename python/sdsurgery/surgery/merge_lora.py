@@ -92,6 +92,7 @@ def merge_lora(
         recipe = {"method": verb, "parameters": parameters, **settings.recorded}
         report = run(_outline(opened, work, recipe, settings, title_of(out)), out, settings, recipe)
         report.inputs, report.sha256 = report.inputs[: len(loras)], report.sha256[: len(loras)]
+        report.seconds = report.seconds and report.seconds + spool.seconds
         report.adapters = [{"layers": [row._asdict() for row in rows]}]
         report.notes[:0] = [*_lines(rows), *work.notes]
         return report
