@@ -318,7 +318,8 @@ class _Decisions:
         group = (traits, *[id(each.form) for each in infos])
         like = self._groups.get(group)
         if like is not None and like.whole is not None:
-            return like._replace(name=name, segments=Whole(like.whole.formula, infos))
+            segments = Whole(like.whole.formula, infos)
+            return Piece(name, like.dtype, like.shape, like.action, segments, like.note, like.facts)
         if traits.exact_copy:
             return copied(0, info, name=name, note="copied exactly (not a weight)")
         elements = info.elements

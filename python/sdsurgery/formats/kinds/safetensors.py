@@ -81,7 +81,8 @@ def _zero_tail(source: Source, tensors: Sequence[TensorInfo]) -> list[str]:
     zeros, zero_from = 0, source.size  # the bytes from there to the end of the next tensor are zeros
     for index in range(len(tensors) - 1, -1, -1):
         info = tensors[index]
-        begin, end = info.offset, info.offset + info.nbytes
+        nbytes = info.form.nbytes
+        begin, end = info.offset, info.offset + nbytes
         last = max(0, end - _LOOK)
         if begin < zero_from:
             zero_from = last + len(source.read(last, end - last).rstrip(b"\0"))
@@ -93,7 +94,7 @@ def _zero_tail(source: Source, tensors: Sequence[TensorInfo]) -> list[str]:
                 f"'{printable(tensors[index + 1].name)}' on, as space that a downloader reserved and never filled; "
                 "download it again"
             ]
-        zeros += info.nbytes
+        zeros += nbytes
     return []
 
 
