@@ -11,77 +11,73 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from ..checkpoint import Checkpoint
 from ..errors import InputRefused, printable
 from . import names
+
+T = TypeVar("T")
 
 CONFIG = "adapter_config.json"
 BESIDE = ("adapter_model.safetensors", "adapter_model.bin")
 _MOST = 1 << 20  # bytes of a configuration
 _LARGE = 1e30  # no alpha or rank; Inf and NaN are none either
 _ALPHAS = ("lora_alpha", "alpha")  # of LoRA, of LoHa and LoKr
+_PATTERNS = ("alpha_pattern", "rank_pattern")
 _SLOW = re.compile(r"\)[*+?{]|(?:[*+{].*){5}", re.DOTALL)
 """A repeated group, or many repetitions: matching may take exponential time, or a high power of the name's length."""
 
 
+_PLAIN = re.compile(r"[\w.-]+")  # the end of a module's name, as diffusers writes it for each of hundreds of modules
+
+
+class Patterns(NamedTuple):
+    """Numbers by pattern of modules, each with its place in the file: ends of names, and regular expressions."""
+
+    ends: dict[str, tuple[int, float]]
+    others: tuple[tuple[int, re.Pattern[str], float], ...]
+
+    def first(self, module: str) -> float | None:
+        """The number of the first pattern that fits the end of the module's name, as peft looks it up; None of none."""
+        parts = module.split(".")
+        ends = (".".join(parts[at:]) for at in range(len(parts)))
+        found = [self.ends[end] for end in ends if end in self.ends]
+        found += [(place, value) for place, pattern, value in self.others if pattern.fullmatch(module)]
+        return min(found)[1] if found else None
+
+
 @dataclass(frozen=True)
 class PeftSettings:
-    """``values`` are those of the file, ``where`` it is."""
+    """Those settings of a file that scale modules, checked: by name, or by component and name."""
 
-    where: str = ""
-    values: Mapping[str, Any] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    patterns: Mapping[str, Patterns] = field(default_factory=dict)
+    rescaled: Mapping[str, bool] = field(default_factory=dict)
 
     def alpha(self, module: str) -> float | None:
-        """Alpha of a module; None where nothing is said. InputRefused for what is no number."""
+        """Alpha of a module; None where nothing is said."""
         return self._number(module, "alpha_pattern", *_ALPHAS)
 
     def rank(self, module: str) -> float | None:
-        """The rank of a module, as ``alpha``."""
+        """The rank of a module; None where nothing is said."""
         return self._number(module, "rank_pattern", "r")
 
     def is_rescaled(self, module: str) -> bool:
         """Whether alpha is divided by √rank (rs-LoRA)."""
-        return bool(self._value(module, "use_rslora"))
-
-    def _value(self, module: str, name: str) -> Any:
-        component = names.component_of(module) or names.UNET
-        return self.values.get(f"{component}.{name}", self.values.get(name))
+        return bool(_of(self.rescaled, module, "use_rslora"))
 
     def _number(self, module: str, pattern: str, *defaults: str) -> float | None:
-        """As peft looks it up: the first pattern that fits the end of the module's name, else the value for all."""
-        patterns = self._value(module, pattern) or {}
-        if not isinstance(patterns, dict):
-            raise self._refused(pattern, "an object", patterns)
-        for expression, value in patterns.items():
-            if self._fits(expression, module):
-                return self._checked(pattern, value)
-        for name in defaults:
-            value = self._value(module, name)
-            if value is not None:
-                return self._checked(name, value)
-        return None
+        patterns = _of(self.patterns, module, pattern)
+        found = None if patterns is None else patterns.first(module)
+        stated = (_of(self.numbers, module, name) for name in defaults)
+        return next((value for value in stated if value is not None), None) if found is None else found
 
-    def _fits(self, expression: str, module: str) -> bool:
-        try:
-            if _SLOW.search(expression):
-                raise re.error("too much is repeated in it")
-            return re.fullmatch(rf"(.*\.)?({expression})", module) is not None
-        except re.error as error:
-            raise self._refused("a pattern of modules", f"a plain regular expression ({error})", expression) from None
 
-    def _checked(self, name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGE:
-            raise self._refused(name, "a number", value)
-        return float(value)
-
-    def _refused(self, name: str, expected: str, found: Any) -> InputRefused:
-        return InputRefused(
-            f"{printable(self.where)}: {name} must be {expected}, not {printable(json.dumps(found))}",
-            code="damaged",
-            path=self.where,
-        )
+def _of(values: Mapping[str, T], module: str, name: str) -> T | None:
+    """The value for the component that the module is of, or for all."""
+    component = names.component_of(module) or names.UNET
+    return values.get(f"{component}.{name}", values.get(name))
 
 
 def settings_of(checkpoint: Checkpoint) -> PeftSettings:
@@ -101,4 +97,45 @@ def settings_of(checkpoint: Checkpoint) -> PeftSettings:
         raise InputRefused(
             f"{printable(where)}: peft's settings are not JSON: {printable(error)}", code="damaged", path=where
         ) from None
-    return PeftSettings(where, found if isinstance(found, dict) else {})
+    return _Reader(where).settings(found if isinstance(found, dict) else {})
+
+
+class _Reader(NamedTuple):
+    where: str
+
+    def settings(self, found: Mapping[str, Any]) -> PeftSettings:
+        stated = {key: (key.rpartition(".")[2], value) for key, value in found.items() if value is not None}
+        return PeftSettings(
+            {key: self.number(name, value) for key, (name, value) in stated.items() if name in (*_ALPHAS, "r")},
+            {key: self.patterns(name, value) for key, (name, value) in stated.items() if name in _PATTERNS},
+            {key: bool(value) for key, (name, value) in stated.items() if name == "use_rslora"},
+        )
+
+    def number(self, name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGE:
+            raise self.refused(name, "a number", value)
+        if name in ("r", "rank_pattern") and value <= 0:
+            raise self.refused(name, "a rank above 0", value)
+        return float(value)
+
+    def patterns(self, name: str, value: Any) -> Patterns:
+        if not isinstance(value, dict):
+            raise self.refused(name, "an object", value)
+        found = [(place, text, self.number(name, number)) for place, (text, number) in enumerate(value.items())]
+        others = [(place, self.pattern(text), number) for place, text, number in found if not _PLAIN.fullmatch(text)]
+        return Patterns({text: (at, number) for at, text, number in found if _PLAIN.fullmatch(text)}, tuple(others))
+
+    def pattern(self, text: str) -> re.Pattern[str]:
+        try:
+            if _SLOW.search(text):
+                raise re.error("too much is repeated in it")
+            return re.compile(rf"(.*\.)?({text})")
+        except re.error as error:
+            raise self.refused("a pattern of modules", f"a plain regular expression ({error})", text) from None
+
+    def refused(self, name: str, expected: str, found: Any) -> InputRefused:
+        return InputRefused(
+            f"{printable(self.where)}: {name} must be {expected}, not {printable(json.dumps(found))}",
+            code="damaged",
+            path=self.where,
+        )
