@@ -166,3 +166,24 @@ def test_a_file_without_a_unet_is_refused(to_ema: bool, tmp_path: Path) -> None:
     path = tiny(tmp_path / "vae.safetensors", ema=False, keep=lambda row: row.component == "vae")
     with pytest.raises(InputRefused, match="no U-Net"):
         sdsurgery.ema(path, out=tmp_path / "out.safetensors", to_ema=to_ema)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+@pytest.mark.parametrize("wrapper", ["", "state_dict."])
+def test_of_ema_weights_alone_the_u_net_is_made_that_they_shadow(family: str, wrapper: str, tmp_path: Path) -> None:
+    whole, _ = read_raw(tiny(tmp_path / "whole.safetensors", family))
+    alone = {wrapper + name: raw for name, raw in whole.items() if name.startswith(EMA)}
+    path, out = write_raw(tmp_path / "alone.safetensors", alone), tmp_path / "unet.safetensors"
+    done(sds("ema", path, "-o", out))
+    assert read_raw(out)[0] == {name: whole[twin(name)] for name in whole if name.startswith(UNET)}
+
+
+def test_pruning_ema_weights_alone_leaves_nothing_and_is_refused(tmp_path: Path) -> None:
+    whole, _ = read_raw(tiny(tmp_path / "whole.safetensors"))
+    alone = {name: raw for name, raw in whole.items() if name.startswith(EMA)}
+    path, out = write_raw(tmp_path / "alone.safetensors", alone), tmp_path / "o.safetensors"
+    for preset in ("inference", "no-ema", "ema-only"):
+        refused(sds("prune", path, "--preset", preset, "-o", out), 3, "`ema` makes a U-Net")
+        assert not out.exists()
+    lacking = write_raw(tmp_path / "lacking.safetensors", dict(list(alone.items())[5:]))
+    refused(sds("ema", lacking, "-o", out), 3, "no U-Net weights")

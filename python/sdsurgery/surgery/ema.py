@@ -1,4 +1,5 @@
-"""ema: the U-Net's weights replaced by their EMA twins, or (``--to-ema``) twins made from the weights."""
+"""ema: the U-Net's weights replaced by their EMA twins, or (``--to-ema``) twins made from the weights. Of a file that
+holds EMA weights alone it makes the U-Net that they shadow."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F32, I32
 from ..errors import InputRefused, UsageError, printable
-from ..layouts import Layout, aliases, detect, names
+from ..layouts import REGISTRY, Layout, aliases, detect, names
 from ..outline import ADDED, Dropped, Outline, Piece, Region, whole
 from ..settings import Settings
 from .common import Input, planned, single_input, single_metadata, single_piece
@@ -39,6 +40,9 @@ def ema(
         if to_ema:
             pieces = _shadowed(checkpoint, layout, settings)
             sources.append(_NEW_COUNTERS)
+        elif (family := _family_of_shadows(checkpoint, layout)) is not None:
+            pieces, dropped = _unshadowed(checkpoint, layout, family, settings, keep_counters=keep_counters)
+            layout = family
         else:
             pieces, dropped = replaced(checkpoint, layout, settings, keep_counters=keep_counters)
         return planned(
@@ -58,8 +62,9 @@ def twins(checkpoint: Checkpoint, layout: Layout) -> dict[str, TensorInfo]:
     found = {name: stored[twin] for name, twin in wanted.items() if twin in stored}
     where = printable(checkpoint.path)
     if not wanted:
+        hint = "" if _family_of_shadows(checkpoint, layout) is None else "; `ema` makes a U-Net of what the file holds"
         raise InputRefused(
-            f"{where}: no U-Net weights under '{names.UNET}', so there is no EMA of them ({layout.title})",
+            f"{where}: no U-Net weights under '{names.UNET}', so there is no EMA of them ({layout.title}){hint}",
             code="missing_tensors",
             path=checkpoint.path,
         )
@@ -107,6 +112,38 @@ def replaced(
             pieces.append(single_piece(layout, settings, info))
         else:
             dropped.append(Dropped(0, name, _reason(name, used)))
+    return pieces, dropped
+
+
+def _family_of_shadows(checkpoint: Checkpoint, layout: Layout) -> Layout | None:
+    """Where a file holds EMA weights and no U-Net: the first family all of whose U-Net weights they shadow."""
+    weights = _stored(checkpoint, layout).keys() - names.EMA_COUNTERS
+    if not weights or _wanted(checkpoint, layout):
+        return None
+    for family in REGISTRY:
+        if family.has_ema and family.parts and weights == _names_by_twin(family).keys():
+            return family
+    return None
+
+
+def _names_by_twin(family: Layout) -> dict[str, str]:
+    return {twin: row.key for row in family.tensors() if (twin := family.ema_twin(row.key)) is not None}
+
+
+def _unshadowed(
+    checkpoint: Checkpoint, layout: Layout, family: Layout, settings: Settings, *, keep_counters: bool
+) -> tuple[list[Piece], list[Dropped]]:
+    checkpoint.require_usable(lambda name: not layout.is_ema(name) or _kept(name, layout, keep_counters))
+    by_twin = _names_by_twin(family)
+    pieces, dropped = [], []
+    for name, info in checkpoint.tensors.items():
+        weight = by_twin.get(aliases.canonical(name, layout))
+        if weight is not None:
+            pieces.append(single_piece(family, settings, info, name=weight, note="of its EMA twin"))
+        elif _kept(name, layout, keep_counters):
+            pieces.append(single_piece(family, settings, info))
+        else:
+            dropped.append(Dropped(0, name, "EMA counters"))
     return pieces, dropped
 
 

@@ -141,9 +141,11 @@ def _pruned(
     doubts = list(_left_averages(checkpoint, layout)) if rules.preset == "inference" else []
     if rules.preset == "inference":
         _require_whole(checkpoint, layout, pieces)
-    if not pieces:
+    shadows = all(layout.is_ema(name) for name in checkpoint.tensors)
+    if not pieces or (shadows and len(pieces) == len(spared)):
+        hint = "; they are EMA weights alone, of which `ema` makes a U-Net" if shadows else ""
         raise InputRefused(
-            f"{printable(checkpoint.path)}: nothing would be left of its {len(checkpoint)} tensors",
+            f"{printable(checkpoint.path)}: nothing would be left of its {len(checkpoint)} tensors{hint}",
             code="missing_tensors",
             path=checkpoint.path,
         )
