@@ -246,7 +246,8 @@ def test_refusals(models: dict[str, Path], xl: dict[str, Path]) -> None:
     with pytest.raises(InputRefused, match="cannot be listed"):
         sds.unmix(models["a"], [], folder=models["a"].with_name("nowhere"))
     with pytest.raises(UsageError, match=r"keeps no values|cannot be used"):
-        sds.unmix(models["a"], [models["b"]], backend="cuda")
+        sds.unmix(models["a"], [models["b"]], backend="triton")
+    assert "or a folder (--in)" in command("unmix", models["a"]).err
     run = command("unmix", models["a"])
     assert run.rc == 2 and run.err.count("\n") == 1
 

@@ -39,11 +39,12 @@ _OWN = {
         "unet",
         "te",
         "names",
+        "folder",
     ),
 }
 """Keywords of single verbs; a test says that these are all."""
 
-_FLAGS = {"out": "-o", "loras": "--lora"}
+_FLAGS = {"out": "-o", "loras": "--lora", "folder": "--in"}
 
 _VERB = rf"\b({'|'.join(NAMES).replace('-', '_')})\(([^()]*)\)"
 _VALUE = r"True|FILE|…|\"[\w-]+\"(?: or \"[\w-]+\")*|\{\"\w+\": …\}|(?![\w'\"(\[{.-])"
