@@ -121,6 +121,17 @@ def test_encoded_weights_are_decoded_by_the_host(tmp_path: Path, backend: str) -
     assert found[0] == found[1]
 
 
+def test_scales_that_are_found_of_whole_tensors_are_the_cpus(trio: list[Path], tmp_path: Path, cuda: None) -> None:
+    found = []
+    for name in ("cpu", "cuda"):
+        out = tmp_path / "out.safetensors"
+        sdsurgery.merge(
+            "weighted-sum", trio[:2], alpha=0.3, dtype="fp8_scaled", out=out, overwrite=True, sync=False, backend=name
+        )
+        found.append(out.read_bytes())
+    assert found[0] == found[1]
+
+
 def test_strided_tensors_and_records_with_a_crc(tmp_path: Path, cuda: None) -> None:
     files = [tmp_path / "a.ckpt", tmp_path / "b.ckpt", tmp_path / "c.ckpt"]
     torch.manual_seed(0)

@@ -287,7 +287,7 @@ class StreamRun:
         for part in tile.parts:
             job = self.plan.jobs[part.job]
             program = None if job.program is None else self.plan.programs[job.program]
-            if not isinstance(program, Program) or job.read:
+            if not isinstance(program, Program) or is_reduced(job, self.plan):
                 continue
             dtypes = tuple(operand.dtype for operand in job.operands)
             formula = self._last_stage(part.job).formula if program.in_stages else Formula(program, job.numbers)
@@ -373,7 +373,7 @@ def require_supported(plan: Plan, name: str, supports: Any, wide: bool, *, reduc
             raise UsageError(f'the backend {name} has no reductions; use backend="cpu" or "cuda"', code="backend")
         if not isinstance(program, Program):
             raise UsageError(f'the backend {name} evaluates formulas only; use backend="cpu"', code="backend")
-        if job.read:
+        if is_reduced(job, plan):
             narrow = not wide and all(operand.dtype is not F64 for operand in job.operands)
             if reduces and narrow and products_of(program) is not None:
                 continue

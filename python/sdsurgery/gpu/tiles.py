@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..plan import Job, Plan, Reduction
+from ..program import INPUT, Program
 
 ALIGNMENT = 16  # bytes: of operands in the input buffer; the output lies in its buffer as in the file, modulo this
 CHUNK = 1 << 18  # elements of a reduction that are added up by themselves (csrc/reduce.h)
@@ -40,8 +41,13 @@ class Tile:
 
 
 def is_reduced(job: Job, plan: Plan) -> bool:
-    """Whether all that is wanted of a job is what it finds of whole tensors."""
-    return job.program is not None and (job.read > 0 or isinstance(plan.programs[job.program], Reduction))
+    """Whether all that is wanted of a job is what it finds of whole tensors: nothing is made of that."""
+    if job.program is None:
+        return False
+    program = plan.programs[job.program]
+    if not isinstance(program, Program):
+        return isinstance(program, Reduction)
+    return job.read > 0 and not program.steps and program.result[0] == INPUT
 
 
 def ratio(plan: Plan) -> float:
@@ -61,14 +67,15 @@ def tiles(plan: Plan, out_limit: int, in_limit: int) -> Iterator[Tile]:
     does not fit, at a page of the file where that can be."""
     tile: Tile | None = None
     for index, job in enumerate(plan.jobs):
-        total = job.nbytes if job.program is None else job.elements
+        reduced = is_reduced(job, plan)  # makes no output, or one element
+        total = job.nbytes if job.program is None else job.elements if reduced else job.count
         unit = 1 if job.program is None else job.dtype.itemsize
         done = 0
         while done < total:
-            at = job.offset + (0 if job.read else done * unit)
+            at = job.offset + (0 if reduced and job.read else done * unit)
             if tile is None:
                 tile = Tile(at, at)
-            if is_reduced(job, plan):  # makes no output
+            if reduced:
                 count = _fitting(job, tile, at, total - done, (UNLIMITED, in_limit))
                 count -= 0 if count == total - done else count % CHUNK
             else:
@@ -81,7 +88,7 @@ def tiles(plan: Plan, out_limit: int, in_limit: int) -> Iterator[Tile]:
                 continue
             tile.parts.append(Part(index, done, count, at - tile.base, _place(job, tile, count)))
             done += count
-            tile.end = at + count * unit if not job.read else job.offset + job.nbytes * (done == total)
+            tile.end = job.offset + job.nbytes * (done == total) if reduced and job.read else at + count * unit
     if tile is not None:
         yield tile
 
