@@ -183,6 +183,32 @@ def test_convert_leaves_other_kinds_what_they_are(tmp_path: Path) -> None:
     assert loaded(tmp_path / "p.safetensors")[f"{attention}attn1_to_q.alpha"] == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "suffix", "written_as"),
+    [
+        (KEY, (640, 1), "lora_magnitude_vector", (640,)),
+        (CONV, (640, 1, 1, 1), "lora_magnitude_vector", (1, 640, 1, 1)),
+        (KEY, (1, 768), "dora_scale", (1, 768)),
+        (CONV, (1, 320, 1, 1), "dora_scale", (1, 320, 1, 1)),
+    ],
+)
+def test_lengths_of_a_dora_have_the_form_of_peft(
+    tmp_path: Path, name: str, given: tuple[int, ...], suffix: str, written_as: tuple[int, ...]
+) -> None:
+    """peft knows lengths of outputs only; OneTrainer leaves those of inputs under their name."""
+    lengths = np.random.default_rng(0).random(given).astype("f4")
+    parts = lora(name, SHAPES[name], dtype=np.float32) | {f"{name}.dora_scale": lengths}
+    file = written(tmp_path / "a.safetensors", parts)
+    sdsurgery.convert(file, names="diffusers", out=tmp_path / "d.safetensors")
+    ((key, found),) = ((key, value) for key, value in loaded(tmp_path / "d.safetensors").items() if "lora_A" not in key
+                       and "lora_B" not in key)  # fmt: skip
+    assert key.endswith(f".{suffix}") and found.shape == written_as
+    assert np.array_equal(found.reshape(-1), lengths.reshape(-1))
+    sdsurgery.convert(tmp_path / "d.safetensors", names="kohya", out=tmp_path / "k.safetensors")
+    again = loaded(tmp_path / "k.safetensors")[f"{name}.dora_scale"]
+    assert again.shape == given and np.array_equal(again, lengths)
+
+
 def test_a_dora_over_more_than_two_factors_is_not_written_without_its_lengths(tmp_path: Path) -> None:
     parts = lora(KEY, SHAPES[KEY], dtype=np.float32) | {
         f"{KEY}.bias": np.ones(SHAPES[KEY], "f4"), f"{KEY}.dora_scale": np.ones((640, 1), "f4"),

@@ -254,10 +254,12 @@ def fitted(kind: Kind, module: str, shapes: Mapping[str, Shape], seen: Shape) ->
 
 
 def _magnitude(parts: _Parts, part: str, to: Target) -> None:
-    """DoRA's lengths: one for each output, or for each input; the axis of length 1 shows which."""
-    shape = parts.shape(part)
-    per_input = part == MAGNITUDE and (shape[0] == 1 < to.out if len(shape) > 1 else shape[0] not in (1, to.out))
-    if per_input:
+    if is_per_input(part, parts.shape(part), to.out):
         parts.need(part, to.inputs, name="dora_in")
     else:
         parts.need(part, to.out, name="dora_out")
+
+
+def is_per_input(part: str, shape: Shape, out: int) -> bool:
+    """Whether DoRA's lengths are one for each input, not for each output: the axis of length 1 shows it."""
+    return part == MAGNITUDE and (shape[0] == 1 < out if len(shape) > 1 else shape[0] not in (1, out))

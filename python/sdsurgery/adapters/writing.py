@@ -16,6 +16,7 @@ from ..layouts.base import V_PREDICTION, Adapters
 from ..metadata import Kind
 from ..outline import Piece, PlacedOutline
 from . import keys
+from .arrays import Array
 from .names import UNET, Place
 
 KOHYA, DIFFUSERS = "kohya", "diffusers"
@@ -62,6 +63,16 @@ def _kohya(made: Adapters, place: Place) -> str:
 def key(module: str, part: str, dialect: str) -> str:
     """The name of a module's part."""
     return f"{module}.{part if part in _OTHERS else _SUFFIXES[dialect][part]}"
+
+
+def magnitude(values: Array, dimensions: int, dialect: str, *, per_input: bool = False) -> tuple[str, Array]:
+    """DoRA's lengths for a weight of so many dimensions, as the dialect's readers take them: suffix and values. Lengths
+    of inputs have one form in all dialects; peft's of a convolution's outputs are ``[1, out, 1, 1]``."""
+    if per_input:
+        return "dora_scale", values.reshape(1, -1, *[1] * (dimensions - 2))
+    if dialect == DIFFUSERS:
+        return _SUFFIXES[dialect][keys.MAGNITUDE], values.reshape((1, -1, 1, 1) if dimensions > 2 else -1)
+    return _SUFFIXES[dialect][keys.MAGNITUDE], values.reshape(-1, *[1] * (dimensions - 1))
 
 
 class Ranks(NamedTuple):

@@ -211,9 +211,8 @@ class _Work:
         if dialect == writing.KOHYA:
             self.spool.add(writing.key(name, keys.ALPHA, dialect), _number(rank))
         if self.wanted.kind == "dora":
-            lengths = _row_norms(after)
-            per_output = lengths.reshape(-1, *[1] * (delta.ndim - 1)) if dialect == writing.KOHYA else lengths
-            self.spool.add(writing.key(name, keys.MAGNITUDE, dialect), per_output)
+            part, lengths = writing.magnitude(_row_norms(after), delta.ndim, dialect)
+            self.spool.add(f"{name}.{part}", lengths)
 
 
 def _number(value: float) -> Array:

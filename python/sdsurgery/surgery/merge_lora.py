@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ..adapters import keys, names, writing
 from ..adapters.arrays import Array, array
 from ..adapters.facts import training_facts
+from ..adapters.kinds import is_per_input
 from ..adapters.lora import Lora
 from ..adapters.names import UNET
 from ..adapters.pairing import Shapes, Slot, common_family, naming_family, same_weight, slots
@@ -250,10 +251,9 @@ class _Work:
             self.spool.add(writing.key(module, keys.ALPHA, dialect), np.float32(found.alpha))
         if total.magnitude is not None:
             part, values = total.magnitude
-            if part == keys.MAGNITUDE_OUT and dialect == writing.KOHYA:
-                values = values.reshape(-1, *[1] * (len(shape) - 1))
-            name = f"{module}.lora_magnitude_vector" if dialect == writing.DIFFUSERS else f"{module}.dora_scale"
-            self.spool.add(name, values)
+            per_input = is_per_input(part, values.shape, shape[0])
+            part, values = writing.magnitude(values, len(shape), dialect, per_input=per_input)
+            self.spool.add(f"{module}.{part}", values)
 
     def _bundled(self) -> None:
         """The embeddings that the adapters carry, as they are."""
