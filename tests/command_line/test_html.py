@@ -124,6 +124,9 @@ def test_unmix_shows_formula_ratios_command_and_proof(models: dict[str, Path], t
     assert ["IN04", "0.5000", "0.5000"] in page.rows and ["IN05", "0.7000", "0.3000"] in page.rows
     layers = {row[0]: row for row in page.rows}
     assert len(found.layers) == found.tensors and all(layer["name"] in layers for layer in found.layers)
+    assert "upper bounds" not in page.text
+    found = sds.unmix(models["mix"], [models["a"], models["base"]], html=tmp_path / "missing.html")
+    assert found.upper_bounds and "upper bounds" in Page.of(tmp_path / "missing.html").text
 
 
 def test_map_shows_distances_tree_and_dendrogram(models: dict[str, Path], tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def view(found: Unmixing) -> View:
             ("model", f"{found.path} (family {found.family})"),
             ("proof", proof["text"] + (f"; the arithmetic of {tools}" if tools else "") if proof else "not asked for"),
             ("unexplained", f"{found.unexplained:.3%} of the weights' spread; rounding leaves {found.rounding:.3%}"),
+            ("upper bounds", ", ".join(short[path] for path in found.upper_bounds)),
             ("block weights", found.preset or ("the same in all blocks" if found.constant else "differ by block")),
             ("explain nothing", ", ".join(short[path] for path in found.left_out)),
             ("unique", "yes" if found.unique else "no: another mix of the candidates is as near"),
