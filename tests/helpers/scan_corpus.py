@@ -266,6 +266,10 @@ def plain(canary: str) -> Corpus:
     for lead in b"V":  # takes all up to the first newline
         filled = header.ljust(lead + 256) if lead + 256 > len(header) else header
         bodies["is safetensors too"] = len(filled).to_bytes(8, "little") + filled + b"x\n0" + textual
+    # A text takes all of the member's header, its own first bytes excepted.
+    tar = bytearray(_tar(b"0" + evil[2:], tarfile.USTAR_FORMAT))
+    tar[:8] = b"\x80\x02X" + pack("<I", 512 - 7) + b"x"
+    bodies["is a tar archive too"] = _with_sum(tar, 0)
     others = {"a frame that ends within a name": "memory", "inst at the end of the file": "python"}
     return {key: (others.get(key, "pickle"), data) for key, data in bodies.items()}
 
@@ -304,6 +308,11 @@ def streams(canary: str) -> Corpus:
     found["computed number"] = ("torch", arithmetic + version + system + evil + pickled(list_of()))
     converted = pickled(call("builtins", "int", text(str(TORCH_NUMBER))))
     found["converted number"] = ("torch", converted + version + system + evil + pickled(list_of()))
+    # Its first byte is "V", which takes all up to the first newline for a text: that of the tensor's data.
+    body = b"\n0L%dL\n." % TORCH_NUMBER + version + system + evil + pickled(list_of())
+    header = b'{"w":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}' % (len(body), len(body))
+    length = ord("V") + 256
+    found["is safetensors too"] = ("torch", length.to_bytes(8, "little") + header.ljust(length) + body)
     return found
 
 
@@ -350,6 +359,9 @@ def archives(canary: str) -> Corpus:
         "lzma": ("lzma", lzma.compress(evil, lzma.FORMAT_ALONE)),
         "zlib": ("zlib", zlib.compress(evil)),
         "zlib, fast": ("zlib", zlib.compress(evil, 1)),
+        "zlib, small window": ("zlib", _deflated(evil, 12)),
+        "lzma, small window": ("lzma", _lzma(evil, dict_size=4096)),
+        "lzma, other settings": ("lzma", _lzma(evil, dict_size=3 << 20, lc=0, lp=2, pb=0)),
     }
     inner = io.BytesIO()
     torch.save(torch.zeros(1), inner)
@@ -362,6 +374,15 @@ def archives(canary: str) -> Corpus:
         latin = call("_codecs", "encode", text(nested.decode("latin-1")), text("latin1"))
         found[f"nested {form} as text"] = ("pickle", pickled(call("torch.storage", "_load_from_bytes", latin)))
     return found
+
+
+def _deflated(data: bytes, window: int) -> bytes:
+    engine = zlib.compressobj(wbits=window)
+    return engine.compress(data) + engine.flush()
+
+
+def _lzma(data: bytes, **settings: int) -> bytes:
+    return lzma.compress(data, lzma.FORMAT_ALONE, filters=[{"id": lzma.FILTER_LZMA1, **settings}])
 
 
 def _tar(
@@ -393,8 +414,14 @@ def _tar(
         if binary:
             size = int(bytes(raw[pos + 124 : pos + 135]), 8)
             raw[pos + 124 : pos + 136] = b"\x80" + size.to_bytes(11, "big")
-        raw[pos + 148 : pos + 156] = b" " * 8
-        raw[pos + 148 : pos + 156] = b"%06o\0 " % sum(raw[pos : pos + 512])
+        raw[:] = _with_sum(raw, pos)
+    return bytes(raw)
+
+
+def _with_sum(raw: bytearray, pos: int) -> bytes:
+    """A tar archive with the right checksum in the header at ``pos``."""
+    raw[pos + 148 : pos + 156] = b" " * 8
+    raw[pos + 148 : pos + 156] = b"%06o\0 " % sum(raw[pos : pos + 512])
     return bytes(raw)
 
 

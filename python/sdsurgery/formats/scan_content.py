@@ -138,12 +138,15 @@ class Scanner:
 
     def _tar(self, label: str, source: Bytes, depth: int) -> None:
         self._kind("tar archive")
+        self._disguised(label, source, depth)  # its first bytes are a name, which may be anything
         for member in members(source):
             if member.size:
                 name = f"{label}/{member.name}" if label else member.name
                 self._inside(name, Window(source, member.offset, member.size), depth + 1)
 
     def _packed(self, label: str, source: Bytes, depth: int) -> None:
+        """What it unpacks to; it can be a pickle at once."""
+        self._disguised(label, source, depth)
         how = packing(source.read(0, min(_HEAD, source.size)))
         content = Unpacked(source, how)
         self._unpacked(label, content.next(), content.next, depth + 1)
@@ -190,12 +193,28 @@ class Scanner:
     def _safetensors(self, label: str, source: Bytes, depth: int) -> None:
         """It can be a pickle at once, which counts when that calls or names something bad."""
         self._kind("safetensors (nothing in it can run)")
-        found = Pickle(source)
-        if found.harms or found.unjudged or found.exhausted:
+        if self._disguised(label, source, depth):
             self.found.kind = "pickle disguised as safetensors"
-            self._count(label, found, depth, source)
+
+    def _disguised(self, label: str, source: Bytes, depth: int) -> bool:
+        """Whether a file of another kind consists of pickles at once that call or name something bad, or is a legacy
+        stream at once. These are counted."""
+        bad, pos = False, 0
+        for _ in range(MAX_PICKLES):
+            found = Pickle(source, pos, min(self.work, MAX_OPCODES))
+            self.work -= found.opcodes
+            if found.harms or found.unjudged or found.exhausted:
+                bad = True
+                self._count(label, found, depth, source)
             if found.exhausted:
                 self._problem(label, found.stopped)
+            if found.ended and found.value == TORCH_MAGIC:
+                self._rest(label, source, depth, found)
+                return True
+            pos = found.end
+            if not found.ended or pos >= source.size or self.work <= 0:
+                break
+        return bad
 
     # --- pickles -----------------------------------------------------------------------------------------------------
 

@@ -55,12 +55,23 @@ class Memory:
 
 
 def _zlib_starts(head: bytes) -> bool:
-    if head[:1] != b"x" or len(head) < 2 or int.from_bytes(head[:2], "big") % 31:
+    """By RFC 1950, with a window of any size."""
+    if len(head) < 2 or head[0] & 0x8F != 8 or head[1] & 0x20 or int.from_bytes(head[:2], "big") % 31:
         return False
     try:
         return len(zlib.decompressobj().decompress(head, 16)) > 0
     except zlib.error:
         return False
+
+
+def _lzma_starts(head: bytes) -> bool:
+    """What liblzma takes for LZMA without a container where it finds out the format (``alone_decoder.c``, "picky"): a
+    window of 2^n or 3·2^n bytes, a size below 2^38 or none, and behind it the zero that its coder begins with."""
+    if len(head) < 14 or head[0] >= 225 or head[13]:
+        return False
+    window, size = int.from_bytes(head[1:5], "little"), int.from_bytes(head[5:13], "little")
+    bits = window.bit_count()
+    return (bits in (1, 32) or (bits == 2 and window & window >> 1 != 0)) and (size < 1 << 38 or size == (1 << 64) - 1)
 
 
 class _Zlib:
@@ -89,7 +100,7 @@ _PACKED: dict[str, tuple[Callable[[bytes], bool], Callable[[], Any]]] = {
     "gzip": (lambda head: head[:3] == b"\x1f\x8b\x08", lambda: _Zlib(31)),
     "bzip2": (lambda head: head[:3] == b"BZh" and head[3:4].isdigit(), bz2.BZ2Decompressor),
     "xz": (lambda head: head[:6] == b"\xfd7zXZ\0", lzma.LZMADecompressor),
-    "lzma": (lambda head: head[:3] == b"\x5d\0\0" and head[12:13] in (b"\0", b"\xff"), lzma.LZMADecompressor),
+    "lzma": (_lzma_starts, lzma.LZMADecompressor),
     "zlib": (_zlib_starts, lambda: _Zlib(15)),
 }
 _CLOSED = {

@@ -66,6 +66,8 @@ def start_behind_other_bytes(source: Source) -> int | None:
     if at < 0 or at + 22 > length:
         return None
     nbytes, offset = unpack_from("<2L", tail, at + 12)
+    if _FULL32 in (nbytes, offset):
+        return 0 if tail[max(0, at - 20) : at].startswith(_LOCATOR64) else None
     start = source.size - length + at - nbytes - offset
     return start if start >= 0 and nbytes and source.read(start + offset, 4) == _CENTRAL else None
 
