@@ -124,6 +124,11 @@ class Scanner:
                 continue
             self._entry(f"{label}/{entry.name}" if label else entry.name, source, entry, depth + 1)
 
+    def _archive_at_the_end(self, label: str, source: Bytes, depth: int) -> None:
+        start = start_behind_other_bytes(source)  # type: ignore[arg-type]
+        if start is not None:
+            self._zip(label, Window(source, start, source.size - start), depth)
+
     def _entry(self, label: str, source: Bytes, entry: Entry, depth: int) -> None:
         packed = Window(source, entry.offset, entry.packed)
         if entry.method == STORED:
@@ -152,6 +157,7 @@ class Scanner:
         self._unpacked(label, content.next(), content.next, depth + 1)
         if content.damage:
             self.found.notes.append(f"{printable(label)}: {content.damage}" if label else content.damage)
+            self._archive_at_the_end(label, source, depth)
         if content.rest < source.size:
             self._doubt(label, f"{source.size - content.rest} bytes behind its {how} data belong to nothing")
             self._inside(label, Window(source, content.rest, source.size - content.rest), depth + 1)
@@ -226,9 +232,7 @@ class Scanner:
         marked = source.read(0, min(2, source.size)) in (b"\x80%c" % protocol for protocol in range(6))
         likely = certain or marked or first.exhausted or first.is_text or self._followed_by_one(source, first)
         if not likely and not label.lower().endswith((".pkl", ".pickle")):
-            start = start_behind_other_bytes(source)  # type: ignore[arg-type]
-            if start is not None:
-                self._zip(label, Window(source, start, source.size - start), depth)
+            self._archive_at_the_end(label, source, depth)
             return
         old = "pickle of protocol 0 or 1"
         self._kind("torch legacy stream" if first.value == TORCH_MAGIC and marked else "pickle" if marked else old)
