@@ -108,7 +108,18 @@ std::shared_ptr<const OpenFile> Source::opened() const {
 void Source::read(void* to, size_t bytes, uint64_t offset) const {
     const auto file = opened();
     if (in_memory()) {
-        if (bytes > 0) std::memcpy(to, memory(offset, bytes), bytes);
+        auto* out = static_cast<uint8_t*>(to);
+        auto piece = pieces_.upper_bound(offset);
+        if (piece != pieces_.begin()) --piece;
+        for (size_t got = 0; got < bytes; ++piece) {
+            const uint64_t within = piece == pieces_.end() ? 0 : offset + got - piece->first;
+            if (piece == pieces_.end() || within >= piece->second.bytes) {
+                throw Error(Code::invalid, path_ + ": a read past the end");
+            }
+            const size_t part = std::min<uint64_t>(bytes - got, piece->second.bytes - within);
+            std::memcpy(out + got, piece->second.data + within, part);
+            got += part;
+        }
         return;
     }
     size_t got = 0;

@@ -121,3 +121,13 @@ def test_refusals_say_which_input_it_is(tmp_path: Path) -> None:
         sds.weighted_sum(pair[0], 3)
     with pytest.raises(sds.UsageError, match="save them first"):
         sds.weighted_sum(*pair).to_json()
+
+
+def test_pieces_of_memory_are_read_as_if_they_lay_one_behind_the_other() -> None:
+    source = _native.Source.memory(b"abc", b"", b"defg", b"h")
+    assert [source.read(at, count) for at, count in ((0, 8), (1, 5), (2, 1), (3, 4), (6, 2), (8, 0))] == [
+        b"abcdefgh", b"bcdef", b"c", b"defg", b"gh", b""
+    ]  # fmt: skip
+    for at, count in ((0, 9), (7, 2), (8, 1), (99, 1)):
+        with pytest.raises(_native.Error, match="past the end"):
+            source.read(at, count)
