@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import sdsurgery as sds
 import torch
+from sdsurgery import _native
 
 A: dict[str, Any] = {
     "strided": torch.arange(6, dtype=torch.float32).reshape(3, 2).t(),
