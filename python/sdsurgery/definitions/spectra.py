@@ -121,7 +121,10 @@ def feature_weighted(a: np.ndarray, b: np.ndarray, alpha: float) -> np.ndarray:
     of_mixed, mean = _deviation(mixed), mixed.mean()
     if not of_mixed >= least:
         return mixed
-    found: np.ndarray = (mixed - mean) / of_mixed * ((of_a + of_mixed) / 2) + (wide.mean() + mean) / 2
+    found: np.ndarray = mixed - mean
+    found /= of_mixed  # in place: NumPy reuses the memory of a term by itself only on some systems
+    found *= (of_a + of_mixed) / 2
+    found += (wide.mean() + mean) / 2
     return found
 
 
