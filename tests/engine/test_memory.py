@@ -100,7 +100,10 @@ def _many(path: Path, tensors: int, separators: tuple[str, str]) -> int:
     return 64 * tensors
 
 
-@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")], ids=["compact", "as json.dumps writes"])
+@pytest.mark.parametrize(
+    "separators",
+    [pytest.param((",", ":"), id="compact", marks=pytest.mark.slow), pytest.param((", ", ": "), id="with blanks")],
+)
 def test_a_hundred_thousand_tensors_take_little_beyond_their_data(tmp_path: Path, separators: tuple[str, str]) -> None:
     data = sum(_many(tmp_path / f"{name}.safetensors", 100_000, separators) for name in ("a", "b"))
     anonymous, _ = _merge(tmp_path, "auto")

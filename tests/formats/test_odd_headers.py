@@ -11,7 +11,7 @@ from sdsurgery.errors import InputRefused
 from sdsurgery.formats import safetensors_header
 from sdsurgery.formats.kinds import safetensors as ours
 
-MANY = 300_000
+MANY = 100_000
 FOUR = b"abcd"
 
 
