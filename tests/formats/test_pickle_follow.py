@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from attacks import attacks
+from harmless_objects import harmless
 from pickle_builder import Memory, pickled
-from scan_corpus import harmless, hostile
+from scan_corpus import hostile
 from sdsurgery.formats.pickle_follow import Pickle
 from unpickler_oracle import calls
 

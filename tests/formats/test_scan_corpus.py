@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import torch
 from attacks import Watch
+from harmless_objects import harmless
 from pickle_builder import Memory, call, pickled
-from scan_corpus import harmless, hostile, run_all
+from scan_corpus import hostile, run_all
 from sdsurgery.formats.scan import scan_source
 
 HOSTILE = hostile("/canary")
