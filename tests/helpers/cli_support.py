@@ -61,7 +61,8 @@ def sds(*args: object, cwd: object = None) -> Result:
     from sdsurgery import cli
 
     words = [os.fsdecode(arg) if isinstance(arg, bytes) else str(arg) for arg in args]
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in numbers}
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(tempfile.TemporaryFile()) for _ in ("out", "err")]
         out, err = (io.TextIOWrapper(file, encoding="utf-8", line_buffering=file is files[1]) for file in files)
