@@ -243,6 +243,8 @@ def test_refusals(trained: Path, tmp_path: Path) -> None:
     odd = write_raw(tmp_path / "odd.safetensors", {"w": ("F32", [1], f32(1))})
     refused(sds("prune", odd, "--preset", "inference", "-o", out), 3, "known family")
     refused(sds("prune", odd, "--drop-keys", "w", "-o", out), 3, "nothing would be left")
+    empty = write_raw(tmp_path / "empty.safetensors", {})
+    assert "EMA" not in refused(sds("prune", empty, "-o", out), 3, "nothing would be left of its 0 tensors")
     refused(sds("prune", odd, "--preset", "ema-only", "-o", out), 3, "no EMA")
     refused(sds("prune", odd, "--preset", "small", "-o", out), 2, "no-ema")
     refused(sds("prune", odd, "--drop", "vea", "-o", out), 2, "'vae'")

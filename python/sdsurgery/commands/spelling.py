@@ -9,39 +9,11 @@ from ..settings import OPTIONS, WRITING
 from . import NAMES
 
 _OWN = {
-    *("out", "out_dir", "component", "preset", "drop", "keep_keys", "drop_keys", "strict", "add_missing", "use_ema"),
-    *(
-        "variant",
-        "blocks",
-        "rules",
-        "to_ema",
-        "keep_counters",
-        "allow_missing",
-        "strip_prefix",
-        "prefix",
-        "keys",
-        "map",
-        "expect",
-        "hashes",
-        "vae",
-    ),
-    *(
-        "base",
-        "loras",
-        "check",
-        "kind",
-        "rank",
-        "energy",
-        "sigma_ratio",
-        "exact",
-        "conv_rank",
-        "clamp",
-        "unet",
-        "te",
-        "names",
-        "folder",
-    ),
-}
+    "out", "out_dir", "component", "preset", "drop", "keep_keys", "drop_keys", "strict", "add_missing", "use_ema",
+    "variant", "blocks", "rules", "to_ema", "keep_counters", "allow_missing", "strip_prefix", "prefix", "keys", "map",
+    "expect", "hashes", "vae", "base", "loras", "check", "kind", "rank", "energy", "sigma_ratio", "exact", "conv_rank",
+    "clamp", "unet", "te", "names", "folder",
+}  # fmt: skip
 """Keywords of single verbs; a test says that these are all."""
 
 _FLAGS = {"out": "-o", "loras": "--lora", "folder": "--in"}

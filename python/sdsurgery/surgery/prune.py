@@ -141,7 +141,7 @@ def _pruned(
     doubts = list(_left_averages(checkpoint, layout)) if rules.preset == "inference" else []
     if rules.preset == "inference":
         _require_whole(checkpoint, layout, pieces)
-    shadows = all(layout.is_ema(name) for name in checkpoint.tensors)
+    shadows = len(checkpoint) > 0 and all(layout.is_ema(name) for name in checkpoint.tensors)
     if not pieces or (shadows and len(pieces) == len(spared)):
         hint = "; they are EMA weights alone, of which `ema` makes a U-Net" if shadows else ""
         raise InputRefused(
