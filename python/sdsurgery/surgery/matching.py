@@ -102,14 +102,14 @@ def _fronts(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int,
     if not ours or not theirs:
         return None
     best, found = min(len(ours), len(theirs)) // 2, None
-    for front in _beginnings(ours):
-        for other in _beginnings(theirs):
-            if front != other:
-                least = 0 if front.endswith(other) or other.endswith(front) else 1
-                tails = [(name[len(other) :], shape) for name, shape in theirs.items() if name.startswith(other)]
-                fit = sum(shape == ours.get(front + tail) for tail, shape in tails if tail.count(".") >= least)
-                if fit > best and 2 * fit >= len(tails):
-                    best, found = fit, (front, other)
+    fronts = _beginnings(ours)
+    for other in _beginnings(theirs):
+        tails = [(name[len(other) :], shape) for name, shape in theirs.items() if name.startswith(other)]
+        for front in fronts if len(tails) > best else ():
+            least = 0 if front.endswith(other) or other.endswith(front) else 1
+            fit = sum(shape == ours.get(front + tail) for tail, shape in tails if tail.count(".") >= least)
+            if front != other and fit > best and 2 * fit >= len(tails):
+                best, found = fit, (front, other)
     return found
 
 
