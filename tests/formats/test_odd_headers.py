@@ -53,6 +53,18 @@ def is_accepted(data: bytes) -> bool:
         tracemalloc.stop()
 
 
+def test_escaped_names_take_a_few_times_the_header() -> None:
+    names = (f"\\u0061{number}" for number in range(MANY // 20))
+    header = ",".join(f'"{name}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for name in names)
+    data = file(f"{{{header}}}")
+    tracemalloc.start()
+    try:
+        assert len(parse(data).tensors) == MANY // 20
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(data)
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("item", ["[],", "{},", '"",', "0,", "[[1.5]],", '{"a":{}},'])
 def test_more_values_than_any_model_has_are_refused_before_they_are_built(
     item: str, monkeypatch: pytest.MonkeyPatch

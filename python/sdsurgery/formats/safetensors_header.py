@@ -29,6 +29,7 @@ _MAX_DEPTH = 127  # arrays and objects inside one another
 _U64_MAX = 2**64 - 1
 _FIELDS = ("dtype", "shape", "data_offsets")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
+_BLANKS = re.compile(r"[ \t\n\r]*")
 _ODD_INTEGER = re.compile("-0|[0-9]{20}")
 
 Entry = tuple[str, str, "tuple[int, ...]", int, int]
@@ -42,10 +43,9 @@ def parsed(text: str, data_offset: int, data_size: int) -> tuple[list[TensorInfo
 
 
 def _parse(text: str) -> tuple[list[Entry], dict[str, str]]:
-    header = _json(text)
     metadata: dict[str, str] | None = None
     entries: dict[str, Entry] = {}
-    for name, value in _members(header, "the header"):
+    for name, value in _header_members(text):
         if name == METADATA:
             if metadata is not None:
                 raise InputRefused(f"{METADATA} appears twice in the header")
@@ -54,28 +54,68 @@ def _parse(text: str) -> tuple[list[Entry], dict[str, str]]:
             raise InputRefused(f"tensor '{printable(name)}' appears twice in the header")
         else:
             entries[name] = _parse_entry(name, value)
-    if len(entries) > MAX_ENTRIES:
-        raise InputRefused(f"the header lists more than {MAX_ENTRIES:,} tensors, more than any model has")
+            if len(entries) > MAX_ENTRIES:
+                raise InputRefused(f"the header lists more than {MAX_ENTRIES:,} tensors, more than any model has")
     return list(entries.values()), metadata or {}
 
 
-def _json(text: str) -> Any:
-    """The header as Python values, an object as a tuple of its (key, value) pairs in their order."""
-    try:
+def _header_members(text: str) -> Iterator[tuple[str, Any]]:
+    """The members of the header's object one by one: a tree of the values of all of them takes ten times the text."""
+    decoder = json.JSONDecoder(
+        object_pairs_hook=tuple,
         # Nearly no header has an integer that needs a look, and a function for every number takes time.
-        parse_int = _integer if _ODD_INTEGER.search(text) else None
-        header = json.loads(
-            text, object_pairs_hook=tuple, parse_int=parse_int, parse_float=_number, parse_constant=_no_number
-        )
+        parse_int=_integer if _ODD_INTEGER.search(text) else None,
+        parse_float=_number,
+        parse_constant=_no_number,
+    )
+    half_pairs = ESCAPED_HALF_PAIR.search(text) is not None
+    try:
+        at = _skipped(text, 0)
+        if not text.startswith("{", at):
+            value, at = decoder.raw_decode(text, at)
+            if _skipped(text, at) < len(text):
+                raise json.JSONDecodeError("Extra data", text, _skipped(text, at))
+            if half_pairs:
+                _check_value(value, 0)
+            _members(value, "the header")
+        yield from _object_members(text, at, decoder, half_pairs)
     except json.JSONDecodeError as error:
         found = f"'{printable(text[error.pos])}'" if error.pos < len(text) else "its end"
         what = error.msg.lower().removesuffix(" at").removesuffix(" starting")
         raise InputRefused(f"header is not valid JSON at character {error.pos}: {what}, found {found}") from None
     except RecursionError:
         raise _too_deep() from None
-    if ESCAPED_HALF_PAIR.search(text):
-        _check_value(header, 0)
-    return header
+
+
+def _object_members(text: str, at: int, decoder: json.JSONDecoder, half_pairs: bool) -> Iterator[tuple[str, Any]]:
+    """The members of the object at ``at``, which must be all of the text."""
+    at = _skipped(text, at + 1)
+    more = not text.startswith("}", at)
+    while more:
+        if not text.startswith('"', at):
+            raise json.JSONDecodeError("Expecting property name enclosed in double quotes", text, at)
+        name, at = decoder.raw_decode(text, at)
+        at = _skipped(text, at)
+        if not text.startswith(":", at):
+            raise json.JSONDecodeError("Expecting ':' delimiter", text, at)
+        value, at = decoder.raw_decode(text, _skipped(text, at + 1))
+        if half_pairs:
+            _check_value(((name, value),), 0)
+        yield name, value
+        at = _skipped(text, at)
+        more = text.startswith(",", at)
+        if more:
+            at = _skipped(text, at + 1)
+        elif not text.startswith("}", at):
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+    at = _skipped(text, at + 1)
+    if at < len(text):
+        raise json.JSONDecodeError("Extra data", text, at)
+
+
+def _skipped(text: str, at: int) -> int:
+    """The index of what follows blanks at ``at``."""
+    return _BLANKS.match(text, at).end()  # type: ignore[union-attr]  # it always matches
 
 
 def _integer(text: str) -> int | float:

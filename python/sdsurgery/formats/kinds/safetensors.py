@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MAX_HEADER = 100_000_000
 """Longest header in bytes, without the 8 bytes of its length (the reference implementation's limit)."""
 
-_MAX_VALUES = 10 * MAX_ENTRIES  # values of any kind: a header that lists more isn't even parsed
+_MAX_VALUES = 8 * MAX_ENTRIES  # values of any kind: a header that lists more isn't even parsed
 _PREFIX = 8
 
 
@@ -54,8 +54,8 @@ def read(source: Source) -> Contents:
     """Parse and check the header. Tensors come in the order of their data, then of their appearance.
 
     Raises InputRefused with one line when the header is not exactly what the format allows. Costs linear time and
-    memory: a few times the header's size, thirty times that of a hostile one, which may list ``_MAX_VALUES`` values at
-    most. Of tensor data only the last bytes are read.
+    memory: a few times the header's size, or for hostile values a hundred bytes each, of which it may list
+    ``_MAX_VALUES`` at most. Of tensor data only the last bytes are read.
     """
     text, data_offset = _header_text(source)
     lists = text.count("[") + text.count("{")
@@ -132,9 +132,8 @@ _FRONT, _ENTRY, _METADATA_KEY, _NEXT, _LAST = [
 
 
 def _usual(text: str, data_offset: int, data_size: int) -> tuple[list[TensorInfo], dict[str, str]] | None:
-    """What ``parsed`` gives, several times faster and in a tenth of the memory, for a sound header as
-    writers write it, with blanks or without: names without escapes, an entry's fields in the usual order, the metadata
-    first or last. None for others.
+    """What ``parsed`` gives, several times faster, for a sound header as writers write it, with blanks or without: names
+    without escapes, an entry's fields in the usual order, the metadata first or last. None for others.
     """
     front = _FRONT.match(text)
     if front is None:
