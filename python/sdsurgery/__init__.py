@@ -27,27 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .adapters.lora import Lora, lora
-    from .api import (
-        bake,
-        cast,
-        compare,
-        convert,
-        convert_all,
-        ema,
-        extract,
-        extract_lora,
-        fix_clip,
-        inspect,
-        merge,
-        merge_lora,
-        prune,
-        relations,
-        replace,
-        resize_lora,
-        sweep,
-        unmix,
-        verify,
-    )
+    from .api.adapters import bake, extract_lora, merge_lora, resize_lora
+    from .api.analysis import compare, inspect, relations, unmix, verify
+    from .api.checkpoints import cast, convert, convert_all, ema, extract, fix_clip, prune, replace
+    from .api.merging import merge, sweep
     from .checkpoint import Checkpoint, TensorInfo, TensorSlice
     from .checkpoint import open_checkpoint as open
     from .errors import DeviceFailed, InputRefused, Interrupted, RunFailed, SdsError, UsageError, VerificationDiffers
@@ -97,36 +80,36 @@ _PLACES = {
     "apply": ("interop.calls", "apply"),
     "apply_many": ("interop.calls", "apply_many"),
     "Lora": ("adapters.lora", "Lora"),
-    "bake": ("api", "bake"),
-    "cast": ("api", "cast"),
-    "compare": ("api", "compare"),
-    "convert": ("api", "convert"),
-    "convert_all": ("api", "convert_all"),
-    "ema": ("api", "ema"),
-    "extract": ("api", "extract"),
-    "extract_lora": ("api", "extract_lora"),
-    "fix_clip": ("api", "fix_clip"),
+    "bake": ("api.adapters", "bake"),
+    "cast": ("api.checkpoints", "cast"),
+    "compare": ("api.analysis", "compare"),
+    "convert": ("api.checkpoints", "convert"),
+    "convert_all": ("api.checkpoints", "convert_all"),
+    "ema": ("api.checkpoints", "ema"),
+    "extract": ("api.checkpoints", "extract"),
+    "extract_lora": ("api.adapters", "extract_lora"),
+    "fix_clip": ("api.checkpoints", "fix_clip"),
     "formula": ("recipe", "formula"),
-    "inspect": ("api", "inspect"),
+    "inspect": ("api.analysis", "inspect"),
     "Call": ("recipe", "Call"),
     "Model": ("recipe", "Model"),
     "Opened": ("recipe", "Opened"),
     "lora": ("adapters.lora", "lora"),
-    "merge": ("api", "merge"),
-    "merge_lora": ("api", "merge_lora"),
-    "resize_lora": ("api", "resize_lora"),
+    "merge": ("api.merging", "merge"),
+    "merge_lora": ("api.adapters", "merge_lora"),
+    "resize_lora": ("api.adapters", "resize_lora"),
     "model": ("recipe", "model"),
     "load_methods": ("methods.registry", "load_methods"),
     "load_recipe": ("recipe", "load"),
     "recipe_from_json": ("recipe", "from_json"),
     "open": ("checkpoint", "open_checkpoint"),
-    "prune": ("api", "prune"),
-    "relations": ("api", "relations"),
-    "replace": ("api", "replace"),
+    "prune": ("api.checkpoints", "prune"),
+    "relations": ("api.analysis", "relations"),
+    "replace": ("api.checkpoints", "replace"),
     "scan": ("formats.scan", "scan"),
-    "sweep": ("api", "sweep"),
-    "unmix": ("api", "unmix"),
-    "verify": ("api", "verify"),
+    "sweep": ("api.merging", "sweep"),
+    "unmix": ("api.analysis", "unmix"),
+    "verify": ("api.analysis", "verify"),
 }
 
 __all__ = [

@@ -205,35 +205,6 @@ class Reading(TypedDict, total=False):
     part: str
 
 
-class Examining(Reading, total=False):
-    """Keywords of ``verify``: those of ``open``, and how the file is read."""
-
-    threads: int
-    io: Io
-    hash: bool
-    progress: Progress | bool | None
-
-
-class Showing(Reading, total=False):
-    """Keywords of ``inspect``: those of ``open``, and its page."""
-
-    html: str | os.PathLike[str] | None
-    overwrite: bool
-
-
-class Comparing(Showing, total=False):
-    """Keywords of ``compare``, ``unmix`` and ``relations``."""
-
-    threads: int
-    io: Io
-    backend: str
-    gpu_memory: int
-    fallback: Fallback
-    fix_names: bool
-    tile_bytes: int
-    progress: Progress | bool | None
-
-
 class Keywords(Reading, total=False):
     """Keywords of all verbs that write a checkpoint: the fields of ``Settings``."""
 

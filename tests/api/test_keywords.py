@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import sdsurgery
 from cli_support import done, floats, plain, read_raw, refused, sds
-from sdsurgery import api, commands, settings
+from sdsurgery import commands, settings
+from sdsurgery.api import analysis
 from sdsurgery.cli import command_parser
 from sdsurgery.commands import spelling
 from sdsurgery.methods import Param, PerInput, method
@@ -20,7 +21,7 @@ from sdsurgery.methods import Param, PerInput, method
 def _with(setting: str) -> list[str]:
     """The functions that take a setting, but merge, which takes a method's parameters besides."""
     names = [*(name.replace("-", "_") for name in commands.NAMES), "convert_all"]
-    functions = {name: getattr(api, name) for name in names if name != "merge" and hasattr(api, name)}
+    functions = {name: getattr(sdsurgery, name) for name in names if name != "merge" and hasattr(sdsurgery, name)}
     return [name for name, function in functions.items() if setting in inspect.signature(function).parameters]
 
 
@@ -90,7 +91,7 @@ def test_cast_says_did_you_mean_dtype(pair: tuple[Path, Path]) -> None:
 
 def test_the_types_of_the_keywords_are_of_the_fields_of_settings() -> None:
     assert set(settings.Keywords.__annotations__) == set(settings.OPTIONS) == set(settings.DEFAULTS)
-    for part in (settings.Reading, settings.Examining, settings.Showing, settings.Comparing):
+    for part in (settings.Reading, analysis.Examining, analysis.Showing, analysis.Comparing):
         assert set(part.__annotations__) <= set(settings.OPTIONS)
     for name, option in settings.OPTIONS.items():
         words = getattr(getattr(settings, name.title().replace("_", ""), None), "__args__", None)
@@ -101,7 +102,7 @@ def test_the_types_of_the_keywords_are_of_the_fields_of_settings() -> None:
 
 
 def test_merge_spells_out_every_setting_with_its_default() -> None:
-    found = inspect.signature(api.merge).parameters
+    found = inspect.signature(sdsurgery.merge).parameters
     assert {name: found[name].default for name in settings.DEFAULTS} == dict(settings.DEFAULTS)
 
 

@@ -86,7 +86,7 @@ def lora(
     return Lora(os.fspath(path), strength, te, text, others)
 
 
-_GIVEN = re.compile(r"(?P<path>.+?)(?:=(?P<strength>[^=]*?)|:(?P<after>-?[\d.]+))?(?:,te=(?P<te>[^=,]*))?")
+_GIVEN = r"(?P<path>.+?)(?:=(?P<strength>[^=]*?)|:(?P<after>-?[\d.]+))?(?:,te=(?P<te>[^=,]*))?"
 
 
 def _one(text: str) -> list[float]:
@@ -98,7 +98,7 @@ def parse(text: str, values: Callable[[str], Sequence[float]] = _one) -> list[Lo
     that ``values`` finds in it. UsageError for a strength that is no number."""
     if os.path.exists(text):
         return [Lora(text)]
-    found = _GIVEN.fullmatch(text)
+    found = re.fullmatch(_GIVEN, text)
     if found is None:
         raise UsageError(f"'{printable(text)}' is not FILE=STRENGTH or FILE=STRENGTH,te=STRENGTH", code="bad_value")
     numbers = []

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..report.html import reported
-from ..settings import (
-    Comparing,
-    Examining,
-    Progress,
-    Showing,
-    settings_of,
-)
+from ..settings import Fallback, Io, Progress, Reading, settings_of
 from .common import Input, Path, listed, spelled_out
 
 if TYPE_CHECKING:
@@ -23,6 +18,35 @@ if TYPE_CHECKING:
     from ..surgery.relations import Relations
     from ..surgery.unmix import Unmixing
     from ..surgery.verify import Verification
+
+
+class Examining(Reading, total=False):
+    """Keywords of ``verify``: those of ``open``, and how the file is read."""
+
+    threads: int
+    io: Io
+    hash: bool
+    progress: Progress | bool | None
+
+
+class Showing(Reading, total=False):
+    """Keywords of ``inspect``: those of ``open``, and its page."""
+
+    html: str | os.PathLike[str] | None
+    overwrite: bool
+
+
+class Comparing(Showing, total=False):
+    """Keywords of ``compare``, ``unmix`` and ``relations``."""
+
+    threads: int
+    io: Io
+    backend: str
+    gpu_memory: int
+    fallback: Fallback
+    fix_names: bool
+    tile_bytes: int
+    progress: Progress | bool | None
 
 
 @spelled_out(Showing)

@@ -72,7 +72,8 @@ def weighted(args: argparse.Namespace, found: list[list[Lora]]) -> list[list[Lor
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..api import bake, sweep
+    from ..api.adapters import bake
+    from ..api.merging import sweep
 
     args.loras = [*args.more, *args.loras]
     if not args.loras:

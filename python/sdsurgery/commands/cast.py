@@ -17,6 +17,6 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..api import cast
+    from ..api.checkpoints import cast
 
     return batch.run(args, cast)

@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..api import compare
+    from ..api.analysis import compare
     from ..report import pictures
     from ..report.progress import display
 

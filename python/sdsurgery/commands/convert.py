@@ -23,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 def run(args: argparse.Namespace) -> int:
     from functools import partial
 
-    from ..api import convert
+    from ..api.checkpoints import convert
     from ..surgery.convert import suffix_of
 
     work = convert if args.names is None else partial(convert, names=args.names)

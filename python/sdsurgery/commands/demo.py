@@ -37,7 +37,7 @@ def demonstrate(*, quiet: bool = False) -> Report:
     """
     import tempfile
 
-    from ..api import merge
+    from ..api.merging import merge
     from ..testing import write_checkpoint
 
     def note(text: str) -> None:

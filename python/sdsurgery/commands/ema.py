@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..api import ema
+    from ..api.checkpoints import ema
 
     options = {"keep_counters": args.keep_counters, "to_ema": args.to_ema}
     return batch.run(args, lambda path, **settings: ema(path, **options, **settings))

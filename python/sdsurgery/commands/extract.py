@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..api import extract
+    from ..api.checkpoints import extract
 
     options = {name: getattr(args, name) for name in ("component", "prefix", "keys", "strip_prefix")}
     return written(args, lambda **settings: extract(args.input, **options, **settings))

@@ -42,7 +42,7 @@ def ranks(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..api import extract_lora
+    from ..api.adapters import extract_lora
 
     names = ("kind", "rank", "energy", "sigma_ratio", "conv_rank", "clamp", "unet", "te", "names")
     own = {name: getattr(args, name) for name in names}

@@ -16,6 +16,6 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..api import fix_clip
+    from ..api.checkpoints import fix_clip
 
     return written(args, lambda **settings: fix_clip(args.input, **settings))

@@ -65,7 +65,7 @@ def _files(args: argparse.Namespace) -> list[str]:
 
 
 def _inspect(args: argparse.Namespace, path: str, progress: Any) -> Inspection:
-    from ..api import inspect
+    from ..api.analysis import inspect
 
     own = {"base": args.base, "keys": args.keys, "hashes": args.hashes, "progress": progress}
     return inspect(path, **own, **chosen(args, _SETTINGS))

@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..api import relations
+    from ..api.analysis import relations
     from ..report import pictures
     from ..report.progress import display
 

@@ -82,7 +82,7 @@ def _ratios(into: Arguments) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..api import merge, sweep
+    from ..api.merging import merge, sweep
     from ..methods.modifiers import modified
     from ..methods.parameters import Param, PerInput
     from ..methods.written import PREFIX
@@ -157,7 +157,7 @@ def _given(args: argparse.Namespace, known: Mapping[str, object]) -> dict[str, A
 
 
 def _of_recipe(args: argparse.Namespace) -> int:
-    from ..api import sweep
+    from ..api.merging import sweep
     from ..recipe import Call, compose
 
     recipe: Recipe = args.tree

@@ -29,7 +29,7 @@ def dialect(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..adapters.lora import parse
-    from ..api import merge_lora
+    from ..api.adapters import merge_lora
 
     loras = [each for (each,) in weighted(args, [parse(text) for text in args.inputs])]
     own = {name: getattr(args, name) for name in ("rank", "energy", "sigma_ratio", "exact", "names")}

@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..api import prune
+    from ..api.checkpoints import prune
 
     options = {name: getattr(args, name) for name in ("preset", "drop", "keep_keys", "drop_keys", "strict")}
     return batch.run(args, lambda path, **settings: prune(path, **options, **settings))

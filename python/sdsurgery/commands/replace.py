@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..api import replace
+    from ..api.checkpoints import replace
 
     if len(args.component) != len(args.donors) or len(set(args.component)) != len(args.component):
         raise UsageError(

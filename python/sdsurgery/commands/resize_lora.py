@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..api import resize_lora
+    from ..api.adapters import resize_lora
 
     own = {name: getattr(args, name) for name in ("rank", "energy", "sigma_ratio", "names")}
     return written(args, lambda **settings: resize_lora(args.input, **own, **settings))

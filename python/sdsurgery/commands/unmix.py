@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..api import unmix
+    from ..api.analysis import unmix
     from ..report.progress import display
 
     with display("unmix", quiet=args.quiet) as progress:

@@ -31,7 +31,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..api import verify
+    from ..api.analysis import verify
     from ..report import console
     from ..report.progress import display
 

@@ -150,22 +150,22 @@ def base_of(shapes: Mapping[str, Shape]) -> tuple[str, str]:
 
 
 _FOREIGN = (
-    ("Flux or HunyuanVideo", re.compile(r"double_blocks|single_blocks|single_transformer_blocks")),
-    ("Stable Diffusion 3", re.compile(r"joint_blocks|lora_transformer_transformer_blocks")),
-    ("a diffusion transformer (Flux, Stable Diffusion 3, PixArt, …)", re.compile(r"^transformer\.transformer_blocks")),
-    ("Stable Cascade", re.compile(r"lora_prior_unet")),
-    ("AnimateDiff (a motion LoRA)", re.compile(r"motion_modules[._]")),
-    ("LTX-Video", re.compile(r"^diffusion_model\.transformer_blocks\.")),
-    ("Wan", re.compile(r"blocks[._]\d+[._]cross_attn")),
-    ("ControlNet-LLLite", re.compile(r"^lllite_")),
-    ("a ControlNet (Control-LoRA)", re.compile(r"^lora_controlnet|^control_model")),
-    ("IP-Adapter", re.compile(r"^(ip_adapter|image_proj)\.")),
+    ("Flux or HunyuanVideo", r"double_blocks|single_blocks|single_transformer_blocks"),
+    ("Stable Diffusion 3", r"joint_blocks|lora_transformer_transformer_blocks"),
+    ("a diffusion transformer (Flux, Stable Diffusion 3, PixArt, …)", r"^transformer\.transformer_blocks"),
+    ("Stable Cascade", r"lora_prior_unet"),
+    ("AnimateDiff (a motion LoRA)", r"motion_modules[._]"),
+    ("LTX-Video", r"^diffusion_model\.transformer_blocks\."),
+    ("Wan", r"blocks[._]\d+[._]cross_attn"),
+    ("ControlNet-LLLite", r"^lllite_"),
+    ("a ControlNet (Control-LoRA)", r"^lora_controlnet|^control_model"),
+    ("IP-Adapter", r"^(ip_adapter|image_proj)\."),
 )
 
 
 def foreign(keys: Iterable[str]) -> str | None:
     """The other network that an adapter with such keys is for, None when its names are those of our families."""
-    counts = [(sum(1 for key in keys if pattern.search(key)), name) for name, pattern in _FOREIGN]
+    counts = [(sum(map(bool, map(re.compile(pattern).search, keys))), name) for name, pattern in _FOREIGN]
     most, name = max(counts)
     return name if most else None
 

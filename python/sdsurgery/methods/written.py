@@ -27,12 +27,12 @@ _SPELLED = {
 }  # fmt: skip
 _FRACTIONS = {"½": "0.5", "¼": "0.25", "¾": "0.75"}
 _POWERS = {"²": "2", "³": "3"}
-_TOKEN = re.compile(
+_TOKEN = (
     r"(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[½¼¾])|(?P<name>[^\W\d½¼¾²³][^\W½¼¾²³]*)"
     r"|(?P<text>'[^']*'|\"[^\"]*\")|(?P<sign>\*\*|<=|>=|==|!=|[-+*/^<>(),=²³−–·×⋅∗÷≤≥≠])|(?P<space>\s+)|(?P<other>.)"
 )
 _ANY_NUMBER = 4  # inspect.CO_VARARGS
-_INPUT = re.compile(r"[A-Z]|A\d+")
+_INPUT = r"[A-Z]|A\d+"
 _LEVELS = (("<", "<=", ">", ">=", "==", "!="), ("+", "-"), ("*", "/"))  # from the loosest
 _NOT_HERE = {
     "of_numbers",
@@ -166,10 +166,10 @@ def substituted(name: str, inputs: Sequence[str], numbers: Mapping[str, str]) ->
     """The formula of the method called ``name`` with texts in the place of its inputs and of some of its numbers."""
     text = name.removeprefix(PREFIX).strip()
     parts: list[str] = []
-    for found in _TOKEN.finditer(text):
+    for found in re.finditer(_TOKEN, text):
         word, rest = found[0], text[found.end() :].lstrip()
         free = found.lastgroup == "name" and not rest.startswith("(") and not re.match("=(?!=)", rest)
-        if free and _INPUT.fullmatch(word):
+        if free and re.fullmatch(_INPUT, word):
             word = inputs[_number_of(word)]
         elif free:
             word = numbers.get(word, word)
@@ -216,7 +216,7 @@ class _Parser:
             raise UsageError(f"formula: longer than {_LONGEST} characters", code="bad_value")
         self.tokens = [
             (found.lastgroup or "", _SPELLED.get(found[0], found[0]), found.start())
-            for found in _TOKEN.finditer(text)
+            for found in re.finditer(_TOKEN, text)
             if found.lastgroup != "space"
         ]
         self.next, self.depth = 0, 0
@@ -304,9 +304,9 @@ class _Parser:
                 return self.called(word, at)
             if word in _functions():
                 self.refuse(f"'{word}' is a function; write {word}(…)", back=1)
-            if _INPUT.fullmatch(word) and word != letter(_number_of(word)):
+            if re.fullmatch(_INPUT, word) and word != letter(_number_of(word)):
                 self.refuse(f"the input '{word}' is written {letter(_number_of(word))}", back=1)
-            return self.make(at, "input" if _INPUT.fullmatch(word) else "parameter", word)
+            return self.make(at, "input" if re.fullmatch(_INPUT, word) else "parameter", word)
         if word == "(":
             found = self.level(0)
             self.expect(")")

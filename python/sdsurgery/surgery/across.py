@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +52,8 @@ def require_plain(method: Method, *, adapted: bool) -> None:
 def _statistics(
     method: Method, pieces: Sequence[Piece], opened: Sequence[Checkpoint], layout: Layout, settings: Settings
 ) -> Any:
+    import tempfile
+
     import numpy as np
 
     assert method.across is not None
