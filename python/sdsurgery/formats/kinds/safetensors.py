@@ -132,8 +132,8 @@ _FRONT, _ENTRY, _METADATA_KEY, _NEXT, _LAST = [
 
 
 def _usual(text: str, data_offset: int, data_size: int) -> tuple[list[TensorInfo], dict[str, str]] | None:
-    """What ``parsed`` gives, several times faster, for a sound header as writers write it, with blanks or without: names
-    without escapes, an entry's fields in the usual order, the metadata first or last. None for others.
+    """What ``parsed`` gives, several times faster, for a sound header as writers write it, with or without blanks:
+    names without escapes, an entry's fields in the usual order, the metadata first or last. None for others.
     """
     front = _FRONT.match(text)
     if front is None:
