@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from . import _native, backends
@@ -66,7 +68,7 @@ def examine(
         while True:
             try:
                 run = _prepare(chosen, plan, sources, None, options)
-                _drive(run, plan, progress)
+                _drive(run, plan, progress and _of_reading(plan, progress))
                 touched = [source for source in sources if source.touched]
                 looks -= bool(touched)
                 if not touched or not looks:
@@ -332,6 +334,21 @@ def _drive(run: RunHandle, plan: Plan, progress: Progress | None) -> None:
     run.finish()
     if progress is not None:
         progress(total, total)
+
+
+def _of_reading(plan: Plan, progress: Progress) -> Progress:
+    """``progress`` in the bytes that are read: what is made of a tensor may be a single number."""
+    starts = [job.offset - plan.data_start for job in plan.jobs]
+    read = list(accumulate((job.bytes_to_read() for job in plan.jobs), initial=0))
+
+    def update(done: int, total: int) -> None:
+        number = bisect_right(starts, done) - 1
+        if done >= total or number < 0:
+            return progress(read[-1] if done >= total else 0, read[-1])
+        part = (done - starts[number]) / max(1, plan.jobs[number].nbytes)
+        progress(read[number] + int(min(1.0, part) * (read[number + 1] - read[number])), read[-1])
+
+    return update
 
 
 def _outcome(plan: Plan, run: RunHandle, chosen: backends.Backend, started: float, output: int = 0) -> Outcome:

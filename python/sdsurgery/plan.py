@@ -101,6 +101,10 @@ class Job(NamedTuple):
         made = [operand.low_rank.factors for operand in self.operands if operand.low_rank is not None]
         return [part for factors in (*made, *(mixing.factors for mixing in self.mixings)) for part in factors]
 
+    def bytes_to_read(self) -> int:
+        mixed = sum([bytes_of(mixing.factors) for mixing in self.mixings])
+        return mixed + sum([part.stored_bytes(self.elements) for part in self.operands])
+
 
 class Common(NamedTuple):
     """What usual jobs share; ``parts`` are the sources and dtypes of their operands."""
@@ -240,10 +244,7 @@ class Plan:
 
     def bytes_to_read(self) -> int:
         """Input bytes that the jobs will read; dropped tensors are never read."""
-        unusual = self.jobs.unusual.values()
-        mixed = sum([bytes_of(mixing.factors) for job in unusual for mixing in job.mixings])
-        others = sum([part.stored_bytes(job.elements) for job in unusual for part in job.operands])
-        return mixed + others + self.jobs.usual_bytes()
+        return sum([job.bytes_to_read() for job in self.jobs.unusual.values()]) + self.jobs.usual_bytes()
 
 
 def together(plans: Sequence[Plan]) -> Plan | None:

@@ -237,6 +237,19 @@ def test_nothing_is_printed_and_the_command_line_imports_no_logging(pair: tuple[
     assert "| logging\n" not in ended.err.replace("   ", "")
 
 
+def test_what_only_reads_tells_how_much_it_has_read(pair: tuple[Path, Path]) -> None:
+    """One number may be all that is made of a large tensor."""
+    seen: list[tuple[int, int]] = []
+    found = sdsurgery.compare(*pair, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (found.bytes_read, found.bytes_read)
+    assert found.bytes_read == 2 * 3 * 4  # two tensors of three float32 numbers
+    assert seen == sorted(seen)
+    seen.clear()
+    sdsurgery.unmix(pair[0], [pair[1]], progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (found.bytes_read, found.bytes_read)
+    assert seen == sorted(seen)
+
+
 def test_progress_true_shows_a_bar(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sdsurgery.report import progress
 
