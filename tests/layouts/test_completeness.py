@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from layout_tools import NAMES, UNET, whole
 from sdsurgery import layouts
@@ -17,7 +19,7 @@ def shapes(name: str) -> Shapes:
 
 
 def check(found: Shapes, name: str = "sd1") -> Completeness:
-    return completeness(found, layouts.get(name))
+    return completeness({key: SimpleNamespace(shape=shape) for key, shape in found.items()}, layouts.get(name))
 
 
 @pytest.mark.parametrize("name", NAMES)

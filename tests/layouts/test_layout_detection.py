@@ -179,6 +179,16 @@ class TestAdapters:
             ({"0.<cat>": (1, 768), "1.<dog>": (2, 768)}, "textual-inversion-sd1", ("vectors: 3", "tokens: 2")),
             ({"one": (76, 768), "other": (76, 768)}, "unknown", ()),
             ({"one": (1, 768), "other": (1, 1024)}, "unknown", ()),
+            ({"sks": (1024,)}, "textual-inversion-sd2", ("vectors: 1",)),
+            ({"<v1.5 norm>": (768,)}, "textual-inversion-sd1", ("vectors: 1",)),
+            ({"emb_params": (90, 768)}, "textual-inversion-sd1", ("vectors: 90",)),
+            # parameters of other networks
+            ({"sks": (76, 768)}, "unknown", ()),
+            ({"mean": (1, 1024), "std": (1, 1024)}, "unknown", ()),
+            ({"class_embedding": (768,)}, "unknown", ()),
+            ({"text_projection": (75, 768)}, "unknown", ()),
+            ({"resampler.latents": (16, 768)}, "unknown", ()),
+            ({"encoder.pos": (1, 768)}, "unknown", ()),
         ],
     )
     def test_embeddings_of_other_programs(

@@ -7,7 +7,6 @@ several: ``lora_down.weight``, ``lora_A.weight`` and ``lora.down.weight`` are al
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import NamedTuple
 
 DOWN, UP, MID, ALPHA, MAGNITUDE = "down", "up", "mid", "alpha", "magnitude"
@@ -68,7 +67,6 @@ class Key(NamedTuple):
         return self.part not in _VAGUE
 
 
-@lru_cache(maxsize=4096)
 def split(key: str) -> Key | None:
     """The key's module and part; None for a key that is no adapter's."""
     if "." not in key or key.startswith(BUNDLED):

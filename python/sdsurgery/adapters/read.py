@@ -134,17 +134,25 @@ def open_adapter(path: str | os.PathLike[str], **opening: Unpack[Reading]) -> Ad
     """Open an adapter: a file, or a folder as peft and diffusers write it. InputRefused for what is none."""
     checkpoint = open_checkpoint(file_of(path), **opening)
     try:
-        checkpoint.require_usable()
-        return _read(checkpoint)
+        return read_adapter(checkpoint)
     except BaseException:
         checkpoint.close()
         raise
 
 
+def read_adapter(checkpoint: Checkpoint) -> Adapter:
+    """The adapter that an opened file is. InputRefused for what is none."""
+    checkpoint.require_usable()
+    adapter = _read(checkpoint)
+    if adapter is None:
+        raise _refusal(checkpoint)
+    return adapter
+
+
 def adapter_of(checkpoint: Checkpoint) -> Adapter | None:
     """The adapter that an opened file is; None for a file that is none, or no usable one."""
     try:
-        return _read(checkpoint)
+        return None if checkpoint.unusable else _read(checkpoint)
     except InputRefused:
         return None
 
@@ -169,8 +177,8 @@ def weights_in(folder: str | os.PathLike[str]) -> str | None:
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
-def _read(checkpoint: Checkpoint) -> Adapter:
-    found = detect(checkpoint.tensors)
+def _read(checkpoint: Checkpoint) -> Adapter | None:
+    """The adapter that the file is; None for one that is none, or one of other models."""
     modules: dict[str, Parts] = {}
     spelled: dict[tuple[str, str], str] = {}
     bundled, strangers = [], []
@@ -198,8 +206,8 @@ def _read(checkpoint: Checkpoint) -> Adapter:
         modules[module] = left
         if not left:
             del modules[module]
-    if adapters.foreign(list(checkpoint.tensors)) or not any(_changes(*each) for each in modules.items()):
-        _refuse(checkpoint, found.layout.name, found.layout.title)
+    if not any(_changes(*each) for each in modules.items()) or adapters.foreign(checkpoint.tensors):
+        return None
     base, evidence = adapters.base_of({name: info.shape for name, info in checkpoint.tensors.items()})
     return Adapter(
         checkpoint, modules, base, evidence, tuple(bundled), tuple(strangers), settings_of(checkpoint), spelled
@@ -218,9 +226,11 @@ def _changes(module: str, parts: Parts) -> bool:
     return bool(kind_of(module, {part: info.shape for part, info in parts.items()})) or any(p in parts for p in OF_BIAS)
 
 
-def _refuse(checkpoint: Checkpoint, family: str, title: str) -> None:
+def _refusal(checkpoint: Checkpoint) -> InputRefused:
+    found = detect(checkpoint.tensors)
+    family = found.layout.name
     path = printable(checkpoint.path)
-    foreign = adapters.foreign(list(checkpoint.tensors))
+    foreign = adapters.foreign(checkpoint.tensors)
     unread = next(filter(None, map(keys.unread, checkpoint.tensors)), None)
     if foreign:
         text = f"{path}: made for {foreign}, not for Stable Diffusion"
@@ -233,5 +243,5 @@ def _refuse(checkpoint: Checkpoint, family: str, title: str) -> None:
     elif family == UNKNOWN.name:
         text = f"{path}: not an adapter: no tensor has a name of LoRA, LyCORIS or the like"
     else:
-        text = f"{path}: an adapter is expected, and this is {title}"
-    raise InputRefused(text, code="family", path=checkpoint.path)
+        text = f"{path}: an adapter is expected, and this is {found.layout.title}"
+    return InputRefused(text, code="family", path=checkpoint.path)

@@ -8,7 +8,7 @@ Sources: kohya-ss/sd-scripts ``networks/{lora,oft}.py``, KohakuBlueleaf/LyCORIS 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -51,46 +51,51 @@ _RANKED = (DOWN, "hada_w1_b")
 
 def classify(tensors: Mapping[str, TensorInfo]) -> Adapter | None:
     """The adapter that these tensors make up, None when they make none."""
-    shapes = {key: tuple(info.shape) for key, info in tensors.items()}
-    return _network(shapes) or _embedding(shapes) or _hypernetwork(shapes)
+    return _network(tensors) or _embedding(tensors) or _hypernetwork(tensors)
 
 
-def _network(shapes: Mapping[str, Shape]) -> Adapter | None:
+def _network(tensors: Mapping[str, TensorInfo]) -> Adapter | None:
+    named: dict[str, Key] = {}
     modules: dict[str, set[str]] = {}
     examples: dict[str, str] = {}
     others = 0
-    for key in shapes:
+    for key in tensors:
         parts = split(key)
+        if parts:
+            named[key] = parts
         if parts and parts.part in _PARTS:
             algorithm = _PARTS[parts.part]
             modules.setdefault(algorithm, set()).add(parts.module)
             examples.setdefault(algorithm, key)
         else:
             others += 1
-            if 3 * others > 2 * len(shapes):  # a checkpoint may hold a few such names by chance
+            if 3 * others > 2 * len(tensors):  # a checkpoint may hold a few such names by chance
                 return None
     if not modules:
         return None
+    shapes = {key: tuple(info.shape) for key, info in tensors.items()}
     main = max(modules, key=lambda name: len(modules[name]))
-    base, shown_by = _base(shapes)
+    base, shown_by = _base(shapes, named)
     key = shown_by or examples[main]
-    return Adapter(_KIND_OF[main], base, key, shapes[key], tuple(_describe(shapes, modules, examples)))
+    return Adapter(_KIND_OF[main], base, key, shapes[key], tuple(_describe(shapes, named, modules, examples)))
 
 
 def _describe(
-    shapes: Mapping[str, Shape], modules: Mapping[str, set[str]], examples: Mapping[str, str]
+    shapes: Mapping[str, Shape],
+    named: Mapping[str, Key],
+    modules: Mapping[str, set[str]],
+    examples: Mapping[str, str],
 ) -> Iterator[str]:
     algorithms = ["BOFT" if name == "OFT" and len(shapes[examples[name]]) == 4 else name for name in modules]
     yield "algorithm: " + ", ".join(algorithms)
-    found = {key: parts for key in shapes if (parts := split(key))}
-    ranks = [shapes[key][0] for key, parts in found.items() if parts.part in _RANKED and shapes[key]]
+    ranks = [shapes[key][0] for key, parts in named.items() if parts.part in _RANKED and shapes[key]]
     if ranks:
         low, high = min(ranks), max(ranks)
         yield f"rank: {low}" if low == high else f"rank: {low} to {high}"
     paths = set().union(*modules.values())
     text = sum(1 for path in paths if path.startswith(("lora_te", "text_encoder", "lycoris_text")))
     yield f"modules: {len(paths)} ({len(paths) - text} U-Net, {text} text encoder)"
-    if any(parts.part in (MAGNITUDE, MAGNITUDE_OUT) for parts in found.values()):
+    if any(parts.part in (MAGNITUDE, MAGNITUDE_OUT) for parts in named.values()):
         yield "weight decomposition (DoRA)"
 
 
@@ -108,10 +113,9 @@ def _of_first_encoder() -> list[Base]:
     return [base for base in _bases() if "text_encoder" in base.text_encoders]
 
 
-def _base(shapes: Mapping[str, Shape]) -> tuple[str, str | None]:
+def _base(shapes: Mapping[str, Shape], named: Mapping[str, Key]) -> tuple[str, str | None]:
     """Base model and the tensor that shows it: the text width of a cross-attention, else names that only its have,
     else the width of the only text encoder."""
-    named = {key: parts for key in shapes if (parts := split(key))}
     for key, parts in named.items():
         if len(shapes[key]) > 0 and parts.part != UP and re.search(_CROSS_ATTENTION, parts.module):
             base = _of_width(_input_width(shapes, named, parts.module), _bases())
@@ -139,10 +143,11 @@ _SD1_WIDTH = 768
 
 def base_of(shapes: Mapping[str, Shape]) -> tuple[str, str]:
     """The base model of an adapter with these tensors (its short name) and what shows it; "" where nothing does."""
-    base, key = _base(shapes)
+    named = {key: parts for key in shapes if (parts := split(key))}
+    base, key = _base(shapes, named)
     if not base or key is None:
         return "", ""
-    parts = split(key)
+    parts = named.get(key)
     width = next((each.width for each in _bases() if each.name == base), 0)
     if parts and re.search(_CROSS_ATTENTION, parts.module):
         return base, f"attn2.{parts.module[-4:]} takes {width} inputs"
@@ -163,7 +168,7 @@ _FOREIGN = (
 )
 
 
-def foreign(keys: Iterable[str]) -> str | None:
+def foreign(keys: Collection[str]) -> str | None:
     """The other network that an adapter with such keys is for, None when its names are those of our families."""
     counts = [(sum(map(bool, map(re.compile(pattern).search, keys))), name) for name, pattern in _FOREIGN]
     most, name = max(counts)
@@ -197,20 +202,32 @@ _TOKENS, _VECTORS = 4, 75  # of several tokens in a file, each under its own nam
 _OF_EMBEDDING = re.compile(r"em[bp]_params$|string_to_param")
 
 
-def _embedding(shapes: Mapping[str, Shape]) -> Adapter | None:
+# A placeholder token: ``<cat-toy>`` may hold anything; another word neither dots, as a parameter's path does, nor what
+# networks call parameters that belong to no layer (CLIP's class_embedding, the mean and std of unCLIP's normalizer).
+_TOKEN = re.compile(
+    r"(?:\d+\.)?(?:<.+>|(?!(?:.*_)?(?:weight|bias|scale|gamma|beta|mean|std|var|norm|embeddings?|tokens?|quer(?:y|ies)|"
+    r"proj|projection|latents?|features?)$)[^.]+)",
+    re.DOTALL,
+)
+
+
+def _embedding(tensors: Mapping[str, TensorInfo]) -> Adapter | None:
     """Textual inversion: the vectors of a new token, or of several, one per row. OneTrainer's have twins for behind the
     text encoder (``_out``), a diffusers concept is called after its token, and a list of such has numbers before."""
-    own = {key: shape for key, shape in shapes.items() if not (key.endswith("_out") and key[:-4] in shapes)}
+    own = [key for key in tensors if not (key.endswith("_out") and key[:-4] in tensors)]
     for base in _bases():
-        if base.embedding and own.keys() == set(base.embedding):
+        if base.embedding and set(own) == set(base.embedding):
             key = base.embedding[-1]
-            return Adapter("textual-inversion", base.name, key, shapes[key], (f"vectors: {shapes[key][0]}",))
-    named = {key: shape for key, shape in own.items() if _OF_EMBEDDING.match(key)} or own
+            shape = tuple(tensors[key].shape)
+            return Adapter("textual-inversion", base.name, key, shape, (f"vectors: {shape[0]}",))
+    stated = [key for key in own if _OF_EMBEDDING.match(key)]
+    if not 1 <= len(stated or own) <= _TOKENS:
+        return None
+    named = {key: tuple(tensors[key].shape) for key in stated or own}
     counts = [shape[0] if len(shape) == 2 else 1 for shape in named.values()]
     if (
-        not 1 <= len(named) <= _TOKENS
-        or (len(named) > 1 and max(counts) > _VECTORS)
-        or any(key.endswith((".weight", ".bias")) for key in named)
+        (max(counts) > _VECTORS and not (stated and len(named) == 1))
+        or not (stated or all(map(_TOKEN.fullmatch, named)))
         or any(len(shape) not in (1, 2) or shape[-1] not in _WIDTHS for shape in named.values())
         or len({shape[-1] for shape in named.values()}) > 1
     ):
@@ -223,14 +240,15 @@ def _embedding(shapes: Mapping[str, Shape]) -> Adapter | None:
 _HYPERNETWORK = re.compile(r"(320|640|768|1024|1280)\.[01]\.linear")
 
 
-def _hypernetwork(shapes: Mapping[str, Shape]) -> Adapter | None:
+def _hypernetwork(tensors: Mapping[str, TensorInfo]) -> Adapter | None:
     """A hypernetwork: for each width a pair of small networks, for keys and values."""
-    widths = {int(match[1]): key for key in shapes if (match := _HYPERNETWORK.match(key))}
+    widths = {int(match[1]): key for key in tensors if (match := _HYPERNETWORK.match(key))}
     if not widths:
         return None
     key = next(iter(widths.values()))
     base = next((each.name for each in _of_first_encoder() if each.width in widths), "")
-    return Adapter("hypernetwork", base, key, shapes[key], ("widths: " + ", ".join(map(str, sorted(widths))),))
+    notes = ("widths: " + ", ".join(map(str, sorted(widths))),)
+    return Adapter("hypernetwork", base, key, tuple(tensors[key].shape), notes)
 
 
 def _sniff(kind: str, base: str, layout: Layout, probe: Probe) -> Match | None:

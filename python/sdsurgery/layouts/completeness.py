@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ..errors import printable
 from . import aliases, names
@@ -13,6 +13,13 @@ from .shapes import Shape
 
 _OWN = frozenset(("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "depth", "depth_estimator"))
 """Components that a loader fills from the file; a file may hold any of them and none of the others."""
+
+
+class Shaped(Protocol):
+    """Anything with the shape of a tensor."""
+
+    @property
+    def shape(self) -> Shape: ...
 
 
 class Part(NamedTuple):
@@ -70,7 +77,7 @@ def _wide(shape: Shape) -> Shape:
     return tuple(size for size in shape if size != 1)
 
 
-def completeness(shapes: Mapping[str, Shape], layout: Layout) -> Completeness:
+def completeness(tensors: Mapping[str, Shaped], layout: Layout) -> Completeness:
     """Compare a file's names and shapes with what its family lists. Nothing is found for a family that lists nothing.
 
     Sizes are compared only in a component most of whose sizes are the family's: a file of reduced size is not wrong.
@@ -80,7 +87,7 @@ def completeness(shapes: Mapping[str, Shape], layout: Layout) -> Completeness:
         return Completeness((), {}, (), ())
     held: dict[str, str] = {}
     extra, thirds = [], set()
-    for name in shapes:
+    for name in tensors:
         if name in listed:  # as nearly all are
             if held.setdefault(name, name) != name:
                 thirds.add(name)
@@ -103,7 +110,7 @@ def completeness(shapes: Mapping[str, Shape], layout: Layout) -> Completeness:
         expected = len(own) + len(absent)
         parts.append(Part(component, expected, len(own), absent))
         misshapen += _misshapen(
-            {held[key]: (tuple(shapes[held[key]]), listed[key]) for key in own if held[key] not in thirds}
+            {held[key]: (tuple(tensors[held[key]].shape), listed[key]) for key in own if held[key] not in thirds}
         )
     return Completeness(tuple(parts), lacking, tuple(misshapen), tuple(extra))
 

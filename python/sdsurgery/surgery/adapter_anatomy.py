@@ -12,10 +12,10 @@ from ..adapters import names, writing
 from ..adapters.arrays import array, values
 from ..adapters.facts import training_facts
 from ..adapters.lora import Lora
-from ..adapters.read import Adapter, counted, open_adapter, summary
+from ..adapters.read import Adapter, counted, summary
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..encodings import decode
-from ..errors import InputRefused, UsageError, printable
+from ..errors import printable
 from ..layouts import detect
 from .bake import applied
 
@@ -76,30 +76,14 @@ def _spread(counts: dict[str, int]) -> str:
     return counted(counts)
 
 
-def anatomy(
-    path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, **opening: Unpack[Reading]
-) -> Anatomy | None:
-    """What an adapter consists of; None for a file that is none. UsageError for a ``base`` beside one that is none,
-    InputRefused for one of another family."""
-    try:
-        adapter = open_adapter(path, **opening)
-    except InputRefused:
-        if base is not None:
-            raise UsageError(
-                f"{printable(os.fspath(path))} is no adapter, so base= has no use", code="conflict"
-            ) from None
-        if os.path.isdir(path):
-            raise
-        return None
-    try:
-        found = _of(adapter)
-        if base is not None:
-            with open_checkpoint(base, **opening) as checkpoint:
-                decode(checkpoint)
-                found.strengths = _strengths(adapter, checkpoint)
-        return found
-    finally:
-        adapter.close()
+def anatomy(adapter: Adapter, base: str | os.PathLike[str] | None = None, **opening: Unpack[Reading]) -> Anatomy:
+    """What an adapter consists of. InputRefused for a ``base`` of another family."""
+    found = _of(adapter)
+    if base is not None:
+        with open_checkpoint(base, **opening) as checkpoint:
+            decode(checkpoint)
+            found.strengths = _strengths(adapter, checkpoint)
+    return found
 
 
 def _of(adapter: Adapter) -> Anatomy:

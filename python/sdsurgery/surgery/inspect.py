@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import encodings
+from ..adapters.read import adapter_of, file_of, read_adapter
 from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from ..errors import printable
+from ..errors import UsageError, printable
 from ..layouts import aliases, detect
 from ..layouts.completeness import completeness
 from ..report.warnings import in_json, warned
@@ -90,10 +91,12 @@ def inspect(
     from ..metadata import recipe_of
 
     wanted = patterns("keys=", keys)
-    adapter = anatomy(path, base, **opening)
-    path = adapter.path if adapter is not None else path
-
-    with open_checkpoint(path, **opening) as checkpoint:
+    file = file_of(path)
+    with open_checkpoint(file, **opening) as checkpoint:
+        adapter = read_adapter(checkpoint) if file != os.fspath(path) else adapter_of(checkpoint)
+        if adapter is None and base is not None:
+            raise UsageError(f"{printable(file)} is no adapter, so base= has no use", code="conflict")
+        parts = None if adapter is None else anatomy(adapter, base, **opening)
         stored = checkpoint.tensors
         encodings.decode(checkpoint)  # a family is recognised by the weights' own shapes
         found = detect(checkpoint.tensors)
@@ -107,12 +110,12 @@ def inspect(
                 part.bytes += info.nbytes
                 part.dtypes[info.dtype.name] = part.dtypes.get(info.dtype.name, 0) + 1
         kinds = checkpoint.encodings
-        whole = completeness({name: info.shape for name, info in checkpoint.tensors.items()}, layout)
+        whole = completeness(checkpoint.tensors, layout)
         evidence = None
         if found.evidence_key is not None:
             evidence = f"{found.evidence_key} {list(found.evidence_shape or ())}"
         return Inspection(
-            path=os.fspath(path),
+            path=file,
             format=checkpoint.format,
             bytes=checkpoint.bytes,
             family=layout.name,
@@ -134,9 +137,9 @@ def inspect(
                 *remarks(checkpoint, layout),
             ],
             absent=list(whole.absent),
-            adapter=adapter,
+            adapter=parts,
             hashes=_computed(checkpoint, progress) if hashes else _known(checkpoint),
-            ancestry=ancestry(checkpoint.metadata(), os.fspath(path)),
+            ancestry=ancestry(checkpoint.metadata(), file),
             tensors=[row for info in stored.values() for row in _rows(info, layout, wanted)],
         )
 

@@ -297,15 +297,15 @@ class _Decisions:
             else:
                 pieces.append(self.given.get(name) or self.one(name, info, traits))
         pieces += [piece for name, piece in self.given.items() if name not in first]
-        names = {*first, *self.given}
+        added: set[str] = set()
         for source in range(1, len(self.tensors)):
             for name, info in self.tensors[source].items():
-                if name in names or self.layout.is_ema(name):
+                if name in first or name in self.given or name in added or self.layout.is_ema(name):
                     continue
                 if not add_missing:
                     dropped.append(Dropped(source, name, "not in A"))
                     continue
-                names.add(name)
+                added.add(name)
                 dtype = (
                     None if self.layout.exact_copy(name) or info.dtype.kind != "float" else self.dtype_of(info.shape)
                 )

@@ -159,7 +159,7 @@ def completenesses(
     notes: list[str] = []
     lacking: list[set[str] | None] = []
     for source, (checkpoint, found) in enumerate(zip(checkpoints, detections, strict=True)):
-        whole = completeness({name: info.shape for name, info in checkpoint.tensors.items()}, found.layout)
+        whole = completeness(checkpoint.tensors, found.layout)
         notes += [warned("incomplete", what=f"{who(source, checkpoints)}: {line}") for line in whole.lines()]
         lacking.append(set(whole.lacking) if whole.parts else None)
     first = lacking[0]

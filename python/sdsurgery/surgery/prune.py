@@ -195,7 +195,7 @@ def _reason(name: str, layout: Layout, rules: _Rules) -> str | None:
 
 def _require_whole(checkpoint: Checkpoint, layout: Layout, pieces: Sequence[Piece]) -> None:
     """InputRefused when ``inference`` would leave a component that the family's loader cannot fill."""
-    found = completeness({piece.name: piece.shape for piece in pieces}, layout)
+    found = completeness({piece.name: piece for piece in pieces}, layout)
     if found.incomplete:
         raise InputRefused(
             f"{printable(checkpoint.path)}: {found.text()}; no program loads such a model. "

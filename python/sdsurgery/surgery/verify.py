@@ -77,7 +77,7 @@ def verify(path: str | os.PathLike[str], settings: Settings, expect: Sequence[st
             nonfinite=placed.by_name(outcome.nonfinite),
             notes=[*checkpoint.notes, *remarks(checkpoint, layout)],
         )
-        whole = completeness({name: info.shape for name, info in checkpoint.tensors.items()}, layout)
+        whole = completeness(checkpoint.tensors, layout)
         result.absent = list(whole.absent)
         result.differs += whole.lines()
         if checkpoint.records:
