@@ -8,9 +8,11 @@ arguments, a rule looks at them. Read as documentation: the ``__reduce__`` and `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .pickle_followed import Made
 from .pickle_names import dangerous
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ builtins: FutureWarning RuntimeWarning ZeroDivisionError FileNotFoundError Permi
 builtins: ImportError ModuleNotFoundError
 collections: OrderedDict defaultdict Counter deque UserDict UserList UserString
 array: array _array_reconstructor
+joblib.numpy_pickle: NumpyArrayWrapper
 copyreg: _reconstructor __newobj__ __newobj_ex__
 _codecs: encode
 datetime: date datetime time timedelta timezone
@@ -161,6 +164,12 @@ def _table() -> frozenset[str]:
 HARMLESS = _table()
 
 
+PLAIN_OBJECTS = frozenset(
+    ("joblib.numpy_pickle.NumpyArrayWrapper", "numpy.dtype", "numpy.ndarray", "numpy._core.multiarray._reconstruct")
+)
+"""Calls that give what is neither text nor can be called."""
+
+
 # --- rules for arguments ---------------------------------------------------------------------------------------------
 
 
@@ -177,7 +186,7 @@ def _makes(*places: int) -> Rule:
     def rule(pickle: Judgement, args: Args) -> str:
         for place in places:
             if place < len(args) and args[place] is not None:
-                against = _class(args[place])
+                against = class_objection(args[place])
                 if against:
                     return against
         return ""
@@ -185,7 +194,8 @@ def _makes(*places: int) -> Rule:
     return rule
 
 
-def _class(value: Any) -> str:
+def class_objection(value: Any) -> str:
+    """What speaks against an object of a class, in words; '' when it is known to be harmless."""
     label = getattr(value, "label", "")
     if getattr(value, "plain", False) and (label in HARMLESS or label.startswith("__torch__.")):
         return ""
@@ -197,7 +207,7 @@ def _of_type(pickle: Judgement, args: Args) -> str:
     if len(args) < 3 or not getattr(args[0], "label", "").startswith("torch._utils._rebuild_"):
         return f"calls {getattr(args[0], 'label', '') or 'an unknown value' if args else 'nothing'}"
     pickle.call(args[0], args[2])
-    return _class(args[1]) or _attributes(pickle, args[3:])
+    return class_objection(args[1]) or _attributes(pickle, args[3:])
 
 
 def _attributes(pickle: Judgement, args: Args) -> str:
@@ -251,7 +261,7 @@ def _generator(pickle: Judgement, args: Args) -> str:
     """NumPy's generators: (bit generator, its class or its name, and a function that makes it of these)."""
     if len(args) > 1 and getattr(args[1], "label", "") != _BIT_GENERATOR:
         return f"calls {getattr(args[1], 'label', '') or 'an unknown value'}"
-    return _class(args[0]) if args and hasattr(args[0], "plain") else ""
+    return class_objection(args[0]) if args and hasattr(args[0], "plain") else ""
 
 
 def _no_argument(pickle: Judgement, args: Args) -> str:
@@ -305,6 +315,9 @@ _RULES: dict[str, Rule] = {
 }  # fmt: skip
 
 
+_DTYPE = re.compile(r"[a-zA-Z?]\d{0,9}")
+
+
 def harmless(label: str) -> bool:
     """Whether a name stands in the table, or is a class of a TorchScript program, which no Python module has."""
     return label in HARMLESS or label.startswith("__torch__.")
@@ -313,6 +326,8 @@ def harmless(label: str) -> bool:
 def objection(pickle: Judgement, function: Name, args: Args | None) -> str:
     """What speaks against a call, in words; '' when it is known to be harmless. ``args`` is None when not known."""
     label = function.label
+    if _makes_dtype(function, args):
+        return ""
     rule = _RULES.get(label)
     if not function.plain or not (harmless(label) or rule):
         return "" if dangerous(label) else f"calls {label}"  # a dangerous name is a finding by itself
@@ -321,10 +336,20 @@ def objection(pickle: Judgement, function: Name, args: Args | None) -> str:
     return rule(pickle, args) if args is not None else f"calls {label} with arguments that are not known"
 
 
+def _makes_dtype(function: Name, args: Args | None) -> bool:
+    """Whether this is a call of numpy.dtype under whatever module's name, as a pickle in another pickle may spell it
+    for loaders that mix up their memos (``joblib_pickle``): nothing of this name does harm with these arguments."""
+    if function.label.rpartition(".")[2] != "dtype" or args is None or len(args) != 3:
+        return False
+    return isinstance(args[0], str) and bool(_DTYPE.fullmatch(args[0])) and all(type(x) is bool for x in args[1:])
+
+
 def result(function: Name, args: Args | None) -> Any:
     """What a call gives, when that is one of its arguments or an object of a class among them; else None."""
     if args and function.label == "_codecs.encode":
         return args[0]
+    if _makes_dtype(function, args):
+        return Made("numpy.dtype")
     if args and function.label in ("copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__"):
         return args[0]
     return None

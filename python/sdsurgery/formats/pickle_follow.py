@@ -15,6 +15,7 @@ from functools import partial
 from struct import Struct
 from typing import Any
 
+from .pickle_calls import PLAIN_OBJECTS
 from .pickle_followed import UNKNOWN, Blob, LongText, Made, Name, Pairs
 from .pickle_graph import MAX_OPCODES
 from .pickle_judgement import MAX_NAMES, Judgement
@@ -54,6 +55,8 @@ class Pickle(Stream, Judgement):
         self._below: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
         self._run()
+        if self.crossed:
+            self.odd["an argument crosses the end of its frame, which loaders read differently"] = None
         self.end = self._base + self._at
         self._stack, self._below, self._memo = [], [], {}
 
@@ -188,8 +191,8 @@ class Pickle(Stream, Judgement):
     def _frame(self, opcode: int) -> None:
         begin = self._base + self._at - 1
         length = int.from_bytes(self._take(8), "little")
-        self._check_frame(begin, self._frame_end + 1)
-        self._frame_end = begin + 9 + length
+        self._check_frame(begin, self.frame_end + 1)
+        self.frame_end = begin + 9 + length
 
     # --- stack, memo, containers -------------------------------------------------------------------------------------
 
@@ -322,7 +325,7 @@ class Pickle(Stream, Judgement):
         name, module = self._stack.pop(), self._stack.pop()
         if isinstance(name, str) and isinstance(module, str):
             self._name(module, name)
-        elif isinstance(name, str | Made) and isinstance(module, str | Made):
+        elif all(isinstance(each, str) or _may_be_text(each) for each in (name, module)):
             self.odd["names a class by a text that cannot be known here"] = None
             self._stack.append(UNKNOWN)
         else:
@@ -382,6 +385,10 @@ class Pickle(Stream, Judgement):
                 elif isinstance(part, Made) and not part.blank and not part.label.startswith(_NO_DICTS):
                     self.doubt(f"sets attributes of {target.label or 'an object'} whose names are not known")
         # Of other values an empty state is taken, and any other ends the loading.
+
+
+def _may_be_text(value: Any) -> bool:
+    return isinstance(value, Made) and value.label not in PLAIN_OBJECTS
 
 
 _U8, _U16, _U32, _U64 = map(Struct, ("<B", "<H", "<I", "<Q"))

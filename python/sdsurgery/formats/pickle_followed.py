@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class Name:
     """A class or function that the pickle named; ``plain`` when the name has no dot."""
@@ -41,12 +43,14 @@ class LongText(Made):
 
 
 class Pairs:
-    """A dict: ``odd`` says why setting its items as attributes could make the unpickler call one of them."""
+    """A dict: ``odd`` says why setting its items as attributes could make the unpickler call one of them. ``held`` are
+    its keys and values in turn, where a reader needs them; None when they are too many."""
 
-    __slots__ = ("odd",)
+    __slots__ = ("held", "odd")
 
     def __init__(self) -> None:
         self.odd = ""
+        self.held: tuple[Any, ...] | None = ()
 
 
 UNKNOWN = Made(blank=True)

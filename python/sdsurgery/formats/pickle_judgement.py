@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .pickle_calls import objection, result
+from .pickle_calls import PLAIN_OBJECTS, objection, result
 from .pickle_followed import UNKNOWN, Blob, LongText, Made, Name
 from .pickle_names import dangerous
 from .pickle_stream import Stopped
@@ -15,11 +15,13 @@ _HOOKS = frozenset(("append", "extend", "add"))  # methods that the unpickler lo
 
 class Judgement:
     """``names``: what a pickle names, with the number of times. ``calls``: what loading it calls, likewise.
-    ``unjudged``: calls that are not known to be harmless, in words. ``nested``: files that it hands to torch.load, as
-    bytes or as text that stands for bytes. ``storages``: the persistent ids of torch, key to storage class.
+    ``odd``: what loaders read differently, in words. ``unjudged``: calls that are not known to be harmless, in words.
+    ``nested``: files that it hands to torch.load, as bytes or as text that stands for bytes. ``storages``: the
+    persistent ids of torch, key to storage class.
     """
 
     def __init__(self) -> None:
+        self.odd: dict[str, None] = {}
         self.names: dict[str, int] = {}
         self.excused: dict[str, int] = {}  # times that a dangerous name was used in a way known to be harmless
         self.calls: dict[str, int] = {}
@@ -35,6 +37,8 @@ class Judgement:
     def call(self, function: Any, args: Any) -> Any:
         """What the unpickler calls: counted and judged. Gives what the call makes."""
         if isinstance(function, Made):
+            if function.label in PLAIN_OBJECTS:
+                raise Stopped("calls what cannot be called")
             self.doubt(f"calls the result of {function.label}" if function.label else "calls an unknown value")
             return UNKNOWN
         if not isinstance(function, Name):
@@ -53,6 +57,29 @@ class Judgement:
             if made is None or isinstance(made, Name)
             else made
         )
+
+    def include(self, other: Judgement) -> None:
+        """Add what another pickle of the same source does."""
+        for own, more in ((self.names, other.names), (self.excused, other.excused), (self.calls, other.calls)):
+            for label, count in more.items():
+                own[label] = own.get(label, 0) + count
+        self._include_findings(other)
+
+    def join(self, other: Judgement) -> None:
+        """Add what the same bytes do when another loader reads them: what both readings name counts once."""
+        for label in {**self.names, **other.names}:
+            counts = [(each.names.get(label, 0), each.excused.get(label, 0)) for each in (self, other)]
+            self.names[label] = max(named for named, _ in counts)
+            self.excused[label] = self.names[label] - max(named - excused for named, excused in counts)
+        for label, count in other.calls.items():
+            self.calls[label] = max(count, self.calls.get(label, 0))
+        self._include_findings(other)
+
+    def _include_findings(self, other: Judgement) -> None:
+        self.unjudged |= other.unjudged
+        self.odd |= other.odd
+        self.storages |= other.storages
+        self.nested += other.nested
 
     def add_nested(self, data: Any) -> bool:
         """A file inside, given as bytes; whether it can be found there."""

@@ -65,7 +65,7 @@ _ANYWHERE = _words(
 _HARMLESS = _words(
     """
     torch.serialization._get_layout io.BytesIO io.StringIO types.SimpleNamespace types.MappingProxyType
-    copyreg.__newobj__ copyreg.__newobj_ex__
+    copyreg.__newobj__ copyreg.__newobj_ex__ joblib.numpy_pickle.NumpyArrayWrapper
     torch.jit._pickle.build_intlist torch.jit._pickle.build_tensorlist torch.jit._pickle.build_doublelist
     torch.jit._pickle.build_boollist torch.jit._pickle.build_tensor_from_id torch.jit._pickle.restore_type_tag
     """
@@ -85,9 +85,9 @@ def original_name(module: str, name: str) -> str:
 
 def dangerous(label: str) -> bool:
     """Whether a global of this name could be made to run something when a pickle that names it is loaded."""
-    if label in _HARMLESS:
-        return False
     module, _, name = label.rpartition(".")
+    if label in _HARMLESS or name == "dtype":
+        return False
     if label in _NAMES or label in _MODULES or name in _ANYWHERE or _is_hook(label):
         return True
     while module:

@@ -24,15 +24,15 @@ class Stopped(Exception):
 
 
 class Stream:
-    """Bytes of ``source`` from ``start`` on. ``odd``: what loaders read differently, in words; ``exhausted``: a limit
-    of ours was reached. Stopped where the unpickler would stop."""
+    """Bytes of ``source`` from ``start`` on. ``exhausted``: a limit of ours was reached; ``frame_end``: of the frame
+    that began last; ``crossed``: an argument crosses it. Stopped where the unpickler would stop."""
 
     def __init__(self, source: Bytes, start: int) -> None:
         self.source = source
-        self.odd: dict[str, None] = {}
         self.exhausted = False
         self._base, self._at, self._data = start, 0, b""
-        self._frame_end = 0
+        self.frame_end = 0
+        self.crossed = False
 
     def _fill(self, count: int) -> None:
         """A window that begins here and holds ``count`` bytes at least."""
@@ -45,11 +45,11 @@ class Stream:
 
     def _check_frame(self, begin: int, end: int) -> None:
         """CPython's readers lose what is left of a frame when an argument goes on behind it, each in its own way."""
-        if begin < self._frame_end < end:
-            self.odd["an argument crosses the end of its frame, which loaders read differently"] = None
+        if begin < self.frame_end < end:
+            self.crossed = True
 
     def _take(self, count: int) -> bytes:
-        if self._frame_end:
+        if self.frame_end:
             pos = self._base + self._at
             self._check_frame(pos, pos + count)
         if self._at + count > len(self._data):

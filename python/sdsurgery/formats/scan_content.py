@@ -13,6 +13,7 @@ from struct import unpack
 from typing import Any
 
 from ..errors import InputRefused, printable
+from .joblib_pickle import WRAPPER, JoblibPickle
 from .kinds import safetensors
 from .numpy_file import MAGIC as NUMPY
 from .numpy_file import read_header
@@ -207,8 +208,7 @@ class Scanner:
         stream at once. These are counted."""
         bad, pos = False, 0
         for _ in range(MAX_PICKLES):
-            found = Pickle(source, pos, min(self.work, MAX_OPCODES))
-            self.work -= found.opcodes
+            found = self._read(label, source, pos, MAX_OPCODES)
             if found.harms or found.unjudged or found.exhausted:
                 bad = True
                 self._count(label, found, depth, source)
@@ -273,10 +273,36 @@ class Scanner:
 
     def _follow(self, label: str, source: Bytes, pos: int, depth: int) -> Pickle:
         limit = 2 * MAX_OPCODES if source.read(pos, 1) == b"\x80" else MAX_OPCODES
-        found = Pickle(source, pos, min(self.work, limit))
-        self.work -= found.opcodes
+        found = self._read(label, source, pos, limit)
         if found.ended or found.harms or found.unjudged or source.read(pos, 1) == b"\x80":
             self._count(label, found, depth, source)
+        return found
+
+    def _read(self, label: str, source: Bytes, pos: int, limit: int) -> Pickle:
+        """One pickle; where it has joblib's arrays, as joblib reads it, with all that other loaders would do."""
+        plain = self._pickle(source, pos, limit)
+        if WRAPPER not in plain.names:
+            return plain
+        found: Pickle = JoblibPickle(source, pos, min(self.work, limit))
+        self.work -= found.opcodes
+        exhausted = plain.exhausted or found.exhausted
+        if plain.ended and not found.ended:
+            plain.join(found)
+            found = plain
+        else:
+            found.join(plain)
+            last, count = plain, 0
+            while last.ended and pos < last.end < found.end and not exhausted:
+                last, count = self._pickle(source, last.end, limit), count + 1
+                found.include(last)
+                exhausted = last.exhausted or count > MAX_PICKLES
+        if exhausted:
+            self._doubt(label, "joblib's arrays: too long to follow to the end")
+        return found
+
+    def _pickle(self, source: Bytes, pos: int, limit: int) -> Pickle:
+        found = Pickle(source, pos, min(self.work, limit))
+        self.work -= found.opcodes
         return found
 
     def _count(self, label: str, found: Pickle, depth: int, source: Bytes) -> None:
