@@ -92,8 +92,7 @@ class TensorInfo(NamedTuple):
         return TensorInfo(self.name, self.offset, form)
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """A run of bytes that a file keeps a checksum of. ``crc32`` is None when the file does not say it."""
 
     offset: int

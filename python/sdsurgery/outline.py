@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .dtypes import DType
@@ -68,7 +68,7 @@ class Region(NamedTuple):
         if self.encoded is not None and self.encoded.encoding is not None:
             return self._replace(encoded=self.encoded._replace(encoding=self.encoded.encoding.at(element)))
         if self.view is not None:
-            return self._replace(view=replace(self.view, start=self.view.start + element))
+            return self._replace(view=self.view._replace(start=self.view.start + element))
         return self._replace(offset=self.offset + (self.dtype.nbytes(element) or 0))
 
 

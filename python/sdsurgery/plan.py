@@ -44,7 +44,7 @@ class Operand(NamedTuple):
         if self.low_rank is not None:
             return self._replace(low_rank=self.low_rank.at(element))
         if self.view is not None:
-            return self._replace(view=replace(self.view, start=self.view.start + element))
+            return self._replace(view=self.view._replace(start=self.view.start + element))
         return self._replace(offset=self.offset + (self.dtype.nbytes(element) or 0))
 
     def stored_bytes(self, count: int) -> int:
@@ -53,8 +53,7 @@ class Operand(NamedTuple):
         return (self.dtype.nbytes(count) or 0) if made is None else made.stored_bytes
 
 
-@dataclass(frozen=True)
-class Fill:
+class Fill(NamedTuple):
     """Generated, normally distributed values: element i depends only on seed + i."""
 
     seed: int
@@ -215,8 +214,7 @@ class Check:
     parts: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True)
-class Version:
+class Version(NamedTuple):
     """A further output of a plan: like the first but for where its tensor data lie, and the numbers of its jobs."""
 
     data_start: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
 from .dtypes import BY_NAME, BY_OPTION, F16, TORCH, DType
 from .errors import UsageError, printable
@@ -39,8 +39,7 @@ Pairs = Mapping[str, str] | Iterable[str] | tuple[tuple[str, str], ...]
 """Metadata: a dictionary, or texts like ``KEY=VALUE``."""
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """How a setting is spelled on the command line (``flag``, empty where only Python has it) and explained.
 
     ``words``: the values that it may have, the first is the default. ``metavar``: what its value is called, empty for

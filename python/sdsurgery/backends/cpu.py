@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import _native
 from ..dtypes import DType
@@ -198,8 +198,7 @@ def compute_into(operand: Operand, sources: Sequence[Source], first: int, buffer
     _native.compute_into(list(sources), _native_operand(code_of(operand.dtype), operand), first, buffer)
 
 
-@dataclass(frozen=True)
-class LastStage:
+class LastStage(NamedTuple):
     """What is left to evaluate of a job's program once its stages have read the tensor: for the backends of devices,
     which see a tile at a time. The inputs behind the job's own are generated (``Program.without_stages``)."""
 

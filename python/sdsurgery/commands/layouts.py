@@ -43,15 +43,13 @@ def _families(args: argparse.Namespace) -> int:
 
 
 def _keys(args: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from ..layouts import get, keys_table
 
     lines = list(keys_table(args.keys, ema=args.ema))
     if not args.json:
         return print_lines(lines)
     layout = get(args.keys)
-    return print_json({"layout": layout.name, "tensors": [asdict(row) for row in layout.tensors(ema=args.ema)]})
+    return print_json({"layout": layout.name, "tensors": [row._asdict() for row in layout.tensors(ema=args.ema)]})
 
 
 def _blocks(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..discovery import module_names
 from . import kinds
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 Pieces = Iterable[tuple[int, bytes]]  # offset in the file, bytes
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(NamedTuple):
     """Where everything goes. ``offsets``: of each tensor, the same for tensors that share their bytes.
 
     ``sums``: (offset, bytes) of what ``structure`` needs the CRC-32 of. ``structure(metadata, sums)`` gives every byte

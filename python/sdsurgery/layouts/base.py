@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from .detect import Match, Probe
 
 
-@dataclass(frozen=True)
-class LayoutTensor:
+class LayoutTensor(NamedTuple):
     """One tensor of a family.
 
     ``dtype_class`` is ``float`` (whatever float type the file uses), ``int64`` or ``int32``. ``block`` is the merge

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import printable
@@ -22,8 +21,7 @@ _UNET_PREFIXES = (names.UNET, "", "diffusion_model.", "state_dict." + names.UNET
 _EVIDENCE = "input_blocks.4.1." + CROSS_ATTENTION
 
 
-@dataclass(frozen=True)
-class Detection:
+class Detection(NamedTuple):
     """The family of a file, the tensor that shows it, and notes for the user."""
 
     layout: Layout

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """How such a tensor lies in its storage: strides in elements. ``start`` elements are skipped."""
 
     shape: tuple[int, ...]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
@@ -24,8 +23,7 @@ RIGHT = struct.pack(f"<{TOKENS}q", *range(TOKENS))
 _SIBLING = "token_embedding.weight"  # every encoder with position_ids has it beside them
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """State of one position_ids tensor: ``missing``, ``misplaced``, ``wrong`` (values, dtype or shape) or ``right``."""
 
     name: str

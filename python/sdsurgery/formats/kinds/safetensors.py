@@ -14,10 +14,9 @@ import sys
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from json.encoder import encode_basestring as _quoted
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...checkpoint import Contents, Form, TensorInfo
 from ...dtypes import BY_NAME, DType
@@ -205,8 +204,7 @@ def _end_of(tensors: Sequence[TensorInfo], data_offset: int) -> int:
 # ---------------------------------------------------------------- writing
 
 
-@dataclass(frozen=True)
-class FileLayout:
+class FileLayout(NamedTuple):
     """A file to be written. All numbers are bytes from its start.
 
     The data begin at ``start``, a multiple of 8; ``offsets`` has one place per tensor, in the given order; ``size`` is

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...checkpoint import Contents
@@ -47,7 +46,7 @@ def read(source: Source, *, allow_suspicious: bool = False, allow_inflate: bool 
             raise InputRefused(f"shard '{printable(shards[number])}' lacks tensor '{printable(lacking)}' of the index")
         own = (info for info in part.tensors if names.get(info.name) == shards[number])
         found.tensors += [info.with_form(info.form._replace(file=number)) for info in own]
-        found.records += [replace(record, file=number) for record in part.records]
+        found.records += [record._replace(file=number) for record in part.records]
         found.unusable |= part.unusable
         found.metadata = {**part.metadata, **found.metadata}
     found.notes.append(f"{len(shards)} shards read as one")
