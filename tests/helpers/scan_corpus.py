@@ -326,6 +326,8 @@ def archives(canary: str) -> Corpus:
     found["npy of objects"] = ("numpy", npy)
     found["npy version 2"] = ("numpy", _npy("|O", evil, version=2))
     found["npy of records"] = ("numpy", _npy([("a", "<i4"), ("b", "|O")], evil))
+    spellings = ("object", "object_", "O8", "i4,O", "2O", "(2,)O")
+    found |= {f"npy of {spelling}": ("numpy", _npy(spelling, evil)) for spelling in spellings}
     for form, method in (("stored", 0), ("deflated", 8), ("bzip2", 12)):
         out = io.BytesIO()
         with zipfile.ZipFile(out, "w", method) as archive:
@@ -334,6 +336,10 @@ def archives(canary: str) -> Corpus:
     found |= {
         "gzip": ("gzip", gzip.compress(evil, mtime=0)),
         "gzip of protocol 0": ("gzip", gzip.compress(b"cos\nmkdir\n(V" + canary.encode() + b"\ntR.", mtime=0)),
+        "gzip with all fields": (
+            "gzip",
+            b"\x1f\x8b\x08\x1c" + bytes(6) + pack("<H", 4) + b"abcdname\0text\0" + gzip.compress(evil, mtime=0)[10:],
+        ),
         "gzip members": ("gzip", gzip.compress(evil[:5], mtime=0) + gzip.compress(evil[5:], mtime=0)),
         "gzip members behind zeros": (
             "gzip",
@@ -359,6 +365,51 @@ def archives(canary: str) -> Corpus:
         latin = call("_codecs", "encode", text(nested.decode("latin-1")), text("latin1"))
         found[f"nested {form} as text"] = ("pickle", pickled(call("torch.storage", "_load_from_bytes", latin)))
     return found
+
+
+def methods(canary: str) -> Corpus:
+    """Objects whose attributes are functions, for what calls such a method of what it gets; by no dangerous name."""
+    run = call("functools", "partial", name("mailbox", "Maildir"), text(canary))
+
+    def bag(kind: tuple[str, str] = ("types", "SimpleNamespace"), /, **attributes: bytes) -> bytes:
+        return name(*kind) + b")\x81" + dict_of(attributes) + b"b"
+
+    def module(buffers: bytes) -> bytes:
+        return bag(("torch.nn.modules.linear", "Identity"), _buffers=buffers, _parameters=b"}", _modules=b"}")
+
+    ordered = call("collections", "OrderedDict") + dict_of({"keys": run}) + b"b"
+    state = tuple_of(name("mailbox", "Maildir"), b")", b"}", dict_of({"keys": run}))
+    detach = bag(detach=run)
+    bodies = {
+        "dict": call("builtins", "dict", bag(keys=run)),
+        "OrderedDict": call("collections", "OrderedDict", bag(("argparse", "Namespace"), keys=run)),
+        "UserDict": call("collections", "UserDict", bag(("builtins", "ValueError"), keys=run)),
+        "defaultdict": call("collections", "defaultdict", b"N", bag(("collections", "UserList"), keys=run)),
+        "Counter of an OrderedDict": call("builtins", "dict", ordered),
+        "partial": call("builtins", "dict", call("functools", "partial", name("mailbox", "Maildir")) + state + b"b"),
+        "module": call("builtins", "dict", module(dict_of({"keys": run}))),
+        "module, filled later": b"}q\x070"
+        + module(b"h\x07")
+        + b"q\x080h\x07("
+        + text("keys")
+        + run
+        + b"u0"
+        + call("builtins", "dict", b"h\x08"),
+        "Parameter": call("torch.nn.parameter", "Parameter", detach),
+        "_rebuild_parameter": call("torch._utils", "_rebuild_parameter", detach, b"\x88", b"}"),
+        "_rebuild_parameter_with_state": call(
+            "torch._utils", "_rebuild_parameter_with_state", detach, b"\x88", b"}", b"}"
+        ),
+        "_rebuild_from_type_v2": call(
+            "torch._tensor",
+            "_rebuild_from_type_v2",
+            name("torch._utils", "_rebuild_parameter"),
+            name("torch.nn.parameter", "Parameter"),
+            tuple_of(detach, b"\x88", b"}"),
+            b"}",
+        ),
+    }
+    return {key: ("pickle", pickled(body)) for key, body in bodies.items()}
 
 
 def _deflated(data: bytes, window: int) -> bytes:
@@ -420,7 +471,7 @@ def _npy(descr: object, data: bytes, version: int = 1) -> bytes:
 def hostile(canary: str) -> Corpus:
     """All of it."""
     found: Corpus = {}
-    for kind in (calls, plain, streams, archives):
+    for kind in (calls, plain, streams, archives, methods):
         found |= {f"{kind.__name__}: {key}": value for key, value in kind(canary).items()}
     return found
 

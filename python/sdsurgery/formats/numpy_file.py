@@ -77,7 +77,7 @@ def _element(descr: Any, depth: int) -> tuple[bool, int | None]:
     if isinstance(descr, str):
         simple = _SIMPLE.fullmatch(descr)
         if simple is None:
-            return "O" in descr, None
+            return True, None  # np.save writes no such name; np.dtype knows "object", "i4,O" and more
         code, digits = simple[1], int(simple[2] or 0)
         return code == "O", {"?": 1, "b": digits or 1, "U": 4 * digits}.get(code, digits)
     if isinstance(descr, list) and len(descr) == 2 and _is_shape(descr[1]):  # a subarray

@@ -55,6 +55,7 @@ numpy: complex64 complex128 datetime64 timedelta64 object_ intc intp uintc uintp
 numpy._core.multiarray: scalar _reconstruct
 numpy._core.numeric: _frombuffer
 numpy.rec: recarray record
+numpy.matrixlib.defmatrix: matrix
 numpy.dtypes: BoolDType Int8DType Int16DType Int32DType Int64DType UInt8DType UInt16DType UInt32DType UInt64DType
 numpy.dtypes: Float16DType Float32DType Float64DType Complex64DType Complex128DType ObjectDType StrDType BytesDType
 numpy.dtypes: LongDoubleDType DateTime64DType TimeDelta64DType VoidDType StringDType
@@ -170,6 +171,44 @@ PLAIN_OBJECTS = frozenset(
 """Calls that give what is neither text nor can be called."""
 
 
+_DATA = tuple(
+    f"{start}."
+    for start in (
+        "numpy", "torch._utils", "torch._tensor", "torch.storage", "torch.jit._pickle", "torch.serialization",
+        "__torch__", "datetime", "decimal", "fractions", "uuid", "ipaddress", "pathlib", "array", "_codecs", "re",
+    )
+)  # fmt: skip
+_CONTAINERS = frozenset(f"collections.{kind}" for kind in ("OrderedDict", "defaultdict", "Counter", "deque"))
+_BUILT_IN = frozenset(f"builtins.{kind}" for kind in _TEXT.splitlines()[1].partition(": ")[2].split())
+_KEEPING = frozenset(
+    ("copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__", "functools.partial")
+)  # calls that only keep their arguments, or make an object of a class
+
+
+def is_data(label: str) -> bool:
+    """Whether what a call of ``label`` gives is data without attributes of the file's choosing that are called. A file
+    may give other objects any attribute, and much of the table looks up methods of what it gets: dict(x) calls x.keys.
+    """
+    of_torch = label.startswith("torch.") and label.count(".") == 1
+    return of_torch or label.startswith(_DATA) or label in _BUILT_IN or label in _CONTAINERS
+
+
+def may_be_text(value: Any) -> bool:
+    """Whether the result of a call may be a text, which the scan does not know."""
+    return isinstance(value, Made) and value.label not in PLAIN_OBJECTS
+
+
+def may_be_called(value: Any) -> bool:
+    """Whether a value may be a function or the like."""
+    if isinstance(value, Made):
+        return bool(value.label) and not is_data(value.label)
+    return hasattr(value, "plain") and not value.label.startswith(_DTYPES)
+
+
+_DTYPES = tuple(f"torch.{kind}" for kind in ("float", "bfloat", "complex", "int", "uint", "bool", "q"))
+_TAKING_NAMES = ("torch._utils.", "torch._tensor.", "numpy.", "copyreg.", "functools.partial", "torch.jit._pickle.")
+
+
 # --- rules for arguments ---------------------------------------------------------------------------------------------
 
 
@@ -210,11 +249,17 @@ def _of_type(pickle: Judgement, args: Args) -> str:
     return class_objection(args[1]) or _attributes(pickle, args[3:])
 
 
+def _of_tensor(pickle: Judgement, args: Args) -> str:
+    """What calls a method of its first argument, a tensor."""
+    label = getattr(args[0], "label", "") if args and hasattr(args[0], "plain") else ""
+    return f"takes {label} for a tensor" if label else ""
+
+
 def _attributes(pickle: Judgement, args: Args) -> str:
     """Dicts among the arguments become attributes."""
     parts = [part for value in args for part in (value if isinstance(value, tuple) else (value,))]
     odd = next((part.odd for part in parts if getattr(part, "odd", "")), "")
-    return f"sets {odd}" if odd else ""
+    return f"sets {odd}" if odd else _of_tensor(pickle, args)
 
 
 def _one_argument(pickle: Judgement, args: Args) -> str:
@@ -299,6 +344,10 @@ _RULES: dict[str, Rule] = {
     "torch._tensor._rebuild_from_type_v2": _of_type,
     "torch._utils._rebuild_wrapper_subclass": _makes(0),
     "torch._utils._rebuild_parameter_with_state": _attributes,
+    "types.SimpleNamespace": _attributes,
+    **dict.fromkeys((label for label in HARMLESS if label.endswith(".AttributeDict")), _attributes),
+    "torch._utils._rebuild_parameter": _of_tensor,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _of_tensor,
     "torch.storage._load_from_bytes": _nested,
     "builtins.getattr": _attribute,
     "builtins.type": _one_argument,
@@ -331,8 +380,13 @@ def objection(pickle: Judgement, function: Name, args: Args | None) -> str:
     rule = _RULES.get(label)
     if not function.plain or not (harmless(label) or rule):
         return "" if dangerous(label) else f"calls {label}"  # a dangerous name is a finding by itself
-    if rule is None:
+    bag = next((x.label for x in args or () if isinstance(x, Made) and x.label and not is_data(x.label)), "")
+    if bag and label not in _KEEPING:
+        return f"hands an object of {bag} to {label}"
+    if rule is None and label.startswith(_TAKING_NAMES):
         return ""
+    if rule is None:
+        return _hands_no_names(label)(pickle, args or ())
     return rule(pickle, args) if args is not None else f"calls {label} with arguments that are not known"
 
 
@@ -346,7 +400,7 @@ def _makes_dtype(function: Name, args: Args | None) -> bool:
 
 def result(function: Name, args: Args | None) -> Any:
     """What a call gives, when that is one of its arguments or an object of a class among them; else None."""
-    if args and function.label == "_codecs.encode":
+    if args and (function.label == "_codecs.encode" or function.label.startswith("torch.jit._pickle.")):
         return args[0]
     if _makes_dtype(function, args):
         return Made("numpy.dtype")

@@ -15,7 +15,7 @@ from functools import partial
 from struct import Struct
 from typing import Any
 
-from .pickle_calls import PLAIN_OBJECTS
+from .pickle_calls import may_be_text
 from .pickle_followed import UNKNOWN, Blob, LongText, Made, Name, Pairs
 from .pickle_graph import MAX_OPCODES
 from .pickle_judgement import MAX_NAMES, Judgement
@@ -44,8 +44,7 @@ class Pickle(Stream, Judgement):
         Stream.__init__(self, source, start)
         Judgement.__init__(self)
         self.rare: set[int] = set()  # those of its opcodes that torch.save never writes
-        self.opcodes = 0
-        self.protocol = 0
+        self.opcodes = self.protocol = 0
         self.ended = False
         self.stopped = ""
         self.value: Any = None
@@ -55,6 +54,7 @@ class Pickle(Stream, Judgement):
         self._below: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
         self._run()
+        self.doubt_methods()
         if self.crossed:
             self.odd["an argument crosses the end of its frame, which loaders read differently"] = None
         self.end = self._base + self._at
@@ -293,14 +293,16 @@ class Pickle(Stream, Judgement):
         elif isinstance(target, Made):
             if target.label not in _DICTS:  # a class may give its items as attributes
                 self.hooks(target.label, self.oddity(items))
-            elif self.oddity(items):
-                target.blank = False
+            else:
+                target.blank = target.blank and not self.oddity(items)
+                self.keep_methods(items)
         elif items and not isinstance(target, Blob):
             raise Stopped("sets items of a value that has none")
 
     def _set(self, target: Pairs | list[Any], items: list[Any]) -> None:
-        if isinstance(target, Pairs) and not target.odd:
-            target.odd = self.oddity(items)
+        if isinstance(target, Pairs):
+            target.odd = target.odd or self.oddity(items)
+            self.keep_methods(items)
 
     # --- names and calls ---------------------------------------------------------------------------------------------
 
@@ -325,7 +327,7 @@ class Pickle(Stream, Judgement):
         name, module = self._stack.pop(), self._stack.pop()
         if isinstance(name, str) and isinstance(module, str):
             self._name(module, name)
-        elif all(isinstance(each, str) or _may_be_text(each) for each in (name, module)):
+        elif all(isinstance(each, str) or may_be_text(each) for each in (name, module)):
             self.odd["names a class by a text that cannot be known here"] = None
             self._stack.append(UNKNOWN)
         else:
@@ -362,6 +364,8 @@ class Pickle(Stream, Judgement):
         if opcode == 0x92 and not isinstance(keywords, Pairs | Made):
             raise Stopped("a call whose keywords are not a dict")
         self._stack[-1] = self.call(self._stack[-1], args)
+        if isinstance(keywords, Pairs):
+            self.hooks("a new object", keywords.odd)
 
     def _inst(self, opcode: int) -> None:
         args = self._pop_mark()
@@ -385,10 +389,6 @@ class Pickle(Stream, Judgement):
                 elif isinstance(part, Made) and not part.blank and not part.label.startswith(_NO_DICTS):
                     self.doubt(f"sets attributes of {target.label or 'an object'} whose names are not known")
         # Of other values an empty state is taken, and any other ends the loading.
-
-
-def _may_be_text(value: Any) -> bool:
-    return isinstance(value, Made) and value.label not in PLAIN_OBJECTS
 
 
 _U8, _U16, _U32, _U64 = map(Struct, ("<B", "<H", "<I", "<Q"))

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from .pickle_calls import PLAIN_OBJECTS, objection, result
+from .pickle_calls import PLAIN_OBJECTS, may_be_called, objection, result
 from .pickle_followed import UNKNOWN, Blob, LongText, Made, Name
 from .pickle_names import dangerous
 from .pickle_stream import Stopped
 
 MAX_NAMES = 1000  # different names that are listed
-_HOOKS = frozenset(("append", "extend", "add"))  # methods that the unpickler looks up on the object itself
+_TYPES = (dict, list, set, str, bytes, int, float)
+_OF_TENSORS = (
+    "detach", "requires_grad_", "to", "clone", "cpu", "cuda", "set_", "view", "type", "numpy", "asformat", "tobytes",
+)  # fmt: skip
+_HOOKS = frozenset(_OF_TENSORS).union(*([name for name in dir(each) if name[0] != "_"] for each in _TYPES))
+"""Methods that the unpickler, or what it calls, looks up on an object: an attribute of that name is called."""
 
 
 class Judgement:
@@ -27,6 +32,7 @@ class Judgement:
         self.calls: dict[str, int] = {}
         self.unjudged: dict[str, None] = {}
         self.storages: dict[str, str] = {}
+        self.methods: dict[str, None] = {}
         self.nested: list[Blob | LongText | str] = []
 
     @property
@@ -98,11 +104,21 @@ class Judgement:
             if isinstance(key, Made):
                 return "an attribute whose name is not known"
             if isinstance(key, str) and (
-                (key.startswith("__") and key.endswith("__"))
-                or (key in _HOOKS and isinstance(value, Name | Made) and value is not UNKNOWN)
+                (key.startswith("__") and key.endswith("__")) or (key in _HOOKS and may_be_called(value))
             ):
                 return f"the attribute {key}"
         return ""
+
+    def keep_methods(self, items: list[Any]) -> None:
+        """Remember the items of a dict that would be methods if a module of torch had the dict for its buffers."""
+        for key, value in zip(items[::2], items[1::2], strict=False):
+            if isinstance(key, str) and key in _HOOKS and may_be_called(value):
+                self.methods[key] = None
+
+    def doubt_methods(self) -> None:
+        """Modules of torch give what their dicts hold as attributes."""
+        if self.methods and any(label.startswith("torch.nn.modules.") for label in self.calls):
+            self.doubt(f"a dict gives a module of torch the method {next(iter(self.methods))}")
 
     def hooks(self, label: str, odd: str) -> None:
         if odd:
