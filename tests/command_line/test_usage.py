@@ -45,11 +45,19 @@ def test_did_you_mean_for_verbs_and_parameters(models: Path) -> None:
     )
     # An option that must be there is not said to be missing when it is only mistyped.
     refused(sds("merge", "--methd", "add-diff", models / "a.safetensors"), 2, "'--methd'", "did you mean '--method'")
-    refused(sds("merge", models / "a.safetensors", "--alpha", "1"), 2, "--alpha needs --method, one of weighted-sum")
     with pytest.raises(sdsurgery.UsageError, match="did you mean 'alpha'"):
         sdsurgery.merge("add-diff", [models / "a.safetensors"] * 3, alhpa=1, dry_run=True)
     with sdsurgery.open(models / "a.safetensors") as opened, pytest.raises(KeyError, match="did you mean"):
         opened.info("model.diffusion_model.out.2.bais")
+
+
+def test_without_a_method_the_usual_ones_for_so_many_files_are_shown(models: Path) -> None:
+    files = [models / f"{name}.safetensors" for name in "abc"]
+    refused(sds("merge", *files[:2], "--alpha", "0.3"), 2, "merge needs a method", f"{files[1]} --method weighted-sum")
+    refused(sds("merge", *files), 2, "--method add-diff", "A + (B − C)", "--method triple-sum")
+    refused(sds("merge", *files, files[0]), 2, "--method mean", "--weights")
+    refused(sds("merge", files[0]), 2, "two files or more")
+    refused(sds("merge", files[0], "none.safetensors"), 3, "none.safetensors: No such file")
 
 
 def test_after_two_dashes_come_files_whatever_their_names(models: Path, tmp_path: Path) -> None:

@@ -19,6 +19,18 @@ def net(prefix: str, value: float, keys: tuple[str, ...] = BLOCKS) -> dict[str, 
     return {prefix + key: ("F32", [2], f32(value, 2 * value)) for key in keys}
 
 
+OF_PARTS = {UNET: "unet.", "cond_stage_model.transformer.": "encoder.", "conditioner.": "t.",
+            "first_stage_model.": "autoencoder."}  # fmt: skip
+WRAPPED = {"": "x.y."}
+IN_FORGE = {"conditioner.embedders.0.": "text_encoders.clip_l.", "first_stage_model.": "vae."}
+
+
+def renamed(tensors: dict[str, Raw], fronts: dict[str, str]) -> dict[str, Raw]:
+    for old, new in fronts.items():
+        tensors = {new + name[len(old) :] if name.startswith(old) else name: raw for name, raw in tensors.items()}
+    return tensors
+
+
 @pytest.mark.parametrize(
     "prefix",
     ["", "diffusion_model.", "module.", "model.module.", "_forward_module.", "_orig_mod." + UNET, "ema_model." + UNET,
@@ -36,6 +48,26 @@ def test_a_constant_prefix_or_infix_is_seen_and_told_once(prefix: str, keys: tup
         )
         assert read_raw(tmp_path / "o.safetensors")[0] == net(name, 2, keys), "the output has A's names"
         assert sum("names" in note and "under" in note for note in report.notes) == 1
+
+
+def test_under_any_front_a_name_means_what_it_means_without(tmp_path: Path) -> None:
+    plain, wrapped = tmp_path / "plain.safetensors", tmp_path / "wrapped.safetensors"
+    write_checkpoint(plain, "sd1", size="tiny", ema=True, seed=1)
+    write_checkpoint(tmp_path / "b.safetensors", "sd1", size="tiny", seed=2)
+    write_raw(wrapped, renamed(read_raw(plain)[0], WRAPPED))
+
+    def same(verb: str, *given: object, **options: object) -> None:
+        made = []
+        for path in (plain, wrapped):
+            arguments = [*given[:1], [path, *given[1:]]] if verb == "merge" else [path]
+            getattr(sdsurgery, verb)(*arguments, out=tmp_path / "o.safetensors", overwrite=True, **options)
+            made.append(read_raw(tmp_path / "o.safetensors")[0])
+        assert made[1] in (made[0], renamed(made[0], WRAPPED))
+
+    same("merge", "weighted-sum", tmp_path / "b.safetensors", alpha=0.5, blocks="IN04=1,BASE=0")
+    same("prune", preset="inference")
+    same("extract", component="vae", strip_prefix=True)
+    same("cast", fix_names=True)
 
 
 @pytest.mark.parametrize(("old", "new"), [("", "any.thing."), ("cond_stage_model.", "text_encoders.clip_l.")])
@@ -62,18 +94,25 @@ def test_tensors_of_another_shape_are_no_reason_to_pair_names(tmp_path: Path) ->
     refused(sds("merge", "--method", "weighted-sum", a, b, "-o", tmp_path / "o.safetensors"), 3, "little in common")
 
 
-def test_parts_under_names_of_their_own_are_matched_one_by_one(tmp_path: Path) -> None:
-    fronts = {UNET: "unet.", "cond_stage_model.transformer.": "encoder.", "first_stage_model.": "autoencoder."}
-    write_checkpoint(tmp_path / "a.safetensors", "sd1", size="tiny", seed=1)
-    write_checkpoint(tmp_path / "b.safetensors", "sd1", size="tiny", seed=2)
-    tensors, _ = read_raw(tmp_path / "b.safetensors")
-    for old, new in fronts.items():
-        tensors = {new + name[len(old) :] if name.startswith(old) else name: raw for name, raw in tensors.items()}
-    write_raw(tmp_path / "parts.safetensors", tensors)
-    a = tmp_path / "a.safetensors"
-    for name in ("b", "parts"):
-        sdsurgery.merge("weighted-sum", [a, tmp_path / f"{name}.safetensors"], out=tmp_path / f"{name}-out.safetensors")
-    assert read_raw(tmp_path / "parts-out.safetensors")[0] == read_raw(tmp_path / "b-out.safetensors")[0]
+@pytest.mark.parametrize(
+    ("family", "first", "second"),
+    [("sd1", {}, OF_PARTS), ("sd1", WRAPPED, OF_PARTS), ("sdxl-base", OF_PARTS, WRAPPED),
+     ("sdxl-base", IN_FORGE, OF_PARTS)],
+)  # fmt: skip
+def test_parts_under_names_of_their_own_are_matched_one_by_one(
+    family: str, first: dict[str, str], second: dict[str, str], tmp_path: Path
+) -> None:
+    plain, own = [], []
+    for name, fronts in (("a", first), ("b", second)):
+        plain.append(tmp_path / f"{name}.safetensors")
+        write_checkpoint(plain[-1], family, size="tiny", seed=ord(name))
+        own.append(write_raw(tmp_path / f"{name}-own.safetensors", renamed(read_raw(plain[-1])[0], fronts)))
+    sdsurgery.merge("weighted-sum", plain, out=tmp_path / "expected.safetensors")
+    report = sdsurgery.merge("weighted-sum", own, out=tmp_path / "o.safetensors")
+    assert read_raw(tmp_path / "o.safetensors")[0] == renamed(read_raw(tmp_path / "expected.safetensors")[0], first)
+    assert len({note for note in report.notes if "read as names" in note}) == len(
+        [note for note in report.notes if "read as names" in note]
+    ), "each is told once"
 
 
 def test_a_second_network_does_not_lend_what_the_first_lacks(tmp_path: Path) -> None:

@@ -32,9 +32,9 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     files = "FILE FILE [FILE …] --method METHOD" if recipe is None else "--recipe FILE"
     parser.usage = f"sdsurgery merge {files} [options] -o OUT"
     what = group(parser, "what is merged")
-    what.add_argument("inputs", nargs="+" if recipe is None else "*", metavar="FILE",
+    what.add_argument("inputs", nargs="*", metavar="FILE",
                       help="A B [C …], in the method's order")  # fmt: skip
-    method = what.add_mutually_exclusive_group(required=recipe is None)
+    method = what.add_mutually_exclusive_group()
     method.add_argument("--method", help="see `sdsurgery methods`")
     method.add_argument("--formula", metavar="TEXT", help="a method of your own, such as 'A + k*(B - C)'")
     what.add_argument("--recipe", metavar="FILE", help="merges of merges as JSON, instead of --method and files")
@@ -89,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.tree is not None:
         return _of_recipe(args)
+    if args.method is None and args.formula is None:
+        raise _without_method(args.inputs)
     plain = _chosen(args.method or PREFIX + args.formula, args.variant, args.compat)
     method = modified(plain, args.curve, _bounds(args.clamp, args.bounds), args.adjust is not None)
     params = _once(_given(args, method.params), _adjusting(args.adjust), *map(method.named, args.numbers))
@@ -103,6 +105,33 @@ def run(args: argparse.Namespace) -> int:
         return written(args, lambda **settings: sweep(method.name, args.inputs, **options, **settings))
     options["loras"] = [each[0] for each in loras]
     return written(args, lambda **settings: merge(method.name, args.inputs, **options, **settings, **params))
+
+
+def _without_method(inputs: Sequence[str]) -> UsageError:
+    """The refusal of files without a method: what is usual for so many, with their names. InputRefused for missing
+    files."""
+    from ..files import require_found
+
+    require_found(inputs)
+    choices = _USUAL.get(len(inputs), _USUAL_OF_MANY if len(inputs) > 1 else _USUAL[2])
+    files = " ".join(map(printable, inputs)) if len(inputs) > 1 else "A.safetensors B.safetensors"
+    lines = [f"sdsurgery merge {files} --method {how} -o mix.safetensors" for how, _ in choices]
+    shown = "; or ".join(f"{line}  gives {what}" for line, (_, what) in zip(lines, choices, strict=True))
+    few = "merge takes two files or more, and a method" if len(inputs) < 2 else "merge needs a method"
+    return UsageError(f"{few}: {shown} (`sdsurgery methods` lists all)", code="wrong_inputs")
+
+
+_USUAL = {
+    2: [("weighted-sum --alpha 0.3", "0.7·A + 0.3·B")],
+    3: [
+        ("add-diff --alpha 1", "A + (B − C)"),
+        ("triple-sum --alpha 0.3 --beta 0.2", "0.5·A + 0.3·B + 0.2·C"),
+    ],
+}
+_USUAL_OF_MANY = [
+    ("mean", "the mean of all; with --method weighted-sum --weights W1,W2,… each has a weight of its own")
+]
+"""Methods for so many inputs, and what they give."""
 
 
 def _bounds(clamp: bool, given: str | None) -> str | None:
@@ -215,7 +244,7 @@ def _numbers_of(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
 def _method_in(argv: Sequence[str]) -> Method | None:
     """The method that the command line names; what else is in it depends on that. None when it names none."""
     from ..methods.modifiers import modified
-    from ..methods.registry import get, registered
+    from ..methods.registry import get
     from ..methods.written import PREFIX
 
     if (text := _value_in(argv, "--formula")) is not None:
@@ -226,17 +255,6 @@ def _method_in(argv: Sequence[str]) -> Method | None:
         found = None
     if found is not None:
         return modified(found, bounds=_bounds("--clamp" in argv, _value_in(argv, "--bounds")))
-    flags = {
-        _flag(word)
-        for method in registered().values()
-        for param in method.params
-        for word in (param, *method.also(param))
-    }
-    for word in argv:
-        if word.partition("=")[0] in flags:  # which would be called unknown
-            raise UsageError(
-                f"{word} needs --method, one of {', '.join(name for name in registered() if '.' not in name)}"
-            )
     return None
 
 
@@ -245,6 +263,7 @@ def _parameters(parser: argparse.ArgumentParser, method: Method | None) -> None:
     if method is None:
         parser.description = f"{HELP}. `sdsurgery merge --method NAME --help` shows the parameters of a method, "
         parser.description += "`sdsurgery methods` those of all."
+        _parameters_of_all(parser)
         return
     from ..methods.parameters import described
     from ..methods.written import PREFIX
@@ -256,6 +275,19 @@ def _parameters(parser: argparse.ArgumentParser, method: Method | None) -> None:
     for name, param in method.params.items():
         flags = [_flag(each) for each in (name, *method.also(name))]
         group.add_argument(*flags, dest=f"param_{name}", help=described(param).replace("%", "%%"), **_how(param))
+
+
+def _parameters_of_all(parser: argparse.ArgumentParser) -> None:
+    """The flags of every method, unseen: without a method the mistake is not that they are unknown."""
+    from ..methods.registry import registered
+
+    seen: set[str] = set()
+    for method in registered().values():
+        for name, param in method.params.items():
+            for flag in {_flag(each) for each in (name, *method.also(name))} - seen:
+                seen.add(flag)
+                how = {**_how(param), "dest": "_unused", "help": argparse.SUPPRESS}
+                parser.add_argument(flag, **{key: value for key, value in how.items() if key != "type"})
 
 
 def _values(text: str) -> list[float]:

@@ -48,7 +48,7 @@ def canonical(key: str, layout: Layout) -> str:
     ``text_model.``, SD 2's encoder in sgm's place, old and diffusers names of the VAE, diffusers names of the U-Net,
     EMA names of a bare U-Net. Shapes may still differ: VAE attention weights are [o,i] or [o,i,1,1].
     """
-    key = names.unwrap(key)
+    key = layout.unwrap(key)
     if layout.original is not None:
         return _attention(key, ".mid_block.attentions.0.", _OLD_ATTENTION)
     if key.startswith(names.UNET):  # most of a checkpoint
@@ -85,7 +85,7 @@ def _side_by_side(key: str, layout: Layout) -> str | None:
 def joined(key: str, layout: Layout) -> tuple[str, int] | None:
     """(name, third) of the family's tensor of which a file's ``key`` is a third of the rows: q, k or v of OpenCLIP's
     attention, which transformers keeps apart. None for any other key."""
-    place = _encoder_place(names.unwrap(key), layout)
+    place = _encoder_place(layout.unwrap(key), layout)
     row = None if place is None else _encoder_rows(layout, place[0].component).get(place[1])
     if row is None or not row.transform.startswith("split_qkv:"):
         return None

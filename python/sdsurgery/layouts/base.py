@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -187,6 +187,7 @@ class Layout:
     alone: str = ""  # the component that such a file holds, and nothing else
     openclip: bool = False  # an OpenCLIP encoder in transformers' names
     original: Layout | None = None  # of a family in diffusers' names: the one that it is made from
+    wrapper: str = ""  # what stands before all names of a file, and is no wrapper that ``names`` knows
     blocks: tuple[str, ...] = field(init=False)
     _known_blocks: frozenset[str | None] = field(init=False, repr=False)
 
@@ -238,6 +239,10 @@ class Layout:
             raise ValueError(f"the family '{self.name}' has no EMA weights")
         return _tensors(self, ema)
 
+    def unwrap(self, key: str) -> str:
+        """``key`` without what wraps all names of the file (``names.unwrap``, and :attr:`wrapper`)."""
+        return names.unwrap(key.removeprefix(self.wrapper))
+
     def traits(self, key: str) -> Traits:
         """``component``, ``block``, ``exact_copy`` and ``is_ema`` of a tensor name at once."""
         return _traits(self, key)
@@ -274,14 +279,15 @@ class Layout:
 
         Source: ``LitEma`` in ``ldm/modules/ema.py``. The rule can't be undone by parsing, only by lookup.
         """
-        if not key.startswith(names.UNET) or key in names.MARKERS:
+        bare = key.removeprefix(self.wrapper)
+        if not bare.startswith(names.UNET) or bare in names.MARKERS:
             return None
-        return names.EMA + key[len("model.") :].replace(".", "")
+        return key[: len(key) - len(bare)] + names.EMA + bare[len("model.") :].replace(".", "")
 
     def optional(self, key: str) -> bool:
         """Whether a valid file of the family may lack ``key`` (true of any key that the family doesn't list)."""
-        key = names.unwrap(key)
         component = self.component(key)
+        key = self.unwrap(key)
         if component in ("buffers", "ema", "marker", "optimizer", "training", "other"):
             return True
         return names.is_position_ids(key) or key.startswith(self.optional_prefixes)
@@ -302,7 +308,7 @@ class Layout:
 
     def identifies(self, key: str) -> bool:
         """Whether this package or another program recognises the family, or how to sample it, by ``key``."""
-        key = names.unwrap(key)
+        key = self.unwrap(key)
         return key in names.MARKERS or key in _identifying(self)
 
 
@@ -321,7 +327,7 @@ _SEGMENTS = 5
 
 @lru_cache(maxsize=4096)
 def _traits(layout: Layout, key: str) -> Traits:
-    key = names.unwrap(key)
+    key = layout.unwrap(key)
     beginning = key.split(".", _SEGMENTS)
     stem = key if len(beginning) <= _SEGMENTS else ".".join(beginning[:_SEGMENTS])
     return _traits_of(layout, stem, names.is_weight(key), names.is_scale(key))
@@ -365,6 +371,12 @@ def register(layout: Layout, *, first: bool = False) -> Layout:
     """
     REGISTRY.insert(0 if first else len(REGISTRY), layout)
     return layout
+
+
+@cache
+def wrapped(layout: Layout, wrapper: str) -> Layout:
+    """The family for a file before all of whose names ``wrapper`` stands."""
+    return replace(layout, wrapper=wrapper) if wrapper else layout
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import printable
 from . import names
-from .base import REGISTRY, Encoder, Layout
+from .base import REGISTRY, Encoder, Layout, wrapped
 from .shapes import Shape
 from .unet import CROSS_ATTENTION
 from .unknown import UNKNOWN
@@ -118,10 +118,21 @@ class Probe:
 
     def _is_wrapped(self, prefix: str) -> bool:
         """Whether a network's prefix is one of the usual ones in a wrapper: a known one, or what all names have."""
-        if names.unwrap(prefix + "out.") in {front + "out." for front in _UNET_PREFIXES}:
+        if _is_usual(prefix):
             return True
         front = prefix.removesuffix(names.UNET)
         return bool(front) and front.endswith(".") and all(key.startswith(front) for key in self.tensors)
+
+    @property
+    def unknown_wrapper(self) -> str:
+        """What stands before all names, where ``names.unwrap`` does not know it; else empty."""
+        prefix = self.unet_prefix or ""
+        return "" if _is_usual(prefix) else prefix.removesuffix(names.UNET)
+
+
+def _is_usual(prefix: str) -> bool:
+    """Whether a network's prefix is one of the usual ones, or that in a known wrapper."""
+    return names.unwrap(prefix + "out.") in {front + "out." for front in _UNET_PREFIXES}
 
 
 def _without_digits(text: str) -> bytes:
@@ -135,7 +146,8 @@ def detect(tensors: Mapping[str, TensorInfo]) -> Detection:
         for layout in REGISTRY:
             match = layout.sniff(layout, probe) if layout.sniff else _match_network(layout, probe, strict)
             if match:
-                return Detection(layout, match.key, match.shape, match.notes + _notes(layout, probe))
+                found = wrapped(layout, probe.unknown_wrapper)
+                return Detection(found, match.key, match.shape, match.notes + _notes(layout, probe))
     return Detection(UNKNOWN, None, None, _notes(UNKNOWN, probe))
 
 

@@ -66,7 +66,7 @@ def of_folder(
                 strangers += 1
                 continue
             theirs = detect(other.tensors)
-            same = theirs.layout is ours.layout if ours.layout is not UNKNOWN else True
+            same = theirs.layout.name == ours.layout.name if ours.layout is not UNKNOWN else True
             if same and not conflict(ours, theirs):
                 found.append(other)
             else:

@@ -148,7 +148,7 @@ def _unshadowed(
 
 
 def _kept(name: str, layout: Layout, keep_counters: bool) -> bool:
-    return not layout.is_ema(name) or (keep_counters and names.unwrap(name) in names.EMA_COUNTERS)
+    return not layout.is_ema(name) or (keep_counters and layout.unwrap(name) in names.EMA_COUNTERS)
 
 
 def _reason(name: str, used: set[str]) -> str:

@@ -91,24 +91,31 @@ def read_under(checkpoint: Checkpoint, places: Sequence[tuple[str, str]]) -> Non
 
 
 _MOST_PARTS = 6  # of one file, whose beginnings are tried
+_MANY = 100  # names that agree in shape too: no coincidence
 _ROOTS = ("", names.UNET, "diffusion_model.", names.VAE)
 
 
 def _fronts(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> tuple[str, str] | None:
     """What A's names begin with and what the other's begin with instead, where behind it they are the same: any
-    constant prefix or infix. None when fewer than half of the smaller set would fit in name and shape, or fewer than
-    half of what begins so: a second network (a teacher, a copy) does not lend the first what that lacks. Where neither
-    is the other with something before it, a name's last segment alone is no sign: 'a.bias' need not be 'b.bias'."""
+    constant prefix or infix.
+
+    None when fewer than half of the smaller set would fit in name and shape, unless a whole part does (nearly all
+    of many names that begin so, in both); or fewer than half of what begins so: a second network (a teacher, a copy)
+    does not lend the first what that lacks. Where neither is the other with something before it, a name's last segment
+    alone is no sign: 'a.bias' need not be 'b.bias'."""
     if not ours or not theirs:
         return None
-    best, found = min(len(ours), len(theirs)) // 2, None
+    half, best, found = min(len(ours), len(theirs)) // 2, 0, None
     fronts = _beginnings(ours)
     for other in _beginnings(theirs):
         tails = [(name[len(other) :], shape) for name, shape in theirs.items() if name.startswith(other)]
-        for front in fronts if len(tails) > best else ():
+        for front in fronts if len(tails) > max(best, min(half, _MANY - 1)) else ():
             least = 0 if front.endswith(other) or other.endswith(front) else 1
             fit = sum(shape == ours.get(front + tail) for tail, shape in tails if tail.count(".") >= least)
-            if front != other and fit > best and 2 * fit >= len(tails):
+            if front == other or fit <= best or 2 * fit < len(tails):
+                continue
+            part = max(len(tails), sum(name.startswith(front) for name in ours))
+            if fit > half or (fit >= _MANY and fit >= 0.9 * part):
                 best, found = fit, (front, other)
     return found
 
@@ -121,16 +128,26 @@ def common_front(given: Collection[str]) -> str:
 
 
 def _beginnings(given: Collection[str]) -> list[str]:
-    """Whole segments with which all of the names begin, or all that have the first segment in common; and the roots of
-    components with which some do."""
-    parts: dict[str, list[str]] = {}
-    for name in given:
-        parts.setdefault(name.partition(".")[0], []).append(name)
-    largest = sorted(parts.values(), key=len, reverse=True)[:_MOST_PARTS]
-    fronts = [common_front(part) for part in (given, *largest)]
+    """Whole segments with which all of the names begin, or all of a part: those that have the next segment in common,
+    and of these again. And the roots of components with which some do."""
+    fronts = [common_front(given)]
+    parts: list[Collection[str]] = [given]
+    for _ in range(2):
+        parts = sorted((below for part in parts for below in _parts(part)), key=len, reverse=True)
+        del parts[_MOST_PARTS:]
+        fronts += map(common_front, parts)
     ends = [(front, number + 1) for front in fronts for number, letter in enumerate(front) if letter == "."]
     roots = [root for root in _ROOTS if any(name.startswith(root) for name in given)]
     return list(dict.fromkeys([*roots, *(front[:end] for front, end in ends if front.count(".", 0, end) <= 8)]))
+
+
+def _parts(given: Collection[str]) -> Collection[list[str]]:
+    """The names by their next segment, behind those with which all of them begin. A U-Net is not taken apart."""
+    parts: dict[str, list[str]] = {}
+    behind = len(common_front(given))
+    for name in () if any(names.in_unet(name[behind:]) for name in given) else given:
+        parts.setdefault(name[behind:].partition(".")[0], []).append(name)
+    return parts.values()
 
 
 def transposed(info: TensorInfo) -> TensorInfo:

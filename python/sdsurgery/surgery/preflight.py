@@ -131,8 +131,13 @@ def remarks(
 ) -> list[str]:  # fmt: skip
     """Notes on inputs that may be merged. ``tensors`` are theirs under A's names; ``fix_clip``: position_ids will be
     repaired."""
-    signs = [_signs(checkpoint.tensors) for checkpoint in checkpoints]
-    notes = [*_predictions(checkpoints, detections, signs), *_encoders(checkpoints, signs, tensors)]
+    signs = [
+        _signs(checkpoint.tensors, found.layout) for checkpoint, found in zip(checkpoints, detections, strict=True)
+    ]
+    notes = [
+        *_predictions(checkpoints, detections, signs),
+        *_encoders(checkpoints, detections[0].layout, signs, tensors),
+    ]
     if not fix_clip:
         notes += _position_ids(checkpoints, signs)
     for source in range(1, len(checkpoints)):
@@ -186,12 +191,12 @@ class _Signs(NamedTuple):
     has_ids: bool
 
 
-def _signs(tensors: Mapping[str, TensorInfo]) -> _Signs:
+def _signs(tensors: Mapping[str, TensorInfo], layout: Layout) -> _Signs:
     identifying = tuple({".".join(encoder.key.split(".")[-2:]) for encoder in known_encoders()})
     found = [name for name in tensors if name.endswith((*identifying, *_MARKS, "position_ids"))]
-    unwrapped = {names.unwrap(name): tensors[name] for name in found if name.endswith(identifying)}
+    unwrapped = {layout.unwrap(name): tensors[name] for name in found if name.endswith(identifying)}
     encoders = {encoder.name: encoder.spelling for encoder in text_encoders(unwrapped)}
-    marks = frozenset(names.unwrap(name) for name in found if name.endswith(_MARKS))
+    marks = frozenset(layout.unwrap(name) for name in found if name.endswith(_MARKS))
     return _Signs(marks, encoders, any(names.is_position_ids(name) for name in found))
 
 
@@ -207,7 +212,7 @@ def prediction(checkpoint: Checkpoint, layout: Layout) -> Prediction | None:
 
     None for files that are not a complete model of a known family and say nothing themselves.
     """
-    return _prediction(checkpoint, layout, _signs(checkpoint.tensors).marks)
+    return _prediction(checkpoint, layout, _signs(checkpoint.tensors, layout).marks)
 
 
 def _prediction(checkpoint: Checkpoint, layout: Layout, marks: Collection[str]) -> Prediction | None:
@@ -270,7 +275,10 @@ def _list(sources: Sequence[int]) -> str:
 
 
 def _encoders(
-    checkpoints: Sequence[Checkpoint], signs: Sequence[_Signs], tensors: Sequence[Mapping[str, TensorInfo]]
+    checkpoints: Sequence[Checkpoint],
+    layout: Layout,
+    signs: Sequence[_Signs],
+    tensors: Sequence[Mapping[str, TensorInfo]],
 ) -> list[str]:
     """How the text encoders of the others differ from A's in kind and in names; those that are known only under A's
     names are as good as any."""
@@ -278,7 +286,9 @@ def _encoders(
     first = signs[0].encoders
     for source in range(1, len(checkpoints)):
         here, where = signs[source].encoders, who(source, checkpoints)
-        if set(here) != set(first) and set(under_a := {**_signs(tensors[source]).encoders, **here}) != set(first):
+        if set(here) != set(first) and set(under_a := {**_signs(tensors[source], layout).encoders, **here}) != set(
+            first
+        ):
             notes.append(f"text encoders: A has {_some(first)}, {where} has {_some(under_a)}")
         notes += [
             f"text encoder {kind}: {here[kind] or 'usual names'} in {where}, {names_in_a or 'usual names'} in A; its "

@@ -73,11 +73,31 @@ def _numbers(ratios: Ratios) -> Iterator[Warned]:
             if not _USUAL[0] <= odd <= _USUAL[1]:
                 hint = f"; did you mean {odd / 100:g} ({odd:g} %)?" if _PERCENT <= odd <= 100 else ""
                 yield warned("out_of_range", name=name, value=f"{odd:g}", hint=hint)
-        if isinstance(param, PerInput) and param.weights and value and abs(sum(value) - 1) > 1e-6:
-            total = sum(value)
-            meant = ",".join(f"{each / 100:g}" for each in value)
-            hint = f"; did you mean {meant}?" if abs(total - 100) < 1e-6 else ""
-            yield warned("weights_sum", name=name, total=f"{total:g}", hint=hint)
+        if isinstance(param, PerInput) and param.weights and value:
+            yield from _sums(ratios, name, value)
+
+
+def _sums(ratios: Ratios, name: str, value: Sequence[float]) -> Iterator[Warned]:
+    """Weights that don't sum to 1: those of the list, else those of the block with the worst sum."""
+    total = sum(value)
+    if abs(total - 1) > 1e-6:
+        meant = ",".join(f"{each / 100:g}" for each in value)
+        hint = f"; did you mean {meant}?" if abs(total - 100) < 1e-6 else ""
+        yield warned("weights_sum", name=name, total=f"{total:g}", hint=hint)
+        return
+    own = {
+        at: ratios.blocks[whose] for whose, (of, at) in ratios.letters.items() if of == name and whose in ratios.blocks
+    }
+    sums = {
+        block: sum(own.get(at, {}).get(block, weight) for at, weight in enumerate(value))
+        for block in dict.fromkeys(block for weights in own.values() for block in weights)
+    }
+    worst = max(sums, key=lambda block: abs(sums[block] - 1), default="")
+    if worst and abs(sums[worst] - 1) > 1e-6:
+        hint = f" (worst in {worst}); give the other inputs' weights by block too"
+        if len(value) == 3:
+            hint += ", or take triple-sum, whose A gets what alpha and beta leave"
+        yield warned("weights_sum", name=name, total=f"{sums[worst]:g}", hint=hint)
 
 
 def _copy(checkpoints: Sequence[Checkpoint], ratios: Ratios, pieces: Sequence[Piece]) -> Iterator[Warned]:

@@ -20,7 +20,7 @@ from .variants import is_first_convolution
 
 def stripped(name: str, component: str, layout: Layout) -> str:
     """The name in a file of the component alone; of an OpenCLIP encoder that is open_clip's own."""
-    bare = names.unwrap(name)
+    bare = layout.unwrap(name)
     for part in layout.parts:
         if part.component == component and part.prefix and bare.startswith(part.prefix):
             rest = bare[len(part.prefix) :]
