@@ -72,6 +72,8 @@ def test_only_linear_layers_of_the_network_are_scaled_and_the_rest_is_fp16(tmp_p
     with sds.open(tmp_path / "b.safetensors") as found:
         kinds = {name: info.dtype.name for name, info in found.tensors.items()}
         shapes = {name: info.shape for name, info in found.tensors.items()}
+        markers = {found.read(info) for name, info in found.tensors.items() if name.endswith(".comfy_quant")}
+        assert "_quantization_metadata" not in found.metadata(), "with it ComfyUI would not look for the markers"
     scaled = [name for name, kind in kinds.items() if kind == "F8_E4M3"]
     assert len(scaled) > 400
     assert all(name.startswith("model.diffusion_model.") and len(shapes[name]) == 2 for name in scaled)
@@ -79,6 +81,9 @@ def test_only_linear_layers_of_the_network_are_scaled_and_the_rest_is_fp16(tmp_p
     plain = {name for name in kinds if name.endswith((".weight", ".bias")) and name not in scaled}
     assert {kinds[name] for name in plain} == {"F16"}
     assert sorted(f"{name}_scale" for name in scaled) == sorted(n for n in kinds if n.endswith("weight_scale"))
+    assert {name.replace(".weight", ".comfy_quant") for name in scaled} == {n for n in kinds if "comfy_quant" in n}
+    assert markers == {MARKER}
+    assert not [name for name in kinds if name.endswith("scaled_fp8")], "the marker of the old names"
 
 
 def test_merges_threads_tiles_targets_and_the_reference_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,11 +39,13 @@ def baked(base: dict[str, Raw], donor: dict[str, Raw], prefix: str = VAE) -> dic
 )
 def test_extract_takes_one_component(component: str, prefix: str, models: Path, tmp_path: Path) -> None:
     whole = {name: value for name, value in raw(models / "a.safetensors").items() if name.startswith(prefix)}
-    done(sds("extract", models / "a.safetensors", "--component", component, "-o", tmp_path / "o.safetensors"))
+    said = done(sds("extract", models / "a.safetensors", "--component", component, "-o", tmp_path / "o.safetensors"))
+    assert ("need --strip-prefix" in said.err) == (component != "unet"), "programs find a U-Net under both"
     assert read_raw(tmp_path / "o.safetensors")[0] == whole
     assert read_raw(tmp_path / "o.safetensors")[1]["note"] == "kept"
     bare = tmp_path / "bare.safetensors"
-    done(sds("extract", models / "a.safetensors", "--component", component, "--strip-prefix", "-o", bare))
+    said = done(sds("extract", models / "a.safetensors", "--component", component, "--strip-prefix", "-o", bare))
+    assert "need --strip-prefix" not in said.err
     assert raw(bare) == {name.removeprefix(prefix): value for name, value in whole.items()}
     back = tmp_path / "back.safetensors"  # and what was extracted goes in again, with and without its prefix
     done(sds("replace", models / "b.safetensors", "--component", component, "--with", bare, "-o", back))

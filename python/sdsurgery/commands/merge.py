@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -297,11 +298,10 @@ def _values(text: str) -> list[float]:
     try:
         return values(text)
     except ValueError:
-        percent = text.strip().removesuffix("%").strip()
-        if percent.isdecimal() and text.strip().endswith("%"):
-            raise argparse.ArgumentTypeError(
-                f"'{printable(text)}' is not a number; did you mean {int(percent) / 100:g}?"
-            ) from None
+        percent = re.fullmatch(r"\s*(\d+[.,]?\d*)\s*%\s*", text)
+        if percent:
+            meant = float(percent[1].replace(",", ".")) / 100
+            raise argparse.ArgumentTypeError(f"'{printable(text)}' is not a number; did you mean {meant:g}?") from None
         raise argparse.ArgumentTypeError(
             f"'{printable(text)}' is not a number like 0.5, nor a list like 0.1,0.2 or 0.1:0.5:0.1"
         ) from None

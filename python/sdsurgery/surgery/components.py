@@ -74,13 +74,24 @@ def extract(
         if len(set(chosen.values())) < len(chosen) or "" in chosen.values():
             raise InputRefused(f"{printable(checkpoint.path)}: two tensors would get one name without their prefixes")
         pieces = [single_piece(layout, settings, checkpoint.tensors[name], name=new) for name, new in chosen.items()]
+        notes = [*checkpoint.notes, *([] if strip_prefix else _hint(names_in[-1], component, layout))]
         return planned(
             "extract", [checkpoint], pieces, single_metadata(checkpoint, layout, recipe, title),
-            settings=settings, layout=layout, notes=checkpoint.notes, dropped=dropped, frugal=True, keep_order=True,
+            settings=settings, layout=layout, notes=notes, dropped=dropped, frugal=True, keep_order=True,
         )  # fmt: skip
 
     options = {**chosen_by, "strip_prefix": strip_prefix}
     return single_input("extract", path, out, settings, parameters=options, plan_of=plan, selective=True)
+
+
+def _hint(name: str, component: str | None, layout: Layout) -> list[str]:
+    """A note on a part under the names that it has in a checkpoint, where programs that load such parts alone look for
+    others. A U-Net they find under both."""
+    bare = name if component in (None, "unet") else stripped(name, component, layout)
+    if bare == name or not name.endswith(bare):
+        return []
+    front = printable(name[: len(name) - len(bare)])
+    return [f"the names keep '{front}'; programs that load this part alone need strip_prefix=True, which leaves it out"]
 
 
 def _asked(component: str | None, prefix: str | None, keys: str | None) -> dict[str, str | None]:
