@@ -102,3 +102,34 @@ def test_no_alpha_anywhere_is_a_scale_of_one(base: Path, tmp_path: Path) -> None
     sdsurgery.bake(base, [written(tmp_path / "a.safetensors", parts)], out=tmp_path / "out.safetensors")
     exact = loaded(base)[SD1_KEY].astype(np.float64) + product
     rounded_once(loaded(tmp_path / "out.safetensors")[SD1_KEY], exact)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_whole_biases_and_weights_that_peft_trains_beside_its_factors(
+    base: Path, tmp_path: Path, strength: float
+) -> None:
+    """``bias="all"`` and ``modules_to_save``, under the names that peft 0.21.2 writes; peft scales only its factors."""
+    old, random = loaded(base), np.random.default_rng(0)
+    block = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0"
+    whole = {
+        "base_model.model.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0.base_layer.bias":
+            f"{block}.attn1.to_out.0.bias",
+        "base_model.model.down_blocks.1.attentions.0.transformer_blocks.0.norm1.bias": f"{block}.norm1.bias",
+        "base_model.model.time_embedding.linear_1.bias": "model.diffusion_model.time_embed.0.bias",
+        "base_model.model.conv_in.weight": "model.diffusion_model.input_blocks.0.0.weight",
+        "base_model.model.conv_norm_out.weight": "model.diffusion_model.out.0.weight",
+    }  # fmt: skip
+    trained = {name: random.normal(size=old[key].shape).astype("f4") for name, key in whole.items()}
+    parts, product = given(base, "base_model.model.")
+    written(tmp_path / "adapter_model.safetensors", parts | trained)
+    out = tmp_path / "out.safetensors"
+    report = sdsurgery.bake(base, [sdsurgery.Lora(tmp_path, strength)], out=out)
+    new = loaded(out)
+    for name, key in whole.items():
+        assert np.array_equal(new[key], trained[name].astype(new[key].dtype)), key
+    rounded_once(new[SD1_KEY], old[SD1_KEY].astype(np.float64) + strength * product)
+    assert report.adapters[0]["keys"] == {"applied": len(parts) + len(whole), "ignored": 0, "unmatched": 0}
+    assert {key for key in new if not np.array_equal(new[key], old[key])} == {*whole.values(), SD1_KEY}
+    assert sdsurgery.inspect(tmp_path / "adapter_model.safetensors").adapter is not None
+    with pytest.raises(InputRefused, match=r"is a whole (bias|weight), whose effect depends on the weight"):
+        sdsurgery.merge_lora([tmp_path], out=tmp_path / "merged.safetensors", rank=4)

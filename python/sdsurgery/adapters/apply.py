@@ -227,7 +227,8 @@ class _Work:
         # peft scales the bias of lora_B as the product; the others are differences as they stand
         shapes = self.adapter.shapes(module)
         scale = self.adapter.scale(module, shapes[keys.DOWN][0]) if part == "up_bias" and keys.DOWN in shapes else 1.0
-        made = Module("full", _rows(info.shape, transform), strength, (("diff", 0, seen),), scale)
+        formula, factor = ("set", "set_weight") if part == keys.SET_BIAS else ("full", "diff")
+        made = Module(formula, _rows(info.shape, transform), strength, ((factor, 0, seen),), scale)
         self.add(info, transform, made, [self.region(module, part)])
         return info.name
 

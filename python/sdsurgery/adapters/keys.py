@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 DOWN, UP, MID, ALPHA, MAGNITUDE = "down", "up", "mid", "alpha", "magnitude"
 MAGNITUDE_OUT = "magnitude_out"  # peft's, which is always per output
+SET_BIAS = "set_bias"
 PLAIN = "weight"  # (IA)³'s vector: a suffix that any weight has
 
 _SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -27,6 +28,7 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
     **{name: (f".{name}.weight",) for name in ("a1", "a2", "b1", "b2", "bm")},
     **{name: (f".{name}",) for name in ("oft_blocks", "oft_diag", "rescale")},
     **{name: (f".{name}",) for name in ("diff", "diff_b", "w_norm", "b_norm", "set_weight", "reshape_weight")},
+    SET_BIAS: (".set_bias",),
     "on_input": (".on_input",),
     **{name: (f".{name}",) for name in ("bias_indices", "bias_values", "bias_size", "bias", "scale")},
     PLAIN: (".weight",),
@@ -40,6 +42,10 @@ _VAGUE = frozenset((ALPHA, PLAIN, "bias", "scale", "rescale"))
 
 # What trainers put into names and every reader takes out again: peft's adapter name, torch.compile's wrapper.
 _NOISE = re.compile(r"\b_orig_mod\.|\.default(?=(?:\.weight|\.bias)?$)")
+# What peft trains besides its factors (``bias=``, ``modules_to_save=``) stands in whole under the layer's own name.
+_PEFT = re.compile(r"(?:(?:unet|text_encoder|text_encoder_2)\.)?base_model\.model\.")
+_TRAINED = {PLAIN: "set_weight", "bias": SET_BIAS}
+_WRAPPED = ".base_layer"
 # diffusers' attention processors: the layer's name stands in the suffix.
 _PROCESSOR = re.compile(r"(.*?)\.(?:processor\.)?to_(q|k|v|out)_lora\.(down|up)\.weight")
 _IN_UNET = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
@@ -79,7 +85,12 @@ def split(key: str) -> Key | None:
     longest, end = -1, len(key)
     while (at := key.rfind(".", 0, end)) >= 0 and key[at:] in _TAILS:
         longest, end = (at if key[at:] in _PARTS else longest), at
-    return None if longest < 0 else Key(key[:longest], _PARTS[key[longest:]])
+    if longest < 0:
+        return None
+    module, part = key[:longest], _PARTS[key[longest:]]
+    if part in _TRAINED and _PEFT.match(module):
+        return Key(module.removesuffix(_WRAPPED), _TRAINED[part])
+    return Key(module, part)
 
 
 def suffix(part: str) -> str:

@@ -11,7 +11,7 @@ from math import prod
 from typing import NamedTuple
 
 from ..errors import InputRefused, printable
-from .keys import ALPHA, DOWN, MAGNITUDE, MAGNITUDE_OUT, MID, PLAIN, UP
+from .keys import ALPHA, DOWN, MAGNITUDE, MAGNITUDE_OUT, MID, PLAIN, SET_BIAS, UP
 
 Shape = tuple[int, ...]
 
@@ -214,10 +214,10 @@ KINDS = (
     Kind("BOFT", "BOFT", "boft", ("oft_blocks",), (ALPHA, "rescale"), _boft),
     Kind("full difference", "full difference", "full", ("diff",), (ALPHA,), _whole("diff", "diff")),
     Kind("norm", "norm layers", "full", ("w_norm",), (ALPHA,), _whole("w_norm", "diff")),
-    Kind("replacement", "ComfyUI's set_weight", "set", ("set_weight",), (ALPHA,), _whole("set_weight", "set_weight")),
+    Kind("replacement", "a whole weight", "set", ("set_weight",), (ALPHA,), _whole("set_weight", "set_weight")),
 )  # fmt: skip
-OF_BIAS = ("diff_b", "b_norm", "up_bias")
-"""Parts that are added to the module's bias."""
+OF_BIAS = ("diff_b", "b_norm", "up_bias", SET_BIAS)
+"""Parts that are added to the module's bias; the last stands in its place."""
 _SIGNS = {part: kind for kind in reversed(KINDS) for part in kind.sign}
 
 

@@ -103,13 +103,7 @@ def term(adapter: Adapter, module: str, shape: Shape, strength: float) -> Term:
     kind = adapter.kind(module)
     assert kind is not None
     if kind.formula not in ADDITIVE:
-        raise InputRefused(
-            f"{printable(adapter.path)}: module '{printable(module)}' is {kind.title}, whose effect depends on the "
-            "weight; bake it into the base model and extract the difference (extract_lora) instead",
-            code="unusable_tensor",
-            tensor=module,
-            path=adapter.path,
-        )
+        raise _not_additive(adapter, module, kind.title)
     fit = fitted(kind, module, adapter.shapes(module), shape)
     parts = _factors(adapter, module, fit)
     made = _FACTORED.get(fit.kind, _none)(parts, shape)
@@ -117,6 +111,16 @@ def term(adapter: Adapter, module: str, shape: Shape, strength: float) -> Term:
         return LowRank(strength * adapter.scale(module, fit.rank), *made)
     zeros = np.zeros((shape[0], prod(shape[1:])), np.float32)
     return Whole(strength, changed(as_operand(adapter, module, fit, shape, 1.0), parts, zeros))
+
+
+def _not_additive(adapter: Adapter, module: str, what: str) -> InputRefused:
+    return InputRefused(
+        f"{printable(adapter.path)}: module '{printable(module)}' is {what}, whose effect depends on the "
+        "weight; bake it into the base model and extract the difference (extract_lora) instead",
+        code="unusable_tensor",
+        tensor=module,
+        path=adapter.path,
+    )
 
 
 def effect(adapter: Adapter, module: str, weight: Array) -> Whole:
@@ -132,6 +136,8 @@ def bias_terms(adapter: Adapter, module: str, strength: float) -> list[tuple[str
     """What the module adds to its bias, each with the part as which it is written."""
     parts, found = adapter.modules[module], []
     for part in (each for each in OF_BIAS if each in parts):
+        if part == keys.SET_BIAS:
+            raise _not_additive(adapter, module, "a whole bias")
         of_product = part == "up_bias"  # peft scales it as the product; the others are differences as they stand
         rank = adapter.shapes(module)[keys.DOWN][0] if of_product and keys.DOWN in parts else None
         factor = strength * adapter.scale(module, rank) if of_product else strength

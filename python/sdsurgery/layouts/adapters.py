@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from .. import structure
-from ..adapters.keys import DOWN, MAGNITUDE, MAGNITUDE_OUT, MID, PLAIN, UP, Key, split
+from ..adapters.keys import DOWN, MAGNITUDE, MAGNITUDE_OUT, MID, PLAIN, SET_BIAS, UP, Key, split
 from .base import REGISTRY, Layout, register
 from .base import Adapters as Base
 from .detect import Match, Probe
@@ -67,7 +67,7 @@ def _network(tensors: Mapping[str, TensorInfo]) -> Adapter | None:
             algorithm = _PARTS[parts.part]
             modules.setdefault(algorithm, set()).add(parts.module)
             examples.setdefault(algorithm, key)
-        else:
+        elif not parts or parts.part != SET_BIAS:  # which peft writes for every layer of a network
             others += 1
             if 3 * others > 2 * len(tensors):  # a checkpoint may hold a few such names by chance
                 return None

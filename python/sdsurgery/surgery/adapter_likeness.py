@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapters import names
+from ..adapters import keys, names
 from ..adapters.apply import LATENT, require_family
 from ..adapters.apply import Checkpoint as Known
 from ..adapters.arrays import Array, part_of
@@ -170,6 +170,8 @@ class _Work:
                 else:
                     own = self.on_weight(adapter, module, slot)
                 found.setdefault(_WEIGHT, []).append(own)
+            if keys.SET_BIAS in adapter.modules[module]:
+                raise _NeedsWeight("a whole bias: the change depends on the base's")
             for _, bias in bias_terms(adapter, module, 1.0):
                 found.setdefault(_BIAS, []).append(bias)
         return found
