@@ -55,6 +55,15 @@ class TestRecognition:
         assert found.layout.name == "sdxl-distilled"
         assert layouts.conflict(found, layouts.detect(whole("sdxl-base"))) is not None
 
+    @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl-base", "sdxl-refiner"])
+    def test_a_file_that_lacks_one_tensor_is_incomplete_not_another_family_s(self, name: str) -> None:
+        tensors = whole(name)
+        ends = ("input_blocks.0.0.weight", "attn2.to_k.weight", "transformer_blocks.9.norm1.weight")
+        lacking = [key for key in tensors if key.startswith(UNET) and key.endswith(ends)]
+        assert len(lacking) > 10
+        for key in lacking:
+            assert layouts.detect({each: info for each, info in tensors.items() if each != key}).layout.name == name
+
     @pytest.mark.parametrize(("name", "channels"), [("sd1", 12), ("sd2", 6), ("sdxl-base", 5)])
     def test_an_unusual_number_of_input_channels_is_the_base_family_with_a_note(self, name: str, channels: int) -> None:
         key = UNET + "input_blocks.0.0.weight"

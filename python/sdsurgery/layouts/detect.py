@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _UNET_PREFIXES = (names.UNET, "", "diffusion_model.", "state_dict." + names.UNET)
 # Present in every U-Net here, with another shape in every family: what a refusal can show of both sides.
 _EVIDENCE = "input_blocks.4.1." + CROSS_ATTENTION
+_FIRST_BIAS = "input_blocks.0.0.bias"
 
 
 class Detection(NamedTuple):
@@ -46,6 +47,7 @@ class Probe:
         self._names = "\n".join(("", *tensors, ""))
         self._kinds = b"\n".join((b"", *dict.fromkeys(_without_digits(self._names).split(b"\n")), b""))
         self._first: dict[str, int] = {}  # where a part that was searched for is first found
+        self.lacks_anchor = False  # whether the U-Net is without its first convolution
         self.unet_prefix = self._find_unet()
         self._adapter: tuple[Adapter | None] | None = None
 
@@ -58,9 +60,22 @@ class Probe:
         """Shape of a U-Net tensor by its name below the prefix, None when it or the U-Net is absent."""
         return None if self.unet_prefix is None else self.shape(self.unet_prefix + key)
 
+    def unet_block(self, key: str) -> bool:
+        """Whether the U-Net has the tensor, or another of the transformer block in which it is the norm: a file that
+        lacks one tensor is incomplete, not another family's."""
+        block = key[: -len("norm1.weight")]
+        return self.unet(key) is not None or (
+            self.unet_prefix is not None
+            and any(name.startswith(self.unet_prefix + block) for name in self.search(block))
+        )
+
+    def instead(self, key: str) -> str:
+        """``key``, or the U-Net's value projection where the key projection of the same shape is absent."""
+        return key if self.unet(key) is not None else key.replace(".to_k.", ".to_v.")
+
     def match(self, key: str, notes: tuple[str, ...] = ()) -> Match:
         """A match shown by the text width at the usual place, or by the U-Net tensor ``key`` where that is absent."""
-        key = _EVIDENCE if self.unet(_EVIDENCE) else key
+        key = _EVIDENCE if self.unet(_EVIDENCE) else self.instead(key)
         shape = self.unet(key)
         assert shape is not None and self.unet_prefix is not None
         return Match(self.unet_prefix + key, shape, notes)
@@ -107,6 +122,13 @@ class Probe:
 
     def _find_unet(self) -> str | None:
         anchors = tuple(dict.fromkeys(layout.anchor for layout in REGISTRY if layout.anchor))
+        found = self._prefix_of(anchors)
+        if found is None:  # of an incomplete file
+            found = self._prefix_of((_FIRST_BIAS,))
+            self.lacks_anchor = found is not None
+        return found
+
+    def _prefix_of(self, anchors: tuple[str, ...]) -> str | None:
         for prefix in _UNET_PREFIXES:
             if any(prefix + anchor in self.tensors for anchor in anchors):
                 return prefix
@@ -156,12 +178,12 @@ def _match_network(layout: Layout, probe: Probe, strict: bool) -> Match | None:
     expected = layout.network.discriminators() if layout.network else {}
     if not expected or probe.unet_prefix is None:
         return None
-    if any(probe.unet(key) is None for key in layout.requires):
+    if not all(map(probe.unet_block, layout.requires)):
         return None
     notes: tuple[str, ...] = ()
     for key, shape in expected.items():
-        found = probe.unet(key)
-        if found == shape:
+        found = probe.unet(probe.instead(key))
+        if found == shape or (key == layout.anchor and probe.lacks_anchor and not layout.variant_of):
             continue
         if strict or layout.variant_of or key != layout.anchor or found is None or len(found) != len(shape):
             return None

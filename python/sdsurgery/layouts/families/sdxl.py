@@ -71,7 +71,7 @@ def _is_distilled(depths: Mapping[str, int] | None, layout: Layout, probe: Probe
     """
     key = "label_emb.0.0.weight"
     shape = probe.unet(key)
-    if shape != (_BASE.embedding, _BASE.label) or probe.unet(_DEEPEST) is not None:
+    if shape != (_BASE.embedding, _BASE.label) or probe.unet_block(_DEEPEST):
         return None
     if depths is not None and any(_depth(probe, block) != depth for block, depth in depths.items()):
         return None
