@@ -285,11 +285,11 @@ def test_threads_tiles_io_targets_and_backends_write_the_same_bytes(
     [
         (lambda a, b: a * kth_largest(b, b), "several numbers where one is asked for"),
         (lambda a, b: a * kth_largest(b, sum(b, axis=0)), "several numbers where one is asked for"),
-        (lambda a, b: a * kth_largest(2.0, 1), "asks a single number for what only a tensor has"),
+        (lambda a, b: a * kth_largest(2.0, 1), "a tensor is needed, and this is a single number"),
         (lambda a, b: a * quantile(b, 0.5, between="upper"), "lower, midpoint or linear"),
         (lambda a, b: a * largest(b, 3, ties="last"), "ties as first or all"),
         (lambda a, b: a * index(b, 2), "along axis 0, 1 or -1"),
-        (lambda a, b: a * uniform(mean(b), 1), "asks a single number"),
+        (lambda a, b: a * uniform(mean(b), 1), "a tensor is needed"),
         (lambda a, b: whole(reversed_rows, a, 1.0, b), "tensors first, and numbers behind them"),
         (lambda a, b: rank(a, axis=2), "along axis 1 or -1"),
     ],

@@ -28,7 +28,7 @@ def axis_of(axis: Any) -> Axis:
 def tracer_of(x: Any) -> Tracer | None:
     """Of a symbol, while a body is traced."""
     if is_single(x):
-        raise TypeError("a method's body asks a single number for what only a tensor has")
+        raise TypeError("a tensor is needed, and this is a single number")
     return x.tracer if isinstance(x, Symbol) else None
 
 
@@ -48,7 +48,7 @@ def reduced(op: str, axis: Axis, *args: Any) -> Any:
             symbols = () if op == "count" else tuple(item.tracer.lift(arg) for arg in args)
             return item.tracer.reduce(op, along, *symbols)
     if any(map(is_single, args)):
-        raise TypeError(f"a method's body takes the {op} of a single number; a reduction needs a tensor")
+        raise TypeError("a reduction needs a tensor, and this is a single number")
     from ..definitions.reductions import reduced
 
     return reduced(op, along, *args)
