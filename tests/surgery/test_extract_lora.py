@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sdsurgery
+import torch
 from adapter_tools import (
     SD1,
     SD1_CONV,
@@ -28,6 +29,7 @@ from cli_support import sds
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from sdsurgery.adapters.svd import Rank, factored, of_product
+from sdsurgery.backends import Backend
 from sdsurgery.errors import InputRefused, UsageError
 from sdsurgery.testing import write_checkpoint
 
@@ -257,6 +259,30 @@ class TestFactors:
         assert exact is not None and sampled is not None
         least, lost = (float(np.linalg.norm(matrix - each.up @ each.down)) for each in (exact, sampled))
         assert lost <= 1.0001 * least
+
+    @pytest.mark.parametrize("rank", [Rank(8), Rank(energy=0.9)])
+    @pytest.mark.parametrize("shape", [(320, 768), (1280, 320)])
+    def test_torch_gives_the_product_that_numpy_gives(self, rank: Rank, shape: tuple[int, int]) -> None:
+        matrix = np.random.default_rng(0).normal(size=shape).astype("f4")
+        one, other = factored(matrix, rank), factored(matrix, rank, device="cpu")
+        assert one is not None and other is not None and one.up.shape == other.up.shape
+        assert np.abs(one.up @ one.down - other.up @ other.down).max() <= 1e-6 * np.abs(matrix).max()
+        assert one.kept == pytest.approx(other.kept, rel=1e-9)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="this torch has a GPU")
+    def test_a_torch_without_a_gpu_is_refused_before_the_work(
+        self, tuned: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gpu = Backend("gpu", lambda: None, *[lambda *_: None] * 2, on_tensors=lambda _: None)  # type: ignore[arg-type]
+        monkeypatch.setattr("sdsurgery.surgery.extract_lora.choose", lambda name: gpu)
+        with pytest.raises(UsageError, match=r"factorised by torch on the GPU: this torch .*; use backend='cpu'"):
+            sdsurgery.extract_lora(tuned, base, out=tmp_path / "l.safetensors", rank=1)
+        monkeypatch.setattr("sdsurgery.adapters.svd.DEVICE", "cpu")
+        sdsurgery.extract_lora(tuned, base, out=tmp_path / "l.safetensors", rank=3, dtype="fp32")
+        monkeypatch.undo()
+        sdsurgery.extract_lora(tuned, base, out=tmp_path / "n.safetensors", rank=3, dtype="fp32")
+        found, expected = (loaded(tmp_path / f"{name}.safetensors") for name in "ln")
+        assert delta(found, SD1_KEY_NAME) == pytest.approx(delta(expected, SD1_KEY_NAME), abs=1e-6)
 
     @pytest.mark.parametrize("sampled", [False, True])
     def test_products_are_the_best_possible(self, adapters: Path, sampled: bool) -> None:

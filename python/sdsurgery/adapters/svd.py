@@ -1,7 +1,7 @@
 """Low-rank factors of a matrix, and the rank that is enough of it.
 
 Singular vectors have no sign of their own; here the largest entry of every left one is positive. NumPy's LAPACK does
-the work, so the last bits differ between machines; the products agree to some 1e-6.
+the work, or torch on a GPU, so the last bits differ between machines; the products agree to some 1e-6.
 
 Singular values are found as eigenvalues of the Gram matrix of the smaller side, in float64: those below 1e-8 of the
 largest are rounding errors, less than the float32 elements of the matrix can tell. For a small rank that Gram matrix
@@ -24,6 +24,23 @@ _OVERSAMPLED = 8  # columns of a block beyond the rank
 _BLOCKS = 8
 """Of the Krylov space. So many come within 1e-4 of the best error even where all singular values are alike, as those of
 noise are; power iterations take three times as many."""
+
+
+DEVICE = "cuda"
+"""That of torch on which layers are factorised, where a GPU is asked for."""
+
+
+def unavailable() -> str | None:
+    """Why torch cannot compute on ``DEVICE``; None where it can."""
+    try:
+        import torch
+
+        torch.zeros(1, device=DEVICE)
+    except ImportError:
+        return "torch is not installed"
+    except (RuntimeError, AssertionError) as error:
+        return f"this torch cannot use one ({str(error).splitlines()[0]})"
+    return None
 
 
 class Rank(NamedTuple):
@@ -69,25 +86,29 @@ class Factors(NamedTuple):
     kept: float
 
 
-def factored(matrix: Array, rank: Rank, *, sampled: bool | None = None) -> Factors | None:
+def factored(matrix: Array, rank: Rank, *, sampled: bool | None = None, device: str = "") -> Factors | None:
     """The best factors of that rank; None of a matrix of zeros. ``sampled``: in a random subspace, which is several
-    times faster; None: where the rank is fixed and the subspace at most half of the matrix."""
-    matrix = np.asarray(matrix, np.float64)
-    flat = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    total = float(np.linalg.norm(matrix))
+    times faster; None: where the rank is fixed and the subspace at most half of the matrix. ``device``: that of torch
+    which does the work, where it isn't NumPy's."""
+    on = _On(device)
+    matrix = on.placed(np.asarray(matrix))
+    is_wide = matrix.shape[0] <= matrix.shape[1]
+    flat = matrix if is_wide else matrix.T
+    total = float(on.linalg.norm(matrix))
     if total == 0:
         return None
     if sampled is None:
-        sampled = rank.is_fixed and 2 * _BLOCKS * (rank.most + _OVERSAMPLED) <= len(flat)
-    basis = _krylov(flat, rank.most) if sampled else None
+        sampled = rank.is_fixed and 2 * _BLOCKS * (rank.most + _OVERSAMPLED) <= flat.shape[0]
+    basis = _krylov(flat, rank.most, on) if sampled else None
     part = flat if basis is None else basis.T @ flat
-    values, vectors = np.linalg.eigh(part @ part.T)
-    sigma = np.sqrt(np.maximum(values[::-1], 0))
+    values, vectors = on.linalg.eigh(part @ part.T)
+    sigma = np.sqrt(np.maximum(on.fetched(values)[::-1], 0))
     count = rank.of(sigma)
-    sigma, vectors = sigma[:count], vectors[:, ::-1][:, :count]
+    sigma, vectors = sigma[:count], on.of.flip(vectors, (1,))[:, :count]
     lengths = np.where(sigma > sigma[0] * 1e-8, sigma, np.inf)  # below, a direction of rounding errors
-    left, right = vectors if basis is None else basis @ vectors, (vectors.T @ part) / lengths[:, None]
-    u, vt = _signed(left, right) if flat is matrix else _signed(right.T, left.T)
+    left, right = on.fetched(vectors if basis is None else basis @ vectors), on.fetched(vectors.T @ part)
+    right = right / lengths[:, None]
+    u, vt = _signed(left, right) if is_wide else _signed(right.T, left.T)
     return Factors(u * sigma, vt, float(np.linalg.norm(sigma)) / total)
 
 
@@ -100,17 +121,38 @@ def of_product(up: Array, down: Array, rank: Rank) -> Factors | None:
     return None if found is None else Factors(*_signed(left @ found.up, found.down @ right.T), found.kept)
 
 
-def _krylov(flat: Array, rank: int) -> Array:
+class _On:
+    """Who computes: ``of`` is NumPy, or torch on a device. The functions used here have the same names in both."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.of: Any = np
+        if device:
+            import torch
+
+            self.of = torch
+        self.linalg = self.of.linalg
+
+    def placed(self, array: Array) -> Array:
+        """A NumPy array there, in float64."""
+        if not self.device:
+            return np.asarray(array, np.float64)
+        return self.of.from_numpy(np.ascontiguousarray(array)).to(self.device).to(self.of.float64)
+
+    def fetched(self, array: Array) -> Array:
+        return array.cpu().numpy() if self.device else array
+
+
+def _krylov(flat: Array, rank: int, on: _On) -> Array:
     """An orthonormal basis of random vectors and of what repeated products with the Gram matrix make of them."""
     rows, columns = flat.shape
     random = np.random.Generator(np.random.Philox(key=rows * 2**32 + columns))
-    block = random.standard_normal((rows, min(rank + _OVERSAMPLED, rows)))
+    block = on.placed(random.standard_normal((rows, min(rank + _OVERSAMPLED, rows))))
     blocks = []
     for _ in range(_BLOCKS):
-        block = np.linalg.qr(flat @ (flat.T @ block))[0]
+        block = on.linalg.qr(flat @ (flat.T @ block))[0]
         blocks.append(block)
-    basis: Array = np.linalg.qr(np.hstack(blocks))[0]
-    return basis
+    return on.linalg.qr(on.of.hstack(blocks))[0]
 
 
 def _signed(left: Array, right: Array) -> tuple[Array, Array]:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from math import prod, sqrt
 from typing import Any, NamedTuple
 
-from ..adapters import keys, names, writing
+from ..adapters import keys, names, svd, writing
 from ..adapters.apply import Checkpoint as Known
 from ..adapters.arrays import Array, part_of
 from ..adapters.names import Place, Slot
 from ..adapters.spool import Spool
-from ..adapters.svd import Factors, Rank, clamped, factored
+from ..adapters.svd import Factors, Rank, clamped
+from ..backends import choose
 from ..checkpoint import Checkpoint
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, conflict, detect
@@ -68,13 +69,14 @@ def extract_lora(
 ) -> Report:
     """``sdsurgery.extract_lora``."""
     _check(wanted)
+    device = _device(settings.backend)
     require_free(out, settings)
     checkpoints = open_all((tuned, base), settings)
     spooled: list[Checkpoint] = []
     try:
         layout = _family(checkpoints)
         with Spool() as spool:
-            work = _Work(checkpoints, layout, wanted, spool)
+            work = _Work(checkpoints, layout, wanted, spool, device)
             layers = work.all(settings.callback)
             if not layers:
                 raise InputRefused(
@@ -126,9 +128,26 @@ def _family(checkpoints: Sequence[Checkpoint]) -> Layout:
     return layout
 
 
+def _device(name: str) -> str:
+    """The device of torch that factorises for a backend, "" for NumPy. UsageError where torch cannot use it."""
+    backend = choose(name)
+    if backend.on_tensors is None:
+        return ""
+    reason = svd.unavailable()
+    if reason is not None:
+        raise UsageError(
+            f"with the backend {backend.name}, layers are factorised by torch on the GPU: {reason}; use backend='cpu'",
+            code="backend",
+        )
+    return svd.DEVICE
+
+
 class _Work:
-    def __init__(self, checkpoints: Sequence[Checkpoint], layout: Layout, wanted: Extraction, spool: Spool) -> None:
+    def __init__(
+        self, checkpoints: Sequence[Checkpoint], layout: Layout, wanted: Extraction, spool: Spool, device: str
+    ) -> None:
         self.tuned, self.base = checkpoints
+        self.device = device
         self.layout, self.wanted, self.spool = layout, wanted, spool
         self.known = [Known(layout, each.tensors) for each in checkpoints]
         self.ranks = writing.Ranks(set(), set())
@@ -182,17 +201,21 @@ class _Work:
             return None
         name = writing.module_name(self.layout, place, self.wanted.names)
         relative = size / (_norm(before) or float("inf"))
+        if self.wanted.kind == "dora":
+            part, lengths = writing.magnitude(_row_norms(after), delta.ndim, self.wanted.names)
+            self.spool.add(f"{name}.{part}", lengths)
+        del after, before  # the largest layer is 50 MB, and factors are found in float64
         if self.wanted.kind == "full":
             self.full(name, place, slot, delta)
             return Layer(name, place.component, 0, 1.0, relative, size)
         matrix = delta.reshape(len(delta), -1)
         convolution = prod(delta.shape[2:]) > 1
         rank = self.wanted.conv_rank or self.wanted.rank if convolution else self.wanted.rank
-        found = factored(matrix, rank)
+        found = svd.factored(matrix, rank, device=self.device)
         assert found is not None
         if self.wanted.clamp:
             found = clamped(matrix, found, self.wanted.clamp)
-        self.low_rank(name, found, delta, after)
+        self.low_rank(name, found, delta.shape)
         (self.ranks.conv if convolution else self.ranks.linear).add((len(found.down), float(len(found.down))))
         return Layer(name, place.component, len(found.down), found.kept, relative, size)
 
@@ -202,17 +225,14 @@ class _Work:
         part = ("w_norm" if is_weight else "b_norm") if is_norm else "diff" if is_weight else "diff_b"
         self.spool.add(f"{name}.{part}", delta.astype("f4"))
 
-    def low_rank(self, name: str, found: Factors, delta: Array, after: Array) -> None:
-        rank, tail, dialect = len(found.down), delta.shape[2:], self.wanted.names
-        down = found.down.reshape(rank, *delta.shape[1:])
-        up = found.up.reshape(len(delta), rank, *[1] * len(tail))
+    def low_rank(self, name: str, found: Factors, shape: tuple[int, ...]) -> None:
+        rank, tail, dialect = len(found.down), shape[2:], self.wanted.names
+        down = found.down.reshape(rank, *shape[1:])
+        up = found.up.reshape(shape[0], rank, *[1] * len(tail))
         self.spool.add(writing.key(name, keys.DOWN, dialect), down.astype("f4"))
         self.spool.add(writing.key(name, keys.UP, dialect), up.astype("f4"))
         if dialect == writing.KOHYA:
             self.spool.add(writing.key(name, keys.ALPHA, dialect), _number(rank))
-        if self.wanted.kind == "dora":
-            part, lengths = writing.magnitude(_row_norms(after), delta.ndim, dialect)
-            self.spool.add(f"{name}.{part}", lengths)
 
 
 def _number(value: float) -> Array:
