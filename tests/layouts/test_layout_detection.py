@@ -64,6 +64,13 @@ class TestRecognition:
         for key in lacking:
             assert layouts.detect({each: info for each, info in tensors.items() if each != key}).layout.name == name
 
+    @pytest.mark.parametrize(("front", "name"), [("any.thing.", "sd1"), ("control_model.", "unknown")])
+    def test_a_network_under_another_kind_s_front_is_not_a_model_in_a_wrapper(self, front: str, name: str) -> None:
+        network = {front + key[len(UNET) :]: info for key, info in whole("sd1").items() if key.startswith(UNET)}
+        found = layouts.detect(network).layout
+        assert found.name == name
+        assert (found.component(front + "input_blocks.1.0.in_layers.0.bias") == "unet") == (name == "sd1")
+
     @pytest.mark.parametrize(("name", "channels"), [("sd1", 12), ("sd2", 6), ("sdxl-base", 5)])
     def test_an_unusual_number_of_input_channels_is_the_base_family_with_a_note(self, name: str, channels: int) -> None:
         key = UNET + "input_blocks.0.0.weight"

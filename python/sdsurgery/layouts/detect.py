@@ -143,7 +143,9 @@ class Probe:
         if _is_usual(prefix):
             return True
         front = prefix.removesuffix(names.UNET)
-        return bool(front) and front.endswith(".") and all(key.startswith(front) for key in self.tensors)
+        if not front.endswith(".") or names.component(front) not in ("other", "unet"):  # control_model., say
+            return False
+        return all(key.startswith(front) for key in self.tensors)
 
     @property
     def unknown_wrapper(self) -> str:
