@@ -370,7 +370,7 @@ def require_computable(info: TensorInfo) -> None:
     if not info.dtype.computable:
         raise InputRefused(
             f"tensor '{printable(info.name)}' is {info.dtype.name}, which can only be copied; "
-            'convert the file to fp16 or fp32 first, or leave its dtype (dtype="keep")',
+            'leave its dtype (dtype="keep"), or give a file with fp16 or fp32 weights',
             code="unusable_tensor",
             tensor=info.name,
             details={"dtype": info.dtype.name},

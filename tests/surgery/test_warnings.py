@@ -69,6 +69,20 @@ def test_files_that_differ_in_one_byte_are_not_the_same(files: dict[str, Path], 
     assert codes("weighted-sum", [files["b"], tmp_path / "other.safetensors"]) == []
 
 
+def test_weights_by_block_that_do_not_sum_to_1_are_said(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.safetensors" for name in "abc"]
+    for seed, path in enumerate(paths):
+        write_checkpoint(path, "sd1", size="tiny", seed=seed)
+
+    def said(blocks: dict[str, str]) -> list[str]:
+        report = sdsurgery.merge("weighted-sum", paths, weights=(0.5, 0.3, 0.2), blocks=blocks, dry_run=True)
+        return [each.text for each in report.warnings if each.code == "weights_sum"]
+
+    assert said({"A": "IN03=0.4", "B": "IN03=0.4"}) == []
+    (text,) = said({"B": "IN03=1"})
+    assert text.startswith("the weights of IN03 sum to 1.7, not 1;") and "triple-sum" in text
+
+
 def test_a_percentage_is_named(files: dict[str, Path]) -> None:
     (found,) = sdsurgery.merge("weighted-sum", [files["a"], files["b"]], alpha=30, dry_run=True).warnings
     assert found.text == "alpha is 30, outside −1…2; did you mean 0.3 (30 %)?"

@@ -272,7 +272,7 @@ class Layout:
 
     def is_ema(self, key: str) -> bool:
         """Whether ``key`` is an EMA weight or one of the two EMA counters."""
-        return names.unwrap(key).startswith(names.EMA)
+        return self.unwrap(key).startswith(names.EMA)
 
     def ema_twin(self, key: str) -> str | None:
         """EMA key of a U-Net key, else None: ``model_ema.`` + the name after ``model.`` with the dots removed.

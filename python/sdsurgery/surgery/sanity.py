@@ -94,10 +94,10 @@ def _sums(ratios: Ratios, name: str, value: Sequence[float]) -> Iterator[Warned]
     }
     worst = max(sums, key=lambda block: abs(sums[block] - 1), default="")
     if worst and abs(sums[worst] - 1) > 1e-6:
-        hint = f" (worst in {worst}); give the other inputs' weights by block too"
+        hint = "; give the other inputs' weights by block too"
         if len(value) == 3:
             hint += ", or take triple-sum, whose A gets what alpha and beta leave"
-        yield warned("weights_sum", name=name, total=f"{sums[worst]:g}", hint=hint)
+        yield warned("weights_sum", name=f"{name} of {worst}", total=f"{sums[worst]:g}", hint=hint)
 
 
 def _copy(checkpoints: Sequence[Checkpoint], ratios: Ratios, pieces: Sequence[Piece]) -> Iterator[Warned]:
