@@ -66,6 +66,7 @@ def test_under_any_front_a_name_means_what_it_means_without(tmp_path: Path) -> N
 
     same("merge", "weighted-sum", tmp_path / "b.safetensors", alpha=0.5, blocks="IN04=1,BASE=0")
     same("prune", preset="inference")
+    same("prune", preset="ema-only")
     same("extract", component="vae", strip_prefix=True)
     same("cast", fix_names=True)
 
