@@ -232,6 +232,19 @@ _MEANT = {
     "force-merge": "--allow-unlike",
 }  # fmt: skip
 """What other programs call the options."""
+_MEANT_COMMANDS = {
+    **dict.fromkeys(("mix", "blend", "combine", "merger"), "merge"),
+    **dict.fromkeys(("hash", "hashes", "check", "validate", "sha256"), "verify"),
+    **dict.fromkeys(("show", "metadata", "list", "keys", "view"), "inspect"),
+    **dict.fromkeys(("quantize", "quantise", "fp16", "bf16", "fp8", "half"), "cast"),
+    **dict.fromkeys(("shrink", "clean", "trim"), "prune"),
+    "help": "--help",
+    "version": "--version",
+    "diff": "compare",
+    "swap": "replace",
+    "bake-vae": "replace",
+}
+"""And the commands."""
 
 
 def _joined(words: Sequence[str]) -> list[str]:
@@ -266,10 +279,9 @@ def parse(argv: Sequence[str]) -> tuple[commands.Command, argparse.Namespace]:
         parser.error("no command given")
     name = argv[0]
     if name not in commands.NAMES:
-        raise UsageError(
-            f"no command '{printable(name)}'{did_you_mean(name, commands.NAMES)} (see sdsurgery --help)",
-            code="unknown_name",
-        )
+        meant = _MEANT_COMMANDS.get(name.lower())
+        hint = f"; did you mean '{meant}'?" if meant else did_you_mean(name, commands.NAMES)
+        raise UsageError(f"no command '{printable(name)}'{hint} (see sdsurgery --help)", code="unknown_name")
     args = command_parser(name, argv[1:]).parse(argv[1:])
     args.verb = name
     return commands.command(name), args

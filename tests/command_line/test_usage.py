@@ -38,6 +38,15 @@ def test_did_you_mean_for_methods_backends_and_values(models: Path) -> None:
         refused(sds(*merge, option, wrong), 2, f"'{wrong}'", "did you mean", f"'{right}'")
 
 
+def test_words_of_other_programs_lead_to_the_command_and_to_a_block_s_spelling(models: Path) -> None:
+    files = [models / f"{name}.safetensors" for name in "ab"]
+    refused(sds("mix", *files), 2, "did you mean 'merge'?")
+    refused(sds("help"), 2, "did you mean '--help'?")
+    refused(sds("info", files[0]), 2, f"sdsurgery inspect {files[0]}")
+    for blocks, hint in (("IN00:0.5", "IN00=NUMBER"), ("OUT=0.5", "OUT00-OUT11")):
+        refused(sds("merge", *files, "--method", "weighted-sum", "--blocks", blocks, "--dry-run"), 2, hint)
+
+
 def test_did_you_mean_for_verbs_and_parameters(models: Path) -> None:
     refused(sds("merg"), 2, "merg", "merge")
     refused(

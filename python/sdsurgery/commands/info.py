@@ -8,19 +8,25 @@ import platform
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import SdsError
+from ..errors import SdsError, UsageError, printable
 from .common import plain, print_json, print_lines
 
 HELP = "show version, CPU targets and backends"
 
 
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    parser.add_argument("files", nargs="*", help=argparse.SUPPRESS)
     plain(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from ..report import console
 
+    if args.files:
+        raise UsageError(
+            f"info is about this installation; of a file: sdsurgery inspect {printable(args.files[0])}",
+            code="wrong_inputs",
+        )
     found = collect()
     return print_json(found) if args.json else print_lines(console.info_lines(found))
 

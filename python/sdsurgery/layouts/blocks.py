@@ -119,6 +119,12 @@ def _index(name: str, layout: Layout) -> int:
         return layout.blocks.index(word)
     from ..suggest import did_you_mean
 
+    side = [block for block in layout.blocks if block.rstrip("0123456789") == word]
+    if side:
+        raise UsageError(
+            f"block weights: '{printable(name)}' is not a block; all of them are {side[0]}-{side[-1]}",
+            code="unknown_name",
+        )
     known = f"BASE, {layout.blocks[1]}–{layout.blocks[-2]}, VAE" if len(layout.blocks) > 2 else ", ".join(layout.blocks)
     raise UsageError(
         f"block weights: {layout.title} has no block '{printable(name)}'"

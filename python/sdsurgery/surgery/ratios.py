@@ -32,6 +32,7 @@ RuleSet = str | os.PathLike[str] | Mapping[str, float]
 
 _BASE = "BASE"
 _LONGEST_RULES = 1_000_000  # bytes; a larger file is not a list of rules
+_BLOCK = r"(?i)base|vae|(?:in|m|mid|out)\d+"
 _WITH_RATIO = r"(?s)\s*([\w.]+)\s*:(.*)"
 
 
@@ -196,6 +197,8 @@ def by_ratio(method: Method, params: Mapping[str, Any], option: str, given: Any)
 
             known = (*method.ratios, *letters)
             hint = did_you_mean(ratio, known) or f"; it has {', '.join(known) or 'none'}"
+            if re.fullmatch(_BLOCK, ratio):
+                hint = f"; a block's weight is written {ratio}=NUMBER"
             raise UsageError(f"{method.name} has no ratio '{printable(ratio)}' for {option}{hint}", code="unknown_name")
         if ratio in found:
             raise UsageError(f"{option} is given twice for {ratio}; put all of it into one", code="conflict")
