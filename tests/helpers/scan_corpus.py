@@ -380,6 +380,14 @@ def methods(canary: str) -> Corpus:
     ordered = call("collections", "OrderedDict") + dict_of({"keys": run}) + b"b"
     state = tuple_of(name("mailbox", "Maildir"), b")", b"}", dict_of({"keys": run}))
     detach = bag(detach=run)
+    made = (
+        call("collections", "defaultdict")
+        + tuple_of(b"N", dict_of({"default_factory": run}))
+        + b"b"
+        + text("x")
+        + b"Ns"
+    )
+    steps, groups = dict_of([(integer(0), made)]), list_of(dict_of({"params": list_of(integer(0))}))
     bodies = {
         "dict": call("builtins", "dict", bag(keys=run)),
         "OrderedDict": call("collections", "OrderedDict", bag(("argparse", "Namespace"), keys=run)),
@@ -395,6 +403,7 @@ def methods(canary: str) -> Corpus:
         + run
         + b"u0"
         + call("builtins", "dict", b"h\x08"),
+        "optimizer's steps": bag(("torch.optim.adam", "Adam"), state=steps, param_groups=groups, defaults=b"}"),
         "Parameter": call("torch.nn.parameter", "Parameter", detach),
         "_rebuild_parameter": call("torch._utils", "_rebuild_parameter", detach, b"\x88", b"}"),
         "_rebuild_parameter_with_state": call(

@@ -404,6 +404,8 @@ def result(function: Name, args: Args | None) -> Any:
         return args[0]
     if _makes_dtype(function, args):
         return Made("numpy.dtype")
+    if args and function.label == "numpy._core.multiarray.scalar" and hasattr(args[-1], "label"):
+        return args[-1]  # of the dtype of objects
     if args and function.label in ("copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__"):
         return args[0]
     return None

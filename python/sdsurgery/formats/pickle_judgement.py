@@ -14,7 +14,10 @@ _TYPES = (dict, list, set, str, bytes, int, float)
 _OF_TENSORS = (
     "detach", "requires_grad_", "to", "clone", "cpu", "cuda", "set_", "view", "type", "numpy", "asformat", "tobytes",
 )  # fmt: skip
-_HOOKS = frozenset(_OF_TENSORS).union(*([name for name in dir(each) if name[0] != "_"] for each in _TYPES))
+_DELEGATES = ("data", "default_factory")  # UserList.append calls data.append, a defaultdict its factory
+_HOOKS = frozenset((*_OF_TENSORS, *_DELEGATES)).union(
+    *([name for name in dir(each) if name[0] != "_"] for each in _TYPES)
+)
 """Methods that the unpickler, or what it calls, looks up on an object: an attribute of that name is called."""
 
 
