@@ -174,7 +174,7 @@ def completenesses(
         if having is not None and not add_missing and component not in given:
             title = _COMPONENTS.get(component, component)
             notes.append(
-                f"A has no {title}, and so has the output; that of {who(having, checkpoints)} is added by "
+                f"A has no {title}, and neither has the output; that of {who(having, checkpoints)} is added by "
                 "add_missing=True"
             )
     return notes
