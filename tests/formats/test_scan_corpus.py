@@ -18,7 +18,7 @@ import pytest
 import torch
 from attacks import Watch
 from harmless_objects import harmless
-from pickle_builder import Memory, call, pickled
+from pickle_builder import Memory, call, dict_of, name, pickled
 from scan_corpus import hostile, run_all
 from sdsurgery.formats.scan import scan_source
 
@@ -103,3 +103,10 @@ def test_calls_of_what_is_not_known_cannot_be_judged(module, name):
     assert (found.verdict, found.unjudged, found.suspicious) == ("unjudged", [f"calls {module}.{name}"], False)
     named = scan_source("x", Memory(pickled(f"c{module}\n{name}\n".encode(), protocol=4)))
     assert named.verdict == "clean" and named.unknown == [f"{module}.{name}"]
+
+
+def test_an_optimizer_s_state_that_is_a_named_object_cannot_be_judged():
+    """torch calls ``state.get(parameter, [])`` of what the file names: ``requests.get`` for instance."""
+    state = dict_of({"state": name("huggingface_hub.utils._http", "requests"), "defaults": b"}", "param_groups": b"]"})
+    found = scan_source("x", Memory(pickled(name("torch.optim.adam", "Adam") + b")\x81" + state + b"b")))
+    assert found.unjudged == ["sets the attribute state of torch.optim.adam.Adam"]

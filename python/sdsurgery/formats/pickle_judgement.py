@@ -11,9 +11,8 @@ from .pickle_stream import Stopped
 
 MAX_NAMES = 1000  # different names that are listed
 _TYPES = (dict, list, set, str, bytes, int, float)
-_OF_TENSORS = (
-    "detach", "requires_grad_", "to", "clone", "cpu", "cuda", "set_", "view", "type", "numpy", "asformat", "tobytes",
-)  # fmt: skip
+_OF_TENSORS = ("detach", "requires_grad_", "to", "clone", "set_")
+_OF_OPTIMIZERS = ("state", "defaults", "param_groups")  # whose methods they call when they get their state
 _DELEGATES = ("data", "default_factory")  # UserList.append calls data.append, a defaultdict its factory
 _HOOKS = frozenset((*_OF_TENSORS, *_DELEGATES)).union(
     *([name for name in dir(each) if name[0] != "_"] for each in _TYPES)
@@ -107,7 +106,9 @@ class Judgement:
             if isinstance(key, Made):
                 return "an attribute whose name is not known"
             if isinstance(key, str) and (
-                (key.startswith("__") and key.endswith("__")) or (key in _HOOKS and may_be_called(value))
+                (key.startswith("__") and key.endswith("__"))
+                or (key in _HOOKS and may_be_called(value))
+                or (key in _OF_OPTIMIZERS and isinstance(value, Name))
             ):
                 return f"the attribute {key}"
         return ""
