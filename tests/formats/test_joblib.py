@@ -77,6 +77,9 @@ HOSTILE = {
     "flags of objects": objects(pickled(EVIL), kind="f8", flags=1),
     "another flag of objects": objects(pickled(EVIL), kind="V8", flags=63),
     "not a dtype": array(pickled(EVIL), call("types", "SimpleNamespace") + dict_of({"hasobject": TRUE}) + b"b", TWO),
+    "NumPy's own dtype": list_of(
+        call("numpy", "dtype", text("f8"), FALSE, FALSE) + state(flags=1) + b"b", array(NUMBERS, F8, TWO)
+    ),
     "a dtype set twice": array(pickled(EVIL), F8 + STATE_OF_OBJECTS + b"b", TWO),
     "sizes that are not known": array(NUMBERS, F8, call("builtins", "tuple", list_of(integer(2)))),
     "sizes beyond 64 bits": array(NUMBERS, F8, tuple_of(integer(1 << 32), integer(1 << 32))),

@@ -67,6 +67,8 @@ class JoblibPickle(Pickle):
         super()._build(opcode)
         if isinstance(target, _Dtype):
             target.states.append(state)
+            if _kind(target.args) is None:
+                self.doubt("sets the state of a dtype that may be NumPy's own")
         elif isinstance(target, Made) and target.label == WRAPPER:
             self._array(_attributes(state))
             self._stack[-1] = Made("numpy.ndarray")
@@ -154,12 +156,12 @@ def _element(dtype: Any, depth: int) -> _Element | None:
 
 
 def _kind(args: Any) -> tuple[str, int] | None:
-    """The arguments as ``dtype.__reduce__`` gives them: ("f8", align, copy)."""
+    """The arguments as ``dtype.__reduce__`` gives them: ("f8", align, copy), of which the last is always true."""
     if not isinstance(args, tuple) or len(args) != 3 or not isinstance(args[0], str):
         return None
     found = _KIND.fullmatch(args[0])
     known = all(type(value) in (bool, int) for value in args[1:])
-    return (found[1], int(found[2] or 0)) if found and known else None
+    return (found[1], int(found[2] or 0)) if found and known and args[2] else None
 
 
 def _parts(subarray: Any, names: Any, fields: Any, size: int, depth: int) -> bool | None:
