@@ -71,6 +71,19 @@ def test_under_any_front_a_name_means_what_it_means_without(tmp_path: Path) -> N
     same("cast", fix_names=True)
 
 
+def test_a_donor_may_stand_under_any_front(tmp_path: Path) -> None:
+    a, b, wrapped, out = (tmp_path / f"{name}.safetensors" for name in ("a", "b", "wrapped", "o"))
+    write_checkpoint(a, "sd1", size="tiny", seed=1)
+    write_checkpoint(b, "sd1", size="tiny", seed=2)
+    write_raw(wrapped, renamed(read_raw(b)[0], WRAPPED))
+    for component in ("vae", "unet", "text_encoder"):
+        made = []
+        for donor in (b, wrapped):
+            sdsurgery.replace(a, {component: donor}, out=out, overwrite=True)
+            made.append(read_raw(out)[0])
+        assert made[0] == made[1]
+
+
 @pytest.mark.parametrize(("old", "new"), [("", "any.thing."), ("cond_stage_model.", "text_encoders.clip_l.")])
 def test_a_text_encoder_under_another_front_is_not_called_missing(old: str, new: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a.safetensors", "sd1", size="tiny")

@@ -131,8 +131,9 @@ class Swap:
     def _given(self) -> dict[str, str]:
         """Every name by which a tensor of the donor may be asked for -> the donor's own name for it."""
         given = {name: name for name in (*self.donor.tensors, *self.donor.unusable)}
+        wrapper = detect(self.donor.tensors).layout.wrapper
         for name in tuple(given):
-            given.setdefault(aliases.canonical(name, self.layout), name)
+            given.setdefault(aliases.canonical(name.removeprefix(wrapper), self.layout), name)
             if self.component.startswith("text_encoder") and name.startswith(aliases.CLIP_HEADS):
                 given.setdefault("text_model." + name, name)  # transformers leaves it out since 5.6
         return given
