@@ -198,10 +198,13 @@ def may_be_text(value: Any) -> bool:
     return isinstance(value, Made) and value.label not in PLAIN_OBJECTS
 
 
+_CALLABLE = ("functools.partial", "torch.nn.modules.")  # of the table; a module calls its own hooks
+
+
 def may_be_called(value: Any) -> bool:
     """Whether a value may be a function or the like."""
     if isinstance(value, Made):
-        return bool(value.label) and not is_data(value.label)
+        return bool(value.label) and (value.label.startswith(_CALLABLE) or not harmless(value.label))
     return hasattr(value, "plain") and not value.label.startswith(_DTYPES)
 
 

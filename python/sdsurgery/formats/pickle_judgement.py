@@ -12,9 +12,8 @@ from .pickle_stream import Stopped
 MAX_NAMES = 1000  # different names that are listed
 _TYPES = (dict, list, set, str, bytes, int, float)
 _OF_TENSORS = ("detach", "requires_grad_", "to", "clone", "set_")
-_OF_OPTIMIZERS = ("state", "defaults", "param_groups")  # whose methods they call when they get their state
-_DELEGATES = ("data", "default_factory")  # UserList.append calls data.append, a defaultdict its factory
-_HOOKS = frozenset((*_OF_TENSORS, *_DELEGATES)).union(
+_DELEGATES = ("state", "defaults", "param_groups", "data")  # of optimizers and UserList, which call their methods
+_HOOKS = frozenset((*_OF_TENSORS, "default_factory")).union(
     *([name for name in dir(each) if name[0] != "_"] for each in _TYPES)
 )
 """Methods that the unpickler, or what it calls, looks up on an object: an attribute of that name is called."""
@@ -108,7 +107,7 @@ class Judgement:
             if isinstance(key, str) and (
                 (key.startswith("__") and key.endswith("__"))
                 or (key in _HOOKS and may_be_called(value))
-                or (key in _OF_OPTIMIZERS and isinstance(value, Name))
+                or (key in _DELEGATES and isinstance(value, Name))
             ):
                 return f"the attribute {key}"
         return ""
