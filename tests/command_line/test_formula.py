@@ -39,9 +39,9 @@ def test_sums_are_written_out_and_other_methods_named(
 def test_ratios_that_differ_between_tensors_are_said_shortly() -> None:
     blocks = {"alpha": {"IN00": 0.0, "OUT03": 0.8, "M00": 0.5}}
     text = merged("weighted-sum", parameters={"alpha": 0.5}, blocks=blocks)
-    assert text == "weighted-sum(A, B; alpha 0–0.8 by block)"
+    assert text == "weighted-sum(A, B; alpha 0.5 (0–0.8 by block))"
     rules = {"alpha": {"attn2": 0.3}}
-    assert "alpha 0–0.8 by block and 0.3 by rule" in merged(
+    assert "alpha 0.5 (0–0.8 by block and 0.3 by rule)" in merged(
         "weighted-sum", parameters={"alpha": 0.5}, blocks=blocks, rules=rules
     )
 

@@ -151,5 +151,6 @@ def _components(layout: Layout) -> dict[str, tuple[str, ...]]:
 
 
 def _some(keys: tuple[str, ...]) -> str:
-    shown = ", ".join(printable(key) for key in keys[:4])
-    return shown + (f", … ({len(keys)} in all)" if len(keys) > 4 else "")
+    few = 4 if len(keys) <= 8 else 1  # of many the number says more than names
+    shown = ", ".join(printable(key) for key in keys[:few])
+    return shown + (f", … ({len(keys)} in all)" if len(keys) > few else "")

@@ -91,7 +91,7 @@ def _node(node: Mapping[str, Any], leaves: Sequence[Text], path: str, recipe: Ma
         if written is not None:
             return written
     rows = [
-        f"{name} {varied[name]}" if name in varied else _worded(name, params.get(name))
+        _both(name, params.get(name), varied.get(name))
         for name, param in method.params.items()
         if name in varied or _is_said(name, param, params.get(name))
     ]
@@ -149,7 +149,7 @@ def _operation(op: str, left: Text, right: Text) -> Text:
 
 
 def _varied(method: Method, path: str, recipe: Mapping[str, Any]) -> dict[str, str]:
-    """What to say of ratios that differ between tensors: ``0–0.8 by block``."""
+    """What to say of ratios that differ between tensors: ``0–0.8 by block``, beside the number of the others."""
     found: dict[str, list[str]] = {}
     for kind, word in (("blocks", "by block"), ("rules", "by rule")):
         for ratio, weights in recipe.get(kind, {}).items():
@@ -269,6 +269,13 @@ def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(_value, value[:MOST_INPUTS])) + (" …" if len(value) > MOST_INPUTS else "")
     return _short(value) if isinstance(value, int | float) and not isinstance(value, bool) else printable(value, 60)
+
+
+def _both(name: str, value: Any, varied: str | None) -> str:
+    """A parameter with the number that it has, and those that it has by block or rule."""
+    if varied is None:
+        return _worded(name, value)
+    return f"{name} {varied}" if value is None else f"{_worded(name, value)} ({varied})"
 
 
 def _worded(name: str, value: Any) -> str:
