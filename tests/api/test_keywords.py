@@ -21,8 +21,11 @@ from sdsurgery.methods import Param, PerInput, method
 def _with(setting: str) -> list[str]:
     """The functions that take a setting, but merge, which takes a method's parameters besides."""
     names = [*(name.replace("-", "_") for name in commands.NAMES), "convert_all"]
-    functions = {name: getattr(sdsurgery, name) for name in names if name != "merge" and hasattr(sdsurgery, name)}
-    return [name for name, function in functions.items() if setting in inspect.signature(function).parameters]
+    functions = {name: getattr(sdsurgery, name, None) for name in names if name != "merge"}
+    return [
+        name for name, function in functions.items()
+        if inspect.isfunction(function) and setting in inspect.signature(function).parameters
+    ]  # fmt: skip
 
 
 VERBS, WRITING = _with("allow_suspicious"), _with("dry_run")
