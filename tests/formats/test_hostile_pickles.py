@@ -184,7 +184,16 @@ BOMBS = {
     "deep": lambda: torch_zip(pickled(b"N" + b"\x85" * 390_000), {}),
     "deep calls": lambda: torch_zip(pickled(name("a", "b") + b")R" * 390_000), {}),
 }
-AS_WIDE = {"wide legacy", "wide objects", "wide deflated", "text opcodes in turn", "deep calls", "long metadata"}
+AS_WIDE = {
+    "wide",
+    "many tensors",
+    "wide legacy",
+    "wide objects",
+    "wide deflated",
+    "text opcodes in turn",
+    "deep calls",
+    "long metadata",
+}
 """Others of the same kind in another wrapping, at the same limit."""
 PROBE = """
 import sys, time
