@@ -14,7 +14,7 @@ ROWS = {
     "command line": "__main__ cli commands report.ancestry report.bars report.console report.inspection",
     "library": "api interop.calls interop.saving",
     "recipe": "composition recipe",
-    "surgery": "surgery report.formula report.heatmap report.html report.distances testing",
+    "surgery": "surgery report.command report.formula report.heatmap report.html report.distances testing",
     "inputs": "checkpoint encodings formats layouts interop adapters",
     "outline": "outline placing metadata ancestors",
     "engine": "engine file_hashes hashing",

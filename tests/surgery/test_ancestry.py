@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,64 @@ def test_names_do_not_reach_the_terminal_unescaped() -> None:
     found["sd_merge_models"] = json.dumps({A: {"name": "x\x1b[31m.ckpt"}, B: {"name": "a × b"}})
     (line,) = shown(found)
     assert "\x1b" not in line and "a × b" in line
+
+
+AGAIN: list[tuple[str, str, dict[str, Any]]] = [
+    ("weighted-sum", "a b", {"alpha": 1 / 3}),
+    ("weighted-sum", "a b", {"alpha": 0.3, "blocks": "GRAD_V,BASE=0.25", "dtype": "bf16"}),
+    ("weighted-sum", "a b c", {"weights": [0.5, 0.3, 0.2], "blocks": {"B": "IN01=0.9", "C": {"M00": -0.5}}}),
+    ("supermerger:weighted-sum", "a b", {"alpha": 0.7}),
+    ("add-diff.clamped", "a b c", {"alpha": -0.7, "compute": "fp64", "overflow": "saturate"}),
+    ("dare.density", "a b", {"density": 0.4, "alpha": 0.6, "seed": 2**40 + 1}),
+    ("formula:A + k*(B - C)", "a b c", {"k": 0.1}),
+    ("adjust:clamp(A,B):slerp", "a b", {"alpha": 0.3, "d1": 0.5}),
+    ("weighted-sum", "a b", {"alpha": 0.5, "vae": "c", "add_missing": True, "fix_clip": True}),
+    ("weighted-sum.lerp", "a b", {"alpha": 0.5, "fused": True, "loras": {"l": -0.25}}),
+]
+
+
+@pytest.mark.parametrize("case", AGAIN, ids=str)
+def test_the_command_that_inspect_shows_makes_the_file_again(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: tuple[str, str, dict[str, Any]]
+) -> None:
+    method, names, given = case[0], case[1], dict(case[2])
+    if "vae" in given:
+        given["vae"] = models / "c.safetensors"
+    if "loras" in given:
+        given["loras"] = {models / f"{name}.safetensors": strength for name, strength in given["loras"].items()}
+        sdsurgery.extract_lora(models / "b.safetensors", models / "c.safetensors", rank=1, out=models / "l.safetensors")
+    out = tmp_path / "mix.safetensors"
+    sdsurgery.merge(method, [models / f"{name}.safetensors" for name in names.split()], out=out, **given)
+    found = sdsurgery.inspect(out).ancestry[0]
+    assert f"again: {found.command[:30]}" in done(sds("inspect", out)).out
+    monkeypatch.chdir(models)
+    words = shlex.split(found.command)
+    done(sds(*words[1:-1], str(tmp_path / "again.safetensors")))
+    assert sdsurgery.compare(out, tmp_path / "again.safetensors").equal
+
+
+def test_what_no_single_command_makes_has_none(models: Path, tmp_path: Path) -> None:
+    a, b = (str(models / f"{name}.safetensors") for name in "ab")
+    tree = sdsurgery.weighted_sum(a, sdsurgery.weighted_sum(b, a, alpha=0.2), alpha=0.4)
+    tree.save(tmp_path / "tree.safetensors")
+    sdsurgery.merge("weighted-sum", [a, b], out=tmp_path / "rules.safetensors", alpha=0.5, rules={"attn": 0.1})
+    sdsurgery.cast(a, out=tmp_path / "cast.safetensors", dtype="bf16")
+    for name in ("tree", "rules", "cast"):
+        (found,) = sdsurgery.inspect(tmp_path / f"{name}.safetensors").ancestry
+        assert not found.command
+        assert "again:" not in done(sds("inspect", tmp_path / f"{name}.safetensors")).out
+
+
+@pytest.mark.parametrize(
+    ("changed", "sound"),
+    [
+        ({}, True), ({"parameters": {"alpha": "x"}}, False), ({"parameters": {"alpha": None}}, False),
+        ({"map": 5}, False), ({"blocks": {"alpha": {"IN00": "x"}}}, False), ({"loras": {"result": ["x"]}}, False),
+        ({"use_ema": 3}, False),
+    ],
+)  # fmt: skip
+def test_a_strangers_recipe_has_a_quoted_command_or_none(changed: dict[str, Any], sound: bool) -> None:
+    recipe = {"type": "sdsurgery", "method": "weighted-sum", "parameters": {"alpha": 0.5}, "add_missing": False}
+    (found,) = ancestry(metadata({**recipe, "models": [{"name": "a"}, {"name": "b; rm x"}], **changed}), "new")
+    quoted = "sdsurgery merge a.safetensors 'b; rm x.safetensors' --method weighted-sum --alpha=0.5 -o OUT.safetensors"
+    assert found.command == (quoted if sound else "")

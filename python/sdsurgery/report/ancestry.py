@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def lines(generations: Sequence[Generation]) -> Iterator[str]:
-    """``mix = 0.7·A + 0.3·B`` for each, the youngest first, and what differs between merge blocks below it."""
+    """``mix = 0.7·A + 0.3·B`` for each, the youngest first, and what differs between merge blocks below it;
+    at the end the command that makes the youngest again."""
     for each in generations:
         by = "" if each.tool == "sdsurgery" else f"  ({each.tool})"
         yield f"{each.name} = {each.formula}{by}"
@@ -21,3 +22,5 @@ def lines(generations: Sequence[Generation]) -> Iterator[str]:
             others = each.parameters.get(ratio)
             rest = f", others {others:g}" if isinstance(others, float | int) and "BASE" not in weights else ""
             yield f"    {printable(ratio, 40)}  {bars(weights)}{rest}"
+    if generations and generations[0].command:
+        yield f"again: {printable(generations[0].command, 10_000)}"

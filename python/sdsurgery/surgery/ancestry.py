@@ -18,6 +18,7 @@ from ..ancestors import HASH_KEYS, MODELS, RECIPE, entries
 from ..errors import printable
 from ..strict_json import parse
 
+_OURS = "sdsurgery"
 MOST = 200
 """Generations that are followed."""
 _BLOCKS = {
@@ -38,7 +39,7 @@ class Origin:
 @dataclass(frozen=True)
 class Generation:
     """One file and how it was made. ``blocks``: by ratio, the numbers of merge blocks where they differ; other blocks
-    have that of ``parameters``."""
+    have that of ``parameters``. ``command`` makes it again, where one of ours can (``report.command``)."""
 
     name: str
     sha256: str | None
@@ -48,6 +49,7 @@ class Generation:
     inputs: list[Origin]
     parameters: dict[str, Any] = field(default_factory=dict)
     blocks: dict[str, dict[str, float]] = field(default_factory=dict)
+    command: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -113,7 +115,17 @@ def _generation(key: str, tool: str, made: _Made, names: Mapping[str, str]) -> G
     }
     shown = _said(made.recipe, [origin.name for origin in origins])
     method, numbers = str(made.recipe.get("method", "")), dict(made.recipe.get("parameters") or {})
-    return Generation(names[key], _sha256(key), tool, method, shown, origins, numbers, blocks)
+    again = _again(made.recipe, [origin.name for origin in origins]) if tool == _OURS else ""
+    return Generation(names[key], _sha256(key), tool, method, shown, origins, numbers, blocks, again)
+
+
+def _again(recipe: Mapping[str, Any], names: Sequence[str]) -> str:
+    from ..report.command import command  # late, as the formula
+
+    try:
+        return command(recipe, names)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
+        return ""
 
 
 def _said(recipe: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -271,7 +283,7 @@ def _by_block(given: object, base: object) -> dict[str, float]:
 
 
 _TOOLS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], _Made]]] = {
-    "sdsurgery": ("sdsurgery", _ours),
+    "sdsurgery": (_OURS, _ours),
     "webui": ("web UI", _webui),
     "Neo": ("Forge Neo", _webui),
     "SDNext": ("SD.Next", _sdnext),

@@ -10,6 +10,7 @@ from math import isclose
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..dtypes import BY_OPTION, DType
+from ..report.command import options
 from .preflight import letter
 
 if TYPE_CHECKING:
@@ -259,10 +260,7 @@ def _command(given: _Found, guess: Guess) -> str:
     words = ["sdsurgery", "merge", *(work.file(i) for i in guess.order), "--method", guess.method]
     if used := [letter(at) for at, i in enumerate(guess.order) if i in work.averaged]:
         words += ["--use-ema", ",".join(used)]
-    for name, value in guess.parameters.items():
-        flag = "--" + name.replace("_", "-")
-        each = value if isinstance(value, tuple) else (value,)
-        words.append(flag if value is True else f"{flag}={','.join(map(_text, each))}")
+    words += options(guess.parameters, _text)
     for ratio, weights in guess.blocks.items():
         own = {b: w for b, w in weights.items() if not (guess.preset and network and b in network.blocks)}
         listed = [*([guess.preset] if guess.preset else []), *(f"{block}={_text(own[block])}" for block in own)]
