@@ -296,3 +296,19 @@ def test_an_openclip_encoder_alone_in_transformers_names_gets_open_clip_s(
     done(sds("cast", given, "--fix-names", "-o", tmp_path / "o.safetensors"))
     assert read_raw(tmp_path / "o.safetensors")[0] == {k: raw for k, raw in wanted.items() if k != "logit_scale"}
     assert sdsurgery.inspect(tmp_path / "o.safetensors").family == name
+
+
+@pytest.mark.parametrize("prefix", ["module.", "x.y."])
+def test_adapters_of_a_file_under_any_front_are_those_of_the_file_without(prefix: str, tmp_path: Path) -> None:
+    bare, base, under = (tmp_path / f"{name}.safetensors" for name in ("bare", "base", "under"))
+    for seed, path in enumerate((bare, base)):
+        write_checkpoint(path, "sd1", size="tiny", seed=seed, keep=lambda row: row.component == "unet")
+    write_raw(under, renamed(read_raw(bare)[0], {"": prefix}))
+    wanted, found, baked = (tmp_path / f"{name}.safetensors" for name in ("wanted", "found", "baked"))
+    for tuned, out in ((bare, wanted), (under, found)):
+        sdsurgery.extract_lora(tuned, base, rank=2, out=out)
+    assert sdsurgery.compare(wanted, found).equal
+    sdsurgery.bake(bare, {wanted: 0.5}, out=out, overwrite=True)
+    sdsurgery.bake(under, {wanted: 0.5}, out=baked)
+    assert sdsurgery.compare(out, baked, fix_names=True).equal
+    assert any(note.startswith("no tensor has one name in both") for note in sdsurgery.compare(out, baked).notes)

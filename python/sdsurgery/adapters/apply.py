@@ -62,6 +62,11 @@ class Checkpoint(NamedTuple):
     layout: Layout
     tensors: Mapping[str, TensorInfo]
 
+    @classmethod
+    def of(cls, layout: Layout, tensors: Mapping[str, TensorInfo]) -> Checkpoint:
+        """A file whose names may all stand in a wrapper (``module.``)."""
+        return cls(layout, {**{layout.unwrap(name): info for name, info in tensors.items()}, **tensors})
+
     def find(self, slot: Slot) -> tuple[TensorInfo, str] | None:
         """The tensor of a slot under the name that this checkpoint has for it, and how the module lies in it."""
         if slot.diffusers in self.tensors:

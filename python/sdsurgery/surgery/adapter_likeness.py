@@ -131,7 +131,7 @@ class _Work:
                 )
             for adapter in adapters:
                 require_family(adapter, layout)
-            self.layout, self.known = layout.original or layout, Known(layout, base.tensors)
+            self.layout, self.known = layout.original or layout, Known.of(layout, base.tensors)
         self.found = Effects(family.name if family else "")
 
     def one(self, slot: Slot, modules: Sequence[Sequence[str]]) -> None:

@@ -176,7 +176,7 @@ def applied(
     """What the adapter, input ``number``, does to the checkpoint at ``path`` at the strengths of ``lora``. InputRefused
     as ``adapters.apply.effects``, and for a family whose modules are not known."""
     try:
-        return effects(adapter, number, Adapted(layout, tensors), strengths(lora, layout))
+        return effects(adapter, number, Adapted.of(layout, tensors), strengths(lora, layout))
     except ValueError as error:
         raise InputRefused(
             f"{printable(path)}: adapters are applied to Stable Diffusion 1, 2 and XL; {error}",

@@ -149,7 +149,7 @@ class _Work:
         self.tuned, self.base = checkpoints
         self.device = device
         self.layout, self.wanted, self.spool = layout, wanted, spool
-        self.known = [Known(layout, each.tensors) for each in checkpoints]
+        self.known = [Known.of(detect(each.tensors).layout, each.tensors) for each in checkpoints]
         self.ranks = writing.Ranks(set(), set())
 
     def all(self, progress: Callable[[int, int], None] | None) -> list[Layer]:
