@@ -65,6 +65,8 @@ def test_under_any_front_a_name_means_what_it_means_without(tmp_path: Path) -> N
         assert made[1] in (made[0], renamed(made[0], WRAPPED))
 
     same("merge", "weighted-sum", tmp_path / "b.safetensors", alpha=0.5, blocks="IN04=1,BASE=0")
+    same("merge", "cosine-a", tmp_path / "b.safetensors", alpha=0.3)  # which treats some tensors apart, by their names
+    same("merge", "dare.density", tmp_path / "b.safetensors", density=0.5, seed=1)  # whose draws go by the name
     same("prune", preset="inference")
     same("prune", preset="ema-only")
     same("extract", component="vae", strip_prefix=True)

@@ -60,7 +60,7 @@ def _statistics(
     formula, along = reduced(method.across.statistic, len(opened))
     wanted: list[Piece] = []
     for piece in pieces:
-        if piece.action != MERGED or role_of(method, piece.name, layout.name).endswith(APART):
+        if piece.action != MERGED or role_of(method, layout.unwrap(piece.name), layout.name).endswith(APART):
             continue
         count = math.prod(piece.shape[1:]) if along == FIRST else 1
         segment = piece.segments[0]

@@ -94,9 +94,9 @@ class Ratios:
         """
         block = (block or _BASE) if self.layout.blocks else None
         if self.method.block is not None and block is not None:
-            block = self.method.block(name, block)
-        role = role_of(self.method, name, self.layout.name)
-        tensor = name if self._draws(absent, role) else ""
+            block = self.method.block(self.layout.unwrap(name), block)
+        role = role_of(self.method, self.layout.unwrap(name), self.layout.name) if self.method.roles else ""
+        tensor = self.layout.unwrap(name) if self._draws(absent, role) else ""
         if not self.rules:
             key: Any = (block, absent, role, tensor)
             found = self._known.get(key)
