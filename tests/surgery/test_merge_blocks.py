@@ -404,3 +404,25 @@ def test_a_rules_file_may_have_a_dot_and_a_colon_in_its_name(
     (tmp_path / "v1.5:attention.txt").write_text("attn2 = 0.25\n")
     report = sdsurgery.merge("weighted-sum", models["sd1"][:2], rules="v1.5:attention.txt", dry_run=True, hash=False)
     assert report.recipe["rules"] == {"alpha": {"attn2": 0.25}}
+
+
+def test_without_weights_a_gets_in_every_block_what_the_others_leave(
+    models: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    files = models["sd1"]
+    words = ["merge", *files, "--method", "weighted-sum", "--blocks", "b:GRAD_V,BASE=0.25", "--blocks", "C:IN03=0.125"]
+    assert "warning" not in done(sds(*words, "-o", tmp_path / "rest.safetensors")).err
+    blocks = {"alpha": "GRAD_V,BASE=0.25", "beta": "IN03=0.125"}
+    sdsurgery.merge("triple-sum", files, alpha=0, beta=0, blocks=blocks, out=tmp_path / "triple.safetensors")
+    assert sdsurgery.compare(tmp_path / "rest.safetensors", tmp_path / "triple.safetensors").equal
+    (found,) = sdsurgery.inspect(tmp_path / "rest.safetensors").ancestry
+    assert found.blocks["A"]["IN03"] == 1 - (found.blocks["B"]["IN03"] + 0.125)
+
+
+@pytest.mark.parametrize("given", ["A:GRAD_V B:0.5", "GRAD_V", "B:GRAD_V B:0.5", "B:GRAD_V D:0.5"])
+def test_other_block_weights_of_three_models_need_weights(
+    given: str, models: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.safetensors"
+    run = sds("merge", *models["sd1"], "--method", "weighted-sum", "--blocks", given, "-o", out)
+    refused(run, 2, "for more inputs give --weights")

@@ -80,7 +80,7 @@ def test_weights_by_block_that_do_not_sum_to_1_are_said(tmp_path: Path) -> None:
 
     assert said({"A": "IN03=0.4", "B": "IN03=0.4"}) == []
     (text,) = said({"B": "IN03=1"})
-    assert text.startswith("the weights of IN03 sum to 1.7, not 1;") and "triple-sum" in text
+    assert text.startswith("the weights of IN03 sum to 1.7, not 1;") and "A gets what they leave" in text
 
 
 def test_a_percentage_is_named(files: dict[str, Path]) -> None:

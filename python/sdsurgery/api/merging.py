@@ -103,6 +103,7 @@ def merge(
     from ..recipe import Call, Model, Opened, call, compose
     from ..surgery.merge import bound, merge_tree
     from ..surgery.merge import merge as merge_files
+    from ..surgery.ratios import with_rest
 
     chosen = get(method, variant)
     numbers = chosen.named(parameters, [*OPTIONS, *_OWN])
@@ -123,6 +124,7 @@ def merge(
         root = call(chosen.name, inputs, blocks=blocks, rules=rules, **numbers)
         tree = compose(replace(root, loras=tuple(as_loras(loras))))
         return reported("merge", settings, lambda given: merge_tree(tree, given, **others)[0])
+    numbers, blocks = with_rest(chosen, len(files), numbers, blocks)
     bound(chosen, files, numbers)  # which takes no list for a number: that is a sweep's
     return reported("merge", settings, lambda given: merge_files(
         chosen.name, files, given, parameters=numbers, blocks=blocks, rules=rules, map=map,

@@ -28,7 +28,7 @@ from .common import Input, close_all, merged_metadata, open_all, planned, run_al
 from .matching import Names, fronts, in_names_of, is_bare, read_under, require_usable, without_unit_tail
 from .outputs import require_free
 from .preflight import completenesses, letter, letters, refuse_conflicts, refuse_strangers, remarks, who
-from .ratios import BlockWeights, Ratios, RuleSet
+from .ratios import BlockWeights, Ratios, RuleSet, with_rest
 from .report import Report
 from .sanity import doubts
 from .swaps import Swap
@@ -61,6 +61,7 @@ def merge(
     ``parameters`` are the method's, those of a sweep as lists; ``loras`` are adapters, each at one strength or several.
     """
     chosen = get(method)
+    parameters, blocks = with_rest(chosen, len(inputs), parameters, blocks)
     averaged = tuple(letters(use_ema, len(inputs)))
     wanted, outs = [], []
     for variant in variants(chosen, parameters, out, loras):

@@ -52,7 +52,10 @@ class Ratios:
         self.method, self.count, self.params, self.layout = method, count, params, layout
         self.lists = {n: v for n, v in params.items() if isinstance(method.params[n], PerInput) and v is not None}
         self.letters = _letters(method, params)
-        self.blocks = {n: _weights(spec, layout) for n, spec in by_ratio(method, params, "blocks=", blocks).items()}
+        given = by_ratio(method, params, "blocks=", blocks)
+        self.blocks = {n: _weights(spec, layout) for n, spec in given.items() if spec is not _REST}
+        if any(spec is _REST for spec in given.values()):
+            self.blocks[letter(0)] = self._rest()
         self.rules = {n: _rules(spec) for n, spec in by_ratio(method, params, "rules=", rules).items()}
         asked = {*self.blocks, *self.rules}
         numbers = {name: params[name] for name in method.ratios if params[name] is not None}
@@ -65,6 +68,11 @@ class Ratios:
         self._without = without
         self._drawing: dict[tuple[frozenset[int], str], bool] = {}
         self._known: dict[Any, tuple[Formula, Mapping[str, Any]]] = {}
+
+    def _rest(self) -> dict[str, float]:
+        """What the other inputs leave of 1, in every block in which one has a number."""
+        blocks = dict.fromkeys(block for weights in self.blocks.values() for block in weights)
+        return {block: 1 - sum(weights.get(block, 0.0) for weights in self.blocks.values()) for block in blocks}
 
     def inputs(self, absent: frozenset[int]) -> tuple[int, ...] | None:
         """The inputs that the formula for a tensor takes which the inputs ``absent`` lack; None where A's is kept."""
@@ -176,6 +184,23 @@ class Ratios:
             return self._by_block(ratio, block)
         self._unused.discard((ratio, index))
         return rules.rules[index][1]
+
+
+def with_rest(method: Method, count: int, parameters: Mapping[str, Any], blocks: Any) -> tuple[dict[str, Any], Any]:
+    """Of a weighted sum of several models without weights, in whose blocks others than A have numbers by their letters
+    (``B:GRAD_V C:0.3``), the weights and block weights that give A what they leave; of others what was given."""
+    own = next((name for name, each in method.params.items() if isinstance(each, PerInput) and each.instead_of), None)
+    letters = [letter(number) for number in range(count)]
+    if own is None or count <= len(method.inputs) or any(parameters.get(name) is not None for name in method.params):
+        return dict(parameters), blocks
+    named = _separate(blocks, letters)
+    if not named or not {name for name, _ in named} <= set(letters[1:]) or len(dict(named)) < len(named):
+        return dict(parameters), blocks
+    return {**parameters, own: [1.0] + [0.0] * (count - 1)}, {**dict(named), letters[0]: _REST}
+
+
+_REST: Any = object()
+"""The block weights of A that are what the others leave of 1."""
 
 
 def by_ratio(method: Method, params: Mapping[str, Any], option: str, given: Any) -> dict[str, Any]:

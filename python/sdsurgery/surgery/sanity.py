@@ -94,9 +94,7 @@ def _sums(ratios: Ratios, name: str, value: Sequence[float]) -> Iterator[Warned]
     }
     worst = max(sums, key=lambda block: abs(sums[block] - 1), default="")
     if worst and abs(sums[worst] - 1) > 1e-6:
-        hint = "; give the other inputs' weights by block too"
-        if len(value) == 3:
-            hint += ", or take triple-sum, whose A gets what alpha and beta leave"
+        hint = "; give the other inputs' weights by block too, or leave weights= out: then A gets what they leave"
         yield warned("weights_sum", name=f"{name} of {worst}", total=f"{sums[worst]:g}", hint=hint)
 
 
