@@ -463,6 +463,14 @@ def test_examples_run(script: Path, tmp_path: Path) -> None:
     assert ran.stdout.strip()
 
 
+def test_workflows_name_the_commits_of_the_actions_that_they_use() -> None:
+    """As SECURITY.md says: a tag can be moved."""
+    lines = [line for path in ROOT.glob(".github/workflows/*.yml") for line in path.read_text().splitlines()]
+    used = [line for line in lines if "uses:" in line]
+    assert used or not (ROOT / ".github").exists()
+    assert [line for line in used if not re.search(r"@[0-9a-f]{40} +# v\d", line)] == []
+
+
 if __name__ == "__main__":
     (ROOT / "docs" / "methods.md").write_text(methods_page(), encoding="utf-8")
     (ROOT / "docs" / "errors.md").write_text(errors_page(), encoding="utf-8")
