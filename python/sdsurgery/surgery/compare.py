@@ -143,7 +143,9 @@ def compare(a: Input, b: Input, settings: Settings, *, base: Input | None = None
             result.notes += [f"B: {text}" for text in found]
         pairs = _pair(opened[0], opened[1], result)
         if not pairs and not settings.fix_names and effects is None:
-            result.notes.append("no tensor has the same name in both files; fix_names=True also pairs old and prefixed names")
+            result.notes.append(
+                "no tensor has the same name in both files; fix_names=True also pairs old and prefixed names"
+            )
         is_part = settings.fix_names and bool(pairs) and not (result.only_in_a and result.only_in_b)
         different = None if is_part else conflict(ours, theirs)  # a VAE and a model, say
         if different:
