@@ -42,7 +42,9 @@ KINDS = (*((name, name) for name in DTYPES), ("float32", "float16"))  # of the i
 
 def bound(method: Any) -> dict[str, Any]:
     """Parameters that the method takes; what it does not do without is 0.5."""
-    needed = {name: 0.5 for name, param in method.params.items() if param.required}
+    from sdsurgery.methods.parameters import is_required
+
+    needed = {name: 0.5 for name, param in method.params.items() if is_required(param)}
     return method.bind(len(method.inputs), needed)
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from sdsurgery.dtypes import BY_NAME, COMPUTABLE, F64, DType
-from sdsurgery.methods import Method, Param, PerInput, registered
+from sdsurgery.methods import Method, PerInput, registered
+from sdsurgery.methods.parameters import is_required
 from sdsurgery.program import Formula, identity
 from sdsurgery.program.tracing import trace
 
@@ -50,7 +51,7 @@ def formulas(hot: bool = False) -> dict[str, Formula]:
 def _bindings(name: str, method: Method) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """Numbers of inputs, and parameters: any that the method takes, since a program holds no numbers."""
     least = len(method.inputs)
-    needed = {key: 0.5 for key, param in method.params.items() if isinstance(param, Param) and param.required}
+    needed = {key: 0.5 for key, param in method.params.items() if is_required(param)}
     yield name, least, method.bind(least, needed)
     lists = {key: param for key, param in method.params.items() if isinstance(param, PerInput)}
     for count in (3, 4) if lists and method.variadic else ():

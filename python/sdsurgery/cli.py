@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import takewhile
 from typing import Any, NoReturn
 
@@ -167,7 +168,8 @@ class _Parser(argparse.ArgumentParser):
     ) -> None:  # fmt: skip
         shown = ["examples:", *(f"  {line}" for line in examples), ""] if examples else []
         epilog = "\n".join([*shown, EPILOG])
-        shape = argparse.RawDescriptionHelpFormatter
+        # argparse asks for the terminal's width at every argument, and imports what unpacks archives to do so.
+        shape = partial(argparse.RawDescriptionHelpFormatter, width=(line_width(sys.stdout) or 80) - 2)
         super().__init__(prog, usage, description, epilog, formatter_class=shape, allow_abbrev=False)
         self._words: Sequence[str] = ()
 

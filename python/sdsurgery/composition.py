@@ -6,8 +6,8 @@ The bodies of the calls, one in the other, are evaluated in float32 and rounded 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from .adapters.lora import Lora
 from .errors import UsageError
@@ -15,8 +15,7 @@ from .methods.registry import Method, Param, Parameter
 from .methods.written import letter
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A call within a tree. ``prefix`` is the path of input names to it; ``inputs`` are parts, or numbers of leaves."""
 
     method: Method
@@ -68,8 +67,7 @@ class Part:
         return Part(self.method, self.prefix, tuple(kept)) if len(kept) == len(left) else left[0]
 
 
-@dataclass(frozen=True)
-class Composition:
+class Composition(NamedTuple):
     """A call as one method of its leaves, which are models of a recipe. A file that is used twice is one of them.
     Parameters are named by path: ``alpha`` of the root's input B is ``B.alpha``."""
 

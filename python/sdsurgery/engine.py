@@ -7,7 +7,6 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from dataclasses import replace as replace_fields
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -238,7 +237,7 @@ class _Writing:
                 busy += self._hashing[-1].processors
             else:
                 self._hashing.append(None)
-        options = replace_fields(options, busy=busy)
+        options = options._replace(busy=busy)
         run = _prepare(chosen, self.plan, sources, self.sinks[0], options, further=self.sinks[1:])
         for hashing in filter(None, self._hashing):
             hashing.start()
@@ -311,8 +310,8 @@ def _prepare(
     """The backend's run of the plan, after the checks of what no job reads from end to end."""
     apart = tuple(check for check in plan.checks if not check.parts)
     if apart:
-        backends.damaged_of(replace_fields(plan, checks=apart), sources, options)
-        plan = replace_fields(plan, checks=plan.checks[: -len(apart)])
+        backends.damaged_of(plan._replace(checks=apart), sources, options)
+        plan = plan._replace(checks=plan.checks[: -len(apart)])
     return chosen.prepare(plan, sources, sink, options, *((further,) if further else ()))
 
 

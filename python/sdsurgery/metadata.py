@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from .ancestors import MODELS, RECIPE, ancestry, name_of
@@ -45,8 +44,7 @@ _STALE = r"modelspec\.hash_.*|sshs_model_hash|sshs_legacy_hash"
 _DTYPES = ("modelspec.unet_dtype", "modelspec.vae_dtype")
 
 
-@dataclass(frozen=True)
-class Parent:
+class Parent(NamedTuple):
     """An input as the output's metadata describe it: base name without suffix, own metadata, AutoV1, SHA-256."""
 
     name: str
@@ -65,8 +63,7 @@ class Kind(NamedTuple):
     task: str = ""
 
 
-@dataclass(frozen=True)
-class Metadata:
+class Metadata(NamedTuple):
     """An output's metadata as a value: all but the hashes, which are known only at the end of a run.
 
     ``source`` are the own metadata of the input that the output is made from, None for a merge of several; a file
@@ -77,9 +74,9 @@ class Metadata:
     parents: tuple[Parent, ...] = ()
     recipe: Mapping[str, Any] | None = None
     title: str = ""
-    kind: Kind = field(default_factory=Kind)
+    kind: Kind = Kind()
     version: str = ""
-    given: Mapping[str, str] = field(default_factory=dict)  # what the user wants to be written
+    given: Mapping[str, str] = {}  # what the user wants to be written
     with_recipe: bool = True
     with_names: bool = True
     is_adapter: bool = False
@@ -94,10 +91,10 @@ class Metadata:
         if not self.parents:
             return {**(self.source or {}), **self.given}
         # inputs that are no parents (tensors that were computed) come last
-        parents = [replace(item, sha256=digest) for item, digest in zip(self.parents, hashes, strict=False)]
+        parents = [item._replace(sha256=digest) for item, digest in zip(self.parents, hashes, strict=False)]
         title = self.given.get(_TITLE, self.title if self.with_names else "untitled")
         if not self.with_names:
-            parents = [replace(item, name=_lettered(number)) for number, item in enumerate(parents)]
+            parents = [item._replace(name=_lettered(number)) for number, item in enumerate(parents)]
         facts: dict[str, Any] = {
             "parents": parents, "title": title, "kind": self.kind, "version": self.version, "body_sha256": body,
         }  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .dtypes import DType
@@ -154,8 +153,7 @@ class Piece(NamedTuple):
         return self.segments if isinstance(self.segments, Whole) else None
 
 
-@dataclass(frozen=True)
-class Dropped:
+class Dropped(NamedTuple):
     """An input tensor that is left out of the output. ``source`` indexes ``Outline.sources``."""
 
     source: int
@@ -163,8 +161,7 @@ class Dropped:
     reason: str
 
 
-@dataclass(frozen=True)
-class Outline:
+class Outline(NamedTuple):
     """Every tensor of the output and what it is made of. ``sources`` are the opened inputs (or bytes of its own).
 
     ``keep_order`` keeps the given order of the pieces when no tensor changes its dtype (so that a header-free hash of
@@ -175,7 +172,7 @@ class Outline:
     verb: str
     sources: tuple[Checkpoint | bytes, ...]
     pieces: tuple[Piece, ...]
-    metadata: Metadata = field(default_factory=Metadata)
+    metadata: Metadata = Metadata()
     hashed: bool = False
     hash_inputs: bool = True
     keep_order: bool = False
@@ -232,8 +229,7 @@ class Outline:
         return PlacedOutline(self, self.pieces, plan, None, False)
 
 
-@dataclass(frozen=True)
-class PlacedOutline:
+class PlacedOutline(NamedTuple):
     """An outline and the plan that makes it, with the tensors' names and all of the file that is not tensor data.
 
     ``pieces`` are in file order; a job's ``tensor`` indexes them.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import eq
 from typing import Any, NamedTuple, overload
 
@@ -202,8 +202,7 @@ class Jobs(Sequence[Job]):
         return Jobs, (tuple(self),)
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """A stretch of a source whose CRC-32 is known and whose bytes the ``parts`` (job, operand) read, one after the
     other and all of them. Without parts nothing of a plan reads it from end to end: what adapters' factors lie in."""
 
@@ -222,8 +221,7 @@ class Version(NamedTuple):
     numbers: tuple[tuple[float, ...], ...]
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """Everything that will be read, computed and written. ``jobs`` are in the order of their output bytes.
 
     ``files`` are the paths of the inputs, or the bytes of data that the plan itself carries. Tensor data lie from
@@ -259,4 +257,4 @@ def together(plans: Sequence[Plan]) -> Plan | None:
             if job._replace(offset=job.offset + shift, numbers=same.numbers) != same:
                 return None
         further.append(Version(other.data_start, other.size, tuple([job.numbers for job in other.jobs])))
-    return replace(first, further=tuple(further))
+    return first._replace(further=tuple(further))

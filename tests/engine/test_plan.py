@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import pickle
 from pathlib import Path
 
@@ -33,7 +32,7 @@ def test_a_plan_is_a_value(outline: Outline, writer: Writer) -> None:
     again = pickle.loads(pickle.dumps(plan))
     assert again == plan and hash(again) == hash(plan) and again == outline.placed(writer).plan
     assert "Job(" in repr(plan) and "lambda" not in repr(plan)
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         plan.size = 1  # type: ignore[misc]
 
 

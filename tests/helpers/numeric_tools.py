@@ -18,6 +18,7 @@ from sdsurgery.definitions.conversions import widen
 from sdsurgery.definitions.programs import evaluate_tensor
 from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.methods import Flag, Method, Param, PerInput, Whole, registered
+from sdsurgery.methods.parameters import is_required
 from sdsurgery.plan import Job, Operand
 from sdsurgery.program import Formula, Program
 from sdsurgery.program.tracing import trace
@@ -179,7 +180,7 @@ def cases() -> Iterator[Case]:
         numbers = {key: param for key, param in method.params.items() if isinstance(param, Param)}
         lists = {key: param for key, param in method.params.items() if isinstance(param, PerInput)}
         flags = {key: not param.default for key, param in method.params.items() if isinstance(param, Flag)}
-        needed = {key: _awkward(param) for key, param in numbers.items() if param.required}
+        needed = {key: _awkward(param) for key, param in numbers.items() if is_required(param)}
         # A hundred steps show no more than five, and the reference takes them one by one.
         needed |= {key: min(param.default, 5) for key, param in method.params.items() if isinstance(param, Whole)}
         odd = {key: _awkward(param) for key, param in numbers.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,7 @@ def test_a_backend_that_keeps_none_is_refused() -> None:
 
     plan, sources = plan_of(pairs(np.float32)[:1])
     with pytest.MonkeyPatch.context() as patch:
-        without = dataclasses.replace(backends.get("cpu"), values=False)
+        without = backends.get("cpu")._replace(values=False)
         patch.setattr(backends, "choose", lambda name: without)
         with pytest.raises(sds.UsageError, match="keeps no values of stages"):
             engine.examine(plan, sources, Options(), values=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..discovery import module_names
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """How to run, as opposed to what: none of these changes a byte of the output, except the two policies that are
     part of the recipe (``overflow`` and ``wide``)."""
 
@@ -101,8 +99,7 @@ class PlainRows(Protocol):
     def evaluate(self, formula: Formula, *, overflow: str, wide: bool) -> None: ...  # enqueued, on the current stream
 
 
-@dataclass(frozen=True)
-class Backend:
+class Backend(NamedTuple):
     """``available`` gives None, or the reason why it can't be used here. ``prepare`` makes a run of a Plan (``sink``
     None: evaluate and keep nothing); ``describe`` says how a prepared run will work. ``supports`` gives None, or why
     a program cannot be evaluated on these dtypes. ``versions``: whether a run takes a plan with further outputs, whose

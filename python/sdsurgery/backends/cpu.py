@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import _native
@@ -94,12 +93,11 @@ def prepare(
     )
 
 
-@dataclass(frozen=True)
 class _NativeJobs:
     """The jobs as the native engine takes them, one at a time."""
 
-    jobs: Jobs
-    place: Sequence[tuple[int, int]]
+    def __init__(self, jobs: Jobs, place: Sequence[tuple[int, int]]) -> None:
+        self.jobs, self.place = jobs, place
 
     def __len__(self) -> int:
         return len(self.jobs)

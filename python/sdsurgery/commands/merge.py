@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, printable
@@ -29,7 +30,8 @@ EXAMPLES = (
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     from ..methods.tools import TOOLS
 
-    recipe = _recipe_in(argv)
+    first = _deciding(argv)
+    recipe = _loaded(first.recipe)
     files = "FILE FILE [FILE …] --method METHOD" if recipe is None else "--recipe FILE"
     parser.usage = f"sdsurgery merge {files} [options] -o OUT"
     what = group(parser, "what is merged")
@@ -43,17 +45,17 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     what.add_argument("--compat", metavar="TOOL", type=one_of("--compat", TOOLS),
                       help=f"the method as this tool computes it: {', '.join(TOOLS)}")  # fmt: skip
     what.add_argument("--method-file", metavar="FILE", help="a Python file with methods of your own")
-    if (path := _value_in(argv, "--method-file")) is not None:
+    if first.method_file is not None:
         from ..methods.registry import load_methods
 
-        load_methods(path)
+        load_methods(first.method_file)
     what.add_argument("--use-ema", action="extend", type=words, default=[], metavar="A,B",
                       help="merge the EMA weights of these inputs")  # fmt: skip
     what.add_argument("--add-missing", action="store_true", help="add tensors that only B (or C) has")
     what.add_argument("--map", action="append", default=[], metavar="OLD=NEW", help="read names of B, C, … that begin "
                       "with OLD as names that begin with NEW, as 'model.diffusion_model.=control_model.'")  # fmt: skip
     if recipe is None:
-        _parameters(parser, _method_in(argv))
+        _parameters(parser, _method_of(first))
     else:
         _numbers_of(parser, recipe)
     _ratios(group(parser, "ratios"))
@@ -65,7 +67,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def _ratios(into: Arguments) -> None:
-    from ..methods.modifiers import CURVES
+    from ..methods.sums import CURVES
 
     add = into.add_argument
     add("--blocks", action="append", default=[], metavar="[RATIO:]WEIGHTS", help="ratios by merge block: "
@@ -84,16 +86,13 @@ def _ratios(into: Arguments) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..api.merging import merge, sweep
-    from ..methods.modifiers import modified
     from ..methods.parameters import Param, PerInput
-    from ..methods.written import PREFIX
 
     if args.tree is not None:
         return _of_recipe(args)
     if args.method is None and args.formula is None:
         raise _without_method(args.inputs)
-    plain = _chosen(args.method or PREFIX + args.formula, args.variant, args.compat)
-    method = modified(plain, args.curve, _bounds(args.clamp, args.bounds), args.adjust is not None)
+    method = _modified(_plain(args), args.curve, _bounds(args.clamp, args.bounds), args.adjust is not None)
     params = _once(_given(args, method.params), _adjusting(args.adjust), *map(method.named, args.numbers))
     swept = [name for name, value in params.items() if isinstance(method.params[name], Param) and len(value) > 1]
     options = {name: getattr(args, name) for name in ("add_missing", "use_ema", "blocks", "rules", "map", "vae")}
@@ -162,14 +161,25 @@ def _once(*given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _chosen(name: str, variant: str | None, compat: str | None) -> Method:
-    """The method of that name, as a tool computes it if one is named."""
-    from ..methods.compat import SEPARATOR
+def _plain(given: argparse.Namespace) -> Method:
+    """The method or formula that is given, as a tool computes it if one is named."""
     from ..methods.registry import get
-    from ..methods.tools import TOOLS
+    from ..methods.tools import SEPARATOR, TOOLS
+    from ..methods.written import PREFIX
 
-    found = get(name, variant)
-    return get(f"{compat}{SEPARATOR}{found.name}") if compat in TOOLS else found
+    found = get(given.method or PREFIX + given.formula, given.variant)
+    return get(f"{given.compat}{SEPARATOR}{found.name}") if given.compat in TOOLS else found
+
+
+def _modified(
+    method: Method, curve: str | None = None, bounds: str | None = None, adjust: bool = False
+) -> Method:  # fmt: skip
+    """The method with the modifiers that are asked for."""
+    if curve is None and bounds is None and not adjust:
+        return method
+    from ..methods.modifiers import modified
+
+    return modified(method, curve, bounds, adjust)
 
 
 def _assigned(text: str) -> dict[str, list[float]]:
@@ -205,23 +215,30 @@ def _of_recipe(args: argparse.Namespace) -> int:
     return written(args, lambda **settings: sweep(recipe, parameters=numbers, **options, **settings)[first])
 
 
-def _recipe_in(argv: Sequence[str]) -> Recipe | None:
-    """The recipe that the command line names, None when it names none."""
-    from ..recipe import load
-
-    path = _value_in(argv, "--recipe")
-    return None if path is None else load(path)
+def _deciding(argv: Sequence[str]) -> argparse.Namespace:
+    """The options that decide which others there are, each None where it isn't given."""
+    names = ("recipe", "method_file", "method", "formula", "variant", "compat", "bounds")
+    return argparse.Namespace(clamp="--clamp" in argv, **{name: _value_in(argv, _flag(name)) for name in names})
 
 
 def _value_in(argv: Sequence[str], option: str) -> str | None:
-    """The value of an option that decides which others there are."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument(option, dest="value")
-    try:
-        value: str | None = parser.parse_known_args(argv)[0].value
-    except argparse.ArgumentError:  # an option without a value, which the command's own parser says
-        return None
+    """The last value of an option; an option without one is left to the parser, which says so."""
+    value = None
+    for word, following in pairwise([*argv, "-"]):
+        if word.startswith(f"{option}="):
+            value = word.removeprefix(f"{option}=")
+        elif word == option and not following.startswith("-"):
+            value = following
     return value
+
+
+def _loaded(path: str | None) -> Recipe | None:
+    """The recipe in that file, None without one."""
+    if path is None:
+        return None
+    from ..recipe import load
+
+    return load(path)
 
 
 def _numbers_of(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
@@ -242,21 +259,11 @@ def _numbers_of(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
             parser.set_defaults(**{f"param_{name}": None})
 
 
-def _method_in(argv: Sequence[str]) -> Method | None:
-    """The method that the command line names; what else is in it depends on that. None when it names none."""
-    from ..methods.modifiers import modified
-    from ..methods.registry import get
-    from ..methods.written import PREFIX
-
-    if (text := _value_in(argv, "--formula")) is not None:
-        found = get(PREFIX + text)
-    elif (name := _value_in(argv, "--method")) is not None:
-        found = _chosen(name, _value_in(argv, "--variant"), _value_in(argv, "--compat"))
-    else:
-        found = None
-    if found is not None:
-        return modified(found, bounds=_bounds("--clamp" in argv, _value_in(argv, "--bounds")))
-    return None
+def _method_of(given: argparse.Namespace) -> Method | None:
+    """The method that the command line names, with its bounds; None when it names none."""
+    if given.formula is None and given.method is None:
+        return None
+    return _modified(_plain(given), bounds=_bounds(given.clamp, given.bounds))
 
 
 def _parameters(parser: argparse.ArgumentParser, method: Method | None) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,8 +38,7 @@ class Placed(NamedTuple):
     structure: Callable[[Mapping[str, str], Sequence[int]], Pieces]
 
 
-@dataclass(frozen=True)
-class Writer:
+class Writer(NamedTuple):
     """How a format is written: ``place(entries, aliases, metadata)`` says where each tensor goes. The engine streams
     the tensors there, and the rest of the file is made once hashes and checksums are known.
 
@@ -58,8 +56,7 @@ class Writer:
     structured: bool = False
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """One format: ``sniff`` looks at the first bytes, ``read`` parses the structure (never tensor data).
 
     ``options`` are those of ``open_checkpoint`` that ``read`` takes. ``writer`` is None for a format that is only read.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..backends import Options, damaged_of, refuse_values, sums_of
@@ -399,7 +399,7 @@ def _with_generated(plan: Plan, wide: bool) -> Plan:
     for job in plan.jobs:
         program = None if job.program is None else plan.programs[job.program]
         jobs.append(_with_further(job, program, wide) if isinstance(program, Program) else job)
-    return replace(plan, jobs=Jobs(jobs))
+    return plan._replace(jobs=Jobs(jobs))
 
 
 def _with_further(job: Job, program: Program, wide: bool) -> Job:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from .registry import Method
@@ -14,8 +14,7 @@ APART = "apart"
 """The role of tensors that a method leaves out: they count in no statistic, and the body gives A's."""
 
 
-@dataclass(frozen=True)
-class Across:
+class Across(NamedTuple):
     """Statistics of whole models, found in a pass of their own before the merge.
 
     ``statistic`` is a body of the method's inputs that gives what a reduction over a tensor gives: one number, or one

@@ -17,9 +17,8 @@ from ..errors import UsageError
 from .parameters import Flag, Param
 from .registry import Method, get, method, named_by
 from .sums import left_to_right, unchanged
-from .tools import TOOLS, Form, Tool
+from .tools import SEPARATOR, TOOLS, Form, Tool
 
-SEPARATOR = ":"
 KEPT = "kept"
 """The role of tensors that a tool leaves A's, and counts in its statistics."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,8 @@ from ..errors import UsageError, printable
 from .order import clamped
 from .parameters import Param
 from .registry import Method, get, named_by
-from .sums import inverse_smoothstep, smoothstep
+from .sums import CURVES
 
-CURVES: dict[str, Callable[[float], Any]] = {"smoothstep": smoothstep, "inverse-smoothstep": inverse_smoothstep}
 STIFFNESS = Param(
     0.0, "of clamp: 0 between the smallest and the largest bound; 1 between those next to their mean", "[0, 1]"
 )

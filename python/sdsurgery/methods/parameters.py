@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import UsageError
 
 
-@dataclass(frozen=True)
-class Param:
+class Param(NamedTuple):
     """A number of a method, with its default; ``help`` is its line in ``--help`` and the docs. Without a default it
     must be given. ``within`` is its range, as in ``(0, 1]``; a number outside is refused. ``also``: other names that
     tools give it."""
@@ -22,10 +20,6 @@ class Param:
     within: str = ""
     also: str = ""
 
-    @property
-    def required(self) -> bool:
-        return self.default is None
-
     def bound(self, method: str, name: str, value: Any, count: int) -> Any:
         """The value as a body takes it, for ``count`` inputs. UsageError for one that it can't be."""
         number = _number(method, name, value)
@@ -33,15 +27,13 @@ class Param:
         return number
 
 
-@dataclass(frozen=True)
-class Whole:
+class Whole(NamedTuple):
     """A whole number: a seed, a rank, a number of steps. It is the same for all tensors."""
 
     default: int
     help: str
     within: str = ""
     also: str = ""
-    required = False
 
     def bound(self, method: str, name: str, value: Any, count: int) -> Any:
         """As of ``Param``."""
@@ -52,14 +44,12 @@ class Whole:
         return number
 
 
-@dataclass(frozen=True)
-class Flag:
+class Flag(NamedTuple):
     """Yes or no."""
 
     default: bool
     help: str
     also: str = ""
-    required = False
 
     def bound(self, method: str, name: str, value: Any, count: int) -> Any:
         """As of ``Param``."""
@@ -68,8 +58,7 @@ class Flag:
         return bool(value)
 
 
-@dataclass(frozen=True)
-class PerInput:
+class PerInput(NamedTuple):
     """A list of numbers, one for each input but the first ``after``.
 
     ``instead_of``: the parameter that it stands in for, which then has no value; the list also decides how many inputs
@@ -83,7 +72,6 @@ class PerInput:
     after: int = 0
     within: str = ""
     also: str = ""
-    required = False
 
     def bound(self, method: str, name: str, value: Any, count: int) -> Any:
         """As of ``Param``."""
@@ -105,6 +93,11 @@ class PerInput:
 
 
 Parameter = Param | Whole | Flag | PerInput
+
+
+def is_required(param: Parameter) -> bool:
+    """Whether it has no default, so that it must be given."""
+    return isinstance(param, Param) and param.default is None
 
 
 def range_of(param: Parameter) -> str:

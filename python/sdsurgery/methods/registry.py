@@ -12,7 +12,7 @@ from typing import Any
 from ..discovery import module_names
 from ..errors import InputRefused, UsageError, printable
 from .across import Across
-from .parameters import Flag, Param, Parameter, PerInput, Whole
+from .parameters import Flag, Param, Parameter, PerInput, Whole, is_required
 
 __all__ = ["Across", "Flag", "Method", "Param", "Parameter", "PerInput", "Whole", "get", "method", "registered"]
 
@@ -105,7 +105,11 @@ class Method:
                 raise UsageError(f"{self.name}: give {param.instead_of} or {name}, not both", code="conflict")
             values[param.instead_of] = None
         for name, param in self.params.items():
-            if values[name] is None and param.required and not any(param_.instead_of == name for _, param_ in lists):
+            if (
+                values[name] is None
+                and is_required(param)
+                and not any(param_.instead_of == name for _, param_ in lists)
+            ):
                 raise UsageError(f"{self.name} needs a number for {name} ({param.help})", code="bad_value")
         self._require_count(count, bool(lists))
         return values
@@ -167,14 +171,19 @@ def named_by(prefix: str) -> Callable[[Callable[[str], Method]], Callable[[str],
 
 
 @functools.cache
+def _modules() -> tuple[str, ...]:
+    """This package's modules by name; but those with what most people want lead every list."""
+    names = dict.fromkeys(["sums", "differences", *module_names([os.path.dirname(__file__)])])
+    return tuple(f"{__package__}.{name}" for name in names)
+
+
+@functools.cache
 def _import_modules() -> None:
     """Import this package's modules, which register their methods (even where a method from elsewhere came first)."""
-    modules = [f"{__package__}.{name}" for name in module_names([os.path.dirname(__file__)])]
-    for name in modules:
+    for name in _modules():
         import_module(name)
-    # In the order of the modules' names, whichever was imported first; but what most people want leads every list.
-    leading = [f"{__package__}.{name}" for name in ("sums", "differences")]
-    place = {name: number for number, name in enumerate(dict.fromkeys([*leading, *modules]))}
+    # Whichever was imported first.
+    place = {name: number for number, name in enumerate(_modules())}
     ordered = sorted(_METHODS.items(), key=lambda item: place.get(item[1].body.__module__, len(place)))
     _METHODS.clear()
     _METHODS.update(ordered)
@@ -243,6 +252,8 @@ def load_methods(path: str | os.PathLike[str]) -> list[str]:
 
 def get(name: str, variant: str | None = None) -> Method:
     """The method of that name, or its variant; UsageError with close matches for an unknown name."""
+    if variant is None and (quick := _leading(name)):
+        return quick
     known_names = registered()
     for prefix, make in _NAMED_BY.items():
         if name.startswith(prefix):
@@ -264,6 +275,15 @@ def get(name: str, variant: str | None = None) -> Method:
         hint = did_you_mean(name, known_names if "." in name else plain) or f"; known: {', '.join(plain)}"
         raise UsageError(f"unknown method '{printable(name)}'{hint}", code="unknown_name")
     return _variant(found, variant) if variant else found
+
+
+def _leading(name: str) -> Method | None:
+    """The method of that name where it is one of the first that are imported: a merge by it needs no others."""
+    for module in _modules():
+        if name in _METHODS:
+            break
+        import_module(module)
+    return _METHODS.get(name)
 
 
 _CALLED = {

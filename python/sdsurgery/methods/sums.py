@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from ..functions import flag, is_nan, lerp, multiply_add, of_numbers, single
@@ -236,6 +237,10 @@ def smoothstep(alpha: float) -> Any:
 def inverse_smoothstep(alpha: float) -> Any:
     """½ − sin(asin(1 − 2α)/3), a curve of a ratio from 0 to 1."""
     return of_numbers(_inverse_smoothstep, alpha)
+
+
+CURVES: dict[str, Callable[[float], Any]] = {"smoothstep": smoothstep, "inverse-smoothstep": inverse_smoothstep}
+"""The curves of ``--curve``."""
 
 
 def _inverse_smoothstep(ratio: float) -> float:

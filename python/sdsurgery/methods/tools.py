@@ -9,6 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+SEPARATOR = ":"
+"""Between a tool and a method in the name of the method as the tool computes it."""
+
 
 class Form(NamedTuple):
     """What a tool computes for one of our methods: the method's full name, and how equal the result is."""

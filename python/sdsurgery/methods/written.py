@@ -13,7 +13,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ..errors import UsageError, printable
 from .parameters import Param
@@ -45,8 +45,7 @@ _NOT_HERE = {
 }  # of no use without Python around them
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """A part of a formula: ``word`` is a number, a name, an operator or a function, at character ``at``; ``parts`` are
     the numbers of the parts that it combines, which stand before it."""
 

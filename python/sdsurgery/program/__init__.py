@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 # Names and codes of the operations; csrc/program.h has the same list.
@@ -51,8 +50,7 @@ Made = tuple[str, int, tuple[Ref, ...]]
 """An operand that no file holds (``csrc/generated.h``): its name, the axis of an index, constants and values."""
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """What must be known of whole tensors before the next stage begins.
 
     ``steps`` are elementwise, as a Program's. Each of ``reductions`` gives a value, and after them each of ``scalars``
@@ -65,8 +63,7 @@ class Stage:
     scalars: tuple[tuple[str, tuple[Ref, ...]], ...]
 
 
-@dataclass(frozen=True)
-class Program:
+class Program(NamedTuple):
     """The shape of a formula. ``constants`` is how many numbers a job brings.
 
     ``steps`` are (operation, arguments, temp): an argument refers to an input, a constant, an earlier temp or a value

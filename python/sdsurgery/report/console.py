@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..commands.spelling import in_shell
 from ..errors import printable
-from ..file_hashes import KINDS
 from .progress import human_bytes
 from .warnings import line
 
@@ -113,6 +112,8 @@ def noted(notes: Iterable[str]) -> list[str]:
 
 def verification_lines(found: Verification) -> list[str]:
     """``verify`` as text."""
+    from ..file_hashes import KINDS
+
     lines = [
         f"{printable(found.path)}: {found.format}, family {found.family}, {found.tensors} tensors, structure intact"
     ]

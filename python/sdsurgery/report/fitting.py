@@ -7,7 +7,6 @@ that programs search.
 from __future__ import annotations
 
 import os
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -52,6 +51,8 @@ def fitted(lines: Iterable[str], columns: int | None, *, hang: int = 2) -> Itera
         if columns is None or len(line) <= columns:
             yield line
             continue
+        import textwrap
+
         indent = line[: len(line) - len(line.lstrip())]
         yield from textwrap.wrap(
             line, columns, subsequent_indent=indent + hang * " ", break_long_words=False, break_on_hyphens=False,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +51,7 @@ def require_plain(method: Method, *, adapted: bool) -> None:
 def _statistics(
     method: Method, pieces: Sequence[Piece], opened: Sequence[Checkpoint], layout: Layout, settings: Settings
 ) -> Any:
+    import shutil
     import tempfile
 
     import numpy as np
@@ -74,7 +74,7 @@ def _statistics(
     folder = tempfile.mkdtemp(prefix="sdsurgery-")
     try:
         path = os.path.join(folder, "statistics")
-        options = engine.replace_fields(Options.of(settings), wide=True, overflow="default", on_nonfinite="keep")
+        options = Options.of(settings)._replace(wide=True, overflow="default", on_nonfinite="keep")
         with placed.names_in_errors():
             engine.execute(
                 placed.plan, placed.sources(), [engine.Target(path, lambda *_: [])], backend="cpu", options=options,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import Checkpoint
@@ -38,7 +37,7 @@ def arranged(outline: Outline, out: str | os.PathLike[str] | None, title: str) -
             *notes,
             "the file has the structure of the one that it is made from, without a place for metadata and recipe",
         )
-    return replace(outline, structure=structure, notes=notes, hashed=False)
+    return outline._replace(structure=structure, notes=notes, hashed=False)
 
 
 def _structure(outline: Outline, out: str, title: str) -> Structure:
@@ -71,5 +70,5 @@ def _beside(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _embedding_renamed(outline: Outline) -> Outline:
     if len(outline.pieces) == 1 and outline.pieces[0].name.startswith(_EMBEDDING):
-        return replace(outline, pieces=(outline.pieces[0]._replace(name="emb_params"),))
+        return outline._replace(pieces=(outline.pieces[0]._replace(name="emb_params"),))
     return outline

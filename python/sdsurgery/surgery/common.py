@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import encodings, engine
@@ -124,7 +123,7 @@ def single_metadata(
     """
     found = merged_metadata((checkpoint, *donors), layout, recipe, title)
     stated = stated_architecture(found.parents[:1])
-    return replace(found, source=checkpoint.metadata(), kind=kind_of(layout, stated))
+    return found._replace(source=checkpoint.metadata(), kind=kind_of(layout, stated))
 
 
 def merged_metadata(
@@ -207,7 +206,7 @@ def _encodings_settled(
     kept = [piece for piece in apart if piece.name.rpartition(".")[2] != encodings.MARKER and piece.name not in away]
     if metadata.source is not None:
         source = {key: text for key, text in metadata.source.items() if key != encodings.METADATA}
-        metadata = replace(metadata, source=source)
+        metadata = metadata._replace(source=source)
     return kept, metadata, notes
 
 
@@ -274,8 +273,7 @@ def run_all(
 
 def _described(outline: Outline, settings: Settings) -> Outline:
     """The outline with what the user wants its metadata to say, and a note of what of A's they do not say."""
-    metadata = replace(
-        outline.metadata,
+    metadata = outline.metadata._replace(
         given=settings.given_metadata,
         with_recipe=settings.store_recipe,
         with_names=settings.store_names,
@@ -287,7 +285,7 @@ def _described(outline: Outline, settings: Settings) -> Outline:
             f", … ({len(left)} in all)" if len(left) > 6 else ""
         )
         notes = (*notes, f"A's metadata that were left out, since they are not true of a merge: {shown}")
-    return replace(outline, metadata=metadata, notes=notes)
+    return outline._replace(metadata=metadata, notes=notes)
 
 
 def _preview(placed: PlacedOutline, out: str | os.PathLike[str] | None, settings: Settings, report: Report) -> None:

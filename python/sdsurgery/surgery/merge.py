@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..adapters.lora import RESULT, Lora, Placed
@@ -101,7 +100,7 @@ def merge_tree(
     wanted, outs = [], []
     for variant in variants(tree.method, tree.numbers(parameters or {}), out, loras):
         numbers = variant.parameters
-        changed = replace(tree, params=numbers)
+        changed = tree._replace(params=numbers)
         given = (tree.method, inputs, numbers, tree.blocks, tree.rules, add_missing, tuple(sorted(averaged)), changed)
         of_result = (*tree.loras, *variant.loras)
         wanted.append(Merge(*given, loras={**own, RESULT: of_result} if of_result else own, vae=vae))

@@ -27,25 +27,25 @@ def values(text: str) -> list[float]:
 
     ValueError for anything else. Steps are decimal: 0.1:0.3:0.1 is 0.1, 0.2, 0.3.
     """
-    from decimal import Decimal, InvalidOperation
-
     found: list[float] = []
     for part in text.split(","):
-        ends = part.split(":")
-        if len(ends) == 1:
-            found.append(float(part))
-            continue
-        try:
-            first, last, step = map(Decimal, ends)
-        except InvalidOperation:
-            raise ValueError(part) from None
-        if not (first.is_finite() and last.is_finite() and step.is_finite()) or step == 0:
-            raise ValueError(part)
-        count = int((last - first) / step) + 1
-        if not 1 <= count <= _MOST:
-            raise ValueError(part)
-        found += [float(first + number * step) for number in range(count)]
+        found += _from_to(part) if ":" in part else [float(part)]
     return found
+
+
+def _from_to(text: str) -> list[float]:
+    from decimal import Decimal, InvalidOperation
+
+    try:
+        first, last, step = map(Decimal, text.split(":"))
+    except InvalidOperation:
+        raise ValueError(text) from None
+    if not (first.is_finite() and last.is_finite() and step.is_finite()) or step == 0:
+        raise ValueError(text)
+    count = int((last - first) / step) + 1
+    if not 1 <= count <= _MOST:
+        raise ValueError(text)
+    return [float(first + number * step) for number in range(count)]
 
 
 def variants(

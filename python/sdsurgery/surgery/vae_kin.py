@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import isfinite, sqrt
+from operator import mul
 
 from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import printable
@@ -97,6 +98,6 @@ def _numbers(checkpoint: Checkpoint, info: TensorInfo) -> list[float]:
 
 
 def _cosine(x: list[float], y: list[float]) -> float:
-    both = sqrt(sum(a * a for a in x)) * sqrt(sum(b * b for b in y))
-    cosine = sum(a * b for a, b in zip(x, y, strict=True)) / both if both else 1.0
+    both = sqrt(sum(map(mul, x, x))) * sqrt(sum(map(mul, y, y)))
+    cosine = sum(map(mul, x, y)) / both if both else 1.0
     return cosine if isfinite(cosine) else 1.0

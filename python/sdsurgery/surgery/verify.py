@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .. import encodings, engine
@@ -65,7 +65,7 @@ def verify(path: str | os.PathLike[str], settings: Settings, expect: Sequence[st
         encodings.decode(checkpoint)
         layout = detect(checkpoint.tensors).layout
         placed = _outline(checkpoint).unwritten()
-        options = replace(Options.of(settings), refuse_damaged=False)
+        options = Options.of(settings)._replace(refuse_damaged=False)
         with placed.names_in_errors():
             outcome = engine.examine(placed.plan, placed.sources(), options, settings.callback)
         result = Verification(

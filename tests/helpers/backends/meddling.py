@@ -7,7 +7,6 @@ everything is checked and the first byte is about to be read, or $DELAY seconds 
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import threading
@@ -80,7 +79,7 @@ def inner() -> Backend:
 
 
 def prepare(plan: Plan, sources: Sequence[Any], sink: Any, options: Options, *further: Any) -> Meddled:
-    return Meddled(inner().prepare(plan, sources, sink, dataclasses.replace(options, tile_bytes=4096), *further), plan)
+    return Meddled(inner().prepare(plan, sources, sink, options._replace(tile_bytes=4096), *further), plan)
 
 
 BACKEND = Backend("meddling", lambda: None, prepare, lambda run: inner().describe(run.run))
