@@ -33,7 +33,7 @@ struct ProductTile {
     size_t rows = 0, columns = 0;
     const double *x[kTile] = {}, *y[kTile] = {};
     bool upper = false;
-    double lanes[kTile * kTile][kReduceLanes] = {};
+    alignas(64) double lanes[kTile * kTile][kReduceLanes] = {};
 
     template <bool exact, size_t most_rows = kTile, size_t most_columns = kTile>
     void add(size_t n) {
@@ -123,6 +123,17 @@ inline void widen_differences(DType dtype, const uint8_t* a, const uint8_t* b, d
 #undef SDS_WIDEN
 }
 
+// From a cache line's start on: registers that lie across two lines take twice as long.
+struct alignas(64) WideStrip {
+    double at[kStrip];
+};
+
+inline WideStrip wide_ones() {
+    WideStrip made;
+    for (double& each : made.at) each = 1;
+    return made;
+}
+
 // What a stage adds up over the whole tensor. T is what its steps compute in.
 template <class T>
 class Products {
@@ -142,7 +153,7 @@ class Products {
             if (x > y) std::swap(x, y);
             wanted_.push_back({&into[k], x, y});
         }
-        wide_.resize(terms_.size() * kStrip, 1);
+        wide_.resize(terms_.size(), wide_ones());
         make_tiles();
     }
 
@@ -160,7 +171,7 @@ class Products {
         const auto stored = [&](int input) { return operands_[input].data + first * size_of(operands_[input].dtype); };
         for (size_t s = 0; s < terms_.size(); ++s) {
             const Terms& from = terms_[s];
-            double* const to = wide_.data() + s * kStrip;
+            double* const to = wide_[s].at;
             if (from.input >= 0) {
                 const size_t bytes = n * size_of(operands_[from.input].dtype);
                 prefetch(stored(from.input) + kAhead * bytes, bytes);
@@ -271,7 +282,7 @@ class Products {
     size_t gathered(std::vector<size_t>& terms, const double** strips) const {
         std::sort(terms.begin(), terms.end());
         terms.erase(std::unique(terms.begin(), terms.end()), terms.end());
-        for (size_t k = 0; k < terms.size(); ++k) strips[k] = wide_.data() + terms[k] * kStrip;
+        for (size_t k = 0; k < terms.size(); ++k) strips[k] = wide_[terms[k]].at;
         return terms.size();
     }
 
@@ -284,6 +295,6 @@ class Products {
     std::vector<Terms> terms_;
     std::vector<Wanted> wanted_;
     std::vector<ProductTile> tiles_;
-    std::vector<double> wide_;  // a strip for each of terms_
+    std::vector<WideStrip> wide_;  // of each of terms_
     size_t in_block_ = 0;
 };

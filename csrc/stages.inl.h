@@ -185,13 +185,12 @@ class LineSums {
             lines_[static_cast<size_t>(into[k].along)].push_back({&into[k], x, y});
         }
         if (strips_.empty()) return;
-        wide_.resize((1 + strips_.size()) * kStrip);
-        for (size_t i = 0; i < kStrip; ++i) wide_[i] = 1;
+        wide_.resize(1 + strips_.size(), wide_ones());
     }
 
     void add(size_t n) {
         for (size_t s = 0; s < strips_.size(); ++s) {
-            double* const to = wide_.data() + (1 + s) * kStrip;
+            double* const to = wide_[1 + s].at;
             const T* const from = strips_[s];
             for (size_t i = 0; i < n; ++i) to[i] = static_cast<double>(from[i]);
         }
@@ -208,7 +207,7 @@ class LineSums {
         size_t s = 0;
         while (s < strips_.size() && strips_[s] != strip) ++s;
         if (s == strips_.size()) strips_.push_back(strip);
-        return (1 + s) * kStrip;
+        return 1 + s;
     }
 
     void add_along(const std::vector<Line>& lines, size_t n) {
@@ -219,7 +218,7 @@ class LineSums {
             const size_t count = lines.size() - first < most ? lines.size() - first : most;
             for (size_t k = 0; k < count; ++k) {
                 const Line& line = lines[first + k];
-                terms[k] = {wide_.data() + line.x, wide_.data() + line.y, line.into->lanes.data()};
+                terms[k] = {wide_[line.x].at, wide_[line.y].at, line.into->lanes.data()};
                 group[k] = line.into;
             }
             accumulate_lines<sizeof(T) == sizeof(float)>(group, terms, count, n);
@@ -227,7 +226,7 @@ class LineSums {
     }
 
     std::vector<const T*> strips_;
-    std::vector<double> wide_;  // ones, then the strips
+    std::vector<WideStrip> wide_;  // ones, then the strips
     std::vector<Line> lines_[static_cast<size_t>(Along::kCount)];
 };
 

@@ -91,7 +91,8 @@ def _centre(slope: Array, goal: Array, half: Array, start: Array) -> tuple[Array
     for _ in range(_STEPS):
         left = goal - x @ rows
         beyond = np.abs(left) - half
-        worst = np.argsort(-beyond)[: _ADDED * len(x)]
+        most = min(_ADDED * len(x), len(beyond))
+        worst = np.argpartition(-beyond, most - 1)[:most]
         worst = worst[beyond[worst] > 1e-9]
         if not worst.size:
             break
