@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,15 @@ else:  # no test passes or fails by the time that it takes: machines differ, and
         "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )
     hypothesis.settings.load_profile("untimed")
+
+# NumPy's linear algebra has one thread in the tests' own process: several wait for each other where other workers hold
+# the processors, and take ten times the processor time then. OpenBLAS reads the variable as it is loaded; the processes
+# that tests start don't get it.
+if "OPENBLAS_NUM_THREADS" not in os.environ:
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    with contextlib.suppress(ImportError):
+        import numpy  # noqa: F401
+    del os.environ["OPENBLAS_NUM_THREADS"]
 
 # Without a GPU the Triton kernel is tested in Triton's interpreter, which has to be chosen before Triton is imported.
 if not any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg")):
