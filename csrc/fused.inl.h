@@ -8,23 +8,28 @@
 
 // ---- the formulas of formulas.h with inputs of one dtype
 
-// Returns the bits of the largest magnitude among the results. That shows non-finite inputs too: every formula of
-// formulas.h is a sum of multiples of its inputs, and a multiple of a NaN or an Inf (even by zero) is never finite.
+// Returns the bits of the largest magnitude among the results, or those of a non-finite input. In a sum of multiples of
+// the inputs the results show these too: a multiple of a NaN or an Inf (even by zero) is never finite.
 using FusedKernel = uint32_t (*)(const Operand*, uint8_t*, size_t, const float*);
 
 // The arrays below are indexed only by constants, by way of the index packs, so that all of them live in registers.
-template <class Formula, class In, class Out, size_t... K, size_t... C>
+template <class Formula, bool sum, class In, class Out, size_t... K, size_t... C>
 inline uint32_t fused_with(const Operand* operands, uint8_t* out, size_t count, const float* constants,
                            std::index_sequence<K...>, std::index_sequence<C...>) {
     constexpr size_t W = Lanes::width, in_size = sizeof(typename In::Code), out_size = sizeof(typename Out::Code);
     const uint8_t* const from[] = {operands[K].data...};
     const Lanes c[] = {Lanes::all(constants[C])..., Lanes::all(0)};
-    Peak peak = Peak::none();
+    Peak peak = Peak::none(), inputs = Peak::none();
+    const auto look_at = [&inputs](const Lanes* x) {
+        if constexpr (!sum) (inputs.see(x[K]), ...);
+    };
     size_t i = 0;
     for (; i + 2 * W <= count; i += 2 * W) {  // two at a time: half the loop, and their conversions overlap
         const Lanes x0[] = {load<In>(from[K] + i * in_size)...};
         const Lanes x1[] = {load<In>(from[K] + (i + W) * in_size)...};
         const Lanes y0 = Formula::apply(x0, c), y1 = Formula::apply(x1, c);
+        look_at(x0);
+        look_at(x1);
         peak.see(y0);
         peak.see(y1);
         store<Out>(out + i * out_size, y0);
@@ -33,6 +38,7 @@ inline uint32_t fused_with(const Operand* operands, uint8_t* out, size_t count, 
     for (; i + W <= count; i += W) {
         const Lanes x[] = {load<In>(from[K] + i * in_size)...};
         const Lanes y = Formula::apply(x, c);
+        look_at(x);
         peak.see(y);
         store<Out>(out + i * out_size, y);
     }
@@ -42,17 +48,20 @@ inline uint32_t fused_with(const Operand* operands, uint8_t* out, size_t count, 
         (memcpy(padded[K], from[K] + i * in_size, left * in_size), ...);
         const Lanes x[] = {load<In>(padded[K])...};
         const Lanes y = Formula::apply(x, c);
+        look_at(x);
         peak.see(y);
         store<Out>(padded[0], y);
         memcpy(out + i * out_size, padded[0], left * out_size);
     }
-    return peak.value();
+    const uint32_t of_inputs = inputs.value();
+    return of_inputs < 0x7f800000 ? peak.value() : of_inputs;
 }
 
-template <class Formula, class In, class Out>
+template <class Formula, bool sum, class In, class Out>
 uint32_t fused(const Operand* operands, uint8_t* out, size_t count, const float* constants) {
-    return fused_with<Formula, In, Out>(operands, out, count, constants, std::make_index_sequence<Formula::inputs>(),
-                                        std::make_index_sequence<Formula::constants>());
+    return fused_with<Formula, sum, In, Out>(operands, out, count, constants,
+                                             std::make_index_sequence<Formula::inputs>(),
+                                             std::make_index_sequence<Formula::constants>());
 }
 
 constexpr int kNarrow = kDTypes - 1;
@@ -61,24 +70,33 @@ struct FusedRow {
     FusedKernel kernel[kNarrow][kNarrow];  // [input dtype][output dtype], both less f64
 };
 
-template <class Formula, class In>
+template <class Formula, bool sum, class In>
 void fill_row(FusedKernel (&row)[kNarrow]) {
-#define SDS_FILL(word, Out) row[static_cast<int>(DType::word) - 1] = fused<Formula, In, Out>;
+#define SDS_FILL(word, Out) row[static_cast<int>(DType::word) - 1] = fused<Formula, sum, In, Out>;
     SDS_NARROW_DTYPES(SDS_FILL)
 #undef SDS_FILL
 }
 
-struct FusedTable {
-    FusedRow rows[formulas::kFormulas];
-    int next = 0;
+template <bool sum>
+struct RowFiller {
+    FusedRow* next;
     template <class Formula>
     void operator()(Formula) {
-        FusedRow& row = rows[next++];
-#define SDS_FILL(word, In) fill_row<Formula, In>(row.kernel[static_cast<int>(DType::word) - 1]);
+#define SDS_FILL(word, In) fill_row<Formula, sum, In>(next->kernel[static_cast<int>(DType::word) - 1]);
         SDS_NARROW_DTYPES(SDS_FILL)
 #undef SDS_FILL
+        ++next;
     }
-    FusedTable() { formulas::for_each(*this); }
+};
+
+struct FusedTable {
+    FusedRow rows[formulas::kFormulas];
+    FusedTable() {
+        RowFiller<true> sums{rows};
+        formulas::for_each_sum(sums);
+        RowFiller<false> others{sums.next};
+        formulas::for_each_other(others);
+    }
 };
 
 // ---- sums of multiples of any number of inputs, of any dtypes but float64: in registers too, an input after the other

@@ -15,6 +15,8 @@ constexpr size_t kStrip = 256;  // elements that a loop takes at a time, in the 
 #include "reduce.inl.h"
 #include "select.inl.h"
 #include "products.inl.h"
+#include "lines.inl.h"
+#include "dots.inl.h"
 #include "stages.inl.h"
 #include "encoding.inl.h"
 #include "low_rank.inl.h"

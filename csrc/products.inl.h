@@ -57,6 +57,12 @@ inline void pad_octet(double* to, size_t count) {
     for (; count % kReduceLanes != 0; ++count) to[count] = 0;
 }
 
+inline void write_widened(Lanes x, double* to) {
+    Doubles wide[Lanes::width / Doubles::width];
+    widen_lanes(x, wide);
+    for (size_t r = 0; r < Lanes::width / Doubles::width; ++r) wide[r].write(to + r * Doubles::width);
+}
+
 template <class Load>
 void widen_terms(Load load_lanes, double* to, size_t count) {
     size_t i = 0;
@@ -118,7 +124,14 @@ inline void widen_differences(DType dtype, const uint8_t* a, const uint8_t* b, d
     case DType::word: widen_differences<Stored>(a, b, to, count); break;
     switch (dtype) {
         SDS_NARROW_DTYPES(SDS_WIDEN)
-        case DType::f64: break;  // steps of float64 inputs are evaluated in strips
+        case DType::f64: {
+            double x[kStrip], y[kStrip];
+            memcpy(x, a, count * sizeof(double));
+            memcpy(y, b, count * sizeof(double));
+            for (size_t i = 0; i < count; ++i) to[i] = x[i] - y[i];
+            pad_octet(to, count);
+            break;
+        }
     }
 #undef SDS_WIDEN
 }
@@ -134,6 +147,12 @@ inline WideStrip wide_ones() {
     return made;
 }
 
+// A reduction of a stage, and what it adds to.
+struct Reducing {
+    const Reduce* reduce;
+    Accumulator* into;
+};
+
 // What a stage adds up over the whole tensor. T is what its steps compute in.
 template <class T>
 class Products {
@@ -143,15 +162,14 @@ class Products {
     }
 
     // Only whole blocks come, but for the tensor's last.
-    Products(const Strips<T>& work, const Operand* operands, const Reduce* reductions, Accumulator* into, size_t count,
-             size_t pass)
+    Products(const Strips<T>& work, const Operand* operands, const std::vector<Reducing>& wanted)
         : work_(work), operands_(operands) {
-        for (size_t k = 0; k < count && pass == 0; ++k) {
-            if (!has(into[k])) continue;
-            size_t x = place(terms_of(reductions[k].a));
-            size_t y = place(into[k].kind == Reduce::dot ? terms_of(reductions[k].b) : Terms{});
+        for (const Reducing& each : wanted) {
+            if (!has(*each.into)) continue;
+            size_t x = place(terms_of(each.reduce->a));
+            size_t y = place(each.into->kind == Reduce::dot ? terms_of(each.reduce->b) : Term{});
             if (x > y) std::swap(x, y);
-            wanted_.push_back({&into[k], x, y});
+            wanted_.push_back({each.into, x, y});
         }
         wide_.resize(terms_.size(), wide_ones());
         make_tiles();
@@ -159,18 +177,18 @@ class Products {
 
     // Whether a term of one of the sums is read from a strip, and not from stored elements.
     bool reads_strips() const {
-        return std::any_of(terms_.begin(), terms_.end(), [](const Terms& each) { return each.strip; });
+        return std::any_of(terms_.begin(), terms_.end(), [](const Term& each) { return each.strip; });
     }
     bool reads(int input) const {  // as a strip
         return std::any_of(terms_.begin(), terms_.end(),
-                           [&](const Terms& each) { return each.strip == work_.at({Ref::input, input}); });
+                           [&](const Term& each) { return each.strip == work_.at({Ref::input, input}); });
     }
 
     void add(size_t first, size_t n) {
         if (wanted_.empty()) return;
         const auto stored = [&](int input) { return operands_[input].data + first * size_of(operands_[input].dtype); };
         for (size_t s = 0; s < terms_.size(); ++s) {
-            const Terms& from = terms_[s];
+            const Term& from = terms_[s];
             double* const to = wide_[s].at;
             if (from.input >= 0) {
                 const size_t bytes = n * size_of(operands_[from.input].dtype);
@@ -200,7 +218,7 @@ class Products {
  private:
     // Of an expression: its strip, or a stored input, or the difference of two, which are read as they are stored. None
     // of them: ones, a product with which is a sum.
-    struct Terms {
+    struct Term {
         const T* strip = nullptr;
         int input = -1, less = -1;
     };
@@ -212,7 +230,7 @@ class Products {
 
     bool is_stored(Ref ref) const { return ref.kind == Ref::input && !operands_[ref.index].generated; }
 
-    Terms terms_of(Ref ref) const {
+    Term terms_of(Ref ref) const {
         if (is_stored(ref)) return {nullptr, ref.index};
         const Step* made = nullptr;
         for (const Step& step : work_.program.steps) {
@@ -224,9 +242,9 @@ class Products {
         return {work_.at(ref)};
     }
 
-    size_t place(Terms terms) {
+    size_t place(Term terms) {
         for (size_t s = 0; s < terms_.size(); ++s) {
-            const Terms& each = terms_[s];
+            const Term& each = terms_[s];
             if (each.strip == terms.strip && each.input == terms.input && each.less == terms.less) return s;
         }
         terms_.push_back(terms);
@@ -292,7 +310,7 @@ class Products {
 
     const Strips<T>& work_;
     const Operand* const operands_;
-    std::vector<Terms> terms_;
+    std::vector<Term> terms_;
     std::vector<Wanted> wanted_;
     std::vector<ProductTile> tiles_;
     std::vector<WideStrip> wide_;  // of each of terms_

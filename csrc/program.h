@@ -139,6 +139,12 @@ struct Shape {
     SDS_HD friend Shape operator-(Shape a, Shape b) { return of(Op::sub, a, b, b); }
     SDS_HD friend Shape operator*(Shape a, Shape b) { return of(Op::mul, a, b, b); }
     SDS_HD friend Shape operator/(Shape a, Shape b) { return of(Op::div, a, b, b); }
+    SDS_HD friend Shape minimum(Shape a, Shape b) { return of(Op::minimum, a, b, b); }
+    SDS_HD friend Shape maximum(Shape a, Shape b) { return of(Op::maximum, a, b, b); }
+    SDS_HD friend Shape absolute(Shape a) { return of(Op::abs, a, a, a); }
+    SDS_HD friend Shape equal(Shape a, Shape b) { return of(Op::eq, a, b, b); }
+    SDS_HD friend Shape greater(Shape a, Shape b) { return of(Op::gt, a, b, b); }
+    SDS_HD friend Shape where(Shape a, Shape b, Shape c) { return of(Op::where, a, b, c); }
 };
 
 #include "formulas.h"
@@ -192,6 +198,7 @@ class Program {
     int temps = 0;
     uint64_t id = 0;  // of its shape
     int fused = -1;   // index in formulas::for_each, -1 when only the steps can evaluate it
+    bool fused_sum() const { return fused >= 0 && fused < formulas::kSums; }  // of formulas::for_each_sum
     // Of c·x0 + c·x1 + …, from left to right: which constant stands before each input. Else empty.
     std::vector<int> weights;
     int added = -1;  // the constant that such a sum ends with, if it does

@@ -38,22 +38,6 @@ struct EqualSums {  // of bit-equal operands the same, at a third of the cost: d
     }
 };
 
-struct Dots {  // what the norms of two tensors and the angle between them need
-    Doubles dot = Doubles::zero(), aa = Doubles::zero(), bb = Doubles::zero();
-
-    void add(Doubles a, Doubles b, Doubles&) {
-        dot = dot + a * b;
-        aa = aa + a * a;
-        bb = bb + b * b;
-    }
-    void write(Lanes4& l, size_t first) const {
-        dot.write(l[0] + first);
-        aa.write(l[1] + first);
-        bb.write(l[2] + first);
-        Doubles::zero().write(l[3] + first);
-    }
-};
-
 constexpr size_t kRegisters = kReduceLanes / Doubles::width;
 
 // One load of each operand, from element `at` of a step on, into the lanes that it belongs to. As packs, so that every
@@ -74,7 +58,7 @@ inline void add_step(const uint8_t* a, const uint8_t* b, Sums* lanes, Doubles& t
 
 inline double sum_of(const double* l) { return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7])); }
 
-// At most a block of elements: finite ones, for PairSums.
+// At most a block of finite elements.
 template <class Stored, class Sums = PairSums>
 void add_block(const uint8_t* a, const uint8_t* b, size_t count, Reduction& found) {
     constexpr size_t size = sizeof(typename Stored::Code), loaded = kDoublesLoaded<Stored>;

@@ -221,7 +221,7 @@ PYBIND11_MODULE(_cuda, m) {
         .def(py::init(&make_program), py::arg("inputs"), py::arg("constants"), py::arg("steps"), py::arg("result"),
              py::arg("wide"), py::arg("stages") = py::tuple(), py::arg("made") = py::tuple(), py::arg("generated") = 0,
              py::arg("functions") = py::tuple())
-        .def_property_readonly("fused", [](const Program& self) { return self.fused >= 0; });
+        .def_property_readonly("fused", [](const Program& self) { return self.fused_sum(); });
 
     py::class_<Memory>(m, "Memory")
         .def(py::init<int, uint64_t>(), py::arg("device"), py::arg("bytes"))

@@ -5,7 +5,7 @@
 // pack whose results show a NaN, an Inf or an overflow is done again, element by element, by the careful store of
 // csrc/dtypes.h.
 //
-// Hot formulas have a kernel each, here, with everything in registers; steps.cuh has the kernel for any other program.
+// Hot sums have a kernel each, here, with everything in registers; steps.cuh has the kernel for any other program.
 // rows.cuh says how rows are cut into packs and tiles.
 //
 // Compiled by CMakeLists.txt (SDS_CUDA); the tests read the PTX: tests/backends/test_ptx.py.
@@ -24,7 +24,7 @@ namespace {
 
 constexpr int kThreads = 256;  // of a block of the fused kernels
 
-// ---- the hot formulas: everything in registers
+// ---- the sums of csrc/formulas.h: everything in registers
 
 constexpr int kFusedWords = 448;
 template <class Formula>
@@ -141,7 +141,7 @@ struct FusedStarter {  // finds the formula by its number
 }  // namespace
 
 std::string unsupported(const Program& program, const std::vector<DType>&, DType) {
-    if (program.fused >= 0) return "";
+    if (program.fused_sum()) return "";
     if (program.inputs < 1 || program.inputs > kStepInputs) return "it takes more than 32 inputs";
     size_t packed_steps = 0;
     for (const Step& step : program.steps) packed_steps += arity(step.op) > 2 ? 2 : 1;
@@ -159,9 +159,9 @@ void enqueue(const Launch& launch, const std::vector<Row>& all) {
     if (all.empty()) return;
     const bool wide = is_wide(launch);
     const int v = wide ? 2 : pack_elements(launch);
-    if (launch.program.fused >= 0 && (wide || v >= 4)) {
+    if (launch.program.fused_sum() && (wide || v >= 4)) {
         FusedStarter starter{launch, all, wide, v};
-        formulas::for_each(starter);
+        formulas::for_each_sum(starter);
     } else if (wide) {
         enqueue_steps<double, 2>(launch, all, true);
     } else if (v == 2) {

@@ -11,6 +11,21 @@ inline Lanes operator+(Lanes a, Lanes b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline Lanes operator-(Lanes a, Lanes b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline Lanes operator*(Lanes a, Lanes b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline Lanes operator/(Lanes a, Lanes b) { return {_mm256_div_ps(a.v, b.v)}; }
+// As those of program.h. The instructions give the second operand when one is a NaN; a NaN of the first must stay.
+inline Lanes minimum(Lanes a, Lanes b) {
+    return {_mm256_blendv_ps(_mm256_min_ps(a.v, b.v), a.v, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q))};
+}
+inline Lanes maximum(Lanes a, Lanes b) {
+    return {_mm256_blendv_ps(_mm256_max_ps(a.v, b.v), a.v, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q))};
+}
+inline Lanes absolute(Lanes a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+inline Lanes equal(Lanes a, Lanes b) { return {_mm256_and_ps(_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ), _mm256_set1_ps(1))}; }
+inline Lanes greater(Lanes a, Lanes b) {
+    return {_mm256_and_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ), _mm256_set1_ps(1))};
+}
+inline Lanes where(Lanes a, Lanes yes, Lanes no) {
+    return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_NEQ_UQ))};
+}
 
 struct Peak {
     __m256i v;
@@ -133,9 +148,9 @@ inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite valu
     return {_mm256_max_pd(top.v, _mm256_andnot_pd(_mm256_set1_pd(-0.0), x.v))};
 }
 
-inline void write_widened(Lanes x, double* to) {
-    _mm256_storeu_pd(to, _mm256_cvtps_pd(_mm256_castps256_ps128(x.v)));
-    _mm256_storeu_pd(to + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(x.v, 1)));
+inline void widen_lanes(Lanes x, Doubles* to) {
+    to[0] = {_mm256_cvtps_pd(_mm256_castps256_ps128(x.v))};
+    to[1] = {_mm256_cvtps_pd(_mm256_extractf128_ps(x.v, 1))};
 }
 
 template <class Stored>
@@ -147,9 +162,7 @@ constexpr size_t kDoublesLoaded<F32> = 4;
 
 template <class Stored>
 inline void load_doubles(const uint8_t* p, Doubles* x) {
-    const __m256 lanes = load<Stored>(p).v;
-    x[0] = {_mm256_cvtps_pd(_mm256_castps256_ps128(lanes))};
-    x[1] = {_mm256_cvtps_pd(_mm256_extractf128_ps(lanes, 1))};
+    widen_lanes(load<Stored>(p), x);
 }
 template <>
 inline void load_doubles<F32>(const uint8_t* p, Doubles* x) {

@@ -12,6 +12,23 @@ inline Lanes operator+(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Lanes operator-(Lanes a, Lanes b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Lanes operator*(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Lanes operator/(Lanes a, Lanes b) { return {_mm512_div_ps(a.v, b.v)}; }
+// As those of program.h. The instructions give the second operand when one is a NaN; a NaN of the first must stay.
+inline Lanes minimum(Lanes a, Lanes b) {
+    return {_mm512_mask_mov_ps(_mm512_min_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v)};
+}
+inline Lanes maximum(Lanes a, Lanes b) {
+    return {_mm512_mask_mov_ps(_mm512_max_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v)};
+}
+inline Lanes absolute(Lanes a) { return {_mm512_abs_ps(a.v)}; }
+inline Lanes equal(Lanes a, Lanes b) {
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ), _mm512_set1_ps(1))};
+}
+inline Lanes greater(Lanes a, Lanes b) {
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), _mm512_set1_ps(1))};
+}
+inline Lanes where(Lanes a, Lanes yes, Lanes no) {
+    return {_mm512_mask_mov_ps(no.v, _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ), yes.v)};
+}
 
 struct Peak {
     __m512i v;
@@ -127,9 +144,9 @@ inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite valu
     return {_mm512_max_pd(top.v, _mm512_abs_pd(x.v))};
 }
 
-inline void write_widened(Lanes x, double* to) {
-    _mm512_storeu_pd(to, _mm512_cvtps_pd(_mm512_castps512_ps256(x.v)));
-    _mm512_storeu_pd(to + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(x.v, 1)));
+inline void widen_lanes(Lanes x, Doubles* to) {
+    to[0] = {_mm512_cvtps_pd(_mm512_castps512_ps256(x.v))};
+    to[1] = {_mm512_cvtps_pd(_mm512_extractf32x8_ps(x.v, 1))};
 }
 
 template <class Stored>
@@ -139,9 +156,7 @@ constexpr size_t kDoublesLoaded<F64> = 8;
 
 template <class Stored>
 inline void load_doubles(const uint8_t* p, Doubles* x) {
-    const __m512 lanes = load<Stored>(p).v;
-    x[0] = {_mm512_cvtps_pd(_mm512_castps512_ps256(lanes))};
-    x[1] = {_mm512_cvtps_pd(_mm512_extractf32x8_ps(lanes, 1))};
+    widen_lanes(load<Stored>(p), x);
 }
 template <>
 inline void load_doubles<F64>(const uint8_t* p, Doubles* x) {

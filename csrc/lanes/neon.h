@@ -11,6 +11,20 @@ inline Lanes operator+(Lanes a, Lanes b) { return {vaddq_f32(a.v, b.v)}; }
 inline Lanes operator-(Lanes a, Lanes b) { return {vsubq_f32(a.v, b.v)}; }
 inline Lanes operator*(Lanes a, Lanes b) { return {vmulq_f32(a.v, b.v)}; }
 inline Lanes operator/(Lanes a, Lanes b) { return {vdivq_f32(a.v, b.v)}; }
+// As those of program.h.
+inline Lanes where(Lanes a, Lanes yes, Lanes no) { return {vbslq_f32(vceqzq_f32(a.v), no.v, yes.v)}; }
+inline Lanes minimum(Lanes a, Lanes b) {
+    return {vbslq_f32(vorrq_u32(vcltq_f32(a.v, b.v), vmvnq_u32(vceqq_f32(a.v, a.v))), a.v, b.v)};
+}
+inline Lanes maximum(Lanes a, Lanes b) {
+    return {vbslq_f32(vorrq_u32(vcgtq_f32(a.v, b.v), vmvnq_u32(vceqq_f32(a.v, a.v))), a.v, b.v)};
+}
+inline Lanes absolute(Lanes a) { return {vabsq_f32(a.v)}; }
+inline Lanes one_where(uint32x4_t mask) {
+    return {vreinterpretq_f32_u32(vandq_u32(mask, vreinterpretq_u32_f32(vdupq_n_f32(1))))};
+}
+inline Lanes equal(Lanes a, Lanes b) { return one_where(vceqq_f32(a.v, b.v)); }
+inline Lanes greater(Lanes a, Lanes b) { return one_where(vcgtq_f32(a.v, b.v)); }
 
 struct Peak {
     uint32x4_t v;
@@ -121,9 +135,9 @@ inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite valu
     return {vmaxq_f64(top.v, vabsq_f64(x.v))};
 }
 
-inline void write_widened(Lanes x, double* to) {
-    vst1q_f64(to, vcvt_f64_f32(vget_low_f32(x.v)));
-    vst1q_f64(to + 2, vcvt_high_f64_f32(x.v));
+inline void widen_lanes(Lanes x, Doubles* to) {
+    to[0] = {vcvt_f64_f32(vget_low_f32(x.v))};
+    to[1] = {vcvt_high_f64_f32(x.v)};
 }
 
 template <class Stored>
@@ -133,9 +147,7 @@ constexpr size_t kDoublesLoaded<F64> = 2;
 
 template <class Stored>
 inline void load_doubles(const uint8_t* p, Doubles* x) {
-    const float32x4_t lanes = load<Stored>(p).v;
-    x[0] = {vcvt_f64_f32(vget_low_f32(lanes))};
-    x[1] = {vcvt_high_f64_f32(lanes)};
+    widen_lanes(load<Stored>(p), x);
 }
 template <>
 inline void load_doubles<F64>(const uint8_t* p, Doubles* x) {

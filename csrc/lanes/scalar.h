@@ -11,6 +11,12 @@ inline Lanes operator+(Lanes a, Lanes b) { return {a.v + b.v}; }
 inline Lanes operator-(Lanes a, Lanes b) { return {a.v - b.v}; }
 inline Lanes operator*(Lanes a, Lanes b) { return {a.v * b.v}; }
 inline Lanes operator/(Lanes a, Lanes b) { return {a.v / b.v}; }
+inline Lanes minimum(Lanes a, Lanes b) { return a.v < b.v || a.v != a.v ? a : b; }
+inline Lanes maximum(Lanes a, Lanes b) { return a.v > b.v || a.v != a.v ? a : b; }
+inline Lanes absolute(Lanes a) { return {bits_as<float>(bits_as<uint32_t>(a.v) & 0x7fffffff)}; }
+inline Lanes equal(Lanes a, Lanes b) { return {a.v == b.v ? 1.0f : 0.0f}; }
+inline Lanes greater(Lanes a, Lanes b) { return {a.v > b.v ? 1.0f : 0.0f}; }
+inline Lanes where(Lanes a, Lanes yes, Lanes no) { return a.v != 0 ? yes : no; }
 
 // The largest magnitude seen, as bits: at or above 0x7f800000 once an Inf or a NaN has passed.
 struct Peak {
@@ -53,7 +59,7 @@ inline Doubles larger(Doubles top, Doubles x) {                                 
     return {magnitude > top.v ? magnitude : top.v};
 }
 
-inline void write_widened(Lanes x, double* to) { *to = x.v; }
+inline void widen_lanes(Lanes x, Doubles* to) { to[0] = {x.v}; }
 
 template <class Stored>
 constexpr size_t kDoublesLoaded = 1;

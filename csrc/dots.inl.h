@@ -1,0 +1,412 @@
+// Sums and dot products of stored elements, or of differences of two, straight from the stored bytes: over the whole
+// tensor, along its lines or down its columns. Sums live in registers, and an element is loaded once for all products
+// of a group. What a stage reduces besides goes through strips (stages.inl.h). Included once per CPU target, inside
+// that target's namespace and region, after products.inl.h and lines.inl.h.
+//
+// Numeric rule: that of reduce.h. Products of two float32 are exact in float64, so they may be fused with the sum.
+
+// Terms of a group at most, all products of which are made: their sums and a load of each fit the registers.
+constexpr size_t kGroup = Doubles::width == 8 ? 6 : 2;
+constexpr size_t kColumnGroup = Doubles::width == 8 ? 3 : 2;  // down columns: as many, of a whole load of elements
+constexpr size_t kShortLine = 64;  // below it the strips of lines.inl.h, which hold several, take less time
+constexpr size_t pairs_of(size_t terms) { return terms * (terms + 1) / 2; }
+
+// Of a group's terms where each is stored, and (of a difference) what is subtracted.
+struct Places {
+    const uint8_t* a[kGroup];
+    const uint8_t* less[kGroup];
+
+    Places at(size_t bytes, size_t terms) const {
+        Places moved = *this;
+        for (size_t t = 0; t < terms; ++t) {
+            moved.a[t] += bytes;
+            moved.less[t] += less[t] ? bytes : 0;
+        }
+        return moved;
+    }
+};
+
+template <class Stored, bool differences>
+struct Loaded {                                                 // elements of one term, as float64
+    static constexpr bool exact = Stored::dtype != DType::f64;  // products
+    static constexpr size_t count = differences && exact ? Lanes::width : kDoublesLoaded<Stored>;
+    static constexpr size_t registers = count / Doubles::width;
+
+    Loaded(const Places& from, size_t term, size_t element) {
+        const size_t offset = element * sizeof(typename Stored::Code);
+        const uint8_t* const a = from.a[term] + offset;
+        if constexpr (!differences) {
+            load_doubles<Stored>(a, x);
+        } else if constexpr (exact) {
+            widen_lanes(load<Stored>(a) - load<Stored>(from.less[term] + offset), x);
+        } else {
+            Doubles other[registers];
+            load_doubles<Stored>(a, x);
+            load_doubles<Stored>(from.less[term] + offset, other);
+            for (size_t r = 0; r < registers; ++r) x[r] = x[r] - other[r];
+        }
+    }
+    static Doubles added(Doubles sum, Doubles a, Doubles b) { return exact ? fused(sum, a, b) : sum + a * b; }
+
+    Doubles x[registers];
+};
+
+// The elements from `first` on, one load of each term, added to the products: (0, 0), (0, 1), …, (1, 1), …
+// `lane`: of the first of them, in registers.
+template <size_t terms, class Load, size_t width>
+inline void add_products(const Places& from, size_t first, Doubles (&sums)[pairs_of(terms)][width], size_t lane) {
+    Doubles x[terms][Load::registers];
+    for (size_t t = 0; t < terms; ++t) {
+        const Load loaded(from, t, first);
+        for (size_t r = 0; r < Load::registers; ++r) x[t][r] = loaded.x[r];
+    }
+    for (size_t r = 0; r < Load::registers; ++r) {
+        size_t pair = 0;
+        for (size_t i = 0; i < terms; ++i) {
+            for (size_t j = i; j < terms; ++j, ++pair) {
+                Doubles& sum = sums[pair][(lane + r) % width];
+                sum = Load::added(sum, x[i][r], x[j][r]);
+            }
+        }
+    }
+}
+
+// ---- over a block of the whole tensor, or of a line: each product's sum
+
+template <class Stored, size_t terms, bool differences>
+void dots_of_block(const Places& from, size_t count, double* found) {
+    using Load = Loaded<Stored, differences>;
+    constexpr size_t size = sizeof(typename Stored::Code);
+    constexpr size_t step = Load::count > kReduceLanes ? Load::count : kReduceLanes;
+    Doubles sums[pairs_of(terms)][kRegisters];
+    for (auto& pair : sums) {
+        for (Doubles& each : pair) each = Doubles::zero();
+    }
+    const auto add = [&sums](const Places& places, size_t first) {
+        for (size_t at = 0; at < step; at += Load::count)
+            add_products<terms, Load>(places, first + at, sums, at / Doubles::width);
+    };
+    size_t i = 0;
+    for (; i + step <= count; i += step) add(from, i);
+    if (i < count) {  // the tail, padded with zeros
+        uint8_t padded[2][terms][step * size] = {};
+        Places rest{};
+        for (size_t t = 0; t < terms; ++t) {
+            memcpy(padded[0][t], from.a[t] + i * size, (count - i) * size);
+            if (differences) memcpy(padded[1][t], from.less[t] + i * size, (count - i) * size);
+            rest.a[t] = padded[0][t];
+            rest.less[t] = padded[1][t];
+        }
+        add(rest, 0);
+    }
+    for (size_t p = 0; p < pairs_of(terms); ++p) {
+        double lanes[kReduceLanes];
+        for (size_t r = 0; r < kRegisters; ++r) sums[p][r].write(lanes + r * Doubles::width);
+        found[p] = sum_of(lanes);
+    }
+}
+
+// ---- down the columns of whole rows, the first of which belongs to `first_lane`: added to lanes[product], eight rows
+// of as many columns, or null where the product is not wanted. Of the columns those that make whole loads; their
+// number.
+
+template <class Stored, size_t terms, bool differences>
+size_t dots_of_rows(const Places& from, size_t columns, size_t rows, size_t first_lane, double* const* lanes) {
+    using Load = Loaded<Stored, differences>;
+    constexpr size_t pairs = pairs_of(terms);
+    const size_t whole = columns / Load::count * Load::count;
+    for (size_t row = 0; row < rows && row < kReduceLanes; ++row) {
+        const size_t lane = (first_lane + row) % kReduceLanes * columns;
+        for (size_t c = 0; c < whole; c += Load::count) {
+            Doubles sums[pairs][Load::registers];
+            for (size_t p = 0; p < pairs; ++p) {
+                for (size_t r = 0; r < Load::registers; ++r)
+                    sums[p][r] = lanes[p] ? widened(lanes[p] + lane + c + r * Doubles::width) : Doubles::zero();
+            }
+            for (size_t r = row; r < rows; r += kReduceLanes) add_products<terms, Load>(from, r * columns + c, sums, 0);
+            for (size_t p = 0; p < pairs; ++p) {
+                for (size_t r = 0; r < Load::registers && lanes[p]; ++r)
+                    sums[p][r].write(lanes[p] + lane + c + r * Doubles::width);
+            }
+        }
+    }
+    return whole;
+}
+
+// ---- choosing
+
+struct DotLoops {
+    void (*block)(const Places&, size_t count, double* found);
+    size_t (*rows)(const Places&, size_t columns, size_t rows, size_t first_lane, double* const* lanes);
+};
+
+template <class Stored, bool differences, size_t terms = kGroup>
+DotLoops dot_loops(size_t count) {
+    if constexpr (terms > 1) {
+        if (count < terms) return dot_loops<Stored, differences, terms - 1>(count);
+    }
+    if constexpr (terms <= kColumnGroup) {
+        return {dots_of_block<Stored, terms, differences>, dots_of_rows<Stored, terms, differences>};
+    } else {
+        return {dots_of_block<Stored, terms, differences>, nullptr};
+    }
+}
+
+inline DotLoops dot_loops(DType dtype, bool differences, size_t terms) {
+#define SDS_LOOPS(word, Stored) \
+    case DType::word: return differences ? dot_loops<Stored, true>(terms) : dot_loops<Stored, false>(terms);
+    switch (dtype) { SDS_DTYPES(SDS_LOOPS) }
+#undef SDS_LOOPS
+    return {};
+}
+
+// A block of ones: the second term of a sum.
+template <class Stored>
+const uint8_t* stored_ones() {
+    struct Ones {
+        uint8_t bytes[kReduceBlock * sizeof(typename Stored::Code)];
+        Ones() {
+            const float one = 1;
+            for (size_t i = 0; i < kReduceBlock; ++i)
+                round_strip<Stored>(&one, bytes + i * sizeof(typename Stored::Code), 1);
+        }
+    };
+    static const Ones ones;
+    return ones.bytes;
+}
+inline const uint8_t* stored_ones(DType dtype) {
+#define SDS_ONES(word, Stored) \
+    case DType::word: return stored_ones<Stored>();
+    switch (dtype) { SDS_DTYPES(SDS_ONES) }
+#undef SDS_ONES
+    return nullptr;
+}
+
+// Takes from `work` what can be made so, in groups of terms that have products with each other.
+class StoredDots {
+ public:
+    StoredDots(const Program& program, const Operand* operands, bool wide, std::vector<Reducing>& work)
+        : program_(program), operands_(operands), wide_(wide) {
+        const auto taken = [this](const Reducing& each) { return take(each); };
+        work.erase(std::remove_if(work.begin(), work.end(), taken), work.end());
+        for (Group& group : groups_) group.number_pairs(operands_);
+    }
+
+    void add(size_t count) const {
+        for (const Group& group : groups_) {
+            if (group.along == Along::all) {
+                group.add_blocks(count);
+            } else if (group.along == Along::first) {
+                group.add_rows(count);
+            } else {
+                group.add_lines(count);
+            }
+        }
+    }
+
+ private:
+    struct Term {
+        int input = -1, less = -1;  // neither: ones
+        bool operator==(const Term& other) const { return input == other.input && less == other.less; }
+    };
+
+    struct Group {
+        Along along;
+        DType dtype;
+        bool differences;
+        std::vector<Term> terms;
+        struct Wanted {
+            Accumulator* into;
+            Term x, y;
+            size_t pair = 0, row = 0, column = 0;
+        };
+        std::vector<Wanted> wanted;
+        DotLoops loops{};
+        Places places{};
+
+        size_t place_of(const Term& term) const {
+            return static_cast<size_t>(std::find(terms.begin(), terms.end(), term) - terms.begin());
+        }
+
+        void number_pairs(const Operand* operands) {
+            for (Wanted& each : wanted) {
+                const size_t x = place_of(each.x), y = place_of(each.y);
+                each.row = std::min(x, y);
+                each.column = std::max(x, y);
+                each.pair = each.row * terms.size() - each.row * (each.row + 1) / 2 + each.column;
+            }
+            loops = dot_loops(dtype, differences, terms.size());
+            for (size_t t = 0; t < terms.size(); ++t) {
+                places.a[t] = terms[t].input < 0 ? stored_ones(dtype) : operands[terms[t].input].data;
+                places.less[t] = terms[t].less < 0 ? nullptr : operands[terms[t].less].data;
+            }
+        }
+
+        Places from(size_t element) const {
+            Places moved = places.at(element * size_of(dtype), terms.size());
+            for (size_t t = 0; t < terms.size(); ++t) {
+                if (terms[t].input < 0) moved.a[t] = places.a[t];
+            }
+            return moved;
+        }
+
+        void add_block(size_t first, size_t count) const {
+            double found[pairs_of(kGroup)];
+            loops.block(from(first), count, found);
+            for (const Wanted& each : wanted) each.into->add_block(found[each.pair], count);
+        }
+
+        // Only whole blocks come, but for the tensor's last.
+        void add_blocks(size_t count) const {
+            for (size_t first = 0; first < count; first += kReduceBlock)
+                add_block(first, std::min(count - first, kReduceBlock));
+        }
+
+        void add_lines(size_t count) const {
+            for (size_t first = 0, now; first < count; first += now) {
+                const Accumulator& any = *wanted[0].into;
+                const size_t at = any.position % kReduceBlock;
+                const uint64_t left = std::min<uint64_t>(any.line - any.position, kReduceBlock - at);
+                now = static_cast<size_t>(std::min<uint64_t>(left, count - first));
+                if (at == 0 && now == left) {
+                    add_block(first, now);
+                } else {
+                    add_piece(first, now, at);
+                }
+            }
+        }
+
+        // Of a block that other calls begin or end.
+        void add_piece(size_t first, size_t count, size_t at) const {
+            std::vector<WideStrip> wide(terms.size() * kReduceBlock / kStrip);
+            const auto term = [&wide](size_t t) { return wide[t * kReduceBlock / kStrip].at; };
+            widen_places(first, count, term);
+            for (const Wanted& each : wanted) {
+                Terms one{term(each.row), term(each.column), each.into->lanes.data()};
+                dtype == DType::f64 ? add_terms<false>(&one, 1, count, at) : add_terms<true>(&one, 1, count, at);
+                each.into->advance(count);
+            }
+        }
+
+        template <class At>
+        void widen_places(size_t first, size_t count, At to) const {
+            const Places here = from(first);
+            const size_t size = size_of(dtype);
+            for (size_t t = 0; t < terms.size(); ++t) {
+                for (size_t done = 0; done < count; done += kStrip) {
+                    const size_t n = std::min(count - done, kStrip);
+                    if (differences) {
+                        widen_differences(dtype, here.a[t] + done * size, here.less[t] + done * size, to(t) + done, n);
+                    } else {
+                        widen_stored(dtype, here.a[t] + done * size, to(t) + done, n);
+                    }
+                }
+            }
+        }
+
+        void add_rows(size_t count) const {
+            const Accumulator& any = *wanted[0].into;
+            const size_t columns = static_cast<size_t>(any.columns);
+            for (size_t first = 0, now; first < count; first += now) {
+                const size_t at = any.position % columns, row = static_cast<size_t>(any.position / columns);
+                const size_t rows = std::min((count - first) / columns, kReduceBlock - row % kReduceBlock);
+                size_t whole = 0;
+                if (at == 0 && rows > 0) {
+                    now = rows * columns;
+                    double* lanes[pairs_of(kGroup)] = {};
+                    for (const Wanted& each : wanted) lanes[each.pair] = each.into->lanes.data();
+                    whole = loops.rows(from(first), columns, rows, row % kReduceLanes, lanes);
+                } else {
+                    now = std::min(columns - at, count - first);
+                }
+                for (size_t done = 0; done < now && whole < columns; done += columns - at)
+                    add_columns(first + done + whole, std::min(now - done, columns - at) - whole, row + done / columns,
+                                at + whole);
+                for (const Wanted& each : wanted) each.into->advance(now);
+            }
+        }
+
+        // Of one row, from column `at` on.
+        void add_columns(size_t first, size_t count, size_t row, size_t at) const {
+            WideStrip wide[kColumnGroup];
+            for (size_t done = 0; done < count; done += kStrip) {
+                const size_t n = std::min(count - done, kStrip);
+                widen_places(first + done, n, [&wide](size_t t) { return wide[t].at; });
+                for (const Wanted& each : wanted) {
+                    const double *const x = wide[each.row].at, *const y = wide[each.column].at;
+                    double* const lane = each.into->lanes.data() + row % kReduceLanes * each.into->columns + at + done;
+                    for (size_t i = 0; i < n; ++i) lane[i] += x[i] * y[i];
+                }
+            }
+        }
+    };
+
+    bool is_stored(Ref ref) const { return ref.kind == Ref::input && !operands_[ref.index].generated; }
+
+    // Whether an expression is an input or the difference of two; `dtype` is theirs.
+    bool find(Ref ref, Term& term, DType& dtype) const {
+        if (ref.kind == Ref::temp) {
+            const Step* made = nullptr;
+            for (const Step& step : program_.steps) {
+                if (step.to == ref.index) made = &step;
+            }
+            if (!made || made->op != Op::sub || !is_stored(made->a) || !is_stored(made->b)) return false;
+            dtype = operands_[made->a.index].dtype;
+            if (dtype != operands_[made->b.index].dtype || (wide_ && dtype != DType::f64)) return false;
+            term = {made->a.index, made->b.index};
+            return true;
+        }
+        if (!is_stored(ref)) return false;
+        dtype = operands_[ref.index].dtype;
+        term = {ref.index, -1};
+        return true;
+    }
+
+    bool take(const Reducing& each) {
+        const Reduce& reduce = *each.reduce;
+        const bool sum = reduce.kind == Reduce::sum;
+        if ((!sum && reduce.kind != Reduce::dot) || reduce.along == Along::inputs) return false;
+        if (reduce.along == Along::first && (sum || each.into->columns == 1)) return false;
+        if (reduce.along != Along::all && reduce.along != Along::first && each.into->line < kShortLine) return false;
+        Group found{reduce.along, DType::f32, false, {}, {}};
+        Term x, y;
+        DType other;
+        if (!find(reduce.a, x, found.dtype)) return false;
+        if (!sum && (!find(reduce.b, y, other) || other != found.dtype)) return false;
+        found.differences = x.less >= 0;
+        if ((y.less >= 0) != found.differences) return false;
+        found.terms = {x};
+        if (!(x == y)) found.terms.push_back(y);
+        found.wanted = {{each.into, x, y}};
+        return join(std::move(found));
+    }
+
+    // With the groups that have one of its terms already; false where that would be too many.
+    bool join(Group found) {
+        const auto related = [&found](const Group& other) {
+            return other.along == found.along && other.dtype == found.dtype && other.differences == found.differences &&
+                   std::any_of(found.terms.begin(), found.terms.end(),
+                               [&other](const Term& term) { return other.place_of(term) < other.terms.size(); });
+        };
+        std::vector<Group> apart;
+        for (const Group& other : groups_) {
+            if (!related(other)) {
+                apart.push_back(other);
+                continue;
+            }
+            for (const Term& term : other.terms) {
+                if (found.place_of(term) == found.terms.size()) found.terms.push_back(term);
+            }
+            found.wanted.insert(found.wanted.end(), other.wanted.begin(), other.wanted.end());
+        }
+        if (found.terms.size() > (found.along == Along::first ? kColumnGroup : kGroup)) return false;
+        apart.push_back(std::move(found));
+        groups_ = std::move(apart);
+        return true;
+    }
+
+    const Program& program_;
+    const Operand* const operands_;
+    const bool wide_;
+    std::vector<Group> groups_;
+};
