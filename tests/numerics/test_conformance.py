@@ -152,6 +152,7 @@ def test_the_bodies_above_have_every_operation() -> None:
 def test_the_hot_formulas_have_a_fused_kernel() -> None:
     fused = {name for name, case in CASES.items() if cpu.native_program(case.formula.program, False).fused}
     assert {"cast", "weighted-sum", "weighted-sum-2", "weighted-sum-3", "add-diff"} <= fused
+    assert {"train-diff", "clamp-3", "add-diff.clamped", "ram-3"} <= fused
 
 
 # ---- the body of a method is what runs

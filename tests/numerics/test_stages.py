@@ -14,7 +14,7 @@ from sdsurgery import _native, functions
 from sdsurgery.backends import cpu
 from sdsurgery.definitions.conversions import STORAGE
 from sdsurgery.definitions.programs import evaluate_tensor
-from sdsurgery.dtypes import F32, F64
+from sdsurgery.dtypes import F16, F32, F64, DType
 from sdsurgery.functions import (
     acos,
     clip,
@@ -214,6 +214,32 @@ def test_sums_are_added_in_the_documented_order(target: str) -> None:
             rows, columns = (found(lambda a, b, axis=axis: sum(a, axis=axis) + 0 * b) for axis in (-1, 0))
             assert rows[:, 0].tolist() == [ordered(row.tolist()) for row in wide]
             assert columns[0].tolist() == [ordered(column.tolist()) for column in wide.T]
+
+
+@pytest.mark.parametrize("dtype", [F16, F32, F64], ids=str)
+def test_products_of_stored_elements_and_differences_are_those_of_the_reference(dtype: DType) -> None:
+    """Over the tensor, along lines and down columns, also of lines that one call begins and another one ends."""
+
+    def body(a: Any, b: Any, c: Any) -> Any:
+        d, e = b - a, c - a
+        whole = dot(d, e) / norm(d) + sum(a) - dot(a, b) / norm(c)
+        rows = dot(a, b, axis=-1) / norm(c, axis=-1) + dot(d, e, axis=-1) - sum(b, axis=-1)
+        columns = dot(a, b, axis=0) / norm(c, axis=0) + dot(d, d, axis=0) - dot(a, c, axis=0)
+        return whole * a + rows * b + columns * c
+
+    formula = trace(Method("x", ("A", "B", "C"), {}, body), 3, {})
+    for shape in ((3, 70000), (70, 1030), (1100, 130), (9000, 8), (5, 64), (131,)):
+        codes = [plain(dtype, math.prod(shape), np.random.default_rng(seed)).reshape(shape) for seed in (1, 2, 3)]
+        stored = [(code.view(STORAGE[dtype]), dtype) for code in codes]
+        expected, *_ = evaluate_tensor(formula, stored, F32, "default", False)
+        for target in TARGETS:
+            out = np.empty(shape, np.uint32)
+            _native.apply(
+                cpu.native_program(formula.program, False), formula.numbers,
+                [(code.ctypes.data, dtype.native) for code in codes], out.ctypes.data, F32.native, out.size,
+                target=target, shape=shape,
+            )  # fmt: skip
+            assert np.array_equal(out.reshape(-1), expected.view(np.uint32)), (shape, target)
 
 
 # ---- files
