@@ -51,14 +51,23 @@ struct Loaded {                                                 // elements of o
     Doubles x[registers];
 };
 
+inline Doubles ones() {
+    constexpr double each[kReduceLanes] = {1, 1, 1, 1, 1, 1, 1, 1};
+    return widened(each);
+}
+
 // The elements from `first` on, one load of each term, added to the products: (0, 0), (0, 1), …, (1, 1), …
-// `lane`: of the first of them, in registers.
-template <size_t terms, class Load, size_t width>
+// `sums_too`: the last term is ones. `lane`: of the first element, in registers.
+template <size_t terms, class Load, bool sums_too, size_t width>
 inline void add_products(const Places& from, size_t first, Doubles (&sums)[pairs_of(terms)][width], size_t lane) {
     Doubles x[terms][Load::registers];
     for (size_t t = 0; t < terms; ++t) {
-        const Load loaded(from, t, first);
-        for (size_t r = 0; r < Load::registers; ++r) x[t][r] = loaded.x[r];
+        if (sums_too && t + 1 == terms) {
+            for (Doubles& each : x[t]) each = ones();
+        } else {
+            const Load loaded(from, t, first);
+            for (size_t r = 0; r < Load::registers; ++r) x[t][r] = loaded.x[r];
+        }
     }
     for (size_t r = 0; r < Load::registers; ++r) {
         size_t pair = 0;
@@ -73,7 +82,7 @@ inline void add_products(const Places& from, size_t first, Doubles (&sums)[pairs
 
 // ---- over a block of the whole tensor, or of a line: each product's sum
 
-template <class Stored, size_t terms, bool differences>
+template <class Stored, size_t terms, bool differences, bool sums_too>
 void dots_of_block(const Places& from, size_t count, double* found) {
     using Load = Loaded<Stored, differences>;
     constexpr size_t size = sizeof(typename Stored::Code);
@@ -84,14 +93,14 @@ void dots_of_block(const Places& from, size_t count, double* found) {
     }
     const auto add = [&sums](const Places& places, size_t first) {
         for (size_t at = 0; at < step; at += Load::count)
-            add_products<terms, Load>(places, first + at, sums, at / Doubles::width);
+            add_products<terms, Load, sums_too>(places, first + at, sums, at / Doubles::width);
     };
     size_t i = 0;
     for (; i + step <= count; i += step) add(from, i);
     if (i < count) {  // the tail, padded with zeros
         uint8_t padded[2][terms][step * size] = {};
         Places rest{};
-        for (size_t t = 0; t < terms; ++t) {
+        for (size_t t = 0; t < terms - sums_too; ++t) {
             memcpy(padded[0][t], from.a[t] + i * size, (count - i) * size);
             if (differences) memcpy(padded[1][t], from.less[t] + i * size, (count - i) * size);
             rest.a[t] = padded[0][t];
@@ -106,9 +115,9 @@ void dots_of_block(const Places& from, size_t count, double* found) {
     }
 }
 
-// ---- down the columns of whole rows, the first of which belongs to `first_lane`: added to lanes[product], eight rows
-// of as many columns, or null where the product is not wanted. Of the columns those that make whole loads; their
-// number.
+// ---- down the columns of whole rows, the first of which belongs to `first_lane`. lanes[product] is eight rows of as
+// many columns, to which is added, or null where the product is not wanted. Takes the columns that make whole loads,
+// and returns how many they are.
 
 template <class Stored, size_t terms, bool differences>
 size_t dots_of_rows(const Places& from, size_t columns, size_t rows, size_t first_lane, double* const* lanes) {
@@ -123,7 +132,8 @@ size_t dots_of_rows(const Places& from, size_t columns, size_t rows, size_t firs
                 for (size_t r = 0; r < Load::registers; ++r)
                     sums[p][r] = lanes[p] ? widened(lanes[p] + lane + c + r * Doubles::width) : Doubles::zero();
             }
-            for (size_t r = row; r < rows; r += kReduceLanes) add_products<terms, Load>(from, r * columns + c, sums, 0);
+            for (size_t r = row; r < rows; r += kReduceLanes)
+                add_products<terms, Load, false>(from, r * columns + c, sums, 0);
             for (size_t p = 0; p < pairs; ++p) {
                 for (size_t r = 0; r < Load::registers && lanes[p]; ++r)
                     sums[p][r].write(lanes[p] + lane + c + r * Doubles::width);
@@ -140,46 +150,25 @@ struct DotLoops {
     size_t (*rows)(const Places&, size_t columns, size_t rows, size_t first_lane, double* const* lanes);
 };
 
-template <class Stored, bool differences, size_t terms = kGroup>
+template <class Stored, bool differences, bool sums_too, size_t terms = kGroup>
 DotLoops dot_loops(size_t count) {
     if constexpr (terms > 1) {
-        if (count < terms) return dot_loops<Stored, differences, terms - 1>(count);
+        if (count < terms) return dot_loops<Stored, differences, sums_too, terms - 1>(count);
     }
-    if constexpr (terms <= kColumnGroup) {
-        return {dots_of_block<Stored, terms, differences>, dots_of_rows<Stored, terms, differences>};
-    } else {
-        return {dots_of_block<Stored, terms, differences>, nullptr};
-    }
+    DotLoops loops{dots_of_block<Stored, terms, differences, sums_too>, nullptr};
+    if constexpr (terms <= kColumnGroup && !sums_too) loops.rows = dots_of_rows<Stored, terms, differences>;
+    return loops;
 }
 
-inline DotLoops dot_loops(DType dtype, bool differences, size_t terms) {
-#define SDS_LOOPS(word, Stored) \
-    case DType::word: return differences ? dot_loops<Stored, true>(terms) : dot_loops<Stored, false>(terms);
+inline DotLoops dot_loops(DType dtype, bool differences, bool sums_too, size_t terms) {
+#define SDS_LOOPS(word, Stored)                                    \
+    case DType::word:                                              \
+        return differences ? dot_loops<Stored, true, false>(terms) \
+               : sums_too  ? dot_loops<Stored, false, true>(terms) \
+                           : dot_loops<Stored, false, false>(terms);
     switch (dtype) { SDS_DTYPES(SDS_LOOPS) }
 #undef SDS_LOOPS
     return {};
-}
-
-// A block of ones: the second term of a sum.
-template <class Stored>
-const uint8_t* stored_ones() {
-    struct Ones {
-        uint8_t bytes[kReduceBlock * sizeof(typename Stored::Code)];
-        Ones() {
-            const float one = 1;
-            for (size_t i = 0; i < kReduceBlock; ++i)
-                round_strip<Stored>(&one, bytes + i * sizeof(typename Stored::Code), 1);
-        }
-    };
-    static const Ones ones;
-    return ones.bytes;
-}
-inline const uint8_t* stored_ones(DType dtype) {
-#define SDS_ONES(word, Stored) \
-    case DType::word: return stored_ones<Stored>();
-    switch (dtype) { SDS_DTYPES(SDS_ONES) }
-#undef SDS_ONES
-    return nullptr;
 }
 
 // Takes from `work` what can be made so, in groups of terms that have products with each other.
@@ -228,27 +217,24 @@ class StoredDots {
             return static_cast<size_t>(std::find(terms.begin(), terms.end(), term) - terms.begin());
         }
 
+        bool sums_too() const { return terms.back() == Term{}; }
+
         void number_pairs(const Operand* operands) {
+            std::stable_partition(terms.begin(), terms.end(), [](const Term& term) { return !(term == Term{}); });
             for (Wanted& each : wanted) {
                 const size_t x = place_of(each.x), y = place_of(each.y);
                 each.row = std::min(x, y);
                 each.column = std::max(x, y);
                 each.pair = each.row * terms.size() - each.row * (each.row + 1) / 2 + each.column;
             }
-            loops = dot_loops(dtype, differences, terms.size());
-            for (size_t t = 0; t < terms.size(); ++t) {
-                places.a[t] = terms[t].input < 0 ? stored_ones(dtype) : operands[terms[t].input].data;
+            loops = dot_loops(dtype, differences, sums_too(), terms.size());
+            for (size_t t = 0; t < terms.size() - sums_too(); ++t) {
+                places.a[t] = operands[terms[t].input].data;
                 places.less[t] = terms[t].less < 0 ? nullptr : operands[terms[t].less].data;
             }
         }
 
-        Places from(size_t element) const {
-            Places moved = places.at(element * size_of(dtype), terms.size());
-            for (size_t t = 0; t < terms.size(); ++t) {
-                if (terms[t].input < 0) moved.a[t] = places.a[t];
-            }
-            return moved;
-        }
+        Places from(size_t element) const { return places.at(element * size_of(dtype), terms.size() - sums_too()); }
 
         void add_block(size_t first, size_t count) const {
             double found[pairs_of(kGroup)];
@@ -295,7 +281,9 @@ class StoredDots {
             for (size_t t = 0; t < terms.size(); ++t) {
                 for (size_t done = 0; done < count; done += kStrip) {
                     const size_t n = std::min(count - done, kStrip);
-                    if (differences) {
+                    if (sums_too() && t + 1 == terms.size()) {
+                        std::fill(to(t) + done, to(t) + done + n, 1.0);
+                    } else if (differences) {
                         widen_differences(dtype, here.a[t] + done * size, here.less[t] + done * size, to(t) + done, n);
                     } else {
                         widen_stored(dtype, here.a[t] + done * size, to(t) + done, n);

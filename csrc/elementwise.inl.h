@@ -282,17 +282,14 @@ inline void evaluate(const Program& program, const Numbers& numbers, const Opera
         strips<double>(program, numbers.wide.data(), operands, out, out_dtype, count, policy, tally, scratch);
         return;
     }
-    const bool fused = program.fused >= 0 && same, summed = !program.weights.empty();
-    if ((!fused && !summed) || !stored || out_dtype == DType::f64) {
+    static const FusedTable table;
+    const bool narrow = stored && out_dtype != DType::f64, fused = program.fused >= 0 && same && narrow;
+    const FusedKernel kernel = fused ? table.at(program.fused, operands[0].dtype, out_dtype) : nullptr;
+    if (!kernel && (program.weights.empty() || !narrow)) {
         strips<float>(program, numbers.narrow.data(), operands, out, out_dtype, count, policy, tally, scratch);
         return;
     }
-    static const FusedTable table;
     const SumKernel sum = sum_kernel(out_dtype);
-    const FusedKernel kernel =
-        fused
-            ? table.rows[program.fused].kernel[static_cast<int>(operands[0].dtype) - 1][static_cast<int>(out_dtype) - 1]
-            : nullptr;
     float weights[Program::kMaxInputs];
     for (size_t k = 0; k < program.weights.size(); ++k)
         weights[k] = numbers.narrow[static_cast<size_t>(program.weights[k])];

@@ -70,9 +70,19 @@ struct FusedRow {
     FusedKernel kernel[kNarrow][kNarrow];  // [input dtype][output dtype], both less f64
 };
 
+// Null for fp8 of what is no sum: rare, and a kernel for every pair of dtypes takes its time to compile.
+template <class Formula, bool sum, class In, class Out>
+constexpr FusedKernel fused_kernel() {
+    if constexpr (sum || (sizeof(typename In::Code) > 1 && sizeof(typename Out::Code) > 1)) {
+        return fused<Formula, sum, In, Out>;
+    } else {
+        return nullptr;
+    }
+}
+
 template <class Formula, bool sum, class In>
 void fill_row(FusedKernel (&row)[kNarrow]) {
-#define SDS_FILL(word, Out) row[static_cast<int>(DType::word) - 1] = fused<Formula, sum, In, Out>;
+#define SDS_FILL(word, Out) row[static_cast<int>(DType::word) - 1] = fused_kernel<Formula, sum, In, Out>();
     SDS_NARROW_DTYPES(SDS_FILL)
 #undef SDS_FILL
 }
@@ -96,6 +106,9 @@ struct FusedTable {
         formulas::for_each_sum(sums);
         RowFiller<false> others{sums.next};
         formulas::for_each_other(others);
+    }
+    FusedKernel at(int formula, DType in, DType out) const {  // both less f64
+        return rows[formula].kernel[static_cast<int>(in) - 1][static_cast<int>(out) - 1];
     }
 };
 
