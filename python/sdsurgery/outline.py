@@ -321,11 +321,11 @@ def rounded(
     return Piece(name or info.name, dtype, info.shape, action or CAST, segments, note)
 
 
-def as_stored(pieces: Sequence[Piece]) -> tuple[list[Piece], dict[tuple[str, str], int]]:
-    """The pieces, with every copy of an encoded weight as copies of the codes and scales that it is stored in; and how
-    many were decoded instead, by format and the dtype that they are written in."""
+def as_stored(pieces: Sequence[Piece]) -> tuple[list[Piece], dict[str, str]]:
+    """The pieces, with every copy of an encoded weight as copies of the codes and scales that it is stored in; and the
+    formats of those that were decoded instead, by name."""
     apart: list[Piece] = []
-    decoded: dict[tuple[str, str], int] = {}
+    decoded: dict[str, str] = {}
     for piece in pieces:
         region = next((part for each in piece.segments for part in each.operands if part.encoded is not None), None)
         if region is None:
@@ -334,8 +334,7 @@ def as_stored(pieces: Sequence[Piece]) -> tuple[list[Piece], dict[tuple[str, str
             apart += _stored_pieces(region, piece)
         else:
             assert region.encoded is not None
-            kind = (region.encoded.format, piece.dtype.name)
-            decoded[kind] = decoded.get(kind, 0) + 1
+            decoded[piece.name] = region.encoded.format
             apart.append(piece)
     return apart, decoded
 

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 from ..adapters.apply import Change
 from ..adapters.arrays import Array, array, values
 from ..adapters.read import Adapter
-from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from ..dtypes import DType
+from ..encodings import decode
+from ..outline import Region
 
 
 class Checked(NamedTuple):
@@ -33,12 +35,23 @@ def check(
     """Every changed tensor of the output, computed again one by one; ``adapters`` are inputs 1, 2, … of the changes."""
     found = {}
     with open_checkpoint(out) as written:
+        decode(written)
         for name, own in changes.items():
             info = written.tensors[name]
             before = array(checkpoint, checkpoint.tensors[name])
             exact = _changed(before, own, adapters)
-            found[name] = _compared(array(written, info), exact, before, info.dtype)
+            dtype, scale = _stored(written, info)
+            found[name] = _compared(array(written, info), exact, before, dtype, scale)
     return found
+
+
+def _stored(written: Checkpoint, info: TensorInfo) -> tuple[DType, float]:
+    """The dtype that the tensor lies in, and what its codes are multiplied by (scaled fp8, one number a tensor)."""
+    if info.encoded is None or info.encoded.encoding is None:
+        return info.dtype, 1.0
+    scales = info.encoded.encoding.scales
+    (scale,) = values(written, Region(0, scales.dtype, scales.offset, file=scales.source), 1)
+    return info.encoded.stored[0].dtype, float(scale)
 
 
 def _changed(weight: Array, changes: Sequence[Change], adapters: Sequence[Adapter]) -> Array:
@@ -56,10 +69,10 @@ def _changed(weight: Array, changes: Sequence[Change], adapters: Sequence[Adapte
     return flat.reshape(weight.shape)
 
 
-def _compared(found: Array, exact: Array, before: Array, dtype: DType) -> Checked:
+def _compared(found: Array, exact: Array, before: Array, dtype: DType, scale: float) -> Checked:
     import numpy as np
 
-    found, exact, before = (each.astype(np.float64) for each in (found, exact, before))
+    found, exact, before = (each.astype(np.float64) / scale for each in (found, exact, before))
     bits, least = dtype.format.mantissa_bits, dtype.format.least_exponent
     _, exponents = np.frexp(np.abs(exact))
     unit = np.exp2(np.maximum(exponents - 1, least).astype(np.float64) - bits)

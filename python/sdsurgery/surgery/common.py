@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import encodings, engine
 from ..backends import Options
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..dtypes import F8_E4M3
 from ..errors import Failure, RunFailed, UsageError, printable
 from ..files import free_bytes, native_errors, open_source, target_path
 from ..formats import writer_for
@@ -161,13 +162,15 @@ def planned(
     """
     notes = list(notes)
     inputs = [source for source in sources if isinstance(source, Checkpoint)]
+    decoded: dict[str, str] = {}
     if any(each.encodings or each.orphans for each in inputs):
-        pieces, metadata, plain = _encodings_settled(pieces, metadata, inputs)
-        notes += plain
+        pieces, metadata, decoded, stray = _encodings_settled(pieces, metadata, inputs)
+        notes += stray
     if settings.scaled:
         from .scaled_fp8 import MARKER, scaled
 
         pieces, sources = scaled(pieces, layout, len(sources)), [*sources, MARKER]
+    notes += _decoded_notes(decoded, pieces, settings)
     if settings.fix_clip:
         from .position_ids import repaired
 
@@ -186,28 +189,40 @@ def planned(
     )  # fmt: skip
 
 
+def _decoded_notes(decoded: Mapping[str, str], pieces: Sequence[Piece], settings: Settings) -> list[str]:
+    """What became of the encoded weights that were computed with; ``decoded`` is their formats by name."""
+    counts: dict[tuple[str, str], int] = {}
+    for piece in pieces:
+        if piece.name in decoded:
+            scaled = "scaled " if settings.scaled and piece.dtype is F8_E4M3 else ""
+            kind = (decoded[piece.name], scaled + piece.dtype.name)
+            counts[kind] = counts.get(kind, 0) + 1
+    return [
+        f"{count} encoded weights ({printable(format)}) were decoded and are written as {dtype}"
+        for (format, dtype), count in counts.items()
+    ]
+
+
 def _encodings_settled(
     pieces: Sequence[Piece], metadata: Metadata, inputs: Sequence[Checkpoint]
-) -> tuple[list[Piece], Metadata, list[str]]:
-    """Pieces and metadata of an output with encoded inputs, and notes. What marks encoded layers goes when weights
-    were decoded: a program that finds a marker rounds the plain weights once more."""
+) -> tuple[list[Piece], Metadata, dict[str, str], list[str]]:
+    """Pieces and metadata of an output with encoded inputs, the formats of the weights that were decoded by name, and
+    warnings. What marks encoded layers goes when weights were decoded: a program that finds a marker rounds the plain
+    weights once more."""
     apart, decoded = as_stored(pieces)
-    notes = [
-        f"{count} encoded weights ({printable(format)}) were decoded and are written as {dtype}"
-        for (format, dtype), count in decoded.items()
-    ]
+    notes: list[str] = []
     computed = {piece.name.rpartition(".")[0] for piece in apart if piece.action != COPIED}
     orphans = set().union(*(each.orphans for each in inputs))
     away = {name for name in orphans if name.rpartition(".")[0] in computed}
     if away:
         notes.append(warned("stray_scales", count=len(away), name=printable(min(away))))
     if not decoded and not away:
-        return apart, metadata, notes
+        return apart, metadata, decoded, notes
     kept = [piece for piece in apart if piece.name.rpartition(".")[2] != encodings.MARKER and piece.name not in away]
     if metadata.source is not None:
         source = {key: text for key, text in metadata.source.items() if key != encodings.METADATA}
         metadata = metadata._replace(source=source)
-    return kept, metadata, notes
+    return kept, metadata, decoded, notes
 
 
 def _needed_share(pieces: Sequence[Piece], sources: Sequence[Any]) -> float:
