@@ -61,7 +61,8 @@ def test_lokr_has_another_word_for_alpha_and_the_rank_of_the_settings(base: Path
     written(tmp_path / "adapter_model.safetensors", parts)
     config = {"peft_type": "LOKR", "r": 8, "alpha": 3, "alpha_pattern": {}, "rank_pattern": {"attn2.to_k": 16}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    sdsurgery.bake(base, [tmp_path], out=tmp_path / "out.safetensors")
+    report = sdsurgery.bake(base, [tmp_path], out=tmp_path / "out.safetensors")
+    assert f"{tmp_path.name}: applied 1 modules (unet 1)" in report.notes
     exact = loaded(base)[SD1_KEY].astype(np.float64) + 3 / 16 * np.kron(*parts.values()).astype(np.float64)
     rounded_once(loaded(tmp_path / "out.safetensors")[SD1_KEY], exact)
 
@@ -79,12 +80,15 @@ def test_settings_of_the_wrong_form_are_refused(base: Path, tmp_path: Path, conf
 
 
 @pytest.mark.parametrize(
-    ("part", "title"), [("ia3_l", "peft's (IA)³"), ("boft_R", "peft's BOFT"), ("vera_lambda_b", "VeRA")]
+    ("part", "title"),
+    [("ia3_l", "peft's (IA)³"), ("oft_R.weight", "peft's OFT"), ("boft_R", "peft's BOFT"), ("vera_lambda_b", "VeRA")],
 )
 def test_kinds_of_peft_that_are_not_read_are_named(base: Path, tmp_path: Path, part: str, title: str) -> None:
     given = {f"base_model.model.{MODULE}.{part}": np.ones((4, 1), np.float16)}
+    written(tmp_path / "adapter_model.safetensors", given)
+    (tmp_path / "adapter_config.json").write_text('{"r": 0}')  # as OFT writes it: its own number is the size of blocks
     with pytest.raises(InputRefused, match=re.escape(f"{title} is not read")):
-        sdsurgery.bake(base, [written(tmp_path / "a.safetensors", given)], out=tmp_path / "out.safetensors")
+        sdsurgery.bake(base, [tmp_path], out=tmp_path / "out.safetensors")
 
 
 @pytest.mark.parametrize(("extra", "scale"), [({}, 3 / 4), ({"unet.alpha_pattern": {"attn2.to_k": 12}}, 12 / 4)])

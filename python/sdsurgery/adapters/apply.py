@@ -14,7 +14,7 @@ from ..layouts import names as layout_names
 from ..operands.modules import Module
 from ..outline import Region, operand
 from . import keys, names
-from .kinds import OF_BIAS, Fitted, fitted
+from .kinds import OF_BIAS, Fitted
 from .names import Place, Slot
 from .read import Adapter, in_words
 
@@ -223,10 +223,11 @@ class _Work:
         seen, given = _seen(info.shape, transform), self.adapter.modules[module][part]
         if prod(given.shape) != prod(seen):
             raise InputRefused(
-                f"module '{printable(module)}': {part} has shape {list(given.shape)}, {list(seen)} expected for "
-                f"'{printable(info.name)}'",
+                f"{printable(self.adapter.path)}: module '{printable(module)}': {part} has shape {list(given.shape)}, "
+                f"{list(seen)} expected for '{printable(info.name)}'",
                 code="shape",
                 tensor=module,
+                path=self.adapter.path,
                 details={"found": list(given.shape), "expected": list(seen)},
             )
         # peft scales the bias of lora_B as the product; the others are differences as they stand
@@ -241,7 +242,7 @@ class _Work:
         kind = self.adapter.kind(module)
         if kind is None:
             raise InputRefused(f"module '{printable(module)}' changes no weight", code="missing_tensors", tensor=module)
-        return fitted(kind, module, self.adapter.shapes(module), seen)
+        return self.adapter.fit(kind, module, seen)
 
     def region(self, module: str, part: str) -> tuple[Region, int]:
         info = self.adapter.modules[module][part]

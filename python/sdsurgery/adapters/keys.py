@@ -88,7 +88,7 @@ def split(key: str) -> Key | None:
     if longest < 0:
         return None
     module, part = key[:longest], _PARTS[key[longest:]]
-    if part in _TRAINED and _PEFT.match(module):
+    if part in _TRAINED and _PEFT.match(module) and unread(key) is None:
         return Key(module.removesuffix(_WRAPPED), _TRAINED[part])
     return Key(module, part)
 

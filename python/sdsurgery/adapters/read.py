@@ -15,7 +15,7 @@ from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from ..errors import InputRefused, printable
 from ..layouts import UNKNOWN, adapters, detect
 from . import keys, names
-from .kinds import OF_BIAS, Kind, kind_of
+from .kinds import OF_BIAS, Fitted, Kind, fitted, kind_of
 from .peft_settings import BESIDE, PeftSettings, settings_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,21 @@ class Adapter:
 
     def kind(self, module: str) -> Kind | None:
         """What the module does to its weight; None where it changes only a bias, or nothing."""
-        return kind_of(module, self.shapes(module))
+        try:
+            return kind_of(module, self.shapes(module))
+        except InputRefused as error:
+            raise self._own(error) from None
+
+    def fit(self, kind: Kind, module: str, shape: tuple[int, ...]) -> Fitted:
+        """The module's factors for a weight of that shape. InputRefused when a part is missing or doesn't fit."""
+        try:
+            return fitted(kind, module, self.shapes(module), shape)
+        except InputRefused as error:
+            raise self._own(error) from None
+
+    def _own(self, error: InputRefused) -> InputRefused:
+        """With the file's name, of which there may be several."""
+        return error.within(printable(self.path), path=self.path)
 
     def rank(self, module: str) -> int | None:
         """Rows of the module's right factor; None where it has none."""
@@ -171,6 +185,12 @@ def file_of(path: str | os.PathLike[str]) -> str:
     return inside
 
 
+def label(path: str) -> str:
+    """What reports call an adapter: its file's name, or the folder's where all such files have the same."""
+    folder, name = os.path.split(path)
+    return printable(os.path.basename(folder) if folder and name in _WEIGHTS else name)
+
+
 def weights_in(folder: str | os.PathLike[str]) -> str | None:
     """The adapter's file in a folder as peft and diffusers write it; None where there is none."""
     paths = (os.path.join(folder, name) for name in _WEIGHTS)
@@ -206,12 +226,13 @@ def _read(checkpoint: Checkpoint) -> Adapter | None:
         modules[module] = left
         if not left:
             del modules[module]
-    if not any(_changes(*each) for each in modules.items()) or adapters.foreign(checkpoint.tensors):
+    adapter = Adapter(checkpoint, modules, bundled=tuple(bundled), strangers=tuple(strangers), keys=spelled)
+    changes = any(adapter.kind(module) or any(part in parts for part in OF_BIAS) for module, parts in modules.items())
+    if not changes or adapters.foreign(checkpoint.tensors):
         return None
-    base, evidence = adapters.base_of({name: info.shape for name, info in checkpoint.tensors.items()})
-    return Adapter(
-        checkpoint, modules, base, evidence, tuple(bundled), tuple(strangers), settings_of(checkpoint), spelled
-    )  # fmt: skip
+    adapter.base, adapter.evidence = adapters.base_of({name: info.shape for name, info in checkpoint.tensors.items()})
+    adapter.peft = settings_of(checkpoint)
+    return adapter
 
 
 def _without_strangers(parts: Parts) -> Parts:
@@ -220,10 +241,6 @@ def _without_strangers(parts: Parts) -> Parts:
         return parts
     left = {part: info for part, info in parts.items() if part != keys.PLAIN}
     return left if any(keys.Key("", part).is_telling for part in left) else {}
-
-
-def _changes(module: str, parts: Parts) -> bool:
-    return bool(kind_of(module, {part: info.shape for part, info in parts.items()})) or any(p in parts for p in OF_BIAS)
 
 
 def _refusal(checkpoint: Checkpoint) -> InputRefused:

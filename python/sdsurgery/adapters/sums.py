@@ -18,7 +18,7 @@ from ..operands.modules import TRAITS
 from . import keys
 from .apply import as_operand
 from .arrays import array, integers
-from .kinds import OF_BIAS, Fitted, Kind, fitted
+from .kinds import OF_BIAS, Fitted, Kind
 from .read import Adapter
 from .svd import Factors, Rank, factored, of_product
 
@@ -104,7 +104,7 @@ def term(adapter: Adapter, module: str, shape: Shape, strength: float) -> Term:
     assert kind is not None
     if kind.formula not in ADDITIVE:
         raise _not_additive(adapter, module, kind.title)
-    fit = fitted(kind, module, adapter.shapes(module), shape)
+    fit = adapter.fit(kind, module, shape)
     parts = _factors(adapter, module, fit)
     made = _FACTORED.get(fit.kind, _none)(parts, shape)
     if made is not None:
@@ -127,7 +127,7 @@ def effect(adapter: Adapter, module: str, weight: Array) -> Whole:
     """What the module adds at strength 1 to a weight, of any kind; the weight is as the adapter knows it."""
     kind, flat = adapter.kind(module), weight.reshape(len(weight), -1)
     assert kind is not None
-    fit = fitted(kind, module, adapter.shapes(module), weight.shape)
+    fit = adapter.fit(kind, module, weight.shape)
     made = changed(as_operand(adapter, module, fit, weight.shape, 1.0), _factors(adapter, module, fit), flat)
     return Whole(1.0, made.astype(np.float64) - flat)
 

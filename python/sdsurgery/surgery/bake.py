@@ -15,7 +15,7 @@ from ..adapters.blocks import parse
 from ..adapters.facts import training_facts
 from ..adapters.lora import RESULT, Lora
 from ..adapters.names import UNET, Place
-from ..adapters.read import Adapter, open_adapter
+from ..adapters.read import Adapter, label, open_adapter
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F16
 from ..errors import InputRefused, UsageError, printable
@@ -49,7 +49,7 @@ class AdapterReport:
 
     def line(self) -> str:
         """``applied 722 modules, ignored 4 (bundled embeddings), unmatched 2: lora_te2_foo, …``"""
-        text = f"{printable(os.path.basename(self.path))}: applied {sum(self.applied.values())} modules"
+        text = f"{label(self.path)}: applied {sum(self.applied.values())} modules"
         if self.applied:
             text += f" ({', '.join(f'{name} {count}' for name, count in self.applied.items())})"
         for reason, modules in self.ignored.items():
@@ -264,7 +264,7 @@ def described(lora: Lora, adapter: Adapter, found: Effects) -> AdapterReport:
 
 def notes_of(lora: Lora, adapter: Adapter, found: Effects) -> list[str]:
     """What the adapter's file and its modules have to be said of."""
-    name = printable(os.path.basename(adapter.path))
+    name = label(adapter.path)
     notes = [f"{name}: {text}" for text in (*adapter.checkpoint.notes, *found.notes)]
     if not found.applied:
         notes.append(warned("no_effect", name=name))
