@@ -243,6 +243,41 @@ def test_bundled_embeddings_and_facts_of_training_are_kept(tmp_path: Path) -> No
     assert json.loads(found["sd_merge_recipe"])["method"] == "resize-lora"
 
 
+def test_tags_of_the_training_images_are_those_of_all_files(tmp_path: Path) -> None:
+    tags = [{"1_cat": {"cat": 3, "sits": 1}}, {"1_cat": {"cat": 2}, "5_dog": {"dog": 7}}]
+    files = [
+        written(tmp_path / f"{number}.safetensors", lora(KEY, SHAPES[KEY]), {"ss_tag_frequency": json.dumps(each)})
+        for number, each in enumerate(tags)
+    ]
+    files.append(written(tmp_path / "damaged.safetensors", lora(KEY, SHAPES[KEY]), {"ss_tag_frequency": "{"}))
+    sdsurgery.merge_lora(files, out=tmp_path / "out.safetensors")
+    with sdsurgery.open(tmp_path / "out.safetensors") as out:
+        found = out.metadata()["ss_tag_frequency"]
+    assert json.loads(found) == {"1_cat": {"cat": 5, "sits": 1}, "5_dog": {"dog": 7}}
+
+
+def test_what_has_strength_0_takes_no_rank(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    adapter(first, KEY, CONV)
+    parts = adapter(second, KEY, seed=1)
+    report = sdsurgery.merge_lora({first: 0, second: 1}, out=tmp_path / "out.safetensors")
+    found = loaded(tmp_path / "out.safetensors")
+    assert found.keys() == parts.keys() and all(np.array_equal(found[name], parts[name]) for name in parts)
+    assert "left out: 2 modules at strength 0" in report.notes
+    with pytest.raises(InputRefused, match="all strengths are 0"):
+        sdsurgery.merge_lora({first: 0}, dry_run=True)
+
+
+def test_metadata_know_that_no_alphas_are_written(tmp_path: Path) -> None:
+    file = written(tmp_path / "a.safetensors", lora(KEY, SHAPES[KEY]) | lora(CONV, SHAPES[CONV], rank=3, alpha=1.5))
+    sdsurgery.merge_lora({file: -1}, out=tmp_path / "out.safetensors")
+    assert not [name for name in loaded(tmp_path / "out.safetensors") if name.endswith("alpha")]
+    with sdsurgery.open(tmp_path / "out.safetensors") as out:
+        found = out.metadata()
+    assert (found["ss_network_dim"], found["ss_network_alpha"]) == ("4", "4")
+    assert json.loads(found["ss_network_args"]) == {"conv_dim": "3", "conv_alpha": "3"}
+
+
 @pytest.mark.parametrize(
     ("parts", "text"),
     [

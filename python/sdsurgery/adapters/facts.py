@@ -40,14 +40,23 @@ def training_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
     return facts
 
 
-def _tags(text: str | None) -> list[str]:
+def tag_counts(text: str) -> dict[str, dict[str, int]]:
+    """``ss_tag_frequency``: how often each tag occurs, by folder of training images; what has another form is left
+    out."""
     try:
         folders = json.loads(text or "{}")
     except (ValueError, RecursionError):
-        return []
+        return {}
+    return {
+        folder: {tag: count for tag, count in tags.items() if isinstance(count, int)}
+        for folder, tags in (folders.items() if isinstance(folders, dict) else ())
+        if isinstance(tags, dict)
+    }
+
+
+def _tags(text: str | None) -> list[str]:
     counts: dict[str, int] = {}
-    for tags in folders.values() if isinstance(folders, dict) else ():
-        for tag, count in tags.items() if isinstance(tags, dict) else ():
-            if isinstance(count, int):
-                counts[tag.strip()] = counts.get(tag.strip(), 0) + count
+    for tags in tag_counts(text or "").values():
+        for tag, count in tags.items():
+            counts[tag.strip()] = counts.get(tag.strip(), 0) + count
     return sorted(counts, key=lambda tag: -counts[tag])[:_MOST_TAGS]

@@ -86,6 +86,11 @@ class Ranks(NamedTuple):
         the whole effect: diffusers applies the alphas of such files to other modules."""
         return len(self.linear | self.conv) <= 1
 
+    def without_alphas(self) -> Ranks:
+        """Those of a file in which no alpha is written: each alpha is the rank."""
+        linear, conv = ({(rank, float(rank)) for rank, _ in each} for each in self)
+        return Ranks(linear, conv)
+
 
 def metadata(
     base: Layout | None, ranks: Ranks, *, module: str = "networks.lora", v_prediction: bool = False,

@@ -6,6 +6,7 @@ adds factors (or, with ``--concat``, keeps the first alpha and squares the ratio
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ..adapters import keys, names, writing
 from ..adapters.arrays import Array, array
-from ..adapters.facts import training_facts
+from ..adapters.facts import tag_counts, training_facts
 from ..adapters.kinds import is_per_input
 from ..adapters.lora import Lora
 from ..adapters.names import UNET
@@ -111,6 +112,7 @@ class _Work:
         self.ranks = writing.Ranks(set(), set())
         self.scales: dict[str, float] = {}  # left factor -> alpha/rank, for a file without alphas
         self.notes: list[str] = []
+        self.silent = 0  # modules at strength 0
         self.shapes = Shapes(self.layout)
 
     def all(self, settings: Settings, *, keep_kinds: bool) -> list[Row]:
@@ -132,7 +134,10 @@ class _Work:
             if settings.callback is not None:
                 settings.callback(done, len(found))
         if not rows:
-            raise InputRefused("the adapters' effects cancel out: nothing would be written", code="unlike")
+            why = "all strengths are 0" if self.silent else "the adapters' effects cancel out"
+            raise InputRefused(f"{why}: nothing would be written", code="unlike")
+        if self.silent:
+            self.notes.append(f"left out: {self.silent} modules at strength 0")
         self._bundled()
         return rows
 
@@ -167,6 +172,9 @@ class _Work:
             component = names.component_of(module)
             te = lora.strength if lora.te is None else lora.te
             strength = te if component not in (None, UNET) else lora.strength
+        if strength == 0:
+            self.silent += 1
+            return
         kind = adapter.kind(module)
         if kind is not None:
             shape = self.shapes.of(slot, shape_of(kind, adapter.shapes(module)))
@@ -279,14 +287,17 @@ def _outline(
     agreed = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
     if words := _trigger_words([first, *others]):
         agreed["modelspec.trigger_phrase"] = ", ".join(words)
+    if others and (tags := _tag_frequency([first, *others])):
+        agreed["ss_tag_frequency"] = tags
     v_prediction = agreed.get("ss_base_model_version") == "sd_v2_v"
     module = "networks.lora" if all(name.endswith(_PLAIN) for name in spooled.tensors) else "lycoris.kohya"
-    texts = writing.metadata(work.family, work.ranks, module=module, v_prediction=v_prediction, kept=agreed)
+    without = work.dialect == writing.DIFFUSERS or not work.ranks.are_uniform()
+    ranks = work.ranks.without_alphas() if without else work.ranks
+    texts = writing.metadata(work.family, ranks, module=module, v_prediction=v_prediction, kept=agreed)
     texts["ss_output_name"] = title
     kind = writing.kind(work.family, work.dialect, v_prediction=v_prediction)
     number = len(inputs)
     pieces = []
-    without = work.dialect == writing.DIFFUSERS or not work.ranks.are_uniform()
     for info in spooled.tensors.values():
         if info.name in work.kept:
             dtype_of_it = settings.target_dtype if info.dtype.kind == "float" else None
@@ -333,6 +344,18 @@ _PLAIN = (".lora_down.weight", ".lora_up.weight", ".alpha", ".lora_A.weight", ".
 def _trigger_words(texts: Sequence[dict[str, str]]) -> list[str]:
     found = [training_facts(each).get("trigger_words", []) for each in texts if "modelspec.trigger_phrase" in each]
     return list(dict.fromkeys(word for words in found for word in words))
+
+
+def _tag_frequency(texts: Sequence[dict[str, str]]) -> str:
+    """kohya's ``ss_tag_frequency`` of all, by folder of training images: UIs list these tags. Empty where no file has
+    one; that of a file which can't be read is left out."""
+    counts: dict[str, dict[str, int]] = {}
+    for text in dict.fromkeys(each.get("ss_tag_frequency", "") for each in texts):
+        for folder, tags in tag_counts(text).items():
+            own = counts.setdefault(folder, {})
+            for tag, count in tags.items():
+                own[tag] = own.get(tag, 0) + count
+    return json.dumps(counts, ensure_ascii=False) if counts else ""
 
 
 def _lines(rows: Sequence[Row]) -> list[str]:
