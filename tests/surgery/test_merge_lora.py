@@ -256,6 +256,17 @@ def test_tags_of_the_training_images_are_those_of_all_files(tmp_path: Path) -> N
     assert json.loads(found) == {"1_cat": {"cat": 5, "sits": 1}, "5_dog": {"dog": 7}}
 
 
+def test_differences_that_diffusers_passes_over_are_named(tmp_path: Path) -> None:
+    parts = {f"{KEY}.diff": np.ones(SHAPES[KEY], "f4"), f"{KEY}.diff_b": np.ones(640, "f4")}
+    file = written(tmp_path / "a.safetensors", parts)
+    report = sdsurgery.merge_lora([file], names="diffusers", out=tmp_path / "out.safetensors")
+    (warning,) = report.warnings
+    assert warning.code == "unread" and "2 tensors" in warning and f"{IN_DIFFUSERS[KEY]}.diff" in warning
+    assert not sdsurgery.merge_lora([file], out=tmp_path / "kohya.safetensors").warnings
+    cut = sdsurgery.merge_lora([file], names="diffusers", rank=2, out=tmp_path / "cut.safetensors")
+    assert [warning.text.split()[0] for warning in cut.warnings] == ["1"]
+
+
 def test_what_has_strength_0_takes_no_rank(tmp_path: Path) -> None:
     first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     adapter(first, KEY, CONV)

@@ -116,7 +116,7 @@ def term(adapter: Adapter, module: str, shape: Shape, strength: float) -> Term:
 def _not_additive(adapter: Adapter, module: str, what: str) -> InputRefused:
     return InputRefused(
         f"{printable(adapter.path)}: module '{printable(module)}' is {what}, whose effect depends on the "
-        "weight; bake it into the base model and extract the difference (extract_lora) instead",
+        "weight; bake it into the base model and extract an adapter from the result instead",
         code="unusable_tensor",
         tensor=module,
         path=adapter.path,

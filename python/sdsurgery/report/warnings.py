@@ -43,6 +43,11 @@ KINDS = {
         "an adapter changes nothing: its strengths and block weights are 0",
         "{name} changes nothing: all its strengths and block weights are 0",
     ),
+    "unread": Kind(
+        "tensors of an adapter in diffusers' names are whole differences, which diffusers passes over",
+        "{count} tensors are whole differences, which diffusers passes over: {names}; "
+        "merge_lora(rank=…) makes factors of those of matrices",
+    ),
     "overflow": Kind(
         "values did not fit the output's dtype",
         "values that did not fit the dtype: {count} in {tensors} tensors: {names}",

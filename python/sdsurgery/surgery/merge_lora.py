@@ -31,6 +31,7 @@ from ..layouts import detect
 from ..metadata import Metadata
 from ..outline import EXTRACTED, Outline, Piece, operand, rounded, whole
 from ..program import scaled
+from ..report.warnings import shortened, warned
 from ..settings import Settings
 from .bake import strengths
 from .common import close_all, parent, run, title_of
@@ -113,6 +114,7 @@ class _Work:
         self.scales: dict[str, float] = {}  # left factor -> alpha/rank, for a file without alphas
         self.notes: list[str] = []
         self.silent = 0  # modules at strength 0
+        self.unread: list[str] = []  # tensors that readers of the dialect don't know
         self.shapes = Shapes(self.layout)
 
     def all(self, settings: Settings, *, keep_kinds: bool) -> list[Row]:
@@ -138,6 +140,8 @@ class _Work:
             raise InputRefused(f"{why}: nothing would be written", code="unlike")
         if self.silent:
             self.notes.append(f"left out: {self.silent} modules at strength 0")
+        if self.unread:
+            self.notes.append(warned("unread", count=len(self.unread), names=shortened(self.unread)))
         self._bundled()
         return rows
 
@@ -200,7 +204,7 @@ class _Work:
         if len(self.adapters) > 1:
             raise InputRefused(
                 f"{printable(adapter.path)}: module '{printable(module)}' is DoRA, whose effect depends on the weight; "
-                "bake it into the base model and extract the difference (extract_lora) instead",
+                "bake it into the base model and extract an adapter from the result instead",
                 code="unusable_tensor",
                 tensor=module,
                 path=adapter.path,
@@ -228,7 +232,7 @@ class _Work:
             self._factors(module, found, total)
         for part, terms in total.others.items():
             values = sum(each.factor * each.values.astype("f8") for each in terms)
-            self.spool.add(f"{module}.{part}", values.astype("f4"))  # type: ignore[union-attr]
+            self._difference(f"{module}.{part}", values.astype("f4"))  # type: ignore[union-attr]
             rows.append(Row(f"{module}.{part}", 0, 1.0))
         return rows
 
@@ -239,13 +243,13 @@ class _Work:
         if found.values is not None and total.magnitude is not None:
             raise InputRefused(
                 f"module '{printable(module)}' is DoRA over more than a product of two factors, which can't be written "
-                "as LoRA; bake it into the base model and extract the difference (extract_lora) instead",
+                "as LoRA; bake it into the base model and extract an adapter from the result instead",
                 code="unusable_tensor",
                 tensor=module,
             )
         if found.values is not None:
             part = "w_norm" if total.is_norm else "diff"
-            self.spool.add(f"{module}.{part}", found.values.reshape(shape).astype(np.float32))
+            self._difference(f"{module}.{part}", found.values.reshape(shape).astype(np.float32))
             return
         assert found.up is not None and found.down is not None
         up, down, rank = found.up, found.down, found.rank
@@ -262,6 +266,11 @@ class _Work:
             per_input = is_per_input(part, values.shape, shape[0])
             part, values = writing.magnitude(values, len(shape), dialect, per_input=per_input)
             self.spool.add(f"{module}.{part}", values)
+
+    def _difference(self, name: str, values: Array) -> None:
+        self.spool.add(name, values)
+        if self.dialect == writing.DIFFUSERS:
+            self.unread.append(name)
 
     def _bundled(self) -> None:
         """The embeddings that the adapters carry, as they are."""
