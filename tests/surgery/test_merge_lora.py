@@ -267,6 +267,14 @@ def test_differences_that_diffusers_passes_over_are_named(tmp_path: Path) -> Non
     assert [warning.text.split()[0] for warning in cut.warnings] == ["1"]
 
 
+def test_progress_is_in_bytes(tmp_path: Path) -> None:
+    parts = adapter(tmp_path / "a.safetensors", KEY, CONV)
+    heard: list[tuple[int, int]] = []
+    sdsurgery.merge_lora([tmp_path / "a.safetensors"], dry_run=True, progress=lambda *each: heard.append(each))
+    sizes = [sum(part.nbytes for key, part in parts.items() if key.startswith(name)) for name in (KEY, CONV)]
+    assert heard == [(sizes[0], sum(sizes)), (sum(sizes), sum(sizes))]
+
+
 def test_what_has_strength_0_takes_no_rank(tmp_path: Path) -> None:
     first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     adapter(first, KEY, CONV)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -60,6 +60,24 @@ def slots(layout: Layout | None, adapters: Sequence[Adapter]) -> dict[Slot, list
             slot = known.setdefault(place or module, Slot(place, module))
             found.setdefault(slot, []).append((at, module))
     return found
+
+
+def followed(
+    found: Mapping[Slot, list[tuple[int, str]]],
+    adapters: Sequence[Adapter],
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[tuple[Slot, list[tuple[int, str]]]]:
+    """The modules one after the other; ``progress`` hears the bytes of those that are done, and of all."""
+    sizes = [
+        sum(info.nbytes for at, module in members for info in adapters[at].modules[module].values())
+        for members in found.values()
+    ]
+    done, total = 0, sum(sizes)
+    for each, size in zip(found.items(), sizes, strict=True):
+        yield each
+        done += size
+        if progress is not None:
+            progress(done, total)
 
 
 class Shapes:

@@ -13,7 +13,7 @@ from ..adapters import keys, names
 from ..adapters.apply import LATENT, require_family
 from ..adapters.apply import Checkpoint as Known
 from ..adapters.arrays import Array, part_of
-from ..adapters.pairing import Shapes, Slot, common_family, naming_family, slots
+from ..adapters.pairing import Shapes, Slot, common_family, followed, naming_family, slots
 from ..adapters.read import Adapter
 from ..adapters.sums import ADDITIVE, LowRank, Term, bias_terms, effect, is_additive, shape_of, term, whole
 from ..checkpoint import Checkpoint
@@ -107,10 +107,8 @@ def effects(
     on the weight; InputRefused for one of another family."""
     work = _Work(adapters, base)
     found = slots(work.layout, adapters)
-    for done, (slot, members) in enumerate(found.items(), 1):
+    for slot, members in followed(found, adapters, progress):
         work.one(slot, [[name for at, name in members if at == side] for side in (0, 1)])
-        if progress is not None:
-            progress(done, len(found))
     return work.found
 
 

@@ -153,7 +153,7 @@ class _Work:
         self.ranks = writing.Ranks(set(), set())
 
     def all(self, progress: Callable[[int, int], None] | None) -> list[Layer]:
-        """Extract every layer; ``progress`` hears the elements that are done and all of them."""
+        """Extract every layer; ``progress`` hears the bytes that are done and all of them."""
         chosen = list(self.chosen())
         total = sum(size for _, _, size in chosen)
         layers, done = [], 0
@@ -181,7 +181,7 @@ class _Work:
                     continue
                 found = [known.find(slot) for known in self.known]
                 if found[0] is not None and found[1] is not None:
-                    yield place, slot, found[0][0].elements
+                    yield place, slot, found[0][0].nbytes + found[1][0].nbytes
 
     def one(self, place: Place, slot: Slot) -> Layer | None:
         """Extract one layer; None where nothing differs."""

@@ -19,7 +19,7 @@ from ..adapters.facts import tag_counts, training_facts
 from ..adapters.kinds import is_per_input
 from ..adapters.lora import Lora
 from ..adapters.names import UNET
-from ..adapters.pairing import Shapes, Slot, common_family, naming_family, same_weight, slots
+from ..adapters.pairing import Shapes, Slot, common_family, followed, naming_family, same_weight, slots
 from ..adapters.read import Adapter, open_adapter
 from ..adapters.spool import Spool
 from ..adapters.sums import Combined, Term, Whole, bias_terms, combined, shape_of, term
@@ -124,7 +124,7 @@ class _Work:
                 self.notes.append(f"{printable(adapter.path)}: '{printable(name)}' is no part of an adapter; left out")
         found = slots(self.layout, self.adapters)
         rows: list[Row] = []
-        for done, (slot, members) in enumerate(found.items(), 1):
+        for slot, members in followed(found, self.adapters, settings.callback):
             own = self._keep(slot, members) if keep_kinds else None
             if own is None:
                 total = _Sum()
@@ -133,8 +133,6 @@ class _Work:
                 rows += self._write(slot, total)
             else:
                 rows.append(own)
-            if settings.callback is not None:
-                settings.callback(done, len(found))
         if not rows:
             why = "all strengths are 0" if self.silent else "the adapters' effects cancel out"
             raise InputRefused(f"{why}: nothing would be written", code="unlike")
