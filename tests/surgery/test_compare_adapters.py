@@ -141,3 +141,12 @@ def test_scan_says_what_an_adapter_is(both: tuple[Arrays, Arrays], tmp_path: Pat
     sdsurgery.convert(file, out=tmp_path / "a.pt")
     done = sds("scan", file, tmp_path / "a.pt")
     assert done.out.count("holds: an adapter: LoRA, names of kohya, for sd1; modules: 3") == 2
+
+
+def test_scan_says_what_an_embedding_or_hypernetwork_is(tmp_path: Path) -> None:
+    written(tmp_path / "e.safetensors", {"emb_params": np.zeros((3, 1024), "f2")})
+    layers = {f"768.{at}.linear.0.weight": np.zeros((8, 768), "f2") for at in (0, 1)}
+    written(tmp_path / "h.safetensors", layers)
+    out = sds("scan", tmp_path / "e.safetensors", tmp_path / "h.safetensors").out
+    assert "holds: a textual inversion for Stable Diffusion 2.x; vectors: 3" in out
+    assert "holds: a hypernetwork for Stable Diffusion 1.x; widths: 768" in out

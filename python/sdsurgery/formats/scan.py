@@ -100,23 +100,29 @@ def scan_file(path: str) -> FileScan:
         except OSError as error:
             raise RunFailed(f"{printable(path)}: {error.strerror or error}", code="io", path=path) from None
     if found.kind != "other" and found.verdict == "clean":
-        found.holds = _adapter(path)
+        found.holds = _small_model(path)
     return found
 
 
-def _adapter(path: str) -> str:
-    """What an adapter is; "" for another file. Its header or pickle is parsed, as ``open`` does."""
-    from ..adapters.read import open_adapter, summary
+def _small_model(path: str) -> str:
+    """What an adapter, an embedding or a hypernetwork is; "" for another file. Its header or pickle is parsed, as
+    ``open`` does."""
+    from ..adapters.read import adapter_of, summary
+    from ..checkpoint import open_checkpoint
+    from ..layouts import detect
 
     try:
-        adapter = open_adapter(path)
+        checkpoint = open_checkpoint(path)
     except (SdsError, OSError):
         return ""
-    try:
-        modules = len(adapter.modules)
-        return f"an adapter: {summary(adapter.kinds(), adapter.dialects(), adapter.base)}; modules: {modules}"
-    finally:
-        adapter.close()
+    with checkpoint:
+        adapter = adapter_of(checkpoint)
+        if adapter is not None:
+            modules = len(adapter.modules)
+            return f"an adapter: {summary(adapter.kinds(), adapter.dialects(), adapter.base)}; modules: {modules}"
+        found = detect(checkpoint.tensors)
+        is_small = found.layout.name.startswith(("textual-inversion", "hypernetwork"))
+        return "; ".join((f"a {found.layout.title}", *found.notes)) if is_small else ""
 
 
 def scan_source(path: str, source: Bytes) -> FileScan:

@@ -297,7 +297,8 @@ def _outline(
     if others and (tags := _tag_frequency([first, *others])):
         agreed["ss_tag_frequency"] = tags
     v_prediction = agreed.get("ss_base_model_version") == "sd_v2_v"
-    module = "networks.lora" if all(name.endswith(_PLAIN) for name in spooled.tensors) else "lycoris.kohya"
+    plain = all(name.endswith(_PLAIN) or keys.is_bundled(name) for name in spooled.tensors)
+    module = "networks.lora" if plain else "lycoris.kohya"
     without = work.dialect == writing.DIFFUSERS or not work.ranks.are_uniform()
     ranks = work.ranks.without_alphas() if without else work.ranks
     texts = writing.metadata(work.family, ranks, module=module, v_prediction=v_prediction, kept=agreed)
