@@ -162,6 +162,17 @@ def test_a_check_says_how_far_the_output_is_from_the_unrounded_values(
     assert any("checked 3 tensors" in note for note in report.notes)
 
 
+def test_a_check_passes_over_what_is_not_finite(base: Path, parts: dict[str, np.ndarray], tmp_path: Path) -> None:
+    given = {name: value.copy() for name, value in parts.items()}
+    given[f"{SD1_KEY_NAME}.lora_up.weight"][3, 0] = np.nan
+    given[f"{SD1_QUERY_NAME}.lora_up.weight"][0, :] = 6e4  # the effect is more than fp16 can hold
+    given[f"{SD1_QUERY_NAME}.lora_down.weight"] += 100
+    report = sdsurgery.bake(base, [written(tmp_path / "a.safetensors", given)], out=tmp_path / "out.safetensors",
+                            check=True)  # fmt: skip
+    assert {warning.code for warning in report.warnings} == {"nonfinite", "overflow"}
+    assert all(found["ulps"] <= 0.5001 for found in report.checked.values())
+
+
 @pytest.mark.parametrize("dtype", ["fp8_e4m3", "fp8_scaled"])
 def test_a_check_of_scaled_fp8_counts_units_of_the_codes(base: Path, adapter: Path, tmp_path: Path, dtype: str) -> None:
     settings: dict[str, Any] = {"dtype": dtype}

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..adapters.apply import Change
-from ..adapters.arrays import Array, array, values
+from ..adapters.arrays import Array, values
 from ..adapters.read import Adapter
 from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from ..dtypes import DType
 from ..encodings import decode
-from ..outline import Region
+from ..outline import Region, operand
 
 
 class Checked(NamedTuple):
@@ -38,11 +38,15 @@ def check(
         decode(written)
         for name, own in changes.items():
             info = written.tensors[name]
-            before = array(checkpoint, checkpoint.tensors[name])
+            before = _all(checkpoint, checkpoint.tensors[name])
             exact = _changed(before, own, adapters)
             dtype, scale = _stored(written, info)
-            found[name] = _compared(array(written, info), exact, before, dtype, scale)
+            found[name] = _compared(_all(written, info), exact, before, dtype, scale)
     return found
+
+
+def _all(checkpoint: Checkpoint, info: TensorInfo) -> Array:
+    return values(checkpoint, operand(0, info), info.elements).reshape(info.shape)
 
 
 def _stored(written: Checkpoint, info: TensorInfo) -> tuple[DType, float]:
@@ -72,7 +76,8 @@ def _changed(weight: Array, changes: Sequence[Change], adapters: Sequence[Adapte
 def _compared(found: Array, exact: Array, before: Array, dtype: DType, scale: float) -> Checked:
     import numpy as np
 
-    found, exact, before = (each.astype(np.float64) / scale for each in (found, exact, before))
+    finite = np.isfinite(found) & np.isfinite(exact)  # of the others a warning of the bake tells
+    found, exact, before = (each[finite].astype(np.float64) / scale for each in (found, exact, before))
     bits, least = dtype.format.mantissa_bits, dtype.format.least_exponent
     _, exponents = np.frexp(np.abs(exact))
     unit = np.exp2(np.maximum(exponents - 1, least).astype(np.float64) - bits)
