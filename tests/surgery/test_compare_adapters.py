@@ -80,7 +80,9 @@ def test_other_factors_names_and_kinds_of_the_same_change_are_equal(
     assert found is not None and all(layer.likeness.relative_l2 < 1e-6 for layer in found.layers)
     compared = sdsurgery.compare(ours, diffusers)
     assert compared.effects is not None and compared.effects.equal and not compared.equal
-    found = sdsurgery.compare(ours, whole).effects
+    compared = sdsurgery.compare(ours, whole)
+    assert not [note for note in compared.notes if "different families" in note]  # LoRA and LyCORIS of one
+    found = compared.effects
     assert found is not None and all(layer.likeness.relative_l2 < 1e-6 for layer in found.layers)
     assert {layer.b.kind for layer in found.layers} == {"full difference"}
     done = sds("compare", ours, diffusers)
@@ -99,6 +101,9 @@ def test_what_one_changes_and_what_depends_on_the_weight(
     assert found is not None and found.only_in_a == [IN_DIFFUSERS[SD1_QUERY_NAME]]
     assert found.only_in_b == [f"{IN_DIFFUSERS[SD1_CONV_NAME]}.bias"]
     assert found.left_out == {name: "DoRA: the change depends on the weight"} and not found.equal
+    assert (
+        "what is not compared (1 modules) depends on a base model; --base FILE takes one" in sds("compare", *paths).out
+    )
     alone = files(tmp_path / "alone", {key: value for key, value in b.items() if SD1_KEY_NAME not in key})
     found = sdsurgery.compare(paths[1], *alone).effects
     assert found is not None and found.only_in_a == [name] and not found.left_out

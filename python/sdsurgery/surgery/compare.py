@@ -146,8 +146,11 @@ def compare(a: Input, b: Input, settings: Settings, *, base: Input | None = None
             result.notes.append(
                 "no tensor has the same name in both files; fix_names=True also pairs old and prefixed names"
             )
+        if effects is not None and effects.left_out and base is None:
+            count = len(effects.left_out)
+            result.notes.append(f"what is not compared ({count} modules) depends on a base model; base=FILE takes one")
         is_part = settings.fix_names and bool(pairs) and not (result.only_in_a and result.only_in_b)
-        different = None if is_part else conflict(ours, theirs)  # a VAE and a model, say
+        different = None if is_part or effects is not None else conflict(ours, theirs)  # a VAE and a model, say
         if different:
             result.notes.append(f"different families, compared by name: {different}")
         placed = _outline(opened, pairs).unwritten()
