@@ -287,6 +287,11 @@ class TestKeys:
         given = lora(SD1_CONV_NAME, (48, 48, 3, 3))
         self.refused(base, given, tmp_path, "shape", f"a.safetensors: module '{SD1_CONV_NAME}'.*has shape")
 
+    def test_blocks_that_do_not_divide_the_outputs_are_refused(self, base: Path, tmp_path: Path) -> None:
+        for blocks in ((3, 10, 4, 4), (13, 3, 3)):
+            given = {f"{SD1_CONV_NAME}.oft_blocks": np.zeros(blocks, "f4")}
+            self.refused(base, given, tmp_path, "shape", "and 40 outputs can't be divided so")
+
     def test_half_a_module_is_refused(self, base: Path, parts: dict[str, np.ndarray], tmp_path: Path) -> None:
         given = {name: value for name, value in parts.items() if name != f"{SD1_KEY_NAME}.lora_up.weight"}
         self.refused(base, given, tmp_path, "missing_tensors", "a.safetensors: .* no up; the file is incomplete")
@@ -344,6 +349,17 @@ class TestBlocks:
     def test_a_list_of_another_length_is_refused(self, base: Path, adapter: Path) -> None:
         with pytest.raises(UsageError, match=r"12 numbers given.*17 or 26"):
             sdsurgery.bake(base, [sdsurgery.lora(adapter, blocks=[1.0] * 12)], dry_run=True)
+
+    def test_a_number_that_is_not_finite_is_refused(self, base: Path, adapter: Path) -> None:
+        with pytest.raises(UsageError, match="must be finite"):
+            sdsurgery.bake(base, [sdsurgery.lora(adapter, blocks="nan" + ",1" * 16)], dry_run=True)
+
+    def test_a_preset_of_another_family_is_named(self, tmp_path: Path) -> None:
+        write_checkpoint(tmp_path / "xl.safetensors", "sdxl-base", size="tiny")
+        name = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+        file = written(tmp_path / "a.safetensors", lora(name, (40, 2048)))
+        with pytest.raises(UsageError, match=r"the preset MIDD is a list of 17 numbers; .*12 or 20"):
+            sdsurgery.bake(tmp_path / "xl.safetensors", [sdsurgery.lora(file, blocks="MIDD")], dry_run=True)
 
 
 def test_the_recipe_names_the_adapters_their_hashes_strengths_and_trigger_words(

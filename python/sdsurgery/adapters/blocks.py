@@ -7,6 +7,7 @@ LoRA of the family has; what they don't name gets 0 there and 1 from kohya's ``-
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from typing import NamedTuple
 
 from ..errors import UsageError, printable
@@ -72,27 +73,32 @@ def parse(text: str, layout: Layout, others: float | None = None) -> BlockWeight
     for a list that the family's adapters don't have."""
     words = [word.strip() for word in text.split(",")]
     if len(words) == 1 and words[0].upper() in PRESETS:
-        return _listed(list(PRESETS[words[0].upper()]), layout, others)
+        return _listed(
+            list(PRESETS[words[0].upper()]), layout, others, f"the preset {words[0]} is a list of 17 numbers"
+        )
     numbers = _numbers(words)
     if numbers is not None:
-        return _listed(numbers, layout, others)
+        return _listed(numbers, layout, others, f"{len(numbers)} numbers given")
     return BlockWeights(parse_blocks(text, layout), 1.0 if others is None else others)
 
 
 def _numbers(words: list[str]) -> list[float] | None:
     try:
-        return [float(word) for word in words]
+        numbers = [float(word) for word in words]
     except ValueError:
         return None
+    if not all(map(isfinite, numbers)):
+        raise UsageError("block weights: all numbers must be finite", code="bad_value")
+    return numbers
 
 
-def _listed(numbers: list[float], layout: Layout, others: float | None) -> BlockWeights:
+def _listed(numbers: list[float], layout: Layout, others: float | None, given: str) -> BlockWeights:
     fitting = [length for length, blocks in LISTS.items() if set(blocks) <= set(layout.blocks)]
     if len(layout.blocks) > len(LISTS[20]) + 1:  # the longer U-Net has lists of its own, whose blocks are all in it
         fitting = [length for length in fitting if length in (17, 26)]
     if len(numbers) not in fitting:
         raise UsageError(
-            f"block weights: {len(numbers)} numbers given; adapters for {printable(layout.title)} have lists of "
+            f"block weights: {given}; adapters for {printable(layout.title)} have lists of "
             f"{' or '.join(map(str, fitting))}",
             code="bad_value",
         )

@@ -77,6 +77,17 @@ class _Parts:
             )
         self.factors.append((name or part, part, shape))
 
+    def indivisible(self, part: str, out: int) -> InputRefused:
+        """Blocks into which the outputs can't be divided."""
+        found = list(self.shape(part))
+        return InputRefused(
+            f"module '{printable(self.module)}': {part} has shape {found}, and {out} outputs can't be divided so; "
+            "the adapter is for another model, or the file is damaged",
+            code="shape",
+            tensor=self.module,
+            details={"found": found, "expected": [out]},
+        )
+
 
 def _lora(parts: _Parts, to: Target) -> int:
     rank = parts.rows(DOWN)
@@ -164,15 +175,18 @@ def _glora(parts: _Parts, to: Target) -> int:
 def _oft(parts: _Parts, to: Target) -> None:
     part = "oft_diag" if "oft_diag" in parts else "oft_blocks"
     size = parts.shape(part)[-1]
-    parts.need(part, to.out // size if size and to.out % size == 0 else to.out, size, size)
+    if not size or to.out % size:
+        raise parts.indivisible(part, to.out)
+    parts.need(part, to.out // size, size, size)
     if "rescale" in parts:
         parts.need("rescale", to.out)
 
 
 def _boft(parts: _Parts, to: Target) -> None:
     levels, _, _, size = parts.shape("oft_blocks")
-    fits = size and size % 2 == 0 and to.out % size == 0 and to.out % (2**levels * size // 2) == 0
-    parts.need("oft_blocks", levels, to.out // size if fits else to.out, size, size)
+    if not size or size % 2 or to.out % size or to.out % (2**levels * size // 2):
+        raise parts.indivisible("oft_blocks", to.out)
+    parts.need("oft_blocks", levels, to.out // size, size, size)
     if "rescale" in parts:
         parts.need("rescale", to.out)
 
