@@ -85,7 +85,9 @@ def test_other_factors_names_and_kinds_of_the_same_change_are_equal(
     found = compared.effects
     assert found is not None and all(layer.likeness.relative_l2 < 1e-6 for layer in found.layers)
     assert {layer.b.kind for layer in found.layers} == {"full difference"}
-    done = sds("compare", ours, diffusers)
+    assert compared.verdict.startswith("different: 0 of 3 changes")
+    done = sds("compare", ours, diffusers, "--html", tmp_path / "page.html")
+    assert "Equal in effect: all 3 changes" in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert done.rc == 0 and "equal in effect: all 3 changes are the same" in done.out
 
 

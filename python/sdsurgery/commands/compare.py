@@ -84,7 +84,7 @@ def lines(found: Comparison, *, verbose: bool = False) -> Iterator[str]:
         yield f"NaN or Inf, left out of the numbers: {total.a_nonfinite} in A, {total.b_nonfinite} in B"
     for note in found.notes:
         yield f"note: {in_shell(printable(note, 400))}"
-    yield _verdict(found)
+    yield found.verdict
 
 
 def _odd_tensors(found: Comparison) -> Sequence[tuple[str, list[str]]]:
@@ -157,16 +157,3 @@ def _tensors(found: Comparison) -> Iterator[str]:
         cosine, distance = _numbers(likeness)
         same = f"{likeness.equal_elements} of {likeness.elements} elements equal" if likeness.weights else "differs"
         yield f"{start}cosine {cosine}  ‖A−B‖/‖A‖ {distance}  max |A−B| {likeness.difference_max:.3g}  {same}"
-
-
-def _verdict(found: Comparison) -> str:
-    total = found.total
-    if found.effects is not None and not found.equal:
-        count = len(found.effects.layers)
-        if found.effects.equal:
-            return f"equal in effect: all {count} changes are the same; the files differ in names, dtypes or factors"
-        same = sum(layer.likeness.relative_l2 == 0 for layer in found.effects.layers)
-        return f"different: {same} of {count} changes that both make are the same"
-    if found.equal:
-        return f"equal: {total.tensors} tensors, the same names, shapes, dtypes and bits"
-    return f"different: {total.equal} of {total.tensors} tensors that both have in one shape are bit-equal"

@@ -88,6 +88,20 @@ class Comparison:
         odd = self.only_in_a or self.only_in_b or self.shape_differs
         return not odd and self.total.equal == self.total.tensors
 
+    @property
+    def verdict(self) -> str:
+        """In a line: whether they are equal, and how much is. Of two adapters it is about what they change."""
+        total = self.total
+        if self.equal:
+            return f"equal: {total.tensors} tensors, the same names, shapes, dtypes and bits"
+        if self.effects is None:
+            return f"different: {total.equal} of {total.tensors} tensors that both have in one shape are bit-equal"
+        count = len(self.effects.layers)
+        if self.effects.equal:
+            return f"equal in effect: all {count} changes are the same; the files differ in names, dtypes or factors"
+        same = sum(layer.likeness.relative_l2 == 0 for layer in self.effects.layers)
+        return f"different: {same} of {count} changes that both make are the same"
+
     def by(self, *names: str) -> dict[tuple[str, ...], Likeness]:
         """The groups summed up by some of ``component``, ``block`` and ``kind``, in order: ``by("component")``."""
         sums: dict[tuple[str, ...], Likeness] = {}

@@ -22,11 +22,7 @@ _NUMBERS = (Column("tensors"), Column("equal"), Column("cosine"), Column("â€–Aâˆ
 def view(found: Comparison) -> View:
     total = found.total
     names = [os.path.basename(path) for path in (found.a, found.b)]
-    verdict = (
-        f"Equal: {total.tensors:,} tensors with the same names, shapes, dtypes and bits."
-        if found.equal
-        else f"Different: {total.equal:,} of {total.tensors:,} tensors that both have in one shape are bit-equal."
-    )
+    verdict = f"{found.verdict[:1].upper()}{found.verdict[1:]}."
     first = facts([
         ("A", f"{found.a} (family {found.a_family})"),
         ("B", f"{found.b} (family {found.b_family})"),
