@@ -143,3 +143,20 @@ def test_plain_fp8_leaves_norms_and_biases_in_fp16(tmp_path: Path, dtype: str) -
             assert {each: info.dtype.name for each, info in found.tensors.items()} == {
                 "l.weight": dtype.upper().replace("FP8", "F8"), "l.bias": "F16", "norm.weight": "F16",
             }  # fmt: skip
+
+
+def test_adapters_are_neither_written_nor_read_as_scaled_fp8(tmp_path: Path) -> None:
+    base = tmp_path / "base.safetensors"
+    write_checkpoint(base, "sd1", size="tiny")
+    parts = lora(SD1_KEY_NAME, shapes_of(base)[SD1_KEY])
+    file, out = written(tmp_path / "a.safetensors", parts), tmp_path / "out.safetensors"
+    for made in (
+        lambda: sds.cast(file, dtype="fp8_scaled", out=out),
+        lambda: sds.resize_lora(file, rank=2, dtype="fp8_scaled", out=out),
+        lambda: sds.extract_lora(base, base, dtype="fp8_scaled", out=out),
+    ):
+        with pytest.raises(sds.errors.UsageError, match='dtype="fp8_scaled" is for models'):
+            made()
+    scaled = parts | {f"{SD1_KEY_NAME}.lora_up.weight_scale": np.ones((), "f4")}
+    with pytest.raises(sds.errors.InputRefused, match="scales codes of fp8 or int8"):
+        sds.bake(base, [written(tmp_path / "scaled.safetensors", scaled)], out=out)

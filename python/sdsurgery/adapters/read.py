@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Parts = dict[str, TensorInfo]
 _WEIGHTS = (*BESIDE, "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+_SCALES = ("weight_scale", "scale_weight", "comfy_quant")  # of encoded weights
 _RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "a2")
 
 
@@ -160,6 +161,15 @@ def read_adapter(checkpoint: Checkpoint) -> Adapter:
     adapter = _read(checkpoint)
     if adapter is None:
         raise _refusal(checkpoint)
+    scales = next((name for name in adapter.strangers if name.rpartition(".")[2] in _SCALES), None)
+    if scales is not None:
+        raise InputRefused(
+            f"{printable(checkpoint.path)}: '{printable(scales)}' scales codes of fp8 or int8, which are not read in "
+            "an adapter",
+            code="encoded",
+            tensor=scales,
+            path=checkpoint.path,
+        )
     return adapter
 
 

@@ -167,8 +167,9 @@ def planned(
         pieces, metadata, decoded, stray = _encodings_settled(pieces, metadata, inputs)
         notes += stray
     if settings.scaled:
-        from .scaled_fp8 import MARKER, scaled
+        from .scaled_fp8 import MARKER, require_model, scaled
 
+        require_model(layout)
         pieces, sources = scaled(pieces, layout, len(sources)), [*sources, MARKER]
     notes += _decoded_notes(decoded, pieces, settings)
     if settings.fix_clip:

@@ -30,6 +30,7 @@ from .common import Input, close_all, open_all, parent, run, title_of
 from .outputs import require_free
 from .preflight import V_PREDICTION, prediction
 from .report import Report
+from .scaled_fp8 import require_model
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def extract_lora(
 ) -> Report:
     """``sdsurgery.extract_lora``."""
     _check(wanted)
+    if settings.scaled:
+        require_model()
     device = _device(settings.backend)
     require_free(out, settings)
     checkpoints = open_all((tuned, base), settings)

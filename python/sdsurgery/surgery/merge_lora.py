@@ -37,6 +37,7 @@ from .bake import strengths
 from .common import close_all, parent, run, title_of
 from .outputs import require_free
 from .report import Report
+from .scaled_fp8 import require_model
 
 
 @dataclass
@@ -77,6 +78,8 @@ def merge_lora(
         raise UsageError(f"names= cannot be '{printable(dialect)}'; known: {known}", code="bad_value")
     if rank is not None:
         rank.check()
+    if settings.scaled:
+        require_model()
     require_free(out, settings)
     opened: list[Checkpoint] = []
     try:

@@ -27,6 +27,12 @@ _SENSITIVE = re.compile(
 )
 
 
+def require_model(layout: Layout | None = None) -> None:
+    """UsageError for an adapter (also where ``layout`` is not yet known): nothing reads factors with scales."""
+    if layout is None or layout.factors:
+        raise UsageError(f'dtype="{OPTION}" is for models; nothing reads an adapter in it', code="conflict")
+
+
 def scaled(pieces: Sequence[Piece], layout: Layout, source: int) -> list[Piece]:
     """The pieces with scaled fp8 where it is due. ``source`` is the number of the input that holds MARKER."""
     made: list[Piece] = []
