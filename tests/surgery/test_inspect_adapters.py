@@ -58,9 +58,10 @@ def test_a_folder_of_peft(models: Path, tmp_path: Path) -> None:
     shapes = {"lora_A": (4, 768), "lora_B": (40, 4)}
     parts = {f"{name}.{part}.weight": np.ones(shape, "f4") for part, shape in shapes.items()}
     written(tmp_path / "adapter_model.safetensors", parts)
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 16}))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 16, "use_rslora": True}))
     found = sdsurgery.inspect(tmp_path).adapter
-    assert found is not None and found.dialects == {"peft": 1} and found.alphas == {"16": 1}
+    assert found is not None and found.dialects == {"peft": 1} and found.alphas == {"16": 1} and found.rescaled == 1
+    assert "modules: unet 1" in found.lines() and "alpha: 16, divided by √rank (rs-LoRA 1)" in found.lines()[2]
 
 
 def test_what_is_refused(models: Path, parts: Arrays, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..adapters import names, writing
+from ..adapters import keys, names, writing
 from ..adapters.arrays import array, values
 from ..adapters.facts import training_facts
 from ..adapters.lora import Lora
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 @dataclass
 class Anatomy:
     """``ranks`` and ``alphas``: number of modules by value (text for no alpha). ``strengths``: ‖W₁ − W‖/‖W‖ by the base
-    model's tensor, empty without a base. ``embeddings``: those that are bundled with it."""
+    model's tensor, empty without a base. ``decomposed`` and ``rescaled``: modules of DoRA and of rs-LoRA.
+    ``embeddings``: those that are bundled with it."""
 
     path: str
     base: str
@@ -40,16 +41,19 @@ class Anatomy:
     decomposed: int
     embeddings: list[str]
     training: dict[str, Any]
+    rescaled: int = 0
     strengths: dict[str, float] = field(default_factory=dict)
 
     def lines(self, verbose: bool = False) -> list[str]:
         """As text."""
         lines = [
             f"adapter: {summary(self.kinds, self.dialects, self.base)}",
-            f"modules: {counted(self.components)}" + (f"; DoRA: {self.decomposed}" if self.decomposed else ""),
+            f"modules: {', '.join(f'{name} {count}' for name, count in self.components.items())}"
+            + (f"; DoRA: {self.decomposed}" if self.decomposed else ""),
         ]
         if self.ranks:
-            lines.append(f"rank: {_spread(self.ranks)}; alpha: {_spread(self.alphas)}")
+            over = f", divided by √rank (rs-LoRA {self.rescaled})" if self.rescaled else ""
+            lines.append(f"rank: {_spread(self.ranks)}; alpha: {_spread(self.alphas)}{over}")
         if self.embeddings:
             lines.append(f"bundled embeddings: {', '.join(map(printable, self.embeddings))}")
         for name, value in self.training.items():
@@ -90,12 +94,13 @@ def _of(adapter: Adapter) -> Anatomy:
     components: dict[str, int] = {}
     ranks: dict[float, int] = {}
     alphas: dict[float | None, int] = {}
-    decomposed = 0
+    decomposed = rescaled = 0
     layout = writing.layout_of(adapter.base)
     for module, parts in adapter.modules.items():
         places = names.find(layout, module) if layout else ()
         _count(components, places[0].component if places else names.component_of(module) or "unknown")
         decomposed += any(part.startswith("magnitude") for part in parts)
+        rescaled += keys.ALPHA not in parts and adapter.peft.is_rescaled(module)
         rank = adapter.rank(module)
         if rank is not None:
             _count(ranks, rank)
@@ -107,7 +112,7 @@ def _of(adapter: Adapter) -> Anatomy:
     return Anatomy(
         adapter.path, adapter.base, adapter.kinds(), adapter.dialects(), components,
         {str(rank): ranks[rank] for rank in sorted(ranks)}, known, decomposed, embeddings,
-        training_facts(adapter.checkpoint.metadata()),
+        training_facts(adapter.checkpoint.metadata()), rescaled,
     )  # fmt: skip
 
 
