@@ -267,6 +267,15 @@ def test_differences_that_diffusers_passes_over_are_named(tmp_path: Path) -> Non
     assert [warning.text.split()[0] for warning in cut.warnings] == ["1"]
 
 
+def test_the_implementation_is_that_of_the_names(tmp_path: Path) -> None:
+    texts = {"modelspec.implementation": "https://github.com/Stability-AI/generative-models"}
+    file = written(tmp_path / "a.safetensors", lora(KEY, SHAPES[KEY]), texts)
+    for name, expected in (("diffusers", "diffusers"), ("kohya", texts["modelspec.implementation"])):
+        sdsurgery.convert(file, names=name, out=tmp_path / f"{name}.safetensors")
+        with sdsurgery.open(tmp_path / f"{name}.safetensors") as out:
+            assert out.metadata()["modelspec.implementation"] == expected
+
+
 def test_progress_is_in_bytes(tmp_path: Path) -> None:
     parts = adapter(tmp_path / "a.safetensors", KEY, CONV)
     heard: list[tuple[int, int]] = []

@@ -295,6 +295,7 @@ def _outline(
     dtype = settings.target_dtype or _dtype(work.adapters)
     first, *others = [each.metadata() for each in inputs]
     agreed = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+    agreed.pop("modelspec.implementation", None)  # which says whose names these are
     if words := _trigger_words([first, *others]):
         agreed["modelspec.trigger_phrase"] = ", ".join(words)
     if others and (tags := _tag_frequency([first, *others])):
