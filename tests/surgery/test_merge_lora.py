@@ -276,6 +276,13 @@ def test_the_implementation_is_that_of_the_names(tmp_path: Path) -> None:
             assert out.metadata()["modelspec.implementation"] == expected
 
 
+def test_modules_that_the_family_lacks_are_named(tmp_path: Path) -> None:
+    file = written(tmp_path / "a.safetensors", lora(KEY, SHAPES[KEY]) | lora("lora_unet_foo", (8, 8)))
+    report = sdsurgery.convert(file, names="diffusers", out=tmp_path / "out.safetensors")
+    assert "1 modules that the family lacks keep their names: lora_unet_foo" in report.notes
+    assert "lora_unet_foo.lora_A.weight" in loaded(tmp_path / "out.safetensors")
+
+
 def test_progress_is_in_bytes(tmp_path: Path) -> None:
     parts = adapter(tmp_path / "a.safetensors", KEY, CONV)
     heard: list[tuple[int, int]] = []

@@ -141,6 +141,9 @@ class _Work:
             raise InputRefused(f"{why}: nothing would be written", code="unlike")
         if self.silent:
             self.notes.append(f"left out: {self.silent} modules at strength 0")
+        unknown = [slot.name for slot in found if slot.place is None] if self.layout is not None else []
+        if unknown:
+            self.notes.append(f"{len(unknown)} modules that the family lacks keep their names: {shortened(unknown)}")
         if self.unread:
             self.notes.append(warned("unread", count=len(self.unread), names=shortened(self.unread)))
         self._bundled()
