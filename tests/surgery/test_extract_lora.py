@@ -139,6 +139,16 @@ def test_the_default_is_plain_lora_of_rank_32_in_fp16_and_leaves_convolutions_ou
     assert found[f"{SD1_KEY_NAME}.lora_down.weight"].dtype == np.float16
 
 
+def test_what_the_adapter_does_not_hold_is_counted(base: Path, tmp_path: Path) -> None:
+    changed = (SD1_KEY, SD1_CONV, "model.diffusion_model.out.0.bias", "first_stage_model.encoder.conv_in.weight")
+    after = {name: value + np.float32(name in changed) for name, value in loaded(base).items()}
+    tuned = written(tmp_path / "t.safetensors", after)
+    lost = sdsurgery.extract_lora(tuned, base, out=tmp_path / "l.safetensors").notes[-1]
+    assert lost == "also different, but not held by an adapter of kind lora: 1 tensors of vae, 2 tensors of unet"
+    whole = sdsurgery.extract_lora(tuned, base, out=tmp_path / "f.safetensors", kind="full").notes[-1]
+    assert whole == "also different, but not held by an adapter of kind full: 1 tensors of vae"
+
+
 def test_metadata_that_user_interfaces_read(tuned: Path, base: Path, tmp_path: Path) -> None:
     report = sdsurgery.extract_lora(tuned, base, out=tmp_path / "l.safetensors", kind="locon", rank=4, conv_rank=2)
     with sdsurgery.open(tmp_path / "l.safetensors") as file:

@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 
 from ..adapters import keys, names, svd, writing
 from ..adapters.apply import Checkpoint as Known
-from ..adapters.arrays import Array, part_of
+from ..adapters.arrays import Array, part_of, values
 from ..adapters.names import Place, Slot
 from ..adapters.spool import Spool
 from ..adapters.svd import Factors, Rank, clamped
 from ..backends import choose
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, TensorInfo
 from ..errors import InputRefused, UsageError, printable
 from ..layouts import Layout, conflict, detect
 from ..layouts.lora_names import targets
 from ..metadata import Metadata
-from ..outline import EXTRACTED, Outline, rounded
+from ..outline import EXTRACTED, Outline, operand, rounded
 from ..settings import Settings
 from .common import Input, close_all, open_all, parent, run, title_of
 from .outputs import require_free
@@ -89,12 +89,13 @@ def extract_lora(
                     path=checkpoints[0].path,
                 )
             spooled.append(spool.checkpoint())
+            left_out = work.left_out()
         recipe = _recipe(wanted, settings)
         report = run(_outline(spooled[0], work, recipe, settings, title_of(out)), out, settings, recipe)
         report.inputs, report.sha256 = report.inputs[: len(checkpoints)], report.sha256[: len(checkpoints)]
         report.seconds = report.seconds and report.seconds + spool.seconds
         report.adapters = [_described(layers)]
-        report.notes[:0] = _lines(layers)
+        report.notes[:0] = [*_lines(layers), *left_out]
         return report
     finally:
         close_all([*checkpoints, *spooled])
@@ -173,7 +174,7 @@ class _Work:
         family = self.layout.original or self.layout
         scopes = {(target.row.component, target.row.key): target.scope for target in targets(family)}
         for place in names.places(self.layout):
-            if not (self.wanted.unet if place.component == names.UNET else self.wanted.te):
+            if not self.is_wanted(place.component):
                 continue
             slots = [place.weight, place.bias] if self.wanted.kind == "full" else [place.weight]
             for slot in slots:
@@ -185,6 +186,39 @@ class _Work:
                 found = [known.find(slot) for known in self.known]
                 if found[0] is not None and found[1] is not None:
                     yield place, slot, found[0][0].nbytes + found[1][0].nbytes
+
+    def left_out(self) -> list[str]:
+        """A line on what differs too, by component, where anything does."""
+        taken = {self.known[0].find(slot)[0].name for _, slot, _ in self.chosen()}  # type: ignore[index]
+        counts: dict[str, int] = {}
+        for name, info in self.tuned.tensors.items():
+            other = self.base.tensors.get(name)
+            if name in taken or other is None or other.shape != info.shape:
+                continue
+            if self.layout.is_ema(name) or self.layout.exact_copy(name):
+                continue
+            component = self.layout.component(name)
+            if self.is_wanted(component) and self._differ(info, other):
+                counts[component] = counts.get(component, 0) + 1
+        if not counts:
+            return []
+        shown = ", ".join(f"{count} tensors of {component}" for component, count in counts.items())
+        return [f"also different, but not held by an adapter of kind {self.wanted.kind}: {shown}"]
+
+    def is_wanted(self, component: str) -> bool:
+        """Whether the difference of a component is asked for."""
+        if component == names.UNET:
+            return self.wanted.unet
+        return self.wanted.te or not component.startswith(names.FIRST)
+
+    def _differ(self, info: TensorInfo, other: TensorInfo) -> bool:
+        import numpy as np
+
+        if not (info.dtype.computable and other.dtype.computable):
+            return False
+        pair = ((self.tuned, info), (self.base, other))
+        after, before = (values(file, operand(0, each), each.elements) for file, each in pair)
+        return not np.array_equal(after, before, equal_nan=True)
 
     def one(self, place: Place, slot: Slot) -> Layer | None:
         """Extract one layer; None where nothing differs."""
