@@ -10,6 +10,8 @@ import sdsurgery as sds
 from cli_support import done, refused
 from cli_support import sds as command
 from sdsurgery.layouts import get
+from sdsurgery.methods.registry import get as method_named
+from sdsurgery.methods.tools import TOOLS
 from sdsurgery.recipe import call
 from sdsurgery.testing import write_checkpoint
 
@@ -148,5 +150,14 @@ def test_at_0_sd_mecha_gives_a_itself() -> None:
 
 def test_a_method_that_a_tool_lacks_is_refused(files: list[Path]) -> None:
     refused(
-        command("merge", *files[:2], "--method", "slerp", "--compat", "a1111"), 2, "of a1111 are known weighted-sum"
-    )
+        command("merge", *files[:2], "--method", "slerp", "--compat", "a1111"), 2,
+        "no method slerp of a1111 is known; its methods: weighted-sum",
+    )  # fmt: skip
+
+
+def test_the_methods_of_a_tool_are_called_as_the_tables_name_them(files: list[Path], tmp_path: Path) -> None:
+    for tool, forms in ((word, TOOLS[word].forms) for word in TOOLS):
+        assert [method_named(f"{tool}:{name}").name for name in forms] == [f"{tool}:{name}" for name in forms]
+    out = tmp_path / "out.safetensors"
+    done(command("merge", *files, "--method", "dare-linear", "--compat", "mergekit", "--density", "0.3", "-o", out))
+    assert "mergekit:dare-linear" in done(command("inspect", out)).out

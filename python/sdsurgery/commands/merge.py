@@ -167,8 +167,14 @@ def _plain(given: argparse.Namespace) -> Method:
     from ..methods.tools import SEPARATOR, TOOLS
     from ..methods.written import PREFIX
 
-    found = get(given.method or PREFIX + given.formula, given.variant)
-    return get(f"{given.compat}{SEPARATOR}{found.name}") if given.compat in TOOLS else found
+    name = given.method or PREFIX + given.formula
+    if given.compat not in TOOLS:
+        return get(name, given.variant)
+    if given.formula is not None:
+        raise UsageError("--compat takes a --method, not a --formula", code="conflict")
+    whole = f"{name}.{given.variant}" if given.variant else name
+    of_tool = whole if whole in TOOLS[given.compat].forms else get(name, given.variant).name
+    return get(f"{given.compat}{SEPARATOR}{of_tool}")
 
 
 def _modified(

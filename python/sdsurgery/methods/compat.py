@@ -79,10 +79,13 @@ def _role(tool: Tool, form: Form, own: Callable[[str, str], str] | None, name: s
 def as_in(name: str) -> Method:
     """``tool:method``: the method as the tool computes it. UsageError for a method that it isn't known to have."""
     word, _, wanted = name.partition(SEPARATOR)
-    tool, ours = TOOLS[word], get(wanted).name
+    tool = TOOLS[word]
+    ours = wanted if wanted in tool.forms else get(wanted).name  # some names are the tool's alone
     form = tool.forms.get(ours)
     if form is None:
-        raise UsageError(f"compat: of {word} are known {', '.join(tool.forms)}; not {ours}", code="unknown_name")
+        raise UsageError(
+            f"no method {ours} of {word} is known; its methods: {', '.join(tool.forms)}", code="unknown_name"
+        )
     found = get(form.name)
     roles = found.roles
     if tool.keeps or tool.keeps_xl or form.keeps:

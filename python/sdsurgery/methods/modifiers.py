@@ -66,7 +66,7 @@ def curved(name: str) -> Method:
     curve, _, rest = name.partition(":")
     method = get(rest)
     if not isinstance(method.params.get("alpha"), Param):
-        raise UsageError(f"{method.name} has no ratio alpha, which a curve shapes", code="conflict")
+        raise UsageError(f"{method.name} has no ratio alpha that a curve could shape", code="conflict")
     return dataclasses.replace(method, name=f"{curve}:{method.name}", body=Curved(method, curve))
 
 

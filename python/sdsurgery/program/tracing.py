@@ -45,10 +45,13 @@ class Body(NamedTuple):
         except (ArithmeticError, ValueError) as error:  # a division by zero, say
             from ..errors import UsageError
 
-            text = ", ".join(f"{name}={value}" for name, value in params.items())
-            raise UsageError(
-                f"{self.method.name} has no value for {text}: {error.args[-1]}", code="bad_value"
-            ) from None
+            numbers_given = ", ".join(
+                f"{name} {' '.join(f'{each:g}' for each in (value if isinstance(value, tuple) else (value,)))}"
+                for name, value in params.items()
+                if value is not None and not isinstance(value, bool)
+            )
+            text = f"{self.method.name} cannot be computed with {numbers_given}: {error.args[-1]}"
+            raise UsageError(text, code="bad_value") from None
         return Formula(program, tuple(numbers))
 
 

@@ -216,7 +216,7 @@ def by_ratio(method: Method, params: Mapping[str, Any], option: str, given: Any)
                 f"{lists[0]}= one for each input; give only one of them, or say whose: {next(iter(letters))}:…",
                 code="conflict",
             )
-        ratio = _only(method, option) if asked is None else asked
+        ratio = _only(method, params, option) if asked is None else asked
         if ratio not in method.ratios and ratio not in letters:
             from ..suggest import did_you_mean
 
@@ -240,13 +240,15 @@ def _letters(method: Method, params: Mapping[str, Any]) -> dict[str, tuple[str, 
     return {}
 
 
-def _only(method: Method, option: str) -> str:
+def _only(method: Method, params: Mapping[str, Any], option: str) -> str:
     ratios = method.ratios
     if len(ratios) == 1:
         return ratios[0]
     if not ratios:
         lists = [name for name, param in method.params.items() if isinstance(param, PerInput)]
         hint = f"; of {lists[0]} say whose number: B:…" if lists else ""
+        if lists and params[lists[0]] is None:
+            hint = f"; give {lists[0]}= too, and say whose number changes: B:…"
         raise UsageError(
             f"{method.name} has no ratio that can differ between tensors, which {option} needs{hint}", code="conflict"
         )
