@@ -130,7 +130,8 @@ def native_errors(kind: type[SdsError] = RunFailed) -> Iterator[None]:
 def _translated(error: Any, kind: type[SdsError]) -> SdsError:
     if error.code == "cancelled":
         raise Interrupted("interrupted; nothing was written") from None
-    made = _of_code(error.code, printable(error, 400), kind)
+    text = str(error).partition("\n\nAt:\n")[0]  # without the places in Python that pybind11 adds
+    made = _of_code(error.code, printable(text, 400), kind)
     made.job = error.job if error.job >= 0 else None
     return made
 

@@ -11,7 +11,8 @@ import pytest
 import sdsurgery as sds
 from cli_support import done, refused, started
 from cli_support import sds as command
-from sdsurgery.methods.registry import get
+from sdsurgery.functions import norm
+from sdsurgery.methods.registry import Across, get
 
 
 def arrays(count: int = 3, shape: tuple[int, ...] = (12, 20)) -> list[np.ndarray]:
@@ -164,7 +165,7 @@ def test_the_numbers_of_a_formula_are_set_swept_and_differ_by_rule(files: list[s
         ("--method model-stock", "takes 3 or more inputs (A B C …), 2 given"),
         ("--method weighted-sum --curve inverse-smoothstep --alpha 1.5", "takes a ratio from 0 to 1"),
         ("--method mean --curve smoothstep", "has no ratio alpha"),
-        ("--method ties --density 0.1,0.2", "density has 2 numbers for 1 inputs"),
+        ("--method ties --density 0.1,0.2", "density has 2 numbers for 1 input after the first"),
         ("--method n-sum --weights 0.5,0.5 --blocks D:GRAD_V", "no ratio 'D'"),
     ],
 )
@@ -223,6 +224,36 @@ def test_a_method_file_that_fails_is_one_line(
     if text is not None:
         path.write_text(text)
     refused(command("merge", "--method-file", str(path), "--method", "slerp", *files[:2], "--dry-run"), code, words)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("a if a > b else b", "mine, line 7 of mine.py: a method's body cannot branch on a tensor's values"),
+        ("a.reshape(-1)", "mine, line 7 of mine.py: a method's body uses '.reshape' of a tensor"),
+        ("{}['k']", "mine, line 7 of mine.py: KeyError: 'k'"),
+        ("'text'", "mine: a method's body must return a combination of its inputs, not str"),
+        ("a + whole(np.linalg.inv, a)", "a method's function failed: LinAlgError"),
+    ],
+)
+@pytest.mark.usefixtures("registry")
+def test_a_method_whose_body_fails_is_one_line(files: list[str], tmp_path: Path, body: str, words: str) -> None:
+    before = "import numpy as np\nfrom sdsurgery.functions import whole\nfrom sdsurgery.methods import method\n\n"
+    method = f"@method('mine', inputs='A B')\ndef mine(a, b):\n    return {body}\n"
+    path = tmp_path / "mine.py"
+    path.write_text(before + method)
+    found = command("merge", "--method-file", path, "--method", "mine", *files[:2], "-o", tmp_path / "o.safetensors")
+    refused(found, 2, words.replace("mine.py", str(path)))
+
+
+@pytest.mark.parametrize(
+    ("combined", "words"),
+    [("1/0", "its statistics of whole models: ZeroDivisionError"), ("[1, 2]", "are largest; 2 given")],
+)
+def test_statistics_of_whole_models_that_fail_are_one_line(combined: str, words: str) -> None:
+    across = Across(("largest",), lambda a, b: norm(b - a), lambda found: eval(combined))
+    with pytest.raises(sds.UsageError, match=words):
+        across.known(get("weighted-sum"), np.ones(3))
 
 
 def test_a_package_offers_methods_by_an_entry_point(files: list[str], tmp_path: Path) -> None:

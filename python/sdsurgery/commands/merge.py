@@ -94,6 +94,10 @@ def run(args: argparse.Namespace) -> int:
         raise _without_method(args.inputs)
     method = _modified(_plain(args), args.curve, _bounds(args.clamp, args.bounds), args.adjust is not None)
     params = _once(_given(args, method.params), _adjusting(args.adjust), *map(method.named, args.numbers))
+    if args.formula is not None:
+        for name in method.params:
+            if name not in params and method.params[name].default is None:
+                raise UsageError(f"the formula needs a number for {name}: --set {name}=NUMBER", code="bad_value")
     swept = [name for name, value in params.items() if isinstance(method.params[name], Param) and len(value) > 1]
     options = {name: getattr(args, name) for name in ("add_missing", "use_ema", "blocks", "rules", "map", "vae")}
     for name, value in params.items():

@@ -15,7 +15,8 @@ AXES: dict[Axis, int] = {None: ALL, 0: FIRST, -1: LAST, "channel": CHANNEL}
 
 def along_of(axis: Axis) -> int:
     if axis not in AXES:
-        raise TypeError(f'a reduction runs over a tensor, along axis 0 or -1, or "channel", not {axis!r}')
+        found = f"{axis:g}" if isinstance(axis, float) else repr(axis)
+        raise TypeError(f'a reduction runs over a tensor, along axis 0 or -1, or "channel", not {found}')
     return AXES[axis]
 
 
@@ -88,7 +89,7 @@ def function(op: str, *args: Any) -> Any:
 def scalar(op: str, *args: Any) -> Any:
     for item in args:
         if isinstance(item, Symbol):
-            raise TypeError(f"a method's body takes the {op} of a tensor; {op} is for parameters and reduced values")
+            raise TypeError("a single number is needed (a parameter, or what a reduction gives), and this is a tensor")
     from ..definitions import scalars
 
     made = traced(op, getattr(scalars, op), *args)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..errors import UsageError, printable
+
 if TYPE_CHECKING:
     from .registry import Method
 
@@ -27,8 +29,16 @@ class Across(NamedTuple):
     combined: Callable[[Any], Sequence[float]]
 
     def known(self, method: Method, found: Any) -> Method:
-        """The method with its numbers, for the statistics of all tensors."""
-        return with_known(method, dict(zip(self.names, self.combined(found), strict=True)))
+        """The method with its numbers, for the statistics of all tensors. UsageError where ``combined`` fails."""
+        try:
+            numbers = [float(number) for number in self.combined(found)]
+        except Exception as error:
+            text = f"{method.name}: its statistics of whole models: {type(error).__name__}: {printable(error)}"
+            raise UsageError(text, code="bad_value") from error
+        if len(numbers) != len(self.names):
+            text = f"{method.name}: its statistics of whole models are {', '.join(self.names)}; {len(numbers)} given"
+            raise UsageError(text, code="bad_value")
+        return with_known(method, dict(zip(self.names, numbers, strict=True)))
 
     def unknown(self, method: Method) -> Method:
         """The method before they are found: the shape of its formula is the same."""

@@ -86,10 +86,15 @@ class PerInput(NamedTuple):
         if len(numbers) != wanted:
             but = f" after the first {self.after}" if self.after > 1 else " after the first" if self.after else ""
             raise UsageError(
-                f"{method}: {name} has {len(numbers)} numbers for {wanted} inputs{but}; give one for each",
+                f"{method}: {name} has {_counted(len(numbers), 'number')} for {_counted(wanted, 'input')}{but}; "
+                "give one for each",
                 code="wrong_inputs",
             )
         return numbers
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 Parameter = Param | Whole | Flag | PerInput

@@ -239,8 +239,9 @@ def load_methods(path: str | os.PathLike[str]) -> list[str]:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == text]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
         at = f", line {line}" if line else ""
+        why = getattr(error, "msg", error) if isinstance(error, SyntaxError) else error
         raise UsageError(
-            f"method file {printable(text)}{at}: {type(error).__name__}: {printable(error)}",
+            f"method file {printable(text)}{at}: {type(error).__name__}: {printable(why)}",
             code="bad_value",
             path=text,
         ) from None

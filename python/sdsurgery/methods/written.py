@@ -353,5 +353,7 @@ class _Parser:
         given = [known[place] if not name and place < len(known) else name for place, name in enumerate(names)]
         wrong = [name for name in given if name not in known]
         missing = [name for name in known[: len(known) - optional] if name not in given]
+        if wrong and wrong[0]:
+            raise refusal(self.text, at, f"{word} has no argument '{wrong[0]}'; it takes {', '.join(known)}")
         if wrong or missing or len(set(given)) < len(given):
             raise refusal(self.text, at, f"{word} takes {', '.join(known)}; {len(names)} given")

@@ -10,11 +10,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..errors import SdsError, UsageError, printable
 from . import ALL, CONSTANT, FIRST, INPUT, MADE, TEMP, VALUE, Formula, Made, Program, Ref, Stage, Step
 from .symbols import MAY_USE, TENSOR_NAME, LooksAtNumbers, Scalar, Symbol, Tracer, Value
 
 if TYPE_CHECKING:
     from ..methods.registry import Method
+
+
+class UntraceableBody(UsageError, TypeError):
+    """A method's body that cannot be traced: one line that says what was found, and what a body may use."""
+
+    code = "bad_value"
+
+
+def _untraceable(name: str, body: Callable[..., Any], error: Exception) -> UntraceableBody:
+    """The error of a body that raises ``error`` when it is called with symbols."""
+    import traceback
+
+    file = getattr(getattr(body, "__code__", None), "co_filename", None)
+    lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == file]
+    at = f", line {lines[-1]} of {printable(file)}" if lines else ""
+    kind = "" if isinstance(error, TypeError) else f"{type(error).__name__}: "
+    return UntraceableBody(f"{name}{at}: {kind}{printable(error, 1000)}")
 
 
 class Body(NamedTuple):
@@ -43,8 +61,6 @@ class Body(NamedTuple):
             given = {**params, TENSOR_NAME: tensor}
             numbers = [_real(c.value(given)) if isinstance(c, Scalar) else c for c in constants]
         except (ArithmeticError, ValueError) as error:  # a division by zero, say
-            from ..errors import UsageError
-
             numbers_given = ", ".join(
                 f"{name} {' '.join(f'{each:g}' for each in (value if isinstance(value, tuple) else (value,)))}"
                 for name, value in params.items()
@@ -52,6 +68,10 @@ class Body(NamedTuple):
             )
             text = f"{self.method.name} cannot be computed with {numbers_given}: {error.args[-1]}"
             raise UsageError(text, code="bad_value") from None
+        except SdsError:
+            raise
+        except Exception as error:
+            raise _untraceable(self.method.name, self.method.body, error) from error
         return Formula(program, tuple(numbers))
 
 
@@ -63,7 +83,7 @@ def _real(value: Any) -> float:
 
 def body_of(method: Method, count: int, params: Mapping[str, Any]) -> Body:
     """``method`` traced for ``count`` inputs. Of the bound ``params`` only their structure counts: which are None, and
-    how long the lists are. TypeError with one line for a body that cannot be traced."""
+    how long the lists are. UntraceableBody for a body that cannot be traced."""
     symbols = {
         name: value if value is None or isinstance(value, str | bool)
         else tuple(Scalar(None, name, index) for index in range(len(value))) if isinstance(value, tuple)
@@ -74,6 +94,10 @@ def body_of(method: Method, count: int, params: Mapping[str, Any]) -> Body:
         return Body(method, count, *_traced(method, count, symbols))
     except LooksAtNumbers:
         return Body(method, count, None, ())
+    except SdsError:
+        raise
+    except Exception as error:
+        raise _untraceable(method.name, method.body, error) from error
 
 
 def trace(method: Method, count: int, params: Mapping[str, Any]) -> Formula:
@@ -88,17 +112,20 @@ def _traced(method: Method, count: int, params: Mapping[str, Any]) -> tuple[Prog
     result = method.body(*(Symbol(tracer, "input", (index,)) for index in range(count)), **params)
     if not isinstance(result, Symbol):
         found = type(result).__name__
-        raise TypeError(f"the body of {method.name} must return a combination of its inputs, not {found}; {MAY_USE}")
+        raise TypeError(f"a method's body must return a combination of its inputs, not {found}; {MAY_USE}")
     return linearised(result, count, tracer), tuple(tracer.constants)
 
 
 def reduced(body: Callable[..., Any], inputs: int) -> tuple[Formula, int]:
     """A body that gives a value: a formula whose elements are the values in their order, and what the value runs along.
-    TypeError for one that is neither one number nor one of each column."""
+    UntraceableBody for one that is neither one number nor one of each column."""
     tracer = Tracer()
-    value = body(*(Symbol(tracer, "input", (index,)) for index in range(inputs)))
+    try:
+        value = body(*(Symbol(tracer, "input", (index,)) for index in range(inputs)))
+    except Exception as error:
+        raise _untraceable("statistic", body, error) from error
     if not isinstance(value, Value) or value.along not in (ALL, FIRST):
-        raise TypeError("a statistic of whole models is one number of each tensor, or one of each column")
+        raise UntraceableBody("statistic: of whole models it is one number of each tensor, or one of each column")
     program = linearised(tracer.lift(value), inputs, tracer)
     return Formula(program, tuple(float(constant) for constant in tracer.constants)), value.along
 
