@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from .adapters.lora import Lora
 from .errors import UsageError
-from .methods.registry import Method, Param, Parameter
+from .methods.registry import Method, Param, Parameter, Whole
 from .methods.written import letter
 
 
@@ -38,8 +38,10 @@ class Part(NamedTuple):
         return found
 
     def parameters(self) -> dict[str, Parameter]:
-        """All parameters of the tree, by path and name."""
-        found = {self.prefix + name: param for name, param in self.method.params.items()}
+        """All parameters of the tree, by path and name; so are the other names that they have."""
+        found: dict[str, Parameter] = {}
+        for name, param in self.method.params.items():
+            found[self.prefix + name] = param._replace(also=" ".join(self.prefix + each for each in param.also.split()))
         for item in self.inputs:
             found |= item.parameters() if isinstance(item, Part) else {}
         return found
@@ -91,7 +93,7 @@ class Composition(NamedTuple):
     def numbers(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters with other numbers for some of them, or lists of numbers. UsageError for an unknown one, one
         that the recipe gives a list of weights instead, and what is not a finite number."""
-        ratios = {name: param for name, param in self.method.params.items() if isinstance(param, Param)}
+        ratios = {name: param for name, param in self.method.params.items() if isinstance(param, Param | Whole)}
         found = dict(self.params)
         for name, value in replace(self.method, params=ratios).named(given).items():
             several = isinstance(value, list | tuple)

@@ -238,7 +238,10 @@ def from_json(value: Mapping[str, Any]) -> Recipe:
         parameters = dict(value.get("parameters", {}))
         found = call(str(value["method"]), [from_json(item) for item in value["inputs"]], **extra, **parameters)
         return replace(found, loras=loras)
-    except (KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        text = f"not a recipe: {printable(error)} is missing in {printable(value)}"
+        raise UsageError(text, code="bad_value") from None
+    except (TypeError, AttributeError) as error:
         raise UsageError(f"not a recipe: {printable(error)} in {printable(value)}", code="bad_value") from None
     except RecursionError:
         raise UsageError("not a recipe: its calls are nested too deeply", code="bad_value") from None

@@ -13,7 +13,9 @@ import pytest
 import safetensors.numpy as numpy_files
 import sdsurgery as sds
 from sdsurgery.errors import InputRefused, UsageError
-from sdsurgery.recipe import Call, Model, compose, from_json
+from sdsurgery.methods.parameters import is_required
+from sdsurgery.methods.registry import registered
+from sdsurgery.recipe import Call, Model, call, compose, from_json
 
 Tensors = dict[str, np.ndarray]
 
@@ -107,6 +109,20 @@ def test_a_recipe_is_a_value_and_json_both_ways(five: list[Path]) -> None:
     assert from_json(blocks.to_json()) == blocks and blocks.inputs[1] == Model("b", True)
 
 
+def test_other_names_of_a_number_go_by_the_path_of_its_call() -> None:
+    """``lam`` of ``ties`` is called ``alpha`` too: within a weighted sum that is not the sum's alpha."""
+    for name, method in registered().items():
+        if method.across is not None:
+            continue  # such a one takes files, and stands alone
+        needed = {each: 0.5 for each, param in method.params.items() if is_required(param)}
+        inner = call(name, ["a", "b", "c"][: len(method.inputs)], **needed)
+        tree = compose(call("triple-sum", [inner, "x", "y"], alpha=0.1, beta=0.2))
+        numbers = tree.method.named(tree.numbers({"alpha": 0.3}))
+        assert (numbers["alpha"], numbers["beta"]) == (0.3, 0.2), name
+    tree = compose(call("weighted-sum", [call("ties", ["a", "b"]), "c"]))
+    assert tree.numbers({"A.lambda": 0.25})["A.lam"] == 0.25
+
+
 def test_a_file_that_is_used_twice_is_read_once(five: list[Path], tmp_path: Path) -> None:
     a, b = five[:2]
     report = sds.add_diff(a, sds.weighted_sum(a, b, alpha=0.3), a).save(tmp_path / "out.safetensors")
@@ -134,7 +150,7 @@ def test_block_weights_and_rules_of_an_inner_call(models: Path, tmp_path: Path) 
     [
         ({"method": "add-dif", "inputs": []}, "did you mean"),
         ({"method": "add-diff", "inputs": [{"path": "a"}]}, "takes 3 inputs"),
-        ({"method": "add-diff"}, "not a recipe"),
+        ({"method": "add-diff"}, "not a recipe: 'inputs' is missing"),
         ({"path": "a", "method": "add-diff", "inputs": 3}, "not a recipe"),
         ({}, "not a recipe"),
         ([], "not a recipe"),

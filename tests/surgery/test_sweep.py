@@ -65,6 +65,17 @@ def test_each_output_is_the_file_of_its_own_merge(
     assert sorted(item.name for item in tmp_path.iterdir()) == sorted(["one", *names])
 
 
+def test_whole_numbers_are_swept_like_others(files: list[Path], tmp_path: Path) -> None:
+    names = {f"m-{seed}.safetensors": {"seed": seed} for seed in (1, 2)}
+    expected = singles("dare", files[:2], tmp_path / "one", names, p=0.5)
+    words = ["--method", "dare", "--p", "0.5", "--seed", "1:2:1", "-o", tmp_path / "m-{seed}.safetensors"]
+    done(command("merge", *files[:2], *words))
+    assert [digest(tmp_path / name) for name in names] == expected and expected[0] != expected[1]
+    inner = sds.dare(files[0], files[1], p=0.5)
+    sds.sweep(sds.mean(inner), parameters={"A.seed": [1, 2]}, out=tmp_path / "r-{A.seed}.safetensors")
+    assert digest(tmp_path / "r-1.safetensors") != digest(tmp_path / "r-2.safetensors")
+
+
 def test_a_ckpt_is_written_too_and_a_format_of_the_number(files: list[Path], tmp_path: Path) -> None:
     expected = singles(
         "weighted-sum", files[:2], tmp_path / "one", {f"m{a:.2f}.ckpt": {"alpha": a} for a in (0.5, 0.75)}

@@ -164,7 +164,7 @@ def sweep(
     several adapters.
     """
     from ..adapters.lora import swept_loras
-    from ..methods.registry import Param, get
+    from ..methods.registry import Param, Whole, get
     from ..recipe import Call, Model, Opened, call, compose
     from ..surgery.bake import bake_all
     from ..surgery.merge import merge as work
@@ -195,7 +195,7 @@ def sweep(
             name, given_inputs, given, blocks=blocks, rules=rules, map=map, **others,
         ))  # fmt: skip
     lists: dict[str, Any] = {
-        each: value for each, value in parameters.items() if not isinstance(get(name).params.get(each), Param)
+        each: value for each, value in parameters.items() if not isinstance(get(name).params.get(each), Param | Whole)
     }
     root = call(name, given_inputs, blocks=blocks, rules=rules, **lists)
     return sweep(

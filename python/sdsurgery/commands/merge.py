@@ -86,7 +86,7 @@ def _ratios(into: Arguments) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..api.merging import merge, sweep
-    from ..methods.parameters import Param, PerInput
+    from ..methods.parameters import Param, PerInput, Whole
 
     if args.tree is not None:
         return _of_recipe(args)
@@ -98,7 +98,8 @@ def run(args: argparse.Namespace) -> int:
         for name in method.params:
             if name not in params and method.params[name].default is None:
                 raise UsageError(f"the formula needs a number for {name}: --set {name}=NUMBER", code="bad_value")
-    swept = [name for name, value in params.items() if isinstance(method.params[name], Param) and len(value) > 1]
+    numeric = [name for name in params if isinstance(method.params[name], Param | Whole)]
+    swept = [name for name in numeric if len(params[name]) > 1]
     options = {name: getattr(args, name) for name in ("add_missing", "use_ema", "blocks", "rules", "map", "vae")}
     for name, value in params.items():
         one = isinstance(value, list) and len(value) == 1 and not isinstance(method.params[name], PerInput)
@@ -253,7 +254,7 @@ def _loaded(path: str | None) -> Recipe | None:
 
 def _numbers_of(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
     """A flag for every number of the recipe: ``--B.alpha`` is the alpha of the root's input B."""
-    from ..methods.registry import Param
+    from ..methods.registry import Param, Whole
     from ..recipe import Call, compose
 
     if not isinstance(recipe, Call):
@@ -262,7 +263,7 @@ def _numbers_of(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
     group = parser.add_argument_group("numbers of the recipe", str(recipe).replace("%", "%%"))
     for name, param in tree.method.params.items():
         value = tree.params[name]
-        if isinstance(param, Param) and value is not None:
+        if isinstance(param, Param | Whole) and value is not None:
             text = f"{param.help} (now {value:g})".replace("%", "%%")
             group.add_argument(_flag(name), dest=f"param_{name}", type=_values, metavar="NUMBER", help=text)
         else:
@@ -330,7 +331,7 @@ def _how(param: Parameter) -> dict[str, Any]:
 
     kinds: dict[type, dict[str, Any]] = {
         Param: {"type": _values, "metavar": "NUMBER"},
-        Whole: {"type": numbers, "metavar": "NUMBER"},
+        Whole: {"type": _values, "metavar": "NUMBER"},
         PerInput: {"type": numbers, "metavar": "NUMBERS"},
         Flag: {"action": argparse.BooleanOptionalAction},
     }

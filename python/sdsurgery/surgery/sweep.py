@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..adapters.lora import Lora
 from ..errors import UsageError, printable
-from ..methods.registry import Method, Param
+from ..methods.registry import Method, Param, Whole
 
 _MOST = 256  # outputs of one sweep: each is an open file
 
@@ -97,7 +97,7 @@ def _numbers(method: Method | None, parameters: Mapping[str, Any]) -> dict[str, 
     if method is None:
         return {}
     params = method.params.items()
-    return {name: parameters.get(name, param.default) for name, param in params if isinstance(param, Param)}
+    return {name: parameters.get(name, param.default) for name, param in params if isinstance(param, Param | Whole)}
 
 
 def _strengths(loras: Sequence[Lora], only: int) -> dict[str, float]:
@@ -121,7 +121,8 @@ def _require_apart(outs: Sequence[str | None]) -> None:
 
 def is_list(method: Method, name: str, value: Any) -> bool:
     """Whether a parameter that is one number has several values."""
-    return isinstance(method.params.get(name), Param) and isinstance(value, Sequence) and not isinstance(value, str)
+    one = isinstance(method.params.get(name), Param | Whole)
+    return one and isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _filled(out: str, numbers: Mapping[str, Any]) -> str:
