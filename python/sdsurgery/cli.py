@@ -180,7 +180,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # Of a mistyped option argparse says that the right one is missing, or nothing.
         self._refuse_unknown(word for word in self._words if word.startswith("--"))
-        raise UsageError(f"{message} (see {self.prog} --help)")
+        bad_value = message.startswith("argument ") and "expected" not in message
+        code = "conflict" if "not allowed with" in message else "bad_value" if bad_value else None
+        raise UsageError(f"{message} (see {self.prog} --help)", code=code)
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         self._words = list(takewhile("--".__ne__, argv))

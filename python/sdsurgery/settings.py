@@ -134,6 +134,8 @@ class Settings:
             value = getattr(self, name)
             if option.words and not (option.off and isinstance(value, bool)):
                 require_word(name, value)
+            if isinstance(DEFAULTS[name], bool) and not option.words and value not in (True, False):
+                raise UsageError(f"{name}= must be True or False, not {value!r}", code="bad_value")
         object.__setattr__(self, "metadata", _pairs(self.metadata))
         if not hasattr(self.threads, "__index__") or not 0 <= self.threads <= 1024:
             raise UsageError(

@@ -28,6 +28,7 @@ def test_errors_have_codes(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert failure("weighted-sun", pair, out=out).code == "unknown_name"
     assert failure("weighted-sum", pair, out=out, alpha="x").code == "bad_value"
     assert failure("weighted-sum", pair, out=out, dtype="fp61").code == "bad_value"
+    assert failure("weighted-sum", pair, out=out, overwrite="yes").code == "bad_value"
     assert failure("add-diff", pair, out=out).code == "wrong_inputs"
     assert failure("weighted-sum", pair, out=out, alpha=1, weights=[1, 2]).code == "conflict"
     assert failure("weighted-sum", (pair[0], tmp_path / "none"), out=out).code == "not_found"
@@ -101,6 +102,8 @@ def test_json_prints_the_error(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert sds("marge", "--json").json()["error"]["code"] == "unknown_name"
     assert sds("merge", "--json", "--dtpye", "fp16").json()["error"]["code"] == "unknown_name"
     assert sds("cast", "--json", pair[0], "-o").json()["error"]["code"] == "usage"
+    assert sds("cast", "--json", pair[0], "--dtype", "fp17").json()["error"]["code"] == "bad_value"
+    assert sds("merge", "--json", "--method", "slerp", "--formula", "A").json()["error"]["code"] == "conflict"
 
 
 def test_a_result_that_is_a_failure_has_the_error_in_it(tmp_path: Path) -> None:

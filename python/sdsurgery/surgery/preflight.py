@@ -67,7 +67,9 @@ def refuse_conflicts(checkpoints: Sequence[Checkpoint], detections: Sequence[Det
                 f"different families cannot be merged: {who(first, checkpoints)} and {who(source, checkpoints)}: "
                 f"{reason}{_instead([detections[first].layout, detections[source].layout])}",
                 code="family",
+                tensor=detections[source].evidence_key,
                 path=checkpoints[source].path,
+                details={"expected": detections[first].layout.name, "found": detections[source].layout.name},
             )
 
 
