@@ -55,7 +55,6 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_mypy_sees_wrong_keywords_and_values(tmp_path: Path) -> None:
-    pytest.importorskip("mypy")
     for name, text in (("wrong", WRONG), ("right", RIGHT)):
         (tmp_path / f"{name}.py").write_text(text)
     skipped = "".join(
