@@ -102,7 +102,7 @@ class Composition(NamedTuple):
                 for each in (value if several else [value])
             ]
             if self.params[name] is None:
-                text = f"the recipe has weights= in the place of '{name}'; change them in the recipe"
+                text = f"the recipe has weights= instead of '{name}'; change them in the recipe"
                 raise UsageError(text, code="conflict")
             found[name] = numbers if several else numbers[0]
         return found
@@ -143,7 +143,8 @@ def block_table(methods: Iterable[Method], weights: bool = False) -> Callable[[s
     if len(tables) > 1 and weights:
         names = ", ".join(method.name for method in methods)
         raise UsageError(
-            f"{names} count merge blocks in different ways; save the result of one before it is an input of the other",
+            f"{names} count merge blocks in different ways; save the result of one first, and merge that file by the "
+            "other",
             code="conflict",
         )
     return tables.pop() if len(tables) == 1 else None

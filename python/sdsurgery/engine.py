@@ -152,7 +152,7 @@ def execute(
                 finished.append(target.path)
                 outcome.seconds = time.monotonic() - started
                 outcome.notes += [
-                    f"removed {printable(name)}, which a run that was killed had left" for name in sink.leftovers
+                    f"removed {printable(name)}, left behind by a run that was killed" for name in sink.leftovers
                 ]
         return outcomes
     except KeyboardInterrupt:

@@ -45,7 +45,7 @@ def require_found(inputs: Iterable[object]) -> None:
     numbers = [path for path in missing if _NUMBER.fullmatch(path)]
     if numbers:
         raise UsageError(
-            f"'{numbers[0]}' is not a file; the numbers of a list stand in one word, with commas between them: "
+            f"'{numbers[0]}' is not a file; write a list of numbers as one word, with commas: "
             f"{','.join(numbers) if len(numbers) > 1 else '0.5,0.3,0.2'}",
             code="wrong_inputs",
         )

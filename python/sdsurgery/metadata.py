@@ -90,7 +90,7 @@ class Metadata(NamedTuple):
     def _texts(self, hashes: Sequence[str | None], body: str | None) -> dict[str, str]:
         if not self.parents:
             return {**(self.source or {}), **self.given}
-        # inputs that are no parents (tensors that were computed) come last
+        # inputs that are not parents (tensors that were computed) come last
         parents = [item._replace(sha256=digest) for item, digest in zip(self.parents, hashes, strict=False)]
         title = self.given.get(_TITLE, self.title if self.with_names else "untitled")
         if not self.with_names:

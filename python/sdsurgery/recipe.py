@@ -112,7 +112,7 @@ class Opened(_Adaptable):
         """The leaf in JSON types. UsageError for tensors, which no file holds."""
         name = getattr(self.input, "path", None)
         if name is None:
-            raise UsageError("tensors in memory cannot stand in a recipe's JSON; save them first", code="wrong_inputs")
+            raise UsageError("tensors in memory cannot be written as JSON; save them first", code="wrong_inputs")
         return Model(name, self.use_ema, self.loras).to_json()
 
     def save(self, out: str | os.PathLike[str], **settings: Unpack[Keywords]) -> Report:
@@ -176,8 +176,8 @@ def model(given: Leaf, *, use_ema: bool = False) -> Model | Opened:
     if isinstance(given, str | os.PathLike):
         return Model(os.fspath(given), use_ema)
     if not hasattr(given, "items"):
-        text = f"an input is a file, an opened checkpoint, tensors by name or a recipe, not {type(given).__name__}"
-        raise UsageError(text, code="wrong_inputs")
+        text = "an input must be a file, an opened checkpoint, a dictionary of tensors or a recipe"
+        raise UsageError(f"{text}, not {type(given).__name__}", code="wrong_inputs")
     return Opened(given, use_ema)
 
 
@@ -329,8 +329,8 @@ def compose(root: Call) -> Composition:
             )
         if method.across and (node is not root or any(isinstance(item, Call) for item in node.inputs)):
             raise UsageError(
-                f"{node.method} looks at whole models, so it takes files and stands alone; save its inputs first, and "
-                "merge its output in a run of its own",
+                f"{node.method} looks at whole models, so it takes files and cannot be part of a larger recipe; save "
+                "its inputs first, and merge its output in a run of its own",
                 code="conflict",
             )
         inputs = [

@@ -99,7 +99,7 @@ class Settings:
     )
     backend: str = _row(HOW, "auto", "--backend", "auto, cpu, cuda, triton or reference", "NAME")
     gpu_memory: int = _row(HOW, 0, "--gpu-memory", "buffers on each GPU, like 512M (default 256M)", "SIZE")
-    fallback: str = _word(HOW, "--fallback", ("none", "cpu"), "what goes on when the GPU cannot be used or fails")
+    fallback: str = _word(HOW, "--fallback", ("none", "cpu"), "what takes over when the GPU cannot be used or fails")
     threads: int = _row(HOW, 0, "--threads", "how many threads; 0: one for each processor", "N")
     fix_clip: bool = _row(REPAIRS, False, "--fix-clip", "write the text encoders' position_ids as int64 0…76")
     fix_names: bool = _row(REPAIRS, False, "--fix-names", "read old and foreign tensor names as those of the family")
@@ -113,7 +113,7 @@ class Settings:
     title: str = _row(METADATA, "", "--title", "the model's title in the metadata (default: the file's name)", "TEXT")
     author: str = _row(METADATA, "", "--author", "the author in the metadata (default: A's)", "TEXT")
     license: str = _row(METADATA, "", "--license", "the licence in the metadata (default: A's)", "TEXT")
-    metadata: Pairs = _row(METADATA, (), "--metadata", "a text of the metadata; may be repeated", "KEY=VALUE")  # noqa: RUF009
+    metadata: Pairs = _row(METADATA, (), "--metadata", "an entry of the metadata; may be repeated", "KEY=VALUE")  # noqa: RUF009
     store_recipe: bool = _row(METADATA, True, "--no-recipe", "leave recipe and ancestry out of the metadata")
     store_names: bool = _row(METADATA, True, "--no-names", "leave the names of files out of the metadata")
     sync: bool = _row(OUTPUT, True, "--no-sync", "don't wait for the disk before the rename")
@@ -126,7 +126,7 @@ class Settings:
     part: str = _row(PICKLES, "", "--part", "which of several dictionaries of weights to read from a pickle", "NAME")
     html: str | os.PathLike[str] | None = _row(OUTPUT, None, "--html", "also write the report as a page", "FILE.html")  # noqa: RUF009
     tile_bytes: int = _row("", 0, "", "bytes that a thread works on at a time; 0: what suits the processor")
-    progress: Progress | bool | None = _row("", None, "", "called with the bytes done and in all; True: a bar")  # noqa: RUF009
+    progress: Progress | bool | None = _row("", None, "", "called with the bytes done and their total; True: a bar")  # noqa: RUF009
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", dtype_word(self.dtype))

@@ -78,7 +78,7 @@ def test_after_two_dashes_come_files_whatever_their_names(models: Path, tmp_path
 
 def test_an_output_named_like_an_input_is_recognised(models: Path) -> None:
     for verb in (["merge", "a.safetensors", "--method", "weighted-sum"], ["cast", "--dtype", "fp16"]):
-        refused(sds(*verb, "b.safetensors", "new.safetensors", cwd=models), 2, "is it meant as -o new.safetensors?")
+        refused(sds(*verb, "b.safetensors", "new.safetensors", cwd=models), 2, "did you mean -o new.safetensors?")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

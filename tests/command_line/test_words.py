@@ -58,7 +58,7 @@ def test_the_ratio_in_the_words_of_others(folder: Path, tmp_path: Path, option: 
         (("nowhere/a.safetensors", AB[1]), 3, "there is no folder 'nowhere'"),
         ((AB[0], AB[1], "bass.safetensors"), 3, "did you mean 'base.safetensors'?"),
         ((*AB, "--blocks", "0", "0.5", "1"), 2, "0.5,1"),
-        ((*AB, "--blocks", "0 0.5 1"), 2, "with commas between them: 0,0.5,1"),
+        ((*AB, "--blocks", "0 0.5 1"), 2, "separate the numbers of a list with commas: 0,0.5,1"),
         ((*AB, "--alpha", "30%"), 2, "did you mean 0.3?"),
         ((*AB, "--alpha", "0,3"), 2, "a decimal is written 0.3"),
         ((*AB, "--half"), 2, "did you mean '--dtype fp16'?"),

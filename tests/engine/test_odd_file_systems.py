@@ -76,7 +76,7 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next_which_says_so(folder: P
             (folder / left).write_bytes(b"x")
             made = run(folder, odd(library, **faults), *CAST[:-1], "--force")
             assert made.returncode == 0, made.stderr
-            assert f"removed {left}, which a run that was killed had left" in made.stdout + made.stderr
+            assert f"removed {left}, left behind by a run that was killed" in made.stdout + made.stderr
             assert alive.exists() and not (folder / left).exists()
     again = run(folder, env, *CAST, "--force")
     assert again.returncode == 0 and not alive.exists()

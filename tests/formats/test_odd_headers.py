@@ -156,4 +156,4 @@ def test_a_download_that_was_never_finished_is_named_as_such(zeros: int, named: 
     notes = parse(data).notes
     assert bool(notes) == named
     if named:
-        assert f"its last {zeros} tensors from 't{40 - zeros}' on" in notes[0]
+        assert f"its last {zeros} tensors, from 't{40 - zeros}' on" in notes[0]

@@ -72,7 +72,7 @@ def test_a_formula_is_the_built_in_method_bit_for_bit() -> None:
     [
         ("1/0*A", "character 2: '/' has no value"),
         ("A + sqrt(-1)", "character 5: 'sqrt' has no value"),
-        ("maximum(A, B, C)", "character 1: maximum: the maximum is that of two tensors"),
+        ("maximum(A, B, C)", "character 1: maximum: the maximum takes two tensors"),
         ("norm(A)", "character 1: the formula gives one number"),
     ],
 )

@@ -314,7 +314,7 @@ class TestKeys:
 
     def test_a_checkpoint_or_an_embedding_is_no_adapter(self, base: Path, tmp_path: Path) -> None:
         embedding = written(tmp_path / "e.safetensors", {"emb_params": np.zeros((4, 768), "f2")})
-        for file, text in ((base, "an adapter is expected, and this is"), (embedding, "textual inversion")):
+        for file, text in ((base, "an adapter is expected, but this is"), (embedding, "textual inversion")):
             with pytest.raises(InputRefused, match=text):
                 sdsurgery.bake(base, [file], dry_run=True)
 

@@ -65,9 +65,9 @@ def test_a_folder_of_peft(models: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_refused(models: Path, parts: Arrays, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no adapter"):
+    with pytest.raises(UsageError, match="is not an adapter"):
         sdsurgery.inspect(models / "a.safetensors", base=models / "b.safetensors")
-    with pytest.raises(InputRefused, match="without a file of weights"):
+    with pytest.raises(InputRefused, match="without a weights file"):
         sdsurgery.inspect(tmp_path)
 
 

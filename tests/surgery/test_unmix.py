@@ -277,7 +277,7 @@ def test_a_pruned_file_is_called_so(models: dict[str, Path], tmp_path: Path) -> 
     sds.prune(models["a"], preset="inference", out=out, **QUICK)
     found = sds.unmix(out, pick(models, "a b base"))
     assert found.notes == [
-        "a has the weights of the mix, bit for bit in value; it has 12 tensors more, so the mix was pruned"
+        "a has the weights of the mix, bit for bit in value; it has 12 more tensors, so the mix was pruned"
     ]
 
 
@@ -307,7 +307,7 @@ def test_ema_weights_are_a_candidate_of_their_own(models: dict[str, Path], tmp_p
     assert found.formula == "trained (EMA)" and found.command.startswith("sdsurgery ema ")
 
 
-# ---- methods that are no sums
+# ---- methods that are not sums
 
 
 TRACES: list[tuple[str, str, dict[str, Any], tuple[str, str, float, float | None]]] = [

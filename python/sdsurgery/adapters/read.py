@@ -32,7 +32,7 @@ _RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "a2")
 @dataclass
 class Adapter:
     """An opened adapter; ``close`` it. ``base`` is the short name of the family that it is made for, "" where nothing
-    shows it; ``evidence`` the line that says how one knows. ``strangers`` are keys that are no adapter's."""
+    shows it; ``evidence`` the line that says how one knows. ``strangers`` are keys that are not an adapter's."""
 
     checkpoint: Checkpoint
     modules: dict[str, Parts]
@@ -190,7 +190,7 @@ def file_of(path: str | os.PathLike[str]) -> str:
     if inside is None:
         from ..formats.strangers import folder as told
 
-        neither = f"a folder without a file of weights (one with an adapter has {_WEIGHTS[0]} or {_WEIGHTS[2]})"
+        neither = f"a folder without a weights file (a folder with an adapter has {_WEIGHTS[0]} or {_WEIGHTS[2]})"
         raise InputRefused(f"{printable(text)}: {told(text) or neither}", code="not_found", path=text)
     return inside
 
@@ -266,9 +266,9 @@ def _refusal(checkpoint: Checkpoint) -> InputRefused:
     elif family.startswith("hypernetwork"):
         text = f"{path}: a hypernetwork is not linear in its input; it cannot be baked into a checkpoint"
     elif unread:
-        text = f"{path}: {unread} is not read; the kinds that are stand in docs/adapters.md"
+        text = f"{path}: {unread} cannot be read; docs/adapters.md lists the kinds that can"
     elif family == UNKNOWN.name:
-        text = f"{path}: not an adapter: no tensor has a name of LoRA, LyCORIS or the like"
+        text = f"{path}: not an adapter: no tensor is named as in LoRA, LyCORIS or the like"
     else:
-        text = f"{path}: an adapter is expected, and this is {found.layout.title}"
+        text = f"{path}: an adapter is expected, but this is {found.layout.title}"
     return InputRefused(text, code="family", path=checkpoint.path)

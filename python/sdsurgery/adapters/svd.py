@@ -56,7 +56,7 @@ class Rank(NamedTuple):
         if self.most < 0 or (self.most == 0 and not self.energy and not self.ratio):
             raise UsageError("rank= must be at least 1, unless energy= or sigma_ratio= chooses it", code="bad_value")
         if not 0 <= self.energy <= 1 or not 0 <= self.ratio < 1:
-            raise UsageError("energy= is a share above 0 and up to 1, sigma_ratio= one below 1", code="bad_value")
+            raise UsageError("energy= must be above 0 and at most 1, sigma_ratio= below 1", code="bad_value")
         if self.energy and self.ratio:
             raise UsageError("energy= and sigma_ratio= exclude each other", code="conflict")
         return self

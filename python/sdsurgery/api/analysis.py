@@ -84,7 +84,7 @@ def compare(a: Input, b: Input, *, base: Input | None = None, **settings: Unpack
     ``base`` is a model for adapters whose change depends on the weight (DoRA, OFT, …). ``fix_names`` reads old and
     foreign names as the family's own; ``backend`` is cpu, cuda or reference. No other setting changes a bit of the
     numbers. InputRefused when a file is damaged or cannot be read, UsageError when the backend cannot be used or has
-    no reductions, and for a base of files that are no adapters of one family.
+    no reductions, and for a base of files that are not adapters of one family.
     """
     from ..surgery.compare import compare as work
 

@@ -131,7 +131,7 @@ def meant_as_output(args: argparse.Namespace) -> str:
     """A hint where the last of several files, which doesn't exist, looks like the output's name."""
     files: list[str] = getattr(args, "inputs", [])
     if args.out is None and len(files) > 1 and not os.path.lexists(files[-1]):
-        return f"; {printable(files[-1])} does not exist: is it meant as -o {printable(files[-1])}?"
+        return f"; {printable(files[-1])} does not exist: did you mean -o {printable(files[-1])}?"
     return ""
 
 
@@ -156,7 +156,7 @@ def written(args: argparse.Namespace, work: Callable[..., Any]) -> int:
         except RunFailed as error:
             if args.dry_run:
                 raise
-            raise RunFailed(f"{error}; the output is written", code=error.code) from None
+            raise RunFailed(f"{error}; the output was written", code=error.code) from None
     for report in reports:
         show(args, report)
     if refused is not None:

@@ -39,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     add(
         "--base",
         metavar="FILE",
-        help="of two adapters: a model, for kinds whose change depends on the weight (DoRA, …)",
+        help="for two adapters: their base model, for kinds whose change depends on the weight (DoRA, …)",
     )
     options(parser, _SETTINGS)
 
@@ -116,7 +116,7 @@ def _effects(found: Effects, verbose: bool) -> Iterator[str]:
         sides = str(layer.a) if layer.a == layer.b else f"{layer.a} and {layer.b}"
         yield f"{printable(layer.name)}  cosine {cosine}  ‖ΔA−ΔB‖/‖ΔA‖ {distance}  {sides}"
     if shown and len(shown) < len(layers):
-        yield f"({len(layers) - len(shown)} changes more, which differ no more; -v has all)"
+        yield f"({len(layers) - len(shown)} more changes, which differ no more than these; -v lists all)"
 
 
 def _of_changes(likeness: Likeness) -> tuple[str, str, str, str]:

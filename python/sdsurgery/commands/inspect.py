@@ -25,8 +25,12 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     plain(parser)
     add = parser.add_argument
     add("inputs", metavar="FILE", nargs="*", help="one, or several for a table")
-    add("--base", metavar="FILE", help="of an adapter: a model, to say how strong each of its layers is beside it")
-    add("--keys", metavar="REGEX", nargs="?", const="", help="list the tensors whose names this finds, or all of them")
+    add(
+        "--base",
+        metavar="FILE",
+        help="for an adapter: its base model, to show how strong each layer is beside the weight",
+    )
+    add("--keys", metavar="REGEX", nargs="?", const="", help="list the tensors whose names match, or all of them")
     add("--hashes", action="store_true", help="read the whole file, and compute every hash that sites list")
     options(parser, _SETTINGS)
 

@@ -41,7 +41,9 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     method.add_argument("--method", help="see `sdsurgery methods`")
     method.add_argument("--formula", metavar="TEXT", help="a method of your own, such as 'A + k*(B - C)'")
     what.add_argument("--recipe", metavar="FILE", help="merges of merges as JSON, instead of --method and files")
-    what.add_argument("--variant", metavar="WORD", help="of a method that has variants (`sdsurgery methods`)")
+    what.add_argument(
+        "--variant", metavar="WORD", help="the variant, for a method that has several (`sdsurgery methods`)"
+    )
     what.add_argument("--compat", metavar="TOOL", type=one_of("--compat", TOOLS),
                       help=f"the method as this tool computes it: {', '.join(TOOLS)}")  # fmt: skip
     what.add_argument("--method-file", metavar="FILE", help="a Python file with methods of your own")
@@ -79,7 +81,8 @@ def _ratios(into: Arguments) -> None:
         help="a number of the method or formula")  # fmt: skip
     add("--curve", metavar="WORD", type=one_of("--curve", CURVES), help="shape alpha (smoothstep, inverse-smoothstep)")
     add("--clamp", action="store_true", help="keep the result between A and B")
-    add("--bounds", metavar="A,B,…", help="keep the result between these inputs")
+    add("--bounds", metavar="A,B,…", help="keep the result between these inputs; --stiffness, 0 to 1, moves the limits "
+        "towards their mean")  # fmt: skip
     add("--adjust", metavar="D1,…,D8", type=numbers,
         help="eight numbers that change detail, contrast and colours of the result")  # fmt: skip
 

@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument("--sarif", action="store_true", help="print a SARIF log on stdout, for code scanning")
     parser.add_argument(
         "--allow-unjudged", action="store_true",
-        help="exit code 0 for files that call what is not known to be harmless, and nothing known to be dangerous",
+        help="exit with 0 where files call what is not known to be harmless, but nothing known to be dangerous",
     )  # fmt: skip
 
 

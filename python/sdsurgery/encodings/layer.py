@@ -97,7 +97,7 @@ class Layer:
         """The JSON text that a tensor of bytes holds."""
         info = self.parts[part]
         if info.nbytes > 1 << 16:
-            raise Undecodable(format, f"'{printable(info.name)}' is no JSON text")
+            raise Undecodable(format, f"'{printable(info.name)}' is not JSON text")
         try:
             return json.loads(self._checkpoint.read(info).decode("utf-8"))
         except (ValueError, RecursionError):

@@ -28,7 +28,7 @@ class Placed(NamedTuple):
     """Where everything goes. ``offsets``: of each tensor, the same for tensors that share their bytes.
 
     ``sums``: (offset, bytes) of what ``structure`` needs the CRC-32 of. ``structure(metadata, sums)`` gives every byte
-    of the file that is not tensor data, for metadata that are no longer than those that the file was laid out with.
+    of the file that is not tensor data, for metadata no longer than what the file was laid out with.
     """
 
     offsets: Sequence[int]

@@ -322,7 +322,7 @@ class Scanner:
             if inside is None:
                 self._doubt(label, "not looked into: bytes that it hands to torch.load")
             elif not (is_zip(inside) or Pickle(inside, 0, _FIRST).value == TORCH_MAGIC):  # type: ignore[arg-type]
-                self._problem(label, "hands bytes to torch.load that are no file of torch")
+                self._problem(label, "hands bytes to torch.load that are not a torch file")
             else:
                 self._inside(label, inside, depth + 1)
 

@@ -76,8 +76,9 @@ class FileScan:
     def findings(self) -> Iterator[tuple[str, str]]:
         """(rule of ``RULES``, text) of everything that the verdict rests on."""
         for label in self.dangerous:
+            times = self.globals.get(label, 1)
             verb = "would have run" if label in self.calls else "names"
-            yield "dangerous-name", f"{verb} {printable(label)} ({self.globals.get(label, 1)} times named)"
+            yield "dangerous-name", f"{verb} {printable(label)} (named {times} time{'s' if times != 1 else ''})"
         yield from (("not-followed", problem) for problem in self.problems)
         yield from (("cannot-be-judged", f"cannot be judged: {doubt}") for doubt in self.unjudged)
 

@@ -26,8 +26,8 @@ _STARTS = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras); convert it where it was made"),
     (b"\x93NUMPY", "a NumPy array; save it as safetensors where it was made"),
     (b"%PDF-", "a PDF document; give the model's own file"),
-    (b"\x7fELF", "a program; give the model's own file, and do not start what you did not expect"),
-    (b"MZ", "a program; give the model's own file, and do not start what you did not expect"),
+    (b"\x7fELF", "a program; give the model's own file, and don't run a program that you did not expect"),
+    (b"MZ", "a program; give the model's own file, and don't run a program that you did not expect"),
     (b"d8:announce", "a torrent; open it with a torrent program, which fetches the model"),
     (b"[InternetShortcut]", "a shortcut to a web page; download the model from there"),
     (b"\x08\x07\x12\x07pytorch", "an ONNX file; take the model's safetensors or .ckpt"),
@@ -54,7 +54,7 @@ def described(source: Source) -> str | None:
     if found is not None:
         return found
     if not head.strip(b"\0"):
-        return f"only zeros, as space that a downloader reserved and never filled; {_AGAIN}"
+        return f"only zeros: space that a downloader reserved and never filled; {_AGAIN}"
     picture = next((name for start, name in _PICTURES if _begins(head, start)), None)
     if picture is not None:
         return f"a {picture} {_PICTURE}"

@@ -45,7 +45,7 @@ def members(source: Bytes) -> Iterator[Member]:
         if not is_header(block):
             skipped += 1
             if skipped > MAX_SKIPPED:
-                raise InputRefused("tar: goes on for long behind its last member")
+                raise InputRefused("tar: continues far beyond its last member")
             continue
         kind = block[156]
         if kind == _SPARSE:

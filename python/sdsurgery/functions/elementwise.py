@@ -171,7 +171,7 @@ def _extreme(op: str, wins: Callable[[Any, Any], Any], a: Any, b: Any, axis: Axi
     if b is None:
         return reduced(op, axis, a)
     if axis is not None:
-        raise TypeError(f"the {op} is that of two tensors, or of one along an axis")
+        raise TypeError(f"the {op} takes two tensors, or one tensor and an axis")
 
     def of_numbers(x: float, y: float) -> float:
         return x if wins(x, y) or math.isnan(x) else y

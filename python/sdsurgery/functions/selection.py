@@ -35,7 +35,7 @@ def quantile(x: Any, q: Any, between: str = "lower") -> Any:
     if between == "lower":
         return low
     if between not in ("midpoint", "linear"):
-        raise TypeError(f"quantile takes the element between two as lower, midpoint or linear, not {between!r}")
+        raise TypeError(f'quantile takes between="lower", "midpoint" or "linear", not {between!r}')
     high = kth_largest(x, size(x) - minimum(lower + 1, size(x) - 1))
     share = place - lower if between == "linear" else where(place > lower, 0.5, 0)
     return where(share == 0, low, low + share * (high - low))
@@ -45,7 +45,7 @@ def largest(x: Any, k: Any, ties: str = "first") -> Any:
     """1 for the k largest elements (k rounded down), else 0. Of elements equal to the k-th those of lower index come
     first, so that exactly k are chosen; with ``ties="all"`` all of them are. Every NaN is among the chosen."""
     if ties not in ("first", "all"):
-        raise TypeError(f"largest takes ties as first or all, not {ties!r}")
+        raise TypeError(f'largest takes ties="first" or "all", not {ties!r}')
     tracer = tracer_of(x)
     if tracer is None:
         from ..definitions.reductions import largest_of

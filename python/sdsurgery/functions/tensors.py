@@ -21,7 +21,7 @@ def whole(function: Callable[..., Any], *args: Any) -> Any:
     numbers = [item for item in args if is_single(item) or is_numbers(item)]
     arrays = args[: len(args) - len(numbers)]
     if any(is_single(item) or is_numbers(item) for item in arrays) or not arrays:
-        raise TypeError("a function of whole tensors takes tensors first, and numbers behind them")
+        raise TypeError("a function of whole tensors takes tensors first, and numbers after them")
     for item in arrays:
         if isinstance(item, Symbol):
             return item.tracer.whole(function, arrays, numbers)
@@ -36,5 +36,5 @@ def rank(x: Any, axis: int | None = None) -> Any:
     from ..definitions.reductions import ranks
 
     if axis not in (None, 1, -1):
-        raise TypeError(f"a rank is one in the tensor, or along axis 1 or -1, not {axis!r}")
+        raise TypeError(f"a rank runs over the tensor, or along axis 1 or -1, not {axis!r}")
     return whole(ranks, x, 0 if axis is None else axis)

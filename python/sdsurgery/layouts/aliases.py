@@ -200,7 +200,7 @@ def remarks(keys: Collection[str], layout: Layout) -> tuple[str, ...]:
         (flipped, "text projections hold the transposed matrix, as their name says (cast(fix_names=True) repairs "
                   "it)"),
         (apart, "tensors hold q, k and v of OpenCLIP's attention apart (cast(fix_names=True) joins them)"),
-        (twice, "tensors are there under two names (cast(fix_names=True) keeps one if both hold the same, else drop "
+        (twice, "tensors appear under two names (cast(fix_names=True) keeps one if both hold the same, else drop "
                 "one by prune(drop_keys=…))"),
     )  # fmt: skip
     return tuple(

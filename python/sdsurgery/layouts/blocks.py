@@ -85,7 +85,7 @@ def _no_such_preset(item: str, network: Network) -> NoReturn:
     if len(parts) > 1 and all(map(_is_number, parts)):
         shown = ",".join(parts[:4]) + (",…" if len(parts) > 4 else "")
         raise UsageError(
-            f"block weights: '{printable(item)}': the numbers of a list stand with commas between them: {shown}",
+            f"block weights: '{printable(item)}': separate the numbers of a list with commas: {shown}",
             code="bad_value",
         )
     hint = did_you_mean(item.upper(), network.presets()) or "; expected NAME=NUMBER, a preset, or a list of numbers"

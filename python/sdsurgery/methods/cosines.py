@@ -129,7 +129,7 @@ def within(a: Any, b: Any, share: Any, fused: bool) -> Any:
     "extract", inputs="A B C",
     alpha=Param(0.5, "0: what B learned, 1: what C learned"),
     beta=Param(0.0, "0: where both learned the same, 1: where they learned different things"),
-    gamma=Param(1.0, "how sharply that is told apart", "[0, inf)"), fused=FUSED,
+    gamma=Param(1.0, "how sharp the distinction is", "[0, inf)"), fused=FUSED,
 )  # fmt: skip
 def extract(a: Any, b: Any, c: Any, *, alpha: float, beta: float, gamma: float, fused: bool) -> Any:
     """A + ((1 − α)·(B − A) + α·(C − A))·((1 − β)·d + β·(1 − d)), d = ((cos + 1)/2)^γ of each row of B − A and C − A.
@@ -142,7 +142,7 @@ def extract(a: Any, b: Any, c: Any, *, alpha: float, beta: float, gamma: float, 
 @method(
     "extract.no-base", inputs="A B", alpha=Param(0.5, "0: A, 1: B"),
     beta=Param(0.0, "0: where both are alike, 1: where they differ"),
-    gamma=Param(1.0, "how sharply that is told apart", "[0, inf)"), fused=FUSED,
+    gamma=Param(1.0, "how sharp the distinction is", "[0, inf)"), fused=FUSED,
 )  # fmt: skip
 def extract_without_base(a: Any, b: Any, *, alpha: float, beta: float, gamma: float, fused: bool) -> Any:
     """((1 − α)·A + α·B)·((1 − β)·d + β·(1 − d)), d = ((cos + 1)/2)^γ of each row of A and B.

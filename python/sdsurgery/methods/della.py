@@ -13,9 +13,11 @@ from .sums import FUSED, unchanged
 
 DENSITY = PerInput("share of each difference that is kept", default=0.5, after=1, within="(0, 1)")
 EPSILON = Param(
-    0.15, "how much more the largest are kept, and the smallest less; density ± it lies in (0, 1)", "[0, 1)"
+    0.15,
+    "how much more often the largest are kept, and the smallest less often; density ± epsilon must lie in (0, 1)",
+    "[0, 1)",
 )
-EPS = Param(0.1, "how much more the largest are kept than the smallest; below 0 less", also="epsilon")
+EPS = Param(0.1, "how much more often the largest are kept than the smallest; below 0 less often", also="epsilon")
 DIVIDE = Flag(True, "divide what is kept by 1 − p")
 SUM = Flag(False, "elect signs by the sum of the differences, not by their number")
 

@@ -120,7 +120,7 @@ def dare_mean_of(models: Any, drawn: Any, probability: float, rescale: float) ->
 
 
 DENSITY = PerInput("share of each difference that is kept", default=0.5, after=1, within="(0, 1]")
-RESCALE = Flag(True, "give what is kept the sum of magnitudes of the whole difference")
+RESCALE = Flag(True, "scale what is kept to the sum of magnitudes of the whole difference")
 
 
 @method("dare-linear.mergekit", inputs="A B …", weights=WEIGHTS, density=DENSITY, rescale=RESCALE, lam=LAM, seed=SEED)

@@ -66,8 +66,8 @@ def inner(x: list[Any], y: list[Any]) -> Any:
     return left_to_right([a * b for a, b in zip(x, y, strict=True)])
 
 
-@method("karcher", inputs="A …", max_iter=Whole(10, "steps at most", "[1, 100]"),
-        tol=Param(1e-5, "stop at a shorter step", "[0, inf)"))  # fmt: skip
+@method("karcher", inputs="A …", max_iter=Whole(10, "largest number of steps", "[1, 100]"),
+        tol=Param(1e-5, "stop when a step is shorter", "[0, inf)"))  # fmt: skip
 def karcher(*models: Any, max_iter: float, tol: float) -> Any:
     """The mean of the models' directions on the sphere, times the mean of their norms.
 
@@ -112,8 +112,8 @@ def turn(cosine: Any) -> Any:
 
 @method(
     "geometric-median", inputs="A B …", eps=Param(1e-6, "distances are at least this", "(0, inf)"),
-    maxiter=Whole(100, "steps at most", "[1, 100]"),
-    ftol=Param(1e-20, "stop when the sum of distances falls by a smaller share", "[0, inf)"),
+    maxiter=Whole(100, "largest number of steps", "[1, 100]"),
+    ftol=Param(1e-20, "stop when the sum of distances falls by less than this share", "[0, inf)"),
 )  # fmt: skip
 def geometric_median(*models: Any, eps: float, maxiter: float, ftol: float) -> Any:
     """The tensor with the smallest sum of distances to the models, by Weiszfeld's steps from their mean.

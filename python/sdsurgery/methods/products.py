@@ -61,7 +61,7 @@ def turned(half_turns: Any) -> Any:
     return of_numbers(lambda t: math.cos(math.pi * t), half_turns)
 
 
-@method("multiply-quotient", inputs="A B C", alpha=Param(1.0, "how much of the quotient B/C is multiplied"))
+@method("multiply-quotient", inputs="A B C", alpha=Param(1.0, "how much of the quotient B/C is multiplied in"))
 def multiply_quotient(a: Any, b: Any, c: Any, alpha: float) -> Any:
     """Re(A·(B/C)^e), e = α·max(0, −x·y/max(|x|, |y|)²) with x = ln|A/C| and y = ln|B/C|; A where that is not a number.
 

@@ -260,7 +260,7 @@ def get(name: str, variant: str | None = None) -> Method:
         if name.startswith(prefix):
             made = make(name)
             if variant:
-                text = f"{printable(made.name)} has no variant '{printable(variant)}'; a method's stands in its name"
+                text = f"{printable(made.name)} has no variant '{printable(variant)}'; write it in the method's name"
                 raise UsageError(text, code="unknown_name")
             return made
     found = known_names.get(name) or known_names.get(_plain(name))

@@ -125,7 +125,7 @@ def ties_by_sum(*models: Any, k: float, alpha: float, fused: bool) -> Any:
         k=Param(0.2, "share of each difference that is kept", "[0, 1]", also="density"),
         vote_sgn=Flag(False, "elect signs by the sum of the differences, not by their number"),
         apply_stock=Flag(False, "no: the mean times model stock's t; yes: the plain mean"),
-        apply_median=Flag(False, "the geometric median in the place of the mean"),
+        apply_median=Flag(False, "the geometric median instead of the mean"),
         alpha=ADDED, cos_eps=Param(1e-6, "norms are at least this", "[0, inf)"), fused=FUSED)  # fmt: skip
 def ties_extended(
     *models: Any, k: float, vote_sgn: bool, apply_stock: bool, apply_median: bool, alpha: float, cos_eps: float,
@@ -235,7 +235,7 @@ def sce(*models: Any, select_topk: float) -> Any:
 
 
 @method("ram-plus", inputs="A B …", epsilon=Param(1e-5, "a smaller difference does not count", "[0, inf)"),
-        r=Param(0.1, "how much what only one model learned is raised"),
+        r=Param(0.1, "how much more counts what only one model learned"),
         alpha=Param(0.2, "the largest ratio of shared to own elements that counts", "[0, inf)"))  # fmt: skip
 def ram_plus(base: Any, *models: Any, epsilon: float, r: float, alpha: float) -> Any:
     """As ram; what only model i learned times 1 + r·clip(sharedᵢ/max(uniqueᵢ, ε), 0, α), by the counts of elements.

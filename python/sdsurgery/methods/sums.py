@@ -147,8 +147,8 @@ def triple_sum_lerp(a: Any, b: Any, c: Any, *, alpha: float, beta: float, fused:
     return lerp(a, lerp(b, c, beta / (alpha + beta), fused), alpha + beta, fused)
 
 
-@method("weighted-subtract", inputs="A B", alpha=Param(1.0, "of the ratio α·β", "[0, 1]"),
-        beta=Param(0.5, "of the ratio α·β", "[0, 1]"))  # fmt: skip
+@method("weighted-subtract", inputs="A B", alpha=Param(1.0, "a factor of the ratio α·β", "[0, 1]"),
+        beta=Param(0.5, "a factor of the ratio α·β", "[0, 1]"))  # fmt: skip
 def weighted_subtract(a: Any, b: Any, alpha: float, beta: float) -> Any:
     """(A − α·β·B)/(1 − α·β): undoes a weighted sum of ratio α·β; refused for α·β = 1.
 

@@ -151,7 +151,7 @@ TOOLS: Mapping[str, Tool] = {
             "distribution-crossover": Form("distribution-crossover", "2e-6"), "clamp": Form("clamp.ab"),
         },
         "Every tensor that all files have; A's where one lacks it. What only B has is added: --add-missing. Blocks are "
-        "the family's, but that `label_emb` belongs to BASE; of SDXL it counts `out.` to OUT11, which is none here.",
+        "the family's, except that `label_emb` belongs to BASE; SDXL's `out.` counts as OUT11, not a block here.",
         "the re-basin loop, which permutes channels before it mixes.",
         blocks={_LABEL: "BASE"},
     ),
@@ -174,7 +174,8 @@ TOOLS: Mapping[str, Tool] = {
         "Every tensor that all files have; A's where one lacks it. What only B has is added: --add-missing. The VAE "
         "stays A's (`replace` or --vae give another). `time_embed` belongs to OUT11 in SD 1.x and 2.x; in SDXL "
         "`time_embed`, `label_emb` and names without `weight` or `bias` stay A's.",
-        '"SIG", which is no mix, "CLIPXOR", whose formula is not published, and elemental weights (--rules are such).',
+        '"SIG", which is not a mix, "CLIPXOR", whose formula is not published, and elemental weights (--rules are '
+        "such).",
         keeps=r"^first_stage_model\.|^vae\.", keeps_xl=f"{_TIME}|{_NO_NUMBERS}", blocks={_TIME: "OUT11"},
     ),
 }  # fmt: skip

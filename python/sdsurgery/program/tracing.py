@@ -125,7 +125,7 @@ def reduced(body: Callable[..., Any], inputs: int) -> tuple[Formula, int]:
     except Exception as error:
         raise _untraceable("statistic", body, error) from error
     if not isinstance(value, Value) or value.along not in (ALL, FIRST):
-        raise UntraceableBody("statistic: of whole models it is one number of each tensor, or one of each column")
+        raise UntraceableBody("a statistic of whole models must be one number of each tensor, or one of each column")
     program = linearised(tracer.lift(value), inputs, tracer)
     return Formula(program, tuple(float(constant) for constant in tracer.constants)), value.along
 

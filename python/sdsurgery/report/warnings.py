@@ -68,7 +68,7 @@ KINDS = {
         "pictures come out wrong",
     ),
     "vae_unrelated": Kind(
-        "a VAE has nothing in common with that of A, as those of other families",
+        "a VAE has nothing in common with A's: it is probably another family's",
         "the VAE of {path} has nothing in common with that of {base} (cosine {cosine:.2f} of the encoder's filters): "
         "one of them is another family's, with other latents in the same shapes, and the pictures come out wrong",
     ),

@@ -300,7 +300,7 @@ def _described(outline: Outline, settings: Settings) -> Outline:
         shown = ", ".join(printable(key, 60) for key in left[:6]) + (
             f", … ({len(left)} in all)" if len(left) > 6 else ""
         )
-        notes = (*notes, f"A's metadata that were left out, since they are not true of a merge: {shown}")
+        notes = (*notes, f"metadata of A that was left out, since it is not true of a merge: {shown}")
     return outline._replace(metadata=metadata, notes=notes)
 
 

@@ -58,7 +58,7 @@ def _duplicated(checkpoint: Checkpoint) -> list[str]:
     if not twice:
         return []
     more = ", …" if len(twice) > 1 else ""
-    return [f"{len(twice)} tensors that shared their data are written out each: '{printable(twice[0])}'{more}"]
+    return [f"{len(twice)} tensors that shared their data are each written out: '{printable(twice[0])}'{more}"]
 
 
 @dataclass(repr=False)

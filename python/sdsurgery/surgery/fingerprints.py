@@ -1,4 +1,4 @@
-"""Traces of methods that are no sums, in what the best mix leaves: what single elements show and products can't.
+"""Traces of methods that are not sums, in what the best mix leaves: what single elements show and products can't.
 
 One tensor of each block is looked at, of a large one every so many rows. A trace counts where most of them have it.
 """

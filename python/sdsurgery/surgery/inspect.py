@@ -95,7 +95,7 @@ def inspect(
     with open_checkpoint(file, **opening) as checkpoint:
         adapter = read_adapter(checkpoint) if file != os.fspath(path) else adapter_of(checkpoint)
         if adapter is None and base is not None:
-            raise UsageError(f"{printable(file)} is no adapter, so base= has no use", code="conflict")
+            raise UsageError(f"{printable(file)} is not an adapter, so base= does not apply", code="conflict")
         parts = None if adapter is None else anatomy(adapter, base, **opening)
         stored = checkpoint.tensors
         encodings.decode(checkpoint)  # a family is recognised by the weights' own shapes

@@ -124,7 +124,7 @@ class _Work:
         """Sum and write every module."""
         for adapter in self.adapters:
             for name in adapter.strangers:
-                self.notes.append(f"{printable(adapter.path)}: '{printable(name)}' is no part of an adapter; left out")
+                self.notes.append(f"{printable(adapter.path)}: '{printable(name)}' is not part of an adapter; left out")
         found = slots(self.layout, self.adapters)
         rows: list[Row] = []
         for slot, members in followed(found, self.adapters, settings.callback):

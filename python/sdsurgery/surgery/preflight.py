@@ -176,8 +176,8 @@ def completenesses(
         if having is not None and not add_missing and component not in given:
             title = _COMPONENTS.get(component, component)
             notes.append(
-                f"A has no {title}, and neither has the output; that of {who(having, checkpoints)} is added by "
-                "add_missing=True"
+                f"A has no {title}, so the output has none either; add_missing=True adds that of "
+                f"{who(having, checkpoints)}"
             )
     return notes
 

@@ -199,7 +199,7 @@ def _require_whole(checkpoint: Checkpoint, layout: Layout, pieces: Sequence[Piec
     if found.incomplete:
         raise InputRefused(
             f"{printable(checkpoint.path)}: {found.text()}; no program loads such a model. "
-            'prune(preset="no-ema") prunes it all the same',
+            'prune(preset="no-ema") prunes it anyway',
             code="missing_tensors",
             tensor=found.absent[0],
             path=checkpoint.path,

@@ -246,7 +246,7 @@ def _only(method: Method, params: Mapping[str, Any], option: str) -> str:
         return ratios[0]
     if not ratios:
         lists = [name for name, param in method.params.items() if isinstance(param, PerInput)]
-        hint = f"; of {lists[0]} say whose number: B:…" if lists else ""
+        hint = f"; say whose number of {lists[0]}= changes: B:…" if lists else ""
         if lists and params[lists[0]] is None:
             hint = f"; give {lists[0]}= too, and say whose number changes: B:…"
         raise UsageError(

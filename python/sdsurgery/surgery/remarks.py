@@ -28,7 +28,7 @@ def of_candidates(work: Work, usable: Sequence[int]) -> tuple[list[str], bool]:
         rounding = sum(noise(each.square, each.elements, each.dtypes[i + 1 : i + 2]) for each in there)
         if energy == 0.0:
             more = len(work.opened[i + 1].tensors) - len(work.opened[0].tensors)
-            pruned = f"; it has {more:,} tensors more, so the mix was pruned" if more > 0 else ""
+            pruned = f"; it has {more:,} more tensors, so the mix was pruned" if more > 0 else ""
             notes.append(f"{work.short[i]} has the weights of the mix, bit for bit in value{pruned}")
         elif energy <= MISSING * rounding and any(coarser(e.dtypes[i + 1], e.dtypes[0]) for e in there):
             notes.append(f"{work.short[i]} is this model in {there[0].dtypes[i + 1].name}")  # type: ignore[union-attr]

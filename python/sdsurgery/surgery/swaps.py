@@ -66,8 +66,7 @@ class Swap:
             if hits
         ]
         kept = [
-            f"{where}: the checkpoint's own '{printable(name)}' stays, which such files may lack"
-            for name in self.spared
+            f"{where}: the checkpoint's own '{printable(name)}' is kept; such files may lack it" for name in self.spared
         ]
         if odd and not allow_missing:
             raise InputRefused(

@@ -59,7 +59,7 @@ def verify(path: str | os.PathLike[str], settings: Settings, expect: Sequence[st
     """``sdsurgery.verify``."""
     wanted = [expected(text) for text in ([expect] if isinstance(expect, str) else expect)]
     if wanted and not settings.hash:
-        raise UsageError("expect= needs the hashes, which are not to be computed", code="conflict")
+        raise UsageError("expect= needs the hashes, which hash=False leaves out", code="conflict")
     with open_checkpoint(path, **settings.opening) as checkpoint:
         stored = len(checkpoint)
         encodings.decode(checkpoint)

@@ -89,8 +89,8 @@ def _zero_tail(source: Source, tensors: Sequence[TensorInfo]) -> list[str]:
             if zeros < _TAIL:
                 break
             return [
-                f"it ends in zeros, its last {len(tensors) - index - 1} tensors from "
-                f"'{printable(tensors[index + 1].name)}' on, as space that a downloader reserved and never filled; "
+                f"it ends in zeros (its last {len(tensors) - index - 1} tensors, from "
+                f"'{printable(tensors[index + 1].name)}' on): space that a downloader reserved and never filled; "
                 "download it again"
             ]
         zeros += nbytes

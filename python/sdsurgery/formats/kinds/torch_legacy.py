@@ -108,7 +108,7 @@ class Stream:
 
 def _check_version(graph: Graph) -> None:
     if graph.kinds[graph.root] != INT or graph.values[graph.root] != PROTOCOL_VERSION:
-        raise InputRefused(f"a torch file of another protocol version than {PROTOCOL_VERSION}")
+        raise InputRefused(f"a torch file of a protocol version other than {PROTOCOL_VERSION}")
 
 
 def _check_system(graph: Graph) -> None:

@@ -87,7 +87,7 @@ def _root(entries: Mapping[str, Entry]) -> str:
         raise InputRefused(
             f"a zip archive with a model inside ('{printable(model, 80)}'); unpack it first"
             if model is not None
-            else f"a zip archive, but not of torch.save: it has no {printable(root or 'ROOT', 60)}/data.pkl"
+            else f"a zip archive, but not one that torch.save wrote: it has no {printable(root or 'ROOT', 60)}/data.pkl"
         )
     return root
 
