@@ -265,9 +265,9 @@ def test_a_torchscript_archive_is_refused_with_advice(tmp_path):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (zipped({"a.txt": b"x"}), "not of torch.save"),
+        (zipped({"a.txt": b"x"}), "not one that torch.save wrote"),
         (zipped({"model/weights.npy": b"x"}), "has no model/data.pkl"),
-        (zipped({}), "not of torch.save"),
+        (zipped({}), "not one that torch.save wrote"),
         (pickled(dict_of({"a": integer(1)})), "a plain pickle"),
         (b"pickle".ljust(257, b"\0") + b"ustar".ljust(255, b"\0"), "tar archive"),
         (saved({"a": 1}), "holds no tensors .*its keys: a"),

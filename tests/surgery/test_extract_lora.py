@@ -237,7 +237,7 @@ class TestRefusals:
         ("given", "text"),
         [
             ({"rank": 0}, "rank= must be at least 1"),
-            ({"energy": 2.0}, "energy= is a share"),
+            ({"energy": 2.0}, "energy= must be above 0"),
             ({"energy": 0.9, "sigma_ratio": 0.1}, "exclude each other"),
             ({"kind": "loha"}, "kind= cannot be 'loha'"),
             ({"kind": "full", "names": "diffusers"}, "kohya's dialect only"),

@@ -146,7 +146,8 @@ TOOLS: Mapping[str, Tool] = {
     "meh": Tool(
         {
             **{name: Form(name) for name in _MEH}, "multiply-diff": Form("multiply-diff", "1e-6"),
-            "euclidean-add-diff": Form("euclidean-add-diff", "1e-6"), "ties": Form("ties.count"),
+            "euclidean-add-diff": Form("euclidean-add-diff", "1e-6"),
+            "ties": Form("ties.count", "bits; the base is the first model here, the last in meh"),
             "top-k-tensor-sum": Form("top-k-tensor-sum"),
             "distribution-crossover": Form("distribution-crossover", "2e-6"), "clamp": Form("clamp.ab"),
         },
