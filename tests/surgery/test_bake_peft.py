@@ -87,7 +87,7 @@ def test_kinds_of_peft_that_are_not_read_are_named(base: Path, tmp_path: Path, p
     given = {f"base_model.model.{MODULE}.{part}": np.ones((4, 1), np.float16)}
     written(tmp_path / "adapter_model.safetensors", given)
     (tmp_path / "adapter_config.json").write_text('{"r": 0}')  # as OFT writes it: its own number is the size of blocks
-    with pytest.raises(InputRefused, match=re.escape(f"{title} is not read")):
+    with pytest.raises(InputRefused, match=re.escape(f"{title} cannot be read")):
         sdsurgery.bake(base, [tmp_path], out=tmp_path / "out.safetensors")
 
 
