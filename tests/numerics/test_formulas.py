@@ -165,6 +165,7 @@ def test_the_numbers_of_a_formula_are_set_swept_and_differ_by_rule(files: list[s
         ("--method model-stock", "takes 3 or more inputs (A B C …), 2 given"),
         ("--method weighted-sum --curve inverse-smoothstep --alpha 1.5", "takes a ratio from 0 to 1"),
         ("--method mean --curve smoothstep", "has no ratio alpha"),
+        ("--method=", "unknown method ''"),
         ("--method ties --density 0.1,0.2", "density has 2 numbers for 1 input after the first"),
         ("--method n-sum --weights 0.5,0.5 --blocks D:GRAD_V", "no ratio 'D'"),
     ],
@@ -196,6 +197,7 @@ def larger(a, b, share):
 '''
 
 
+@pytest.mark.usefixtures("registry")
 def test_a_method_file_adds_its_methods_to_one_command(files: list[str], tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
@@ -203,7 +205,9 @@ def test_a_method_file_adds_its_methods_to_one_command(files: list[str], tmp_pat
     path.write_text(METHOD_FILE)
     words = ["merge", "--method", "larger-of-two", "--share", "1", *files[:2], "-o", str(out)]
     refused(command(*words), 2, "unknown method 'larger-of-two'")
-    done(command(*words, "--method-file", str(path)))
+    other = tmp_path / "other.py"
+    other.write_text(METHOD_FILE.replace("larger-of-two", "larger-of-both"))
+    done(command(*words, "--method-file", str(path), "--method-file", str(other)))
     a, b, _ = arrays()
     assert np.array_equal(load_file(out)["x.weight"], a + (np.where(abs(b) > abs(a), b, a) - a))
 

@@ -46,11 +46,12 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     )
     what.add_argument("--compat", metavar="TOOL", type=one_of("--compat", TOOLS),
                       help=f"the method as this tool computes it: {', '.join(TOOLS)}")  # fmt: skip
-    what.add_argument("--method-file", metavar="FILE", help="a Python file with methods of your own")
-    if first.method_file is not None:
+    what.add_argument("--method-file", action="append", metavar="FILE",
+                      help="a Python file with methods of your own; may be repeated")  # fmt: skip
+    for file in _values_in(argv, "--method-file"):
         from ..methods.registry import load_methods
 
-        load_methods(first.method_file)
+        load_methods(file)
     what.add_argument("--use-ema", action="extend", type=words, default=[], metavar="A,B",
                       help="merge the EMA weights of these inputs")  # fmt: skip
     what.add_argument("--add-missing", action="store_true", help="add tensors that only B (or C) has")
@@ -175,7 +176,7 @@ def _plain(given: argparse.Namespace) -> Method:
     from ..methods.tools import SEPARATOR, TOOLS
     from ..methods.written import PREFIX
 
-    name = given.method or PREFIX + given.formula
+    name = given.method if given.method is not None else PREFIX + given.formula
     if given.compat not in TOOLS:
         return get(name, given.variant)
     if given.formula is not None:
@@ -231,19 +232,20 @@ def _of_recipe(args: argparse.Namespace) -> int:
 
 def _deciding(argv: Sequence[str]) -> argparse.Namespace:
     """The options that decide which others there are, each None where it isn't given."""
-    names = ("recipe", "method_file", "method", "formula", "variant", "compat", "bounds")
-    return argparse.Namespace(clamp="--clamp" in argv, **{name: _value_in(argv, _flag(name)) for name in names})
+    names = ("recipe", "method", "formula", "variant", "compat", "bounds")
+    last = {name: next(iter(_values_in(argv, _flag(name))[::-1]), None) for name in names}
+    return argparse.Namespace(clamp="--clamp" in argv, **last)
 
 
-def _value_in(argv: Sequence[str], option: str) -> str | None:
-    """The last value of an option; an option without one is left to the parser, which says so."""
-    value = None
+def _values_in(argv: Sequence[str], option: str) -> list[str]:
+    """The values of an option; an option without one is left to the parser, which says so."""
+    found = []
     for word, following in pairwise([*argv, "-"]):
         if word.startswith(f"{option}="):
-            value = word.removeprefix(f"{option}=")
+            found.append(word.removeprefix(f"{option}="))
         elif word == option and not following.startswith("-"):
-            value = following
-    return value
+            found.append(following)
+    return found
 
 
 def _loaded(path: str | None) -> Recipe | None:
