@@ -153,7 +153,7 @@ def test_the_numbers_of_a_formula_are_set_swept_and_differ_by_rule(files: list[s
     [
         ("--formula A+k*B --set k=1 --set k=2", "k is given twice"),
         ("--formula A+alpha*B --alpha 0.5", "no option '--alpha'"),
-        ("--formula A+k*B --set k=1 --variant lerp", "has no variant 'lerp'"),
+        ("--formula A+k*B --set k=1 --variant lerp", "--variant goes with --method"),
         ("--formula quantile(A,2)*B", "character 1: quantile: quantile takes a share from 0 to 1, not 2"),
         ("--formula A", "takes 1 input (A), 2 given"),
         ("--method weighted-sum --alpha 0.5 --set alpha=0.4", "alpha is given twice"),
@@ -166,6 +166,8 @@ def test_the_numbers_of_a_formula_are_set_swept_and_differ_by_rule(files: list[s
         ("--method weighted-sum --curve inverse-smoothstep --alpha 1.5", "takes a ratio from 0 to 1"),
         ("--method mean --curve smoothstep", "has no ratio alpha"),
         ("--method=", "unknown method ''"),
+        ("--method clamp(A,B):slerp --clamp", "has one of that name already"),
+        ("--method adjust:slerp --adjust 1,0,0,0,0,0,0,0", "has one of that name already"),
         ("--method ties --density 0.1,0.2", "density has 2 numbers for 1 input after the first"),
         ("--method n-sum --weights 0.5,0.5 --blocks D:GRAD_V", "no ratio 'D'"),
     ],

@@ -177,10 +177,11 @@ def _plain(given: argparse.Namespace) -> Method:
     from ..methods.written import PREFIX
 
     name = given.method if given.method is not None else PREFIX + given.formula
+    for option in ("compat", "variant") if given.formula is not None else ():
+        if getattr(given, option) is not None:
+            raise UsageError(f"--{option} goes with --method, not with --formula", code="conflict")
     if given.compat not in TOOLS:
         return get(name, given.variant)
-    if given.formula is not None:
-        raise UsageError("--compat takes a --method, not a --formula", code="conflict")
     whole = f"{name}.{given.variant}" if given.variant else name
     of_tool = whole if whole in TOOLS[given.compat].forms else get(name, given.variant).name
     return get(f"{given.compat}{SEPARATOR}{of_tool}")

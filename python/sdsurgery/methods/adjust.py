@@ -10,7 +10,7 @@ from typing import Any
 
 from ..functions import index, where
 from .parameters import Param
-from .registry import Method, get, method, named_by
+from .registry import Method, get, method, named_by, require_free
 from .sums import unchanged
 
 UNET = "model.diffusion_model."
@@ -83,8 +83,9 @@ class Adjusted:
 @named_by("adjust:")
 @functools.lru_cache(maxsize=64)
 def adjusted_method(name: str) -> Method:
-    """The method behind the colon, with its result adjusted."""
+    """The method behind the colon, with its result adjusted. UsageError for one that has a number of that name."""
     found = get(name.removeprefix("adjust:"))
+    require_free("adjust", found, NUMBERS)
 
     def roles(name: str, family: str) -> str:
         inner = found.roles(name, family) if found.roles else ""

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import UsageError, printable
 from .order import clamped
 from .parameters import Param
-from .registry import Method, get, named_by
+from .registry import Method, get, named_by, require_free
 from .sums import CURVES
 
 STIFFNESS = Param(
@@ -81,6 +81,7 @@ def clamp_of(name: str) -> Method:
     method = get(rest)
     if max(bounds) >= len(method.inputs) and not method.variadic:
         raise _no_input(method, max(bounds))
+    require_free("clamp", method, ("stiffness",))
     params = {**method.params, "stiffness": STIFFNESS}
     body = Clamped(method, bounds)
     return dataclasses.replace(method, name=f"clamp({words}):{method.name}", body=body, params=params)

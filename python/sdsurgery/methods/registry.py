@@ -287,6 +287,14 @@ def _leading(name: str) -> Method | None:
     return _METHODS.get(name)
 
 
+def require_free(modifier: str, found: Method, names: Iterable[str]) -> None:
+    """UsageError where the method has a parameter that the modifier brings."""
+    for name in names:
+        if name in found.params:
+            text = f"{modifier} brings the parameter {name}, and {found.name} has one of that name already"
+            raise UsageError(text, code="conflict")
+
+
 _CALLED = {
     "add-difference": "add-diff", "train-difference": "train-diff",
     "weighted": "weighted-sum", "sigmoid": "weighted-sum.smoothstep", "inv-sigmoid": "weighted-sum.inverse-smoothstep",
