@@ -134,8 +134,8 @@ class Settings:
             value = getattr(self, name)
             if option.words and not (option.off and isinstance(value, bool)):
                 require_word(name, value)
-            if isinstance(DEFAULTS[name], bool) and not option.words and value not in (True, False):
-                raise UsageError(f"{name}= must be True or False, not {value!r}", code="bad_value")
+            if not option.words:
+                _require_kind(name, value)
         object.__setattr__(self, "metadata", _pairs(self.metadata))
         if not hasattr(self.threads, "__index__") or not 0 <= self.threads <= 1024:
             raise UsageError(
@@ -258,6 +258,21 @@ def settings_of(
             hint = did_you_mean(name, [*allowed, *own])
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{hint}")
     return Settings(**given)
+
+
+def _require_kind(name: str, value: object) -> None:
+    """UsageError unless the setting is of the kind of its default: a switch, a text, a whole number or a callable."""
+    default = DEFAULTS[name]
+    if isinstance(default, bool):
+        right, kind = value in (True, False), "True or False"
+    elif isinstance(default, str):
+        right, kind = isinstance(value, str), "text"
+    elif isinstance(default, int):
+        right, kind = hasattr(value, "__index__"), "a whole number"
+    else:
+        right, kind = name != "progress" or value is None or isinstance(value, bool) or callable(value), "a function"
+    if not right:
+        raise UsageError(f"{name}= must be {kind}, not {value!r}", code="bad_value")
 
 
 def require_word(name: str, value: object) -> None:

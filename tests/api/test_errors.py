@@ -28,7 +28,8 @@ def test_errors_have_codes(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert failure("weighted-sun", pair, out=out).code == "unknown_name"
     assert failure("weighted-sum", pair, out=out, alpha="x").code == "bad_value"
     assert failure("weighted-sum", pair, out=out, dtype="fp61").code == "bad_value"
-    assert failure("weighted-sum", pair, out=out, overwrite="yes").code == "bad_value"
+    for wrong in ({"overwrite": "yes"}, {"title": 3}, {"tile_bytes": "x"}, {"gpu_memory": "1M"}, {"progress": 3}):
+        assert failure("weighted-sum", pair, out=out, **wrong).code == "bad_value"
     assert failure("add-diff", pair, out=out).code == "wrong_inputs"
     assert failure("weighted-sum", pair, out=out, alpha=1, weights=[1, 2]).code == "conflict"
     assert failure("weighted-sum", (pair[0], tmp_path / "none"), out=out).code == "not_found"

@@ -126,6 +126,7 @@ def test_help_shows_the_settings_one_by_one(verb: str) -> None:
 def test_merge_passes_every_setting_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     default, words = settings.DEFAULTS[name], settings.OPTIONS[name].words if name in settings.OPTIONS else ()
     other = words[-1] if words else not default if isinstance(default, bool) else print if default is None else 1
+    other = "text" if default == "" else other
     other = {"backend": "cpu", "metadata": (("key", "value"),), "html": str(tmp_path / "r.html")}.get(name, other)
     got: list[object] = []
     report = sdsurgery.Report("merge", None, "sd1", [], {}, {}, {}, {}, {}, 0, 0, 0, {})
