@@ -308,7 +308,7 @@ def test_a_report_that_cannot_be_printed_is_one_line_after_the_file_is_written(
 ) -> None:
     folder = _folder(models, tmp_path)
     with open("/dev/full", "wb") as full:
-        refused(started(*MERGE, "--json", cwd=folder, stdout=full), 1, "standard output", "the output is written")
+        refused(started(*MERGE, "--json", cwd=folder, stdout=full), 1, "standard output", "the output was written")
         assert (folder / "out.safetensors").read_bytes() == merged
         loud = [arg for arg in MERGE if arg != "-q"]
         assert started(*loud, cwd=folder, stderr=full).rc == 0, "a report that cannot be printed"
