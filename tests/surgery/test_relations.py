@@ -64,6 +64,17 @@ def test_identical_components_tree_and_clusters(models: dict[str, Path], tmp_pat
     ]
 
 
+def test_copies_that_are_hardly_apart_leave_a_family_together(models: dict[str, Path], tmp_path: Path) -> None:
+    near = [tuned(models["a"], f"near{seed}", 0.001, 40 + seed) for seed in range(2)]
+    sds.cast(models["b"], out=tmp_path / "cast.safetensors", dtype="bf16", sync=False)
+    family = [*(models[name] for name in ("base", "a", "b", "c")), *near, tmp_path / "cast.safetensors"]
+    assert sds.relations(family).clusters == [list(map(str, family))]
+    stranger = tuned(models["base"], "stranger", 0.6, 50)
+    of_stranger = tuned(stranger, "of_stranger", 0.05, 51)
+    found = sds.relations([*family, stranger, of_stranger])
+    assert sorted(found.clusters, key=len) == [list(map(str, (stranger, of_stranger))), list(map(str, family))]
+
+
 def test_a_merge_between_two_is_not_their_root(models: dict[str, Path], tmp_path: Path) -> None:
     half = tmp_path / "half.safetensors"
     sds.merge("weighted-sum", [models["a"], models["b"]], alpha=0.5, out=half, sync=False)

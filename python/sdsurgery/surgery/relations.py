@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from ..errors import UsageError
@@ -14,8 +13,10 @@ from .common import Input, close_all, open_all
 from .gram import Gram, OfGrams, grams, one_family
 
 Matrix = list[list[float | None]]
-_GAP = 3.0
-"""A link of the tree that is so many times as long as the longest shorter one parts two clusters."""
+_NEAR, _FAR, _GAP = 0.01, 0.5, 3.0
+"""A link of the tree parts two clusters if it is longer than ``_GAP`` times the middle one of those above ``_NEAR``
+(casts and copies that were hardly trained don't count), or than ``_FAR``: fine-tunes are 0.01 to 0.15 apart, strangers
+1.4."""
 
 
 @dataclass
@@ -151,11 +152,11 @@ def _tree(found: Relations) -> None:
         {"from": found.files[i], "to": found.files[j], "distance": None if length == float("inf") else length}
         for length, i, j in links
     ]
-    lengths = sorted(length for length, _, _ in links if length > 0)
-    cut = next((b for a, b in pairwise(lengths) if b > _GAP * a), float("inf"))
+    lengths = sorted(length for length, _, _ in links if length >= _NEAR)
+    cut = min(_GAP * lengths[len(lengths) // 2], _FAR) if lengths else _FAR
     clusters: dict[int, list[int]] = {root: [root]}
     home = {root: root}
     for length, i, j in links:
-        home[j] = j if length >= cut else home[i]
+        home[j] = j if length > cut else home[i]
         clusters.setdefault(home[j], []).append(j)
     found.clusters = [[found.files[k] for k in sorted(group)] for group in clusters.values()]
