@@ -184,3 +184,8 @@ def printable(name: object, limit: int = 200) -> str:
             code = ord(char)
             out.append(f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
     return "".join(out) + cut
+
+
+def number_of(count: int, noun: str) -> str:
+    """``1 tensor``, ``1,130 tensors``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

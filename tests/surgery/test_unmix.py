@@ -68,6 +68,11 @@ UNIFORM = [
         "a b c d e f", "n-sum", {"weights": [0.3, 0.2, 0.1, 0.15, 0.2, 0.05]},
         {"a": 0.3, "b": 0.2, "c": 0.1, "d": 0.15, "e": 0.2, "f": 0.05},
     ),
+    ("base a b", "add-diff", {"weights": [0.5, 0.3]}, {"base": 0.2, "a": 0.5, "b": 0.3}),
+    ("a b", "weighted-subtract", {"alpha": 1, "beta": 0.3}, {"a": 1 / 0.7, "b": -0.3 / 0.7}),
+    ("a b c d", "ema-chain", {"decay": 0.8}, {"a": 0.512, "b": 0.128, "c": 0.16, "d": 0.2}),
+    ("a b", "weighted-sum.smoothstep", {"alpha": 0.37}, {"a": 0.690606, "b": 0.309394}),
+    ("a b c", "sum-twice", {"alpha": 0.37, "beta": 0.71}, {"a": 0.1827, "b": 0.1073, "c": 0.71}),
 ]  # fmt: skip
 
 
@@ -117,6 +122,20 @@ def test_a_preset_is_named_and_proved(few: dict[str, Path], method: str) -> None
     assert found.proof is not None and found.proof["equal"] == found.proof["tensors"]
 
 
+def test_each_ratio_has_its_own_preset(few: dict[str, Path]) -> None:
+    mix = mixed(few, "a b c", "triple-sum", alpha=0.3, beta=0.4, blocks={"alpha": "GRAD_V", "beta": "COSINE,BASE=0.2"})
+    found = sds.unmix(mix, pick(few, "a b c base"), prove=True)
+    assert found.formula == "0.5·a + 0.3·b + 0.2·c; α of b by block: GRAD_V; β of c by block: COSINE"
+    assert found.proof is not None and found.proof["equal"] == found.proof["tensors"]
+
+
+def test_the_formula_is_as_exact_as_the_ratios(few: dict[str, Path]) -> None:
+    mix = mixed(few, "a b c", "sum-twice", alpha=0.37, beta=0.71)
+    found = sds.unmix(mix, pick(few, "a b c"), prove=True)
+    assert found.formula == "0.1827·a + 0.1073·b + 0.71·c"
+    assert found.proof is not None and found.proof["method"] == "sum-twice" and found.proof["tools"] == ["meh"]
+
+
 def test_block_weights_that_are_close_to_the_others_are_found_and_proved(models: dict[str, Path]) -> None:
     mix = mixed(models, "a b", "weighted-sum", alpha=0.3, blocks={"BASE": 0.301, "IN05": 0.2995})
     found = sds.unmix(mix, pick(models, "a b"), prove=True)
@@ -133,6 +152,21 @@ def test_sdxl_with_ratios_by_block(xl: dict[str, Path]) -> None:
         [0.2, 0.6, 0.4, 0.9, 0.2], abs=5e-4
     )
     assert found.proof is not None and found.proof["equal"] == found.proof["tensors"]
+
+
+def test_a_tool_that_leaves_tensors_of_a_block_is_proved(xl: dict[str, Path]) -> None:
+    mix = mixed(xl, "a b", "supermerger:weighted-sum", alpha=0.2, blocks="BASE=0.4")
+    found = sds.unmix(mix, list(xl.values()), prove=True)
+    assert found.proof is not None and found.proof["equal"] == found.proof["tensors"] and found.complete
+    assert "--method weighted-sum --compat supermerger" in found.command and found.proof["tools"] == ["supermerger"]
+
+
+def test_ratios_by_layer_are_no_missing_parent(few: dict[str, Path], tmp_path: Path) -> None:
+    mix = mixed(few, "a b", "weighted-sum", alpha=0.3, rules={"attn2": 0.8})
+    found = sds.unmix(mix, pick(few, "a b c"))
+    assert not found.complete and not found.upper_bounds and not found.residual_ranks
+    (note,) = (note for note in found.notes if "differ from layer to layer in 16 of 27 blocks" in note)
+    assert note.endswith("each layer by itself is a mix of a and b")
 
 
 def test_a_chain_of_two_generations_is_found(models: dict[str, Path]) -> None:
@@ -154,6 +188,26 @@ def test_a_vae_of_another_model_is_named(models: dict[str, Path]) -> None:
     assert {name: ratio for name, ratio in ratios(found).items() if name != "d"} == pytest.approx(
         {"a": 0.5, "b": 0.3, "c": 0.2}, abs=1e-4
     )
+
+
+def test_a_vae_of_no_candidate_bounds_no_other_ratio(few: dict[str, Path]) -> None:
+    first = mixed(few, "a b", "weighted-sum", alpha=0.3, name="first")
+    out = first.with_name("other_vae.safetensors")
+    sds.replace(first, {"vae": few["d"]}, out=out, **QUICK)
+    run = command("unmix", out, *pick(few, "a b c base"), "--prove")
+    assert run.err == "" and "\n≈ 0.7·a + 0.3·b; " in run.out and "\nthe nearest merge: sdsurgery merge" in run.out
+    assert "in 1 of 27 blocks (VAE)" in run.out and "≤" not in run.out
+    assert "arithmetic" not in run.out and "were added" not in run.out  # no tool's, and no trace of TIES
+
+
+def test_a_unet_alone_among_the_candidates_hides_no_parent(few: dict[str, Path], tmp_path: Path) -> None:
+    first = mixed(few, "a b", "weighted-sum", alpha=0.3, name="first")
+    out = first.with_name("others.safetensors")
+    sds.replace(first, {"vae": few["d"], "text_encoder": few["c"]}, out=out, **QUICK)
+    sds.extract(few["c"], "unet", out=tmp_path / "unet.safetensors", **QUICK)
+    found = sds.unmix(out, [*pick(few, "a b c d"), tmp_path / "unet.safetensors"], prove=True)
+    assert {"text_encoder is that of c, unchanged", "vae is that of d, unchanged"} <= set(found.notes)
+    assert found.proof is not None and found.proof["equal"] == found.proof["tensors"]
 
 
 def test_a_missing_parent_is_said_and_the_base_keeps_the_others_near_the_truth(models: dict[str, Path]) -> None:
@@ -187,7 +241,7 @@ def test_a_baked_adapter_shows_as_low_rank(models: dict[str, Path], tmp_path: Pa
     assert (ratios(found)["a"], ratios(found)["b"]) == pytest.approx((0.7, 0.3), abs=5e-3)
     assert not found.complete and found.residual_ranks
     assert [(row["low"], row["rank"]) for row in found.residual_ranks] == [(True, 4)] * len(found.residual_ranks)
-    assert any("adapter is baked" in note for note in found.notes)
+    assert any("adapter is baked" in note and "--rank 4 " in note for note in found.notes)
 
 
 def test_candidates_that_are_mixes_of_each_other_are_not_unique(models: dict[str, Path]) -> None:
@@ -244,6 +298,40 @@ def test_the_command_line(models: dict[str, Path], tmp_path: Path) -> None:
     assert "= 0.7·a + 0.3·b" in text and "made by: sdsurgery merge" in text
 
 
+def test_a_folder_with_other_files_in_it(few: dict[str, Path], xl: dict[str, Path], tmp_path: Path) -> None:
+    for path in (few["a"], few["b"]):
+        (tmp_path / path.name).symlink_to(path)
+    for name in ("notes.txt", "damaged.safetensors"):
+        (tmp_path / name).write_text("no model")
+    mix = mixed(few, "a b", "weighted-sum", alpha=0.3)
+    found = sds.unmix(mix, [], folder=tmp_path)
+    assert ratios(found) == pytest.approx({"a": 0.7, "b": 0.3}, abs=1e-4)
+    words = "2 files are no models of the mix's family and were left out (damaged.safetensors, notes.txt)"
+    assert f"{tmp_path}: {words}" in found.notes
+    with pytest.raises(UsageError, match="no other model of the mix's family"):
+        sds.unmix(xl["a"], [], folder=tmp_path)
+
+
+def test_an_inpainting_model_of_a_folder_with_plain_ones(few: dict[str, Path], tmp_path: Path) -> None:
+    base = base_of(tmp_path, "sd1-inpainting", without=SPARED)
+    inpainting = tuned(base, "inpainting", 0.2, 30)
+    base.unlink()
+    for path in (few["a"], few["base"]):
+        (tmp_path / path.name).symlink_to(path)
+    mix = tmp_path.with_name("mix.safetensors")
+    sds.merge("add-diff", [inpainting, few["a"], few["base"]], alpha=1, out=mix, **QUICK)
+    found = sds.unmix(mix, [], folder=tmp_path, prove=True)
+    assert found.formula == "inpainting + (a − base)"
+    assert found.proof is not None and found.proof["equal"] == found.proof["tensors"]
+
+
+def test_a_name_writes_no_control_characters_to_the_terminal(few: dict[str, Path], tmp_path: Path) -> None:
+    odd = tmp_path / "\x1b[31m\u202e\nb.safetensors"
+    odd.symlink_to(few["b"])
+    out = command("unmix", mixed(few, "a b", "weighted-sum", alpha=0.3), few["a"], odd).out
+    assert "\x1b" not in out and "\u202e" not in out and out.splitlines()[-1].startswith("made by: ")
+
+
 def test_refusals(models: dict[str, Path], xl: dict[str, Path]) -> None:
     with pytest.raises(UsageError, match="no candidates"):
         sds.unmix(models["a"], [])
@@ -255,6 +343,11 @@ def test_refusals(models: dict[str, Path], xl: dict[str, Path]) -> None:
         sds.unmix(models["a"], [], folder=models["a"].with_name("nowhere"))
     with pytest.raises(UsageError, match=r"keeps no values|cannot be used"):
         sds.unmix(models["a"], [models["b"]], backend="triton")
+    floats = {name: tensor for name, tensor in load_file(models["a"]).items() if tensor.dtype == np.float16}
+    nothing = {name: np.full_like(tensor, np.nan) for name, tensor in floats.items()}
+    save_file(nothing, models["a"].with_name("nothing.safetensors"))
+    with pytest.raises(InputRefused, match="each weight holds NaN or Inf"):
+        sds.unmix(models["a"].with_name("nothing.safetensors"), [models["b"]])
     assert "or a folder (--in)" in command("unmix", models["a"]).err
     run = command("unmix", models["a"])
     assert run.rc == 2 and run.err.count("\n") == 1
@@ -269,7 +362,27 @@ def test_a_merge_that_was_cast_afterwards_is_proved_as_two_steps(models: dict[st
     found = sds.unmix(tmp_path / "cast.safetensors", pick(models, "a b base"), prove=True)
     assert found.proof is not None and found.proof["equal"] == found.proof["tensors"] == 1131
     first, second = found.command.split(" && ")
-    assert "--dtype" not in first and second == ("sdsurgery cast MERGED.safetensors --dtype bf16 -o OUT.safetensors")
+    assert "--dtype" not in first
+    assert second == "sdsurgery prune MERGED.safetensors --dtype bf16 --drop buffers -o OUT.safetensors"
+
+
+def test_a_merge_that_was_cast_to_fp8_is_proved(models: dict[str, Path], tmp_path: Path) -> None:
+    sds.cast(
+        mixed(models, "a b", "weighted-sum", alpha=0.4), out=tmp_path / "fp8.safetensors", dtype="fp8_e4m3", **QUICK
+    )
+    found = sds.unmix(tmp_path / "fp8.safetensors", pick(models, "a b base"), prove=True)
+    assert found.proof is not None and found.proof["equal"] == found.proof["tensors"] == 1143
+    assert found.command.endswith(" && sdsurgery cast MERGED.safetensors --dtype fp8_e4m3 -o OUT.safetensors")
+
+
+def test_the_command_of_a_pruned_merge_prunes(models: dict[str, Path], tmp_path: Path) -> None:
+    sds.extract(mixed(models, "a b", "weighted-sum", alpha=0.4), "unet", out=tmp_path / "unet.safetensors", **QUICK)
+    found = sds.unmix(tmp_path / "unet.safetensors", pick(models, "a b"), prove=True)
+    out, merged = str(tmp_path / "again.safetensors"), str(tmp_path / "merged.safetensors")
+    for step in found.command.split(" && "):
+        words = shlex.split(step.replace("OUT.safetensors", out).replace("MERGED.safetensors", merged))
+        assert command(*words[1:]).rc == 0
+    assert sds.compare(tmp_path / "unet.safetensors", out).equal
 
 
 def test_a_pruned_file_is_called_so(models: dict[str, Path], tmp_path: Path) -> None:
@@ -317,6 +430,8 @@ TRACES: list[tuple[str, str, dict[str, Any], tuple[str, str, float, float | None
     ("dare.density", "base d", {"density": 0.3, "alpha": 0.6}, ("dropped", "base", 0.7, 2.0)),
     ("sparse-top-k", "base b", {}, ("trimmed", "base", 0.8, 0.5)),
     ("ties", "base b d", {"density": 0.3}, ("trimmed", "base", 0.49, None)),
+    ("ties", "base a b d", {"density": 0.2}, ("trimmed", "base", 0.51, None)),
+    ("tensor-sum", "a b", {"dtype": "bf16"}, ("rows", "a b", 0.5, None)),
     ("ties", "base b d", {"density": 1.0, "weights": [1.0, 0.5], "lam": 0.8}, ("elected", "base", 0.5, 0.8)),
     ("ties", "base b d", {"density": 1.0, "weights": [1, 0.5], "normalize": False}, ("elected", "base", 0.5, None)),
     ("ties.count", "base b d", {"alpha": 0.7}, ("elected", "base", 0.5, 0.7)),
@@ -354,6 +469,16 @@ def test_sums_of_unknown_parents_have_no_trace_of_a_method(
 ) -> None:
     found = sds.unmix(mixed(few, names, method, **parameters), pick(few, candidates))
     assert not found.complete and found.fingerprints == []
+
+
+def test_blocks_in_which_nothing_is_missing_have_no_trace_of_a_method(few: dict[str, Path]) -> None:
+    first = mixed(few, "a b", "weighted-sum", alpha=0.3, blocks="GRAD_V", name="first")
+    out = first.with_name("more.safetensors")
+    sds.merge("weighted-sum", [first, few["c"]], alpha=0, blocks="IN05-IN08=0.6,OUT00-OUT06=0.4", out=out, **QUICK)
+    run = command("unmix", out, *pick(few, "a b base"), "--json")
+    found = json.loads(run.out)
+    assert found["fingerprints"] == [] and found["formula"].endswith("; other ratios by block") and run.err == ""
+    assert float(found["formula"].partition("·")[0]) == pytest.approx(found["ratios"][str(few["a"])], abs=2e-3)
 
 
 def test_training_on_top_has_no_trace_of_a_method(models: dict[str, Path]) -> None:

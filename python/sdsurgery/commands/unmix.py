@@ -51,9 +51,10 @@ def lines(found: Unmixing, *, verbose: bool = False) -> Iterator[str]:
     """What was found as text: the formula, the ratios by block, notes, the command."""
     from ..report.warnings import line
     from ..surgery.candidates import short_names
+    from ..surgery.mixture import BEYOND
 
     yield f"{printable(found.path)} (family {found.family}, {found.tensors} weights)"
-    yield f"= {found.formula}"
+    yield f"{'=' if found.complete else '≈'} {found.formula}"
     short = dict(zip(found.candidates, short_names(found.candidates), strict=True))
     parents = list(found.ratios)
     head = ("block", *(short[path] for path in parents), "unexplained", "× rounding")
@@ -62,7 +63,8 @@ def lines(found: Unmixing, *, verbose: bool = False) -> Iterator[str]:
     rows: list[tuple[str, ...]] = [("all", *whole, f"{found.unexplained:.3%}", "")]
     for block, ratios in found.blocks.items():
         left = found.block_residuals[block]
-        cells = (most[path] + _ratio(ratios[path], found.block_errors[block][path]) for path in parents)
+        above = most if left["over_rounding"] > BEYOND else dict.fromkeys(parents, "")
+        cells = (above[path] + _ratio(ratios[path], found.block_errors[block][path]) for path in parents)
         rows.append((block, *cells, f"{left['unexplained']:.3%}", f"{left['over_rounding']:.2f}"))
     yield from table(head, rows, width(sys.stdout))
     if found.left_out:
@@ -71,14 +73,17 @@ def lines(found: Unmixing, *, verbose: bool = False) -> Iterator[str]:
         yield f"condition number of the candidates: {found.condition:.3g}"
     if verbose:
         for layer in found.residual_ranks:
-            yield f"residual of {printable(layer['name'])}: rank {layer['rank']} of {layer['full']}"
+            beside = f"{layer['strength']:.2%} of the layer's norm"
+            yield f"residual of {printable(layer['name'])}: rank {layer['rank']} of {layer['full']}, {beside}"
     for note in found.notes:
         yield line(in_shell(printable(note, 1000)))
     if found.proof is not None:
         tools = found.proof["tools"]
         yield f"proof: {found.proof['text']}" + (f"; the arithmetic of {', '.join(tools)}" if tools else "")
-    yield f"made by: {found.command}"
+    command = printable(found.command, len(found.command))
+    yield f"{'made by' if found.complete else 'the nearest merge'}: {command}"
 
 
 def _ratio(ratio: float, error: float) -> str:
-    return f"{ratio:.5f} ± {error:.1g}" if error else f"{ratio:.5f}"
+    text = f"{round(ratio, 5) + 0.0:.5f}"  # never −0.00000
+    return f"{text} ± {error:.1g}" if error else text

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..checkpoint import Checkpoint
-from ..errors import Failure, InputRefused, printable
+from ..errors import Failure, InputRefused, number_of, printable
 from ..layouts import UNKNOWN, Detection, conflict, detect
 from ..report.formula import names_of
 from ..settings import Settings
@@ -55,7 +55,9 @@ def of_folder(
             f"{printable(os.fspath(folder))}: cannot be listed: {error.strerror}", code="not_found"
         ) from None
     known = {os.path.realpath(each.path) for each in opened}
-    found, strangers = [], 0
+    family = {_plain(ours), ours.layout.model}  # an inpainting model is made with plain ones
+    found: list[Checkpoint] = []
+    strangers: list[str] = []
     try:
         for path in names:
             if os.path.realpath(path) in known:
@@ -63,17 +65,27 @@ def of_folder(
             try:
                 other = open_input(path, settings, selective=True)
             except Failure:
-                strangers += 1
+                strangers.append(os.path.basename(path))
                 continue
             theirs = detect(other.tensors)
-            same = theirs.layout.name == ours.layout.name if ours.layout is not UNKNOWN else True
+            same = ours.layout is UNKNOWN or (theirs.layout is not UNKNOWN and _plain(theirs) in family)
             if same and not conflict(ours, theirs):
                 found.append(other)
             else:
-                strangers += 1
+                strangers.append(os.path.basename(path))
                 other.close()
     except BaseException:
         close_all(found)
         raise
-    where = printable(os.fspath(folder))
-    return found, [f"{where}: {strangers} files are not of the mix's family and were left out"] if strangers else []
+    if not strangers:
+        return found, []
+    where, count = printable(os.fspath(folder)), number_of(len(strangers), "file")
+    words = "is no model" if len(strangers) == 1 else "are no models"
+    left = "was" if len(strangers) == 1 else "were"
+    some = ", ".join([*(printable(name, 60) for name in strangers[:3]), *["…"][: len(strangers) - 3]])
+    return found, [f"{where}: {count} {words} of the mix's family and {left} left out ({some})"]
+
+
+def _plain(found: Detection) -> str:
+    """The family, in whatever names its tensors are."""
+    return found.layout.name.removesuffix("-diffusers")

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..adapters.arrays import array
+from ..definitions.conversions import store, widen
 from .cells import unit
+from .mixture import MISSING
 
 if TYPE_CHECKING:
+    from ..dtypes import DType
     from .gram import Gram
     from .parentage import BlockMix, Work
 
@@ -75,10 +78,12 @@ class Fingerprint:
 
 
 class _Seen(NamedTuple):
-    """A tensor [rows, columns] of the mix and of candidates; ``mean`` is the best mix, ``units`` the mix's steps."""
+    """A tensor [rows, columns] of the mix and of candidates; ``stored`` are these rounded to the mix's dtype, ``mean``
+    is the best mix, ``units`` the mix's steps."""
 
     mix: Array
     inputs: dict[int, Array]
+    stored: dict[int, Array]
     mean: Array
     units: Array
     parents: tuple[int, ...]
@@ -134,7 +139,16 @@ def _tensors(work: Work, parents: Sequence[int], by_block: Mapping[str, BlockMix
         if not all(np.isfinite(own).all() for own in inputs.values()):
             continue
         mean = sum(mix.ratios[i] * inputs[i].astype(np.float64) for i in parents if mix.ratios[i])
-        yield _Seen(values, inputs, mean, units, tuple(parents))
+        if float(((values - mean) ** 2).sum()) <= MISSING * float((units.astype(np.float64) ** 2).sum()) / 12:
+            continue  # nothing is missing here
+        stored = {i: _rounded(own, info.dtype) for i, own in inputs.items()}
+        yield _Seen(values, inputs, stored, mean, units, tuple(parents))
+
+
+def _rounded(values: Array, dtype: DType) -> Array:
+    """Values as the dtype stores them."""
+    codes, _ = store(values, np.isfinite(values), dtype, "default")
+    return widen(codes, dtype, False)
 
 
 def _rows(work: Work, source: int, each: Gram) -> Array:
@@ -156,7 +170,7 @@ def _readable(work: Work, each: Gram, parents: Sequence[int]) -> bool:
 
 def _swapped(tensor: _Seen) -> list[Trace]:
     """Every element is a candidate's, where these differ; and no single candidate's."""
-    equal = {i: tensor.mix == own for i, own in tensor.inputs.items()}
+    equal = {i: tensor.mix == own for i, own in tensor.stored.items()}
     best = sorted(equal, key=lambda i: -int(equal[i].sum()))[:2]
     if len(best) < 2:
         return []
@@ -178,19 +192,20 @@ def _dropped(tensor: _Seen) -> list[Trace]:
     elsewhere; then by what was dropped: anything, or what is small."""
     found = []
     for base, own in tensor.inputs.items():
-        steps = np.abs(tensor.mix - own) / tensor.units
+        steps = np.abs(tensor.mix - tensor.stored[base]) / tensor.units
         told = np.abs(tensor.mean - own) >= 4 * tensor.units
         count = int(told.sum())
         if count < _FEWEST:
             continue
-        zero = tensor.mix == own
+        zero = tensor.mix == tensor.stored[base]
         share = float(zero[told].mean())
         chance = float(((steps > 0) & (steps <= 3))[told].mean()) / 6
         if not max(_SHARE, _SPIKE * chance) < share < 1 - _SHARE:
             continue
         others = [i for i in tensor.parents if i != base]
-        size = np.max([np.abs(tensor.inputs[i] - own) for i in others], axis=0)
-        differs = size >= 4 * tensor.units
+        sizes = [np.abs(tensor.inputs[i] - own) for i in others]
+        differs = np.max(sizes, axis=0) >= 4 * tensor.units
+        size = np.max([each / max(float(each.mean()), 1e-30) for each in sizes], axis=0)  # the same share of each
         share = float(zero[differs].mean())
         above = _rank_share(size[differs & ~zero], size[differs & zero])
         ratio = None
@@ -217,12 +232,13 @@ def _elected(tensor: _Seen) -> list[Trace]:
         signs, change = np.sign(changes), tensor.mix.ravel() - own
         alike = np.abs(signs.sum(axis=0)) == len(others)
         split = (changes > 0).any(axis=0) & (changes < 0).any(axis=0)
-        if min(split.sum(), alike.sum()) < _FEWEST * len(others):
+        moved = (np.abs(change) > tensor.units.ravel()).mean()
+        if min(split.sum(), alike.sum()) < _FEWEST * len(others) or moved < 1 - _CLEAR:
             continue
         weights = np.linalg.lstsq(changes[:, alike] @ changes[:, alike].T, changes[:, alike] @ change[alike])[0]
         for votes in (weights @ changes, np.sign(weights) @ signs):
             agree = (signs * np.sign(weights)[:, None] == np.sign(votes)) & (signs != 0)
-            total, share = weights @ (changes * agree), weights @ agree / weights.sum()
+            total, share = weights @ (changes * agree), weights @ agree / (weights.sum() or 1.0)
             even = np.ptp(weights) < 0.01 * abs(weights.mean())
             for added, ratio in ((total / np.where(share == 0, 1, share), weights.sum()), (total, weights.mean())):
                 if (np.abs(change - added) <= tensor.units.ravel()).mean() > _CLEAR:
@@ -278,7 +294,7 @@ def _norm(tensor: _Seen) -> list[Trace]:
 
 def _clamped(tensor: _Seen) -> list[Trace]:
     """Elements between two candidates' are one sum, and those at a bound are where that sum lies beyond it."""
-    items = list(tensor.inputs.items())
+    items = list(tensor.stored.items())
     for at, (first, a) in enumerate(items):
         for second, b in items[at + 1 :]:
             low, high = np.minimum(a, b), np.maximum(a, b)

@@ -11,7 +11,7 @@ from .. import engine
 from ..backends import Options
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F32, DType
-from ..errors import InputRefused, UsageError, printable
+from ..errors import InputRefused, UsageError, number_of, printable
 from ..layouts import Detection, Layout, conflict, detect
 from ..outline import COMPARED, Outline, Piece, Segment, operand
 from ..placing import runs
@@ -60,7 +60,8 @@ class Grams(NamedTuple):
         """The tensors without NaN and Inf; of the others there is a note."""
         odd = [each.name for each in self.tensors if not each.finite]
         if odd:
-            notes.append(f"{len(odd)} tensors hold NaN or Inf and were left out ('{printable(odd[0])}')")
+            words = "holds NaN or Inf and was" if len(odd) == 1 else "hold NaN or Inf and were"
+            notes.append(f"{number_of(len(odd), 'tensor')} {words} left out ('{printable(odd[0])}')")
         return [each for each in self.tensors if each.finite]
 
 

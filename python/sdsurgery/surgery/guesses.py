@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations
-from math import isclose
+from math import asin, isclose, sin
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..dtypes import BY_OPTION, DType
@@ -21,18 +21,21 @@ if TYPE_CHECKING:
 Row = tuple[float, ...]
 """Ratios of a merge's inputs, in their order."""
 _PRESET = 2e-3
+_NO_NETWORK = ("BASE", "VAE")
+"""Blocks of which a preset says nothing."""
 
 
 class Form(NamedTuple):
     """A method that gives weighted sums. ``numbers`` makes its parameters from the ratios of its inputs, None where it
     can't give those. ``fixed`` are further parameters. ``of_exact``: short parameters make long ratios, so the
-    parameters are rounded and not the ratios that they are made from."""
+    parameters are rounded and not the ratios that they are made from. ``by_block``: it takes block weights."""
 
     method: str
     inputs: int  # 0: any number
     numbers: Callable[[Row], dict[str, Any] | None]
     fixed: Mapping[str, Any] = {}
     of_exact: bool = False
+    by_block: bool = True
 
 
 def _alpha(r: Row) -> dict[str, Any]:
@@ -59,6 +62,29 @@ def _equal(r: Row) -> dict[str, Any] | None:
     return {} if all(isclose(each, 1 / len(r), abs_tol=1e-6) for each in r) else None
 
 
+def _subtract(r: Row) -> dict[str, Any] | None:
+    return {"alpha": 1.0, "beta": -r[1] / r[0]} if r[0] > 1 else None
+
+
+def _chain(r: Row) -> dict[str, Any] | None:
+    decay = 1 - r[-1]
+    made = (decay ** (len(r) - 1), *((1 - decay) * decay ** (len(r) - 1 - at) for at in range(1, len(r))))
+    alike = all(isclose(a, b, abs_tol=1e-3) for a, b in zip(r, made, strict=True))
+    return {"decay": decay} if len(r) > 3 and 0 < decay < 1 and alike else None
+
+
+def _from_first(r: Row) -> dict[str, Any] | None:
+    return {"weights": r[1:]} if len(r) > 2 else None
+
+
+def _smooth(r: Row) -> dict[str, Any] | None:
+    return {"alpha": 0.5 - sin(asin(1 - 2 * r[1]) / 3)} if 0 <= r[1] <= 1 else None
+
+
+def _inverse_smooth(r: Row) -> dict[str, Any] | None:
+    return {"alpha": r[1] ** 2 * (3 - 2 * r[1])} if 0 <= r[1] <= 1 else None
+
+
 _FUSED = {"fused": True}
 FORMS = (
     Form("weighted-sum", 2, _alpha),
@@ -80,6 +106,14 @@ FORMS = (
     Form("n-sum", 0, _weights, _FUSED),
     Form("n-sum.normalised", 0, _weights),
     Form("n-sum.normalised", 0, _weights, _FUSED),
+    Form("add-diff", 0, _from_first, by_block=False),
+    Form("add-diff", 0, _from_first, _FUSED, by_block=False),
+    Form("weighted-subtract", 2, _subtract, of_exact=True, by_block=False),
+    Form("ema-chain", 0, _chain, of_exact=True, by_block=False),
+    Form("ema-chain.lerp", 0, _chain, of_exact=True, by_block=False),
+    Form("ema-chain.lerp", 0, _chain, _FUSED, of_exact=True, by_block=False),
+    Form("weighted-sum.smoothstep", 2, _smooth, of_exact=True),
+    Form("weighted-sum.inverse-smoothstep", 2, _inverse_smooth, of_exact=True),
 )
 """In the order in which they are tried; the first that can give the ratios is what is said without a proof."""
 
@@ -87,7 +121,7 @@ FORMS = (
 @dataclass(frozen=True)
 class Guess:
     """A merge of the candidates ``order`` (their numbers). ``blocks``: block weights by ratio; the numbers of a list
-    are ratios by the inputs' letters."""
+    are ratios by the inputs' letters. ``presets``: by ratio, whose block weights are a preset's."""
 
     method: str
     order: tuple[int, ...]
@@ -95,8 +129,13 @@ class Guess:
     blocks: dict[str, dict[str, float]] = field(default_factory=dict)
     formula: str = ""
     command: str = ""
-    preset: str | None = None
+    presets: dict[str, str] = field(default_factory=dict)
     via: DType | None = None  # the merge is written in this dtype first, and cast then
+
+    @property
+    def preset(self) -> str | None:
+        """The preset of the first ratio that has one."""
+        return next(iter(self.presets.values()), None)
 
     def of_block(self, block: str) -> dict[str, Any]:
         """The parameters for a tensor of the block."""
@@ -150,11 +189,15 @@ def guesses(
         alike = [exact(by_block[block]) for block in each if each[block] == usual]
         as_found[""] = min(alike, key=lambda found: max(found[1]))
     as_found |= {block: exact(by_block[block]) if block in apart else exact(fitted) for block in rows if block}
-    given = _Found(work, parents, rows, as_found, _dtype_of(work))
+    given = _Found(work, parents, rows, as_found, dtype_of(work))
     if len(parents) == 1:
         return [_alone(given)]
     chosen = [form for form in FORMS if form.inputs in (0, len(parents))]
-    tried = (_guess(given, form, order) for form in chosen for order in _orders(len(parents), rows[""], form))
+    whole = [at for at, i in enumerate(parents) if work.has_all(i, parents)]  # A's shapes are the output's
+    tried = (
+        _guess(given, form, order) for form in chosen for order in _orders(len(parents), rows[""], form)
+        if order[0] in whole or not whole
+    )  # fmt: skip
     found = [guess for guess in tried if guess is not None]
     return found + [cast for guess in found if (cast := _cast_then(given, guess)) is not None]
 
@@ -164,14 +207,17 @@ def _orders(count: int, main: Row, form: Form) -> Iterator[tuple[int, ...]]:
     falling = tuple(sorted(range(count), key=lambda at: -main[at]))
     given = tuple(range(count))
     if form.numbers is _difference:  # A is what has the ratio 1, B what is added
-        one = min(given, key=lambda at: abs(main[at] - 1))
-        rest = sorted((at for at in given if at != one), key=lambda at: -main[at])
-        yield (one, *rest)
+        nearest = min(given, key=lambda at: abs(main[at] - 1))
+        for one in dict.fromkeys([nearest, *(at for at in given if main[at] == 1)]):
+            rest = sorted((at for at in given if at != one), key=lambda at: -main[at])
+            yield (one, *rest)
         return
     yield from list(dict.fromkeys([given, falling, *(permutations(given) if count <= 5 else ())]))
 
 
 def _guess(given: _Found, form: Form, order: tuple[int, ...]) -> Guess | None:
+    if len(given.rows) > 1 and not form.by_block:
+        return None
     numbers: dict[str, dict[str, Any]] = {}
     for block, row in given.rows.items():
         ordered = tuple(row[at] for at in order)
@@ -192,14 +238,17 @@ def _guess(given: _Found, form: Form, order: tuple[int, ...]) -> Guess | None:
     _vae_and_base(blocks, main)
     files = tuple(given.parents[at] for at in order)
     network = given.work.layout.network
-    preset = _preset(blocks.get("alpha"), main.get("alpha"), given.work.layout)
-    if preset and network is not None:
-        blocks["alpha"].update(zip(network.blocks, network.presets()[preset], strict=True))
+    presets: dict[str, str] = {}
+    for ratio, weights in blocks.items():
+        preset = _preset(weights, main.get(ratio), given.work.layout)
+        if preset and network is not None:
+            presets[ratio] = preset
+            weights.update(zip(network.blocks, network.presets()[preset], strict=True))
     names = [given.work.short[i] for i in files]
     text = formula(tuple(given.rows[""][at] for at in order), names, form.numbers is _difference)
     if blocks:
-        text += "; " + _block_text(blocks, preset, names)
-    guess = Guess(form.method, files, {**main, **form.fixed}, blocks, text, preset=preset)
+        text += "; " + _block_text(blocks, presets, names)
+    guess = Guess(form.method, files, {**main, **form.fixed}, blocks, text, presets=presets)
     return replace(guess, command=_command(given, guess))
 
 
@@ -224,7 +273,8 @@ def _alone(given: _Found) -> Guess:
 def formula(row: Row, names: Sequence[str], difference: bool) -> str:
     """The weighted sum with file names."""
     if difference:
-        return f"{names[0]} + {row[1]:.9g}·({names[1]} − {names[2]})"
+        times = "" if row[1] == 1 else f"{row[1]:.9g}·"
+        return f"{names[0]} + {times}({names[1]} − {names[2]})"
     text = ""
     for ratio, name in zip(row, names, strict=True):
         if ratio == 0:
@@ -234,12 +284,22 @@ def formula(row: Row, names: Sequence[str], difference: bool) -> str:
     return text
 
 
-def _block_text(blocks: Mapping[str, Mapping[str, float]], preset: str | None, names: Sequence[str]) -> str:
+def overall(work: Work, parents: Sequence[int], fitted: Fit) -> str:
+    """The formula of the overall ratios alone."""
+    row = rounded([fitted.ratios[i] for i in parents], [fitted.errors[i] for i in parents], 2e-5)
+    return formula(row, [work.short[i] for i in parents], False)
+
+
+def _block_text(
+    blocks: Mapping[str, Mapping[str, float]], presets: Mapping[str, str], names: Sequence[str]
+) -> str:  # fmt: skip
     parts = []
+    words = {"alpha": f"α of {names[1]}", "beta": f"β of {names[-1]}"}
     for ratio, weights in blocks.items():
-        name = names[ord(ratio) - ord("A")] if len(ratio) == 1 else f"α of {names[1]}" if ratio == "alpha" else ratio
-        listed = ", ".join(f"{block} {weight:.6g}" for block, weight in weights.items())
-        parts.append(f"{name} by block: {preset or listed}")
+        name = names[ord(ratio) - ord("A")] if len(ratio) == 1 else words.get(ratio, ratio)
+        own = {block: weight for block, weight in weights.items() if ratio not in presets or block in _NO_NETWORK}
+        listed = [*([presets[ratio]] if ratio in presets else []), *(f"{b} {w:.6g}" for b, w in own.items())]
+        parts.append(f"{name} by block: {', '.join(listed)}")
     return "; ".join(parts)
 
 
@@ -262,8 +322,9 @@ def _command(given: _Found, guess: Guess) -> str:
         words += ["--use-ema", ",".join(used)]
     words += options(guess.parameters, _text)
     for ratio, weights in guess.blocks.items():
-        own = {b: w for b, w in weights.items() if not (guess.preset and network and b in network.blocks)}
-        listed = [*([guess.preset] if guess.preset else []), *(f"{block}={_text(own[block])}" for block in own)]
+        preset = guess.presets.get(ratio)
+        own = {b: w for b, w in weights.items() if not (preset and network and b in network.blocks)}
+        listed = [*([preset] if preset else []), *(f"{block}={_text(own[block])}" for block in own)]
         words += ["--blocks", f"{ratio}:{','.join(listed)}"]
     if given.dtype is not None and given.dtype is not _commonest(work, guess.order[0] + 1):
         words += _dtype_words(given.dtype)
@@ -302,9 +363,12 @@ def _commonest(work: Work, source: int) -> DType | None:
     return max(counts, key=lambda dtype: counts[dtype]) if counts else None
 
 
-def _dtype_of(work: Work) -> DType | None:
-    """The mix's dtype, where all its weights have one."""
+def dtype_of(work: Work) -> DType | None:
+    """The mix's dtype, where all its weights have one; fp8 beside another one, which is that of its vectors."""
     found = {each.dtypes[0] for each in work.tensors}
+    narrow = [dtype for dtype in found if dtype is not None and dtype.itemsize == 1]
+    if len(found) == 2 and len(narrow) == 1:
+        return narrow[0]
     return found.pop() if len(found) == 1 else None
 
 

@@ -25,6 +25,8 @@ LEAST = 2e-3
 """… and at least so large; a smaller share of a candidate changes nothing that could be told from rounding twice."""
 MISSING = 4.0
 """The residual's energy beside that of rounding, above which something is missing from the mix: twice the size."""
+BEYOND = MISSING**0.5
+"""The same of sizes."""
 SHARE = 0.01
 """Then a candidate must also lower the residual's energy by this share."""
 WORSE = 1.5

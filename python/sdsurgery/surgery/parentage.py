@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checkpoint import Checkpoint, TensorInfo
-from ..errors import InputRefused, printable
+from ..errors import InputRefused, number_of, printable
 from ..settings import Settings
 from .candidates import EMA, short_names
 from .cells import cell, unit
@@ -29,6 +29,7 @@ _BLOCKWISE = 2e-3  # at least, and of a block whose ratios rounding bounds:
 _BOUNDED = 2e-5
 _ELEMENTS, _OF_EACH = 1 << 14, 1 << 12
 """Of a block, and of a tensor, that are looked at one by one."""
+_TELLING = 64  # elements that tell whether a tensor is a mix by itself
 
 
 @dataclass
@@ -105,13 +106,19 @@ class Work:
         self.short = short_names(self.names)
         self.notes = [*notes, *self.read.notes]
         self.tensors = self.read.finite(self.notes)
+        if not self.tensors and self.read.tensors:
+            raise InputRefused(
+                f"{printable(opened[0].path)}: each weight holds NaN or Inf, in it or in a candidate", code="unlike"
+            )
         if not self.tensors:
             raise InputRefused(
                 f"{printable(opened[0].path)}: no candidate has a weight of the same name and shape", code="unlike"
             )
         if self.read.alone:
+            words = "is" if len(self.read.alone) == 1 else "are"
             self.notes.append(
-                f"{len(self.read.alone)} weights of the mix are in no candidate ('{printable(self.read.alone[0])}')"
+                f"{number_of(len(self.read.alone), 'weight')} of the mix {words} in no candidate "
+                f"('{printable(self.read.alone[0])}')"
             )
 
     def file(self, i: int) -> str:
@@ -127,6 +134,10 @@ class Work:
         """Of the tensors that all of the candidates ``keep`` have."""
         given = self.tensors if chosen is None else chosen
         return Part((each for each in given if all(each.has[i] for i in keep)), self.count)
+
+    def has_all(self, i: int, others: Sequence[int]) -> bool:
+        """Whether candidate i has each weight that one of the others has."""
+        return all(each.has[i] for each in self.tensors if any(each.has[j] for j in others))
 
     def stored(self, source: int, name: str) -> TensorInfo:
         """The tensor of file ``source`` (0: the mix) that the mix calls ``name``."""
@@ -182,9 +193,10 @@ class Work:
             whole = self.part(together)
         parents, _ = eliminated(whole.weighted, whole.elements, together)
         for chosen in self.blocks.values():
-            part = self.part(together, chosen)
-            if part.elements:
-                more, fitted = eliminated(part.weighted, part.elements, together)
+            here = [i for i in usable if any(each.has[i] for each in chosen)]
+            part = self.part(here, chosen)
+            if part.elements and here:
+                more, fitted = eliminated(part.weighted, part.elements, here)
                 strong = [i for i in more if abs(fitted.ratios[i]) > max(10 * fitted.errors[i], 0.01)]
                 parents += [i for i in strong if i not in parents and not self._same_there(i, parents, chosen)]
         return sorted(parents)
@@ -264,6 +276,16 @@ class Work:
             mix.ratios.update(zip(keep, map(float, found.ratios), strict=True))
             mix.errors.update(zip(keep, map(float, found.errors), strict=True))
             mix.bounded = True
+
+    def mixed_by_layer(self, parents: list[int], blocks: Sequence[str]) -> bool:
+        """Whether each tensor of these blocks by itself is a mix of the parents, with any ratios, but for rounding."""
+        if len(parents) < 2:
+            return False
+        for each in (each for block in blocks for each in self.blocks[block] if each.elements >= _TELLING):
+            part = self.part(parents, [each])
+            if not part.elements or part.over_rounding(part.fit(parents).ratios) ** 2 > MISSING:
+                return False
+        return True
 
     def main(self, parents: list[int], by_block: dict[str, BlockMix]) -> tuple[Fit, set[str]]:
         """The ratios of the model, and the blocks that have others: of all blocks together, or of the network's where

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from ..errors import number_of
 from ..methods.registry import get
-from ..methods.tools import TOOLS
-from .guesses import Guess, option_of
+from ..methods.tools import SEPARATOR, TOOLS
+from .guesses import Guess, dtype_of, option_of
 from .samples import Tensor, sample
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ _CLOSE = 2e-3
 _ALIKE = 0.99
 """Share of the sample that a guess must give; what none does is no single merge of these, and the first is made."""
 _MOST_MADE = 3
+_NEARLY = 0.9
+"""Share of the tensors that a merge must give for tools to be tried that leave some of them A's."""
 _STRETCH = 1 << 22
 
 
@@ -37,7 +41,7 @@ _STRETCH = 1 << 22
 class Proof:
     """``guess`` is the merge that was made; ``equal`` of the mix's ``tensors`` have its bits, no element of the others
     is more than ``ulps`` steps of its dtype away (None where dtypes differ, or there is none to compare). ``tools``
-    compute the method so (docs/compat.md)."""
+    compute the method so (docs/compat.md); none where something isn't equal."""
 
     guess: Guess
     tensors: int
@@ -63,7 +67,31 @@ def proved(work: Work, guesses: Sequence[Guess]) -> Proof:
             proofs.append(_compared(work, guess, made))
             if proofs[-1].equal == proofs[-1].tensors:
                 break
-    return max(proofs, key=lambda proof: (proof.equal, -proof.unequal_elements))
+        best = max(proofs, key=_closeness)
+        for guess in _of_tools(best):
+            _make(work, guess, made)
+            as_it_does = _compared(work, guess, made)
+            if as_it_does.equal == as_it_does.tensors:
+                return as_it_does
+    return best
+
+
+def _closeness(proof: Proof) -> tuple[int, int]:
+    return proof.equal, -proof.unequal_elements
+
+
+def _of_tools(proof: Proof) -> Iterator[Guess]:
+    """The merge as each tool makes it that computes so: some leave tensors A's, or count them to other blocks."""
+    guess = proof.guess
+    if not proof.unequal_elements or proof.equal < _NEARLY * proof.tensors or guess.via is not None:
+        return
+    for tool, name in _tools(guess):
+        words = [word for word in shlex.split(guess.command) if word != "--fused"]
+        at = words.index("--method")
+        words[at : at + 2] = ["--method", name, "--compat", tool]
+        parameters = {own: value for own, value in guess.parameters.items() if own != "fused"}
+        method = f"{tool}{SEPARATOR}{name}"
+        yield replace(guess, method=method, parameters=parameters, command=shlex.join(words))
 
 
 def _likely(work: Work, guesses: Sequence[Guess]) -> Iterator[Guess]:
@@ -113,8 +141,7 @@ def _make(work: Work, guess: Guess, path: str) -> None:
     from .cast import cast
     from .merge import merge
 
-    dtypes = {each.dtypes[0] for each in work.tensors}
-    word = (option_of(next(iter(dtypes))) if len(dtypes) == 1 else None) or "keep"
+    word = option_of(dtype_of(work)) or "keep"
     settings = replace(work.settings, dtype=word, hash=False, sync=False, overwrite=True, progress=None)
     inputs = [work.opened[i + 1] for i in guess.order]
     if guess.method == "cast":
@@ -179,20 +206,52 @@ def _compared(work: Work, guess: Guess, path: str) -> Proof:
         if unequal and not elements:
             text += "; the others in value, but some of their zeros have the other sign"
         elif unequal:
-            text += f"; in the others {elements:,} elements are up to {ulps:,} steps of the dtype (ulps) away"
+            text += f"; in the others {number_of(elements, 'element')} {'is' if elements == 1 else 'are'} up to "
+            text += f"{number_of(ulps, 'step')} of the dtype (ulps) away"
         if lacking or found.shape_differs:
-            text += f"; {lacking + len(found.shape_differs):,} are not in the merge"
+            absent = lacking + len(found.shape_differs)
+            text += f"; {absent:,} {'is' if absent == 1 else 'are'} not in the merge"
     if found.only_in_b:
         text += f"; the merge has {len(found.only_in_b):,} more"
-    return Proof(guess, total, equal, ulps, elements, _tools(guess), text)
+        command = _pruned(work, guess, found.only_in_b)
+        if command:
+            text += ", which prune drops"
+            guess = replace(guess, command=command)
+    tools = [tool for tool, _ in _tools(guess)] if ulps == 0 else []
+    return Proof(guess, total, equal, ulps, elements, tools, text)
 
 
-def _tools(guess: Guess) -> list[str]:
-    """The programs whose arithmetic the guess is."""
+def _pruned(work: Work, guess: Guess, more: Iterable[str]) -> str:
+    """The guess's command with a further step, which drops the components that the mix lacks; empty where it lacks
+    only some tensors of a component, or what prune can't drop."""
+    from .prune import DROPPABLE
+
+    dropped = {work.layout.component(name) for name in more}
+    if not dropped <= set(DROPPABLE) - {work.layout.component(name) for name in work.opened[0].tensors}:
+        return ""
+    made, _, last = guess.command.rpartition(" && ")
+    if not made:
+        made, last = f"{last.removesuffix('OUT.safetensors')}MERGED.safetensors", "cast MERGED.safetensors"
+    words = [word for word in shlex.split(last) if word not in ("sdsurgery", "cast")]
+    words = words[: words.index("-o")] if "-o" in words else words
+    drop = ["--drop", ",".join(sorted(dropped)), "-o", "OUT.safetensors"]
+    return f"{made} && {shlex.join(['sdsurgery', 'prune', *words, *drop])}"
+
+
+def _tools(guess: Guess) -> list[tuple[str, str]]:
+    """The programs whose arithmetic the guess is, and what they call the method."""
+    tool, separator, name = guess.method.partition(SEPARATOR)
+    if separator:
+        return [(tool, name)]
+    if guess.method == "add-diff" and "weights" in guess.parameters:
+        return []  # no tool's form of the method
     wanted = (guess.method, bool(guess.parameters.get("fused")))
-    forms = ((tool, form) for tool, table in TOOLS.items() for form in table.forms.values())
-    found = (tool for tool, form in forms if (form.name, form.fused) == wanted and form.equal.startswith("bits"))
-    return list(dict.fromkeys(found))
+    forms = ((tool, name, form) for tool, table in TOOLS.items() for name, form in table.forms.items())
+    found = {
+        tool: name for tool, name, form in forms
+        if (form.name, form.fused) == wanted and form.equal.startswith("bits")
+    }  # fmt: skip
+    return list(found.items())
 
 
 def _steps(a: Checkpoint, first: TensorInfo, b: Checkpoint, second: TensorInfo) -> tuple[int, int] | None:

@@ -19,8 +19,9 @@ _ENERGY = 0.9
 
 
 def residual_ranks(work: Work, by_block: Mapping[str, BlockMix]) -> list[dict[str, Any]]:
-    """Of the layers in which most is left beside rounding: ``name``, ``rank`` (singular values above the largest that
-    rounding noise of that size makes, σ·(√m + √n): Marchenko & Pastur, 1967), ``full`` (the smaller side), ``energy``
+    """Of the layers in which most is left beside rounding: ``name``, ``rank`` (singular values above twice the largest
+    that rounding noise of that size makes, σ·(√m + √n): Marchenko & Pastur, 1967; twice, since a merge into which an
+    adapter was baked is rounded two times), ``full`` (the smaller side), ``energy``
     (their share of the residual's), ``strength`` (the residual's norm beside the layer's), ``low``."""
     import numpy as np
 
@@ -56,7 +57,7 @@ def residual_ranks(work: Work, by_block: Mapping[str, BlockMix]) -> list[dict[st
         # Singular values by the smaller product with itself, a tenth of the work: exact to 1e-8 of the largest.
         square = rest @ rest.T if rest.shape[0] <= rest.shape[1] else rest.T @ rest
         values = np.sqrt(np.linalg.eigvalsh(square)[::-1].clip(0))
-        edge = 1.5 * (rounding / each.elements) ** 0.5 * (rest.shape[0] ** 0.5 + rest.shape[1] ** 0.5)
+        edge = 2 * (rounding / each.elements) ** 0.5 * (rest.shape[0] ** 0.5 + rest.shape[1] ** 0.5)
         rank, energy = int((values > edge).sum()), float((values**2).sum())
         share = float((values[:rank] ** 2).sum()) / energy if energy else 0.0
         full = min(rest.shape)

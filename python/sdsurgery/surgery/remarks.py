@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ _RIGHT_ANGLE = 0.05
 
 def of_candidates(work: Work, usable: Sequence[int]) -> tuple[list[str], bool]:
     """Notes on candidates, and whether the answer is the only one."""
+    from .guesses import formula
+
     notes: list[str] = []
     for i in usable:
         there = [each for each in work.tensors if each.has[i]]
@@ -40,7 +43,8 @@ def of_candidates(work: Work, usable: Sequence[int]) -> tuple[list[str], bool]:
         part = together.seen_from(i)
         keep, fitted = eliminated(part.weighted, part.elements, [j for j in usable if j != i])
         if part.over_rounding(fitted.ratios) ** 2 <= MISSING:
-            mix = " + ".join(f"{fitted.ratios[j]:.4g}·{work.short[j]}" for j in keep)
+            row = tuple(round(float(fitted.ratios[j]), 4) for j in keep)
+            mix = formula(row, [work.short[j] for j in keep], False)
             mixes.append((round(float(np.abs(fitted.ratios).sum()), 3), i, f"{work.short[i]} is itself {mix}"))
     if not mixes:
         return notes, True
@@ -48,14 +52,31 @@ def of_candidates(work: Work, usable: Sequence[int]) -> tuple[list[str], bool]:
     return notes, False
 
 
-def bounded_above(work: Work, usable: Sequence[int], parents: Sequence[int]) -> tuple[list[int], str]:
+def blocks(some: Sequence[str], count: int) -> str:
+    """Which of the blocks, as `` in 2 of 27 blocks (IN01, VAE)``; nothing for all of them."""
+    if len(some) == count:
+        return ""
+    return f" in {len(some)} of {count} blocks ({', '.join(some[:6])}{', …' if len(some) > 6 else ''})"
+
+
+def bounded_above(
+    work: Work, usable: Sequence[int], parents: Sequence[int], others: bool
+) -> tuple[list[int], str]:  # fmt: skip
     """The parents whose ratios are upper bounds where something is missing, and the words for it: the base's alone
-    where that is among them, which takes the share of what is missing."""
+    where that is among them, which takes the share of what is missing. ``others``: whether nothing is missing from the
+    other blocks, and the overall ratios are theirs."""
+    if others:
+        return [], "The overall ratios are those of the other blocks, where nothing is missing; here they may be less"
     base = _base(work, usable)
     if base in parents:
         return [base], (
             f"The ratio of {printable(work.short[base])}, around which the others lie, is an upper bound: it takes the "
             "share of what is missing. The others' ratios are near the truth"
+        )
+    if base >= 0:
+        return [], (
+            f"{printable(work.short[base])}, around which the others lie, takes no share of what is missing: the "
+            "ratios are near the truth"
         )
     return list(parents), (
         "The ratios are upper bounds: without the missing parent its share is spread over the candidates. Add the "
@@ -98,8 +119,8 @@ def of_components(work: Work, parents: Sequence[int]) -> list[str]:
     return notes
 
 
-def of_ranks(ranks: Sequence[dict[str, Any]]) -> list[str]:
-    """What the ranks of the residual say of its origin."""
+def of_ranks(ranks: Sequence[dict[str, Any]], path: str) -> list[str]:
+    """What the ranks of the residual say of its origin. ``path``: of the mix."""
     low = [row for row in ranks if row["low"]]
     if not low:
         return (
@@ -108,7 +129,8 @@ def of_ranks(ranks: Sequence[dict[str, Any]]) -> list[str]:
             else []
         )
     most = max(row["rank"] for row in low)
+    words = ["sdsurgery", "extract-lora", path, "OUT.safetensors", "--rank", str(most), "-o", "LORA.safetensors"]
     return [
         f"what is left is of low rank (at most {most}) in {len(low)} of {len(ranks)} layers looked at: an adapter is "
-        "baked into the model; extract-lora gets it out of the difference to the mix without it"
+        f"baked into the model. Make OUT.safetensors by the command below, then `{shlex.join(words)}` gets it out"
     ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from ..errors import UsageError, printable
 from ..report.warnings import warned
 from ..settings import Settings
 from .candidates import averaged, of_folder
@@ -83,6 +83,9 @@ def unmix(
         if folder is not None:
             found, notes = of_folder(folder, opened, ours, settings)
             opened += found
+        if len(opened) < 2 and folder is not None:
+            where = printable(os.fspath(folder))
+            raise UsageError(f"{where}: no other model of the mix's family ({ours.layout.name})", code="wrong_inputs")
         if len(opened) < 2:
             raise UsageError(
                 "no candidates: name the files that the mix may be made of, or a folder (folder=…)", code="wrong_inputs"
@@ -96,7 +99,7 @@ def unmix(
 def _result(work: Work, prove: bool) -> Unmixing:
     from . import remarks
     from .fingerprints import fingerprints
-    from .guesses import guesses
+    from .guesses import guesses, overall
     from .ranks import residual_ranks
 
     found = Unmixing(work.opened[0].path, work.layout.name, work.names, notes=work.notes)
@@ -107,22 +110,27 @@ def _result(work: Work, prove: bool) -> Unmixing:
     work.sharpened(parents, by_block)
     main = work.main(parents, by_block)
     _fill(found, work, parents, by_block, main)
-    _missing(found, work, usable, parents)
+    best = guesses(work, parents, by_block, main)
+    found.formula, found.command, found.preset = best[0].formula, best[0].command, best[0].preset
+    if prove:
+        further = [guess for far in _TOLERANCES for guess in guesses(work, parents, by_block, main, far)]
+        several: dict[str, Guess] = {}
+        for guess in [*best, *further]:
+            several.setdefault(guess.command, guess)
+        _prove(found, work, list(several.values()))
+    missing = _missing(found, work, usable, parents, main[1])
+    if found.upper_bounds and not found.constant:
+        found.formula = f"{overall(work, parents, main[0])}; other ratios by block"
     more, unique = remarks.of_candidates(work, usable)
     found.unique = found.unique and unique
     found.notes += more + remarks.of_components(work, parents)
-    best = guesses(work, parents, by_block, main)
-    found.formula, found.command, found.preset = best[0].formula, best[0].command, best[0].preset
-    if not found.complete:
+    if missing:
         traces = fingerprints(work, parents, by_block)
         found.fingerprints = [asdict(each) for each in traces]
         found.notes += [each.text for each in traces]
-    if not found.complete and not found.fingerprints:
+    if missing and not found.fingerprints:
         found.residual_ranks = residual_ranks(work, by_block)
-        found.notes += remarks.of_ranks(found.residual_ranks)
-    if prove:
-        further = [guess for far in _TOLERANCES for guess in guesses(work, parents, by_block, main, far)]
-        _prove(found, work, list({guess.command: guess for guess in [*best, *further]}.values()))
+        found.notes += remarks.of_ranks(found.residual_ranks, found.path)
     return found
 
 
@@ -148,21 +156,30 @@ def _fill(
     found.layers = work.layers(by_block)
 
 
-def _missing(found: Unmixing, work: Work, usable: list[int], parents: list[int]) -> None:
+def _missing(found: Unmixing, work: Work, usable: list[int], parents: list[int], apart: set[str]) -> bool:
+    """Whether something is missing from the mix, with what is said of it. ``apart``: blocks with other ratios."""
     from . import remarks
     from .mixture import MISSING
 
     beyond = [block for block, left in found.block_residuals.items() if left["over_rounding"] ** 2 > MISSING]
-    found.complete = not beyond
-    if beyond and found.unexplained > MISSING_SHARE:
-        above, words = remarks.bounded_above(work, usable, parents)
+    found.complete = not beyond or (found.proof is not None and found.proof["equal"] == found.proof["tensors"])
+    if found.complete:
+        return False
+    where = remarks.blocks(beyond, len(found.block_residuals))
+    if work.mixed_by_layer(parents, beyond):
+        names = " and ".join(printable(work.short[i]) for i in parents)
+        found.notes.append(f"the ratios differ from layer to layer{where}: each layer by itself is a mix of {names}")
+        return False
+    if found.unexplained > MISSING_SHARE:
+        explained = set(found.block_residuals) - set(beyond)
+        above, words = remarks.bounded_above(work, usable, parents, bool(explained) and not explained & apart)
         found.upper_bounds = [work.names[i] for i in above]
-        found.notes.append(warned("unexplained", share=found.unexplained, rounding=found.rounding, bounds=words))
-    elif beyond:
         found.notes.append(
-            f"the best mix leaves more than rounding in {len(beyond)} blocks ({', '.join(beyond[:6])}"
-            f"{', …' if len(beyond) > 6 else ''}), {found.unexplained:.3%} of the spread"
+            warned("unexplained", share=found.unexplained, where=where, rounding=found.rounding, bounds=words)
         )
+    else:
+        found.notes.append(f"the best mix leaves more than rounding{where}: {found.unexplained:.3%} of the spread")
+    return True
 
 
 def _prove(found: Unmixing, work: Work, best: Sequence[Guess]) -> None:

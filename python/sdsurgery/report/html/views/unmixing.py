@@ -21,7 +21,7 @@ def view(found: Unmixing) -> View:
     proof = found.proof
     tools = ", ".join(proof["tools"]) if proof else ""
     first = [
-        element("p", f"= {_formula(found)}", class_="formula"),
+        element("p", f"{'=' if found.complete else '≈'} {_formula(found)}", class_="formula"),
         facts([
             ("model", f"{found.path} (family {found.family})"),
             ("proof", proof["text"] + (f"; the arithmetic of {tools}" if tools else "") if proof else "not asked for"),
@@ -39,7 +39,7 @@ def view(found: Unmixing) -> View:
         first,
         [
             Section("Ratios", _ratios(found, short)),
-            Section("Made by", lines(found.command)),
+            Section("Made by" if found.complete else "The nearest merge", lines(found.command)),
             Section("Ratios by block", _blocks(found, short)),
             Section("What is left", _residuals(found)),
             Section("Rank of what is left", _ranks(found)),
