@@ -462,6 +462,7 @@ def test_a_method_that_is_no_sum_leaves_its_trace(
         ("a b", "weighted-sum", {"alpha": 0.02}, "a c d"),
         ("a b base", "train-diff", {}, "a b c base"),  # a formula of its own
         ("a b c d", "mean", {}, "a b"),
+        ("a b", "weighted-sum", {"alpha": 0.01}, "a base d"),  # little is missing
     ],
 )
 def test_sums_of_unknown_parents_have_no_trace_of_a_method(
@@ -469,6 +470,7 @@ def test_sums_of_unknown_parents_have_no_trace_of_a_method(
 ) -> None:
     found = sds.unmix(mixed(few, names, method, **parameters), pick(few, candidates))
     assert not found.complete and found.fingerprints == []
+    assert found.residual_ranks and not any(row["low"] for row in found.residual_ranks)
 
 
 def test_blocks_in_which_nothing_is_missing_have_no_trace_of_a_method(few: dict[str, Path]) -> None:

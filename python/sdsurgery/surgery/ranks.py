@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..adapters.arrays import array
 
 if TYPE_CHECKING:
-    from .parentage import BlockMix, Work
+    from .parentage import Work
 
 _LAYERS = 8
 _LARGEST = 1 << 22  # elements of a layer whose factors are looked for
@@ -16,13 +16,16 @@ _SMALLEST = 16  # rows and columns that a layer must have
 _LOW = 0.5
 """A rank up to this share of full rank, with almost all of the energy, counts as low."""
 _ENERGY = 0.9
+_NOISE = 2.5
+"""Times the energy of rounding that the rest may have: of two roundings it is twice that."""
 
 
-def residual_ranks(work: Work, by_block: Mapping[str, BlockMix]) -> list[dict[str, Any]]:
-    """Of the layers in which most is left beside rounding: ``name``, ``rank`` (singular values above twice the largest
-    that rounding noise of that size makes, σ·(√m + √n): Marchenko & Pastur, 1967; twice, since a merge into which an
-    adapter was baked is rounded two times), ``full`` (the smaller side), ``energy``
-    (their share of the residual's), ``strength`` (the residual's norm beside the layer's), ``low``."""
+def residual_ranks(work: Work, by_block: Mapping[str, Mapping[int, float]]) -> list[dict[str, Any]]:
+    """Of the layers in which most is left beside rounding, after a mix with the block's ratios by candidate's number:
+    ``name``, ``rank`` (singular values above twice the largest that rounding noise of that size makes, σ·(√m + √n):
+    Marchenko & Pastur, 1967; twice, since a merge into which an adapter was baked is rounded two times), ``full`` (the
+    smaller side), ``energy`` (their share of the residual's), ``strength`` (the residual's norm beside the layer's),
+    ``low``."""
     import numpy as np
 
     from .mixture import noise
@@ -30,18 +33,18 @@ def residual_ranks(work: Work, by_block: Mapping[str, BlockMix]) -> list[dict[st
     left = []
     for each in work.tensors:
         info = work.stored(0, each.name)
-        mix = by_block.get(work.block_of(each.name))
+        ratios = by_block.get(work.block_of(each.name))
         rows = info.shape[0] if info.shape else 1
         columns = each.elements // max(1, rows)
-        if mix is None or min(rows, columns) < _SMALLEST or each.elements > _LARGEST or info.parts:
+        if ratios is None or min(rows, columns) < _SMALLEST or each.elements > _LARGEST or info.parts:
             continue
-        if not all(each.has[i] for i, ratio in mix.ratios.items() if ratio):
+        if not all(each.has[i] for i, ratio in ratios.items() if ratio):
             continue
-        r = np.array([mix.ratios.get(i, 0.0) for i in range(work.count)])
+        r = np.array([ratios.get(i, 0.0) for i in range(work.count)])
         energy = float(r @ each.products @ r)
         rounding = noise(each.square, each.elements, each.dtypes)
         if energy > 4 * rounding:
-            left.append((energy / max(rounding, 1e-300), each, mix.ratios, rounding))
+            left.append((energy / max(rounding, 1e-300), each, ratios, rounding))
     left.sort(key=lambda row: (-row[0], row[1].name))
     found = []
     for _, each, ratios, rounding in left[:_LAYERS]:
@@ -61,7 +64,9 @@ def residual_ranks(work: Work, by_block: Mapping[str, BlockMix]) -> list[dict[st
         rank, energy = int((values > edge).sum()), float((values**2).sum())
         share = float((values[:rank] ** 2).sum()) / energy if energy else 0.0
         full = min(rest.shape)
-        low = 0 < rank <= _LOW * full and share >= _ENERGY
+        outside = (1 - rank / rest.shape[0]) * (1 - rank / rest.shape[1])  # the share of noise that is no part of it
+        noise_alone = (1 - share) * energy <= _NOISE * rounding * outside
+        low = 0 < rank <= _LOW * full and share >= _ENERGY and noise_alone
         found.append(
             {
                 "name": each.name,

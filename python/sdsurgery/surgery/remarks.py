@@ -80,8 +80,8 @@ def bounded_above(
         )
     return list(parents), (
         "The ratios are upper bounds: without the missing parent its share is spread over the candidates. Add the "
-        "model from which the family descends to the candidates (the base), which keeps the others' ratios near the "
-        "truth"
+        "model from which the family descends (the base) to the candidates, if it isn't there: it keeps the others' "
+        "ratios near the truth"
     )
 
 
@@ -122,7 +122,7 @@ def of_components(work: Work, parents: Sequence[int]) -> list[str]:
 def of_ranks(ranks: Sequence[dict[str, Any]], path: str) -> list[str]:
     """What the ranks of the residual say of its origin. ``path``: of the mix."""
     low = [row for row in ranks if row["low"]]
-    if not low:
+    if 2 * len(low) < max(1, len(ranks)):
         return (
             ["what is left is of full rank where it was looked at: training or a parent, not an adapter"]
             if ranks

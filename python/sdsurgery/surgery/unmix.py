@@ -129,7 +129,11 @@ def _result(work: Work, prove: bool) -> Unmixing:
         found.fingerprints = [asdict(each) for each in traces]
         found.notes += [each.text for each in traces]
     if missing and not found.fingerprints:
-        found.residual_ranks = residual_ranks(work, by_block)
+        fitted, apart = main
+        alike = {i: float(fitted.ratios[i]) for i in parents}  # what is missing pulls at a block's own ratios
+        found.residual_ranks = residual_ranks(
+            work, {block: mix.ratios if block in apart else alike for block, mix in by_block.items()}
+        )
         found.notes += remarks.of_ranks(found.residual_ranks, found.path)
     return found
 
