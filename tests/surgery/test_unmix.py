@@ -161,6 +161,14 @@ def test_a_tool_that_leaves_tensors_of_a_block_is_proved(xl: dict[str, Path]) ->
     assert "--method weighted-sum --compat supermerger" in found.command and found.proof["tools"] == ["supermerger"]
 
 
+@pytest.mark.parametrize("tool", ["supermerger", "comfy", "chattiori"])
+def test_tools_that_leave_tensors_of_sdxl_are_proved(xl: dict[str, Path], tool: str) -> None:
+    mix = mixed(xl, "a b", f"{tool}:weighted-sum", alpha=0.3)
+    found = sds.unmix(mix, list(xl.values()), prove=True)
+    assert found.proof is not None and found.proof["equal"] == found.proof["tensors"]
+    assert found.proof["tools"] == [tool] and f"--compat {tool} " in found.command and "IN00" not in found.formula
+
+
 def test_ratios_by_layer_are_no_missing_parent(few: dict[str, Path], tmp_path: Path) -> None:
     mix = mixed(few, "a b", "weighted-sum", alpha=0.3, rules={"attn2": 0.8})
     found = sds.unmix(mix, pick(few, "a b c"))

@@ -42,6 +42,10 @@ def _alpha(r: Row) -> dict[str, Any]:
     return {"alpha": r[1]}
 
 
+def _alpha_of_first(r: Row) -> dict[str, Any]:
+    return {"alpha": r[0]}
+
+
 def _difference(r: Row) -> dict[str, Any] | None:
     return {"alpha": r[1]} if isclose(r[0], 1, abs_tol=1e-9) and isclose(r[1], -r[2], abs_tol=1e-9) else None
 
@@ -106,6 +110,7 @@ FORMS = (
     Form("n-sum", 0, _weights, _FUSED),
     Form("n-sum.normalised", 0, _weights),
     Form("n-sum.normalised", 0, _weights, _FUSED),
+    Form("weighted-sum.first", 2, _alpha_of_first),
     Form("add-diff", 0, _from_first, by_block=False),
     Form("add-diff", 0, _from_first, _FUSED, by_block=False),
     Form("weighted-subtract", 2, _subtract, of_exact=True, by_block=False),
@@ -247,7 +252,7 @@ def _guess(given: _Found, form: Form, order: tuple[int, ...]) -> Guess | None:
     names = [given.work.short[i] for i in files]
     text = formula(tuple(given.rows[""][at] for at in order), names, form.numbers is _difference)
     if blocks:
-        text += "; " + _block_text(blocks, presets, names)
+        text += "; " + block_text(blocks, presets, names, form.numbers is _alpha_of_first)
     guess = Guess(form.method, files, {**main, **form.fixed}, blocks, text, presets=presets)
     return replace(guess, command=_command(given, guess))
 
@@ -290,11 +295,12 @@ def overall(work: Work, parents: Sequence[int], fitted: Fit) -> str:
     return formula(row, [work.short[i] for i in parents], False)
 
 
-def _block_text(
-    blocks: Mapping[str, Mapping[str, float]], presets: Mapping[str, str], names: Sequence[str]
+def block_text(
+    blocks: Mapping[str, Mapping[str, float]], presets: Mapping[str, str], names: Sequence[str], first: bool
 ) -> str:  # fmt: skip
+    """Block weights in the formula; ``first``: alpha is the first input's."""
     parts = []
-    words = {"alpha": f"α of {names[1]}", "beta": f"β of {names[-1]}"}
+    words = {"alpha": f"α of {names[0 if first else 1]}", "beta": f"β of {names[-1]}"}
     for ratio, weights in blocks.items():
         name = names[ord(ratio) - ord("A")] if len(ratio) == 1 else words.get(ratio, ratio)
         own = {block: weight for block, weight in weights.items() if ratio not in presets or block in _NO_NETWORK}

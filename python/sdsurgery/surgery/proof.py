@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import number_of
 from ..methods.registry import get
 from ..methods.tools import SEPARATOR, TOOLS
-from .guesses import Guess, dtype_of, option_of
+from .guesses import Guess, block_text, dtype_of, option_of
 from .samples import Tensor, sample
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _CLOSE = 2e-3
 _ALIKE = 0.99
 """Share of the sample that a guess must give; what none does is no single merge of these, and the first is made."""
 _MOST_MADE = 3
+_MOST_ALIKE = 8
 _NEARLY = 0.9
 """Share of the tensors that a merge must give for tools to be tried that leave some of them A's."""
 _STRETCH = 1 << 22
@@ -57,22 +58,27 @@ class Proof:
         return {**found, "method": guess["method"], "parameters": guess["parameters"], "blocks": guess["blocks"]}
 
 
-def proved(work: Work, guesses: Sequence[Guess]) -> Proof:
-    """The guess that has most of a sample's bits, made into a temporary file, compared, and removed."""
+def proved(work: Work, guesses: Sequence[Guess], beyond: Sequence[str]) -> Proof:
+    """The guess that has most of a sample's bits, made into a temporary file, compared, and removed. ``beyond``: blocks
+    in which more than rounding is left."""
     proofs: list[Proof] = []
     with tempfile.TemporaryDirectory(prefix="sdsurgery-proof-") as folder:
         made = os.path.join(folder, "made.safetensors")
-        for guess in islice(_likely(work, guesses), _MOST_MADE):
+        likely = _likely(work, guesses)
+        for guess in islice(likely, _MOST_MADE):
             _make(work, guess, made)
             proofs.append(_compared(work, guess, made))
             if proofs[-1].equal == proofs[-1].tensors:
                 break
         best = max(proofs, key=_closeness)
-        for guess in _of_tools(best):
-            _make(work, guess, made)
-            as_it_does = _compared(work, guess, made)
-            if as_it_does.equal == as_it_does.tensors:
-                return as_it_does
+        near = best.unequal_elements and best.equal >= _NEARLY * best.tensors
+        alike = [*(proof.guess for proof in proofs), *islice(likely, _MOST_ALIKE)] if near else []
+        for as_found in alike:
+            for guess in _of_tools(work, as_found, beyond):
+                _make(work, guess, made)
+                as_it_does = _compared(work, guess, made)
+                if as_it_does.equal == as_it_does.tensors:
+                    return as_it_does
     return best
 
 
@@ -80,10 +86,11 @@ def _closeness(proof: Proof) -> tuple[int, int]:
     return proof.equal, -proof.unequal_elements
 
 
-def _of_tools(proof: Proof) -> Iterator[Guess]:
-    """The merge as each tool makes it that computes so: some leave tensors A's, or count them to other blocks."""
-    guess = proof.guess
-    if not proof.unequal_elements or proof.equal < _NEARLY * proof.tensors or guess.via is not None:
+def _of_tools(work: Work, guess: Guess, beyond: Sequence[str]) -> Iterator[Guess]:
+    """The merge as each tool makes it that computes so, where tensors of the mix are A's: some leave them so. Tensors
+    that are left A's pull at the ratios of their blocks, so that these are tried with the model's ratios, too."""
+    a = guess.order[0]
+    if guess.via is not None or not any(each.has[a] and each.products[a, a] == 0 for each in work.tensors):
         return
     for tool, name in _tools(guess):
         words = [word for word in shlex.split(guess.command) if word != "--fused"]
@@ -92,6 +99,33 @@ def _of_tools(proof: Proof) -> Iterator[Guess]:
         parameters = {own: value for own, value in guess.parameters.items() if own != "fused"}
         method = f"{tool}{SEPARATOR}{name}"
         yield replace(guess, method=method, parameters=parameters, command=shlex.join(words))
+        if any(block in weights for weights in guess.blocks.values() for block in beyond):
+            blocks = {
+                ratio: kept for ratio, weights in guess.blocks.items()
+                if (kept := {block: weight for block, weight in weights.items() if block not in beyond})
+            }  # fmt: skip
+            names, first = [work.short[i] for i in guess.order], guess.method == "weighted-sum.first"
+            said = "; " + block_text(guess.blocks, guess.presets, names, first)
+            formula = guess.formula.removesuffix(said)
+            if blocks:
+                formula += "; " + block_text(blocks, guess.presets, names, first)
+            text = shlex.join(_without(words, beyond))
+            yield replace(
+                guess, method=method, parameters=parameters, blocks=blocks, command=text, formula=formula
+            )  # fmt: skip
+
+
+def _without(words: Sequence[str], blocks: Sequence[str]) -> Iterator[str]:
+    """A command's words without the weights of some blocks."""
+    rest = iter(words)
+    for word in rest:
+        if word != "--blocks":
+            yield word
+            continue
+        ratio, _, weights = next(rest).partition(":")
+        kept = [each for each in weights.split(",") if each.partition("=")[0] not in blocks]
+        if kept:
+            yield from (word, f"{ratio}:{','.join(kept)}")
 
 
 def _likely(work: Work, guesses: Sequence[Guess]) -> Iterator[Guess]:

@@ -163,9 +163,8 @@ def _fill(
 def _missing(found: Unmixing, work: Work, usable: list[int], parents: list[int], apart: set[str]) -> bool:
     """Whether something is missing from the mix, with what is said of it. ``apart``: blocks with other ratios."""
     from . import remarks
-    from .mixture import MISSING
 
-    beyond = [block for block, left in found.block_residuals.items() if left["over_rounding"] ** 2 > MISSING]
+    beyond = _beyond(found)
     found.complete = not beyond or (found.proof is not None and found.proof["equal"] == found.proof["tensors"])
     if found.complete:
         return False
@@ -186,9 +185,16 @@ def _missing(found: Unmixing, work: Work, usable: list[int], parents: list[int],
     return True
 
 
+def _beyond(found: Unmixing) -> list[str]:
+    """The blocks in which more than rounding is left."""
+    from .mixture import BEYOND
+
+    return [block for block, left in found.block_residuals.items() if left["over_rounding"] > BEYOND]
+
+
 def _prove(found: Unmixing, work: Work, best: Sequence[Guess]) -> None:
     from .proof import proved
 
-    proof = proved(work, best)
+    proof = proved(work, best, _beyond(found))
     found.proof = proof.to_dict()
     found.formula, found.command, found.preset = proof.guess.formula, proof.guess.command, proof.guess.preset
