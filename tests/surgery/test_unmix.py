@@ -314,7 +314,7 @@ def test_a_folder_with_other_files_in_it(few: dict[str, Path], xl: dict[str, Pat
     mix = mixed(few, "a b", "weighted-sum", alpha=0.3)
     found = sds.unmix(mix, [], folder=tmp_path)
     assert ratios(found) == pytest.approx({"a": 0.7, "b": 0.3}, abs=1e-4)
-    words = "2 files are no models of the mix's family and were left out (damaged.safetensors, notes.txt)"
+    words = "2 files are not models of the mix's family and were left out (damaged.safetensors, notes.txt)"
     assert f"{tmp_path}: {words}" in found.notes
     with pytest.raises(UsageError, match="no other model of the mix's family"):
         sds.unmix(xl["a"], [], folder=tmp_path)

@@ -80,7 +80,7 @@ def of_folder(
     if not strangers:
         return found, []
     where, count = printable(os.fspath(folder)), number_of(len(strangers), "file")
-    words = "is no model" if len(strangers) == 1 else "are no models"
+    words = "is not a model" if len(strangers) == 1 else "are not models"
     left = "was" if len(strangers) == 1 else "were"
     some = ", ".join([*(printable(name, 60) for name in strangers[:3]), *["…"][: len(strangers) - 3]])
     return found, [f"{where}: {count} {words} of the mix's family and {left} left out ({some})"]
