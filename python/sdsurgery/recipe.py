@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Union
 from .adapters.lora import Lora
 from .adapters.lora import from_json as lora_from_json
 from .composition import Composition, Part, as_method, block_table
-from .errors import InputRefused, UsageError, printable
+from .errors import InputRefused, UsageError, number_of, printable
 from .methods.registry import Method, get
 from .methods.written import PREFIX, letter
 from .suggest import did_you_mean
@@ -103,7 +103,7 @@ class Opened(_Adaptable):
     def __str__(self) -> str:
         name = getattr(self.input, "path", None)
         if name is None:
-            return self._with_loras(f"{len(self.input)} tensors")
+            return self._with_loras(number_of(len(self.input), "tensor"))
         return str(Model(name, self.use_ema, self.loras))
 
     __repr__ = __str__

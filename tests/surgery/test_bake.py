@@ -392,7 +392,7 @@ def test_the_command_line(base: Path, adapter: Path, tmp_path: Path) -> None:
         "-o", tmp_path / "b.safetensors",
     )  # fmt: skip
     assert done.rc == 0, done.err
-    assert "applied 1 modules (text_encoder 1), ignored 2 (strength 0)" in " ".join(done.err.split())
+    assert "applied 1 module (text_encoder 1), ignored 2 (strength 0)" in " ".join(done.err.split())
     a, b = loaded(tmp_path / "a.safetensors"), loaded(tmp_path / "b.safetensors")
     assert all(np.array_equal(a[name], b[name]) for name in a)
     wrong = sds("bake", base, "--lora", f"{adapter}=much", "-o", tmp_path / "c.safetensors")

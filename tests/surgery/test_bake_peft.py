@@ -62,7 +62,7 @@ def test_lokr_has_another_word_for_alpha_and_the_rank_of_the_settings(base: Path
     config = {"peft_type": "LOKR", "r": 8, "alpha": 3, "alpha_pattern": {}, "rank_pattern": {"attn2.to_k": 16}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     report = sdsurgery.bake(base, [tmp_path], out=tmp_path / "out.safetensors")
-    assert f"{tmp_path.name}: applied 1 modules (unet 1)" in report.notes
+    assert f"{tmp_path.name}: applied 1 module (unet 1)" in report.notes
     exact = loaded(base)[SD1_KEY].astype(np.float64) + 3 / 16 * np.kron(*parts.values()).astype(np.float64)
     rounded_once(loaded(tmp_path / "out.safetensors")[SD1_KEY], exact)
 

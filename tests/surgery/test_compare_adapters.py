@@ -104,7 +104,7 @@ def test_what_one_changes_and_what_depends_on_the_weight(
     assert found.only_in_b == [f"{IN_DIFFUSERS[SD1_CONV_NAME]}.bias"]
     assert found.left_out == {name: "DoRA: the change depends on the weight"} and not found.equal
     assert (
-        "what is not compared (1 modules) depends on a base model; --base FILE takes one" in sds("compare", *paths).out
+        "what is not compared (1 module) depends on a base model; --base FILE takes one" in sds("compare", *paths).out
     )
     alone = files(tmp_path / "alone", {key: value for key, value in b.items() if SD1_KEY_NAME not in key})
     found = sdsurgery.compare(paths[1], *alone).effects

@@ -144,9 +144,9 @@ def test_what_the_adapter_does_not_hold_is_counted(base: Path, tmp_path: Path) -
     after = {name: value + np.float32(name in changed) for name, value in loaded(base).items()}
     tuned = written(tmp_path / "t.safetensors", after)
     lost = sdsurgery.extract_lora(tuned, base, out=tmp_path / "l.safetensors").notes[-1]
-    assert lost == "also different, but not held by an adapter of kind lora: 1 tensors of vae, 2 tensors of unet"
+    assert lost == "also different, but not held by an adapter of kind lora: 1 tensor of vae, 2 tensors of unet"
     whole = sdsurgery.extract_lora(tuned, base, out=tmp_path / "f.safetensors", kind="full").notes[-1]
-    assert whole == "also different, but not held by an adapter of kind full: 1 tensors of vae"
+    assert whole == "also different, but not held by an adapter of kind full: 1 tensor of vae"
 
 
 def test_metadata_that_user_interfaces_read(tuned: Path, base: Path, tmp_path: Path) -> None:

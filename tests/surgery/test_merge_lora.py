@@ -279,7 +279,7 @@ def test_the_implementation_is_that_of_the_names(tmp_path: Path) -> None:
 def test_modules_that_the_family_lacks_are_named(tmp_path: Path) -> None:
     file = written(tmp_path / "a.safetensors", lora(KEY, SHAPES[KEY]) | lora("lora_unet_foo", (8, 8)))
     report = sdsurgery.convert(file, names="diffusers", out=tmp_path / "out.safetensors")
-    assert "1 modules that the family lacks keep their names: lora_unet_foo" in report.notes
+    assert "1 module under names that the family lacks, kept so: lora_unet_foo" in report.notes
     assert "lora_unet_foo.lora_A.weight" in loaded(tmp_path / "out.safetensors")
 
 

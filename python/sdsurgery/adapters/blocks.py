@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import NamedTuple
 
-from ..errors import UsageError, printable
+from ..errors import UsageError, number_of, printable
 from ..layouts import Layout
 from ..layouts.blocks import parse_blocks
 
@@ -78,7 +78,7 @@ def parse(text: str, layout: Layout, others: float | None = None) -> BlockWeight
         )
     numbers = _numbers(words)
     if numbers is not None:
-        return _listed(numbers, layout, others, f"{len(numbers)} numbers given")
+        return _listed(numbers, layout, others, f"{number_of(len(numbers), 'number')} given")
     return BlockWeights(parse_blocks(text, layout), 1.0 if others is None else others)
 
 

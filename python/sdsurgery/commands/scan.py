@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import InputRefused, printable
+from ..errors import InputRefused, number_of, printable
 from .common import plain, print_json, print_lines
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _error(report: ScanReport, *, allow_unjudged: bool) -> InputRefused | None:
         return None
     bad = [file.path for file in report.files if file.verdict == report.verdict]
     more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-    where = f"{printable(bad[0], 1000)}{more} (of {len(report.files)} files looked at)"
+    where = f"{printable(bad[0], 1000)}{more} (of {number_of(len(report.files), 'file')} looked at)"
     if report.verdict == "suspicious":
         return InputRefused(f"suspicious: {where}", code="suspicious", path=bad[0])
     return InputRefused(f"cannot be judged: {where}", code="unjudged", path=bad[0])

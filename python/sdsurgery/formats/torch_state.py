@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..checkpoint import Contents, Record
-from ..errors import InputRefused, printable
+from ..errors import InputRefused, number_of, printable
 from .numpy_values import Array, array
 from .pickle_graph import BYTES, DICT, INT, LIST, MAX_TEXT_TOTAL, OPAQUE, TENSOR, TEXT, TUPLE, Graph
 from .pickle_text import render
@@ -354,18 +354,20 @@ def _remark(graph: Graph, found: Contents, finder: Finder) -> None:
         notes.append(f"training leftovers not read: {', '.join(left[:8])}")
     outside = graph.kinds.count(TENSOR) - len({id(tensor) for tensor in finder.tensors.values()})
     if outside > 0:
-        notes.append(f"{outside} tensors outside the state dict not read")
+        notes.append(f"{number_of(outside, 'tensor')} outside the state dict not read")
     unknown = [label for label in graph.called if not known(label)]
     if unknown:
         names = ", ".join(printable(label, 80) for label in unknown[:8])
         notes.append(f"classes not run, kept as text only ({len(unknown)}): {names}")
     if found.unusable:
         name, reason = next(iter(found.unusable.items()))
-        notes.append(f"{len(found.unusable)} tensors cannot be read, among them '{printable(name)}': {reason}")
+        notes.append(
+            f"not readable: {number_of(len(found.unusable), 'tensor')}, among them '{printable(name)}': {reason}"
+        )
     places = [(info.offset, info.nbytes) for info in found.tensors if info.nbytes]
     shared = len(places) - len(set(places))
     if shared:
-        notes.append(f"{shared} tensors share their data with another one")
+        notes.append(f"{number_of(shared, 'tensor')} sharing data with another one")
     strided = sum(info.strides is not None for info in found.tensors)
     if strided:
-        notes.append(f"{strided} tensors are not contiguous")
+        notes.append(f"{number_of(strided, 'tensor')} not contiguous")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import NamedTuple, NoReturn
 
-from ..errors import UsageError, printable
+from ..errors import UsageError, number_of, printable
 from . import names
 from .base import Layout, Network
 
@@ -164,7 +164,9 @@ def _from_list(numbers: list[float], layout: Layout) -> dict[str, float]:
         + (f", {len(blocks) + 2} (and VAE last)" if _vae_last(blocks, layout) else "")
         for blocks in lists
     )
-    raise UsageError(f"block weights: {len(numbers)} numbers given, {layout.title} needs {counts}", code="bad_value")
+    raise UsageError(
+        f"block weights: {number_of(len(numbers), 'number')} given, {layout.title} needs {counts}", code="bad_value"
+    )
 
 
 _XL = 19  # U-Net blocks of XL, whose lists may end with the VAE

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..commands.spelling import in_shell
-from ..errors import printable
+from ..errors import number_of, printable
 from .progress import human_bytes
 from .warnings import line
 
@@ -114,9 +114,8 @@ def verification_lines(found: Verification) -> list[str]:
     """``verify`` as text."""
     from ..file_hashes import KINDS
 
-    lines = [
-        f"{printable(found.path)}: {found.format}, family {found.family}, {found.tensors} tensors, structure intact"
-    ]
+    tensors = number_of(found.tensors, "tensor")
+    lines = [f"{printable(found.path)}: {found.format}, family {found.family}, {tensors}, structure intact"]
     lines += [text for text in found.differs if text.startswith(("incomplete", "shapes"))]
     if found.nonfinite:
         lines.append(f"NaN or Inf: {sum(found.nonfinite.values())} in {some(list(found.nonfinite), False)}")

@@ -45,14 +45,14 @@ KINDS = {
     ),
     "unread": Kind(
         "tensors of an adapter in diffusers' names are whole differences, which diffusers passes over",
-        "{count} tensors are whole differences, which diffusers passes over: {names}; "
+        "whole differences, which diffusers passes over, in {tensors}: {names}; "
         "merge_lora(rank=…) makes factors of those of matrices",
     ),
     "overflow": Kind(
         "values did not fit the output's dtype",
-        "values that did not fit the dtype: {count} in {tensors} tensors: {names}",
+        "values that did not fit the dtype: {count} in {tensors}: {names}",
     ),
-    "nonfinite": Kind("NaN or Inf in an input", "NaN or Inf in the inputs: {count} in {tensors} tensors: {names}"),
+    "nonfinite": Kind("NaN or Inf in an input", "NaN or Inf in the inputs: {count} in {tensors}: {names}"),
     "ema_unused": Kind(
         "an input has EMA weights, and the others are taken",
         "{path} has EMA weights ({state}), which are often the better ones, and they are dropped; {option} takes them",

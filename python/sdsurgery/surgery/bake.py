@@ -18,7 +18,7 @@ from ..adapters.names import UNET, Place
 from ..adapters.read import Adapter, label, open_adapter
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F16
-from ..errors import InputRefused, UsageError, printable
+from ..errors import InputRefused, UsageError, number_of, printable
 from ..layouts import Layout, detect
 from ..operands.modules import Module
 from ..outline import BAKED, Dropped, Outline, Piece, Region, Segment, operand, require_computable
@@ -49,7 +49,7 @@ class AdapterReport:
 
     def line(self) -> str:
         """``applied 722 modules, ignored 4 (bundled embeddings), unmatched 2: lora_te2_foo, …``"""
-        text = f"{label(self.path)}: applied {sum(self.applied.values())} modules"
+        text = f"{label(self.path)}: applied {number_of(sum(self.applied.values()), 'module')}"
         if self.applied:
             text += f" ({', '.join(f'{name} {count}' for name, count in self.applied.items())})"
         for reason, modules in self.ignored.items():

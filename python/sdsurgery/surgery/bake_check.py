@@ -16,6 +16,7 @@ from ..adapters.read import Adapter
 from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from ..dtypes import DType
 from ..encodings import decode
+from ..errors import number_of
 from ..outline import Region, operand
 
 
@@ -91,10 +92,10 @@ def line(found: Mapping[str, Checked]) -> str:
     """The worst of all, for the report."""
     farthest = max(found, key=lambda name: found[name].ulps)
     weakest = max(found, key=lambda name: found[name].error)
-    text = f"checked {len(found)} tensors: at most {found[farthest].ulps:.3g} units in the last place from what a UI "
+    worst, rounding = found[farthest].ulps, 100 * found[weakest].error
     return (
-        text
-        + f"computes ({farthest}); rounding took at most {100 * found[weakest].error:.3g} % of a change ({weakest})"
+        f"checked {number_of(len(found), 'tensor')}: at most {worst:.3g} units in the last place from what a UI computes "
+        f"({farthest}); rounding took at most {rounding:.3g} % of a change ({weakest})"
     )
 
 

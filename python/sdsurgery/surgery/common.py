@@ -10,7 +10,7 @@ from .. import encodings, engine
 from ..backends import Options
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..dtypes import F8_E4M3
-from ..errors import Failure, RunFailed, UsageError, printable
+from ..errors import Failure, RunFailed, UsageError, number_of, printable
 from ..files import free_bytes, native_errors, open_source, target_path
 from ..formats import writer_for
 from ..layouts import kind_of
@@ -373,7 +373,7 @@ def _write(
 def _odd_values(report: Report) -> list[str]:
     """Warnings of values that were met."""
     return [
-        warned(code, count=sum(found.values()), tensors=len(found), names=shortened(list(found)))
+        warned(code, count=sum(found.values()), tensors=number_of(len(found), "tensor"), names=shortened(list(found)))
         for code, found in (("nonfinite", report.nonfinite), ("overflow", report.overflow))
         if found
     ]

@@ -12,7 +12,7 @@ from ..adapters.read import adapter_of, weights_in
 from ..backends import Options, Reduced
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import BY_NAME, U8
-from ..errors import UsageError, printable
+from ..errors import UsageError, number_of, printable
 from ..layouts import UNKNOWN, Layout, conflict, detect
 from ..layouts.aliases import canonical
 from ..layouts.kinds import KINDS, kind
@@ -93,7 +93,7 @@ class Comparison:
         """In a line: whether they are equal, and how much is. Of two adapters it is about what they change."""
         total = self.total
         if self.equal:
-            return f"equal: {total.tensors} tensors, the same names, shapes, dtypes and bits"
+            return f"equal: {number_of(total.tensors, 'tensor')}, the same names, shapes, dtypes and bits"
         if self.effects is None:
             return f"different: {total.equal} of {total.tensors} tensors that both have in one shape are bit-equal"
         count = len(self.effects.layers)
@@ -162,7 +162,9 @@ def compare(a: Input, b: Input, settings: Settings, *, base: Input | None = None
             )
         if effects is not None and effects.left_out and base is None:
             count = len(effects.left_out)
-            result.notes.append(f"what is not compared ({count} modules) depends on a base model; base=FILE takes one")
+            result.notes.append(
+                f"what is not compared ({number_of(count, 'module')}) depends on a base model; base=FILE takes one"
+            )
         is_part = settings.fix_names and bool(pairs) and not (result.only_in_a and result.only_in_b)
         different = None if is_part or effects is not None else conflict(ours, theirs)  # a VAE and a model, say
         if different:
@@ -299,10 +301,14 @@ def _notes(opened: list[Checkpoint], layout: Layout, result: Comparison) -> list
         notes.append(f"metadata differs, which is not compared ({len(keys)} entries: {some})")
     unit = sum(tensor.shape != b.tensors[tensor.name].shape for tensor in result.tensors)
     if unit:
-        notes.append(f"{unit} tensors are [o,i,1,1] in one file and [o,i] in the other: the same matrix")
+        notes.append(
+            f"{number_of(unit, 'tensor')} of shape [o,i,1,1] in one file and [o,i] in the other: the same matrix"
+        )
     renamed = {canonical(name, layout) for name in result.only_in_a} & {
         canonical(name, layout) for name in result.only_in_b
     }
     if renamed:
-        notes.append(f"{len(renamed)} tensors have another spelling of their name in B (fix_names=True pairs them)")
+        notes.append(
+            f"{number_of(len(renamed), 'tensor')} under another spelling of the name in B (fix_names=True pairs them)"
+        )
     return notes

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..errors import InputRefused, RunFailed, SdsError, UsageError, printable
+from ..errors import InputRefused, RunFailed, SdsError, UsageError, number_of, printable
 from ..formats import writer_for, writers
 from ..layouts import detect
 from ..outline import Outline
@@ -58,7 +58,8 @@ def _duplicated(checkpoint: Checkpoint) -> list[str]:
     if not twice:
         return []
     more = ", …" if len(twice) > 1 else ""
-    return [f"{len(twice)} tensors that shared their data are each written out: '{printable(twice[0])}'{more}"]
+    shared = number_of(len(twice), "tensor")
+    return [f"written out in full, though they shared their data: {shared}, '{printable(twice[0])}'{more}"]
 
 
 @dataclass(repr=False)

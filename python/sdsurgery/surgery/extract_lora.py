@@ -20,7 +20,7 @@ from ..adapters.spool import Spool
 from ..adapters.svd import Factors, Rank, clamped
 from ..backends import choose
 from ..checkpoint import Checkpoint, TensorInfo
-from ..errors import InputRefused, UsageError, printable
+from ..errors import InputRefused, UsageError, number_of, printable
 from ..layouts import Layout, conflict, detect
 from ..layouts.lora_names import targets
 from ..metadata import Metadata
@@ -202,7 +202,7 @@ class _Work:
                 counts[component] = counts.get(component, 0) + 1
         if not counts:
             return []
-        shown = ", ".join(f"{count} tensors of {component}" for component, count in counts.items())
+        shown = ", ".join(f"{number_of(count, 'tensor')} of {component}" for component, count in counts.items())
         return [f"also different, but not held by an adapter of kind {self.wanted.kind}: {shown}"]
 
     def is_wanted(self, component: str) -> bool:
@@ -345,9 +345,10 @@ def _lines(layers: Sequence[Layer]) -> list[str]:
         kept = (sum((layer.size * layer.kept) ** 2 for layer in own) / total) ** 0.5
         ranks = sorted({layer.rank for layer in own})
         shown = "" if not ranks[-1] else f", rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "")
+        differ = "differs" if len(own) == 1 else "differ"
         lines.append(
-            f"{component}: {len(own)} layers differ, {100 * kept:.2f} % of the difference kept{shown}, its norm "
-            f"{100 * max(layer.relative for layer in own):.3g} % of the weight's at most"
+            f"{component}: {number_of(len(own), 'layer')} {differ}, {100 * kept:.2f} % of the difference kept{shown}, "
+            f"its norm {100 * max(layer.relative for layer in own):.3g} % of the weight's at most"
         )
     worst = min(layers, key=lambda layer: layer.kept)
     if worst.kept < 1:

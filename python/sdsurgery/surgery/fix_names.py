@@ -11,7 +11,7 @@ from collections.abc import Collection
 from typing import NoReturn
 
 from ..checkpoint import Checkpoint, TensorInfo
-from ..errors import InputRefused, printable
+from ..errors import InputRefused, number_of, printable
 from ..files import native_errors
 from ..layouts import Layout, aliases, detect, lone_openclip
 from .matching import transposed, without_unit_tail
@@ -149,17 +149,19 @@ def _note(
 ) -> None:
     if thirds:
         name = printable(next(iter(thirds)))
-        checkpoint.notes.append(f"{len(thirds)} tensors joined of q, k and v in three: {name}, …")
+        checkpoint.notes.append(f"{number_of(len(thirds), 'tensor')} joined of q, k and v in three: {name}, …")
     changed = [(old, new) for new, old in former.items() if old != new]
     if changed:
         old, new = (printable(name) for name in changed[0])
         more = ", …" if len(changed) > 1 else ""
-        checkpoint.notes.append(f"{len(changed)} names repaired: {old} is now {new}{more}")
+        checkpoint.notes.append(f"{number_of(len(changed), 'name')} repaired: {old} is now {new}{more}")
     before = checkpoint.tensors
     flipped = [name for name in renamed if aliases.transposed(name) == aliases.canonical(former[name], layout)]
     reshaped = [name for name, info in renamed.items() if info.shape != before[former[name]].shape]
     reshaped = [name for name in reshaped if name not in flipped and name not in thirds]
     if reshaped:
-        checkpoint.notes.append(f"{len(reshaped)} tensors got the shape that {layout.name} has: {reshaped[0]}")
+        checkpoint.notes.append(
+            f"{number_of(len(reshaped), 'tensor')} got the shape that {layout.name} has: {reshaped[0]}"
+        )
     for name in flipped:
         checkpoint.notes.append(f"'{printable(former[name])}' was the transposed matrix of '{printable(name)}'")

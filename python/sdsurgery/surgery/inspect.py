@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .. import encodings
 from ..adapters.read import adapter_of, file_of, read_adapter
 from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from ..errors import UsageError, printable
+from ..errors import UsageError, number_of, printable
 from ..layouts import aliases, detect
 from ..layouts.completeness import completeness
 from ..report.warnings import in_json, warned
@@ -129,7 +129,7 @@ def inspect(
             recipe=recipe_of(checkpoint.metadata()),
             notes=[
                 *checkpoint.notes,
-                *(f"{count} weights are encoded: {printable(format)}" for format, count in kinds.items()),
+                *(f"{number_of(count, 'weight')} encoded: {printable(format)}" for format, count in kinds.items()),
                 *_undecodable(checkpoint),
                 *found.notes,
                 *(warned("incomplete", what=line) for line in whole.lines()),

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 
 from ..checkpoint import Checkpoint, TensorInfo
-from ..errors import InputRefused, UsageError, printable
+from ..errors import InputRefused, UsageError, number_of, printable
 from ..layouts import Layout, aliases, names
 
 
@@ -36,7 +36,8 @@ def in_names_of(
     notes = []
     if renamed:
         name, known = next(iter(renamed.items()))
-        notes.append(f"{len(renamed)} tensors found under other names ('{printable(name)}' for '{printable(known)}')")
+        others = f"'{printable(name)}' for '{printable(known)}'"
+        notes.append(f"{number_of(len(renamed), 'tensor')} found under other names ({others})")
     left = [name for name in extra if name not in renamed]  # what no rule of the family explains
     wanted = {name: first[name].shape for name in lacking.values()}
     while (fronts := _fronts(wanted, {name: other[name].shape for name in left})) is not None:  # part by part
@@ -47,7 +48,9 @@ def in_names_of(
         for known in found.values():
             del wanted[known]
         left = [name for name in left if name not in found]
-        notes.append(f"{len(found)} names under '{printable(theirs)}' read as names under '{printable(ours)}'")
+        notes.append(
+            f"{number_of(len(found), 'name')} under '{printable(theirs)}' read as names under '{printable(ours)}'"
+        )
     lacking = {key: name for key, name in lacking.items() if name in wanted}
     flipped = {}
     for name in extra:
@@ -87,7 +90,7 @@ def read_under(checkpoint: Checkpoint, places: Sequence[tuple[str, str]]) -> Non
             )
         count = sum(name.startswith(old) for name in checkpoint.tensors)
         checkpoint.tensors = {key: checkpoint.tensors[name].renamed(key) for key, name in renamed.items()}
-        checkpoint.notes.append(f"{count} names under '{printable(old)}' read under '{printable(new)}'")
+        checkpoint.notes.append(f"{number_of(count, 'name')} under '{printable(old)}' read under '{printable(new)}'")
 
 
 _MOST_PARTS = 6  # of one file, whose beginnings are tried

@@ -26,7 +26,7 @@ from ..adapters.sums import Combined, Term, Whole, bias_terms, combined, shape_o
 from ..adapters.svd import Rank
 from ..checkpoint import Checkpoint
 from ..dtypes import F32, DType
-from ..errors import InputRefused, UsageError, printable
+from ..errors import InputRefused, UsageError, number_of, printable
 from ..layouts import detect
 from ..metadata import Metadata
 from ..outline import EXTRACTED, Outline, Piece, operand, rounded, whole
@@ -140,12 +140,16 @@ class _Work:
             why = "all strengths are 0" if self.silent else "the adapters' effects cancel out"
             raise InputRefused(f"{why}: nothing would be written", code="unlike")
         if self.silent:
-            self.notes.append(f"left out: {self.silent} modules at strength 0")
+            self.notes.append(f"left out: {number_of(self.silent, 'module')} at strength 0")
         unknown = [slot.name for slot in found if slot.place is None] if self.layout is not None else []
         if unknown:
-            self.notes.append(f"{len(unknown)} modules that the family lacks keep their names: {shortened(unknown)}")
+            self.notes.append(
+                f"{number_of(len(unknown), 'module')} under names that the family lacks, kept so: {shortened(unknown)}"
+            )
         if self.unread:
-            self.notes.append(warned("unread", count=len(self.unread), names=shortened(self.unread)))
+            self.notes.append(
+                warned("unread", tensors=number_of(len(self.unread), "tensor"), names=shortened(self.unread))
+            )
         self._bundled()
         return rows
 
@@ -376,7 +380,7 @@ def _tag_frequency(texts: Sequence[dict[str, str]]) -> str:
 def _lines(rows: Sequence[Row]) -> list[str]:
     ranks = sorted({row.rank for row in rows if row.rank})
     shown = f", rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "") if ranks else ""
-    lines = [f"{len(rows)} modules{shown}"]
+    lines = [f"{number_of(len(rows), 'module')}{shown}"]
     worst = min(rows, key=lambda row: row.kept)
     if worst.kept < 1 - 1e-9:
         lines.append(f"least kept: {100 * worst.kept:.2f} % of {printable(worst.name)}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F16, DType
-from ..errors import InputRefused, printable
+from ..errors import InputRefused, number_of, printable
 from ..layouts import Layout, aliases, detect, names, text_encoders
 from ..outline import ADDED, COPIED, Piece, Segment, operand, require_computable
 from ..program import identity
@@ -81,7 +81,12 @@ class Swap:
         if self.component == "vae":
             given = {name: infos[0] for name, infos in self.found.items()}
             doubts += vae_kin.doubt(self.base, self.layout, self.donor, self.base.tensors, given)
-        return [f"{where}: {len(self.found)} tensors replaced", *doubts, *(f"{where}: {text}" for text in odd), *kept]
+        return [
+            f"{where}: {number_of(len(self.found), 'tensor')} replaced",
+            *doubts,
+            *(f"{where}: {text}" for text in odd),
+            *kept,
+        ]
 
     def pieces(self, settings: Settings) -> dict[str, Piece]:
         """All of the donor's tensors by the checkpoint's names. What the donor has encoded is decoded, to the

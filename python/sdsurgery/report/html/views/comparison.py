@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ....errors import number_of
 from ...heatmap import cells, rounded_text
 from ..elements import Cell, Column, Markup, element, facts, heat, logarithmic, notes, table
 from ..page import Section, View
@@ -55,7 +56,7 @@ def _odd(total: Likeness) -> str:
 
 def _count(names: Iterable[str]) -> str:
     count = len(list(names))
-    return f"{count:,} tensors" if count else ""
+    return number_of(count, "tensor") if count else ""
 
 
 def _cells(likeness: Likeness, longest: float) -> list[Cell]:

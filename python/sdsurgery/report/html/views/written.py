@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from ....errors import number_of
 from ...progress import human_bytes
 from ..elements import Cell, Column, Content, Markup, as_json, element, facts, heat, notes, signed, table, text
 from ..page import Section, View
@@ -51,7 +52,7 @@ def _digest(value: str | None) -> Content:
 
 
 def _odd(found: dict[str, int]) -> str:
-    return f"{sum(found.values()):,} values in {len(found):,} tensors" if found else ""
+    return f"{number_of(sum(found.values()), 'value')} in {number_of(len(found), 'tensor')}" if found else ""
 
 
 def _inputs(found: Report) -> Markup:
@@ -127,4 +128,4 @@ def _names(found: Report) -> Markup:
         return Markup()
     inner = table("Tensors that not all inputs have, or with odd values",
                   [Column("tensor", "name"), Column("what", "text")], rows)  # fmt: skip
-    return element("details", element("summary", f"{len(rows):,} tensors"), inner)
+    return element("details", element("summary", number_of(len(rows), "tensor")), inner)
