@@ -27,7 +27,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_exit_code_0_for_equal_files_and_4_for_different_ones(pair: tuple[Path, Path]) -> None:
     same = done(sds("compare", pair[0], pair[0]))
-    assert same.out.splitlines()[-1].startswith("equal: 1143 tensors") and same.err == ""
+    assert same.out.splitlines()[-1].startswith("equal: 1,143 tensors") and same.err == ""
     other = sds("compare", *pair)
     assert other.rc == 4 and other.err == ""
     assert other.out.splitlines()[-1].startswith("different: 1 of 1143 tensors")  # position_ids

@@ -72,7 +72,7 @@ def test_views_parameters_and_odd_shapes_are_read_as_they_are(form, protocol):
     assert strided == {"transposed", "column", "every_other", "permuted", "expanded"}
     by_name = {info.name: info for info in found.tensors}
     assert by_name["parameter"].offset == by_name["tied"].offset
-    assert any("share" in note for note in found.notes)
+    assert any("sharing data" in note for note in found.notes)
 
 
 class ModelCheckpoint:

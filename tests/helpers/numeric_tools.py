@@ -384,8 +384,8 @@ def _uses(program: Program) -> frozenset[tuple[Any, ...]]:
 
 
 def thorough(name: str) -> bool:
-    """Whether a case is to be tested with everything: it is the first of those that share a kernel of their own, or
-    SDS_THOROUGH is set."""
+    """Whether a case is to be tested with everything: it is the first of those that share a kernel of their own (and a
+    sum, or one of the others), or SDS_THOROUGH is set."""
     return bool(os.environ.get("SDS_THOROUGH")) or name in _first_with_kernel()
 
 
@@ -393,7 +393,11 @@ def thorough(name: str) -> bool:
 def _first_with_kernel() -> frozenset[str]:
     programs = {name: case.formula.program for name, case in CASES.items()}
     first = {program: name for name, program in reversed(programs.items())}
-    return frozenset(name for program, name in first.items() if cpu.native_program(program, False).fused)
+    kernels = {name: program for program, name in first.items() if cpu.native_program(program, False).fused}
+    sums = {
+        name for name, program in kernels.items() if {op for op, *_ in program.steps} <= {"add", "sub", "mul", "div"}
+    }
+    return frozenset({*sums, *sorted(kernels.keys() - sums)[:1]})
 
 
 def outputs(name: str) -> tuple[DType, ...]:

@@ -264,7 +264,7 @@ def test_differences_that_diffusers_passes_over_are_named(tmp_path: Path) -> Non
     assert warning.code == "unread" and "2 tensors" in warning and f"{IN_DIFFUSERS[KEY]}.diff" in warning
     assert not sdsurgery.merge_lora([file], out=tmp_path / "kohya.safetensors").warnings
     cut = sdsurgery.merge_lora([file], names="diffusers", rank=2, out=tmp_path / "cut.safetensors")
-    assert [warning.text.split()[0] for warning in cut.warnings] == ["1"]
+    assert ["in 1 tensor:" in warning for warning in cut.warnings] == [True]
 
 
 def test_the_implementation_is_that_of_the_names(tmp_path: Path) -> None:

@@ -161,7 +161,9 @@ def test_a_tool_that_leaves_tensors_of_a_block_is_proved(xl: dict[str, Path]) ->
     assert "--method weighted-sum --compat supermerger" in found.command and found.proof["tools"] == ["supermerger"]
 
 
-@pytest.mark.parametrize("tool", ["supermerger", "comfy", "chattiori"])
+@pytest.mark.parametrize(
+    "tool", ["supermerger", *(pytest.param(tool, marks=pytest.mark.slow) for tool in ("comfy", "chattiori"))]
+)
 def test_tools_that_leave_tensors_of_sdxl_are_proved(xl: dict[str, Path], tool: str) -> None:
     mix = mixed(xl, "a b", f"{tool}:weighted-sum", alpha=0.3)
     found = sds.unmix(mix, list(xl.values()), prove=True)

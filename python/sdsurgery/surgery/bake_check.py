@@ -94,8 +94,8 @@ def line(found: Mapping[str, Checked]) -> str:
     weakest = max(found, key=lambda name: found[name].error)
     worst, rounding = found[farthest].ulps, 100 * found[weakest].error
     return (
-        f"checked {number_of(len(found), 'tensor')}: at most {worst:.3g} units in the last place from what a UI computes "
-        f"({farthest}); rounding took at most {rounding:.3g} % of a change ({weakest})"
+        f"checked {number_of(len(found), 'tensor')}: at most {worst:.3g} units in the last place from what a UI "
+        f"computes ({farthest}); rounding took at most {rounding:.3g} % of a change ({weakest})"
     )
 
 
