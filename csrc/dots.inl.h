@@ -304,6 +304,10 @@ class StoredDots {
                     double* lanes[pairs_of(kGroup)] = {};
                     for (const Wanted& each : wanted) lanes[each.pair] = each.into->lanes.data();
                     whole = loops.rows(from(first), columns, rows, row % kReduceLanes, lanes);
+                    for (const Wanted& each : wanted) {  // of dot(a, b) and dot(b, a) one was added to
+                        std::vector<double>& own = each.into->lanes;
+                        if (own.data() != lanes[each.pair]) std::copy_n(lanes[each.pair], own.size(), own.data());
+                    }
                 } else {
                     now = std::min(columns - at, count - first);
                 }

@@ -268,25 +268,54 @@ void strips(const Program& program, const T* constants, const Operand* operands,
     }
 }
 
+// ---- a formula of formulas.h of which one input is generated, a stretch at a time
+
+inline void fused_beside_generated(FusedKernel kernel, const Program& program, const Numbers& numbers,
+                                   const Operand* operands, uint8_t* out, DType out_dtype, size_t count,
+                                   Overflow policy, Tally& tally, Scratch& scratch) {
+    constexpr size_t kMade = 4 * kStrip;
+    Operand here[Program::kMaxInputs], again[Program::kMaxInputs];
+    for (size_t first = 0; first < count; first += kMade) {
+        const size_t n = count - first < kMade ? count - first : kMade;
+        float made[kMade];
+        for (int k = 0; k < program.own; ++k) {
+            here[k] = {operands[k].data + first * size_of(operands[k].dtype), operands[k].dtype};
+            again[k] = here[k];
+        }
+        Operand& last = again[program.own];
+        last = operands[program.own];
+        last.first += first;
+        generate(*last.generated, last.first, n, made);
+        here[program.own] = {reinterpret_cast<const uint8_t*>(made), DType::f32};
+        uint8_t* const to = out + first * size_of(out_dtype);
+        if (kernel(here, to, n, numbers.narrow.data()) >= careful_from(out_dtype))
+            strips<float>(program, numbers.narrow.data(), again, to, out_dtype, n, policy, tally, scratch);
+    }
+}
+
 // ---- choosing
 
 inline void evaluate(const Program& program, const Numbers& numbers, const Operand* operands, uint8_t* out,
                      DType out_dtype, size_t count, Overflow policy, Tally& tally, Scratch& scratch) {
-    bool wide = program.wide, same = true, stored = true;
-    for (int k = 0; k < program.inputs; ++k) {
+    bool wide = program.wide, same = true, generated = true;
+    for (int k = 0; k < program.own; ++k) {
         wide |= operands[k].dtype == DType::f64;
         same &= operands[k].dtype == operands[0].dtype;
-        stored &= !operands[k].generated;
     }
+    for (int k = program.own; k < program.inputs; ++k) generated &= operands[k].generated != nullptr;
     if (wide) {
         strips<double>(program, numbers.wide.data(), operands, out, out_dtype, count, policy, tally, scratch);
         return;
     }
     static const FusedTable table;
-    const bool narrow = stored && out_dtype != DType::f64, fused = program.fused >= 0 && same && narrow;
+    const bool narrow = out_dtype != DType::f64, fused = program.fused >= 0 && same && narrow && generated;
     const FusedKernel kernel = fused ? table.at(program.fused, operands[0].dtype, out_dtype) : nullptr;
     if (!kernel && (program.weights.empty() || !narrow)) {
         strips<float>(program, numbers.narrow.data(), operands, out, out_dtype, count, policy, tally, scratch);
+        return;
+    }
+    if (program.own < program.inputs) {
+        fused_beside_generated(kernel, program, numbers, operands, out, out_dtype, count, policy, tally, scratch);
         return;
     }
     const SumKernel sum = sum_kernel(out_dtype);
@@ -298,9 +327,9 @@ inline void evaluate(const Program& program, const Numbers& numbers, const Opera
     // In stretches, so that one odd value sends a few thousand elements through the careful path, not a whole tile.
     constexpr size_t kStretch = 16384;
     const uint32_t limit = careful_from(out_dtype);
+    Operand here[Program::kMaxInputs];
     for (size_t first = 0; first < count; first += kStretch) {
         const size_t n = count - first < kStretch ? count - first : kStretch;
-        Operand here[Program::kMaxInputs];
         for (int k = 0; k < program.inputs; ++k) {
             here[k] = {operands[k].data + first * size_of(operands[k].dtype), operands[k].dtype};
         }

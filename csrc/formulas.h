@@ -11,58 +11,58 @@
 
 namespace formulas {
 
-struct Identity {
-    static constexpr int inputs = 1, constants = 0;
+// How many inputs and constants a formula has; of the inputs the last may be generated (generated.h): float32, whatever
+// the others are.
+template <int all, int numbers, int made = 0>
+struct Takes {
+    static constexpr int inputs = all, constants = numbers, generated = made;
+};
+
+struct Identity : Takes<1, 0> {
     template <class V>
     SDS_HD static V apply(const V* x, const V*) {
         return x[0];
     }
 };
 
-struct WeightedSum2 {  // (1 − α)·A + α·B, and two free weights
-    static constexpr int inputs = 2, constants = 2;
+struct WeightedSum2 : Takes<2, 2> {  // (1 − α)·A + α·B, and two free weights
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         return c[0] * x[0] + c[1] * x[1];
     }
 };
 
-struct WeightedSum3 {
-    static constexpr int inputs = 3, constants = 3;
+struct WeightedSum3 : Takes<3, 3> {
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         return c[0] * x[0] + c[1] * x[1] + c[2] * x[2];
     }
 };
 
-struct AddDifference {  // A + α·(B − C)
-    static constexpr int inputs = 3, constants = 1;
+struct AddDifference : Takes<3, 1> {  // A + α·(B − C)
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         return x[0] + c[0] * (x[1] - x[2]);
     }
 };
 
-struct WeightedSum2Over {  // (a·A + b·B) / c: spherical interpolation, once its angle is known
-    static constexpr int inputs = 2, constants = 3;
+struct WeightedSum2Over : Takes<2, 3> {  // (a·A + b·B) / c: spherical interpolation, once its angle is known
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         return (c[0] * x[0] + c[1] * x[1]) / c[2];
     }
 };
 
-struct Towards {  // A + α·(B − A)
-    static constexpr int inputs = 2, constants = 1;
+struct Towards : Takes<2, 1> {  // A + α·(B − A)
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         return x[0] + c[0] * (x[1] - x[0]);
     }
 };
 
-// minimum, maximum, absolute, equal, greater (1 or 0) and where are the operations of program.h.
+// minimum, maximum, absolute, comparisons (1 or 0) and where are the operations of program.h.
 
-struct TrainDifference {  // A + α·(B − C)·|B − A| / (|B − C| + |B − A|)
-    static constexpr int inputs = 3, constants = 2;
+struct TrainDifference : Takes<3, 2> {  // A + α·(B − C)·|B − A| / (|B − C| + |B − A|)
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         const V change = x[1] - x[2], distance = absolute(x[1] - x[0]), both = absolute(change) + distance;
@@ -71,16 +71,14 @@ struct TrainDifference {  // A + α·(B − C)·|B − A| / (|B − C| + |B − 
     }
 };
 
-struct Between {  // A, or the nearer of B and C where it does not lie between them
-    static constexpr int inputs = 3, constants = 0;
+struct Between : Takes<3, 0> {  // A, or the nearer of B and C where it does not lie between them
     template <class V>
     SDS_HD static V apply(const V* x, const V*) {
         return minimum(maximum(x[0], minimum(x[2], x[1])), maximum(x[2], x[1]));
     }
 };
 
-struct ClampedAddDifference {  // A + α·(B − C), between A and B
-    static constexpr int inputs = 3, constants = 1;
+struct ClampedAddDifference : Takes<3, 1> {  // A + α·(B − C), between A and B
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         const V sum = x[0] + c[0] * (x[1] - x[2]);
@@ -88,8 +86,21 @@ struct ClampedAddDifference {  // A + α·(B − C), between A and B
     }
 };
 
-struct MeanOfChanges {  // A + the mean of those of B − A and C − A that are larger than a threshold each
-    static constexpr int inputs = 3, constants = 3;
+struct TowardsEach : Takes<3, 0, 1> {  // A + α·(B − A), α a number of each row, column or channel
+    template <class V>
+    SDS_HD static V apply(const V* x, const V*) {
+        return x[0] + x[2] * (x[1] - x[0]);
+    }
+};
+
+struct Slice : Takes<3, 2, 1> {  // B's elements whose place along an axis lies within bounds, the others A's
+    template <class V>
+    SDS_HD static V apply(const V* x, const V* c) {
+        return where(at_least(x[2], c[0]) * less(x[2], c[1]), x[1], x[0]);
+    }
+};
+
+struct MeanOfChanges : Takes<3, 3> {  // A + the mean of those of B − A and C − A that are larger than a threshold each
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         const V b = x[1] - x[0], of_b = greater(absolute(b), c[0]);
@@ -115,8 +126,10 @@ void for_each_other(Visitor& visit) {
     visit(Between{});
     visit(ClampedAddDifference{});
     visit(MeanOfChanges{});
+    visit(TowardsEach{});
+    visit(Slice{});
 }
-constexpr int kSums = 6, kFormulas = 10;
+constexpr int kSums = 6, kFormulas = 12;
 
 template <class Visitor>
 void for_each(Visitor& visit) {

@@ -12,21 +12,32 @@
 // the inputs the results show these too: a multiple of a NaN or an Inf (even by zero) is never finite.
 using FusedKernel = uint32_t (*)(const Operand*, uint8_t*, size_t, const float*);
 
+// The input of that number, from element i on.
+template <class Formula, class In, size_t number>
+inline Lanes load_input(const uint8_t* from, size_t i) {
+    if constexpr (number < Formula::inputs - Formula::generated) {
+        return load<In>(from + i * sizeof(typename In::Code));
+    } else {
+        return load<F32>(from + i * sizeof(float));
+    }
+}
+
 // The arrays below are indexed only by constants, by way of the index packs, so that all of them live in registers.
 template <class Formula, bool sum, class In, class Out, size_t... K, size_t... C>
 inline uint32_t fused_with(const Operand* operands, uint8_t* out, size_t count, const float* constants,
                            std::index_sequence<K...>, std::index_sequence<C...>) {
-    constexpr size_t W = Lanes::width, in_size = sizeof(typename In::Code), out_size = sizeof(typename Out::Code);
+    constexpr size_t W = Lanes::width, own = Formula::inputs - Formula::generated;
+    constexpr size_t out_size = sizeof(typename Out::Code);
     const uint8_t* const from[] = {operands[K].data...};
     const Lanes c[] = {Lanes::all(constants[C])..., Lanes::all(0)};
     Peak peak = Peak::none(), inputs = Peak::none();
     const auto look_at = [&inputs](const Lanes* x) {
-        if constexpr (!sum) (inputs.see(x[K]), ...);
+        if constexpr (!sum) ((K < own ? inputs.see(x[K]) : void()), ...);
     };
     size_t i = 0;
     for (; i + 2 * W <= count; i += 2 * W) {  // two at a time: half the loop, and their conversions overlap
-        const Lanes x0[] = {load<In>(from[K] + i * in_size)...};
-        const Lanes x1[] = {load<In>(from[K] + (i + W) * in_size)...};
+        const Lanes x0[] = {load_input<Formula, In, K>(from[K], i)...};
+        const Lanes x1[] = {load_input<Formula, In, K>(from[K], i + W)...};
         const Lanes y0 = Formula::apply(x0, c), y1 = Formula::apply(x1, c);
         look_at(x0);
         look_at(x1);
@@ -36,7 +47,7 @@ inline uint32_t fused_with(const Operand* operands, uint8_t* out, size_t count, 
         store<Out>(out + (i + W) * out_size, y1);
     }
     for (; i + W <= count; i += W) {
-        const Lanes x[] = {load<In>(from[K] + i * in_size)...};
+        const Lanes x[] = {load_input<Formula, In, K>(from[K], i)...};
         const Lanes y = Formula::apply(x, c);
         look_at(x);
         peak.see(y);
@@ -45,8 +56,9 @@ inline uint32_t fused_with(const Operand* operands, uint8_t* out, size_t count, 
     if (i < count) {  // the tail goes through full registers too, padded with zeros
         const size_t left = count - i;
         uint8_t padded[sizeof...(K)][W * 4] = {};
-        (memcpy(padded[K], from[K] + i * in_size, left * in_size), ...);
-        const Lanes x[] = {load<In>(padded[K])...};
+        constexpr size_t size[] = {(K < own ? sizeof(typename In::Code) : sizeof(float))...};
+        (memcpy(padded[K], from[K] + i * size[K], left * size[K]), ...);
+        const Lanes x[] = {load_input<Formula, In, K>(padded[K], 0)...};
         const Lanes y = Formula::apply(x, c);
         look_at(x);
         peak.see(y);

@@ -143,7 +143,9 @@ struct Shape {
     SDS_HD friend Shape maximum(Shape a, Shape b) { return of(Op::maximum, a, b, b); }
     SDS_HD friend Shape absolute(Shape a) { return of(Op::abs, a, a, a); }
     SDS_HD friend Shape equal(Shape a, Shape b) { return of(Op::eq, a, b, b); }
+    SDS_HD friend Shape less(Shape a, Shape b) { return of(Op::lt, a, b, b); }
     SDS_HD friend Shape greater(Shape a, Shape b) { return of(Op::gt, a, b, b); }
+    SDS_HD friend Shape at_least(Shape a, Shape b) { return of(Op::ge, a, b, b); }
     SDS_HD friend Shape where(Shape a, Shape b, Shape c) { return of(Op::where, a, b, c); }
 };
 
@@ -178,11 +180,10 @@ class Program {
         validate();
         if (in_stages()) return;  // stages.h makes the program that is evaluated
         id = shape();
-        if (this->own != inputs) return;  // generated operands go through the steps
         Finder finder{*this};
         formulas::for_each(finder);
         fused = finder.found;
-        find_weights_of_sum();
+        if (this->own == inputs) find_weights_of_sum();
     }
 
     const int inputs;
@@ -210,7 +211,7 @@ class Program {
         template <class Formula>
         void operator()(Formula) {
             if (program.id == id_of<Formula>() && program.inputs == Formula::inputs &&
-                program.constants == Formula::constants)
+                program.own == Formula::inputs - Formula::generated && program.constants == Formula::constants)
                 found = next;
             ++next;
         }

@@ -19,10 +19,14 @@ inline Lanes maximum(Lanes a, Lanes b) {
     return {_mm256_blendv_ps(_mm256_max_ps(a.v, b.v), a.v, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q))};
 }
 inline Lanes absolute(Lanes a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
-inline Lanes equal(Lanes a, Lanes b) { return {_mm256_and_ps(_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ), _mm256_set1_ps(1))}; }
-inline Lanes greater(Lanes a, Lanes b) {
-    return {_mm256_and_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ), _mm256_set1_ps(1))};
+template <int comparison>
+inline Lanes compared(Lanes a, Lanes b) {
+    return {_mm256_and_ps(_mm256_cmp_ps(a.v, b.v, comparison), _mm256_set1_ps(1))};
 }
+inline Lanes equal(Lanes a, Lanes b) { return compared<_CMP_EQ_OQ>(a, b); }
+inline Lanes less(Lanes a, Lanes b) { return compared<_CMP_LT_OQ>(a, b); }
+inline Lanes greater(Lanes a, Lanes b) { return compared<_CMP_GT_OQ>(a, b); }
+inline Lanes at_least(Lanes a, Lanes b) { return compared<_CMP_GE_OQ>(a, b); }
 inline Lanes where(Lanes a, Lanes yes, Lanes no) {
     return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_NEQ_UQ))};
 }

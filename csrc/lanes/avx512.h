@@ -20,12 +20,14 @@ inline Lanes maximum(Lanes a, Lanes b) {
     return {_mm512_mask_mov_ps(_mm512_max_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v)};
 }
 inline Lanes absolute(Lanes a) { return {_mm512_abs_ps(a.v)}; }
-inline Lanes equal(Lanes a, Lanes b) {
-    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ), _mm512_set1_ps(1))};
+template <int comparison>
+inline Lanes compared(Lanes a, Lanes b) {
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, comparison), _mm512_set1_ps(1))};
 }
-inline Lanes greater(Lanes a, Lanes b) {
-    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), _mm512_set1_ps(1))};
-}
+inline Lanes equal(Lanes a, Lanes b) { return compared<_CMP_EQ_OQ>(a, b); }
+inline Lanes less(Lanes a, Lanes b) { return compared<_CMP_LT_OQ>(a, b); }
+inline Lanes greater(Lanes a, Lanes b) { return compared<_CMP_GT_OQ>(a, b); }
+inline Lanes at_least(Lanes a, Lanes b) { return compared<_CMP_GE_OQ>(a, b); }
 inline Lanes where(Lanes a, Lanes yes, Lanes no) {
     return {_mm512_mask_mov_ps(no.v, _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ), yes.v)};
 }
@@ -36,13 +38,7 @@ struct Peak {
     void see(Lanes x) {
         v = _mm512_max_epu32(v, _mm512_and_si512(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x7fffffff)));
     }
-    uint32_t value() const {
-        alignas(64) uint32_t each[16];
-        _mm512_store_si512(each, v);
-        uint32_t top = 0;
-        for (uint32_t x : each) top = x > top ? x : top;
-        return top;
-    }
+    uint32_t value() const { return _mm512_reduce_max_epu32(v); }
 };
 
 template <class Stored>

@@ -25,6 +25,8 @@ inline Lanes one_where(uint32x4_t mask) {
 }
 inline Lanes equal(Lanes a, Lanes b) { return one_where(vceqq_f32(a.v, b.v)); }
 inline Lanes greater(Lanes a, Lanes b) { return one_where(vcgtq_f32(a.v, b.v)); }
+inline Lanes less(Lanes a, Lanes b) { return one_where(vcltq_f32(a.v, b.v)); }
+inline Lanes at_least(Lanes a, Lanes b) { return one_where(vcgeq_f32(a.v, b.v)); }
 
 struct Peak {
     uint32x4_t v;

@@ -16,6 +16,8 @@ inline Lanes maximum(Lanes a, Lanes b) { return a.v > b.v || a.v != a.v ? a : b;
 inline Lanes absolute(Lanes a) { return {bits_as<float>(bits_as<uint32_t>(a.v) & 0x7fffffff)}; }
 inline Lanes equal(Lanes a, Lanes b) { return {a.v == b.v ? 1.0f : 0.0f}; }
 inline Lanes greater(Lanes a, Lanes b) { return {a.v > b.v ? 1.0f : 0.0f}; }
+inline Lanes less(Lanes a, Lanes b) { return {a.v < b.v ? 1.0f : 0.0f}; }
+inline Lanes at_least(Lanes a, Lanes b) { return {a.v >= b.v ? 1.0f : 0.0f}; }
 inline Lanes where(Lanes a, Lanes yes, Lanes no) { return a.v != 0 ? yes : no; }
 
 // The largest magnitude seen, as bits: at or above 0x7f800000 once an Inf or a NaN has passed.

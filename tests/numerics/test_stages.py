@@ -224,7 +224,7 @@ def test_products_of_stored_elements_and_differences_are_those_of_the_reference(
         d, e = b - a, c - a
         whole = dot(d, e) / norm(d) + sum(a) - dot(a, b) / norm(c)
         rows = dot(a, b, axis=-1) / norm(c, axis=-1) + dot(d, e, axis=-1) - sum(b, axis=-1)
-        columns = dot(a, b, axis=0) / norm(c, axis=0) + dot(d, d, axis=0) - dot(a, c, axis=0)
+        columns = dot(a, b, axis=0) / norm(c, axis=0) + dot(d, d, axis=0) - dot(a, c, axis=0) / 3 * dot(b, a, axis=0)
         return whole * a + rows * b + columns * c
 
     formula = trace(Method("x", ("A", "B", "C"), {}, body), 3, {})
