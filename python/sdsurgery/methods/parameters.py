@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from ..errors import UsageError
+from ..errors import UsageError, number_of
 
 
 class Param(NamedTuple):
@@ -86,15 +86,11 @@ class PerInput(NamedTuple):
         if len(numbers) != wanted:
             but = f" after the first {self.after}" if self.after > 1 else " after the first" if self.after else ""
             raise UsageError(
-                f"{method}: {name} has {_counted(len(numbers), 'number')} for {_counted(wanted, 'input')}{but}; "
+                f"{method}: {name} has {number_of(len(numbers), 'number')} for {number_of(wanted, 'input')}{but}; "
                 "give one for each",
                 code="wrong_inputs",
             )
         return numbers
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 Parameter = Param | Whole | Flag | PerInput
