@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import sdsurgery as sds
 from safetensors.numpy import load_file, save_file
 from sdsurgery.testing import write_checkpoint
 
@@ -37,3 +39,30 @@ def tuned(base: Path, name: str, share: float, seed: int, only: Sequence[str] = 
     path = base.with_name(f"{name}.safetensors")
     save_file(found, path)
     return path
+
+
+QUICK: dict[str, Any] = {"overwrite": True, "sync": False, "hash": False}
+SHARES = {"a": 0.05, "b": 0.1, "c": 0.03, "d": 0.15, "e": 0.01, "f": 0.07, "g": 0.12}
+"""By how much each fine-tune differs from the base."""
+
+
+def a_family(folder: Path, without: Sequence[str] = ()) -> dict[str, Path]:
+    """A base and its fine-tunes, by their letters."""
+    base = base_of(folder, without=without)
+    made = {name: tuned(base, name, share, seed) for seed, (name, share) in enumerate(SHARES.items())}
+    return {"base": base, **made}
+
+
+def mixed(models: dict[str, Path], names: str, method: str, **parameters: Any) -> Path:
+    """A merge of models by their letters; ``name`` is that of the file."""
+    out = models["base"].with_name(f"{parameters.pop('name', 'mix')}.safetensors")
+    sds.merge(method, [models[name] for name in names.split()], out=out, **QUICK, **parameters)
+    return out
+
+
+def ratios(found: sds.Unmixing) -> dict[str, float]:
+    return {Path(path).stem: ratio for path, ratio in found.ratios.items()}
+
+
+def pick(models: dict[str, Path], names: str) -> list[Path]:
+    return [models[name] for name in names.split()]

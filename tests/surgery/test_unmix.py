@@ -11,48 +11,26 @@ import numpy as np
 import pytest
 import sdsurgery as sds
 from cli_support import sds as command
-from mix_tools import SPARED, base_of, tuned
+from mix_tools import QUICK, SHARES, SPARED, a_family, base_of, mixed, pick, ratios, tuned
 from safetensors.numpy import load_file, save_file
 from sdsurgery.errors import InputRefused, UsageError
-
-QUICK: dict[str, Any] = {"overwrite": True, "sync": False, "hash": False}
-SHARES = {"a": 0.05, "b": 0.1, "c": 0.03, "d": 0.15, "e": 0.01, "f": 0.07, "g": 0.12}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    base = base_of(tmp_path_factory.mktemp("unmix"))
-    made = {name: tuned(base, name, share, seed) for seed, (name, share) in enumerate(SHARES.items())}
-    return {"base": base, **made}
+    return a_family(tmp_path_factory.mktemp("unmix"))
 
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same with a third of the tensors, in every block: what tests of many merges need."""
-    base = base_of(tmp_path_factory.mktemp("unmix_few"), without=SPARED)
-    made = {name: tuned(base, name, share, seed) for seed, (name, share) in enumerate(SHARES.items())}
-    return {"base": base, **made}
+    return a_family(tmp_path_factory.mktemp("unmix_few"), without=SPARED)
 
 
 @pytest.fixture(scope="module")
 def xl(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = base_of(tmp_path_factory.mktemp("unmix_xl"), "sdxl-base")
     return {"base": base, **{name: tuned(base, name, SHARES[name], seed) for seed, name in enumerate("ab")}}
-
-
-def mixed(models: dict[str, Path], names: str, method: str, **parameters: Any) -> Path:
-    """A merge of models by their letters; ``name`` is that of the file."""
-    out = models["base"].with_name(f"{parameters.pop('name', 'mix')}.safetensors")
-    sds.merge(method, [models[name] for name in names.split()], out=out, **QUICK, **parameters)
-    return out
-
-
-def ratios(found: sds.Unmixing) -> dict[str, float]:
-    return {Path(path).stem: ratio for path, ratio in found.ratios.items()}
-
-
-def pick(models: dict[str, Path], names: str) -> list[Path]:
-    return [models[name] for name in names.split()]
 
 
 UNIFORM = [
@@ -428,107 +406,3 @@ def test_ema_weights_are_a_candidate_of_their_own(models: dict[str, Path], tmp_p
     alone = sds.ema(full, out=tmp_path / "alone.safetensors", sync=False)
     found = sds.unmix(alone.output, [full, models["b"]])
     assert found.formula == "trained (EMA)" and found.command.startswith("sdsurgery ema ")
-
-
-# ---- methods that are not sums
-
-
-TRACES: list[tuple[str, str, dict[str, Any], tuple[str, str, float, float | None]]] = [
-    ("tensor-sum", "a b", {}, ("rows", "a b", 0.5, None)),
-    ("max", "a b", {}, ("elements", "a b", 0.5, None)),
-    ("dare", "base b d", {}, ("dropped", "base", 0.81, None)),
-    ("dare.density", "base d", {"density": 0.3, "alpha": 0.6}, ("dropped", "base", 0.7, 2.0)),
-    ("sparse-top-k", "base b", {}, ("trimmed", "base", 0.8, 0.5)),
-    ("ties", "base b d", {"density": 0.3}, ("trimmed", "base", 0.49, None)),
-    ("ties", "base a b d", {"density": 0.2}, ("trimmed", "base", 0.51, None)),
-    ("tensor-sum", "a b", {"dtype": "bf16"}, ("rows", "a b", 0.5, None)),
-    ("ties", "base b d", {"density": 1.0, "weights": [1.0, 0.5], "lam": 0.8}, ("elected", "base", 0.5, 0.8)),
-    ("ties", "base b d", {"density": 1.0, "weights": [1, 0.5], "normalize": False}, ("elected", "base", 0.5, None)),
-    ("ties.count", "base b d", {"alpha": 0.7}, ("elected", "base", 0.5, 0.7)),
-    ("ties.sum", "base a b d", {}, ("elected", "base", 0.75, 1.0)),
-    ("slerp", "b d", {"alpha": 0.3}, ("norm", "b d", 1.0, 0.3)),
-    ("add-diff.clamped", "a b base", {"alpha": 0.7}, ("clamp", "a b", 0.32, None)),
-]
-
-
-@pytest.mark.parametrize(("method", "names", "parameters", "wanted"), TRACES)
-def test_a_method_that_is_no_sum_leaves_its_trace(
-    few: dict[str, Path], method: str, names: str, parameters: dict[str, Any],
-    wanted: tuple[str, str, float, float | None],
-) -> None:  # fmt: skip
-    kind, about, share, ratio = wanted
-    found = sds.unmix(mixed(few, names, method, **parameters), pick(few, "a b d base"))
-    (trace,) = found.fingerprints
-    assert (trace["kind"], {Path(path).stem for path in trace["candidates"]}) == (kind, set(about.split()))
-    assert trace["share"] == pytest.approx(share, abs=0.02) and trace["text"] in found.notes
-    assert trace["ratio"] == (None if ratio is None else pytest.approx(ratio, rel=1e-3))
-    assert trace["tensors"] == trace["looked_at"] > 20
-
-
-@pytest.mark.parametrize(
-    ("names", "method", "parameters", "candidates"),
-    [
-        ("a b", "weighted-sum", {"alpha": 0.3}, "a c d base"),  # a parent is missing
-        ("a b", "weighted-sum", {"alpha": 0.02}, "a c d"),
-        ("a b base", "train-diff", {}, "a b c base"),  # a formula of its own
-        ("a b c d", "mean", {}, "a b"),
-        ("a b", "weighted-sum", {"alpha": 0.01}, "a base d"),  # little is missing
-    ],
-)
-def test_sums_of_unknown_parents_have_no_trace_of_a_method(
-    few: dict[str, Path], names: str, method: str, parameters: dict[str, Any], candidates: str
-) -> None:
-    found = sds.unmix(mixed(few, names, method, **parameters), pick(few, candidates))
-    assert not found.complete and found.fingerprints == []
-    assert found.residual_ranks and not any(row["low"] for row in found.residual_ranks)
-
-
-def test_blocks_in_which_nothing_is_missing_have_no_trace_of_a_method(few: dict[str, Path]) -> None:
-    first = mixed(few, "a b", "weighted-sum", alpha=0.3, blocks="GRAD_V", name="first")
-    out = first.with_name("more.safetensors")
-    sds.merge("weighted-sum", [first, few["c"]], alpha=0, blocks="IN05-IN08=0.6,OUT00-OUT06=0.4", out=out, **QUICK)
-    run = command("unmix", out, *pick(few, "a b base"), "--json")
-    found = json.loads(run.out)
-    assert found["fingerprints"] == [] and found["formula"].endswith("; other ratios by block") and run.err == ""
-    assert float(found["formula"].partition("·")[0]) == pytest.approx(found["ratios"][str(few["a"])], abs=2e-3)
-
-
-def test_training_on_top_has_no_trace_of_a_method(models: dict[str, Path]) -> None:
-    mix = mixed(models, "a b", "weighted-sum", alpha=0.3)
-    trained = tuned(mix, "trained", 0.002, 11)
-    found = sds.unmix(trained, pick(models, "a b c base"))
-    assert ratios(found) == pytest.approx({"a": 0.7, "b": 0.3}, abs=1e-3)
-    assert not found.complete and found.fingerprints == []
-
-
-# ---- bounds of rounding
-
-
-def test_bounds_of_rounding_give_what_least_squares_can_not() -> None:
-    from sdsurgery.dtypes import F16
-    from sdsurgery.surgery.cells import cell, unit
-
-    rng = np.random.default_rng(1)
-    a = rng.normal(size=4000).astype(np.float16).astype(np.float32)
-    steps = np.spacing(a.astype(np.float16)).astype(np.float32) * rng.integers(-2, 3, 4000)  # two units at most
-    b = (a + steps).astype(np.float16).astype(np.float32)
-    mix = (np.float32(0.81) * b + np.float32(1 - 0.81) * a).astype(np.float16).astype(np.float32)
-    d = (b - a).astype(np.float64)
-    least_squares = float(d @ (mix - a) / (d @ d))
-    units = unit(mix, F16)
-    assert units is not None and abs(least_squares - 0.81) > 0.02
-    found = cell(mix, np.stack([a, b]), units, np.array([1 - least_squares, least_squares]))
-    assert found is not None and abs(found.ratios[1] - 0.81) <= found.errors[1] < 0.13
-    assert found.ratios.sum() == pytest.approx(1.0, abs=1e-12)
-
-
-def test_what_is_no_rounded_sum_has_no_bounds() -> None:
-    from sdsurgery.dtypes import F16, F32
-    from sdsurgery.surgery.cells import cell, unit
-
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=(2, 4000)).astype(np.float16).astype(np.float32)
-    mix = (0.5 * x[0] + 0.5 * x[1] + 0.01 * rng.normal(size=4000)).astype(np.float16).astype(np.float32)
-    units = unit(mix, F16)
-    assert units is not None and cell(mix, x, units, np.array([0.5, 0.5])) is None
-    assert unit(mix, F32) is None
