@@ -171,7 +171,8 @@ inline DotLoops dot_loops(DType dtype, bool differences, bool sums_too, size_t t
     return {};
 }
 
-// Takes from `work` what can be made so, in groups of terms that have products with each other.
+// Takes from `work` the reductions that can be computed this way, in groups of terms that are multiplied with each
+// other.
 class StoredDots {
  public:
     StoredDots(const Program& program, const Operand* operands, bool wide, std::vector<Reducing>& work)

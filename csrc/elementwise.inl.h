@@ -268,7 +268,7 @@ void strips(const Program& program, const T* constants, const Operand* operands,
     }
 }
 
-// ---- a formula of formulas.h of which one input is generated, a stretch at a time
+// ---- a formula of formulas.h whose last input is generated, a stretch at a time
 
 inline void fused_beside_generated(FusedKernel kernel, const Program& program, const Numbers& numbers,
                                    const Operand* operands, uint8_t* out, DType out_dtype, size_t count,

@@ -100,7 +100,7 @@ struct Slice : Takes<3, 2, 1> {  // B's elements whose place along an axis lies 
     }
 };
 
-struct MeanOfChanges : Takes<3, 3> {  // A + the mean of those of B − A and C − A that are larger than a threshold each
+struct MeanOfChanges : Takes<3, 3> {  // A + the mean of B − A and C − A, each counted only above its threshold
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         const V b = x[1] - x[0], of_b = greater(absolute(b), c[0]);

@@ -82,7 +82,7 @@ struct FusedRow {
     FusedKernel kernel[kNarrow][kNarrow];  // [input dtype][output dtype], both less f64
 };
 
-// Null for fp8 of what is no sum: rare, and a kernel for every pair of dtypes takes its time to compile.
+// Null for formulas of fp8 that are not sums: few need them, and every pair of dtypes is a kernel more to compile.
 template <class Formula, bool sum, class In, class Out>
 constexpr FusedKernel fused_kernel() {
     if constexpr (sum || (sizeof(typename In::Code) > 1 && sizeof(typename Out::Code) > 1)) {

@@ -101,7 +101,7 @@ def test_markers_go_where_weights_are_decoded(tmp_path: Path) -> None:
     given = {**below("net.l", tensors), "net.scaled_fp8": ("F8_E4M3", (0,), b""), "net.norm.weight": NORM}
     path = write(tmp_path / "a.safetensors", given, {"_quantization_metadata": '{"layers": {}}', "title": "x"})
     report = sds.cast(path, out=tmp_path / "b.safetensors", dtype="fp16")
-    assert any("1 encoded weights (scaled fp8) were decoded and are written as F16" in note for note in report.notes)
+    assert any("1 encoded weight (scaled fp8) decoded and written as F16" in note for note in report.notes)
     with sds.open(tmp_path / "b.safetensors") as plain:
         assert plain.keys() == ["net.l.weight", "net.norm.weight"]
         assert "_quantization_metadata" not in plain.metadata()

@@ -64,7 +64,7 @@ def test_it_decodes_to_nearly_the_weights_and_casts_back(tmp_path: Path) -> None
         expected = np.array([e4m3(code) for code in codes], np.float32) * np.float32(scale)
         assert plain.read(plain.info("l.weight")) == expected.tobytes()
     report = sds.cast(tmp_path / "b.safetensors", out=tmp_path / "d.safetensors", dtype="fp8_scaled")
-    assert "1 encoded weights (scaled fp8) were decoded and are written as scaled F8_E4M3" in report.notes
+    assert "1 encoded weight (scaled fp8) decoded and written as scaled F8_E4M3" in report.notes
 
 
 def test_only_linear_layers_of_the_network_are_scaled_and_the_rest_is_fp16(tmp_path: Path) -> None:

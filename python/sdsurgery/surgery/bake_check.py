@@ -77,7 +77,7 @@ def _changed(weight: Array, changes: Sequence[Change], adapters: Sequence[Adapte
 def _compared(found: Array, exact: Array, before: Array, dtype: DType, scale: float) -> Checked:
     import numpy as np
 
-    finite = np.isfinite(found) & np.isfinite(exact)  # of the others a warning of the bake tells
+    finite = np.isfinite(found) & np.isfinite(exact)  # the bake has warned of the others
     found, exact, before = (each[finite].astype(np.float64) / scale for each in (found, exact, before))
     bits, least = dtype.format.mantissa_bits, dtype.format.least_exponent
     _, exponents = np.frexp(np.abs(exact))

@@ -199,7 +199,7 @@ def _decoded_notes(decoded: Mapping[str, str], pieces: Sequence[Piece], settings
             kind = (decoded[piece.name], scaled + piece.dtype.name)
             counts[kind] = counts.get(kind, 0) + 1
     return [
-        f"{count} encoded weights ({printable(format)}) were decoded and are written as {dtype}"
+        f"{number_of(count, 'encoded weight')} ({printable(format)}) decoded and written as {dtype}"
         for (format, dtype), count in counts.items()
     ]
 

@@ -188,7 +188,7 @@ class _Work:
                     yield place, slot, found[0][0].nbytes + found[1][0].nbytes
 
     def left_out(self) -> list[str]:
-        """A line on what differs too, by component, where anything does."""
+        """One line that counts by component what else differs; none if nothing does."""
         taken = {self.known[0].find(slot)[0].name for _, slot, _ in self.chosen()}  # type: ignore[index]
         counts: dict[str, int] = {}
         for name, info in self.tuned.tensors.items():
