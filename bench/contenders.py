@@ -55,6 +55,14 @@ _SINGLE = {"cast": ["cast"], "ema": ["ema"], "prune": ["prune", "--preset", "no-
 """Commands of the operations on one file."""
 
 
+EARLIER = "SDS_BENCH_EARLIER"
+"""The environment variable that names a folder with another version (``pip install --target FOLDER``)."""
+
+
+def _earlier(job: Job) -> list[str]:
+    return ["env", f"PYTHONPATH={os.environ[EARLIER]}", *_ours(job)]
+
+
 def _ours(job: Job) -> list[str]:
     head = [sys.executable, "-m", "sdsurgery"]
     if job.operation in _SINGLE:
@@ -107,6 +115,7 @@ def _installed(*modules: str) -> Callable[[Job], bool]:
 
 CONTENDERS: dict[str, Contender] = {
     "ours": Contender(_ours, _json_seconds, lambda job: True, syncs=True),
+    "earlier": Contender(_earlier, _json_seconds, lambda job: EARLIER in os.environ, syncs=True),
     "cp": Contender(_cp, _untold, lambda job: shutil.which("cp") is not None),
     "cp+read": Contender(
         _cp_and_read, _untold, lambda job: job.operation not in _SINGLE and shutil.which("dd") is not None

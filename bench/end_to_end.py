@@ -311,11 +311,17 @@ def _summary(name: str, runs: list[Measured]) -> dict[str, Any]:
 
 
 def _ratios(runs: dict[str, list[Measured]]) -> dict[str, float]:
-    """Median of ours over the median of each other contender, whole processes: below 1 we are faster."""
+    """Median of ours over the median of each other contender, whole processes: below 1 we are faster. Beside an
+    earlier version also the work itself, medians and least times."""
     middle = {name: statistics.median(run.seconds for run in each) for name, each in runs.items()}
     if "ours" not in middle:
         return {}
-    return {f"ours/{name}": round(middle["ours"] / value, 4) for name, value in middle.items() if name != "ours"}
+    ratios = {f"ours/{name}": round(middle["ours"] / value, 4) for name, value in middle.items() if name != "ours"}
+    if "earlier" in runs:
+        inner = {name: [CONTENDERS[name].inner(run.stdout) or 0 for run in runs[name]] for name in ("ours", "earlier")}
+        for word, of in (("median", statistics.median), ("least", min)):
+            ratios[f"ours/earlier, work itself, {word}"] = round(of(inner["ours"]) / of(inner["earlier"]), 4)
+    return ratios
 
 
 def _results_file(about: dict[str, Any]) -> str:

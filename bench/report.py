@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-_RATIOS = ("cp", "cp+read", "floor", "floor-reserved", "torch", "sd-mecha")
+_WORK = ("earlier, work itself, median", "earlier, work itself, least")
+_RATIOS = ("earlier", *_WORK, "cp", "cp+read", "floor", "floor-reserved", "torch", "sd-mecha")
 
 
 def table(results: dict[str, Any]) -> str:

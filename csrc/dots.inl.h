@@ -143,6 +143,38 @@ size_t dots_of_rows(const Places& from, size_t columns, size_t rows, size_t firs
     return whole;
 }
 
+// ---- what is stored of an expression
+
+struct Term {
+    int input = -1, less = -1;  // an input, or the difference of two; neither: ones
+    bool operator==(const Term& other) const { return input == other.input && less == other.less; }
+};
+
+// The last step before `end` that makes a temp; null where `ref` is none.
+inline const Step* step_of(const Program& program, Ref ref, const Step* end) {
+    const Step* made = nullptr;
+    for (const Step* step = program.steps.data(); step != end; ++step) {
+        if (ref.kind == Ref::temp && step->to == ref.index) made = step;
+    }
+    return made;
+}
+
+// Whether an expression is, before that step, a stored input or the difference of two; `dtype` is theirs.
+inline bool find_term(const Program& program, const Operand* operands, bool wide, Ref ref, const Step* end, Term& term,
+                      DType& dtype) {
+    const auto is_stored = [operands](Ref of) { return of.kind == Ref::input && !operands[of.index].generated; };
+    if (const Step* const made = step_of(program, ref, end)) {
+        if (made->op != Op::sub || !is_stored(made->a) || !is_stored(made->b)) return false;
+        dtype = operands[made->a.index].dtype;
+        term = {made->a.index, made->b.index};
+        return dtype == operands[made->b.index].dtype && (!wide || dtype == DType::f64);
+    }
+    if (!is_stored(ref)) return false;
+    dtype = operands[ref.index].dtype;
+    term = {ref.index, -1};
+    return true;
+}
+
 // ---- choosing
 
 struct DotLoops {
@@ -195,11 +227,6 @@ class StoredDots {
     }
 
  private:
-    struct Term {
-        int input = -1, less = -1;  // neither: ones
-        bool operator==(const Term& other) const { return input == other.input && less == other.less; }
-    };
-
     struct Group {
         Along along;
         DType dtype;
@@ -334,25 +361,8 @@ class StoredDots {
         }
     };
 
-    bool is_stored(Ref ref) const { return ref.kind == Ref::input && !operands_[ref.index].generated; }
-
-    // Whether an expression is an input or the difference of two; `dtype` is theirs.
     bool find(Ref ref, Term& term, DType& dtype) const {
-        if (ref.kind == Ref::temp) {
-            const Step* made = nullptr;
-            for (const Step& step : program_.steps) {
-                if (step.to == ref.index) made = &step;
-            }
-            if (!made || made->op != Op::sub || !is_stored(made->a) || !is_stored(made->b)) return false;
-            dtype = operands_[made->a.index].dtype;
-            if (dtype != operands_[made->b.index].dtype || (wide_ && dtype != DType::f64)) return false;
-            term = {made->a.index, made->b.index};
-            return true;
-        }
-        if (!is_stored(ref)) return false;
-        dtype = operands_[ref.index].dtype;
-        term = {ref.index, -1};
-        return true;
+        return find_term(program_, operands_, wide_, ref, program_.steps.data() + program_.steps.size(), term, dtype);
     }
 
     bool take(const Reducing& each) {

@@ -268,25 +268,28 @@ void strips(const Program& program, const T* constants, const Operand* operands,
     }
 }
 
-// ---- a formula of formulas.h whose last input is generated, a stretch at a time
+// ---- a formula of formulas.h whose last inputs are generated, a stretch at a time
 
 inline void fused_beside_generated(FusedKernel kernel, const Program& program, const Numbers& numbers,
                                    const Operand* operands, uint8_t* out, DType out_dtype, size_t count,
                                    Overflow policy, Tally& tally, Scratch& scratch) {
-    constexpr size_t kMade = 4 * kStrip;
-    Operand here[Program::kMaxInputs], again[Program::kMaxInputs];
+    constexpr size_t kMade = 2 * kStrip;
+    Operand here[kMostFused], again[kMostFused];
+    alignas(64) float made[kMostFused][kMade];
     for (size_t first = 0; first < count; first += kMade) {
         const size_t n = count - first < kMade ? count - first : kMade;
-        float made[kMade];
-        for (int k = 0; k < program.own; ++k) {
-            here[k] = {operands[k].data + first * size_of(operands[k].dtype), operands[k].dtype};
-            again[k] = here[k];
+        for (int k = 0; k < program.inputs; ++k) {
+            if (k < program.own) {
+                const size_t size = size_of(operands[k].dtype);
+                here[k] = again[k] = {operands[k].data + first * size, operands[k].dtype};
+                prefetch(here[k].data + kMade * size, kMade * size);
+                continue;
+            }
+            again[k] = operands[k];
+            again[k].first += first;
+            generate(*again[k].generated, again[k].first, n, made[k]);
+            here[k] = {reinterpret_cast<const uint8_t*>(made[k]), DType::f32};
         }
-        Operand& last = again[program.own];
-        last = operands[program.own];
-        last.first += first;
-        generate(*last.generated, last.first, n, made);
-        here[program.own] = {reinterpret_cast<const uint8_t*>(made), DType::f32};
         uint8_t* const to = out + first * size_of(out_dtype);
         if (kernel(here, to, n, numbers.narrow.data()) >= careful_from(out_dtype))
             strips<float>(program, numbers.narrow.data(), again, to, out_dtype, n, policy, tally, scratch);

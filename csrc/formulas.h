@@ -11,8 +11,8 @@
 
 namespace formulas {
 
-// How many inputs and constants a formula has; of the inputs the last may be generated (generated.h): float32, whatever
-// the others are.
+// How many inputs and constants a formula has; of the inputs the last ones may be generated (generated.h): float32,
+// whatever the others are.
 template <int all, int numbers, int made = 0>
 struct Takes {
     static constexpr int inputs = all, constants = numbers, generated = made;
@@ -100,6 +100,89 @@ struct Slice : Takes<3, 2, 1> {  // B's elements whose place along an axis lies 
     }
 };
 
+struct GateEach : Takes<4, 2, 2> {  // g·A + h·(a·A + b·B), g and h a number of each row, column or channel
+    template <class V>
+    SDS_HD static V apply(const V* x, const V* c) {
+        return x[0] * x[2] + (c[0] * x[0] + c[1] * x[1]) * x[3];
+    }
+};
+
+struct AlongDirections : Takes<2, 6> {  // (a·A/‖A‖ + b·B/‖B‖) / ‖the sum‖ · norm
+    template <class V>
+    SDS_HD static V apply(const V* x, const V* c) {
+        return (c[1] * (x[0] / c[0]) + c[3] * (x[1] / c[2])) / c[4] * c[5];
+    }
+};
+
+struct LargeChange : Takes<2, 4> {  // A + α·(B − A) where |B − A| reaches a threshold, else A
+    template <class V>
+    SDS_HD static V apply(const V* x, const V* c) {
+        const V change = x[1] - x[0];
+        return x[0] + c[3] * where(at_least(absolute(change), c[0]) * c[1], change, c[2]);
+    }
+};
+
+// 1 for an element above the k-th largest, and for its equals where `within` says that they belong to the k largest;
+// for a NaN too.
+template <class V>
+SDS_HD V among_largest(V size, V kth, V one, V within) {
+    return where(greater(size, kth), one, where(equal(size, kth), within, not_a_number(size)));
+}
+
+// The formulas of any number of changes are those of n: of A and n others.
+template <int n>
+struct Ties : Takes<1 + 2 * n, 3 * n + 4, n> {  // A + λ·Σxᵢ/Σwᵢ over the xᵢ = wᵢ·largest(Δᵢ) with the sign of their sum
+    template <class V>
+    SDS_HD static V apply(const V* x, const V* c) {
+        const V one = c[1], zero = c[1 + 2 * n], least = c[2 + 3 * n], lambda = c[3 + 3 * n];
+        V part[n], sum, weights;
+        for (int k = 0; k < n; ++k) {
+            const V change = x[1 + k] - x[0], kth = c[k == 0 ? 0 : 1 + 2 * k], weight = c[2 + 2 * k];
+            part[k] = weight * (among_largest(absolute(change), kth, one, x[1 + n + k]) * change);
+            sum = k == 0 ? part[0] : sum + part[k];
+        }
+        const auto positive = at_least(sum, zero);
+        for (int k = 0; k < n; ++k) {
+            const V agrees = where(positive, greater(part[k], zero), less(part[k], zero));
+            const V counted = agrees * part[k], weight = c[2 + 2 * n + k] * agrees;
+            sum = k == 0 ? counted : sum + counted;
+            weights = k == 0 ? weight : weights + weight;
+        }
+        return x[0] + lambda * (sum / where(less(absolute(weights), least), one, weights));
+    }
+};
+
+template <int n>
+struct Breadcrumbs : Takes<1 + 3 * n, 3 * n + 2, 2 * n> {  // A + λ·Σwᵢ·Δᵢ over the largest Δᵢ but the very largest
+    template <class V>
+    SDS_HD static V apply(const V* x, const V* c) {
+        const V one = c[1];
+        V sum;
+        for (int k = 0; k < n; ++k) {
+            const V change = x[1 + k] - x[0], size = absolute(change);
+            const V inner = among_largest(size, c[k == 0 ? 0 : 1 + 3 * k], one, x[1 + n + 2 * k]);
+            const V outer = among_largest(size, c[2 + 3 * k], one, x[2 + n + 2 * k]);
+            const V part = c[3 + 3 * k] * ((inner - outer) * change);
+            sum = k == 0 ? part : sum + part;
+        }
+        return x[0] + c[1 + 3 * n] * sum;
+    }
+};
+
+template <int n>
+struct Dare : Takes<1 + 2 * n, 3 * n + 1, n> {  // A + λ·Σwᵢ·Δᵢ/q over the Δᵢ whose random numbers are below p
+    template <class V>
+    SDS_HD static V apply(const V* x, const V* c) {
+        V sum;
+        for (int k = 0; k < n; ++k) {
+            const V kept = (x[1 + k] - x[0]) * less(x[1 + n + k], c[3 * k]);
+            const V part = c[3 * k + 2] * (kept / c[3 * k + 1]);
+            sum = k == 0 ? part : sum + part;
+        }
+        return x[0] + c[3 * n] * sum;
+    }
+};
+
 struct MeanOfChanges : Takes<3, 3> {  // A + the mean of B − A and C − A, each counted only above its threshold
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
@@ -128,8 +211,19 @@ void for_each_other(Visitor& visit) {
     visit(MeanOfChanges{});
     visit(TowardsEach{});
     visit(Slice{});
+    visit(GateEach{});
+    visit(AlongDirections{});
+    visit(LargeChange{});
+    visit(Ties<1>{});
+    visit(Ties<2>{});
+    visit(Ties<3>{});
+    visit(Breadcrumbs<1>{});
+    visit(Breadcrumbs<2>{});
+    visit(Dare<1>{});
+    visit(Dare<2>{});
+    visit(Dare<3>{});
 }
-constexpr int kSums = 6, kFormulas = 12;
+constexpr int kSums = 6, kFormulas = 23;
 
 template <class Visitor>
 void for_each(Visitor& visit) {

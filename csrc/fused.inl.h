@@ -12,6 +12,8 @@
 // the inputs the results show these too: a multiple of a NaN or an Inf (even by zero) is never finite.
 using FusedKernel = uint32_t (*)(const Operand*, uint8_t*, size_t, const float*);
 
+constexpr int kMostFused = 8;  // inputs of a formula
+
 // The input of that number, from element i on.
 template <class Formula, class In, size_t number>
 inline Lanes load_input(const uint8_t* from, size_t i) {
@@ -26,6 +28,7 @@ inline Lanes load_input(const uint8_t* from, size_t i) {
 template <class Formula, bool sum, class In, class Out, size_t... K, size_t... C>
 inline uint32_t fused_with(const Operand* operands, uint8_t* out, size_t count, const float* constants,
                            std::index_sequence<K...>, std::index_sequence<C...>) {
+    static_assert(Formula::inputs <= kMostFused);
     constexpr size_t W = Lanes::width, own = Formula::inputs - Formula::generated;
     constexpr size_t out_size = sizeof(typename Out::Code);
     const uint8_t* const from[] = {operands[K].data...};
@@ -35,7 +38,8 @@ inline uint32_t fused_with(const Operand* operands, uint8_t* out, size_t count, 
         if constexpr (!sum) ((K < own ? inputs.see(x[K]) : void()), ...);
     };
     size_t i = 0;
-    for (; i + 2 * W <= count; i += 2 * W) {  // two at a time: half the loop, and their conversions overlap
+    // Two at a time, where the registers hold them: half the loop, and their conversions overlap.
+    for (; Formula::inputs <= 4 && i + 2 * W <= count; i += 2 * W) {
         const Lanes x0[] = {load_input<Formula, In, K>(from[K], i)...};
         const Lanes x1[] = {load_input<Formula, In, K>(from[K], i + W)...};
         const Lanes y0 = Formula::apply(x0, c), y1 = Formula::apply(x1, c);

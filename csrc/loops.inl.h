@@ -17,6 +17,7 @@ constexpr size_t kStrip = 256;  // elements that a loop takes at a time, in the 
 #include "products.inl.h"
 #include "lines.inl.h"
 #include "dots.inl.h"
+#include "keys.inl.h"
 #include "stages.inl.h"
 #include "encoding.inl.h"
 #include "low_rank.inl.h"

@@ -1,21 +1,53 @@
 // The loop of select.h: a strip of elements' keys into a pass of a selection. Included once per CPU target, inside that
 // target's namespace and region, after elementwise.inl.h.
 
-// How often each of the upper 16 bits occurs; four at a time, in any order.
+// How often each of the upper 16 bits occurs.
 template <class Key>
 void count_upper(const Key* keys, size_t n, uint32_t* histogram) {
-    uint16_t upper[kStrip];
-    for (size_t i = 0; i < n; ++i) upper[i] = static_cast<uint16_t>(keys[i] >> (8 * sizeof(Key) - 16));
+    constexpr int below = 8 * sizeof(Key) - 16;
     size_t i = 0;
     for (; i + 4 <= n; i += 4) {
-        uint64_t four;
-        memcpy(&four, upper + i, sizeof four);
-        ++histogram[four & 0xffff];
-        ++histogram[four >> 16 & 0xffff];
-        ++histogram[four >> 32 & 0xffff];
-        ++histogram[four >> 48];
+        ++histogram[keys[i] >> below];
+        ++histogram[keys[i + 1] >> below];
+        ++histogram[keys[i + 2] >> below];
+        ++histogram[keys[i + 3] >> below];
     }
-    for (; i < n; ++i) ++histogram[upper[i]];
+    for (; i < n; ++i) ++histogram[keys[i] >> below];
+}
+
+// Which of 64 keys have these upper bits: a bit each.
+inline uint64_t sharing(const uint32_t* keys, int above, uint32_t prefix) {
+    uint64_t found = 0;
+    for (int i = 0; i < 64; i += Lanes::width)
+        found |= static_cast<uint64_t>(having_upper(keys + i, above, prefix)) << i;
+    return found;
+}
+inline uint64_t sharing(const uint64_t* keys, int above, uint64_t prefix) {
+    uint64_t found = 0;
+    for (int i = 0; i < 64; ++i) found |= static_cast<uint64_t>(keys[i] >> above == prefix) << i;
+    return found;
+}
+
+inline size_t lowest_bit(uint64_t bits) {  // of those that are set
+#if defined(__GNUC__)
+    return static_cast<size_t>(__builtin_ctzll(bits));
+#else
+    size_t at = 0;
+    for (; (bits & 1) == 0; bits >>= 1) ++at;
+    return at;
+#endif
+}
+
+// An element whose key has the bits that are known of the k-th's.
+template <class Key>
+void add_shared(Selection& into, uint64_t index, Key key) {
+    if (into.shift < 0) {
+        if (into.wanted != 0 && --into.wanted == 0) into.found_index(index);
+        return;
+    }
+    const uint64_t low = key >> into.shift & 0xffff;
+    ++into.histogram[low];
+    if (into.collecting()) into.collect(index, low);
 }
 
 template <class Key>
@@ -24,25 +56,16 @@ void select_strip(Selection& into, const Key* keys, size_t n) {
     const uint64_t first = into.position;
     into.position += n;
     if (into.shift == bits - 16) return count_upper(keys, n, into.histogram.data());
-    // Few share the prefix: eight at a time are passed over.
-    uint8_t shares[kStrip];
     const int above = into.shift + 16;
     const Key prefix = static_cast<Key>(into.prefix);
-    for (size_t i = 0; i < n; ++i) shares[i] = keys[i] >> above == prefix;
-    memset(shares + n, 0, kStrip - n);
-    for (size_t begin = 0; begin < n; begin += 8) {
-        uint64_t eight;
-        memcpy(&eight, shares + begin, sizeof eight);
-        if (eight == 0) continue;
-        for (size_t i = begin; i < begin + 8; ++i) {
-            if (!shares[i]) continue;
-            if (into.shift < 0) {
-                if (into.wanted != 0 && --into.wanted == 0) into.found_index(first + i);
-                continue;
-            }
-            const uint64_t low = keys[i] >> into.shift & 0xffff;
-            ++into.histogram[low];
-            if (into.collecting()) into.collect(first + i, low);
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        for (uint64_t found = sharing(keys + i, above, prefix); found != 0; found &= found - 1) {
+            const size_t at = i + lowest_bit(found);
+            add_shared(into, first + at, keys[at]);
         }
+    }
+    for (; i < n; ++i) {
+        if (keys[i] >> above == prefix) add_shared(into, first + i, keys[i]);
     }
 }

@@ -1,5 +1,5 @@
 // The loop of stages.h: a stage's steps, strip by strip, and their results into accumulators. Included once per CPU
-// target, inside that target's namespace and region, after dots.inl.h.
+// target, inside that target's namespace and region, after keys.inl.h.
 
 // A NaN stays, once it is found: no comparison with it is true.
 template <class T>
@@ -160,6 +160,7 @@ inline void accumulate(const Program& program, const Numbers& numbers, const Ope
         if (into[k].wants(pass)) wanted.push_back({&reductions[k], &into[k]});
     }
     StoredDots(program, operands, wide, wanted).add(count);
+    StoredKeys(program, operands, wide, wanted).add(count);
     if (wanted.empty()) return;
     if (wide) {
         accumulate_strips(program, numbers.wide.data(), operands, count, wanted, scratch);

@@ -19,16 +19,37 @@ inline Lanes maximum(Lanes a, Lanes b) {
     return {_mm256_blendv_ps(_mm256_max_ps(a.v, b.v), a.v, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q))};
 }
 inline Lanes absolute(Lanes a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
-template <int comparison>
-inline Lanes compared(Lanes a, Lanes b) {
-    return {_mm256_and_ps(_mm256_cmp_ps(a.v, b.v, comparison), _mm256_set1_ps(1))};
-}
-inline Lanes equal(Lanes a, Lanes b) { return compared<_CMP_EQ_OQ>(a, b); }
-inline Lanes less(Lanes a, Lanes b) { return compared<_CMP_LT_OQ>(a, b); }
-inline Lanes greater(Lanes a, Lanes b) { return compared<_CMP_GT_OQ>(a, b); }
-inline Lanes at_least(Lanes a, Lanes b) { return compared<_CMP_GE_OQ>(a, b); }
 inline Lanes where(Lanes a, Lanes yes, Lanes no) {
     return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_NEQ_UQ))};
+}
+
+// What a comparison gives: 1 or 0 where a number is asked for.
+struct Mask {
+    __m256 m;  // all bits of a lane, or none
+    operator Lanes() const { return {_mm256_and_ps(m, _mm256_set1_ps(1))}; }
+};
+inline Mask equal(Lanes a, Lanes b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }
+inline Mask less(Lanes a, Lanes b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
+inline Mask greater(Lanes a, Lanes b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)}; }
+inline Mask at_least(Lanes a, Lanes b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)}; }
+inline Mask operator*(Mask a, Mask b) { return {_mm256_and_ps(a.m, b.m)}; }
+inline Lanes where(Mask a, Lanes yes, Lanes no) { return {_mm256_blendv_ps(no.v, yes.v, a.m)}; }
+inline Mask where(Mask a, Mask yes, Mask no) { return {_mm256_blendv_ps(no.m, yes.m, a.m)}; }
+
+inline Mask not_a_number(Lanes) { return {_mm256_setzero_ps()}; }  // the kernels that ask see to it that there is none
+
+// key_of (select.h) of magnitudes.
+inline void write_keys(Lanes x, uint32_t* to) {
+    const __m256i bits = _mm256_castps_si256(x.v), is_nan = _mm256_cmpgt_epi32(bits, _mm256_set1_epi32(0x7f800000));
+    const __m256i key = _mm256_or_si256(_mm256_or_si256(bits, _mm256_set1_epi32(INT32_MIN)), is_nan);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), key);
+}
+// Which of the keys have these upper bits: a bit each.
+inline uint32_t having_upper(const uint32_t* keys, int above, uint32_t upper) {
+    const __m256i key = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys));
+    const __m256i shifted = _mm256_srl_epi32(key, _mm_cvtsi32_si128(above));
+    const __m256i same = _mm256_cmpeq_epi32(shifted, _mm256_set1_epi32(static_cast<int>(upper)));
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(same)));
 }
 
 struct Peak {
@@ -183,11 +204,15 @@ struct Words {
     __m256i v;
     static Words all(uint64_t x) { return {_mm256_set1_epi64x(static_cast<int64_t>(x))}; }
     static Words read(const uint64_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
-    void write_lower(uint32_t* p) const {
-        const __m256i lower = _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(lower));
-    }
 };
+inline Words operator+(Words a, Words b) { return {_mm256_add_epi64(a.v, b.v)}; }
 inline Words operator*(Words a, Words b) { return {_mm256_mul_epu32(a.v, b.v)}; }  // of the lower halves
-inline Words operator^(Words a, Words b) { return {_mm256_xor_si256(a.v, b.v)}; }
+inline Words exclusive_or(Words a, Words b, Words c) { return {_mm256_xor_si256(_mm256_xor_si256(a.v, b.v), c.v)}; }
 inline Words upper(Words a) { return {_mm256_shuffle_epi32(a.v, 0xb1)}; }
+// Four words of each lane, one lane after the other in the order that generated.inl.h gives them.
+inline void write_blocks(const Words (&w)[4], uint32_t* to) {
+    const __m256i first = _mm256_blend_epi32(w[0].v, _mm256_slli_epi64(w[1].v, 32), 0xaa);
+    const __m256i second = _mm256_blend_epi32(w[2].v, _mm256_slli_epi64(w[3].v, 32), 0xaa);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_unpacklo_epi64(first, second));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 8), _mm256_unpackhi_epi64(first, second));
+}

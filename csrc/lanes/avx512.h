@@ -20,16 +20,37 @@ inline Lanes maximum(Lanes a, Lanes b) {
     return {_mm512_mask_mov_ps(_mm512_max_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v)};
 }
 inline Lanes absolute(Lanes a) { return {_mm512_abs_ps(a.v)}; }
-template <int comparison>
-inline Lanes compared(Lanes a, Lanes b) {
-    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, comparison), _mm512_set1_ps(1))};
-}
-inline Lanes equal(Lanes a, Lanes b) { return compared<_CMP_EQ_OQ>(a, b); }
-inline Lanes less(Lanes a, Lanes b) { return compared<_CMP_LT_OQ>(a, b); }
-inline Lanes greater(Lanes a, Lanes b) { return compared<_CMP_GT_OQ>(a, b); }
-inline Lanes at_least(Lanes a, Lanes b) { return compared<_CMP_GE_OQ>(a, b); }
 inline Lanes where(Lanes a, Lanes yes, Lanes no) {
     return {_mm512_mask_mov_ps(no.v, _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ), yes.v)};
+}
+
+// What a comparison gives: 1 or 0 where a number is asked for.
+struct Mask {
+    __mmask16 m;
+    operator Lanes() const { return {_mm512_maskz_mov_ps(m, _mm512_set1_ps(1))}; }
+};
+inline Mask equal(Lanes a, Lanes b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+inline Mask less(Lanes a, Lanes b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+inline Mask greater(Lanes a, Lanes b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
+inline Mask at_least(Lanes a, Lanes b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ)}; }
+inline Mask operator*(Mask a, Mask b) { return {_kand_mask16(a.m, b.m)}; }
+inline Lanes where(Mask a, Lanes yes, Lanes no) { return {_mm512_mask_mov_ps(no.v, a.m, yes.v)}; }
+inline Mask where(Mask a, Mask yes, Mask no) {
+    return {_kor_mask16(_kand_mask16(a.m, yes.m), _kandn_mask16(a.m, no.m))};
+}
+
+inline Mask not_a_number(Lanes) { return {0}; }  // the kernels that ask see to it that there is none
+
+// key_of (select.h) of magnitudes.
+inline void write_keys(Lanes x, uint32_t* to) {
+    const __m512i bits = _mm512_castps_si512(x.v), key = _mm512_or_si512(bits, _mm512_set1_epi32(INT32_MIN));
+    const __mmask16 is_nan = _mm512_cmpgt_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
+    _mm512_storeu_si512(to, _mm512_mask_mov_epi32(key, is_nan, _mm512_set1_epi32(-1)));
+}
+// Which of the keys have these upper bits: a bit each.
+inline uint32_t having_upper(const uint32_t* keys, int above, uint32_t upper) {
+    const __m512i shifted = _mm512_srl_epi32(_mm512_loadu_si512(keys), _mm_cvtsi32_si128(above));
+    return _mm512_cmpeq_epi32_mask(shifted, _mm512_set1_epi32(static_cast<int>(upper)));
 }
 
 struct Peak {
@@ -165,12 +186,18 @@ struct Words {
     __m512i v;
     static Words all(uint64_t x) { return {_mm512_set1_epi64(static_cast<int64_t>(x))}; }
     static Words read(const uint64_t* p) { return {_mm512_loadu_si512(p)}; }
-    void write_lower(uint32_t* p) const {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi64_epi32(v));
-    }
 };
+inline Words operator+(Words a, Words b) { return {_mm512_add_epi64(a.v, b.v)}; }
 inline Words operator*(Words a, Words b) { return {_mm512_mul_epu32(a.v, b.v)}; }  // of the lower halves
-inline Words operator^(Words a, Words b) { return {_mm512_xor_si512(a.v, b.v)}; }
+inline Words exclusive_or(Words a, Words b, Words c) { return {_mm512_ternarylogic_epi64(a.v, b.v, c.v, 0x96)}; }
 inline Words upper(Words a) {
     return {_mm512_shuffle_epi32(a.v, _MM_PERM_CDAB)};
 }  // of a shift there is one in a cycle
+// Four words of each lane, one lane after the other in the order that generated.inl.h gives them.
+inline void write_blocks(const Words (&w)[4], uint32_t* to) {
+    constexpr __mmask16 odd = 0xaaaa;
+    const __m512i first = _mm512_mask_blend_epi32(odd, w[0].v, _mm512_slli_epi64(w[1].v, 32));
+    const __m512i second = _mm512_mask_blend_epi32(odd, w[2].v, _mm512_slli_epi64(w[3].v, 32));
+    _mm512_storeu_si512(to, _mm512_unpacklo_epi64(first, second));
+    _mm512_storeu_si512(to + 16, _mm512_unpackhi_epi64(first, second));
+}

@@ -20,13 +20,33 @@ inline Lanes maximum(Lanes a, Lanes b) {
     return {vbslq_f32(vorrq_u32(vcgtq_f32(a.v, b.v), vmvnq_u32(vceqq_f32(a.v, a.v))), a.v, b.v)};
 }
 inline Lanes absolute(Lanes a) { return {vabsq_f32(a.v)}; }
-inline Lanes one_where(uint32x4_t mask) {
-    return {vreinterpretq_f32_u32(vandq_u32(mask, vreinterpretq_u32_f32(vdupq_n_f32(1))))};
+
+// What a comparison gives: 1 or 0 where a number is asked for.
+struct Mask {
+    uint32x4_t m;  // all bits of a lane, or none
+    operator Lanes() const { return {vreinterpretq_f32_u32(vandq_u32(m, vreinterpretq_u32_f32(vdupq_n_f32(1))))}; }
+};
+inline Mask equal(Lanes a, Lanes b) { return {vceqq_f32(a.v, b.v)}; }
+inline Mask less(Lanes a, Lanes b) { return {vcltq_f32(a.v, b.v)}; }
+inline Mask greater(Lanes a, Lanes b) { return {vcgtq_f32(a.v, b.v)}; }
+inline Mask at_least(Lanes a, Lanes b) { return {vcgeq_f32(a.v, b.v)}; }
+inline Mask operator*(Mask a, Mask b) { return {vandq_u32(a.m, b.m)}; }
+inline Lanes where(Mask a, Lanes yes, Lanes no) { return {vbslq_f32(a.m, yes.v, no.v)}; }
+inline Mask where(Mask a, Mask yes, Mask no) { return {vbslq_u32(a.m, yes.m, no.m)}; }
+
+inline Mask not_a_number(Lanes) { return {vdupq_n_u32(0)}; }  // the kernels that ask see to it that there is none
+
+// key_of (select.h) of magnitudes.
+inline void write_keys(Lanes x, uint32_t* to) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(x.v), is_nan = vcgtq_u32(bits, vdupq_n_u32(0x7f800000));
+    vst1q_u32(to, vorrq_u32(vorrq_u32(bits, vdupq_n_u32(0x80000000)), is_nan));
 }
-inline Lanes equal(Lanes a, Lanes b) { return one_where(vceqq_f32(a.v, b.v)); }
-inline Lanes greater(Lanes a, Lanes b) { return one_where(vcgtq_f32(a.v, b.v)); }
-inline Lanes less(Lanes a, Lanes b) { return one_where(vcltq_f32(a.v, b.v)); }
-inline Lanes at_least(Lanes a, Lanes b) { return one_where(vcgeq_f32(a.v, b.v)); }
+// Which of the keys have these upper bits: a bit each.
+inline uint32_t having_upper(const uint32_t* keys, int above, uint32_t upper) {
+    constexpr uint32_t bits[] = {1, 2, 4, 8};
+    const uint32x4_t shifted = vshlq_u32(vld1q_u32(keys), vdupq_n_s32(-above));
+    return vaddvq_u32(vandq_u32(vceqq_u32(shifted, vdupq_n_u32(upper)), vld1q_u32(bits)));
+}
 
 struct Peak {
     uint32x4_t v;
@@ -162,8 +182,15 @@ struct Words {
     uint64x2_t v;
     static Words all(uint64_t x) { return {vdupq_n_u64(x)}; }
     static Words read(const uint64_t* p) { return {vld1q_u64(p)}; }
-    void write_lower(uint32_t* p) const { vst1_u32(p, vmovn_u64(v)); }
 };
+inline Words operator+(Words a, Words b) { return {vaddq_u64(a.v, b.v)}; }
 inline Words operator*(Words a, Words b) { return {vmull_u32(vmovn_u64(a.v), vmovn_u64(b.v))}; }  // of the lower halves
-inline Words operator^(Words a, Words b) { return {veorq_u64(a.v, b.v)}; }
+inline Words exclusive_or(Words a, Words b, Words c) { return {veorq_u64(veorq_u64(a.v, b.v), c.v)}; }
 inline Words upper(Words a) { return {vshrq_n_u64(a.v, 32)}; }
+// Four words of each lane, one lane after the other in the order that generated.inl.h gives them.
+inline void write_blocks(const Words (&w)[4], uint32_t* to) {
+    const uint32x4_t first = vreinterpretq_u32_u64(vsliq_n_u64(w[0].v, w[1].v, 32));
+    const uint32x4_t second = vreinterpretq_u32_u64(vsliq_n_u64(w[2].v, w[3].v, 32));
+    vst1q_u32(to, vcombine_u32(vget_low_u32(first), vget_low_u32(second)));
+    vst1q_u32(to + 4, vcombine_u32(vget_high_u32(first), vget_high_u32(second)));
+}

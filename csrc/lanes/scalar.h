@@ -14,11 +14,25 @@ inline Lanes operator/(Lanes a, Lanes b) { return {a.v / b.v}; }
 inline Lanes minimum(Lanes a, Lanes b) { return a.v < b.v || a.v != a.v ? a : b; }
 inline Lanes maximum(Lanes a, Lanes b) { return a.v > b.v || a.v != a.v ? a : b; }
 inline Lanes absolute(Lanes a) { return {bits_as<float>(bits_as<uint32_t>(a.v) & 0x7fffffff)}; }
-inline Lanes equal(Lanes a, Lanes b) { return {a.v == b.v ? 1.0f : 0.0f}; }
-inline Lanes greater(Lanes a, Lanes b) { return {a.v > b.v ? 1.0f : 0.0f}; }
-inline Lanes less(Lanes a, Lanes b) { return {a.v < b.v ? 1.0f : 0.0f}; }
-inline Lanes at_least(Lanes a, Lanes b) { return {a.v >= b.v ? 1.0f : 0.0f}; }
 inline Lanes where(Lanes a, Lanes yes, Lanes no) { return a.v != 0 ? yes : no; }
+
+// What a comparison gives: 1 or 0 where a number is asked for.
+struct Mask {
+    bool m;
+    operator Lanes() const { return {m ? 1.0f : 0.0f}; }
+};
+inline Mask equal(Lanes a, Lanes b) { return {a.v == b.v}; }
+inline Mask less(Lanes a, Lanes b) { return {a.v < b.v}; }
+inline Mask greater(Lanes a, Lanes b) { return {a.v > b.v}; }
+inline Mask at_least(Lanes a, Lanes b) { return {a.v >= b.v}; }
+inline Mask operator*(Mask a, Mask b) { return {a.m && b.m}; }
+inline Lanes where(Mask a, Lanes yes, Lanes no) { return a.m ? yes : no; }
+inline Mask where(Mask a, Mask yes, Mask no) { return a.m ? yes : no; }
+
+inline Mask not_a_number(Lanes) { return {false}; }  // the kernels that ask see to it that there is none
+
+inline void write_keys(Lanes x, uint32_t* to) { *to = key_of(x.v); }  // of magnitudes
+inline uint32_t having_upper(const uint32_t* keys, int above, uint32_t upper) { return *keys >> above == upper; }
 
 // The largest magnitude seen, as bits: at or above 0x7f800000 once an Inf or a NaN has passed.
 struct Peak {
@@ -81,8 +95,11 @@ struct Words {
     uint64_t v;
     static Words all(uint64_t x) { return {x}; }
     static Words read(const uint64_t* p) { return {*p}; }
-    void write_lower(uint32_t* p) const { *p = static_cast<uint32_t>(v); }
 };
+inline Words operator+(Words a, Words b) { return {a.v + b.v}; }
 inline Words operator*(Words a, Words b) { return {(a.v & 0xffffffff) * (b.v & 0xffffffff)}; }
-inline Words operator^(Words a, Words b) { return {a.v ^ b.v}; }
+inline Words exclusive_or(Words a, Words b, Words c) { return {a.v ^ b.v ^ c.v}; }
 inline Words upper(Words a) { return {a.v >> 32}; }
+inline void write_blocks(const Words (&w)[4], uint32_t* to) {
+    for (size_t k = 0; k < 4; ++k) to[k] = static_cast<uint32_t>(w[k].v);
+}

@@ -45,7 +45,7 @@ def dare(*models: Any, p: float, lam: float, weights: Any, rescale: bool, seed: 
 def dare_of(models: Any, drawn: Any, p: float, lam: float, *, weights: Any, rescale: bool) -> Any:
     parts = kept(models, drawn)
     if rescale:
-        left = where(p < 1, 1 - p, 1)
+        left = where(1 - p, 1 - p, 1)
         parts = [part / left for part in parts]
     return models[0] + lam * left_to_right(weighted(parts, weights))
 
@@ -115,7 +115,7 @@ def dare_mean(*models: Any, probability: float, rescale: float, seed: Any) -> An
 
 def dare_mean_of(models: Any, drawn: Any, probability: float, rescale: float) -> Any:
     many = left_to_right([flag(mask, models[0]) for mask in drawn])
-    left = where(probability < 1, 1 - probability, 1)
+    left = where(1 - probability, 1 - probability, 1)
     return models[0] + left_to_right(kept(models, drawn)) / maximum(many, 1) / pow(left, rescale)
 
 
