@@ -11,17 +11,15 @@ constexpr size_t kColumnGroup = Doubles::width == 8 ? 3 : 2;  // down columns: a
 constexpr size_t kShortLine = 64;  // below it the strips of lines.inl.h, which hold several, take less time
 constexpr size_t pairs_of(size_t terms) { return terms * (terms + 1) / 2; }
 
-// Of a group's terms where each is stored, and (of a difference) what is subtracted.
+// Of a group's terms where each is stored, and (of differences) what is subtracted from all.
 struct Places {
     const uint8_t* a[kGroup];
-    const uint8_t* less[kGroup];
+    const uint8_t* less;
 
     Places at(size_t bytes, size_t terms) const {
         Places moved = *this;
-        for (size_t t = 0; t < terms; ++t) {
-            moved.a[t] += bytes;
-            moved.less[t] += less[t] ? bytes : 0;
-        }
+        for (size_t t = 0; t < terms; ++t) moved.a[t] += bytes;
+        moved.less += less ? bytes : 0;
         return moved;
     }
 };
@@ -38,11 +36,11 @@ struct Loaded {                                                 // elements of o
         if constexpr (!differences) {
             load_doubles<Stored>(a, x);
         } else if constexpr (exact) {
-            widen_lanes(load<Stored>(a) - load<Stored>(from.less[term] + offset), x);
+            widen_lanes(load<Stored>(a) - load<Stored>(from.less + offset), x);
         } else {
             Doubles other[registers];
             load_doubles<Stored>(a, x);
-            load_doubles<Stored>(from.less[term] + offset, other);
+            load_doubles<Stored>(from.less + offset, other);
             for (size_t r = 0; r < registers; ++r) x[r] = x[r] - other[r];
         }
     }
@@ -98,14 +96,14 @@ void dots_of_block(const Places& from, size_t count, double* found) {
     size_t i = 0;
     for (; i + step <= count; i += step) add(from, i);
     if (i < count) {  // the tail, padded with zeros
-        uint8_t padded[2][terms][step * size] = {};
+        uint8_t padded[terms + 1][step * size] = {};
         Places rest{};
         for (size_t t = 0; t < terms - sums_too; ++t) {
-            memcpy(padded[0][t], from.a[t] + i * size, (count - i) * size);
-            if (differences) memcpy(padded[1][t], from.less[t] + i * size, (count - i) * size);
-            rest.a[t] = padded[0][t];
-            rest.less[t] = padded[1][t];
+            memcpy(padded[t], from.a[t] + i * size, (count - i) * size);
+            rest.a[t] = padded[t];
         }
+        if (differences) memcpy(padded[terms], from.less + i * size, (count - i) * size);
+        rest.less = padded[terms];
         add(rest, 0);
     }
     for (size_t p = 0; p < pairs_of(terms); ++p) {
@@ -258,8 +256,8 @@ class StoredDots {
             loops = dot_loops(dtype, differences, sums_too(), terms.size());
             for (size_t t = 0; t < terms.size() - sums_too(); ++t) {
                 places.a[t] = operands[terms[t].input].data;
-                places.less[t] = terms[t].less < 0 ? nullptr : operands[terms[t].less].data;
             }
+            places.less = differences ? operands[terms[0].less].data : nullptr;
         }
 
         Places from(size_t element) const { return places.at(element * size_of(dtype), terms.size() - sums_too()); }
@@ -312,7 +310,7 @@ class StoredDots {
                     if (sums_too() && t + 1 == terms.size()) {
                         std::fill(to(t) + done, to(t) + done + n, 1.0);
                     } else if (differences) {
-                        widen_differences(dtype, here.a[t] + done * size, here.less[t] + done * size, to(t) + done, n);
+                        widen_differences(dtype, here.a[t] + done * size, here.less + done * size, to(t) + done, n);
                     } else {
                         widen_stored(dtype, here.a[t] + done * size, to(t) + done, n);
                     }
@@ -377,7 +375,7 @@ class StoredDots {
         if (!find(reduce.a, x, found.dtype)) return false;
         if (!sum && (!find(reduce.b, y, other) || other != found.dtype)) return false;
         found.differences = x.less >= 0;
-        if ((y.less >= 0) != found.differences) return false;
+        if (y.less != x.less) return false;
         found.terms = {x};
         if (!(x == y)) found.terms.push_back(y);
         found.wanted = {{each.into, x, y}};
@@ -387,7 +385,8 @@ class StoredDots {
     // With the groups that have one of its terms already; false where that would be too many.
     bool join(Group found) {
         const auto related = [&found](const Group& other) {
-            return other.along == found.along && other.dtype == found.dtype && other.differences == found.differences &&
+            return other.along == found.along && other.dtype == found.dtype &&
+                   other.terms[0].less == found.terms[0].less &&
                    std::any_of(found.terms.begin(), found.terms.end(),
                                [&other](const Term& term) { return other.place_of(term) < other.terms.size(); });
         };

@@ -149,7 +149,10 @@ def _newton(sides: Array, limits: Array, x: Array, cost: Array) -> Array:
     scaled = sides / slack[:, None]
     gradient = cost + scaled.sum(axis=0)
     second = scaled.T @ scaled
-    step = np.linalg.lstsq(second, -gradient, rcond=1e-15)[0]
+    try:
+        step = np.linalg.solve(second, -gradient)
+    except np.linalg.LinAlgError:  # singular: the shortest step
+        step = np.linalg.lstsq(second, -gradient, rcond=1e-15)[0]
     decrement = float(max(-(gradient @ step), 0.0)) ** 0.5
     towards = scaled @ step  # shares of the slack that a whole step uses up
     whole = min(1.0, 0.9 / max(float(towards.max()), 1e-300))

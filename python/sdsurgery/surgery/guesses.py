@@ -270,7 +270,7 @@ def _alone(given: _Found) -> Guess:
         "sdsurgery",
         "ema" if only in work.averaged else "cast",
         work.file(only),
-        *_dtype_words(given.dtype or _commonest(work, 0)),
+        *_dtype_words(given.dtype or work.commonest_dtype(0)),
     ]
     return Guess("cast", (only,), {}, {}, work.short[only], shlex.join([*words, "-o", "OUT.safetensors"]))
 
@@ -332,14 +332,14 @@ def _command(given: _Found, guess: Guess) -> str:
         own = {b: w for b, w in weights.items() if not (preset and network and b in network.blocks)}
         listed = [*([preset] if preset else []), *(f"{block}={_text(own[block])}" for block in own)]
         words += ["--blocks", f"{ratio}:{','.join(listed)}"]
-    if given.dtype is not None and given.dtype is not _commonest(work, guess.order[0] + 1):
+    if given.dtype is not None and given.dtype is not work.commonest_dtype(guess.order[0] + 1):
         words += _dtype_words(given.dtype)
     return shlex.join([*words, "-o", "OUT.safetensors"])
 
 
 def _cast_then(given: _Found, guess: Guess) -> Guess | None:
     """The guess as a merge in the dtype of its first input, and a cast of that. None where that is the mix's dtype."""
-    own = _commonest(given.work, guess.order[0] + 1)
+    own = given.work.commonest_dtype(guess.order[0] + 1)
     if given.dtype is None or own is None or own is given.dtype:
         return None
     first = _command(given._replace(dtype=None), guess).removesuffix("OUT.safetensors")
@@ -358,15 +358,6 @@ def _dtype_words(dtype: DType | None) -> list[str]:
 def option_of(dtype: DType | None) -> str | None:
     """A dtype as ``--dtype`` takes it."""
     return next((word for word, each in BY_OPTION.items() if each is dtype), None)
-
-
-def _commonest(work: Work, source: int) -> DType | None:
-    counts: dict[DType, int] = {}
-    for each in work.tensors:
-        dtype = each.dtypes[source]
-        if dtype is not None:
-            counts[dtype] = counts.get(dtype, 0) + 1
-    return max(counts, key=lambda dtype: counts[dtype]) if counts else None
 
 
 def dtype_of(work: Work) -> DType | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checkpoint import Checkpoint, TensorInfo
+from ..dtypes import DType
 from ..errors import InputRefused, number_of, printable
 from ..settings import Settings
 from .candidates import EMA, short_names
@@ -104,6 +106,7 @@ class Work:
         self.names = [each.path for each in self.opened[1:]]
         self.averaged = range(len(opened) - 1, self.count)
         self.short = short_names(self.names)
+        self._commonest: dict[int, DType | None] = {}
         self.notes = [*notes, *self.read.notes]
         self.tensors = self.read.finite(self.notes)
         if not self.tensors and self.read.tensors:
@@ -124,6 +127,13 @@ class Work:
     def file(self, i: int) -> str:
         """The path of candidate i."""
         return self.names[i].removesuffix(EMA) if i in self.averaged else self.names[i]
+
+    def commonest_dtype(self, source: int) -> DType | None:
+        """Of the weights of the mix (source 0), or of candidate ``source`` − 1."""
+        if source not in self._commonest:
+            counts = Counter(dtype for each in self.tensors if (dtype := each.dtypes[source]) is not None)
+            self._commonest[source] = max(counts, key=counts.__getitem__) if counts else None
+        return self._commonest[source]
 
     def block_of(self, name: str) -> str:
         if not self.layout.blocks:
