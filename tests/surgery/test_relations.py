@@ -12,7 +12,7 @@ import sdsurgery as sds
 from cli_support import plain, refused
 from cli_support import sds as command
 from mix_tools import base_of, tuned
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from sdsurgery.errors import InputRefused, UsageError
 from sdsurgery.testing import write_checkpoint
 
@@ -80,6 +80,38 @@ def test_a_merge_between_two_is_not_their_root(models: dict[str, Path], tmp_path
     sds.merge("weighted-sum", [models["a"], models["b"]], alpha=0.5, out=half, sync=False)
     found = sds.relations([half, *(models[name] for name in ("a", "b", "c", "base"))])
     assert Path(found.root).stem == "base"
+
+
+def baked(base: Path, name: str, rank: int, seed: int) -> Path:
+    """The base with a change of low rank, of 5 % of the norm, in the matrices of the U-Net's attention."""
+    rng = np.random.default_rng(seed)
+    found = load_file(base)
+    for key, tensor in found.items():
+        if ".attn" in key and tensor.ndim == 2 and min(tensor.shape) > 4 * rank:
+            change = rng.normal(size=(tensor.shape[0], rank)) @ rng.normal(size=(rank, tensor.shape[1]))
+            change *= 0.05 * np.linalg.norm(tensor.astype(np.float64)) / np.linalg.norm(change)
+            found[key] = (tensor + change).astype(np.float16)
+    path = base.with_name(f"{name}.safetensors")
+    save_file(found, path)
+    return path
+
+
+def test_a_link_by_an_adapter_has_its_rank(models: dict[str, Path], tmp_path: Path) -> None:
+    base = models["base"]
+    adapted, again = baked(base, "adapted", 4, 60), tuned(base, "again", 0, 61)
+    sds.cast(base, out=tmp_path / "cast.safetensors", dtype="bf16", sync=False)
+    files = [base, models["a"], models["b"], adapted, again, tmp_path / "cast.safetensors"]
+    found = sds.relations(files)
+    links = {Path(link["to"]).stem: (link["rank"], link["low"]) for link in found.tree}
+    assert Path(found.root).stem == "base" and links["adapted"] == (4, True)
+    assert links["cast"] == links["again"] == (None, None)  # by rounding, and equal
+    for link in found.tree:
+        if Path(link["to"]).stem in "ab":
+            assert link["low"] is False and link["rank"] > link["full"] / 2
+    text = command("map", *files).out
+    assert text.count("by an adapter of rank 4") == 1 and "base → adapted" in text
+    sds.relations(files, html=tmp_path / "map.html")
+    assert (tmp_path / "map.html").read_text(encoding="utf-8").count("by an adapter of rank 4") == 1
 
 
 def test_the_command_line(models: dict[str, Path]) -> None:

@@ -63,7 +63,8 @@ def lines(found: Relations, *, verbose: bool = False) -> Iterator[str]:
     yield f"root: {short[found.root]}"
     for link in found.tree:
         far = "-" if link["distance"] is None else f"{100 * link['distance']:.3g} %"
-        yield f"  {short[link['from']]} → {short[link['to']]}  {far}"
+        rank = f", by an adapter of rank {link['rank']}" if link["low"] else ""
+        yield f"  {short[link['from']]} → {short[link['to']]}  {far}{rank}"
     for number, cluster in enumerate(found.clusters, 1):
         yield f"cluster {number}: {', '.join(short[path] for path in cluster)}"
     for note in found.notes:

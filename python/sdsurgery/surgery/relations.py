@@ -11,6 +11,7 @@ from ..errors import UsageError
 from ..settings import Settings
 from .common import Input, close_all, open_all
 from .gram import Gram, OfGrams, grams, one_family
+from .ranks import difference_rank
 
 Matrix = list[list[float | None]]
 _NEAR, _FAR, _GAP = 0.01, 0.5, 3.0
@@ -27,7 +28,8 @@ class Relations(OfGrams):
     origin's; None where they share none. ``components`` and ``blocks`` are such tables of parts. ``identical``: groups
     of files that have the same weights in a component. ``tree``: links (``from``, ``to``, ``distance``) of the shortest
     tree that joins all, away from ``root``, from which the others lie most at right angles: a guess at who descends
-    from whom.
+    from whom; with the ``rank`` of what the two differ by, of the ``full`` rank of that layer, and ``low``: whether
+    it is an adapter's (None where they differ by no more than rounding, or by half of the norm or more).
     ``clusters``: what is left together when its long links are cut.
     """
 
@@ -77,6 +79,13 @@ def relations(files: Sequence[Input], settings: Settings) -> Relations:
             for block, part in sorted(blocks, key=lambda item: ranks.get(item[0], len(ranks))):
                 found.blocks[block] = table.matrix(part)
         _tree(found)
+        for link in found.tree:
+            first, second = (found.files.index(link[end]) for end in ("from", "to"))
+            rank = None
+            if link["distance"] is not None and 0 < link["distance"] < _FAR:
+                tables = (read.tables[place[first] + 1], read.tables[place[second] + 1])
+                rank = difference_rank((opened[first], opened[second]), tables, table.energies(chosen, first, second))
+            link.update({name: getattr(rank, name, None) for name in ("rank", "full", "low")})
         return found
     finally:
         close_all(opened)
@@ -98,20 +107,23 @@ class _Table:
     def matrix(self, chosen: Sequence[Gram]) -> Matrix:
         return [[self._distance(chosen, i, j) for j in range(self.count)] for i in range(self.count)]
 
-    def _distance(self, chosen: Sequence[Gram], first: int, second: int) -> float | None:
+    def energies(self, chosen: Sequence[Gram], first: int, second: int) -> list[tuple[float, Gram]]:
+        """Of each weight that both have Σ(difference²)."""
         i, j = self.place[first], self.place[second]
-        apart = square = 0.0
-        shared = False
+        found = []
         for each in chosen:
             if (i >= 0 and not each.has[i]) or (j >= 0 and not each.has[j]):
                 continue
             p = each.products
-            shared = True
-            square += each.square
             one, other = (p[i, i] if i >= 0 else 0.0), (p[j, j] if j >= 0 else 0.0)
-            apart += one + other - 2 * (p[i, j] if i >= 0 and j >= 0 else 0.0)
-        if not shared:
+            found.append((one + other - 2 * (p[i, j] if i >= 0 and j >= 0 else 0.0), each))
+        return found
+
+    def _distance(self, chosen: Sequence[Gram], first: int, second: int) -> float | None:
+        energies = self.energies(chosen, first, second)
+        if not energies:
             return None
+        apart, square = sum(energy for energy, _ in energies), sum(each.square for _, each in energies)
         return (max(float(apart), 0.0) / square) ** 0.5 if square else 0.0
 
 

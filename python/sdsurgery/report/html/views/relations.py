@@ -42,14 +42,17 @@ def view(found: Relations) -> View:
         element("details", element("summary", name), matrix(f"{name}: distances in % of the norm", values))
         for name, values in {**found.components, **found.blocks}.items()
     ]
-    far = {link["to"]: link["distance"] for link in found.tree}
+    links = {link["to"]: link for link in found.tree}
     children: dict[str, list[str]] = {}
     for link in found.tree:
         children.setdefault(link["from"], []).append(link["to"])
 
     def label(path: str) -> list[Markup]:
-        length = far.get(path)
-        distance = [] if length is None else [element("small", f"{100 * length:.3g} %")]
+        link = links.get(path)
+        if link is None or link["distance"] is None:
+            return [element("b", short[path])]
+        rank = f", by an adapter of rank {link['rank']}" if link["low"] else ""
+        distance = [element("small", f"{100 * link['distance']:.3g} %{rank}")]
         return [element("b", short[path]), *distance]
 
     same = [
