@@ -168,6 +168,7 @@ void bind_arrays(py::module_& m) {
         .def_property_readonly("result", [](const LastStage& self) { return as_pair(self.left().program->result); })
         .def_property_readonly("constants", [](const LastStage& self) { return self.left().numbers->wide; })
         .def_property_readonly("generated", [](const LastStage& self) { return self.left().generated.size(); })
+        .def_property_readonly("fused", [](const LastStage& self) { return self.left().program->fused >= 0; })
         .def("generate", &LastStage::generate, py::arg("operand"), py::arg("first"), py::arg("buffer"),
              py::arg("dtype"));
 

@@ -132,15 +132,20 @@ def expected(
 Coded = tuple[np.ndarray, DType]
 
 
+def last_stage(formula: Formula, inputs: Sequence[Coded], wide: bool = False) -> cpu.LastStage:
+    """What is left of a formula once its stages have read these tensors."""
+    sources = [_native.Source.memory(codes.astype(CODE[dtype]).tobytes()) for codes, dtype in inputs]
+    operands = tuple(Operand(number, dtype, 0) for number, (_, dtype) in enumerate(inputs))
+    shape = inputs[0][0].shape
+    job = Job(0, F32, 0, inputs[0][0].size, operands, 0, formula.numbers, shape)
+    return cpu.last_stage(job, formula.program, sources, wide)
+
+
 def without_stages(formula: Formula, inputs: Sequence[Coded], wide: bool = False) -> tuple[Formula, Sequence[Coded]]:
     """What the host leaves to a device, which evaluates elements: for most the formula and inputs themselves."""
     if not formula.program.in_stages:
         return formula, inputs
-    sources = [_native.Source.memory(codes.astype(CODE[dtype]).tobytes()) for codes, dtype in inputs]
-    operands = tuple(Operand(number, dtype, 0) for number, (_, dtype) in enumerate(inputs))
-    count = inputs[0][0].size
-    job = Job(0, F32, 0, count, operands, 0, formula.numbers, (count,))
-    left = cpu.last_stage(job, formula.program, sources, wide)
+    left, count = last_stage(formula, inputs, wide), inputs[0][0].size
     kind = F64 if wide or any(dtype is F64 for _, dtype in inputs) else F32
     further = []
     for number in range(left.formula.program.generated):

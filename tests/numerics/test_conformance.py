@@ -19,6 +19,7 @@ from numeric_tools import (
     every,
     expected,
     label,
+    last_stage,
     native,
     outputs,
     thorough,
@@ -28,6 +29,8 @@ from sdsurgery import program
 from sdsurgery.backends import cpu
 from sdsurgery.definitions.programs import Beside, run_steps, stage_values
 from sdsurgery.dtypes import F16, F32, F64, DType
+from sdsurgery.methods.registry import get
+from sdsurgery.program.tracing import trace
 
 # Around the widths of the vectors (4, 8, 16), the strip (512) and the stretch (16384) of the kernels.
 SMALL = (0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 511, 512, 513)
@@ -153,6 +156,32 @@ def test_the_hot_formulas_have_a_fused_kernel() -> None:
     fused = {name for name, case in CASES.items() if cpu.native_program(case.formula.program, False).fused}
     assert {"cast", "weighted-sum", "weighted-sum-2", "weighted-sum-3", "add-diff"} <= fused
     assert {"train-diff", "clamp-3", "add-diff.clamped", "ram-3"} <= fused
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "options"),
+    [
+        ("slerp", 2, {}),
+        ("tensor-sum", 2, {}),
+        ("ties", 2, {"density": 0.5}),
+        ("ties", 3, {"density": 0.5, "weights": (0.5, 0.25), "lam": 0.7}),
+        ("ties", 4, {}),
+        ("breadcrumbs", 2, {}),
+        ("breadcrumbs", 3, {"density": (0.7, 0.5), "gamma": 0.1}),
+        ("sparse-top-k", 2, {"beta": 0.5}),
+        ("dare", 2, {"p": 0.5}),
+        ("dare", 3, {}),
+        ("dare", 4, {"weights": (1.0, 0.5, 0.25)}),
+        ("add-cosine-a", 2, {}),
+        ("channel-cosine-gate", 2, {}),
+        ("norm-direction", 2, {}),
+    ],
+)
+def test_the_last_stages_of_hot_methods_have_a_fused_kernel(name: str, count: int, options: dict[str, object]) -> None:
+    method = get(name, None)
+    rng = np.random.default_rng(1)
+    tensors = [(rng.normal(size=(24, 48)).astype(np.float16).view(np.uint16), F16) for _ in range(count)]
+    assert last_stage(trace(method, count, method.bind(count, options)), tensors).native.fused
 
 
 # ---- the body of a method is what runs
