@@ -93,6 +93,22 @@ struct TowardsEach : Takes<3, 0, 1> {  // A + α·(B − A), α a number of each
     }
 };
 
+struct LerpEach : Takes<3, 2, 1> {  // torch.lerp from B to A, α a number of each column or channel; A where it is a NaN
+    template <class V>
+    SDS_HD static V apply(const V* x, const V* c) {
+        const V from_b = x[0] - x[1];
+        const V mixed = where(less(absolute(x[2]), c[0]), x[1] + x[2] * from_b, x[0] - from_b * (c[1] - x[2]));
+        return where(not_equal(x[2], x[2]), x[0], mixed);
+    }
+};
+
+struct TowardsEachScaled : Takes<3, 4, 1> {  // A + α·(B − A) with another mean and deviation, α as in TowardsEach
+    template <class V>
+    SDS_HD static V apply(const V* x, const V* c) {
+        return (x[0] + x[2] * (x[1] - x[0]) - c[0]) / c[1] * c[2] + c[3];
+    }
+};
+
 struct Slice : Takes<3, 2, 1> {  // B's elements whose place along an axis lies within bounds, the others A's
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
@@ -210,6 +226,8 @@ void for_each_other(Visitor& visit) {
     visit(ClampedAddDifference{});
     visit(MeanOfChanges{});
     visit(TowardsEach{});
+    visit(LerpEach{});
+    visit(TowardsEachScaled{});
     visit(Slice{});
     visit(GateEach{});
     visit(AlongDirections{});
@@ -223,7 +241,7 @@ void for_each_other(Visitor& visit) {
     visit(Dare<2>{});
     visit(Dare<3>{});
 }
-constexpr int kSums = 6, kFormulas = 23;
+constexpr int kSums = 6, kFormulas = 25;
 
 template <class Visitor>
 void for_each(Visitor& visit) {

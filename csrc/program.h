@@ -143,7 +143,8 @@ struct Shape {
     SDS_HD friend Shape maximum(Shape a, Shape b) { return of(Op::maximum, a, b, b); }
     SDS_HD friend Shape absolute(Shape a) { return of(Op::abs, a, a, a); }
     SDS_HD friend Shape equal(Shape a, Shape b) { return of(Op::eq, a, b, b); }
-    SDS_HD friend Shape not_a_number(Shape a) { return of(Op::ne, a, a, a); }
+    SDS_HD friend Shape not_equal(Shape a, Shape b) { return of(Op::ne, a, b, b); }
+    SDS_HD friend Shape not_a_number(Shape a) { return not_equal(a, a); }
     SDS_HD friend Shape less(Shape a, Shape b) { return of(Op::lt, a, b, b); }
     SDS_HD friend Shape greater(Shape a, Shape b) { return of(Op::gt, a, b, b); }
     SDS_HD friend Shape at_least(Shape a, Shape b) { return of(Op::ge, a, b, b); }

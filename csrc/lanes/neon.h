@@ -27,6 +27,7 @@ struct Mask {
     operator Lanes() const { return {vreinterpretq_f32_u32(vandq_u32(m, vreinterpretq_u32_f32(vdupq_n_f32(1))))}; }
 };
 inline Mask equal(Lanes a, Lanes b) { return {vceqq_f32(a.v, b.v)}; }
+inline Mask not_equal(Lanes a, Lanes b) { return {vmvnq_u32(vceqq_f32(a.v, b.v))}; }
 inline Mask less(Lanes a, Lanes b) { return {vcltq_f32(a.v, b.v)}; }
 inline Mask greater(Lanes a, Lanes b) { return {vcgtq_f32(a.v, b.v)}; }
 inline Mask at_least(Lanes a, Lanes b) { return {vcgeq_f32(a.v, b.v)}; }

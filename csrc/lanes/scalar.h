@@ -22,6 +22,7 @@ struct Mask {
     operator Lanes() const { return {m ? 1.0f : 0.0f}; }
 };
 inline Mask equal(Lanes a, Lanes b) { return {a.v == b.v}; }
+inline Mask not_equal(Lanes a, Lanes b) { return {a.v != b.v}; }
 inline Mask less(Lanes a, Lanes b) { return {a.v < b.v}; }
 inline Mask greater(Lanes a, Lanes b) { return {a.v > b.v}; }
 inline Mask at_least(Lanes a, Lanes b) { return {a.v >= b.v}; }
