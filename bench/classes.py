@@ -4,9 +4,10 @@
     python bench/classes.py --only ties,dare --data /data   # files sd1-fp16-0.safetensors … that are there already
 
 Each method and the weighted sum beside it take turns; all files are in the page cache, nothing waits for the disk and
-nothing is hashed. Printed are medians of each pair's own ratios: of the time of the work itself, and of the processor
-time (user and system) of the whole process, which other work on the machine disturbs less. Where a case has more
-inputs than there are files, files are given twice, under other names.
+nothing is hashed (with --hash: all inputs and the output, as the command does by default). Printed are medians of each
+pair's own ratios: of the time of the work itself (with --hash: of the whole command), and of the processor time (user
+and system) of the whole process, which other work on the machine disturbs less. Where a case has more inputs than there
+are files, files are given twice, under other names; each file is hashed once.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ CASES = [
     Case("S", 1.6, "add-noise", 1, beside=2),
     Case("G", 2.5, "cosine-channel", 2),
     Case("G", 2.5, "add-cosine-a", 2),
+    Case("G", 2.5, "cosine-a", 2),
+    Case("G", 2.5, "cosine-b", 2),
 ]
 
 
@@ -80,6 +83,7 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=4)
     parser.add_argument("--size", default="full", choices=["full", "tiny"], help="tiny: to try the script")
     parser.add_argument("--only", default=None, help="methods or classes, separated by commas")
+    parser.add_argument("--hash", action="store_true", help="compute the hashes too, with none remembered")
     args = parser.parse_args()
     wanted = args.only.split(",") if args.only else None
     cases = [case for case in CASES if wanted is None or {case.method, case.kind} & set(wanted)]
@@ -88,12 +92,14 @@ def main() -> int:
         for k, link in enumerate(links):
             os.symlink(os.path.abspath(files[k % len(files)]), link)
         print(", ".join(f"{key} {value}" for key, value in machine.describe(folder).items()))
-        print(f"\nMedians of {args.repeats} pairs, and the range of the work itself.\n")
-        print("| class | method | inputs | the work itself | processor time | range | limit |")
+        timed = "the whole command" if args.hash else "the work itself"
+        print(f"\nMedians of {args.repeats} pairs, and the range of {timed}.\n")
+        print(f"| class | method | inputs | {timed} | processor time | range | limit |")
         print("|---|---|---|---|---|---|---|", flush=True)
-        pair(cases[0], links, folder)
+        pair(cases[0], links, folder, hash=args.hash)
         for case in cases:
-            print(row(case, [pair(case, links, folder) for _ in range(args.repeats)]), flush=True)
+            pairs = [pair(case, links, folder, hash=args.hash) for _ in range(args.repeats)]
+            print(row(case, pairs), flush=True)
     return 0
 
 
@@ -110,22 +116,24 @@ def data(args: argparse.Namespace) -> Iterator[list[str]]:
         yield files
 
 
-def pair(case: Case, files: list[str], folder: str) -> tuple[float, float]:
+def pair(case: Case, files: list[str], folder: str, *, hash: bool) -> tuple[float, float]:
     """The case's time over that of the sum beside it: of the work itself, of the processors."""
-    ours = merge(folder, case.method, files[: case.inputs], case.options)
-    beside = merge(folder, "n-sum", files[: case.beside or case.inputs], ())
+    ours = merge(folder, case.method, files[: case.inputs], case.options, hash=hash)
+    beside = merge(folder, "n-sum", files[: case.beside or case.inputs], (), hash=hash)
     return ours[0] / beside[0], ours[1] / beside[1]
 
 
-def merge(folder: str, method: str, inputs: list[str], options: tuple[str, ...]) -> tuple[float, float]:
+def merge(folder: str, method: str, inputs: list[str], options: tuple[str, ...], *, hash: bool) -> tuple[float, float]:
     out = os.path.join(folder, "out.safetensors")
-    command = ["merge", "--method", method, *inputs, *options, "--no-sync", "--no-hash", "--json", "-q", "-o", out]
+    switches = ["--no-sync", *([] if hash else ["--no-hash"])]
+    command = ["merge", "--method", method, *inputs, *options, *switches, "--json", "-q", "-o", out]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    ran = measure([sys.executable, "-m", "sdsurgery", *command])
+    with tempfile.TemporaryDirectory(prefix="sdsurgery-bench-cache-") as cache:  # an earlier run's hashes don't count
+        ran = measure([sys.executable, "-m", "sdsurgery", *command], env={**os.environ, "SDS_CACHE": cache})
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     os.unlink(out)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return json.loads(ran.stdout)["seconds"], cpu
+    return (ran.seconds if hash else json.loads(ran.stdout)["seconds"]), cpu
 
 
 def row(case: Case, pairs: list[tuple[float, float]]) -> str:
