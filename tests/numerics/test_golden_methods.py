@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import sdsurgery
-from numeric_tools import cases as case_table
+from numeric_tools import CASES, CAST
 from sdsurgery.definitions.programs import evaluate_tensor
 from sdsurgery.dtypes import F32
 from sdsurgery.methods import della, dropout, registered
@@ -329,7 +329,9 @@ EDGES = [
 def test_every_method_has_the_reference_s_answer_at_the_edges(shape: tuple[int, ...], kind: str) -> None:
     """0-d, empty and one-element tensors; all zero, all equal, with a NaN, with an Inf."""
     rng = np.random.default_rng(1)
-    for case in case_table():
+    for case in CASES.values():
+        if case is CAST:  # no method
+            continue
         arrays = [rng.normal(size=shape).astype(np.float32) for _ in range(case.count)]
         if kind == "zero":
             arrays = [np.zeros(shape, np.float32) for _ in arrays]
