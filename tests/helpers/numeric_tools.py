@@ -15,7 +15,7 @@ import numpy as np
 from sdsurgery import _native, functions
 from sdsurgery.backends import cpu
 from sdsurgery.definitions.conversions import widen
-from sdsurgery.definitions.programs import evaluate_tensor
+from sdsurgery.definitions.programs import Beside, beside_of, evaluate, evaluate_tensor
 from sdsurgery.dtypes import BF16, F8_E4M3, F8_E5M2, F16, F32, F64, DType
 from sdsurgery.methods import Flag, Method, Param, PerInput, Whole, registered
 from sdsurgery.methods.parameters import is_required
@@ -125,8 +125,27 @@ def expected(
     """The reference on codes."""
     stored = [(as_stored(codes, dtype), dtype) for codes, dtype in inputs]
     with np.errstate(all="ignore"):
-        values, nonfinite, overflows = evaluate_tensor(formula, stored, out, overflow, wide)
+        if not formula.program.in_stages:
+            values, nonfinite, overflows = evaluate_tensor(formula, stored, out, overflow, wide)
+        else:
+            whole = tuple((array.tobytes(), dtype) for array, dtype in stored)
+            numbers = np.array(formula.numbers, np.float64).tobytes()  # no zero equals the other one
+            wider = wide or any(dtype is F64 for _, dtype in inputs)
+            beside = _beside(formula, numbers, whole, stored[0][0].shape, wider)
+            flat = [(array.reshape(-1), dtype) for array, dtype in stored]
+            values, nonfinite, overflows = evaluate(formula, flat, out, overflow, wide, beside=beside)
     return Result(values.view(CODE[out]), nonfinite, overflows)
+
+
+@functools.lru_cache(maxsize=64)
+def _beside(
+    formula: Formula, numbers: bytes, inputs: tuple[tuple[bytes, DType], ...], shape: tuple[int, ...], wide: bool
+) -> Beside:
+    """The values of the stages, as ``evaluate_tensor`` finds them: whatever the output's dtype and policy are, so that
+    results which differ in those alone share them."""
+    assert np.array(formula.numbers, np.float64).tobytes() == numbers
+    widened = [widen(np.frombuffer(data, STORED[dtype]), dtype, wide) for data, dtype in inputs]
+    return beside_of(formula, widened, shape)
 
 
 Coded = tuple[np.ndarray, DType]
