@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +45,19 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """With --require-gpu all tests run in one process: several would take each other's memory on the device."""
     if config.getoption("--require-gpu") and hasattr(config.option, "numprocesses"):
         config.option.numprocesses = 0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """What collecting makes, the modules and thousands of tests, stays until the end: the garbage collector needn't go
+    through it again and again. It took a sixth of the time of all tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # or libraries complain of leaks as Python ends
+        gc.enable()
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
