@@ -17,13 +17,12 @@ import numpy as np
 import pytest
 import torch
 from attacks import Watch
-from harmless_objects import harmless
+from harmless_objects import NAMES, harmless
 from pickle_builder import Memory, call, dict_of, name, pickled
 from scan_corpus import hostile, run_all
 from sdsurgery.formats.scan import scan_source
 
 HOSTILE = hostile("/canary")
-HARMLESS = harmless()
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -64,13 +63,17 @@ def saved(value: object) -> dict[str, bytes]:
     return forms
 
 
-@pytest.mark.parametrize("name", HARMLESS)
+@pytest.mark.parametrize("name", NAMES)
 def test_harmless_objects_raise_no_alarm_in_any_form(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        forms = saved(HARMLESS[name])
+        forms = saved(harmless()[name])
     findings = {form: list(scan_source("x", Memory(data)).findings()) for form, data in forms.items()}
     assert {form: found for form, found in findings.items() if found} == {}
+
+
+def test_every_harmless_object_has_its_test() -> None:
+    assert tuple(harmless()) == NAMES
 
 
 def test_torchscript_raises_no_alarm():

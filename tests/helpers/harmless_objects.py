@@ -20,9 +20,42 @@ import warnings
 import numpy as np
 import torch
 
+NAMES = (
+    "plain",
+    "numbers",
+    "collections",
+    "user collections",
+    "times",
+    "paths",
+    "identifiers",
+    "settings",
+    "patterns",
+    "arrays of bytes",
+    "exceptions",
+    "classes",
+    "functions",
+    "ellipsis",
+    "logger",
+    "random numbers",
+    "NumPy",
+    "NumPy, others",
+    "records",
+    "tensors",
+    "torch",
+    "sparse and quantised",
+    "uninitialised",
+    "state dict",
+    "module",
+    "optimizer",
+    "nested",
+    "attributes of a dict",
+)
 
+
+@functools.cache
 def harmless() -> dict[str, object]:
-    """Objects as checkpoints, datasets and settings hold them."""
+    """Objects as checkpoints, datasets and settings hold them. Their names stand above so that listing the tests needs
+    no optimizer, for which torch loads its compiler."""
     stamp = datetime.datetime(2020, 1, 2, 3, 4, 5, tzinfo=datetime.timezone(datetime.timedelta(hours=1)))
     tensor = torch.arange(6.0).reshape(2, 3)
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.ReLU(), torch.nn.LSTM(2, 2))
