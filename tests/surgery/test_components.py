@@ -110,8 +110,9 @@ def test_text_encoders_of_diffusers_are_understood(
     said = done(sds(*asked)).err
     assert all(name in said for name in absent)
     own = tuple(place + "model." + name for name in absent)
-    wanted = baked(raw(a), raw(b), place)
-    assert raw(out) == {name: raw(a)[name] if own and name.startswith(own) else wanted[name] for name in wanted}
+    before = raw(a)
+    wanted = baked(before, raw(b), place)
+    assert raw(out) == {name: before[name] if own and name.startswith(own) else wanted[name] for name in wanted}
 
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl-base"])
