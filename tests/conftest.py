@@ -50,7 +50,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, Any, Any]:
     """What collecting makes, the modules and thousands of tests, stays until the end: the garbage collector needn't go
-    through it again and again. It took a sixth of the time of all tests."""
+    through it again and again."""
     gc.disable()
     try:
         return (yield)
