@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -90,11 +91,23 @@ def pow(x: float, y: float) -> float:
     return sign * _rounded(lambda mp: mp.exp(mp.mpf(y) * mp.log(abs(x))))
 
 
+_of_thread = threading.local()
+
+
+def _context() -> Any:
+    """This thread's own mpmath context: not the shared one, whose precision others may use, and not a new one for each
+    number, which takes as long as the number."""
+    found = getattr(_of_thread, "context", None)
+    if found is None:
+        import mpmath
+
+        found = _of_thread.context = mpmath.MPContext()
+    return found
+
+
 def _rounded(value: Callable[[Any], Any]) -> float:
     """What `value(mpmath context)` gives, rounded once to the nearest float64, ties to even."""
-    import mpmath
-
-    context = mpmath.MPContext()  # not the shared one, whose precision others may use
+    context = _context()
     bits = _FIRST_BITS
     while True:
         context.prec = bits + 16  # a function of mpmath is off by a few units at most
