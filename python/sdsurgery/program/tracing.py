@@ -26,13 +26,17 @@ class UntraceableBody(UsageError, TypeError):
 
 def _untraceable(name: str, body: Callable[..., Any], error: Exception) -> UntraceableBody:
     """The error of a body that raises ``error`` when it is called with symbols."""
+    import re
     import traceback
 
     file = getattr(getattr(body, "__code__", None), "co_filename", None)
     lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == file]
     at = f", line {lines[-1]} of {printable(file)}" if lines else ""
     kind = "" if isinstance(error, TypeError) else f"{type(error).__name__}: "
-    return UntraceableBody(f"{name}{at}: {kind}{printable(error, 1000)}")
+    text = printable(error, 1000)
+    if "Symbol" in text:  # Python's or NumPy's own words
+        text = re.sub(r"'Symbol' object|'?\bSymbol\b'?", "a tensor", text) + f"; {MAY_USE}"
+    return UntraceableBody(f"{name}{at}: {kind}{text}")
 
 
 class Body(NamedTuple):
