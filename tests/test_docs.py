@@ -58,17 +58,17 @@ def methods_page() -> str:
         "",
         "The table is written by `python tests/test_docs.py` from the registry (`python -m sdsurgery methods`); the",
         "formulas are the bodies of the functions in `python/sdsurgery/methods/`. Their evaluation:",
-        "[numerics.md](numerics.md).",
+        "[numerics.md](numerics.md). The base is the input that others were trained from.",
         "",
-        "| method | inputs | formula | parameters |",
-        "|---|---|---|---|",
+        "| method | inputs | base | formula | parameters |",
+        "|---|---|---|---|---|",
     ]
     for row in registered():
         inputs = " ".join(row["inputs"]) + (" …" if row["any_number_of_inputs"] else "")
         parameters = []
         for name, param in row["parameters"].items():
             parameters.append(f"`--{name.replace('_', '-')}` {param['text']}")
-        cells = (f"`{row['name']}`", inputs, row["formula"], "; ".join(parameters) or "none")
+        cells = (f"`{row['name']}`", inputs, row["base"] or "", row["formula"], "; ".join(parameters) or "none")
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n" + BODIES + read("docs/methods.md").partition(BODIES)[2]
 

@@ -125,6 +125,9 @@ def test_methods_lists_every_registered_method() -> None:
     text = done(sds("methods")).out
     rows = done(sds("methods", "--json")).json()["methods"]
     assert {row["name"] for row in rows} == set(sdsurgery.methods())
+    bases = {row["name"]: row["base"] for row in rows}
+    assert (bases["ties"], bases["train-diff"], bases["mean"]) == ("A", "C", None)
+    assert text.count(" base: A\n") == list(bases.values()).count("A")
     for method in sdsurgery.methods().values():
         assert method.name in text
         assert method.summary in text

@@ -110,6 +110,21 @@ def _label(request: pytest.FixtureRequest) -> str:
     return label
 
 
+# Whose base is not the one that our method counts differences from.
+OTHER_BASE = {
+    "slerp": "mergekit's word for its first model",
+    "add-diff": "mergekit's task_arithmetic, which is add-diff with weights",
+}
+
+
+def test_the_base_is_the_input_that_the_tools_call_so(label: str) -> None:
+    told = [row for row in rows() if row["formula"] == label and row["base"] and label not in OTHER_BASE]
+    for row in told:
+        names = row["inputs"].split()
+        place = 0 if label == "ties.count" else names.index(row["base"])  # meh takes the base last
+        assert registered()[label].base == "ABCDE"[place], row["case"]
+
+
 def test_what_is_not_offered_is_no_method() -> None:
     assert not NOT_OFFERED.keys() & registered().keys()
 

@@ -346,8 +346,23 @@ def test_the_registry_forgot_the_test_method() -> None:
 
 @pytest.mark.usefixtures("registry")
 def test_a_name_is_registered_once() -> None:
-    with pytest.raises(ValueError, match="registered twice"):
+    with pytest.raises(ValueError, match="there is a method add-diff already"):
         method("add-diff", inputs="A")(lambda a: a)
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"alpha": 0.5}, TypeError, r"alpha is 0.5; a parameter is a Param.*, as in Param\(0.5, "),
+        ({"base": "C"}, ValueError, "the method slip has no input C"),
+        ({"differences": "B D"}, ValueError, "the method slip has no input D"),
+    ],
+)
+def test_a_slip_in_a_methods_declaration_is_named(given: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        method("slip", inputs="A B", **given)(lambda a, b, **_: a)
+    assert "slip" not in registered()
 
 
 def test_a_method_registered_before_the_others_are_loaded_hides_none() -> None:

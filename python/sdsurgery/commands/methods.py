@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
             "name": method.name,
             "inputs": list(method.inputs),
             "any_number_of_inputs": method.variadic,
+            "base": method.base or None,
             "formula": method.summary,
             "parameters": {
                 name: {"default": param.default, "help": param.help, "text": described(param)}

@@ -10,7 +10,7 @@ from .registry import Param, method
 from .sums import left_to_right
 
 
-@method("model-stock", inputs="A B C …")
+@method("model-stock", inputs="A B C …", base="A")
 def model_stock(base: Any, *models: Any) -> Any:
     """t·mean(B, C, …) + (1 − t)·A with t = m·c/(1 + (m − 1)·c), c the mean cosine of all pairs of differences from A.
 
@@ -19,7 +19,7 @@ def model_stock(base: Any, *models: Any) -> Any:
     return stock(base, models, None)
 
 
-@method("model-stock.rows", inputs="A B C …")
+@method("model-stock.rows", inputs="A B C …", base="A")
 def model_stock_rows(base: Any, *models: Any) -> Any:
     """As model-stock, with a t for each vector along the last axis.
 
@@ -28,7 +28,9 @@ def model_stock_rows(base: Any, *models: Any) -> Any:
     return stock(base, models, -1)
 
 
-@method("model-stock.consecutive", inputs="A B C …", cos_eps=Param(1e-6, "norms are at least this", "[0, inf)"))
+@method(
+    "model-stock.consecutive", inputs="A B C …", base="A", cos_eps=Param(1e-6, "norms are at least this", "[0, inf)")
+)
 def model_stock_consecutive(base: Any, *models: Any, cos_eps: float) -> Any:
     """A + t·mean(B − A, C − A, …), t as of model-stock.rows from consecutive pairs only, without a guard.
 

@@ -126,7 +126,7 @@ def within(a: Any, b: Any, share: Any, fused: bool) -> Any:
 
 
 @method(
-    "extract", inputs="A B C",
+    "extract", inputs="A B C", base="A",
     alpha=Param(0.5, "0: what B learned, 1: what C learned"),
     beta=Param(0.0, "0: where both learned the same, 1: where they learned different things"),
     gamma=Param(1.0, "how sharp the distinction is", "[0, inf)"), fused=FUSED,
@@ -208,7 +208,7 @@ def half_way_to(a: Any, mixed: Any) -> Any:
     return alone * ((deviation_a + deviation_m) / 2) + (mean_a + mean_m) / 2
 
 
-@method("similarity-add-diff.matched", inputs="A B C", alpha=Param(1.0, "how much of B − C is added"),
+@method("similarity-add-diff.matched", inputs="A B C", base="C", alpha=Param(1.0, "how much of B − C is added"),
         beta=Param(0.5, "how much the similarity counts"), fused=FUSED)  # fmt: skip
 def similarity_matched(a: Any, b: Any, c: Any, *, alpha: float, beta: float, fused: bool) -> Any:
     """As similarity-add-diff, by a lerp; mean and deviation of the result move half way towards those of A.

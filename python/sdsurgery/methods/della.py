@@ -22,7 +22,7 @@ DIVIDE = Flag(True, "divide what is kept by 1 − p")
 SUM = Flag(False, "elect signs by the sum of the differences, not by their number")
 
 
-@method("della", inputs="A B …", p=DROP, della_eps=EPS, k=K, vote_sgn=SUM, lam=LAM, rescale=DIVIDE, seed=SEED)
+@method("della", inputs="A B …", base="A", p=DROP, della_eps=EPS, k=K, vote_sgn=SUM, lam=LAM, rescale=DIVIDE, seed=SEED)
 def della(
     *models: Any, p: float, della_eps: float, k: float, vote_sgn: bool, lam: float, rescale: bool, seed: Any
 ) -> Any:
@@ -35,8 +35,8 @@ def della(
     return della_of(models, drawn, 1 - p, k, vote_sgn=vote_sgn, rescale=rescale, lam=lam)
 
 
-@method("della.mecha", inputs="A B …", p=DROP, della_eps=EPS, k=K, vote_sgn=SUM, lam=LAM, rescale=DIVIDE, seed=SEED,
-        fused=FUSED)  # fmt: skip
+@method("della.mecha", inputs="A B …", base="A", p=DROP, della_eps=EPS, k=K, vote_sgn=SUM, lam=LAM, rescale=DIVIDE,
+        seed=SEED, fused=FUSED)  # fmt: skip
 def della_mecha(
     *models: Any, p: float, della_eps: float, k: float, vote_sgn: bool, lam: float, rescale: bool, seed: Any,
     fused: bool,
@@ -94,8 +94,8 @@ def _inside(density: float, epsilon: float) -> float:
     return density - epsilon
 
 
-@method("della.mergekit", inputs="A B …", weights=WEIGHTS, density=DENSITY, epsilon=EPSILON, rescale=RESCALE, lam=LAM,
-        seed=SEED)  # fmt: skip
+@method("della.mergekit", inputs="A B …", base="A", weights=WEIGHTS, density=DENSITY, epsilon=EPSILON, rescale=RESCALE,
+        lam=LAM, seed=SEED)  # fmt: skip
 def della_mergekit(
     *models: Any, weights: Any, density: Any, epsilon: float, rescale: bool, lam: float, seed: Any
 ) -> Any:
@@ -106,8 +106,8 @@ def della_mergekit(
     return ties_of(models, along_axis(models, density, epsilon, seed), weights, rescale, lam, normalize=True)
 
 
-@method("della-linear.mergekit", inputs="A B …", weights=WEIGHTS, density=DENSITY, epsilon=EPSILON, rescale=RESCALE,
-        lam=LAM, seed=SEED)  # fmt: skip
+@method("della-linear.mergekit", inputs="A B …", base="A", weights=WEIGHTS, density=DENSITY, epsilon=EPSILON,
+        rescale=RESCALE, lam=LAM, seed=SEED)  # fmt: skip
 def della_linear(*models: Any, weights: Any, density: Any, epsilon: float, rescale: bool, lam: float, seed: Any) -> Any:
     """A + λ·Σ wᵢ·mᵢ·Δᵢ·Σ|Δᵢ|/Σ|mᵢ·Δᵢ|, mᵢ = 1 with probability density − ε + 2ε·(r − 1)/(N − 1), r of N along axis 1.
 

@@ -12,7 +12,7 @@ LEARNED = Param(1.0, "how much of the difference B − C is added to A")
 
 
 @method(
-    "add-diff", inputs="A B C", differences="B C", alpha=LEARNED, fused=FUSED,
+    "add-diff", inputs="A B C", base="C", differences="B C", alpha=LEARNED, fused=FUSED,
     weights=PerInput("one weight for each input after the first, instead of alpha: A + w₁·(B − A) + w₂·(C − A) + …",
                      instead_of="alpha", after=1),
 )  # fmt: skip
@@ -29,7 +29,7 @@ def add_difference(*models: Any, alpha: Any, weights: Any = None, fused: bool = 
     return base + left_to_right([weight * (m - base) for weight, m in zip(weights, models[1:], strict=True)])
 
 
-@method("add-diff.reversed", inputs="A B C", differences="B C", alpha=Param(0.0, "1 − the share of B − C"))
+@method("add-diff.reversed", inputs="A B C", base="C", differences="B C", alpha=Param(0.0, "1 − the share of B − C"))
 def add_difference_reversed(a: Any, b: Any, c: Any, alpha: float) -> Any:
     """A + (B − C)·(1 − α): the ratio counts the other way round.
 
@@ -38,7 +38,7 @@ def add_difference_reversed(a: Any, b: Any, c: Any, alpha: float) -> Any:
     return a + (b - c) * (1.0 - alpha)
 
 
-@method("add-diff.clamped", inputs="A B C", alpha=LEARNED, fused=FUSED)
+@method("add-diff.clamped", inputs="A B C", base="C", alpha=LEARNED, fused=FUSED)
 def add_difference_clamped(a: Any, b: Any, c: Any, alpha: float, fused: bool) -> Any:
     """A + α·(B − C), clamped between the smaller and the larger of A and B.
 
@@ -47,7 +47,7 @@ def add_difference_clamped(a: Any, b: Any, c: Any, alpha: float, fused: bool) ->
     return clip(multiply_add(b - c, alpha, a, fused), minimum(b, a), maximum(b, a))
 
 
-@method("train-diff", inputs="A B C", differences="B C", alpha=LEARNED)
+@method("train-diff", inputs="A B C", base="C", differences="B C", alpha=LEARNED)
 def train_difference(a: Any, b: Any, c: Any, alpha: float) -> Any:
     """A + 1.8·α·(s·(B − C)) with s = |B − A|/(|B − C| + |B − A|), A where B = C: as if A were trained like B from C.
 
@@ -60,7 +60,8 @@ def train_difference(a: Any, b: Any, c: Any, alpha: float) -> Any:
 
 
 @method(
-    "similarity-add-diff", inputs="A B C", alpha=Param(1.0, "how much of B − C is added, and twice the share of B"),
+    "similarity-add-diff", inputs="A B C", base="C",
+    alpha=Param(1.0, "how much of B − C is added, and twice the share of B"),
     beta=Param(0.5, "how much the similarity counts"),
 )  # fmt: skip
 def similarity_add_difference(a: Any, b: Any, c: Any, alpha: float, beta: float) -> Any:
@@ -80,7 +81,7 @@ def similar_parts(a: Any, b: Any, c: Any, alpha: float, beta: float) -> tuple[An
     return share, a + alpha * (b - c), (1 - alpha / 2) * a + (alpha / 2) * b
 
 
-@method("add-opposite", inputs="A B C", alpha=LEARNED)
+@method("add-opposite", inputs="A B C", base="C", alpha=LEARNED)
 def add_opposite(a: Any, b: Any, c: Any, alpha: float) -> Any:
     """A + m·(B − C) with m = 2·α·|A − B|/(|A − B| + |A + B − 2·C|), 0 where that is 0/0.
 
@@ -91,7 +92,7 @@ def add_opposite(a: Any, b: Any, c: Any, alpha: float) -> Any:
     return a + alpha * where(is_nan(share), 0, share) * (b - c)
 
 
-@method("add-strict-opposite", inputs="A B C", alpha=LEARNED)
+@method("add-strict-opposite", inputs="A B C", base="C", alpha=LEARNED)
 def add_strict_opposite(a: Any, b: Any, c: Any, alpha: float) -> Any:
     """A + m·(B − C) with m = 2·α·max(0, (C − A)·(B − C)/max(|A − C|, |B − C|)²), 0 where that is 0/0.
 
@@ -104,7 +105,10 @@ def add_strict_opposite(a: Any, b: Any, c: Any, alpha: float) -> Any:
 
 
 @method(
-    "nearswap", inputs="A B", t=Param(None, "distance from A at which B's share begins to fall below 1", "(0, inf)")
+    "nearswap",
+    inputs="A B",
+    base="A",
+    t=Param(None, "distance from A at which B's share begins to fall below 1", "(0, inf)"),
 )
 def nearswap(a: Any, b: Any, t: float) -> Any:
     """w·B + (1 − w)·A with w = clip(t/max(|A − B|, 1e-6), 0, 1): B where it is near A.
@@ -115,7 +119,7 @@ def nearswap(a: Any, b: Any, t: float) -> Any:
     return share * b + (1 - share) * a
 
 
-@method("ram", inputs="A B …", epsilon=Param(1e-5, "a smaller difference does not count", "[0, inf)"))
+@method("ram", inputs="A B …", base="A", epsilon=Param(1e-5, "a smaller difference does not count", "[0, inf)"))
 def ram(base: Any, *models: Any, epsilon: float) -> Any:
     """base + Σ zᵢ·Δᵢ/c with zᵢ = |Δᵢ| > ε and c = Σ zᵢ: the mean of the differences that count; A is the base.
 

@@ -31,8 +31,8 @@ def kept(models: Any, drawn: Any) -> list[Any]:
     return [delta * mask for delta, mask in zip(differences(models), drawn, strict=True)]
 
 
-@method("dare", inputs="A B …", p=DROP, lam=LAM, weights=WEIGHTS, rescale=Flag(True, "divide what is kept by 1 − p"),
-        seed=SEED)  # fmt: skip
+@method("dare", inputs="A B …", base="A", p=DROP, lam=LAM, weights=WEIGHTS,
+        rescale=Flag(True, "divide what is kept by 1 − p"), seed=SEED)  # fmt: skip
 def dare(*models: Any, p: float, lam: float, weights: Any, rescale: bool, seed: Any) -> Any:
     """A + λ·Σ wᵢ·mᵢ·Δᵢ/(1 − p): each element of each Δᵢ is dropped with probability p; A for p = 1.
 
@@ -50,7 +50,7 @@ def dare_of(models: Any, drawn: Any, p: float, lam: float, *, weights: Any, resc
     return models[0] + lam * left_to_right(weighted(parts, weights))
 
 
-@method("dare.no-rescale", inputs="A B …", p=DROP, lam=LAM, weights=WEIGHTS, seed=SEED)
+@method("dare.no-rescale", inputs="A B …", base="A", p=DROP, lam=LAM, weights=WEIGHTS, seed=SEED)
 def dare_without_rescale(*models: Any, p: float, lam: float, weights: Any, seed: Any) -> Any:
     """A + λ·Σ wᵢ·mᵢ·Δᵢ: as dare, without the division by 1 − p.
 
@@ -59,10 +59,10 @@ def dare_without_rescale(*models: Any, p: float, lam: float, weights: Any, seed:
     return dare_of(models, masks(models, 1 - p, seed), p, lam, weights=weights, rescale=False)
 
 
-@method("dare.density", inputs="A B", density=Param(0.5, "share of the difference that is kept", "(0, 1]"),
+@method("dare.density", inputs="A B", base="A", density=Param(0.5, "share of the difference that is kept", "(0, 1]"),
         alpha=Param(1.0, "how much is added"), seed=SEED, fused=FUSED)  # fmt: skip
 def dare_by_density(*models: Any, density: float, alpha: float, seed: Any, fused: bool) -> Any:
-    """A + α/density·m·(B − A): each element of B − A is kept with probability ``density``; B for density 1.
+    """A + α/density·m·(B − A): each element of B − A is kept with probability density; B for density 1.
 
     "DARE" of sd-webui-model-mixer.
     """
@@ -74,8 +74,8 @@ def density_of(models: Any, drawn: Any, density: float, alpha: float, fused: boo
     return b if density >= 1 else where(drawn[0], lerp(a, b, alpha / density, fused), a)
 
 
-@method("dare.half", inputs="A B", alpha=Param(1.0, "how much is added, ½ for B itself where it is kept"), seed=SEED,
-        fused=FUSED)  # fmt: skip
+@method("dare.half", inputs="A B", base="A", alpha=Param(1.0, "how much is added, ½ for B itself where it is kept"),
+        seed=SEED, fused=FUSED)  # fmt: skip
 def dare_half(*models: Any, alpha: float, seed: Any, fused: bool) -> Any:
     """A + α/½·m·(B − A): half of the elements of B − A, doubled.
 
@@ -89,8 +89,8 @@ def half_of(models: Any, drawn: Any, alpha: float, fused: bool = False) -> Any:
     return where(drawn[0], lerp(a, b, alpha / 0.5, fused), a)
 
 
-@method("dare.wrong-scale", inputs="A B", p=Param(0.5, "share that is kept", "[0, 1)", also="beta"), lam=LAM, seed=SEED,
-        fused=FUSED)  # fmt: skip
+@method("dare.wrong-scale", inputs="A B", base="A", p=Param(0.5, "share that is kept", "[0, 1)", also="beta"), lam=LAM,
+        seed=SEED, fused=FUSED)  # fmt: skip
 def dare_wrong_scale(*models: Any, p: float, lam: float, seed: Any, fused: bool) -> Any:
     """A + λ·m·(B − A)/(1 − p), where p is the share that is kept: right at p = ½ only, tenfold at 0.9.
 
@@ -103,7 +103,8 @@ def wrong_scale_of(models: Any, drawn: Any, p: float, lam: float, fused: bool = 
     return multiply_add(kept(models, drawn)[0] / (1 - p), lam, models[0], fused)
 
 
-@method("dare-mean", inputs="A B …", probability=Param(0.9, "share of each difference that is dropped", "[0, 1]", "p"),
+@method("dare-mean", inputs="A B …", base="A",
+        probability=Param(0.9, "share of each difference that is dropped", "[0, 1]", "p"),
         rescale=Param(1.0, "what is kept is divided by (1 − p) to this power"), seed=SEED)  # fmt: skip
 def dare_mean(*models: Any, probability: float, rescale: float, seed: Any) -> Any:
     """A + Σ mᵢ·Δᵢ/Σ mᵢ/(1 − p)^rescale: what is kept of several models is averaged.
@@ -123,7 +124,16 @@ DENSITY = PerInput("share of each difference that is kept", default=0.5, after=1
 RESCALE = Flag(True, "scale what is kept to the sum of magnitudes of the whole difference")
 
 
-@method("dare-linear.mergekit", inputs="A B …", weights=WEIGHTS, density=DENSITY, rescale=RESCALE, lam=LAM, seed=SEED)
+@method(
+    "dare-linear.mergekit",
+    inputs="A B …",
+    base="A",
+    weights=WEIGHTS,
+    density=DENSITY,
+    rescale=RESCALE,
+    lam=LAM,
+    seed=SEED,
+)
 def dare_linear(*models: Any, weights: Any, density: Any, rescale: bool, lam: float, seed: Any) -> Any:
     """A + λ·Σ wᵢ·mᵢ·Δᵢ·Σ|Δᵢ|/Σ|mᵢ·Δᵢ|: each Δᵢ keeps its sum of magnitudes.
 
@@ -136,7 +146,16 @@ def linear_of(models: Any, drawn: Any, weights: Any, rescale: bool, lam: float) 
     return models[0] + lam * left_to_right(weighted(restored(models, drawn, rescale), weights))
 
 
-@method("dare-ties.mergekit", inputs="A B …", weights=WEIGHTS, density=DENSITY, rescale=RESCALE, lam=LAM, seed=SEED)
+@method(
+    "dare-ties.mergekit",
+    inputs="A B …",
+    base="A",
+    weights=WEIGHTS,
+    density=DENSITY,
+    rescale=RESCALE,
+    lam=LAM,
+    seed=SEED,
+)
 def dare_ties(*models: Any, weights: Any, density: Any, rescale: bool, lam: float, seed: Any) -> Any:
     """As dare-linear.mergekit, of the parts that have the sign of their sum.
 

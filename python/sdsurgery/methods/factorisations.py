@@ -38,7 +38,7 @@ def rotate_wide(a: Any, b: Any, *, alignment: float, alpha: float, centralizatio
     return _rotated(a, b, alignment, alpha, centralization, float(fused))
 
 
-@method("rotate.differences", inputs="A B C", alignment=ALIGNMENT, alpha=MIXED, centralization=CENTRALIZATION,
+@method("rotate.differences", inputs="A B C", base="C", alignment=ALIGNMENT, alpha=MIXED, centralization=CENTRALIZATION,
         fused=FUSED)  # fmt: skip
 def rotate_differences(
     a: Any, b: Any, c: Any, *, alignment: float, alpha: float, centralization: float, fused: bool
@@ -61,7 +61,7 @@ def truncate_rank(a: Any, rank: float) -> Any:
     return whole(factorisations.truncate_rank, a, rank)
 
 
-@method("truncate-rank.difference", inputs="A B", rank=Param(8, "singular values that are kept", "[0, inf)"))
+@method("truncate-rank.difference", inputs="A B", base="A", rank=Param(8, "singular values that are kept", "[0, inf)"))
 def truncate_rank_of_difference(a: Any, b: Any, rank: float) -> Any:
     """A + the best approximation of B − A of that rank.
 

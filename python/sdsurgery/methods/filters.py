@@ -9,7 +9,7 @@ from .differences import LEARNED
 from .registry import method
 
 
-@method("smooth-add", inputs="A B C", alpha=LEARNED)
+@method("smooth-add", inputs="A B C", base="C", alpha=LEARNED)
 def smooth_add(a: Any, b: Any, c: Any, alpha: float) -> Any:
     """A + α·G(M(B − C)): M the median of 3 × 3 × …, G a Gaussian of deviation 1 with nine taps, both along all axes.
 
@@ -21,7 +21,7 @@ def smooth_add(a: Any, b: Any, c: Any, alpha: float) -> Any:
     return a + alpha * whole(smooth, b - c)
 
 
-@method("smooth-add.gauss", inputs="A B C", alpha=LEARNED)
+@method("smooth-add.gauss", inputs="A B C", base="C", alpha=LEARNED)
 def smooth_add_gauss(a: Any, b: Any, c: Any, alpha: float) -> Any:
     """A + α·G(B − C): as smooth-add, without the median.
 

@@ -12,7 +12,7 @@ SHARE = Param(0.5, "0: the size of A's difference, 1: of B's", "[0, 1]")
 MIDDLE = Param(0.5, "weight of B in the mix that gives the sign", "[0, 1]")
 
 
-@method("multiply-diff", inputs="A B C", alpha=SHARE, beta=MIDDLE)
+@method("multiply-diff", inputs="A B C", base="C", alpha=SHARE, beta=MIDDLE)
 def multiply_difference(a: Any, b: Any, c: Any, alpha: float, beta: float) -> Any:
     """C + |A − C|^(1 − α)·|B − C|^α, with the sign of (1 − β)·A + β·B − C: the geometric mean of two differences.
 
@@ -22,7 +22,7 @@ def multiply_difference(a: Any, b: Any, c: Any, alpha: float, beta: float) -> An
     return c + copysign(pow(abs(a - c), 1 - alpha) * pow(abs(b - c), alpha), mixed - c)
 
 
-@method("multiply-diff.ge", inputs="A B C", alpha=SHARE, beta=MIDDLE)
+@method("multiply-diff.ge", inputs="A B C", base="C", alpha=SHARE, beta=MIDDLE)
 def multiply_difference_ge(a: Any, b: Any, c: Any, alpha: float, beta: float) -> Any:
     """As multiply-diff; the sign is + of −0 too.
 
@@ -61,7 +61,9 @@ def turned(half_turns: Any) -> Any:
     return of_numbers(lambda t: math.cos(math.pi * t), half_turns)
 
 
-@method("multiply-quotient", inputs="A B C", alpha=Param(1.0, "how much of the quotient B/C is multiplied in"))
+@method(
+    "multiply-quotient", inputs="A B C", base="C", alpha=Param(1.0, "how much of the quotient B/C is multiplied in")
+)
 def multiply_quotient(a: Any, b: Any, c: Any, alpha: float) -> Any:
     """Re(A·(B/C)^e), e = α·max(0, −x·y/max(|x|, |y|)²) with x = ln|A/C| and y = ln|B/C|; A where that is not a number.
 

@@ -25,7 +25,8 @@ _USUAL = {"alpha": ("ratio", "multiplier")}
 class Method:
     """One method of ``merge`` and ``apply``. ``inputs`` are the inputs' names in order, ``many``: any number of inputs
     may follow the last. ``differences`` are those that enter only through the difference between them: where they
-    agree, they change nothing. ``across``: what the body must know of the whole models. ``roles`` gives a tensor's role
+    agree, they change nothing. ``base`` is the input that others were trained from, whose differences from it count;
+    empty where there is none. ``across``: what the body must know of the whole models. ``roles`` gives a tensor's role
     by its name and family, for a body that takes ``role=`` besides; it is empty for most. ``block`` gives the
     merge block of a tensor by its name and that of its family, where a method counts blocks otherwise. ``stands_in``
     makes of the body one for tensors that some inputs lack, in whose place it is called with A's; else A's is kept
@@ -41,6 +42,7 @@ class Method:
     roles: Callable[[str, str], str] | None = None
     block: Callable[[str, str | None], str | None] | None = None
     stands_in: Callable[[Callable[..., Any], frozenset[int]], Callable[..., Any]] | None = None
+    base: str = ""
 
     @property
     def summary(self) -> str:
@@ -137,13 +139,14 @@ _NAMED_BY: dict[str, Callable[[str], Method]] = {}
 
 
 def method(
-    name: str, *, inputs: str, differences: str = "", across: Across | None = None,
+    name: str, *, inputs: str, differences: str = "", base: str = "", across: Across | None = None,
     roles: Callable[[str, str], str] | None = None, **params: Parameter,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a function as the method ``name``. ``inputs`` are the positional arguments' names, blank-separated, with
     ``…`` behind them if any number may follow; ``differences`` are those of them that enter only through the difference
     between them (B and C of ``A + α·(B − C)``) and so may have more channels than A. A variant of a method is named
-    ``method.variant``. ``across`` and ``roles`` are a Method's. ValueError for a name that is none of the inputs."""
+    ``method.variant``. ``base``, ``across`` and ``roles`` are a Method's. ValueError for a name that is none of the
+    inputs, TypeError for a parameter of another kind."""
     names = tuple(inputs.split())
     many = names[-1] == "…"
     if many:
@@ -151,10 +154,17 @@ def method(
 
     def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
         if name in _METHODS:
-            raise ValueError(f"the method {name} is registered twice")
-        if not set(differences.split()) <= set(names):
-            raise ValueError(f"the method {name} has no input {differences}")
-        _METHODS[name] = Method(name, names, params, body, frozenset(differences.split()), many, across, roles)
+            raise ValueError(f"there is a method {name} already")
+        for each in (*differences.split(), *([base] if base else ())):
+            if each not in names:
+                raise ValueError(f"the method {name} has no input {each}")
+        for key, param in params.items():
+            if not isinstance(param, Param | Whole | Flag | PerInput):
+                text = f'a parameter is a Param, a Whole, a Flag or a PerInput, as in Param({param!r}, "what it does")'
+                raise TypeError(f"the method {name}: {key} is {param!r}; {text}")
+        _METHODS[name] = Method(
+            name, names, params, body, frozenset(differences.split()), many, across, roles, base=base
+        )
         return body
 
     return decorate

@@ -54,7 +54,7 @@ def elected(parts: Any, weights: Any, normalize: bool) -> Any:
     return total / where(abs(divisor) < 1e-8, 1, divisor)
 
 
-@method("ties", inputs="A B …", weights=WEIGHTS, density=DENSITY, lam=LAM,
+@method("ties", inputs="A B …", base="A", weights=WEIGHTS, density=DENSITY, lam=LAM,
         normalize=Flag(True, "divide by the weights of what was kept"))  # fmt: skip
 def ties(*models: Any, weights: Any, density: Any, lam: float, normalize: bool) -> Any:
     """A + λ·Σxᵢ/Σwᵢ over the xᵢ = wᵢ·trimmed Δᵢ with the sign of their sum; trimmed to the largest share of each Δᵢ.
@@ -103,7 +103,7 @@ def votes(kept: Any, by_sum: bool) -> Any:
     return kept if by_sum else [sign(part) for part in kept]
 
 
-@method("ties.count", inputs="A B …", k=K, alpha=ADDED, fused=FUSED)
+@method("ties.count", inputs="A B …", base="A", k=K, alpha=ADDED, fused=FUSED)
 def ties_by_count(*models: Any, k: float, alpha: float, fused: bool) -> Any:
     """A + α·mean of the trimmed Δᵢ that have the sign of most of them; A where as many are positive as negative.
 
@@ -112,7 +112,7 @@ def ties_by_count(*models: Any, k: float, alpha: float, fused: bool) -> Any:
     return mean_of_agreeing(models, k, alpha, by_sum=False, fused=fused)
 
 
-@method("ties.sum", inputs="A B …", k=K, alpha=ADDED, fused=FUSED)
+@method("ties.sum", inputs="A B …", base="A", k=K, alpha=ADDED, fused=FUSED)
 def ties_by_sum(*models: Any, k: float, alpha: float, fused: bool) -> Any:
     """A + α·mean of the trimmed Δᵢ that have the sign of their sum; A where that is 0.
 
@@ -121,7 +121,7 @@ def ties_by_sum(*models: Any, k: float, alpha: float, fused: bool) -> Any:
     return mean_of_agreeing(models, k, alpha, by_sum=True, fused=fused)
 
 
-@method("ties.extended", inputs="A B …",
+@method("ties.extended", inputs="A B …", base="A",
         k=Param(0.2, "share of each difference that is kept", "[0, 1]", also="density"),
         vote_sgn=Flag(False, "elect signs by the sum of the differences, not by their number"),
         apply_stock=Flag(False, "no: the mean times model stock's t; yes: the plain mean"),
@@ -157,7 +157,7 @@ def crumbs(delta: Any, density: float, gamma: float) -> Any:
     return (inner - outer) * delta
 
 
-@method("breadcrumbs", inputs="A B …", weights=WEIGHTS, density=DENSITY, gamma=GAMMA, lam=LAM)
+@method("breadcrumbs", inputs="A B …", base="A", weights=WEIGHTS, density=DENSITY, gamma=GAMMA, lam=LAM)
 def breadcrumbs(*models: Any, weights: Any, density: Any, gamma: float, lam: float) -> Any:
     """A + λ·Σ wᵢ·Δᵢ, of each Δᵢ only a share below its largest magnitudes.
 
@@ -189,7 +189,7 @@ def breadcrumbs_empty(a: Any, density: float, gamma: float) -> Any:
     return where(left_out > 0, crumbs(a, density, gamma), a * 0)
 
 
-@method("breadcrumbs-ties", inputs="A B …", weights=WEIGHTS, density=DENSITY, gamma=GAMMA, lam=LAM)
+@method("breadcrumbs-ties", inputs="A B …", base="A", weights=WEIGHTS, density=DENSITY, gamma=GAMMA, lam=LAM)
 def breadcrumbs_ties(*models: Any, weights: Any, density: Any, gamma: float, lam: float) -> Any:
     """A + λ·Σxᵢ over the xᵢ = wᵢ·Δᵢ that have the sign of their sum, of each Δᵢ a share below its largest magnitudes.
 
@@ -199,7 +199,7 @@ def breadcrumbs_ties(*models: Any, weights: Any, density: Any, gamma: float, lam
     return models[0] + lam * elected(weighted(kept, weights), weights, False)
 
 
-@method("sparse-top-k", inputs="A B", alpha=Param(0.5, "how much of the difference is added"),
+@method("sparse-top-k", inputs="A B", base="A", alpha=Param(0.5, "how much of the difference is added"),
         beta=Param(0.2, "share of the difference that is kept", "[0, 1]"))  # fmt: skip
 def sparse_top_k(a: Any, b: Any, alpha: float, beta: float) -> Any:
     """A + α·D where |D| is at least the ⌊β·n⌋-th largest, else A; D = B − A.
@@ -211,7 +211,12 @@ def sparse_top_k(a: Any, b: Any, alpha: float, beta: float) -> Any:
     return a + alpha * where((abs(away) >= kth_largest(abs(away), many)) * (many > 0), away, 0)
 
 
-@method("sce", inputs="A B …", select_topk=Param(1.0, "share of the elements that vary most between models", "[0, 1]"))
+@method(
+    "sce",
+    inputs="A B …",
+    base="A",
+    select_topk=Param(1.0, "share of the elements that vary most between models", "[0, 1]"),
+)
 def sce(*models: Any, select_topk: float) -> Any:
     """A + Σwᵢ·Δᵢ/Σwᵢ over the Δᵢ with the sign of their sum, wᵢ = mean(Δᵢ²)/Σ; only of the elements that vary most.
 
@@ -234,7 +239,7 @@ def sce(*models: Any, select_topk: float) -> Any:
     return models[0] + total / maximum(weights, 1e-6)
 
 
-@method("ram-plus", inputs="A B …", epsilon=Param(1e-5, "a smaller difference does not count", "[0, inf)"),
+@method("ram-plus", inputs="A B …", base="A", epsilon=Param(1e-5, "a smaller difference does not count", "[0, inf)"),
         r=Param(0.1, "how much more counts what only one model learned"),
         alpha=Param(0.2, "the largest ratio of shared to own elements that counts", "[0, inf)"))  # fmt: skip
 def ram_plus(base: Any, *models: Any, epsilon: float, r: float, alpha: float) -> Any:
@@ -253,7 +258,7 @@ def ram_plus(base: Any, *models: Any, epsilon: float, r: float, alpha: float) ->
     return base + left_to_right(parts)
 
 
-@method("arcee-fusion", inputs="A B")
+@method("arcee-fusion", inputs="A B", base="A")
 def arcee_fusion(a: Any, b: Any) -> Any:
     """B where |B − A|·KL(softmax B‖softmax A) of its row is at least q₂ + 1.5·(q₃ − q₁) of all, else A.
 

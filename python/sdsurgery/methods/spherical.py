@@ -73,7 +73,7 @@ def nuslerp_first(a: Any, b: Any, weights: tuple[float, float]) -> Any:
     return along_the_arc(a, b, weights, 0)
 
 
-@method("nuslerp.base", inputs="A B C", weights=PerInput("weights of B and C", default=0.5, after=1))
+@method("nuslerp.base", inputs="A B C", base="A", weights=PerInput("weights of B and C", default=0.5, after=1))
 def nuslerp_base(base: Any, a: Any, b: Any, weights: tuple[float, float]) -> Any:
     """A + nuslerp(B − A, C − A): the arc between two differences; A is the base.
 
@@ -107,7 +107,8 @@ def multislerp(*models: Any, weights: tuple[float, ...], normalize: bool) -> Any
     return on_the_sphere(models, weights, normalize)
 
 
-@method("multislerp.base", inputs="A B …", weights=PerInput("weight of each input but A", default=1.0, after=1),
+@method("multislerp.base", inputs="A B …", base="A",
+        weights=PerInput("weight of each input but A", default=1.0, after=1),
         normalize=Flag(True, "divide the weights by their sum"))  # fmt: skip
 def multislerp_base(base: Any, *models: Any, weights: tuple[float, ...], normalize: bool) -> Any:
     """A + multislerp(B − A, C − A, …); A is the base. A single model is left unchanged.
@@ -191,7 +192,7 @@ def across(a: Any, b: Any) -> Any:
     return where(is_nan(part), 0, part)
 
 
-@method("add-perpendicular", inputs="A B C", alpha=Param(1.0, "how much is added"), fused=FUSED)
+@method("add-perpendicular", inputs="A B C", base="C", alpha=Param(1.0, "how much is added"), fused=FUSED)
 def add_perpendicular(a: Any, b: Any, c: Any, alpha: float, fused: bool) -> Any:
     """A + α·p with p = (B − C) − (A − C)·⟨A − C, B − C⟩/‖A − C‖²: what B learned in other directions than A.
 
@@ -211,7 +212,10 @@ def ortho(a: Any, b: Any, alpha: float) -> Any:
 
 
 @method(
-    "euclidean-add-diff", inputs="A B C", alpha=Param(0.5, "0: what A learned beyond C, 1: what B learned", "[0, 1]")
+    "euclidean-add-diff",
+    inputs="A B C",
+    base="C",
+    alpha=Param(0.5, "0: what A learned beyond C, 1: what B learned", "[0, 1]"),
 )
 def euclidean_add_difference(a: Any, b: Any, c: Any, alpha: float) -> Any:
     """C + d·‖s‖/‖d‖ with d = √((1 − α)·x² + α·y²), x and y the directions of A − C and B − C, s = (1 − α)·A + α·B − C.

@@ -110,7 +110,7 @@ def sum_twice(a: Any, b: Any, c: Any, alpha: float, beta: float) -> Any:
 
 @method("sum-twice.lerp", inputs="A B C", alpha=RATIO, beta=Param(0.5, "weight of C, 0 to 1"), fused=FUSED)
 def sum_twice_lerp(a: Any, b: Any, c: Any, *, alpha: float, beta: float, fused: bool) -> Any:
-    """lerp(lerp(A, B, α), C, β), with ``torch.lerp``; at α, β = 0 and 1 the tensor itself.
+    """lerp(lerp(A, B, α), C, β), with torch.lerp; at α, β = 0 and 1 the tensor itself.
 
     supermerger, Chattiori-Model-Merger.
     """
@@ -138,7 +138,7 @@ def triple_sum(a: Any, b: Any, c: Any, *, alpha: float, beta: float, fused: bool
 @method("triple-sum.lerp", inputs="A B C", alpha=Param(0.33, "weight of B"), beta=Param(0.33, "weight of C"),
         fused=FUSED)  # fmt: skip
 def triple_sum_lerp(a: Any, b: Any, c: Any, *, alpha: float, beta: float, fused: bool) -> Any:
-    """lerp(A, lerp(B, C, β/(α + β)), α + β), with ``torch.lerp``; (1 − α − β)·A + α·B + β·C where α + β = 0.
+    """lerp(A, lerp(B, C, β/(α + β)), α + β), with torch.lerp; (1 − α − β)·A + α·B + β·C where α + β = 0.
 
     "Triple sum" of supermerger.
     """
@@ -172,7 +172,7 @@ def ema_chain(*models: Any, decay: float) -> Any:
 @method("ema-chain.lerp", inputs="A …", decay=Param(0.9, "what is kept of the average at each step", within="[0, 1)"),
         fused=FUSED)  # fmt: skip
 def ema_chain_lerp(*models: Any, decay: float, fused: bool) -> Any:
-    """E₁ = A, Eᵢ = lerp(Eᵢ₋₁, Mᵢ, 1 − d), with ``torch.lerp``.
+    """E₁ = A, Eᵢ = lerp(Eᵢ₋₁, Mᵢ, 1 − d), with torch.lerp.
 
     ``get_ema_multi_avg_fn`` of ``torch.optim.swa_utils``.
     """

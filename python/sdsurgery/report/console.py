@@ -139,6 +139,8 @@ def method_lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         inputs = " ".join(row["inputs"]) + (" …" if row["any_number_of_inputs"] else "")
         lines.append(f"{row['name']:<28} {inputs:<8} {row['formula']}")
+        if row["base"]:
+            lines.append(f"{'':<28} base: {row['base']}")
         for name, param in row["parameters"].items():
             lines.append(f"{'':<28} --{name.replace('_', '-')}: {param['text']}")
     return lines
