@@ -222,8 +222,13 @@ def formula(text: str) -> FormulaName:
     return FormulaName(get(PREFIX + text).name)
 
 
-def from_json(value: Mapping[str, Any]) -> Recipe:
-    """The recipe of ``to_json``. UsageError when it isn't one."""
+def from_json(value: Mapping[str, Any] | str) -> Recipe:
+    """The recipe of ``to_json``, in which a file may also be its path alone. UsageError when it isn't one."""
+    if isinstance(value, str):
+        return Model(value)
+    if not isinstance(value, Mapping):
+        text = f"not a recipe: {printable(value)} is neither a file's path nor an object with path or method"
+        raise UsageError(text, code="bad_value")
     try:
         known = ("path", "use_ema") if "method" not in value else ("method", "inputs", "parameters", "blocks", "rules")
         known = (*known, "loras")
@@ -234,6 +239,8 @@ def from_json(value: Mapping[str, Any]) -> Recipe:
         loras = tuple(lora_from_json(item) for item in value.get("loras", ()))
         if "method" not in value:
             return Model(str(value["path"]), bool(value.get("use_ema", False)), loras)
+        if isinstance(value["inputs"], str):
+            raise TypeError("inputs is no list")
         extra = {name: value[name] for name in ("blocks", "rules") if name in value}
         parameters = dict(value.get("parameters", {}))
         found = call(str(value["method"]), [from_json(item) for item in value["inputs"]], **extra, **parameters)

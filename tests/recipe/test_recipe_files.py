@@ -47,6 +47,21 @@ def test_every_number_of_it_has_a_flag(folder: Path, tmp_path: Path) -> None:
     assert "--B.alpha" in shown and "weighted-sum(a, add-diff(b, c, d, alpha=0.7), alpha=0.4)" in shown
 
 
+def test_set_gives_a_number_of_it(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    done(command("merge", "--recipe", folder / "r.json", "--set", "B.alpha=0.2", "-o", out))
+    assert out.read_bytes() == saved(tree(folder, inner=0.2), tmp_path / "py" / "out.safetensors")
+    more = ("--set", "B.alpah=0.2", "--force", "-o", out)
+    refused(command("merge", "--recipe", folder / "r.json", *more), 2, "did you mean 'B.alpha'")
+
+
+def test_a_file_in_it_may_be_a_path_alone(folder: Path) -> None:
+    a, b = str(folder / "a.safetensors"), str(folder / "b.safetensors")
+    found = sds.recipe_from_json({"method": "weighted-sum", "inputs": [a, {"path": b}], "parameters": {"alpha": 0.3}})
+    assert found == sds.weighted_sum(a, b, alpha=0.3)
+    assert sds.recipe_from_json(a) == sds.model(a)
+
+
 def test_a_sweep_of_a_recipe_writes_the_files_of_its_own_merges(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "mix-{alpha}-{B.alpha}.safetensors"
     arguments = ("--alpha", "0.1:0.2:0.1", "--B.alpha", "0.3,0.5")
@@ -88,7 +103,9 @@ def test_a_leaf_alone_is_a_cast_or_its_ema(tmp_path: Path, use_ema: bool) -> Non
     [
         ("", "not a recipe"),
         ('{"method":', "not a recipe"),
-        ("[1]", "not a recipe"),
+        ("[1]", "neither a file's path nor an object"),
+        ('{"method": "mean", "inputs": [{"path": "a"}, 3]}', "neither a file's path nor an object"),
+        ('{"method": "mean", "inputs": "ab"}', "inputs is no list"),
         ('{"method": "slerpp", "inputs": []}', "did you mean 'slerp'"),
         ('{"method": "slerp", "imputs": []}', "did you mean 'inputs'"),
         ('{"path": "a", "parameters": {}}', "unknown key 'parameters'"),
@@ -109,10 +126,22 @@ def test_what_the_recipe_has_itself_is_refused_beside_it(folder: Path, tmp_path:
         (("--method", "add-diff"), "has a method of its own"),
         ((folder / "a.safetensors",), "has files of its own"),
         (("--blocks", "GRAD_V"), "has block weights of its own"),
+        (("--formula", "A"), "has a method of its own"),
+        (("--clamp",), 'as in "clamp(A,B):add-diff"'),
+        (("--bounds", "A,B"), 'as in "clamp(A,B):add-diff"'),
+        (("--curve", "smoothstep"), 'as in "smoothstep:weighted-sum"'),
+        (("--adjust", "1,2,3,4,5,6,7,8"), 'as in "adjust:add-diff"'),
+        (("--variant", "sum"), 'as in "ties.sum"'),
+        (("--compat", "supermerger"), 'as in "supermerger:weighted-sum"'),
+        (("--map", "x=y"), "--map goes with --method"),
         (("--B.alpah", "1"), "did you mean '--B.alpha'"),
     ):
         refused(command("merge", "--recipe", folder / "r.json", *more, *out), 2, words)
     refused(command("merge", "--recipe", tmp_path / "none.json", *out), 3, "none.json")
+    (tmp_path / "one.json").write_text(json.dumps({"path": str(folder / "a.safetensors")}))
+    for option in ("--vae=b.safetensors", "--add-missing", "--use-ema=A", "--set=alpha=1"):
+        words = f"{option.partition('=')[0]} goes with a recipe that merges"
+        refused(command("merge", "--recipe", tmp_path / "one.json", option, *out), 2, words)
     with pytest.raises(sds.UsageError, match="of its own"):
         sds.sweep(tree(folder), ["a"], parameters={}, out=tmp_path / "o.safetensors")
     with pytest.raises(sds.UsageError, match=r"did you mean 'B\.alpha'"):

@@ -217,18 +217,33 @@ def _of_recipe(args: argparse.Namespace) -> int:
     from ..recipe import Call, compose
 
     recipe: Recipe = args.tree
-    own = {"a method": args.method, "files": args.inputs, "block weights": args.blocks, "rules": args.rules}
-    own["adapters"] = args.loras
+    own = {"a method": args.method or args.formula, "files": args.inputs, "block weights": args.blocks}
+    own |= {"rules": args.rules, "adapters": args.loras}
     for what in (name for name, value in own.items() if value):
         text = f"{printable(args.recipe)} has {what} of its own; leave out --recipe or what it replaces"
         raise UsageError(text, code="conflict")
-    if not isinstance(recipe, Call):
-        return written(args, recipe.save)
+    for name in (name for name in _IN_A_NAME if getattr(args, name)):
+        text = f"--{name} changes a method, and {printable(args.recipe)} has methods of its own; it is part of a "
+        raise UsageError(f'{text}method\'s name there, as in "{_IN_A_NAME[name]}"', code="conflict")
+    if args.map:
+        raise UsageError("--map goes with --method, not with --recipe", code="conflict")
     options = {"add_missing": args.add_missing, "use_ema": args.use_ema, "vae": args.vae}
-    given = _given(args, compose(recipe).numbers({}))
+    if not isinstance(recipe, Call):
+        for name in (name for name, value in {**options, "set": args.numbers}.items() if value):
+            text = f"{_flag(name)} goes with a recipe that merges; {printable(args.recipe)} is a single file"
+            raise UsageError(text, code="conflict")
+        return written(args, recipe.save)
+    given = _once(_given(args, compose(recipe).numbers({})), *args.numbers)
     numbers = {name: value if len(value) > 1 else value[0] for name, value in given.items()}
     first = slice(None) if any(len(value) > 1 for value in given.values()) else 0
     return written(args, lambda **settings: sweep(recipe, parameters=numbers, **options, **settings)[first])
+
+
+_IN_A_NAME = {
+    "clamp": "clamp(A,B):add-diff", "bounds": "clamp(A,B):add-diff", "curve": "smoothstep:weighted-sum",
+    "adjust": "adjust:add-diff", "variant": "ties.sum", "compat": "supermerger:weighted-sum",
+}  # fmt: skip
+"""Options that change a method, and methods with such a change."""
 
 
 def _deciding(argv: Sequence[str]) -> argparse.Namespace:
