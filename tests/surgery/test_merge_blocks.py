@@ -239,6 +239,25 @@ def test_with_several_ratios_it_must_be_said_which(two_ratios: str, models: Mapp
             sdsurgery.merge(two_ratios, models["sd1"], dry_run=True, hash=False, **options)
 
 
+def test_a_ratio_may_go_by_its_other_names(models: Mapping[str, list[Path]]) -> None:
+    def formulas(given: dict[str, Any], inputs: int, method: str) -> list[Any]:
+        report = sdsurgery.merge(method, models["sd1"][:inputs], dry_run=True, hash=False, **given)
+        return [tensor["ratios"] for tensor in report.to_dict()["tensors"] if "ratios" in tensor]
+
+    for method, inputs, name, others in (
+        ("weighted-sum", 2, "alpha", ("ratio", "multiplier")),
+        ("ties", 3, "lam", ("lambda", "alpha")),
+    ):
+        for option, value in (("blocks", "IN00=0.75"), ("rules", {"attn2": 0.125})):
+            wanted = formulas({option: {name: value}}, inputs, method)
+            assert len({str(each) for each in wanted}) == 2
+            for other in others:
+                assert formulas({option: {other: value}}, inputs, method) == wanted
+        assert formulas({"blocks": f"{others[0]}:IN00=0.75"}, inputs, method) != formulas({}, inputs, method)
+    with pytest.raises(UsageError, match="blocks= is given twice for lam"):
+        formulas({"blocks": ["lam:IN00=1", "alpha:IN01=1"]}, 3, "ties")
+
+
 # ---- the recipe and the report
 
 

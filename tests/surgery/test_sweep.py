@@ -84,6 +84,15 @@ def test_a_ckpt_is_written_too_and_a_format_of_the_number(files: list[Path], tmp
     assert [digest(tmp_path / f"m{a:.2f}.ckpt") for a in (0.5, 0.75)] == expected
 
 
+def test_a_placeholder_is_any_name_of_the_number(files: list[Path], tmp_path: Path) -> None:
+    for name, given in (("ratio", [0.25, 0.5]), ("alpha", [0.75, 1])):
+        sds.sweep("weighted-sum", files[:2], parameters={"ratio": given}, out=tmp_path / f"o-{{{name}}}.safetensors")
+    done(command("merge", "--method", "ties", *files, "--alpha", "2,3", "-o", tmp_path / "o-{lambda:.1f}.safetensors"))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"o-{number}.safetensors" for number in ("0.25", "0.5", "0.75", "1", "2.0", "3.0")
+    }
+
+
 def test_two_lists_make_their_product(files: list[Path], tmp_path: Path, registry: None) -> None:
     from sdsurgery.methods import Param, method
 

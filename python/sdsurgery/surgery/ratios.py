@@ -209,7 +209,9 @@ def by_ratio(method: Method, params: Mapping[str, Any], option: str, given: Any)
     ratios = tuple(name for name in method.ratios if params[name] is not None)
     letters = _letters(method, params)
     lists = [name for name, value in params.items() if isinstance(method.params[name], PerInput) and value is not None]
-    for asked, spec in _separate(given, (*method.ratios, *letters)):
+    also = {word: name for name in method.ratios for word in method.also(name)}
+    for word, spec in _separate(given, (*method.ratios, *also, *letters)):
+        asked = also.get(word or "", word)
         if lists and not ratios and (method.ratios if asked is None else asked in method.ratios):
             raise UsageError(
                 f"{option} sets {' or '.join(method.ratios)}, one number for each block, and "

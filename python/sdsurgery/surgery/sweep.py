@@ -57,9 +57,9 @@ def variants(
     """The outputs of a merge, or (``method`` None) of a bake: the product of the lists among ``parameters`` and of the
     adapters' strengths, the last one changing fastest; one output without lists.
 
-    The output's name has ``{alpha}`` for a list of alphas, ``{lora1}``, ``{lora2}``, … for adapters of several
-    strengths, or ``{lora}`` where that is one. UsageError for a name that doesn't tell the outputs apart, and for a
-    parameter that takes no list.
+    The output's name has ``{alpha}`` for a list of alphas (or another name of it, ``{ratio}``), ``{lora1}``,
+    ``{lora2}``, … for adapters of several strengths, or ``{lora}`` where that is one. UsageError for a name that
+    doesn't tell the outputs apart, and for a parameter that takes no list.
     """
     parameters = parameters if method is None else method.named(parameters)
     lists = {
@@ -74,7 +74,7 @@ def variants(
     for name, given in lists.items():
         if not given:
             raise UsageError(f"{method and method.name}: {name} is empty; give at least one number", code="bad_value")
-        if name not in named:
+        if not named.intersection((name, *(method.also(name) if method is not None else ()))):
             whole = len(given) == 2 and all(float(value).is_integer() for value in given)
             meant = f" (a decimal is written {given[0]:g}.{given[1]:g})" if whole else ""
             _refuse_name(text or "mix.safetensors", f"{name} has {len(given)} values{meant}", name)
@@ -97,7 +97,8 @@ def _numbers(method: Method | None, parameters: Mapping[str, Any]) -> dict[str, 
     if method is None:
         return {}
     params = method.params.items()
-    return {name: parameters.get(name, param.default) for name, param in params if isinstance(param, Param | Whole)}
+    own = {name: parameters.get(name, param.default) for name, param in params if isinstance(param, Param | Whole)}
+    return {**{also: number for name, number in own.items() for also in method.also(name)}, **own}
 
 
 def _strengths(loras: Sequence[Lora], only: int) -> dict[str, float]:
