@@ -138,8 +138,8 @@ Python the method is called `"supermerger:weighted-sum"`. A method that is not i
 
 Merge blocks are those of the family ([semantics.md](semantics.md)), which are supermerger's and those of the extensions
 before it; where a tool counts a tensor to another block, `--compat` does so too. A tensor that the tool leaves A's
-stays A's. What no table has: random masks (no tool's stream is reproduced), and rounding of intermediate results to
-fp16 or bf16, so the tables hold for float32 files.
+stays A's, and the report counts it as kept. What no table has: random masks (no tool's stream is reproduced), and
+rounding of intermediate results to fp16 or bf16, so the tables hold for float32 files.
 
 "Rounded once" is a method's lerp or addcmul. Where it says no, the tool has none, or (nuslerp, model-stock by rows and
 consecutive, multiply-diff, comparative-interp) its AVX2 kernels of sums, sines and powers round otherwise than its

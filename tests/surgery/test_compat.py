@@ -48,6 +48,45 @@ def test_supermerger_skips_outer_layers_and_norms(method: str, files: list[Path]
     assert "supermerger:" + method in done(command("inspect", out)).out
 
 
+@pytest.mark.parametrize("options", [{}, {"dtype": "fp16"}, {"on_nonfinite": "error"}], ids=str)
+def test_what_a_tool_leaves_is_counted_as_kept(options: dict[str, str], tmp_path: Path) -> None:
+    a, b = models(tmp_path, "sd1", 2)
+    out = tmp_path / "out.safetensors"
+    report = sds.merge("comfy:weighted-sum", [a, b], alpha=0.25, out=out, **options)
+    before, after, other = tensors(a), tensors(out), tensors(b)
+    vae = [name for name in before if name.startswith("first_stage_model.")]
+    assert report.counts == {"kept": len(vae), "merged": len(before) - len(vae), "dropped": 0} and len(vae) == 2
+    kind = np.float16 if "dtype" in options else np.float32
+    assert all(np.array_equal(after[name], before[name].astype(kind)) for name in vae)
+    name = "model.diffusion_model.time_embed.0.weight"
+    quarter = np.float32(0.25) * before[name] + np.float32(0.75) * other[name]
+    assert np.array_equal(after[name], quarter.astype(kind))
+    dry = sds.merge("comfy:weighted-sum", [a, b], dry_run=True)
+    notes = {row["name"]: row["note"] for row in dry.to_dict()["tensors"] if row["action"] == "kept"}
+    assert notes == dict.fromkeys(vae, "the method leaves it unchanged")
+
+
+def test_what_a_tool_leaves_still_counts_in_its_statistics(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(1)
+    shapes = {"model.diffusion_model.a.weight": (8, 5), "model.diffusion_model.b.scale": (8, 30)}
+    files = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for file in files:
+        save_file({name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}, file)
+    outs = [tmp_path / f"{name}.safetensors" for name in ("tool", "all", "one")]
+    left = sds.merge("supermerger:cosine-b", files, alpha=0.2, out=outs[0]).counts
+    assert (left["kept"], left["merged"]) == (1, 1)
+    sds.merge("cosine-b", files, alpha=0.2, fused=True, out=outs[1])
+    assert np.array_equal(tensors(outs[0])["model.diffusion_model.a.weight"],
+                          tensors(outs[1])["model.diffusion_model.a.weight"])  # fmt: skip
+    for file in files:
+        name = "model.diffusion_model.a.weight"
+        save_file({name: tensors(file)[name]}, file.with_stem(file.stem + "-one"))
+    sds.merge("cosine-b", [file.with_stem(file.stem + "-one") for file in files], alpha=0.2, fused=True, out=outs[2])
+    assert not np.array_equal(tensors(outs[2])[name], tensors(outs[0])[name])  # the other tensor matters
+
+
 def test_with_kohya_a_stands_in_for_a_tensor_that_another_model_lacks(files: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     sds.merge("kohya:n-sum", files, weights=[0.5, 0.3, 0.2], out=out)

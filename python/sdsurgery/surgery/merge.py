@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ..composition import Composition  # only the value: making one is not its work
 
 _INTEGERS = ("int", "bool")  # kinds of dtypes
+_LEFT = "the method leaves it unchanged"
 
 
 def merge(
@@ -236,18 +237,19 @@ def plan_merge(
         recipe["vae"] = os.path.basename(vae.path) if settings.store_names else letter(len(checkpoints))
     weights: dict[str, Any] = {"blocks": blocks, "rules": rules} | ({} if tree is None else {"without": tree.without})
 
-    def decisions(method: Method) -> _Decisions:
+    def decisions(method: Method, counted: bool = False) -> _Decisions:
         ratios = Ratios(method, len(checkpoints), params, layout, **weights)
-        return _Decisions(layout, checkpoints, tensors, ratios, settings, given=baked)
+        return _Decisions(layout, checkpoints, tensors, ratios, settings, given=baked, counted=counted)
 
     if method.across is not None:
-        first = decisions(method.across.unknown(method))
+        first = decisions(method.across.unknown(method), counted=True)
         method = known(method, first.all(add_missing)[0], checkpoints, layout, settings, found=statistics)
     decide = decisions(method)
     ratios = decide.ratios
     recipe.update(ratios.recipe())
     pieces, dropped, missing = decide.all(add_missing)
-    refuse_strangers(checkpoints, sum(piece.action == MERGED for piece in pieces), missing, settings.allow_unlike)
+    shared = sum(piece.action == MERGED or piece.note == _LEFT for piece in pieces)
+    refuse_strangers(checkpoints, shared, missing, settings.allow_unlike)
     notes += completenesses(checkpoints, detections, add_missing=add_missing, given=() if vae is None else ("vae",))
     notes += [
         *decide.notes,
@@ -279,9 +281,11 @@ class _Decisions:
         settings: Settings,
         *,
         given: Mapping[str, Piece],
+        counted: bool,
     ) -> None:
         self.layout, self.checkpoints, self.tensors, self.ratios = layout, checkpoints, tensors, ratios
         self.given = given  # what comes from elsewhere
+        self.counted = counted  # tensors that the method leaves A's are wanted too: its statistics count them
         self.dtype_of, self.watched = settings.dtype_of, settings.watched
         self.notes: list[str] = []
         self.missing: list[tuple[int, str]] = []
@@ -327,6 +331,8 @@ class _Decisions:
             return copied(0, info, name=name, note="integers are never averaged" if elements else "an empty tensor")
         if len(infos) < len(self.tensors) or any(x.shape != info.shape or not x.dtype.computable for x in infos):
             return self.unlike(name, info, traits)
+        if not self.counted and self.ratios.leaves(name):
+            return self.alone(0, name, info, self.dtype_of(info.shape), action=KEPT, note=_LEFT)
         piece = self.merged(name, info, infos, traits)
         if self.ratios.by_block:
             self._groups[group] = piece

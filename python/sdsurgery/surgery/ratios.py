@@ -18,7 +18,7 @@ from ..layouts import Layout
 from ..methods.across import in_role, role_of
 from ..methods.parameters import PerInput, range_of, require_within
 from ..methods.registry import Method
-from ..program import Formula
+from ..program import INPUT, Formula
 from ..program.tracing import Body, body_of
 from .preflight import letter
 
@@ -103,7 +103,7 @@ class Ratios:
         block = (block or _BASE) if self.layout.blocks else None
         if self.method.block is not None and block is not None:
             block = self.method.block(self.layout.unwrap(name), block)
-        role = role_of(self.method, self.layout.unwrap(name), self.layout.name) if self.method.roles else ""
+        role = self._role(name)
         tensor = self.layout.unwrap(name) if self._draws(absent, role) else ""
         if not self.rules:
             key: Any = (block, absent, role, tensor)
@@ -118,6 +118,18 @@ class Ratios:
         if found is None:
             found = self._known[key] = self._made(block, ratios, (absent, role), tensor)
         return found
+
+    def leaves(self, name: str) -> bool:
+        """Whether the method gives A's tensor of that name for what it is, whatever the numbers are."""
+        role = self._role(name)
+        if not role:
+            return False
+        found = self._body(frozenset(), role)
+        program = None if found is None else found[0].program
+        return program is not None and not program.steps and program.result == (INPUT, 0)
+
+    def _role(self, name: str) -> str:
+        return role_of(self.method, self.layout.unwrap(name), self.layout.name) if self.method.roles else ""
 
     @property
     def by_block(self) -> bool:
