@@ -93,6 +93,8 @@ def test_what_has_no_value_is_refused_where_it_is_evaluated(text: str, words: st
         ("A < B < C", "character 7: one comparison cannot follow another"),
         ("A = B", "equal is =="),
         ("A0 + B", "character 1: the input 'A0' is written A"),
+        ("A + threads*B", "character 5: a number cannot be called 'threads', which is an option of merge"),
+        ("A*map", "character 3: a number cannot be called 'map'"),
         ("A + 1e400*B", "character 5: 1e400 is too large"),
         ("max()", "character 1: max takes a, …; 0 given"),
         ("A + B*" * 800 + "?", "character 4801: a value is expected, not '?': …"),
@@ -197,6 +199,28 @@ def larger(a, b, share):
     """A, moved towards the larger of A and B."""
     return a + share * (where(abs(b) > abs(a), b, a) - a)
 '''
+
+
+def test_the_numbers_of_a_bounded_formula_may_be_called_like_options(files: list[str], tmp_path: Path) -> None:
+    outs = [tmp_path / f"{name}.safetensors" for name in ("quiet", "plain")]
+    for name, out in zip(("quiet", "k"), outs, strict=True):
+        more = ("--formula", f"A + {name}*B", "--set", f"{name}=0.3", "--clamp", "--stiffness", "0.5", "--no-recipe")
+        done(command("merge", *files[:2], *more, "--title", "x", "-o", out))
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(("name", "option"), [("threads", "--threads"), ("out", "-o/--out/--output"), ("set", "--set")])
+def test_a_parameter_that_is_called_like_an_option_is_refused(
+    name: str, option: str, files: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from sdsurgery.methods import Param, method\n"
+        f'method("clash-{name}", inputs="A B", {name}=Param(1.0, "x"))(lambda a, b, **_: a)\n'
+    )
+    words = f"clash-{name} has a parameter that is called like the option {option}; give it another name"
+    refused(command("merge", *files[:2], "--method-file", path, "--method", f"clash-{name}", "-o", "x"), 2, words)
 
 
 @pytest.mark.usefixtures("registry")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,18 @@ EXAMPLES = (
 
 
 def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    first = _deciding(argv)
+    try:
+        _arguments(parser, argv, first)
+    except argparse.ArgumentError as error:  # only a method of somebody's own can have such a parameter
+        whose = "a method" if first.method is None else printable(first.method)
+        text = f"{whose} has a parameter that is called like the option {error.argument_name}; give it another name"
+        raise UsageError(text, code="conflict") from None
+
+
+def _arguments(parser: argparse.ArgumentParser, argv: Sequence[str], first: argparse.Namespace) -> None:
     from ..methods.tools import TOOLS
 
-    first = _deciding(argv)
     recipe = _loaded(first.recipe)
     files = "FILE FILE [FILE …] --method METHOD" if recipe is None else "--recipe FILE"
     parser.usage = f"sdsurgery merge {files} [options] -o OUT"
@@ -58,7 +67,8 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     what.add_argument("--map", action="append", default=[], metavar="OLD=NEW", help="read names of B, C, … that begin "
                       "with OLD as names that begin with NEW, as 'model.diffusion_model.=control_model.'")  # fmt: skip
     if recipe is None:
-        _parameters(parser, _method_of(first))
+        # A formula's numbers could be called like an option, so they have none of their own.
+        _parameters(parser, _method_of(first), without=None if first.formula is None else _plain(first).params)
     else:
         _numbers_of(parser, recipe)
     _ratios(group(parser, "ratios"))
@@ -298,21 +308,21 @@ def _method_of(given: argparse.Namespace) -> Method | None:
     return _modified(_plain(given), bounds=_bounds(given.clamp, given.bounds))
 
 
-def _parameters(parser: argparse.ArgumentParser, method: Method | None) -> None:
-    """The flags of the method's parameters; without a method, where to read them."""
+def _parameters(parser: argparse.ArgumentParser, method: Method | None, without: Container[str] | None) -> None:
+    """The flags of the method's parameters, ``without`` those of a formula; without a method, where to read them."""
     if method is None:
         parser.description = f"{HELP}. `sdsurgery merge --method NAME --help` shows the parameters of a method, "
         parser.description += "`sdsurgery methods` those of all."
         _parameters_of_all(parser)
         return
     from ..methods.parameters import described
-    from ..methods.written import PREFIX
 
-    if method.name.startswith(PREFIX):  # its numbers could have an option's name
+    params = {name: param for name, param in method.params.items() if name not in (without or ())}
+    if without is not None and not params:
         return
     parser.prog += f" --method {method.name}"  # where --help shows its flags
     group = parser.add_argument_group(f"parameters of {method.name}", method.summary.replace("%", "%%"))
-    for name, param in method.params.items():
+    for name, param in params.items():
         flags = [_flag(each) for each in (name, *method.also(name))]
         group.add_argument(*flags, dest=f"param_{name}", help=described(param).replace("%", "%%"), **_how(param))
 

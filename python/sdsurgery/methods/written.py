@@ -27,6 +27,11 @@ _SPELLED = {
 }  # fmt: skip
 _FRACTIONS = {"½": "0.5", "¼": "0.25", "¾": "0.75"}
 _POWERS = {"²": "2", "³": "3"}
+_KEYWORDS = {
+    "method", "inputs", "parameters", "variant", "out", "add_missing", "use_ema", "blocks", "rules", "map", "loras",
+    "vae",
+}  # fmt: skip
+"""Of ``merge``, beside the settings."""
 _TOKEN = (
     r"(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[½¼¾])|(?P<name>[^\W\d½¼¾²³][^\W½¼¾²³]*)"
     r"|(?P<text>'[^']*'|\"[^\"]*\")|(?P<sign>\*\*|<=|>=|==|!=|[-+*/^<>(),=²³−–·×⋅∗÷≤≥≠])|(?P<space>\s+)|(?P<other>.)"
@@ -193,6 +198,7 @@ def method_of(name: str) -> Method:
     """The method called ``formula:`` and a text. UsageError that points at the character for what is no formula."""
     text = name.removeprefix(PREFIX).strip()
     parts = _Parser(text).whole()
+    _require_free(text, parts)
     words = list(dict.fromkeys(node.word for node in parts if node.kind == "parameter"))
     used = [node.word for node in parts if node.kind == "input"]
     if not used:
@@ -200,6 +206,15 @@ def method_of(name: str) -> Method:
     count = max(_number_of(word) for word in used) + 1
     params = {word: Param(None, "a number of the formula") for word in words}
     return Method(f"{PREFIX}{text}", tuple(map(letter, range(count))), params, Written(text, parts))
+
+
+def _require_free(text: str, parts: Sequence[Node]) -> None:
+    """UsageError for a number that is called like another keyword of ``merge``, which could not be given beside it."""
+    from ..settings import OPTIONS
+
+    for node in parts:
+        if node.kind == "parameter" and (node.word in OPTIONS or node.word in _KEYWORDS):
+            raise refusal(text, node.at, f"a number cannot be called '{node.word}', which is an option of merge")
 
 
 def _number_of(word: str) -> int:
