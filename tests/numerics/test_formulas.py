@@ -373,7 +373,9 @@ def test_clamp_keeps_the_result_between_inputs(files: list[str], tmp_path: Path)
     )
     stiff = sds.apply("clamp(A,B,C):add-diff", a, b, c, alpha=2, stiffness=0.5)
     assert np.array_equal(stiff, sds.apply("clamp", mixed, a, b, c, stiffness=0.5))
-    refused(command(*words, "--bounds", "A,Q"), 2, "there is no input Q")
+    refused(command(*words, "--bounds", "A,Q"), 2, "no input Q of add-diff, whose last one is C")
+    several = ["merge", "--method", "mean", *files, "-o", str(out), "--force"]
+    refused(command(*several, "--bounds", "A,D"), 2, "no input D of mean, whose last one is C")
     refused(command(*words, "--bounds", "A"), 2, "clamp needs two or more inputs")
 
 

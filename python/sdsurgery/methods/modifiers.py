@@ -17,6 +17,7 @@ from .order import clamped
 from .parameters import Param
 from .registry import Method, get, named_by, require_free
 from .sums import CURVES
+from .written import letter
 
 STIFFNESS = Param(
     0.0, "of clamp: 0 between the smallest and the largest bound; 1 between those next to their mean", "[0, 1]"
@@ -48,12 +49,12 @@ class Clamped:
 
     @property
     def __doc__(self) -> str:  # type: ignore[override]
-        names = ", ".join(chr(ord("A") + bound) for bound in self.bounds)
+        names = ", ".join(letter(bound) for bound in self.bounds)
         return f"{self.method.summary.rstrip('.')}; clamped between {names}."
 
     def __call__(self, *inputs: Any, stiffness: Any, **numbers: float | Sequence[float] | None) -> Any:
         if max(self.bounds) >= len(inputs):
-            raise _no_input(self.method, max(self.bounds))
+            raise _no_input(self.method, max(self.bounds), len(inputs))
         bounds = [inputs[bound] for bound in self.bounds]
         return clamped(self.method.body(*inputs, **numbers), bounds, stiffness)
 
@@ -80,18 +81,16 @@ def clamp_of(name: str) -> Method:
         raise UsageError(f"clamp needs two or more inputs, as in A,B; not '{printable(words)}'", code="bad_value")
     method = get(rest)
     if max(bounds) >= len(method.inputs) and not method.variadic:
-        raise _no_input(method, max(bounds))
+        raise _no_input(method, max(bounds), len(method.inputs))
     require_free("clamp", method, ("stiffness",))
     params = {**method.params, "stiffness": STIFFNESS}
     body = Clamped(method, bounds)
     return dataclasses.replace(method, name=f"clamp({words}):{method.name}", body=body, params=params)
 
 
-def _no_input(method: Method, number: int) -> UsageError:
-    names = " ".join(method.inputs)
-    return UsageError(
-        f"clamp: {method.name} takes {names}; there is no input {chr(ord('A') + number)}", code="bad_value"
-    )
+def _no_input(method: Method, number: int, count: int) -> UsageError:
+    text = f"clamp: there is no input {letter(number)} of {method.name}, whose last one is {letter(count - 1)}"
+    return UsageError(text, code="bad_value")
 
 
 def modified(method: Method, curve: str | None = None, bounds: str | None = None, adjust: bool = False) -> Method:
