@@ -127,6 +127,10 @@ def test_methods_lists_every_registered_method() -> None:
     assert {row["name"] for row in rows} == set(sdsurgery.methods())
     bases = {row["name"]: row["base"] for row in rows}
     assert (bases["ties"], bases["train-diff"], bases["mean"]) == ("A", "C", None)
+    columns = {
+        line.index(row["formula"]) for row in rows for line in text.splitlines() if line.startswith(row["name"] + " ")
+    }
+    assert len(columns) == 1, "the formulas are in one column"
     assert text.count(" base: A\n") == list(bases.values()).count("A")
     for method in sdsurgery.methods().values():
         assert method.name in text

@@ -135,14 +135,15 @@ def verification_lines(found: Verification) -> list[str]:
 
 def method_lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """``methods`` as text."""
-    lines = []
+    lines, rows = [], list(rows)
+    width = max(len(row["name"]) for row in rows)
     for row in rows:
         inputs = " ".join(row["inputs"]) + (" …" if row["any_number_of_inputs"] else "")
-        lines.append(f"{row['name']:<28} {inputs:<8} {row['formula']}")
+        lines.append(f"{row['name']:<{width}} {inputs:<8} {row['formula']}")
         if row["base"]:
-            lines.append(f"{'':<28} base: {row['base']}")
+            lines.append(f"{'':<{width}} base: {row['base']}")
         for name, param in row["parameters"].items():
-            lines.append(f"{'':<28} --{name.replace('_', '-')}: {param['text']}")
+            lines.append(f"{'':<{width}} --{name.replace('_', '-')}: {param['text']}")
     return lines
 
 
