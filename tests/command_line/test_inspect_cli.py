@@ -58,6 +58,12 @@ def test_blake3_is_that_of_the_file(tmp_path: Path, models: Path) -> None:
     assert sdsurgery.inspect(models / "a.safetensors", hashes=True).hashes["blake3"] == blake3.blake3(data).hexdigest()
 
 
+def test_info_ends_with_its_last_line() -> None:
+    code, text = on_terminal("info", columns=200)
+    assert code == 0 and "leaked" not in text
+    assert text.rstrip().splitlines()[-1].startswith("rich: ")
+
+
 def test_every_report_fits_sixty_columns(models: Path, tmp_path: Path) -> None:
     a, b, out = models / "a.safetensors", models / "b.safetensors", tmp_path / "out.safetensors"
     sdsurgery.merge("weighted-sum", [a, b], out=out)
