@@ -232,6 +232,44 @@ def test_a_baked_adapter_shows_as_low_rank(models: dict[str, Path], tmp_path: Pa
     assert any("adapter is baked" in note and "--rank 4 " in note for note in found.notes)
 
 
+def test_a_coarse_stranger_hides_nothing(models: dict[str, Path], tmp_path: Path) -> None:
+    mix = load_file(mixed(models, "a b", "weighted-sum", alpha=0.3))
+    rng = np.random.default_rng(2)
+    for key in [key for key in mix if "attn1.to_" in key and key.endswith("weight") and min(mix[key].shape) >= 32]:
+        rows, columns = mix[key].shape
+        change = rng.normal(size=(rows, 2)) @ rng.normal(size=(2, columns)) * (0.003 / columns**0.5)
+        mix[key] = (mix[key].astype(np.float32) + change.astype(np.float32)).astype(np.float16)
+    save_file(mix, tmp_path / "baked.safetensors")
+    coarse = tmp_path / "coarse.safetensors"
+    sds.cast(models["c"], out=coarse, dtype="fp8_e5m2")
+    found = sds.unmix(tmp_path / "baked.safetensors", [*pick(models, "a b c base"), coarse])
+    assert ratios(found) == pytest.approx({"a": 0.7, "b": 0.3}, abs=5e-3) and not found.complete
+    assert found.rounding < 1e-3 and any("adapter is baked" in note for note in found.notes)
+    # Two fine-tunes differ by less than this dtype rounds; that makes none the other's cast, nor the answer ambiguous.
+    assert found.unique and not any("is this model" in note or "is itself" in note for note in found.notes)
+
+
+def test_casts_of_the_true_parents(models: dict[str, Path], tmp_path: Path) -> None:
+    casts = [tmp_path / f"{name}.safetensors" for name in "abc"]
+    for cast in casts:
+        sds.cast(models[cast.stem], out=cast, dtype="bf16")
+    found = sds.unmix(mixed(models, "a b", "weighted-sum", alpha=0.3), casts)
+    assert ratios(found) == pytest.approx({"a": 0.7, "b": 0.3}, abs=2e-3) and found.complete
+    assert any("a and b are in a coarser dtype than the mix" in note for note in found.notes)
+
+
+def test_a_parent_in_fp8_of_a_mix_in_fp16(models: dict[str, Path], tmp_path: Path) -> None:
+    narrow, mix, again = (tmp_path / f"{name}.safetensors" for name in ("narrow", "mix", "again"))
+    sds.cast(models["a"], out=narrow, dtype="fp8_e4m3")
+    sds.merge("weighted-sum", [narrow, models["b"]], alpha=0.4, dtype="fp16", out=mix, **QUICK)
+    found = sds.unmix(mix, [narrow, *pick(models, "a b c")], prove=True)
+    assert ratios(found) == pytest.approx({"narrow": 0.6, "b": 0.4}, abs=1e-5)
+    assert found.proof is not None and found.proof["equal"] == found.proof["tensors"]
+    assert not any("is this model" in note or "coarser" in note for note in found.notes)
+    assert command(*shlex.split(found.command.replace("OUT.safetensors", str(again)))[1:]).rc == 0
+    assert sds.compare(mix, again).verdict.startswith("equal")
+
+
 def test_candidates_that_are_mixes_of_each_other_are_not_unique(models: dict[str, Path]) -> None:
     half = mixed(models, "a b", "weighted-sum", alpha=0.5, name="half")
     mix = half.with_name("quarter.safetensors")

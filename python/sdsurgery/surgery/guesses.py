@@ -332,7 +332,7 @@ def _command(given: _Found, guess: Guess) -> str:
         own = {b: w for b, w in weights.items() if not (preset and network and b in network.blocks)}
         listed = [*([preset] if preset else []), *(f"{block}={_text(own[block])}" for block in own)]
         words += ["--blocks", f"{ratio}:{','.join(listed)}"]
-    if given.dtype is not None and given.dtype is not work.commonest_dtype(guess.order[0] + 1):
+    if given.dtype is not None and any(each.dtypes[0] is not each.dtypes[guess.order[0] + 1] for each in work.tensors):
         words += _dtype_words(given.dtype)
     return shlex.join([*words, "-o", "OUT.safetensors"])
 

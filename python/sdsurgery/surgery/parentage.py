@@ -18,7 +18,7 @@ from ..settings import Settings
 from .candidates import EMA, short_names
 from .cells import cell, unit
 from .gram import Gram, Grams, grams
-from .mixture import MISSING, Fit, eliminated, fit, noise
+from .mixture import BEYOND, MISSING, Fit, coarser, eliminated, fit, noise
 from .samples import sample
 
 if TYPE_CHECKING:
@@ -50,14 +50,18 @@ class BlockMix:
 
 class _Sums:
     """Of T tensors: ``products`` [T, n, n], and as arrays [T] the numbers of ``elements``, the energies of their
-    ``spreads`` and of their rounding, and ``weights``: 1/(variance of rounding)."""
+    ``spreads`` and of their rounding, and ``weights``: 1/(variance of rounding). The coarsest dtype of the mix and of
+    the candidates ``rounded`` is what rounds."""
 
-    def __init__(self, chosen: Sequence[Gram], count: int) -> None:
+    def __init__(self, chosen: Sequence[Gram], count: int, rounded: Iterable[int]) -> None:
         self.products = np.array([each.products for each in chosen]).reshape(-1, count, count)
         sums = np.array([(each.elements, each.total, each.square) for each in chosen]).reshape(-1, 3)
         self.elements, totals, squares = sums.T
         self.spreads = (squares - totals**2 / self.elements).clip(0)
-        self.roundings = np.array([noise(each.square, each.elements, each.dtypes) for each in chosen])
+        counted = [0, *(i + 1 for i in rounded)]
+        self.roundings = np.array(
+            [noise(each.square, each.elements, [each.dtypes[at] for at in counted]) for each in chosen]
+        )
         self.weights = self.elements / np.maximum(np.maximum(self.roundings, 1e-30 * squares), 1e-300)
 
 
@@ -65,8 +69,8 @@ class Part:
     """Sums over some tensors: ``plain`` Gram matrix, and ``weighted`` by 1/(variance of rounding) of each tensor, so
     that its residual is a number of elements where rounding is all that is left."""
 
-    def __init__(self, chosen: Iterable[Gram], count: int) -> None:
-        sums = _Sums(list(chosen), count)
+    def __init__(self, chosen: Iterable[Gram], count: int, rounded: Iterable[int]) -> None:
+        sums = _Sums(list(chosen), count, rounded)
         self.plain = sums.products.sum(axis=0)  # tensor by tensor: candidates with the same weights get the same sums
         self.weighted = (sums.weights[:, None, None] * sums.products).sum(axis=0)
         self.elements, self.tensors = int(sums.elements.sum()), len(sums.elements)
@@ -106,6 +110,7 @@ class Work:
         self.names = [each.path for each in self.opened[1:]]
         self.averaged = range(len(opened) - 1, self.count)
         self.short = short_names(self.names)
+        self.rounded: list[int] = []  # candidates that were rounded after the merge, to a coarser dtype than the mix
         self._commonest: dict[int, DType | None] = {}
         self.notes = [*notes, *self.read.notes]
         self.tensors = self.read.finite(self.notes)
@@ -140,10 +145,13 @@ class Work:
             return "all"
         return self.layout.block(name) or "BASE"
 
-    def part(self, keep: Sequence[int], chosen: Iterable[Gram] | None = None) -> Part:
+    def part(
+        self, keep: Sequence[int], chosen: Iterable[Gram] | None = None, rounded: Iterable[int] | None = None
+    ) -> Part:
         """Of the tensors that all of the candidates ``keep`` have."""
         given = self.tensors if chosen is None else chosen
-        return Part((each for each in given if all(each.has[i] for i in keep)), self.count)
+        counted = self.rounded if rounded is None else rounded
+        return Part((each for each in given if all(each.has[i] for i in keep)), self.count, counted)
 
     def has_all(self, i: int, others: Sequence[int]) -> bool:
         """Whether candidate i has each weight that one of the others has."""
@@ -157,7 +165,7 @@ class Work:
         """What the best mix of its block leaves of each weight: ``name``, ``block``, ``elements``, ``unexplained`` and
         ``over_rounding`` as those of a block."""
         chosen = [each for each in self.tensors if self.block_of(each.name) in by_block]
-        sums, blocks = _Sums(chosen, self.count), [self.block_of(each.name) for each in chosen]
+        sums, blocks = _Sums(chosen, self.count, self.rounded), [self.block_of(each.name) for each in chosen]
         ratios = np.array([array_of(by_block[block].ratios, self.count) for block in blocks])
         left = np.einsum("ti,tij,tj->t", ratios, sums.products, ratios).clip(0)
         shares = np.sqrt(np.divide(left, sums.spreads, out=np.zeros_like(left), where=sums.spreads > 0))
@@ -195,7 +203,26 @@ class Work:
         return sum(each.products[i, i] - 2 * each.products[i, j] + each.products[j, j] for each in self.tensors)
 
     def parents(self, usable: list[int]) -> list[int]:
-        """Who explains something: of the whole model, or of some block."""
+        """Who explains something: of the whole model, or of some block.
+
+        Candidates in a coarser dtype than the mix are taken as they are stored. Where that leaves more than rounding,
+        they may be casts of the true parents: then their rounding counts too, but only that of parents. A cast that
+        explains nothing must not hide what is left.
+        """
+        parents = self._parents(usable)
+        coarse = [i for i in usable if any(coarser(each.dtypes[i + 1], each.dtypes[0]) for each in self.tensors)]
+        if not coarse or all(mix.over_rounding <= BEYOND for mix in self.by_block(parents).values()):
+            return parents
+        self.rounded = coarse
+        while self.rounded:
+            casts = self._parents(usable)
+            unused = [i for i in self.rounded if i not in casts]
+            if not unused:
+                return casts
+            self.rounded = [i for i in self.rounded if i in casts]
+        return parents
+
+    def _parents(self, usable: list[int]) -> list[int]:
         together = [i for i in usable if self.part(usable).elements or i == usable[0]]
         whole = self.part(together)
         if not whole.elements:  # no tensor that all have: one after the other

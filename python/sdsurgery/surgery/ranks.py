@@ -112,7 +112,7 @@ def residual_ranks(work: Work, by_block: Mapping[str, Mapping[int, float]]) -> l
             continue
         r = np.array([ratios.get(i, 0.0) for i in range(work.count)])
         energy = float(r @ each.products @ r)
-        rounding = noise(each.square, each.elements, each.dtypes)
+        rounding = noise(each.square, each.elements, [each.dtypes[at] for at in (0, *(i + 1 for i in work.rounded))])
         if energy > 4 * rounding:
             left.append((energy / max(rounding, 1e-300), each, ratios, rounding))
     left.sort(key=lambda row: (-row[0], row[1].name))

@@ -9,18 +9,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import printable
+from .cells import unit
 from .gram import Gram
 from .mixture import MISSING, coarser, eliminated, noise
+from .samples import sample
 
 if TYPE_CHECKING:
+    from ..dtypes import DType
     from .parentage import Work
 
 
 _RIGHT_ANGLE = 0.05
 """Cosine below which two directions count as independent."""
+_SAMPLE = 1 << 12
+"""Elements of a block that tell whether a candidate is the mix in another dtype."""
+_NEARLY_ALL = 0.999
 
 
-def of_candidates(work: Work, usable: Sequence[int]) -> tuple[list[str], bool]:
+def of_candidates(work: Work, usable: Sequence[int], parents: Sequence[int]) -> tuple[list[str], bool]:
     """Notes on candidates, and whether the answer is the only one."""
     from .guesses import formula
 
@@ -33,8 +39,8 @@ def of_candidates(work: Work, usable: Sequence[int]) -> tuple[list[str], bool]:
             more = len(work.opened[i + 1].tensors) - len(work.opened[0].tensors)
             pruned = f"; it has {more:,} more tensors, so the mix was pruned" if more > 0 else ""
             notes.append(f"{work.short[i]} has the weights of the mix, bit for bit in value{pruned}")
-        elif energy <= MISSING * rounding and any(coarser(e.dtypes[i + 1], e.dtypes[0]) for e in there):
-            notes.append(f"{work.short[i]} is this model in {there[0].dtypes[i + 1].name}")  # type: ignore[union-attr]
+        elif energy <= MISSING * rounding and (dtype := _cast_to(work, i)) is not None:
+            notes.append(f"{work.short[i]} is this model in {dtype.name}")
     if len(usable) < 3:
         return notes, True
     mixes = []  # with the sum of their ratios' sizes: of A, B and their mean that is 1 for the mean alone
@@ -42,7 +48,7 @@ def of_candidates(work: Work, usable: Sequence[int]) -> tuple[list[str], bool]:
     for i in usable if together.elements else ():
         part = together.seen_from(i)
         keep, fitted = eliminated(part.weighted, part.elements, [j for j in usable if j != i])
-        if part.over_rounding(fitted.ratios) ** 2 <= MISSING:
+        if part.over_rounding(fitted.ratios) ** 2 <= MISSING and not {i, *keep}.isdisjoint(parents):
             row = tuple(round(float(fitted.ratios[j]), 4) for j in keep)
             mix = formula(row, [work.short[j] for j in keep], False)
             mixes.append((round(float(np.abs(fitted.ratios).sum()), 3), i, f"{work.short[i]} is itself {mix}"))
@@ -50,6 +56,34 @@ def of_candidates(work: Work, usable: Sequence[int]) -> tuple[list[str], bool]:
         return notes, True
     notes.append(f"{min(mixes)[2]} to within rounding: the answer is not unique, and this is the shortest")
     return notes, False
+
+
+def _cast_to(work: Work, i: int) -> DType | None:
+    """The coarser dtype in which candidate i has the mix's values, rounded to nearest; None where it has others. Two
+    fine-tunes can differ by less than fp8 rounds, so that the size of the difference alone shows no cast."""
+    cast: DType | None = None
+    near = total = 0
+    for tensor in sample(work, [i], _SAMPLE, _SAMPLE):
+        dtype = work.stored(i + 1, tensor.name).dtype
+        steps, own = unit(tensor.mix, dtype), unit(tensor.mix, tensor.dtype)
+        if steps is None or own is None:
+            return None
+        near += int((np.abs(tensor.inputs[i] - tensor.mix) <= 0.5 * (steps + own)).sum())
+        total += len(tensor.mix)
+        cast = dtype if coarser(dtype, tensor.dtype) else cast
+    return cast if near >= _NEARLY_ALL * total else None
+
+
+def of_rounding(work: Work) -> list[str]:
+    """A note on parents that are coarser than the mix."""
+    if not work.rounded:
+        return []
+    names = " and ".join(printable(work.short[i]) for i in work.rounded)
+    return [
+        f"{names} {'is' if len(work.rounded) == 1 else 'are'} in a coarser dtype than the mix, which was made of finer "
+        "copies, or cast after the merge: the ratios may be off by more than their standard errors, and nothing "
+        "smaller than that dtype's rounding shows"
+    ]
 
 
 def blocks(some: Sequence[str], count: int) -> str:

@@ -121,9 +121,11 @@ def _result(work: Work, prove: bool) -> Unmixing:
     missing = _missing(found, work, usable, parents, main[1])
     if found.upper_bounds and not found.constant:
         found.formula = f"{overall(work, parents, main[0])}; other ratios by block"
-    more, unique = remarks.of_candidates(work, usable)
+    more, unique = remarks.of_candidates(work, usable, parents)
     found.unique = found.unique and unique
     found.notes += more + remarks.of_components(work, parents)
+    if not _proved(found):
+        found.notes += remarks.of_rounding(work)
     if missing:
         traces = fingerprints(work, parents, by_block)
         found.fingerprints = [asdict(each) for each in traces]
@@ -165,7 +167,7 @@ def _missing(found: Unmixing, work: Work, usable: list[int], parents: list[int],
     from . import remarks
 
     beyond = _beyond(found)
-    found.complete = not beyond or (found.proof is not None and found.proof["equal"] == found.proof["tensors"])
+    found.complete = not beyond or _proved(found)
     if found.complete:
         return False
     where = remarks.blocks(beyond, len(found.block_residuals))
@@ -183,6 +185,10 @@ def _missing(found: Unmixing, work: Work, usable: list[int], parents: list[int],
     else:
         found.notes.append(f"the best mix leaves more than rounding{where}: {found.unexplained:.3%} of the spread")
     return True
+
+
+def _proved(found: Unmixing) -> bool:
+    return found.proof is not None and found.proof["equal"] == found.proof["tensors"]
 
 
 def _beyond(found: Unmixing) -> list[str]:
