@@ -216,6 +216,13 @@ def test_a_missing_parent_is_said_and_the_base_keeps_the_others_near_the_truth(m
     assert without.residual_ranks and not any(row["low"] for row in without.residual_ranks)
 
 
+def test_a_mix_of_none_of_the_candidates(few: dict[str, Path]) -> None:
+    found = sds.unmix(mixed(few, "a b", "weighted-sum", alpha=0.4), pick(few, "base d f g"))
+    assert ratios(found) == {"base": 1.0} and found.upper_bounds == [str(few["base"])]
+    text = next(note for note in found.notes if "is missing" in note)
+    assert "No other candidate has a share: the model descends from base" in text
+
+
 def test_a_baked_adapter_shows_as_low_rank(models: dict[str, Path], tmp_path: Path) -> None:
     mix = load_file(mixed(models, "a b", "weighted-sum", alpha=0.3))
     rng = np.random.default_rng(1)

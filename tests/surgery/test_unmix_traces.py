@@ -53,6 +53,7 @@ def test_a_method_that_is_no_sum_leaves_its_trace(
     assert trace["share"] == pytest.approx(share, abs=0.02) and trace["text"] in found.notes
     assert trace["ratio"] == (None if ratio is None else pytest.approx(ratio, rel=1e-3))
     assert trace["tensors"] == trace["looked_at"] > 20
+    assert not found.complete and not found.upper_bounds and not any("is missing" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(

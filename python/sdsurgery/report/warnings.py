@@ -88,8 +88,8 @@ KINDS = {
     ),
     "unexplained": Kind(
         "unmix: the best mix of the candidates leaves more than rounding does",
-        "the best mix leaves {share:.2%} of the weights' spread{where}, while rounding leaves {rounding:.3%}: a parent "
-        "is missing, or the model was trained further, or an adapter is baked into it. {bounds}",
+        "the best mix leaves {share:.2%} of the weights' spread{where}, while rounding leaves {rounding:.3%}: "
+        "{cause}. {bounds}",
     ),
 }  # fmt: skip
 """Every code."""

@@ -58,8 +58,8 @@ KINDS = {
     "trimmed": "small differences from {first} were dropped, as TIES and top-k do: {share} of them",
     "elected": "of differences from {first} with both signs, {share} of the elements, only those of one sign were "
     "added, as TIES without trimming does",
-    "norm": "the norm was kept, as slerp does: {names} at the ratio {ratio}",
-    "clamp": "values were clamped between those of {names}: {share} of them lie at a bound",
+    "norm": "the norm was kept: a slerp of {both} at the ratio {ratio}",
+    "clamp": "values were clamped between those of {both}: {share} of them lie at a bound",
 }
 """What is said of each kind of trace."""
 
@@ -112,7 +112,7 @@ def _together(work: Work, traces: Sequence[Trace], seen: int) -> Fingerprint:
     ratios = [trace.ratio for trace in traces if trace.ratio is not None]
     ratio = float(np.median(ratios)) if ratios else None
     names = [work.short[i] for i in candidates]
-    words = {"names": " or ".join(names), "first": names[0], "share": f"{share:.0%}"}
+    words = {"names": " or ".join(names), "both": " and ".join(names), "first": names[0], "share": f"{share:.0%}"}
     text = KINDS[kind].format(**words, ratio="" if ratio is None else f"{ratio:.4g}")
     if kind in ("dropped", "trimmed", "elected") and ratio is not None:
         text += f"; what was kept is multiplied by {ratio:.4g}"

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .parentage import Work
 
 
+CAUSES = "a parent is missing, or the model was trained further, or an adapter is baked into it"
+NOT_A_SUM = ("the merge was not a weighted sum", "The ratios are those of the nearest sum")
+"""Why more than rounding is left, and what the ratios are then, where the trace of a method says so."""
 _RIGHT_ANGLE = 0.05
 """Cosine below which two directions count as independent."""
 _SAMPLE = 1 << 12
@@ -102,6 +105,11 @@ def bounded_above(
     if others:
         return [], "The overall ratios are those of the other blocks, where nothing is missing; here they may be less"
     base = _base(work, usable)
+    if [base] == list(parents):
+        return [base], (
+            f"No other candidate has a share: the model descends from {printable(work.short[base])}, around which the "
+            "others lie, or from a model near it"
+        )
     if base in parents:
         return [base], (
             f"The ratio of {printable(work.short[base])}, around which the others lie, is an upper bound: it takes the "

@@ -98,7 +98,6 @@ def unmix(
 
 def _result(work: Work, prove: bool) -> Unmixing:
     from . import remarks
-    from .fingerprints import fingerprints
     from .guesses import guesses, overall
     from .ranks import residual_ranks
 
@@ -118,7 +117,7 @@ def _result(work: Work, prove: bool) -> Unmixing:
         for guess in [*best, *further]:
             several.setdefault(guess.command, guess)
         _prove(found, work, list(several.values()))
-    missing = _missing(found, work, usable, parents, main[1])
+    missing = _missing(found, work, usable, by_block, main)
     if found.upper_bounds and not found.constant:
         found.formula = f"{overall(work, parents, main[0])}; other ratios by block"
     more, unique = remarks.of_candidates(work, usable, parents)
@@ -126,10 +125,7 @@ def _result(work: Work, prove: bool) -> Unmixing:
     found.notes += more + remarks.of_components(work, parents)
     if not _proved(found):
         found.notes += remarks.of_rounding(work)
-    if missing:
-        traces = fingerprints(work, parents, by_block)
-        found.fingerprints = [asdict(each) for each in traces]
-        found.notes += [each.text for each in traces]
+    found.notes += [each["text"] for each in found.fingerprints]
     if missing and not found.fingerprints:
         fitted, apart = main
         alike = {i: float(fitted.ratios[i]) for i in parents}  # what is missing pulls at a block's own ratios
@@ -162,11 +158,15 @@ def _fill(
     found.layers = work.layers(by_block)
 
 
-def _missing(found: Unmixing, work: Work, usable: list[int], parents: list[int], apart: set[str]) -> bool:
-    """Whether something is missing from the mix, with what is said of it. ``apart``: blocks with other ratios."""
+def _missing(
+    found: Unmixing, work: Work, usable: list[int], by_block: dict[str, BlockMix], main: tuple[Fit, set[str]]
+) -> bool:
+    """Whether something is missing from the mix, with what is said of it."""
     from . import remarks
+    from .fingerprints import fingerprints
 
-    beyond = _beyond(found)
+    beyond, apart = _beyond(found), main[1]
+    parents = [i for i in range(work.count) if work.names[i] in found.ratios]
     found.complete = not beyond or _proved(found)
     if found.complete:
         return False
@@ -175,15 +175,20 @@ def _missing(found: Unmixing, work: Work, usable: list[int], parents: list[int],
         names = " and ".join(printable(work.short[i]) for i in parents)
         found.notes.append(f"the ratios differ from layer to layer{where}: each layer by itself is a mix of {names}")
         return False
-    if found.unexplained > MISSING_SHARE:
+    found.fingerprints = [asdict(each) for each in fingerprints(work, parents, by_block)]
+    if found.unexplained <= MISSING_SHARE:
+        found.notes.append(f"the best mix leaves more than rounding{where}: {found.unexplained:.3%} of the spread")
+        return True
+    if found.fingerprints:
+        cause, words = remarks.NOT_A_SUM
+    else:
+        cause = remarks.CAUSES
         explained = set(found.block_residuals) - set(beyond)
         above, words = remarks.bounded_above(work, usable, parents, bool(explained) and not explained & apart)
         found.upper_bounds = [work.names[i] for i in above]
-        found.notes.append(
-            warned("unexplained", share=found.unexplained, where=where, rounding=found.rounding, bounds=words)
-        )
-    else:
-        found.notes.append(f"the best mix leaves more than rounding{where}: {found.unexplained:.3%} of the spread")
+    found.notes.append(
+        warned("unexplained", share=found.unexplained, where=where, rounding=found.rounding, cause=cause, bounds=words)
+    )
     return True
 
 
