@@ -116,6 +116,18 @@ def test_compare_shows_every_tensor_and_block(models: dict[str, Path], tmp_path:
     assert ["unet", "IN04", "38", "0", f"{block.cosine:.6f}"] in [row[:5] for row in rows]
 
 
+def test_unmix_shows_parts_beside_long_weights_by_block(models: dict[str, Path], tmp_path: Path) -> None:
+    vae, body, mix = (tmp_path / f"{name}.safetensors" for name in ("vae", "body", "mix"))
+    sds.extract(models["b"], out=vae, component="vae", strip_prefix=True)
+    own = {f"IN{at:02}": 0.1 + at / 16 for at in range(12)}
+    sds.merge("weighted-sum", [models["a"], models["base"]], alpha=0.5, blocks=own, out=body, **QUICK)
+    sds.replace(body, {"vae": vae}, out=mix, **QUICK)
+    found = sds.unmix(mix, [models["a"], models["base"], vae], html=tmp_path / "r.html")
+    page = Page.of(tmp_path / "r.html")
+    assert len(found.formula) > 180 and found.formula.endswith("; vae of vae")
+    assert "other ratios by block, see below; vae of vae" in page.text and f"that of {vae}" in page.text
+
+
 def test_unmix_shows_formula_ratios_command_and_proof(models: dict[str, Path], tmp_path: Path) -> None:
     found = sds.unmix(models["mix"], [models["a"], models["b"]], prove=True, html=tmp_path / "r.html")
     page = Page.of(tmp_path / "r.html")

@@ -102,8 +102,9 @@ def unmix(
     **settings: Unpack[Comparing],
 ) -> Unmixing:
     """Find out which of the candidates a model was mixed from: ratios that sum to one, overall and by block, by least
-    squares on the weights (docs/unmix.md). ``folder``: its files of the same family are candidates too. ``prove`` makes
-    the merge again, in a temporary file, and compares it bit for bit.
+    squares on the weights (docs/unmix.md). ``folder``: its files of the same family are candidates too. A file that
+    holds a VAE or a text encoder alone is a candidate of that component. ``prove`` makes the merge again, in a
+    temporary file, and compares it bit for bit.
 
     All files are read once, in one pass. The other settings are those of ``compare``. InputRefused when a candidate is
     of another family or has no weight of the mix; UsageError without candidates, and for a backend that keeps no values

@@ -66,6 +66,7 @@ def lines(found: Unmixing, *, verbose: bool = False) -> Iterator[str]:
         above = most if left["over_rounding"] > BEYOND else dict.fromkeys(parents, "")
         cells = (above[path] + _ratio(ratios[path], found.block_errors[block][path]) for path in parents)
         rows.append((block, *cells, f"{left['unexplained']:.3%}", f"{left['over_rounding']:.2f}"))
+    rows += [(f"{part} of {short[path]}", *("–" for _ in parents), "", "") for part, path in found.parts.items()]
     yield from table(head, rows, width(sys.stdout))
     if found.left_out:
         yield f"explain nothing: {', '.join(short[path] for path in found.left_out)}"

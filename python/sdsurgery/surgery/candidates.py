@@ -11,6 +11,7 @@ from ..errors import Failure, InputRefused, number_of, printable
 from ..layouts import UNKNOWN, Detection, conflict, detect
 from ..report.formula import names_of
 from ..settings import Settings
+from .baked import Component, part_of
 from .common import close_all, open_input
 
 if TYPE_CHECKING:
@@ -44,6 +45,19 @@ def short_names(paths: Sequence[str], limit: int = 60) -> list[str]:
     return [short[file] + path[len(file) :] for file, path in zip(plain, paths, strict=True)]
 
 
+def separated(opened: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[Component]]:
+    """The mix, the first, and the models; and of the others those that hold one component of the mix alone."""
+    ours = detect(opened[0].tensors)
+    models, parts = [opened[0]], []
+    for each in opened[1:]:
+        part = part_of(opened[0], ours.layout, each) if conflict(ours, detect(each.tensors)) else None
+        if part is None:
+            models.append(each)
+        else:
+            parts.append(part)
+    return models, parts
+
+
 def of_folder(
     folder: str | os.PathLike[str], opened: Sequence[Checkpoint], ours: Detection, settings: Settings
 ) -> tuple[list[Checkpoint], list[str]]:
@@ -69,7 +83,7 @@ def of_folder(
                 continue
             theirs = detect(other.tensors)
             same = ours.layout is UNKNOWN or (theirs.layout is not UNKNOWN and _plain(theirs) in family)
-            if same and not conflict(ours, theirs):
+            if (same and not conflict(ours, theirs)) or part_of(opened[0], ours.layout, other):
                 found.append(other)
             else:
                 strangers.append(os.path.basename(path))

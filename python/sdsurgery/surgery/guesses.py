@@ -270,7 +270,7 @@ def _alone(given: _Found) -> Guess:
         "sdsurgery",
         "ema" if only in work.averaged else "cast",
         work.file(only),
-        *_dtype_words(given.dtype or work.commonest_dtype(0)),
+        *dtype_words(given.dtype or work.commonest_dtype(0)),
     ]
     return Guess("cast", (only,), {}, {}, work.short[only], shlex.join([*words, "-o", "OUT.safetensors"]))
 
@@ -333,7 +333,7 @@ def _command(given: _Found, guess: Guess) -> str:
         listed = [*([preset] if preset else []), *(f"{block}={_text(own[block])}" for block in own)]
         words += ["--blocks", f"{ratio}:{','.join(listed)}"]
     if given.dtype is not None and any(each.dtypes[0] is not each.dtypes[guess.order[0] + 1] for each in work.tensors):
-        words += _dtype_words(given.dtype)
+        words += dtype_words(given.dtype)
     return shlex.join([*words, "-o", "OUT.safetensors"])
 
 
@@ -343,7 +343,7 @@ def _cast_then(given: _Found, guess: Guess) -> Guess | None:
     if given.dtype is None or own is None or own is given.dtype:
         return None
     first = _command(given._replace(dtype=None), guess).removesuffix("OUT.safetensors")
-    words = ["sdsurgery", "cast", "MERGED.safetensors", *_dtype_words(given.dtype), "-o", "OUT.safetensors"]
+    words = ["sdsurgery", "cast", "MERGED.safetensors", *dtype_words(given.dtype), "-o", "OUT.safetensors"]
     return replace(guess, via=own, command=f"{first}MERGED.safetensors && {shlex.join(words)}")
 
 
@@ -351,7 +351,8 @@ def _text(value: float) -> str:
     return f"{value:.9g}"
 
 
-def _dtype_words(dtype: DType | None) -> list[str]:
+def dtype_words(dtype: DType | None) -> list[str]:
+    """A dtype as words of a command; None gives none."""
     return ["--dtype", word] if (word := option_of(dtype)) else []
 
 

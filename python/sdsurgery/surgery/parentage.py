@@ -15,6 +15,7 @@ from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import DType
 from ..errors import InputRefused, number_of, printable
 from ..settings import Settings
+from .baked import Component, baked
 from .candidates import EMA, short_names
 from .cells import cell, unit
 from .gram import Gram, Grams, grams
@@ -98,23 +99,30 @@ class Part:
 
 class Work:
     """``opened`` are the mix and the files, ``ema`` those of them that have EMA weights, with these in the U-Net's
-    place. Candidates have the numbers from 0 on."""
+    place. Candidates have the numbers from 0 on. ``parts`` are components in files of their own; what the mix has of
+    these is ``baked`` and none of ``tensors``."""
 
     def __init__(
         self, opened: Sequence[Checkpoint], ema: Sequence[Checkpoint], layout: Layout, settings: Settings,
-        notes: list[str],
+        notes: list[str], *, parts: Sequence[Component] = (),
     ) -> None:  # fmt: skip
         self.opened, self.layout, self.settings = [*opened, *ema], layout, settings
-        self.read: Grams = grams(self.opened, layout, settings)
+        self.read: Grams = grams([*self.opened, *(part.renamed for part in parts)], layout, settings)
         self.count = len(self.opened) - 1
         self.names = [each.path for each in self.opened[1:]]
         self.averaged = range(len(opened) - 1, self.count)
-        self.short = short_names(self.names)
+        self.parts = [part.file.path for part in parts]
+        short = short_names([*self.names, *self.parts])
+        self.short, short_parts = short[: self.count], dict(zip(self.parts, short[self.count :], strict=True))
         self.rounded: list[int] = []  # candidates that were rounded after the merge, to a coarser dtype than the mix
         self._commonest: dict[int, DType | None] = {}
         self.notes = [*notes, *self.read.notes]
-        self.tensors = self.read.finite(self.notes)
-        if not self.tensors and self.read.tensors:
+        finite = self.read.finite(self.notes)
+        self.baked = baked(parts, self.opened[0], layout, finite, self.count)
+        self.short_baked = [short_parts[part.file.path] for part in self.baked]
+        self.tensors, alone = self._of_models(finite)
+        self.in_parts = len(finite) - len(self.tensors) - len(alone)
+        if not self.tensors and self.read.tensors and not alone:
             raise InputRefused(
                 f"{printable(opened[0].path)}: each weight holds NaN or Inf, in it or in a candidate", code="unlike"
             )
@@ -122,12 +130,23 @@ class Work:
             raise InputRefused(
                 f"{printable(opened[0].path)}: no candidate has a weight of the same name and shape", code="unlike"
             )
-        if self.read.alone:
-            words = "is" if len(self.read.alone) == 1 else "are"
+        alone += self.read.alone
+        if alone:
+            words = "is" if len(alone) == 1 else "are"
             self.notes.append(
-                f"{number_of(len(self.read.alone), 'weight')} of the mix {words} in no candidate "
-                f"('{printable(self.read.alone[0])}')"
+                f"{number_of(len(alone), 'weight')} of the mix {words} in no candidate ('{printable(alone[0])}')"
             )
+
+    def _of_models(self, tensors: Sequence[Gram]) -> tuple[list[Gram], list[str]]:
+        """The tensors of which the models are looked at, without the parts; and names of those that no model has."""
+        out = {part.component for part in self.baked}
+        left = [each for each in tensors if self.layout.component(each.name) not in out]
+        n = self.count
+        found = [
+            each._replace(products=each.products[:n, :n], has=each.has[:n], dtypes=each.dtypes[: n + 1])
+            for each in left if any(each.has[:n])
+        ]  # fmt: skip
+        return found, [each.name for each in left if not any(each.has[:n])]
 
     def file(self, i: int) -> str:
         """The path of candidate i."""

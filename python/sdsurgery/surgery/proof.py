@@ -18,6 +18,7 @@ from .samples import Tensor, sample
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint, TensorInfo
+    from ..settings import Settings
     from .parentage import Work
 
 _SAMPLE = 1 << 16
@@ -172,11 +173,21 @@ def _by_block(tried: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _make(work: Work, guess: Guess, path: str) -> None:
+    from .baked import dtype_for, put_in
+
+    settings = replace(work.settings, hash=False, sync=False, overwrite=True, progress=None)
+    _make_body(work, guess, path, settings)
+    if work.baked:
+        put_in(path, work.baked, settings, option_of(dtype_for(work.baked, work.opened[0], dtype_of(work))) or "keep")
+
+
+def _make_body(work: Work, guess: Guess, path: str, settings: Settings) -> None:
+    """The merge without the components that come from files of their own."""
     from .cast import cast
     from .merge import merge
 
     word = option_of(dtype_of(work)) or "keep"
-    settings = replace(work.settings, dtype=word, hash=False, sync=False, overwrite=True, progress=None)
+    settings = replace(settings, dtype=word)
     inputs = [work.opened[i + 1] for i in guess.order]
     if guess.method == "cast":
         cast(inputs[0], settings, out=path)

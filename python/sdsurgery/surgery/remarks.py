@@ -34,6 +34,7 @@ def of_candidates(work: Work, usable: Sequence[int], parents: Sequence[int]) -> 
     from .guesses import formula
 
     notes: list[str] = []
+    but = f", but for its {' and '.join(part.component for part in work.baked)}" if work.baked else ""
     for i in usable:
         there = [each for each in work.tensors if each.has[i]]
         energy = sum(each.products[i, i] for each in there)
@@ -41,9 +42,9 @@ def of_candidates(work: Work, usable: Sequence[int], parents: Sequence[int]) -> 
         if energy == 0.0:
             more = len(work.opened[i + 1].tensors) - len(work.opened[0].tensors)
             pruned = f"; it has {more:,} more tensors, so the mix was pruned" if more > 0 else ""
-            notes.append(f"{work.short[i]} has the weights of the mix, bit for bit in value{pruned}")
+            notes.append(f"{work.short[i]} has the weights of the mix{but}, bit for bit in value{pruned}")
         elif energy <= MISSING * rounding and (dtype := _cast_to(work, i)) is not None:
-            notes.append(f"{work.short[i]} is this model in {dtype.name}")
+            notes.append(f"{work.short[i]} is this model in {dtype.name}{but}")
     if len(usable) < 3:
         return notes, True
     mixes = []  # with the sum of their ratios' sizes: of A, B and their mean that is 1 for the mean alone

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, printable
+from ..layouts import detect
 from ..report.warnings import warned
 from ..settings import Settings
-from .candidates import averaged, of_folder
+from .candidates import averaged, of_folder, separated
 from .common import Input, close_all, open_all, open_input
 from .gram import MOST, OfGrams, one_family
 
@@ -29,7 +30,8 @@ ratios and parents are few ulps apart, further ones."""
 @dataclass
 class Unmixing(OfGrams):
     """What ``unmix`` found. ``ratios``, ``errors`` and those of ``blocks`` are by the candidates' paths; candidates
-    that explain nothing are in ``left_out`` and nowhere else.
+    that explain nothing are in ``left_out`` and nowhere else. ``parts``: by component the file that holds it alone, of
+    which the mix has it; these components are none of the rest.
 
     ``unexplained``: what the best mix leaves, as a share of the weights' spread (their standard deviation), beside
     ``rounding``, the share that rounding to the file's dtype leaves. ``complete``: whether rounding accounts for it;
@@ -49,6 +51,7 @@ class Unmixing(OfGrams):
     block_errors: dict[str, dict[str, float]] = field(default_factory=dict)
     block_residuals: dict[str, dict[str, float]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    parts: dict[str, str] = field(default_factory=dict)
     unexplained: float = 0.0
     rounding: float = 0.0
     complete: bool = True
@@ -78,31 +81,33 @@ def unmix(
     opened = [open_input(mix, settings, selective=True, name="the mix")]
     try:
         opened += open_all(candidates, settings, selective=True)
-        ours = one_family(opened, opened[0], "than the mix")
         notes: list[str] = []
         if folder is not None:
-            found, notes = of_folder(folder, opened, ours, settings)
+            found, notes = of_folder(folder, opened, detect(opened[0].tensors), settings)
             opened += found
-        if len(opened) < 2 and folder is not None:
+        models, parts = separated(opened)
+        ours = one_family(models, models[0], "than the mix")
+        if len(models) < 2 and folder is not None:
             where = printable(os.fspath(folder))
             raise UsageError(f"{where}: no other model of the mix's family ({ours.layout.name})", code="wrong_inputs")
-        if len(opened) < 2:
+        if len(models) < 2:
             raise UsageError(
                 "no candidates: name the files that the mix may be made of, or a folder (folder=…)", code="wrong_inputs"
             )
-        ema = averaged(opened[1:], ours.layout)[: max(0, MOST + 1 - len(opened))]
-        return _result(Work(opened, ema, ours.layout, settings, notes), prove)
+        ema = averaged(models[1:], ours.layout)[: max(0, MOST + 1 - len(opened))]
+        return _result(Work(models, ema, ours.layout, settings, notes, parts=parts), prove)
     finally:
         close_all(opened)
 
 
 def _result(work: Work, prove: bool) -> Unmixing:
-    from . import remarks
-    from .guesses import guesses, overall
+    from . import baked, remarks
+    from .guesses import dtype_of, dtype_words, guesses, overall
     from .ranks import residual_ranks
 
-    found = Unmixing(work.opened[0].path, work.layout.name, work.names, notes=work.notes)
-    found.passed(work.read, len(work.tensors))
+    found = Unmixing(work.opened[0].path, work.layout.name, [*work.names, *work.parts], notes=work.notes)
+    found.passed(work.read, len(work.tensors) + work.in_parts)
+    found.parts = {part.component: part.file.path for part in work.baked}
     usable = work.usable(found.notes)
     parents = work.parents(usable)
     by_block = work.by_block(parents)
@@ -120,9 +125,12 @@ def _result(work: Work, prove: bool) -> Unmixing:
     missing = _missing(found, work, usable, by_block, main)
     if found.upper_bounds and not found.constant:
         found.formula = f"{overall(work, parents, main[0])}; other ratios by block"
+    found.formula += baked.formula(work.baked, work.short_baked)
+    dtype = baked.dtype_for(work.baked, work.opened[0], dtype_of(work))
+    found.command = baked.command(found.command, work.baked, dtype_words(dtype))
     more, unique = remarks.of_candidates(work, usable, parents)
     found.unique = found.unique and unique
-    found.notes += more + remarks.of_components(work, parents)
+    found.notes += more + remarks.of_components(work, parents) + baked.notes(work.baked, work.short_baked)
     if not _proved(found):
         found.notes += remarks.of_rounding(work)
     found.notes += [each["text"] for each in found.fingerprints]
@@ -145,6 +153,7 @@ def _fill(
     found.ratios = {work.names[i]: float(fitted.ratios[i]) for i in parents}
     found.errors = {work.names[i]: float(fitted.errors[i]) for i in parents}
     found.left_out = [work.names[i] for i in range(work.count) if i not in parents]
+    found.left_out += [path for path in work.parts if path not in found.parts.values()]
     found.condition, found.unique = fitted.condition, fitted.unique
     for block, mix in by_block.items():
         found.blocks[block] = {work.names[i]: ratio for i, ratio in mix.ratios.items()}

@@ -28,6 +28,7 @@ def view(found: Unmixing) -> View:
             ("unexplained", f"{found.unexplained:.3%} of the weights' spread; rounding leaves {found.rounding:.3%}"),
             ("upper bounds", ", ".join(short[path] for path in found.upper_bounds)),
             ("block weights", found.preset or ("the same in all blocks" if found.constant else "differ by block")),
+            *((component, f"that of {path}") for component, path in found.parts.items()),
             ("explain nothing", ", ".join(short[path] for path in found.left_out)),
             ("unique", "yes" if found.unique else "no: another mix of the candidates is as near"),
             ("condition number", f"{found.condition:.3g}"),
@@ -50,8 +51,11 @@ def view(found: Unmixing) -> View:
 
 def _formula(found: Unmixing) -> str:
     """The formula; weights by block that are long are in the table."""
-    main, _, blocks = found.formula.partition("; ")
-    return found.formula if len(blocks) <= 160 else f"{main}; other ratios by block, see below"
+    parts = found.formula.split("; ")
+    short = [part for part in parts if " by block: " not in part]
+    if len(found.formula) - len("; ".join(short)) <= 160:
+        return found.formula
+    return "; ".join([short[0], "other ratios by block, see below", *short[1:]])
 
 
 def _ratios(found: Unmixing, short: dict[str, str]) -> Markup:
