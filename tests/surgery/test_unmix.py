@@ -448,6 +448,9 @@ def test_ema_weights_are_a_candidate_of_their_own(models: dict[str, Path], tmp_p
     assert words[words.index("--use-ema") + 1] == "B"
     assert command(*words[1:-1], str(tmp_path / "again.safetensors")).rc == 0
     assert sds.compare(out, tmp_path / "again.safetensors").equal
+    itself = sds.unmix(full, pick(models, "a b"))
+    (note,) = (note for note in itself.notes if "EMA" in note)
+    assert command(*shlex.split(note.split("`")[1])[1:-1], tmp_path / "out.safetensors").rc == 0
     alone = sds.ema(full, out=tmp_path / "alone.safetensors", sync=False)
     found = sds.unmix(alone.output, [full, models["b"]])
     assert found.formula == "trained (EMA)" and found.command.startswith("sdsurgery ema ")
@@ -513,6 +516,16 @@ def test_a_component_that_is_not_the_mixs_is_left_out(models: dict[str, Path], l
     found = sds.unmix(mix, [*pick(models, "a b"), *pick(loose, "vae other")])
     assert found.formula == "0.7·a + 0.3·b" and found.parts == {} and "VAE" in found.blocks
     assert found.left_out == [str(loose["vae"]), str(loose["other"])]
+
+
+def test_a_component_of_no_candidate_makes_no_parent(
+    models: dict[str, Path], loose: dict[str, Path], tmp_path: Path
+) -> None:
+    mix = tmp_path / "baked.safetensors"
+    sds.replace(mixed(models, "a b", "weighted-sum", alpha=0.3), {"vae": loose["vae"]}, out=mix, **QUICK)
+    found = sds.unmix(mix, pick(models, "a b c"))  # C is nearest to the base, and so to any other VAE
+    assert set(ratios(found)) == {"a", "b"} and not found.complete
+    assert found.block_residuals["VAE"]["over_rounding"] > 10
 
 
 def test_a_model_that_has_the_component_comes_first(

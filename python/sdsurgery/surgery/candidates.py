@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,16 @@ def averaged(opened: Sequence[Checkpoint], layout: Layout) -> list[Checkpoint]:
         own.tensors = plain | {name: info.renamed(name) for name, info in twins(each, layout).items()}
         found.append(own)
     return found
+
+
+def of_average(mix: Checkpoint, layout: Layout) -> list[str]:
+    """A note on the mix's EMA weights."""
+    from .ema import state
+
+    if state(mix, layout) != "full":
+        return []
+    words = shlex.join(["sdsurgery", "ema", mix.path, "-o", "EMA.safetensors"])
+    return [f"the mix has EMA weights, which were not looked at: `{words}` makes a model of them"]
 
 
 def short_names(paths: Sequence[str], limit: int = 60) -> list[str]:

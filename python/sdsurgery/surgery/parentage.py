@@ -254,6 +254,8 @@ class Work:
             if part.elements and here:
                 more, fitted = eliminated(part.weighted, part.elements, here)
                 strong = [i for i in more if abs(fitted.ratios[i]) > max(10 * fitted.errors[i], 0.01)]
+                if fitted.residual > MISSING * part.elements:  # what is missing pulls at all that is near it
+                    strong = [i for i in strong if i in parents or _halves(part, more, i, fitted)]
                 parents += [i for i in strong if i not in parents and not self._same_there(i, parents, chosen)]
         return sorted(parents)
 
@@ -359,6 +361,12 @@ class Work:
             if apart <= set(without):
                 return main, apart
         return whole, {block for block, mix in by_block.items() if not _agrees(mix, whole, parents)}
+
+
+def _halves(part: Part, several: list[int], i: int, fitted: Fit) -> bool:
+    """Whether the candidate i takes away at least half of the energy that the others leave."""
+    others = [j for j in several if j != i]
+    return not others or 2 * fitted.residual <= part.fit(others).residual
 
 
 def _pooled(main: Fit, parents: Sequence[int], blocks: Sequence[BlockMix]) -> Fit:

@@ -11,7 +11,7 @@ from ..errors import UsageError, printable
 from ..layouts import detect
 from ..report.warnings import warned
 from ..settings import Settings
-from .candidates import averaged, of_folder, separated
+from .candidates import averaged, of_average, of_folder, separated
 from .common import Input, close_all, open_all, open_input
 from .gram import MOST, OfGrams, one_family
 
@@ -94,6 +94,7 @@ def unmix(
             raise UsageError(
                 "no candidates: name the files that the mix may be made of, or a folder (folder=…)", code="wrong_inputs"
             )
+        notes += of_average(models[0], ours.layout)
         ema = averaged(models[1:], ours.layout)[: max(0, MOST + 1 - len(opened))]
         return _result(Work(models, ema, ours.layout, settings, notes, parts=parts), prove)
     finally:
