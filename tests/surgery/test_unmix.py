@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,23 @@ def test_candidates_that_are_mixes_of_each_other_are_not_unique(models: dict[str
     found = sds.unmix(mix, [models["a"], models["b"], half])
     assert not found.unique and any("half is itself 0.5·a + 0.5·b" in note for note in found.notes)
     assert len(found.ratios) == 2
+
+
+def test_the_command_runs_whatever_the_names(
+    few: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["-o.safetensors", "a '\n\u202e\\$(id)\"b.safetensors"]
+    for name, path in zip(names, pick(few, "a b"), strict=True):
+        (tmp_path / name).write_bytes(path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    mix = mixed(few, "a b", "weighted-sum", alpha=0.3)
+    shown = command("unmix", mix, "--", *names).out
+    assert "\u202e" not in shown
+    line = next(line for line in shown.splitlines() if line.startswith("made by: "))
+    called = f"sdsurgery() {{ printf '%s\\0' \"$@\"; }}; {line.removeprefix('made by: ')}"
+    words = subprocess.run(["bash", "-c", called], capture_output=True, check=True, env={"LC_ALL": "C.UTF-8"}).stdout
+    assert words.decode().split("\0")[1:3] == [f"./{names[0]}", names[1]]
+    assert command(*words.decode().split("\0")[:-1]).rc == 0
 
 
 def test_identical_candidates_count_once(models: dict[str, Path], tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 def lines(found: Unmixing, *, verbose: bool = False) -> Iterator[str]:
     """What was found as text: the formula, the ratios by block, notes, the command."""
+    from ..report.command import runnable
     from ..report.warnings import line
     from ..surgery.candidates import short_names
     from ..surgery.mixture import BEYOND
@@ -77,12 +78,11 @@ def lines(found: Unmixing, *, verbose: bool = False) -> Iterator[str]:
             beside = f"{layer['strength']:.2%} of the layer's norm"
             yield f"residual of {printable(layer['name'])}: rank {layer['rank']} of {layer['full']}, {beside}"
     for note in found.notes:
-        yield line(in_shell(printable(note, 1000)))
+        yield line(in_shell(printable(note, 10_000)))
     if found.proof is not None:
         tools = found.proof["tools"]
         yield f"proof: {found.proof['text']}" + (f"; the arithmetic of {', '.join(tools)}" if tools else "")
-    command = printable(found.command, len(found.command))
-    yield f"{'made by' if found.complete else 'the nearest merge'}: {command}"
+    yield f"{'made by' if found.complete else 'the nearest merge'}: {runnable(found.command)}"
 
 
 def _ratio(ratio: float, error: float) -> str:

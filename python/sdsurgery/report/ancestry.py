@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import printable
 from .bars import bars
+from .command import runnable
 
 if TYPE_CHECKING:
     from ..surgery.ancestry import Generation
@@ -23,4 +24,4 @@ def lines(generations: Sequence[Generation]) -> Iterator[str]:
             rest = f", others {others:g}" if isinstance(others, float | int) and "BASE" not in weights else ""
             yield f"    {printable(ratio, 40)}  {bars(weights)}{rest}"
     if generations and generations[0].command:
-        yield f"again: {printable(generations[0].command, 10_000)}"
+        yield f"again: {runnable(generations[0].command)}"

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..errors import printable
 from ..methods.written import PREFIX
 
+_QUOTED = r"""\"'\"|'([^']*)'"""
+"""What ``shlex.quote`` puts around a word: single quotes, and a single quote in double ones between them."""
 _USUAL = {"dtype": "keep", "overflow": "default", "compute": "fp32"}
+
+
+def runnable(text: str) -> str:
+    """A command of ``shlex.join`` whose control and bidi characters are escapes that bash and zsh read (``$'…'``): what
+    is shown is safe and runs."""
+
+    def escaped(found: re.Match[str]) -> str:
+        if found[1] is None or printable(found[1], len(found[1])) == found[1]:
+            return found[0]
+        return f"$'{''.join(map(_escape, found[1]))}'"
+
+    return re.sub(_QUOTED, escaped, text)
+
+
+def _escape(char: str) -> str:
+    if char == "\\":
+        return "\\\\"
+    if printable(char) == char:
+        return char
+    if "\udc80" <= char <= "\udcff":  # a byte of a name that isn't UTF-8
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return f"\\U{ord(char):08x}"
 
 
 def command(recipe: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..checkpoint import Checkpoint
 from ..errors import Failure, InputRefused, number_of, printable
 from ..layouts import UNKNOWN, Detection, conflict, detect
+from ..report.command import runnable
 from ..report.formula import names_of
 from ..settings import Settings
 from .baked import Component, part_of
@@ -44,7 +45,7 @@ def of_average(mix: Checkpoint, layout: Layout) -> list[str]:
 
     if state(mix, layout) != "full":
         return []
-    words = shlex.join(["sdsurgery", "ema", mix.path, "-o", "EMA.safetensors"])
+    words = runnable(shlex.join(["sdsurgery", "ema", mix.path, "-o", "EMA.safetensors"]))
     return [f"the mix has EMA weights, which were not looked at: `{words}` makes a model of them"]
 
 

@@ -149,8 +149,9 @@ class Work:
         return found, [each.name for each in left if not any(each.has[:n])]
 
     def file(self, i: int) -> str:
-        """The path of candidate i."""
-        return self.names[i].removesuffix(EMA) if i in self.averaged else self.names[i]
+        """The path of candidate i as a command takes it."""
+        path = self.names[i].removesuffix(EMA) if i in self.averaged else self.names[i]
+        return f"./{path}" if path.startswith("-") else path
 
     def commonest_dtype(self, source: int) -> DType | None:
         """Of the weights of the mix (source 0), or of candidate ``source`` − 1."""

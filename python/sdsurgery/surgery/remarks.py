@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import printable
+from ..report.command import runnable
 from .cells import unit
 from .gram import Gram
 from .mixture import MISSING, coarser, eliminated, noise
@@ -173,7 +174,8 @@ def of_ranks(ranks: Sequence[dict[str, Any]], path: str) -> list[str]:
         )
     most = max(row["rank"] for row in low)
     words = ["sdsurgery", "extract-lora", path, "OUT.safetensors", "--rank", str(most), "-o", "LORA.safetensors"]
+    get_it_out = runnable(shlex.join(words))
     return [
         f"what is left is of low rank (at most {most}) in {len(low)} of {len(ranks)} layers looked at: an adapter is "
-        f"baked into the model. Make OUT.safetensors by the command below, then `{shlex.join(words)}` gets it out"
+        f"baked into the model. Make OUT.safetensors by the command below, then `{get_it_out}` gets it out"
     ]

@@ -16,6 +16,7 @@ KIND = "Unmixing"
 
 def view(found: Unmixing) -> View:
     from ....surgery.candidates import short_names
+    from ...command import runnable
 
     short = dict(zip(found.candidates, short_names(found.candidates, 120), strict=True))
     proof = found.proof
@@ -40,7 +41,7 @@ def view(found: Unmixing) -> View:
         first,
         [
             Section("Ratios", _ratios(found, short)),
-            Section("Made by" if found.complete else "The nearest merge", lines(found.command)),
+            Section("Made by" if found.complete else "The nearest merge", lines(runnable(found.command))),
             Section("Ratios by block", _blocks(found, short)),
             Section("What is left", _residuals(found)),
             Section("Rank of what is left", _ranks(found)),
