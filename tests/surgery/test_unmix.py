@@ -207,6 +207,9 @@ def test_a_missing_parent_is_said_and_the_base_keeps_the_others_near_the_truth(m
     assert (known["a"], known["c"]) == pytest.approx((0.45, 0.25), abs=0.02) and "d" not in known
     assert with_base.upper_bounds == [str(models["base"])]
     assert any("a parent is missing" in note and "The ratio of base" in note for note in with_base.notes)
+    (warning,) = (note for note in with_base.notes if "a parent is missing" in note)
+    assert "or the merge was not a weighted sum" in warning
+    assert warning.endswith("near the truth if the merge was a weighted sum")
     without = sds.unmix(mix, pick(models, "a c d"))
     assert without.upper_bounds == list(without.ratios)
     assert any("a parent is missing" in note and "The ratios are upper bounds" in note for note in without.notes)

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from .parentage import Work
 
 
-CAUSES = "a parent is missing, or the model was trained further, or an adapter is baked into it"
+CAUSES = (
+    "a parent is missing, or the model was trained further, or an adapter is baked into it, or the merge was not a "
+    "weighted sum"
+)
 NOT_A_SUM = ("the merge was not a weighted sum", "The ratios are those of the nearest sum")
 """Why more than rounding is left, and what the ratios are then, where the trace of a method says so."""
 _RIGHT_ANGLE = 0.05
@@ -115,12 +118,12 @@ def bounded_above(
     if base in parents:
         return [base], (
             f"The ratio of {printable(work.short[base])}, around which the others lie, is an upper bound: it takes the "
-            "share of what is missing. The others' ratios are near the truth"
+            "share of what is missing. The others' ratios are near the truth if the merge was a weighted sum"
         )
     if base >= 0:
         return [], (
             f"{printable(work.short[base])}, around which the others lie, takes no share of what is missing: the "
-            "ratios are near the truth"
+            "ratios are near the truth if the merge was a weighted sum"
         )
     return list(parents), (
         "The ratios are upper bounds: without the missing parent its share is spread over the candidates. Add the "
@@ -168,7 +171,7 @@ def of_ranks(ranks: Sequence[dict[str, Any]], path: str) -> list[str]:
     low = [row for row in ranks if row["low"]]
     if 2 * len(low) < max(1, len(ranks)):
         return (
-            ["what is left is of full rank where it was looked at: training or a parent, not an adapter"]
+            ["what is left is of full rank where it was looked at: training, a parent or a method, not an adapter"]
             if ranks
             else []
         )
