@@ -269,6 +269,17 @@ def test_casts_of_the_true_parents(models: dict[str, Path], tmp_path: Path) -> N
     assert any("a and b are in a coarser dtype than the mix" in note for note in found.notes)
 
 
+def test_what_casts_lost_makes_no_parent(models: dict[str, Path], tmp_path: Path) -> None:
+    given = dict(models)
+    for name, dtype in {"a": "fp8_e4m3", "b": "bf16", "f": "bf16"}.items():
+        given[name] = tmp_path / f"{name}.safetensors"
+        sds.cast(models[name], out=given[name], dtype=dtype)
+    mix = mixed(models, "f a g", "n-sum", weights=[0.2, 0.45, 0.35])
+    found = sds.unmix(mix, pick(given, "a b c d f g"))
+    assert ratios(found) == pytest.approx({"f": 0.2, "a": 0.45, "g": 0.35}, abs=0.03)
+    assert any("coarser dtype" in note for note in found.notes)
+
+
 def test_a_parent_in_fp8_of_a_mix_in_fp16(models: dict[str, Path], tmp_path: Path) -> None:
     narrow, mix, again = (tmp_path / f"{name}.safetensors" for name in ("narrow", "mix", "again"))
     sds.cast(models["a"], out=narrow, dtype="fp8_e4m3")

@@ -28,7 +28,9 @@ MISSING = 4.0
 BEYOND = MISSING**0.5
 """The same of sizes."""
 SHARE = 0.01
-"""Then a candidate must also lower the residual's energy by this share."""
+"""Then a candidate must also lower the residual's energy by this share …"""
+SHARE_OF_CASTS = 0.05
+"""… and by this where candidates are casts of the parents."""
 WORSE = 1.5
 """As many times the residual's energy as an answer without a mix of the others may have."""
 
@@ -108,14 +110,17 @@ def fit(products: Array, elements: int, keep: list[int], floor: float = 0.0) -> 
     return Fit(ratios, np.sqrt(errors * variance), own, residual, condition, unique)
 
 
-def eliminated(products: Array, elements: int, keep: list[int], floor: float = 0.0) -> tuple[list[int], Fit]:
+def eliminated(
+    products: Array, elements: int, keep: list[int], floor: float = 0.0, *, biased: bool = False
+) -> tuple[list[int], Fit]:
     """Backward elimination, with ``products`` in units of rounding, as ``unmix`` weighs them.
 
     While some candidate's ratio is within ``SIGNIFICANT`` standard errors of 0, or below ``LEAST``, or lowers a large
     residual by less than ``SHARE``, or while the answer isn't unique, the one without which the residual grows least is
     left out; of equal ones that without which the ratios are smallest in sum. So is a candidate that the others make to
     within rounding, unless the residual grows by more than ``WORSE``: roundings of the same sums resemble each other.
-    Gives who is left, and the fit.
+    Gives who is left, and the fit. ``biased``: the candidates were rounded after the merge, which pulls at all ratios;
+    each must lower any residual by ``SHARE_OF_CASTS``.
     """
     keep = list(keep)
     while len(keep) > 1:
@@ -123,6 +128,8 @@ def eliminated(products: Array, elements: int, keep: list[int], floor: float = 0
         least = SIGNIFICANT
         if now.residual > MISSING * elements:  # what is missing points somewhere: errors are not only chance
             least = max(least, (SHARE * elements) ** 0.5)
+        if biased:
+            least = max(least, (SHARE_OF_CASTS * elements) ** 0.5)
         scale = 1e-9 * float(np.abs(np.diag(products)[keep]).max()) + 1e-300
         without = []
         for i in keep:

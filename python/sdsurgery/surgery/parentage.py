@@ -248,17 +248,26 @@ class Work:
         if not whole.elements:  # no tensor that all have: one after the other
             together = [max(usable, key=lambda i: sum(each.elements for each in self.tensors if each.has[i]))]
             whole = self.part(together)
-        parents, _ = eliminated(whole.weighted, whole.elements, together)
+        biased = bool(self.rounded)
+        parents, _ = eliminated(whole.weighted, whole.elements, together, biased=biased)
+        mostly = self._mostly_explained(parents)
         for chosen in self.blocks.values():
             here = [i for i in usable if any(each.has[i] for each in chosen)]
             part = self.part(here, chosen)
             if part.elements and here:
-                more, fitted = eliminated(part.weighted, part.elements, here)
+                more, fitted = eliminated(part.weighted, part.elements, here, biased=biased)
                 strong = [i for i in more if abs(fitted.ratios[i]) > max(10 * fitted.errors[i], 0.01)]
-                if fitted.residual > MISSING * part.elements:  # what is missing pulls at all that is near it
+                # What is missing here, or lost by casts, pulls at all that is near it.
+                if biased or (mostly and fitted.residual > MISSING * part.elements):
                     strong = [i for i in strong if i in parents or _halves(part, more, i, fitted)]
                 parents += [i for i in strong if i not in parents and not self._same_there(i, parents, chosen)]
         return sorted(parents)
+
+    def _mostly_explained(self, parents: list[int]) -> bool:
+        """Whether nothing is missing from most blocks."""
+        parts = [self.part(parents, chosen) for chosen in self.blocks.values()]
+        explained = [part.over_rounding(part.fit(parents).ratios) <= BEYOND for part in parts if part.elements]
+        return 2 * sum(explained) > len(self.blocks)
 
     def _same_there(self, i: int, parents: Sequence[int], chosen: Sequence[Gram]) -> bool:
         """Whether a parent has the same weights as candidate i in these tensors."""
