@@ -101,9 +101,9 @@ def merge(
     from ..adapters.lora import as_loras, swept_loras
     from ..methods.registry import get
     from ..recipe import Call, Model, Opened, call, compose
-    from ..surgery.merge import bound, merge_tree
     from ..surgery.merge import merge as merge_files
-    from ..surgery.ratios import with_rest
+    from ..surgery.merge import merge_tree
+    from ..surgery.ratios import bound, with_rest
 
     chosen = get(method, variant)
     numbers = chosen.named(parameters, [*OPTIONS, *_OWN])

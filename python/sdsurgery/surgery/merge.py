@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..adapters.lora import RESULT, Lora, Placed
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import F16, DType
-from ..errors import InputRefused, UsageError, printable
+from ..errors import InputRefused, printable
 from ..files import require_found
 from ..layouts import Layout, Traits, detect
 from ..methods.registry import Flag, Method, get
@@ -27,7 +27,7 @@ from .common import Input, close_all, merged_metadata, open_all, planned, run_al
 from .matching import Names, fronts, in_names_of, is_bare, read_under, require_usable, without_unit_tail
 from .outputs import require_free
 from .preflight import completenesses, letter, letters, refuse_conflicts, refuse_strangers, remarks, who
-from .ratios import BlockWeights, Ratios, RuleSet, with_rest
+from .ratios import BlockWeights, Ratios, RuleSet, bound, with_rest
 from .report import Report
 from .sanity import doubts
 from .swaps import Swap
@@ -73,17 +73,6 @@ def merge(
         )
         outs.append(variant.out)
     return _written(wanted, outs, settings)
-
-
-def bound(method: Method, inputs: Sequence[Input], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The method's parameters for these inputs. UsageError as of ``Method.bind``; InputRefused where the number of
-    inputs is wrong and some of them are missing, which is why."""
-    try:
-        return method.bind(len(inputs), parameters)
-    except UsageError as error:
-        if error.code == "wrong_inputs":
-            require_found(inputs)
-        raise
 
 
 def merge_tree(

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputRefused, UsageError, printable
+from ..files import require_found
 from ..layouts import Layout
 from ..methods.across import in_role, role_of
 from ..methods.parameters import PerInput, range_of, require_within
@@ -24,6 +25,7 @@ from .preflight import letter
 
 if TYPE_CHECKING:
     from ..layouts.blocks import Rules  # and its neighbours only for those who use them
+    from .common import Input
 
 BlockWeights = str | Sequence[float] | Mapping[str, float]
 """``IN04=0.3,OUT05-OUT08=0.8``, a preset's name, a list of numbers, or block name to number."""
@@ -196,6 +198,17 @@ class Ratios:
             return self._by_block(ratio, block)
         self._unused.discard((ratio, index))
         return rules.rules[index][1]
+
+
+def bound(method: Method, inputs: Sequence[Input], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's parameters for these inputs. UsageError as of ``Method.bind``; InputRefused where the number of
+    inputs is wrong and some of them are missing, which is why."""
+    try:
+        return method.bind(len(inputs), parameters)
+    except UsageError as error:
+        if error.code == "wrong_inputs":
+            require_found(inputs)
+        raise
 
 
 def with_rest(method: Method, count: int, parameters: Mapping[str, Any], blocks: Any) -> tuple[dict[str, Any], Any]:
