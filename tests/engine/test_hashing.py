@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import sdsurgery as sds
 from pickle_builder import Memory
 from sdsurgery import _native, hashing
 from sdsurgery.hashing import Hashing, autov2, autov3, cache_folder, legacy_hash
+from sdsurgery.testing import write_checkpoint
 
 POSIX_ONLY = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 
@@ -438,3 +440,26 @@ def test_an_interpreter_that_exits_in_the_middle_exits_quietly(tmp_path: Path) -
     ran = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False)
     assert (ran.returncode, ran.stderr) == (0, b"")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "light"),
+    [("weighted-sum", {"alpha": 0.3}, True), ("slerp", {}, False), ("geometric-sum", {}, False)],
+)
+def test_only_light_work_leaves_processors_to_the_hashing(
+    method: str, parameters: dict[str, float], light: bool, tmp_path: Path
+) -> None:
+    files = [tmp_path / f"{seed}.safetensors" for seed in range(2)]
+    for seed, file in enumerate(files):
+        write_checkpoint(file, "sd1", size="tiny", seed=seed)
+    processors = _native.usable_cpus()
+    for hashed in (True, False):  # the first, so that no hash is remembered
+        report = sds.merge(method, files, **parameters, out=tmp_path / f"{hashed}.safetensors", hash=hashed, sync=False)
+        beside = max(1, processors - max(1, processors // 2))
+        assert report.how["threads"] == (beside if hashed and light else processors)
+    pair = [(tmp_path / f"{hashed}.safetensors").read_bytes() for hashed in (True, False)]
+    assert tensor_data(pair[0]) == tensor_data(pair[1])
+
+
+def tensor_data(file: bytes) -> bytes:
+    return file[8 + int.from_bytes(file[:8], "little") :]

@@ -22,7 +22,7 @@ class Options(NamedTuple):
     """How to run, as opposed to what: none of these changes a byte of the output, except the two policies that are
     part of the recipe (``overflow`` and ``wide``)."""
 
-    threads: int = 0  # 0: one for every processor that isn't ``busy``
+    threads: int = 0  # 0: one for every processor, but for light work on one that is ``busy``
     io: str = "auto"
     tile_bytes: int = 0
     cpu: str = ""

@@ -77,7 +77,7 @@ def prepare(
         checks=[(c.source, c.offset, c.nbytes, c.crc32, c.parts) for c in plan.checks],
         sums=plan.sums,
         sink=sink,
-        threads=options.threads or (options.busy and max(1, _native.usable_cpus() - options.busy)),
+        threads=options.threads or (options.busy and _workers_beside(options.busy, plan)),
         tile_bytes=options.tile_bytes,
         io=IO_MODES.index(options.io),
         overflow=OVERFLOW[options.overflow],
@@ -91,6 +91,20 @@ def prepare(
             for each, version in zip(further, plan.further, strict=True)
         ],
     )
+
+
+_HEAVY = frozenset({"pow", "exp", "log"})
+
+
+def _workers_beside(busy: int, plan: Plan) -> int:
+    """Of a run beside hashing on ``busy`` processors: a worker for each other processor, which copies and sums as fast
+    as they hash; for more work one for each processor, since it goes on when the hashing has ended."""
+    light = all(
+        isinstance(each, Fill | Reduction) or not (each.in_stages or _HEAVY.intersection(op for op, *_ in each.steps))
+        for each in plan.programs
+    )
+    processors: int = _native.usable_cpus()
+    return max(1, processors - busy) if light else processors
 
 
 class _NativeJobs:
