@@ -105,11 +105,9 @@ def add_strict_opposite(a: Any, b: Any, c: Any, alpha: float) -> Any:
 
 
 @method(
-    "nearswap",
-    inputs="A B",
-    base="A",
+    "nearswap", inputs="A B", base="A",
     t=Param(None, "distance from A at which B's share begins to fall below 1", "(0, inf)"),
-)
+)  # fmt: skip
 def nearswap(a: Any, b: Any, t: float) -> Any:
     """w·B + (1 − w)·A with w = clip(t/max(|A − B|, 1e-6), 0, 1): B where it is near A.
 

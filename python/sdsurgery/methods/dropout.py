@@ -124,16 +124,8 @@ DENSITY = PerInput("share of each difference that is kept", default=0.5, after=1
 RESCALE = Flag(True, "scale what is kept to the sum of magnitudes of the whole difference")
 
 
-@method(
-    "dare-linear.mergekit",
-    inputs="A B …",
-    base="A",
-    weights=WEIGHTS,
-    density=DENSITY,
-    rescale=RESCALE,
-    lam=LAM,
-    seed=SEED,
-)
+@method("dare-linear.mergekit", inputs="A B …", base="A", weights=WEIGHTS, density=DENSITY, rescale=RESCALE, lam=LAM,
+        seed=SEED)  # fmt: skip
 def dare_linear(*models: Any, weights: Any, density: Any, rescale: bool, lam: float, seed: Any) -> Any:
     """A + λ·Σ wᵢ·mᵢ·Δᵢ·Σ|Δᵢ|/Σ|mᵢ·Δᵢ|: each Δᵢ keeps its sum of magnitudes.
 
@@ -146,16 +138,8 @@ def linear_of(models: Any, drawn: Any, weights: Any, rescale: bool, lam: float) 
     return models[0] + lam * left_to_right(weighted(restored(models, drawn, rescale), weights))
 
 
-@method(
-    "dare-ties.mergekit",
-    inputs="A B …",
-    base="A",
-    weights=WEIGHTS,
-    density=DENSITY,
-    rescale=RESCALE,
-    lam=LAM,
-    seed=SEED,
-)
+@method("dare-ties.mergekit", inputs="A B …", base="A", weights=WEIGHTS, density=DENSITY, rescale=RESCALE, lam=LAM,
+        seed=SEED)  # fmt: skip
 def dare_ties(*models: Any, weights: Any, density: Any, rescale: bool, lam: float, seed: Any) -> Any:
     """As dare-linear.mergekit, of the parts that have the sign of their sum.
 
