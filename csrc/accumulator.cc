@@ -18,6 +18,22 @@ double sum_of_lanes(const double* l, size_t columns) {
 
 }  // namespace
 
+double sum_in_order(const std::vector<double>& numbers) {
+    double total = 0, chunk = 0, lanes[kReduceLanes] = {};
+    for (size_t i = 0; i < numbers.size();) {
+        lanes[i % kReduceLanes] += numbers[i];
+        if (++i % kReduceBlock == 0 || i == numbers.size()) {
+            chunk += sum_of_lanes(lanes, 1);
+            std::fill(lanes, lanes + kReduceLanes, 0);
+        }
+        if (i % kReduceChunk == 0 || i == numbers.size()) {
+            total += chunk;
+            chunk = 0;
+        }
+    }
+    return canonical(total);
+}
+
 Accumulator::Accumulator(const Reduce& reduce, Extents extents, double k, int key_bits)
     : kind(reduce.kind),
       along(reduce.along),

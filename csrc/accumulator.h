@@ -37,6 +37,9 @@ struct Extents {
     }
 };
 
+// The sum of numbers in the order of a tensor's (reduce.h); a NaN is the canonical one.
+double sum_in_order(const std::vector<double>& numbers);
+
 // Elements of one reduction, added in order as they come; `values` are complete once all have been.
 class Accumulator {
  public:

@@ -102,10 +102,10 @@ struct LerpEach : Takes<3, 2, 1> {  // torch.lerp from B to A, α a number of ea
     }
 };
 
-struct TowardsEachScaled : Takes<3, 4, 1> {  // A + α·(B − A) with another mean and deviation, α as in TowardsEach
+struct TowardsEachScaled : Takes<3, 2, 1> {  // A + α·(B − A) with another mean and deviation, α as in TowardsEach
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
-        return (x[0] + x[2] * (x[1] - x[0]) - c[0]) / c[1] * c[2] + c[3];
+        return (x[0] + x[2] * (x[1] - x[0])) * c[0] + c[1];
     }
 };
 
@@ -120,13 +120,6 @@ struct GateEach : Takes<4, 2, 2> {  // g·A + h·(a·A + b·B), g and h a number
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         return x[0] * x[2] + (c[0] * x[0] + c[1] * x[1]) * x[3];
-    }
-};
-
-struct AlongDirections : Takes<2, 6> {  // (a·A/‖A‖ + b·B/‖B‖) / ‖the sum‖ · norm
-    template <class V>
-    SDS_HD static V apply(const V* x, const V* c) {
-        return (c[1] * (x[0] / c[0]) + c[3] * (x[1] / c[2])) / c[4] * c[5];
     }
 };
 
@@ -199,6 +192,16 @@ struct Dare : Takes<1 + 2 * n, 3 * n + 1, n> {  // A + λ·Σwᵢ·Δᵢ/q over 
     }
 };
 
+template <int n>
+struct TowardsMean : Takes<1 + n, 3> {  // t·mean(B, C, …) + (1 − t)·A
+    template <class V>
+    SDS_HD static V apply(const V* x, const V* c) {
+        V sum = x[1];
+        for (int k = 2; k <= n; ++k) sum = sum + x[k];
+        return c[1] * (sum / c[0]) + (c[2] - c[1]) * x[0];
+    }
+};
+
 struct MeanOfChanges : Takes<3, 3> {  // A + the mean of B − A and C − A, each counted only above its threshold
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
@@ -230,7 +233,6 @@ void for_each_other(Visitor& visit) {
     visit(TowardsEachScaled{});
     visit(Slice{});
     visit(GateEach{});
-    visit(AlongDirections{});
     visit(LargeChange{});
     visit(Ties<1>{});
     visit(Ties<2>{});
@@ -240,8 +242,10 @@ void for_each_other(Visitor& visit) {
     visit(Dare<1>{});
     visit(Dare<2>{});
     visit(Dare<3>{});
+    visit(TowardsMean<2>{});
+    visit(TowardsMean<3>{});
 }
-constexpr int kSums = 6, kFormulas = 25;
+constexpr int kSums = 6, kFormulas = 26;
 
 template <class Visitor>
 void for_each(Visitor& visit) {

@@ -96,11 +96,13 @@ struct Made {
 };
 inline int arity(Made::Kind kind) { return kind == Made::index ? 0 : kind == Made::within ? 1 : 3; }
 
-// An operation on values, in float64: those of Op, and behind them these (scalars.h).
-enum class ScalarFunction : int { sin = static_cast<int>(Op::kCount), cos, acos, kEnd };
+// An operation on values, in float64: those of Op, and behind them these: functions (scalars.h), and the sum of what a
+// value has of all rows, columns or channels.
+enum class ScalarFunction : int { sin = static_cast<int>(Op::kCount), cos, acos, sum_values, kEnd };
 struct ScalarStep {
     int op;
     Ref args[3];  // constants and values
+    bool sums() const { return op == static_cast<int>(ScalarFunction::sum_values); }
 };
 inline int scalar_arity(int op) {
     if (op < static_cast<int>(Op::kCount)) return arity(static_cast<Op>(op));

@@ -272,6 +272,7 @@ const Ref* Stages::taken(const ScalarStep& step) const {
 
 Along Stages::along_of(const ScalarStep& step) const {
     Along along = Along::all;
+    if (step.sums()) return along;
     for (int k = 0; k < scalar_arity(step.op); ++k) {
         const Ref ref = step.args[k];
         const Along other = ref.kind == Ref::value ? values_[static_cast<size_t>(ref.index)].along : Along::all;
@@ -283,6 +284,8 @@ Along Stages::along_of(const ScalarStep& step) const {
 }
 
 std::vector<double> Stages::evaluated(const ScalarStep& step) const {
+    if (step.sums() && step.args[0].kind == Ref::value)
+        return {sum_in_order(values_[static_cast<size_t>(step.args[0].index)].numbers)};
     const auto numbers = [this](Ref ref) {
         return ref.kind == Ref::constant
                    ? std::pair<const double*, size_t>{&numbers_.wide[static_cast<size_t>(ref.index)], 1}

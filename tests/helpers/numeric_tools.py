@@ -90,7 +90,7 @@ def native(
     count = inputs[0][0].size
     buffers = []
     for index, (codes, dtype) in enumerate(inputs):
-        raw = codes.astype(CODE[dtype], copy=False).view(np.uint8)
+        raw = codes.astype(CODE[dtype], copy=False).reshape(-1).view(np.uint8)
         buffer = np.empty(raw.size + 16, np.uint8)
         start = shift * (index + 1) % 16 if shift else 0
         buffer[start : start + raw.size] = raw
@@ -107,7 +107,7 @@ def native(
         overflow=cpu.OVERFLOW[overflow],
         threads=threads,
         target=target,
-        shape=(count,),
+        shape=inputs[0][0].shape,
     )
     end = start + count * out.itemsize
     assert (room[:start] == 0xA5).all() and (room[end:] == 0xA5).all(), "written outside the output"

@@ -178,6 +178,8 @@ def test_the_hot_formulas_have_a_fused_kernel() -> None:
         ("cosine-channel", 2, {}),
         ("channel-cosine-gate", 2, {}),
         ("norm-direction", 2, {}),
+        ("model-stock", 3, {}),
+        ("model-stock", 4, {}),
     ],
 )
 def test_the_last_stages_of_hot_methods_have_a_fused_kernel(name: str, count: int, options: dict[str, object]) -> None:

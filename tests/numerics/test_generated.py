@@ -14,6 +14,7 @@ from numeric_tools import TARGETS, wild
 from sdsurgery import _native
 from sdsurgery.backends import cpu
 from sdsurgery.definitions import draws
+from sdsurgery.definitions.keys import key_word
 from sdsurgery.definitions.programs import evaluate_tensor
 from sdsurgery.dtypes import F32, F64
 from sdsurgery.functions import (
@@ -207,19 +208,19 @@ def test_philox_is_the_published_one() -> None:
 
 
 def test_a_number_depends_on_seed_name_element_and_draw_alone() -> None:
-    key = (draws.key_word(1, "x", 0), draws.key_word(1, "x", 1))
+    key = (key_word(1, "x", 0), key_word(1, "x", 1))
     whole = draws.uniform(key, 0, 0, 1000), draws.normal(key, 0, 0, 1000)
     for first, number in ((0, 7), (1, 300), (513, 487), (999, 1)):
         assert np.array_equal(draws.uniform(key, 0, first, number), whole[0][first : first + number])
         assert np.array_equal(draws.normal(key, 0, first, number), whole[1][first : first + number])
-    others = [(draws.key_word(2, "x", 0), key[1]), (draws.key_word(1, "y", 0), key[1])]
+    others = [(key_word(2, "x", 0), key[1]), (key_word(1, "y", 0), key[1])]
     for other in others:
         assert not np.array_equal(draws.uniform(other, 0, 0, 1000), whole[0])
     assert not np.array_equal(draws.uniform(key, 1, 0, 1000), whole[0])
 
 
 def test_the_numbers_are_distributed_as_they_should() -> None:
-    key = (draws.key_word(5, "w", 0), draws.key_word(5, "w", 1))
+    key = (key_word(5, "w", 0), key_word(5, "w", 1))
     flat, bell = draws.uniform(key, 0, 0, 400_000), draws.normal(key, 0, 0, 400_000)
     assert flat.min() >= 0 and flat.max() < 1
     assert abs(flat.mean() - 0.5) < 2e-3 and abs(flat.var() - 1 / 12) < 1e-3

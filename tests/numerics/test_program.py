@@ -21,7 +21,7 @@ from sdsurgery.dtypes import BF16, F16, F32, F64, DType
 from sdsurgery.errors import UsageError
 from sdsurgery.functions import maximum, minimum, sqrt, where
 from sdsurgery.interop import calls
-from sdsurgery.methods import Method, Param, get, method, registered
+from sdsurgery.methods import Method, Param, Whole, get, method, registered
 from sdsurgery.program import CONSTANT, INPUT, TEMP, Formula
 from sdsurgery.program.tracing import body_of, trace
 
@@ -55,6 +55,26 @@ def test_a_body_that_branches_on_a_parameter_is_traced_for_each_number() -> None
     traced_body = body_of(Method("test", ("A", "B"), {}, body), 2, {"alpha": 1.0})
     assert traced_body.formula({"alpha": 0.64}).numbers == (0.8,)
     assert traced_body.formula({"alpha": 0.1}).program.result == (INPUT, 1)
+
+
+def test_a_body_that_counts_its_steps_is_traced_once_for_all_ratios() -> None:
+    traced = 0
+
+    def body(a: Any, b: Any, *, alpha: float, steps: float) -> Any:
+        nonlocal traced
+        traced += 1
+        for _ in range(int(steps)):
+            a = a + alpha * (b - a)
+        return a
+
+    params = {"alpha": Param(0.5, "share"), "steps": Whole(2, "steps")}
+    found = body_of(Method("test", ("A", "B"), params, body), 2, {"alpha": 0.5, "steps": 2.0})
+    before = traced
+    formulas = [found.formula({"alpha": alpha, "steps": 2.0}) for alpha in (0.25, 0.75)]
+    assert traced == before
+    assert [set(formula.numbers) for formula in formulas] == [{0.25}, {0.75}]
+    assert len(formulas[0].program.steps) == 6
+    assert len(found.formula({"alpha": 0.5, "steps": 3.0}).program.steps) == 9
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import sdsurgery as sds
-from numeric_tools import TARGETS
+from numeric_tools import TARGETS, expected, native
 from sdsurgery import _native, engine
 from sdsurgery.backends import Options
-from sdsurgery.definitions.reductions import ordered_sum
-from sdsurgery.dtypes import F16, F32
+from sdsurgery.definitions.reductions import lines_of, ordered_sum
+from sdsurgery.dtypes import F16, F32, F64
 from sdsurgery.functions import dot, sum
 from sdsurgery.methods import Method
+from sdsurgery.methods.registry import get
 from sdsurgery.plan import Job, Jobs, Operand, Plan
-from sdsurgery.program import Program
+from sdsurgery.program import CHANNEL, FIRST, LAST, Program
 from sdsurgery.program.tracing import trace
 
 COUNTS = (1, 7, 1024, 3001, 300_001)
@@ -59,6 +60,24 @@ def test_values_are_those_of_the_written_order_on_every_target_thread_count_and_
             d = (b - a).astype(np.float64)
             dd, ad = ordered_sum(np.stack((d * d, a.astype(np.float64) * d))).tolist()
             assert list(run.values[number]) == [dd, ad, dd + ad]
+
+
+@pytest.mark.parametrize("axis", ["0", "-1", '"channel"'])
+@pytest.mark.parametrize("shape", [(7, 3, 3, 5), (2100, 3), (3, 2100), (17,), (0, 4), (1,)])
+def test_what_each_row_column_or_channel_gives_is_added_in_the_order_of_a_tensor(
+    axis: str, shape: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(4)
+    a, b = (np.asarray(rng.normal(size=shape)) for _ in range(2))  # float64, so the sum is not rounded to less
+    formula = sds.formula(f"A*0 + sum(dot(A, B, axis={axis}))")
+    along = {"0": FIRST, "-1": LAST}.get(axis, CHANNEL)
+    lines = ordered_sum(lines_of(a, along) * lines_of(b, along))
+    wanted = np.full(shape, ordered_sum(lines.reshape(1, -1))[0])
+    traced, inputs = trace(get(formula), 2, {}), [(each.view(np.uint64), F64) for each in (a, b)]
+    for target in TARGETS:
+        assert np.array_equal(native(traced, inputs, F64, target=target).codes, wanted.reshape(-1).view(np.uint64))
+    assert np.array_equal(expected(traced, inputs, F64).codes, wanted.reshape(-1).view(np.uint64))
+    assert np.array_equal(get(formula).body(a, b), wanted)
 
 
 def test_values_are_kept_only_where_they_are_wanted() -> None:

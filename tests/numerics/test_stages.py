@@ -357,7 +357,7 @@ def test_the_stages_of_a_tensor_follow_each_other_so_that_the_disk_is_read_once(
         (lambda a, b: a * sum(b, axis=1), "along axis 0 or -1"),
         (lambda a, b: sin(a), "a single number is needed .*, and this is a tensor"),
         (lambda a, b: a * (sum(b, axis=0) + sum(b, axis=-1)), "values of rows with values of columns"),
-        (lambda a, b: a * sum(dot(a, b)), "a reduction needs a tensor"),
+        (lambda a, b: a * norm(dot(a, b)), "a reduction needs a tensor"),
         (dot, "must return a combination of its inputs"),
         (lambda a, b: dot(a, "x"), "combines tensors with numbers, not with str"),
     ],

@@ -1,25 +1,15 @@
 """Random numbers of merge methods, by definition: ``csrc/generated.h`` over NumPy.
 
 Philox-4x32-10 (Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011) of a counter (block,
-draw), keyed by a seed and a tensor's name. An element's number depends on nothing else, so it is the same for any
-thread, tile, backend and order of the tensors.
+draw), keyed by a seed and a tensor's name (``keys.py``). An element's number depends on nothing else, so it is the same
+for any thread, tile, backend and order of the tensors.
 """
 
 from __future__ import annotations
 
-import struct
-
 import numpy as np
 
 from .elementary import F64, U32, U64, normals_of
-
-
-def key_word(seed: float, name: str, word: int) -> float:
-    """One of the two 32-bit words of the key: of the SHA-256 of the seed (as float64, little-endian) and the name."""
-    import hashlib
-
-    digest = hashlib.sha256(struct.pack("<d", seed + 0.0) + name.encode("utf-8", "surrogateescape")).digest()
-    return float(struct.unpack_from("<I", digest, 4 * word)[0])
 
 
 def uniform(key: tuple[float, float], draw: float, first: int, count: int) -> np.ndarray:

@@ -179,6 +179,8 @@ def stage_values(
 
 
 def _scalar(op: str, args: Sequence[Value | float]) -> Value:
+    if op == "sum_values":
+        return Value(reduced_rows("sum", np.asarray(args[0].numbers).reshape(1, -1)), ALL)  # type: ignore[union-attr]
     arrays = np.broadcast_arrays(*(arg.numbers if isinstance(arg, Value) else np.array([arg]) for arg in args))
     along = max(arg.along for arg in args if isinstance(arg, Value))
     if op in SCALAR_FUNCTIONS or op == "sqrt":  # which NumPy has, but with a NaN of its own

@@ -172,6 +172,11 @@ def reduced(op: str, along: int, *operands: Any) -> Numbers:
     return Numbers(found.reshape((1, *shape[1:]) if along == FIRST else (*shape[:-1], 1)))
 
 
+def sum_values(x: Numbers) -> Numbers:
+    """The sum of the numbers, in the order of a tensor's."""
+    return Numbers(reduced_rows("sum", x.values.reshape(1, -1))[0])
+
+
 def length(x: Any, along: int) -> Numbers:
     """The number of elements along an axis, or (ALL) of axes."""
     shape = tuple(x.shape)

@@ -40,7 +40,7 @@ def bernoulli(x: Any, p: Any, seed: Any, draw: int = 0) -> Any:
 
 
 def _drawn(kind: str, x: Any, seed: Any, draw: int) -> Any:
-    from ..definitions.draws import key_word
+    from ..definitions.keys import key_word
 
     key = [Scalar(key_word, seed, TENSOR, word) for word in (0, 1)]
     tracer = tracer_of(x)

@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from ..program import ALL, FIRST, LAST, SECOND
-from .dispatch import Axis, axis_of, length, reduced
+from ..program.symbols import Value
+from .dispatch import Axis, axis_of, is_numbers, length, reduced
 from .elementwise import sqrt, where
 
 
 def sum(x: Any, axis: Axis = None) -> Any:
-    """Σ x, in float64 and in the order that docs/numerics.md gives."""
+    """Σ x, in float64 and in the order that docs/numerics.md gives. Of what a reduction gives for each row, column or
+    channel the sum of these numbers."""
+    if axis is None and isinstance(x, Value):
+        return x.tracer.sum_values(x)
+    if axis is None and is_numbers(x):
+        from ..definitions.reductions import sum_values
+
+        return sum_values(x)
     return reduced("sum", axis, x)
 
 

@@ -2,18 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..functions import axes, clip, dot, is_nan, lerp, lerp_by, maximum, mean, norm, pow, rounded, sqrt, variance, where
+from ..functions import (
+    axes,
+    clip,
+    dot,
+    is_nan,
+    lerp,
+    lerp_by,
+    maximum,
+    mean,
+    pow,
+    rounded,
+    size,
+    sqrt,
+    sum,
+    variance,
+    where,
+)  # fmt: skip
 from .across import APART, Across
 from .differences import similar_parts
 from .registry import Param, method
 from .sums import FUSED, unchanged
 
 
-def cosine(a: Any, b: Any, axis: Any, least: float = 1e-8) -> Any:
-    """⟨a, b⟩/(‖a‖·‖b‖) along an axis, norms at least ``least``."""
-    return dot(a, b, axis) / (maximum(norm(a, axis), least) * maximum(norm(b, axis), least))
+class Products(NamedTuple):
+    """⟨a, b⟩, ⟨a, a⟩ and ⟨b, b⟩: of the tensors, or of each of their columns, rows or channels."""
+
+    ab: Any
+    aa: Any
+    bb: Any
+
+    @property
+    def whole(self) -> Products:
+        """Those of the tensors."""
+        return Products(sum(self.ab), sum(self.aa), sum(self.bb))
+
+    def cosine(self, least: float = 1e-8) -> Any:
+        """⟨a, b⟩/(‖a‖·‖b‖), norms at least ``least``."""
+        return self.ab / (maximum(sqrt(self.aa), least) * maximum(sqrt(self.bb), least))
+
+
+def products(a: Any, b: Any, axis: Any) -> Products:
+    return Products(dot(a, b, axis), dot(a, a, axis), dot(b, b, axis))
+
+
+def cosine(a: Any, b: Any, axis: Any) -> Any:
+    return products(a, b, axis).cosine()
 
 
 ALIKE = Param(0.5, "how alike a column must be to stay A's")
@@ -34,7 +70,8 @@ def add_cosine_b(a: Any, b: Any, alpha: float, fused: bool) -> Any:
 
     ``add_cosine_b`` of sd-mecha, after mode B of supermerger. Columns lie along the first axis.
     """
-    return gated(a, b, (cosine(a, b, 0) + cosine(a, b, None)) / 2 - alpha, fused)
+    columns = products(a, b, 0)
+    return gated(a, b, (columns.cosine() + columns.whole.cosine()) / 2 - alpha, fused)
 
 
 def gated(a: Any, b: Any, stays: Any, fused: bool) -> Any:
@@ -62,13 +99,16 @@ def of_columns(a: Any, b: Any) -> Any:
 
 def of_columns_and_tensor(a: Any, b: Any) -> Any:
     """The mean of the cosine of each column and that of the tensor; not a number for a tensor of zeros."""
-    return (cosine(a, b, 0) + dot(a, b) / (norm(a) * norm(b))) / 2
+    columns = products(a, b, 0)
+    return (columns.cosine() + columns.whole.cosine(0)) / 2
 
 
 def of_unit_columns(a: Any, b: Any) -> Any:
     """The mean of the cosine of each column and that of the tensors whose columns are divided by their norms."""
-    x, y = (each / maximum(norm(each, 0), 1e-12) for each in (a, b))
-    return (cosine(a, b, 0) + dot(x, y) / (norm(x) * norm(y))) / 2
+    columns = products(a, b, 0)
+    x, y = maximum(sqrt(columns.aa), 1e-12), maximum(sqrt(columns.bb), 1e-12)
+    units = Products(columns.ab / (x * y), columns.aa / (x * x), columns.bb / (y * y))
+    return (columns.cosine() + units.whole.cosine(0)) / 2
 
 
 def without_ends(found: Any) -> tuple[float, float]:
@@ -195,9 +235,26 @@ def cosine_channel(a: Any, b: Any, alpha: float, fused: bool) -> Any:
     "cosine" of Chattiori-Model-Merger 2026; a tensor of one axis has one cosine. Mean and deviation of the result then
     move half way towards those of A.
     """
-    whole, channel = cosine(a, b, None), cosine(a, b, "channel")
-    gate = clip((where(axes(a) < 2, whole, channel) + 1) / 2, 0, 1)
-    return half_way_to(a, mixed_by(a, b, clip(abs(alpha) * gate, 0, 1), fused))
+    channels = products(a, b, "channel")
+    gate = clip((where(axes(a) < 2, channels.whole.cosine(), channels.cosine()) + 1) / 2, 0, 1)
+    t = clip(abs(alpha) * gate, 0, 1)
+    sum_a, sum_b = sum(a, "channel"), sum(b, "channel")
+    mean_a, deviation_a = spread(sum_a, channels.aa, size(a))
+    mean_m, deviation_m = spread(
+        (1 - t) * sum_a + t * sum_b,
+        (1 - t) * (1 - t) * channels.aa + 2 * t * (1 - t) * channels.ab + t * t * channels.bb,
+        size(a),
+    )
+    scale = (deviation_a + deviation_m) / 2 / where(deviation_m > 0, deviation_m, 1)
+    return mixed_by(a, b, t, fused) * scale + ((mean_a + mean_m) / 2 - scale * mean_m)
+
+
+def spread(sums: Any, squares: Any, count: Any) -> tuple[Any, Any]:
+    """Mean and deviation of a tensor by the sums of its channels and of their squares. A variance below 2^-42 of the
+    mean square is what rounding leaves of equal elements."""
+    mean, square = sum(sums) / count, sum(squares) / count
+    variance = square - mean * mean
+    return mean, sqrt(where(variance > 2.0**-42 * square, variance, 0))
 
 
 def half_way_to(a: Any, mixed: Any) -> Any:

@@ -173,9 +173,12 @@ def norm_direction(a: Any, b: Any, alpha: float) -> Any:
 
     "NORM" of Chattiori-Model-Merger.
     """
-    length_a, length_b = norm(a) + 1e-12, norm(b) + 1e-12
-    mixed = (1 - alpha) * (a / length_a) + alpha * (b / length_b)
-    return mixed / (norm(mixed) + 1e-12) * ((1 - alpha) * length_a + alpha * length_b)
+    square_a, square_b = dot(a, a), dot(b, b)
+    length_a, length_b = sqrt(square_a) + 1e-12, sqrt(square_b) + 1e-12
+    x, y = (1 - alpha) / length_a, alpha / length_b  # the mix is x·A + y·B
+    mixed = sqrt(maximum(x * x * square_a + 2 * x * y * dot(a, b) + y * y * square_b, 0))
+    scale = ((1 - alpha) * length_a + alpha * length_b) / (mixed + 1e-12)
+    return scale * x * a + scale * y * b
 
 
 @method("perpendicular", inputs="A B")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 _NAMES = "add sub mul div minimum maximum lt le gt ge eq ne copysign pow neg abs sqrt sign floor exp log where fma"
 OPERATIONS = {name: code for code, name in enumerate(_NAMES.split())}
 # What an expression of reduced values may use besides; csrc/program.h has the same list.
-_FUNCTIONS = ("sin", "cos", "acos")
+_FUNCTIONS = ("sin", "cos", "acos", "sum_values")
 SCALAR_FUNCTIONS = {name: len(OPERATIONS) + code for code, name in enumerate(_FUNCTIONS)}
 REDUCTIONS = {
     "sum": 0,

@@ -224,6 +224,12 @@ class Tracer:
         kind = along.pop() if along else ALL
         return self._once((op, *map(id, lifted)), lambda: Value(self, op, kind, lifted))
 
+    def sum_values(self, value: Value) -> Value:
+        """The sum of the numbers of all rows, columns or channels."""
+        if value.along == ALL:
+            return value
+        return self._once(("sum_values", id(value)), lambda: Value(self, "sum_values", ALL, (value,)))
+
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._made:
             self._made[key] = make()

@@ -42,13 +42,15 @@ def _untraceable(name: str, body: Callable[..., Any], error: Exception) -> Untra
 class Body(NamedTuple):
     """A method traced for a number of inputs and for which of its parameters are given.
 
-    ``program`` is None for a body that looks at a parameter's value: such a one is traced anew for each set of numbers.
+    ``whole`` are the values of the parameters that are the same for all tensors, where the body looks at them.
+    ``program`` is None for a body that looks at others: such a one is traced anew for each set of numbers.
     """
 
     method: Method
     inputs: int
     program: Program | None
     constants: tuple[Scalar | float, ...]
+    whole: Mapping[str, Any]
 
     def draws(self, params: Mapping[str, Any]) -> bool:
         """Whether it draws random numbers: then its numbers depend on the tensor's name."""
@@ -60,7 +62,7 @@ class Body(NamedTuple):
         has no value."""
         program, constants = self.program, self.constants
         try:
-            if program is None:
+            if program is None or any(params[name] != value for name, value in self.whole.items()):
                 program, constants = _traced(self.method, self.inputs, params)
             given = {**params, TENSOR_NAME: tensor}
             numbers = [_real(c.value(given)) if isinstance(c, Scalar) else c for c in constants]
@@ -86,22 +88,30 @@ def _real(value: Any) -> float:
 
 
 def body_of(method: Method, count: int, params: Mapping[str, Any]) -> Body:
-    """``method`` traced for ``count`` inputs. Of the bound ``params`` only their structure counts: which are None, and
-    how long the lists are. UntraceableBody for a body that cannot be traced."""
+    """``method`` traced for ``count`` inputs. Of the bound ``params`` only their structure counts (which are None, how
+    long the lists are), unless the body looks at one that is the same for all tensors, a number of steps, say.
+    UntraceableBody for a body that cannot be traced."""
     symbols = {
         name: value if value is None or isinstance(value, str | bool)
         else tuple(Scalar(None, name, index) for index in range(len(value))) if isinstance(value, tuple)
         else Scalar(None, name, None)
         for name, value in params.items()
     }  # fmt: skip
-    try:
-        return Body(method, count, *_traced(method, count, symbols))
-    except LooksAtNumbers:
-        return Body(method, count, None, ())
-    except SdsError:
-        raise
-    except Exception as error:
-        raise _untraceable(method.name, method.body, error) from error
+    whole = {name: params[name] for name, symbol in symbols.items()
+             if isinstance(symbol, Scalar) and name not in method.ratios}  # fmt: skip
+    known: dict[str, Any]
+    for known in ({}, whole):
+        try:
+            return Body(method, count, *_traced(method, count, {**symbols, **known}), known)
+        except LooksAtNumbers:
+            continue
+        except SdsError:
+            raise
+        except Exception as error:
+            if known:
+                break  # perhaps for these numbers: ``Body.formula`` says what is wrong
+            raise _untraceable(method.name, method.body, error) from error
+    return Body(method, count, None, (), {})
 
 
 def trace(method: Method, count: int, params: Mapping[str, Any]) -> Formula:
