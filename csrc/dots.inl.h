@@ -29,9 +29,10 @@ struct Loaded {                                                 // elements of o
     static constexpr bool exact = Stored::dtype != DType::f64;  // products
     static constexpr size_t count = differences && exact ? Lanes::width : kDoublesLoaded<Stored>;
     static constexpr size_t registers = count / Doubles::width;
+    static constexpr size_t size = sizeof(typename Stored::Code);
 
     Loaded(const Places& from, size_t term, size_t element) {
-        const size_t offset = element * sizeof(typename Stored::Code);
+        const size_t offset = element * size;
         const uint8_t* const a = from.a[term] + offset;
         if constexpr (!differences) {
             load_doubles<Stored>(a, x);
@@ -117,28 +118,45 @@ void dots_of_block(const Places& from, size_t count, double* found) {
 // many columns, to which is added, or null where the product is not wanted. Takes the columns that make whole loads,
 // and returns how many they are.
 
+// Several rows are read side by side, more than processors fetch ahead by themselves.
+constexpr size_t kBytesAhead = 256;
+
+// Of `loads` loads from column `c` on. As a pack, so that the sums live in registers.
+template <class Load, size_t terms, size_t loads, size_t... I>
+void add_rows(const Places& from, size_t columns, size_t c, size_t rows, size_t row, double* const* sums_at,
+              std::index_sequence<I...>) {
+    constexpr size_t registers = loads * Load::registers;
+    const auto at = [&](size_t i) { return sums_at[i / registers] + c + i % registers * Doubles::width; };
+    Doubles sums[pairs_of(terms)][registers];
+    ((sums[I / registers][I % registers] = sums_at[I / registers] ? widened(at(I)) : Doubles::zero()), ...);
+    for (size_t r = row; r < rows; r += kReduceLanes) {
+        const Places ahead = from.at((r * columns + c) * Load::size + kBytesAhead, terms);
+        for (size_t t = 0; t < terms; ++t) prefetch(ahead.a[t], loads * Load::count * Load::size);
+        if (ahead.less) prefetch(ahead.less, loads * Load::count * Load::size);
+        for (size_t l = 0; l < loads; ++l)
+            add_products<terms, Load, false>(from, r * columns + c + l * Load::count, sums, l * Load::registers);
+    }
+    ((sums_at[I / registers] ? sums[I / registers][I % registers].write(at(I)) : void()), ...);
+}
+
 template <class Stored, size_t terms, bool differences>
 size_t dots_of_rows(const Places& from, size_t columns, size_t rows, size_t first_lane, double* const* lanes) {
     using Load = Loaded<Stored, differences>;
     constexpr size_t pairs = pairs_of(terms);
-    const size_t whole = columns / Load::count * Load::count;
+    constexpr size_t together = Doubles::width == 8 && terms < 3 ? 2 : 1;  // a cache line of two bytes an element
+    constexpr auto one = std::make_index_sequence<pairs * Load::registers>();
+    constexpr auto several = std::make_index_sequence<pairs * Load::registers * together>();
     for (size_t row = 0; row < rows && row < kReduceLanes; ++row) {
-        const size_t lane = (first_lane + row) % kReduceLanes * columns;
-        for (size_t c = 0; c < whole; c += Load::count) {
-            Doubles sums[pairs][Load::registers];
-            for (size_t p = 0; p < pairs; ++p) {
-                for (size_t r = 0; r < Load::registers; ++r)
-                    sums[p][r] = lanes[p] ? widened(lanes[p] + lane + c + r * Doubles::width) : Doubles::zero();
-            }
-            for (size_t r = row; r < rows; r += kReduceLanes)
-                add_products<terms, Load, false>(from, r * columns + c, sums, 0);
-            for (size_t p = 0; p < pairs; ++p) {
-                for (size_t r = 0; r < Load::registers && lanes[p]; ++r)
-                    sums[p][r].write(lanes[p] + lane + c + r * Doubles::width);
-            }
-        }
+        double* sums[pairs];
+        for (size_t p = 0; p < pairs; ++p)
+            sums[p] = lanes[p] ? lanes[p] + (first_lane + row) % kReduceLanes * columns : nullptr;
+        size_t c = 0;
+        for (; c + together * Load::count <= columns; c += together * Load::count)
+            add_rows<Load, terms, together>(from, columns, c, rows, row, sums, several);
+        for (; c + Load::count <= columns; c += Load::count)
+            add_rows<Load, terms, 1>(from, columns, c, rows, row, sums, one);
     }
-    return whole;
+    return columns / Load::count * Load::count;
 }
 
 // ---- what is stored of an expression

@@ -270,25 +270,61 @@ void strips(const Program& program, const T* constants, const Operand* operands,
 
 // ---- a formula of formulas.h whose last inputs are generated, a stretch at a time
 
+// Elements of one generated input. Numbers of columns are used where they are, and one of a row or channel is written
+// once for all stretches that lie in it.
+class MadeStretch {
+ public:
+    static constexpr size_t kMost = 2 * kStrip;
+
+    // How many elements from `first` on can be had at a time.
+    static size_t run(const Generated& of, uint64_t first) {
+        return is_in_place(of) ? static_cast<size_t>(std::min<uint64_t>(kMost, of.length - first % of.length)) : kMost;
+    }
+
+    const float* from(const Generated& of, uint64_t first, size_t n) {
+        if (is_in_place(of)) return of.narrow + first % of.length;
+        const uint64_t place = first / of.inner;
+        if (of.kind != Generated::numbers || first % of.inner + n > of.inner) {
+            generate(of, first, n, elements_);
+            one_ = false;
+        } else if (!one_ || place_ != place) {
+            std::fill(elements_, elements_ + kMost, static_cast<float>(of.values[place % of.length]));
+            one_ = true;
+            place_ = place;
+        }
+        return elements_;
+    }
+
+ private:
+    static bool is_in_place(const Generated& of) {
+        return of.kind == Generated::numbers && of.inner == 1 && of.narrow != nullptr;
+    }
+
+    alignas(64) float elements_[kMost];
+    bool one_ = false;  // all of them are the number of place_
+    uint64_t place_ = 0;
+};
+
 inline void fused_beside_generated(FusedKernel kernel, const Program& program, const Numbers& numbers,
                                    const Operand* operands, uint8_t* out, DType out_dtype, size_t count,
                                    Overflow policy, Tally& tally, Scratch& scratch) {
-    constexpr size_t kMade = 2 * kStrip;
     Operand here[kMostFused], again[kMostFused];
-    alignas(64) float made[kMostFused][kMade];
-    for (size_t first = 0; first < count; first += kMade) {
-        const size_t n = count - first < kMade ? count - first : kMade;
+    MadeStretch made[kMostFused];
+    for (size_t first = 0, n; first < count; first += n) {
+        n = std::min(MadeStretch::kMost, count - first);
+        for (int k = program.own; k < program.inputs; ++k)
+            n = std::min(n, MadeStretch::run(*operands[k].generated, operands[k].first + first));
         for (int k = 0; k < program.inputs; ++k) {
             if (k < program.own) {
                 const size_t size = size_of(operands[k].dtype);
                 here[k] = again[k] = {operands[k].data + first * size, operands[k].dtype};
-                prefetch(here[k].data + kMade * size, kMade * size);
+                prefetch(here[k].data + MadeStretch::kMost * size, n * size);
                 continue;
             }
             again[k] = operands[k];
             again[k].first += first;
-            generate(*again[k].generated, again[k].first, n, made[k]);
-            here[k] = {reinterpret_cast<const uint8_t*>(made[k]), DType::f32};
+            const float* const elements = made[k].from(*again[k].generated, again[k].first, n);
+            here[k] = {reinterpret_cast<const uint8_t*>(elements), DType::f32};
         }
         uint8_t* const to = out + first * size_of(out_dtype);
         if (kernel(here, to, n, numbers.narrow.data()) >= careful_from(out_dtype))

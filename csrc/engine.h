@@ -80,6 +80,7 @@ class Run {
     void do_stretch(size_t job_index, uint64_t first, uint64_t count, int64_t at, Buffers& buffers);
     void write(Buffers& buffers, uint64_t at, uint64_t bytes, uint64_t offset);
     const uint8_t* fetch(const JobOperand& operand, uint64_t first, uint64_t bytes, uint8_t* buffer, bool keep);
+    bool is_in_place(const JobOperand& operand) const;
     bool is_read(const JobOperand& operand) const;
     void do_chunks(size_t job_index, uint64_t low, uint64_t high, Buffers& buffers);
     void add_checksums(size_t job_index, uint64_t first, uint64_t count, const uint32_t* crcs);

@@ -23,6 +23,7 @@ struct Generated {
     const uint8_t* stored = nullptr;  // of elements: float32, or float64 if `wide`
     bool wide = false;
     uint32_t key[2] = {0, 0}, draw = 0;  // of random numbers
+    const float* narrow = nullptr;       // `values`, rounded; null where only they are there
 };
 
 }  // namespace sds

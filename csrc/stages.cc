@@ -129,6 +129,13 @@ bool Stages::reads() const {
                                   [this](const Accumulator& each) { return each.wants(pass_); });
 }
 
+uint64_t Stages::columns() const {
+    for (const Accumulator& each : accumulators_) {
+        if (each.along == Along::first && each.wants(pass_)) return each.columns;
+    }
+    return 0;
+}
+
 void Stages::add(const Operand* operands, uint64_t count, Scratch& scratch) {
     if (!reads()) return;  // only another output's stages do
     Operand all[Program::kMaxInputs];
@@ -333,7 +340,12 @@ Generated Stages::generated(Ref ref) const {
                                : value.along == Along::inputs
                                    ? std::max<uint64_t>(1, channel / std::max<uint64_t>(1, extents_.second))
                                    : channel;
-        return {Generated::numbers, inner, value.numbers.size(), value.numbers.data()};
+        Generated made{Generated::numbers, inner, value.numbers.size(), value.numbers.data()};
+        if (inner == 1 && !wide_) {
+            if (value.narrow.empty()) value.narrow.assign(value.numbers.begin(), value.numbers.end());
+            made.narrow = value.narrow.data();
+        }
+        return made;
     }
     const Made& made = program_.made[static_cast<size_t>(ref.index)];
     double args[3] = {};

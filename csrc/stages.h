@@ -48,6 +48,7 @@ class Stages {
     size_t size() const { return program_.stages.size(); }
     void begin(size_t stage);
     bool reads() const;
+    uint64_t columns() const;  // of a row, whose numbers are now added to those of other rows; 0 where none are
     void add(const Operand* operands, uint64_t count, Scratch& scratch);
     bool end();
 
@@ -81,7 +82,8 @@ class Stages {
     struct Value {
         std::vector<double> numbers;  // one, or as many as there are rows or columns
         Along along = Along::all;
-        WholeFunction::Bytes elements = {};  // of Along::each: float32, or float64
+        WholeFunction::Bytes elements = {};      // of Along::each: float32, or float64
+        mutable std::vector<float> narrow = {};  // the numbers, once a generated operand asked for them
     };
     Elementwise filled(const std::vector<Step>& steps, const std::vector<Ref>& wanted, std::vector<Ref>& found) const;
     Elementwise filled(const std::vector<Step>& steps, const std::vector<Ref>& wanted, bool without_ones,

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <numeric>
 
 #include "engine_buffers.h"
 
@@ -89,6 +90,15 @@ void Run::do_stages(const Tile& tile, Buffers& buffers) {
     buffers.stages.clear();
 }
 
+// At most about so many elements: whole blocks of a reduction, and of a mapping, where `columns` are added, also whole
+// rows, so many that the sums of the columns are rarely loaded and stored.
+static uint64_t whole_blocks(uint64_t most, uint64_t columns) {
+    constexpr uint64_t kRows = 64, kMost = 1 << 20;
+    const uint64_t rows = std::lcm(columns, kReduceBlock);
+    most = std::max(most, std::min(kRows * columns, kMost));
+    return most - most % (columns > 0 && rows <= most ? rows : kReduceBlock);
+}
+
 // `count` elements of one job from element `first` on, in chunks that stay in the cache: to byte `at` of the output
 // buffers, or (−1) into reductions, those of the stage that has begun if the job has stages.
 void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, int64_t at, Buffers& buffers) {
@@ -116,13 +126,15 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, int64_t a
         return;
     }
     uint64_t widest = 1;
-    bool mapped = false;
+    bool mapped = false, in_place = true;
     for (size_t k = 0; k < job.operands.size(); ++k) {
+        const JobOperand& operand = job.operands[k];
         widest = std::max(widest, job.operand_bytes(k));
-        mapped |= io_[job.operands[k].source] == Io::mmap;
+        mapped |= io_[operand.source] == Io::mmap;
+        in_place &= is_in_place(operand);
     }
     uint64_t most = chunk_bytes_ / widest;
-    if (at < 0) most -= most % kReduceBlock;
+    if (at < 0) most = whole_blocks(most, staged && in_place ? buffers.stages[0].columns() : 0);
     for (uint64_t done = 0, now; done < count; done += now) {
         if (staged && stop_) return;
         now = std::min(most, count - done);
@@ -190,6 +202,12 @@ const uint8_t* Run::fetch(const JobOperand& operand, uint64_t first, uint64_t by
     if (!direct) source.read(buffer + within, bytes, offset);
     if (Tap* const tap = keep ? nullptr : taps_[operand.source].get()) tap->offer(buffer + within, bytes, offset);
     return buffer + within;
+}
+
+// Whether the operand's bytes are where they are read, and not in a buffer.
+bool Run::is_in_place(const JobOperand& operand) const {
+    return !operand.view() && !operand.is_made() &&
+           (sources_[operand.source]->in_memory() || mappings_[operand.source]);
 }
 
 // Whether the operand's bytes come by ordinary positioned reads.
