@@ -228,6 +228,8 @@ def _awkward(param: Param | PerInput) -> float:
     if not param.within:
         return (param.default or 0.0) * 0.37 - 0.211
     low, high = (float(end) for end in re.findall(r"[-+.\w]+", param.within))
+    if isinstance(param, Param) and param.whole:
+        return low + 1
     return low + 0.37 * (min(high, low + 1) - low)
 
 

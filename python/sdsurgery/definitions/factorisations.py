@@ -171,7 +171,7 @@ def truncate_rank(x: np.ndarray, rank: float) -> np.ndarray:
         return x
     rows = x.astype(np.float64).reshape(x.shape[0], -1)
     full = min(rows.shape)
-    most = min(max(round(rank), 0), full)
+    most = min(int(rank), full)
     if most == full or not np.isfinite(rows).all():
         return x
     u, sizes, vt = np.linalg.svd(rows, full_matrices=False)

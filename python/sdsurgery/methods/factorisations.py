@@ -50,7 +50,10 @@ def rotate_differences(
     return c + _rotated(a - c, b - c, alignment, alpha, centralization, float(fused))
 
 
-@method("truncate-rank", inputs="A", rank=Param(8, "singular values that are kept", "[0, inf)"))
+RANK = Param(8, "singular values that are kept", "[0, inf)", whole=True)
+
+
+@method("truncate-rank", inputs="A", rank=RANK)
 def truncate_rank(a: Any, rank: float) -> Any:
     """Σ σᵢ·uᵢ·vᵢᵀ over the largest singular values of A, a difference: its best approximation of that rank.
 
@@ -61,7 +64,7 @@ def truncate_rank(a: Any, rank: float) -> Any:
     return whole(factorisations.truncate_rank, a, rank)
 
 
-@method("truncate-rank.difference", inputs="A B", base="A", rank=Param(8, "singular values that are kept", "[0, inf)"))
+@method("truncate-rank.difference", inputs="A B", base="A", rank=RANK)
 def truncate_rank_of_difference(a: Any, b: Any, rank: float) -> Any:
     """A + the best approximation of B − A of that rank.
 

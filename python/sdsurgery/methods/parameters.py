@@ -9,21 +9,25 @@ from typing import Any, NamedTuple
 
 from ..errors import UsageError, number_of
 
+EXACT = 2**53
+"""Numbers are float64, which holds every whole number below this, and of the larger ones only some."""
+
 
 class Param(NamedTuple):
     """A number of a method, with its default; ``help`` is its line in ``--help`` and the docs. Without a default it
     must be given. ``within`` is its range, as in ``(0, 1]``; a number outside is refused. ``also``: other names that
-    tools give it."""
+    tools give it. ``whole``: it is a whole number that, unlike a ``Whole``, blocks and rules may change."""
 
     default: float | None
     help: str
     within: str = ""
     also: str = ""
+    whole: bool = False
 
     def bound(self, method: str, name: str, value: Any, count: int) -> Any:
         """The value as a body takes it, for ``count`` inputs. UsageError for one that it can't be."""
         number = _number(method, name, value)
-        require_within(method, name, number, self.within)
+        require_fitting(method, name, number, self)
         return number
 
 
@@ -38,9 +42,7 @@ class Whole(NamedTuple):
     def bound(self, method: str, name: str, value: Any, count: int) -> Any:
         """As of ``Param``."""
         number = _number(method, name, value)
-        if not number.is_integer():
-            raise UsageError(f"{method}: {name} must be a whole number, not {value!r}", code="bad_value")
-        require_within(method, name, number, self.within)
+        require_fitting(method, name, number, self)
         return number
 
 
@@ -80,7 +82,7 @@ class PerInput(NamedTuple):
             value = (value,) * wanted
         numbers = _numbers(method, name, value)
         for number in numbers:
-            require_within(method, name, number, self.within)
+            require_fitting(method, name, number, self)
         if not self.instead_of and len(numbers) == 1:
             numbers *= wanted
         if len(numbers) != wanted:
@@ -117,15 +119,27 @@ def described(param: Parameter) -> str:
     return param.help + (f" ({'; '.join(facts)})" if facts else "")
 
 
-def require_within(method: str, name: str, number: float, within: str) -> None:
-    """UsageError for a number outside a range such as ``(0, 1]``; an empty text is any number."""
+def require_fitting(method: str, name: str, number: float, param: Parameter) -> None:
+    """UsageError for a number that the parameter cannot be: outside its range, or not whole where it must be."""
+    if isinstance(param, Whole) or (isinstance(param, Param) and param.whole):
+        if not number.is_integer():
+            raise UsageError(f"{method}: {name} must be a whole number, not {_shown(number)}", code="bad_value")
+        if abs(number) >= EXACT:
+            text = f"must lie between -2^53 and 2^53 ({EXACT}); larger whole numbers are rounded, some to the same"
+            raise UsageError(f"{method}: {name} {text}", code="bad_value")
+    within = range_of(param)
     if not within:
         return
     low, high = (float(end) for end in re.findall(r"[-+.\w]+", within))
     above = number > low if within[0] == "(" else number >= low
     below = number < high if within[-1] == ")" else number <= high
     if not (above and below):
-        raise UsageError(f"{method}: {name} must be in {within}, not {number:g}", code="bad_value")
+        raise UsageError(f"{method}: {name} must be in {within}, not {_shown(number)}", code="bad_value")
+
+
+def _shown(number: float) -> str:
+    """The number in full: rounded, one just outside a range would look as if it were inside."""
+    return repr(float(number)).removesuffix(".0")
 
 
 def _number(method: str, name: str, value: Any) -> float:

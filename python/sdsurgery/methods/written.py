@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from ..errors import UsageError, printable
-from .parameters import Param
+from .parameters import EXACT, Param
 from .registry import Method, named_by
 
 PREFIX = "formula:"
@@ -204,8 +204,25 @@ def method_of(name: str) -> Method:
     if not used:
         raise refusal(text, 0, "the formula has no input (A, B, …, in capitals)")
     count = max(_number_of(word) for word in used) + 1
-    params = {word: Param(None, "a number of the formula") for word in words}
+    seeds = _seeds(text, parts)
+    params = {word: Param(None, "a number of the formula", whole=word in seeds) for word in words}
     return Method(f"{PREFIX}{text}", tuple(map(letter, range(count))), params, Written(text, parts))
+
+
+def _seeds(text: str, parts: Sequence[Node]) -> set[str]:
+    """The formula's numbers that are seeds. UsageError for a seed in the text that float64 would round."""
+    found = set()
+    for node in parts:
+        code = getattr(_functions().get(node.word), "__code__", None) if node.kind == "call" else None
+        if code is None or "seed" not in code.co_varnames[: code.co_argcount]:
+            continue
+        place = node.names.index("seed") if "seed" in node.names else code.co_varnames.index("seed")
+        seed = parts[node.parts[place]]
+        if seed.kind == "number" and abs(float(seed.word)) >= EXACT:
+            raise refusal(text, seed.at, f"a seed must be smaller than 2^53 ({EXACT})")
+        if seed.kind == "parameter":
+            found.add(seed.word)
+    return found
 
 
 def _require_free(text: str, parts: Sequence[Node]) -> None:

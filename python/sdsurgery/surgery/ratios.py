@@ -17,7 +17,7 @@ from ..errors import InputRefused, UsageError, printable
 from ..files import require_found
 from ..layouts import Layout
 from ..methods.across import in_role, role_of
-from ..methods.parameters import PerInput, range_of, require_within
+from ..methods.parameters import PerInput, require_fitting
 from ..methods.registry import Method
 from ..program import INPUT, Formula
 from ..program.tracing import Body, body_of
@@ -180,7 +180,7 @@ class Ratios:
             name, at = self.letters.get(ratio, (ratio, None))
             if name not in method.params:
                 continue
-            require_within(method.name, ratio, number, range_of(method.params[name]))
+            require_fitting(method.name, ratio, number, method.params[name])
             if at is None:
                 found[name] = number
             else:
