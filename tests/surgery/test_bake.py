@@ -415,6 +415,10 @@ def test_each_strength_of_a_list_is_the_bake_at_that_strength(base: Path, adapte
         assert all(np.array_equal(a[name], b[name]) for name in a)
     unnamed = sds("bake", base, "--lora", f"{adapter}=0.2:0.6:0.2", "-o", tmp_path / "y.safetensors")
     assert unnamed.rc == 2 and "3 strengths" in unnamed.err and "{lora}" in unnamed.err
+    wrong = sds("bake", base, "--lora", f"{adapter}=0.5", "-o", tmp_path / "{loar}.safetensors")
+    assert wrong.rc == 2 and "bake has no such number; did you mean 'lora'" in wrong.err
+    assert sds("bake", base, "--lora", f"{adapter}=0.5", "-o", tmp_path / "one-{lora}.safetensors").rc == 0
+    assert (tmp_path / "one-0.5.safetensors").exists()
 
 
 def test_several_adapters_are_swept_by_their_numbers(base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -147,8 +147,7 @@ def test_what_is_no_number_nor_several_is_refused(text: str, files: list[Path], 
 def test_a_list_without_a_placeholder_is_refused_with_an_example(files: list[Path], tmp_path: Path) -> None:
     given = ["merge", "--method", "weighted-sum", files[0], files[1], "--alpha", "0.1,0.2"]
     refused(command(*given, "-o", tmp_path / "mix.safetensors"), 2, "mix-{alpha}.safetensors")
-    refused(command(*given, "-o", tmp_path / "mix-{beta}.safetensors"), 2, "does not say which")
-    refused(command(*given, "-o", tmp_path / "{alpha.real}.safetensors"), 2, "does not say which")
+    refused(command(*given, "-o", tmp_path / "{{alpha}}.safetensors"), 2, "does not say which")
     refused(command(*given, "-o", tmp_path / "{alpha:.0f}.safetensors"), 2, "several outputs would be named")
     refused(command(*given, "-o", tmp_path / "{alpha:q}.safetensors"), 2, "does not format a number")
     assert not list(tmp_path.iterdir())
@@ -157,10 +156,71 @@ def test_a_list_without_a_placeholder_is_refused_with_an_example(files: list[Pat
     assert [item.name for item in tmp_path.iterdir()] == ["0.2.safetensors"]
 
 
-def test_a_name_with_other_braces_stays_as_it_is(files: list[Path], tmp_path: Path) -> None:
-    for name in ("{mine}.safetensors", "a{.safetensors", "{{x}}.safetensors"):
-        sds.merge("weighted-sum", files[:2], out=tmp_path / name)
-        assert (tmp_path / name).exists()
+@pytest.mark.parametrize(
+    ("words", "name", "why"),
+    [
+        ("ties --density 0.5,0.7", "{density}", "density is a list with a number for each input, which is not a sweep"),
+        ("ties --density 0.5,0.7 --lam 0.5,1", "{density}-{lam}", "density is a list"),
+        ("ties", "{normalize}", "normalize is yes or no, not a number"),
+        ("n-sum", "{weights}", "weights is a list"),
+        ("weighted-sum --weights 0.5,0.3,0.2", "{alpha}", "alpha has no number where --weights is given"),
+        ("weighted-sum --weights 0.5,0.3,0.2", "{ratio}", "alpha has no number where --weights is given"),
+        ("add-diff", "{alpha}-{alhpa}", "nothing fills {alhpa} in the output's name"),
+        ("add-diff", "{alhpa:.2f}", "add-diff has no such number; did you mean 'alpha'? (braces that"),
+        ("add-diff --alpha 0.1,0.2", "{beta}", "nothing fills {beta}"),
+        ("add-diff --alpha 0.1,0.2", "{alpha}-{beta}", "nothing fills {beta}"),
+        ("add-diff --alpha 0.1,0.2", "{alpha.real}", "nothing fills {alpha.real}"),
+        ("add-diff --alpha 0.1,0.2", "{alpha!r}", "nothing fills {alpha!r}"),
+        ("add-diff", "{lora}", "the run has 0 adapters (braces that are meant are doubled: {{lora}})"),
+    ],
+)
+def test_a_placeholder_that_nothing_fills_is_refused_with_the_reason(
+    words: str, name: str, why: str, files: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / f"o-{name}.safetensors"
+    line = refused(command("merge", *files, "--method", *words.split(), "-o", out), 2, why)
+    assert str(out) in line and not list(tmp_path.iterdir())
+
+
+def test_python_refuses_such_a_placeholder_too(files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "o-{B.alpha}.safetensors"
+    recipe = sds.weighted_sum(files[0], sds.mean(files[1], files[2]), alpha=0.25)
+    for run in (
+        lambda: sds.merge("weighted-sum", files[:2], alpha=0.25, out=out),
+        lambda: sds.sweep("weighted-sum", files[:2], parameters={"alpha": 0.25}, out=out),
+        lambda: recipe.save(out),
+    ):
+        with pytest.raises(sds.UsageError, match=r"nothing fills \{B\.alpha\}") as caught:
+            run()
+        assert caught.value.code == "bad_output"
+    recipe.save(tmp_path / "o-{alpha}.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["o-0.25.safetensors"]
+
+
+def test_a_default_fills_its_placeholder_and_a_name_may_be_spelled_as_the_option(
+    files: list[Path], tmp_path: Path
+) -> None:
+    sds.merge("karcher", files[:2], out=tmp_path / "o-{max-iter}-{tol:.0e}.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["o-10-1e-05.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [("{1}", "{1}"), ("{}", "{}"), ("{my model}", "{my model}"), ("a{", "a{"), ("{{x}}", "{x}"),
+     ("{{{alpha}}}", "{0.5}"), ("a{-{alpha}", "a{-0.5")],
+)  # fmt: skip
+def test_other_braces_stay_and_doubled_ones_are_braces(
+    given: str, written: str, files: list[Path], tmp_path: Path
+) -> None:
+    sds.merge("weighted-sum", files[:2], out=tmp_path / f"{given}.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == [f"{written}.safetensors"]
+
+
+def test_the_braces_of_a_folder_that_exists_are_its_name(files: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "{mine}-{alpha}"
+    folder.mkdir()
+    sds.merge("weighted-sum", files[:2], out=folder / "{alpha}.safetensors")
+    assert [path.name for path in folder.iterdir()] == ["0.5.safetensors"]
 
 
 def test_a_failure_leaves_none_half_written_and_says_which_were_finished(files: list[Path], tmp_path: Path) -> None:

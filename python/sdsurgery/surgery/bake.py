@@ -70,7 +70,8 @@ def bake(
     check: bool = False,
 ) -> Report:
     """``sdsurgery.bake``."""
-    (report,) = _bake(path, [(out, tuple(loras))], settings, strict=strict, check=check)
+    (one,) = variants(None, {}, out, [[lora] for lora in loras])
+    (report,) = _bake(path, [(one.out, one.loras)], settings, strict=strict, check=check)
     return report
 
 

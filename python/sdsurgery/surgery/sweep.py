@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from ..adapters.lora import Lora
-from ..errors import UsageError, printable
+from ..errors import UsageError, number_of, printable
 from ..methods.registry import Method, Param, Whole
+from .placeholders import numbers_of, require_filled, strengths_of, template
 
 _MOST = 256  # outputs of one sweep: each is an open file
 
@@ -59,7 +60,7 @@ def variants(
 
     The output's name has ``{alpha}`` for a list of alphas (or another name of it, ``{ratio}``), ``{lora1}``,
     ``{lora2}``, … for adapters of several strengths, or ``{lora}`` where that is one. UsageError for a name that
-    doesn't tell the outputs apart, and for a parameter that takes no list.
+    doesn't tell the outputs apart or has a placeholder that nothing fills, and for a parameter that takes no list.
     """
     parameters = parameters if method is None else method.named(parameters)
     lists = {
@@ -69,42 +70,29 @@ def variants(
         raise UsageError("an adapter has no strength; give at least one number", code="bad_value")
     several = [number for number, each in enumerate(loras, 1) if len(each) > 1]
     only = several[0] if len(several) == 1 else 1 if len(loras) == 1 else 0  # whose strength {lora} is
-    text = "" if out is None else os.fspath(out)
-    named = _fields(text, {**_numbers(method, parameters), **_strengths([each[0] for each in loras], only)})
-    for name, given in lists.items():
+    name = template(out)
+    text, named = name.folder + name.rest, name.words()
+    known = {**numbers_of(method, parameters), **strengths_of([each[0] for each in loras], only)}
+    require_filled(name, known, method, parameters, len(loras))
+    for param, given in lists.items():
         if not given:
-            raise UsageError(f"{method and method.name}: {name} is empty; give at least one number", code="bad_value")
-        if not named.intersection((name, *(method.also(name) if method is not None else ()))):
+            raise UsageError(f"{method and method.name}: {param} is empty; give at least one number", code="bad_value")
+        if not named.intersection((param, *(method.also(param) if method is not None else ()))):
             whole = len(given) == 2 and all(float(value).is_integer() for value in given)
             meant = f" (a decimal is written {given[0]:g}.{given[1]:g})" if whole else ""
-            _refuse_name(text or "mix.safetensors", f"{name} has {len(given)} values{meant}", name)
+            _refuse_name(text or "mix.safetensors", f"{param} has {number_of(len(given), 'value')}{meant}", param)
     for number in several:
         if f"lora{number}" not in named and not ("lora" in named and only == number):
-            what = f"{printable(loras[number - 1][0].name)} has {len(loras[number - 1])} strengths"
+            what = f"{printable(loras[number - 1][0].name)} has {number_of(len(loras[number - 1]), 'strength')}"
             _refuse_name(text or "model.safetensors", what, "lora" if only else f"lora{number}")
     found: list[Variant] = []
     for chosen in itertools.product(*lists.values(), *loras):
         each = {**parameters, **dict(zip(lists, chosen, strict=False))}
         own = chosen[len(lists) :]
-        numbers = {**_numbers(method, each), **_strengths(own, only)}
-        found.append(Variant(None if out is None else _filled(text, numbers), each, own))
+        numbers = {**numbers_of(method, each), **strengths_of(own, only)}
+        found.append(Variant(None if out is None else name.filled(numbers), each, own))
     _require_apart([variant.out for variant in found])
     return found
-
-
-def _numbers(method: Method | None, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands for ``{alpha}`` and the like in an output's name."""
-    if method is None:
-        return {}
-    params = method.params.items()
-    own = {name: parameters.get(name, param.default) for name, param in params if isinstance(param, Param | Whole)}
-    return {**{also: number for name, number in own.items() for also in method.also(name)}, **own}
-
-
-def _strengths(loras: Sequence[Lora], only: int) -> dict[str, float]:
-    """What stands for ``{lora1}`` and the like, and for ``{lora}``."""
-    found = {f"lora{number}": lora.strength for number, lora in enumerate(loras, 1)}
-    return {**found, "lora": found[f"lora{only}"]} if only else found
 
 
 def _refuse_name(out: str, what: str, field: str) -> NoReturn:
@@ -124,45 +112,3 @@ def is_list(method: Method, name: str, value: Any) -> bool:
     """Whether a parameter that is one number has several values."""
     one = isinstance(method.params.get(name), Param | Whole)
     return one and isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _filled(out: str, numbers: Mapping[str, Any]) -> str:
-    """The output's name with its placeholders filled in: ``mix-{alpha}.safetensors``, ``{alpha:.2f}`` too. A name with
-    other braces stays as it is."""
-    if not _fields(out, numbers):
-        return out
-    import string
-
-    parts = []
-    for literal, field, spec, _ in string.Formatter().parse(out):
-        parts.append(literal)
-        if field is not None:
-            try:
-                parts.append(format(float(numbers[field]), spec) if spec else _short(numbers[field]))
-            except (ValueError, TypeError):
-                text = f"'{printable(out)}': '{printable(spec)}' does not format a number"
-                raise UsageError(text, code="bad_output") from None
-    return "".join(parts)
-
-
-def _short(value: float) -> str:
-    return repr(float(value)).removesuffix(".0")
-
-
-def _fields(out: str, known: Mapping[str, Any]) -> set[str]:
-    """The parameters that stand in the name as placeholders; none when anything else is in braces."""
-
-    if "{" not in out:
-        return set()
-    import string
-
-    def found() -> Iterator[str]:
-        for _, field, _, conversion in string.Formatter().parse(out):
-            if field is not None:
-                yield field if conversion is None else ""
-
-    try:
-        fields = set(found())
-    except ValueError:  # a single brace
-        return set()
-    return fields if fields <= set(known) else set()
