@@ -266,7 +266,9 @@ def test_the_warnings_page_says_what_the_table_says() -> None:
 def test_every_warning_is_given_somewhere() -> None:
     from sdsurgery.report.warnings import KINDS
 
-    files = (path for row in ("surgery", "formats") for path in (ROOT / "python/sdsurgery" / row).glob("*.py"))
+    files = (
+        path for row in ("surgery", "formats", "commands") for path in (ROOT / "python/sdsurgery" / row).glob("*.py")
+    )
     sources = "".join(path.read_text(encoding="utf-8") for path in files)
     assert [code for code in KINDS if f'"{code}"' not in sources] == []
 

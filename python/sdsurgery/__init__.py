@@ -177,10 +177,15 @@ __all__ = [
 
 
 def methods() -> dict[str, Method]:
-    """All methods by name: what ``merge`` and ``apply`` take."""
-    from .methods.registry import registered
+    """All methods by name: what ``merge`` and ``apply`` take. Packages whose methods cannot be loaded are a warning in
+    the log."""
+    from . import log
+    from .methods.registry import registered, unusable
 
-    return registered(others=True)
+    found = registered(others=True)
+    for line in unusable():
+        log.warning("%s", line)
+    return found
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,13 @@ def debug(message: str, *values: object) -> None:
         logger.debug(message, *values)
 
 
+def warning(message: str, *values: object) -> None:
+    """One WARNING record."""
+    logger = _logger()
+    if logger is not None:
+        logger.warning(message, *values)
+
+
 def report(found: Any) -> None:
     """What a writing verb did, from its Report or those of a sweep; other results say nothing."""
     if isinstance(found, list):

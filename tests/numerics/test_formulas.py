@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sdsurgery as sds
-from cli_support import done, refused, started
+from cli_support import done, refused
 from cli_support import sds as command
 from sdsurgery.functions import norm
 from sdsurgery.methods.registry import Across, get
@@ -284,21 +284,6 @@ def test_statistics_of_whole_models_that_fail_are_one_line(combined: str, words:
     across = Across(("largest",), lambda a, b: norm(b - a), lambda found: eval(combined))
     with pytest.raises(sds.UsageError, match=words):
         across.known(get("weighted-sum"), np.ones(3))
-
-
-def test_a_package_offers_methods_by_an_entry_point(files: list[str], tmp_path: Path) -> None:
-    (tmp_path / "their_methods.py").write_text(METHOD_FILE)
-    info = tmp_path / "theirs-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[sdsurgery.methods]\nmine = their_methods\n")
-    found = {"PYTHONPATH": str(tmp_path)}
-    words = ["merge", "--method", "larger-of-two", "--share", "0.5", *files[:2], "-o", str(tmp_path / "o.safetensors")]
-    done(started(*words, env=found))
-    assert "larger-of-two" in done(started("methods", env=found)).out
-    (tmp_path / "their_methods.py").write_text("import no_such_module\n")
-    for line in (words, ["methods"]):
-        refused(started(*line, env=found), 2, "the methods of theirs (their_methods) cannot be loaded")
 
 
 # ---- variants and parameters

@@ -16,8 +16,10 @@ def arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..methods.parameters import described
-    from ..methods.registry import registered
+    from ..methods.registry import registered, unusable
     from ..report import console
+    from ..report.progress import say
+    from ..report.warnings import in_json, warned
 
     rows = [
         {
@@ -33,4 +35,10 @@ def run(args: argparse.Namespace) -> int:
         }
         for method in registered(others=True).values()
     ]
-    return print_json({"methods": rows}) if args.json else print_lines(console.method_lines(rows))
+    warnings = [warned("unusable_package", what=line) for line in unusable()]
+    if args.json:
+        return print_json({"methods": rows, "warnings": in_json(warnings)["warnings"]})
+    code = print_lines(console.method_lines(rows))
+    if warnings and not args.quiet:
+        say(warnings)
+    return code

@@ -103,6 +103,19 @@ def is_required(param: Parameter) -> bool:
     return isinstance(param, Param) and param.default is None
 
 
+def require_sound(method: str, name: str, param: Parameter) -> None:
+    """What is declared in a stranger's method is looked at here, or it would fail where all methods are listed:
+    TypeError for a default that is no number, ValueError for a range that is not written like ``(0, 1]``."""
+    if not isinstance(param.default, int | float | None):
+        raise TypeError(f"the method {method}: the default of {name} is {param.default!r}, which is not a number")
+    if range_of(param) and not _RANGE.fullmatch(range_of(param)):
+        raise ValueError(f"the method {method}: the range of {name} is {range_of(param)!r}; write it like '(0, 1]'")
+
+
+_END = r"\s*[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+|inf)\s*"
+_RANGE = re.compile(rf"[\[(]{_END},{_END}[\])]")
+
+
 def range_of(param: Parameter) -> str:
     """The range of a parameter's numbers, empty for any."""
     return "" if isinstance(param, Flag) else param.within
@@ -145,7 +158,7 @@ def _shown(number: float) -> str:
 def _number(method: str, name: str, value: Any) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         several = "; sweep(…) makes an output for each of several" if isinstance(value, list | tuple) else ""
         raise UsageError(f"{method}: {name} must be a number, not {value!r}{several}", code="bad_value") from None
     if not math.isfinite(number):

@@ -7,12 +7,15 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..discovery import module_names
 from ..errors import InputRefused, UsageError, printable
 from .across import Across
-from .parameters import Flag, Param, Parameter, PerInput, Whole, is_required
+from .parameters import Flag, Param, Parameter, PerInput, Whole, is_required, require_sound
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ["Across", "Flag", "Method", "Param", "Parameter", "PerInput", "Whole", "get", "method", "registered"]
 
@@ -146,7 +149,7 @@ def method(
     ``…`` behind them if any number may follow; ``differences`` are those of them that enter only through the difference
     between them (B and C of ``A + α·(B − C)``) and so may have more channels than A. A variant of a method is named
     ``method.variant``. ``base``, ``across`` and ``roles`` are a Method's. ValueError for a name that is none of the
-    inputs, TypeError for a parameter of another kind."""
+    inputs or a range that is none, TypeError for a parameter of another kind."""
     names = tuple(inputs.split())
     many = names[-1] == "…"
     if many:
@@ -162,6 +165,7 @@ def method(
             if not isinstance(param, Param | Whole | Flag | PerInput):
                 text = f'a parameter is a Param, a Whole, a Flag or a PerInput, as in Param({param!r}, "what it does")'
                 raise TypeError(f"the method {name}: {key} is {param!r}; {text}")
+            require_sound(name, key, param)
         _METHODS[name] = Method(
             name, names, params, body, frozenset(differences.split()), many, across, roles, base=base
         )
@@ -200,28 +204,40 @@ def _import_modules() -> None:
 
 
 def registered(others: bool = False) -> dict[str, Method]:
-    """All methods by name; those of ``others`` too, packages with entry points ``sdsurgery.methods``."""
+    """All methods by name; those of ``others`` too, packages with entry points ``sdsurgery.methods``. A package whose
+    methods cannot be loaded takes away no other's: ``unusable`` says which."""
     _import_modules()
     if others:
-        _import_entry_points()
+        unusable()
     return dict(_METHODS)
 
 
 @functools.cache
-def _import_entry_points() -> None:
-    """Import the modules that other packages offer. UsageError for one that fails."""
+def unusable() -> tuple[str, ...]:
+    """What is wrong with other packages' entry points, a line for each; imports what they offer."""
     from importlib.metadata import entry_points
 
+    found = []
     for point in entry_points(group="sdsurgery.methods"):
-        try:
-            point.load()
-        except Exception as error:
-            whose = f" of {point.dist.name}" if point.dist else ""
-            raise UsageError(
-                f"the methods{whose} ({printable(point.value)}) cannot be loaded: {type(error).__name__}: "
-                f"{printable(error)}; repair or uninstall that package",
-                code="bad_value",
-            ) from None
+        whose = f" of {point.dist.name}" if point.dist else ""
+        wrong = _not_loaded(point)
+        if wrong:
+            text = f"the methods{whose} ({printable(point.value)}) cannot be loaded: {printable(wrong)}"
+            found.append(f"{text}; repair or uninstall that package")
+    return tuple(found)
+
+
+def _not_loaded(point: EntryPoint) -> str:
+    """Why an entry point gives no method; empty where it gives some."""
+    before = len(_METHODS)
+    try:
+        point.load()
+        module = point.module
+    except (Exception, SystemExit) as error:  # a script that ends the process, say
+        return f"{type(error).__name__}: {error}"
+    there = (method.body.__module__ for method in _METHODS.values())  # it may have been imported earlier
+    own = len(_METHODS) > before or any(f"{name}.".startswith(f"{module}.") for name in there)
+    return "" if own else "it registers no method (with @method)"
 
 
 def load_methods(path: str | os.PathLike[str]) -> list[str]:
@@ -278,12 +294,14 @@ def get(name: str, variant: str | None = None) -> Method:
         found, variant = known_names.get(f"{name}.{variant}"), None  # of which there is only this one
     if found is None:
         known_names = registered(others=True)
-        found = known_names.get(name)
+        found = known_names.get(name) or known_names.get(_plain(name))
     if found is None:
         from ..suggest import did_you_mean
 
         plain = [known for known in known_names if "." not in known]
-        hint = did_you_mean(name, known_names if "." in name else plain) or f"; known: {', '.join(plain)}"
+        hint = did_you_mean(name, known_names if "." in name else plain)
+        hint += "".join(f"; {line}" for line in unusable())  # one of which may be what has it
+        hint = hint or f"; known: {', '.join(plain)}"
         raise UsageError(f"unknown method '{printable(name)}'{hint}", code="unknown_name")
     return _variant(found, variant) if variant else found
 

@@ -86,6 +86,7 @@ KINDS = {
         "{count} scales lie beside weights that are not encoded ('{name}'); the weights were taken as they are stored, "
         "and the scales left out",
     ),
+    "unusable_package": Kind("an installed package offers methods that cannot be loaded", "{what}"),
     "unexplained": Kind(
         "unmix: the best mix of the candidates leaves more than rounding does",
         "the best mix leaves {share:.2%} of the weights' spread{where}, while rounding leaves {rounding:.3%}: "
