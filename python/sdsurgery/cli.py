@@ -13,7 +13,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import takewhile
 from typing import Any, NoReturn
@@ -164,7 +164,8 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with one line for a mistake (UsageError), "did you mean", and options between the files."""
 
     def __init__(
-        self, prog: str, description: str, usage: str | None = None, examples: Sequence[str] = ()
+        self, prog: str, description: str, usage: str | None = None, examples: Sequence[str] = (),
+        belongs: Callable[[str, Sequence[str]], str] | None = None,
     ) -> None:  # fmt: skip
         shown = ["examples:", *(f"  {line}" for line in examples), ""] if examples else []
         epilog = "\n".join([*shown, EPILOG])
@@ -172,6 +173,7 @@ class _Parser(argparse.ArgumentParser):
         shape = partial(argparse.RawDescriptionHelpFormatter, width=(line_width(sys.stdout) or 80) - 2)
         super().__init__(prog, usage, description, epilog, formatter_class=shape, allow_abbrev=False)
         self._words: Sequence[str] = ()
+        self._belongs = belongs  # says of an option that is unknown here where it is known
 
     def format_help(self) -> str:
         text = super().format_help()
@@ -199,7 +201,7 @@ class _Parser(argparse.ArgumentParser):
 
     def option_strings(self) -> set[str]:
         """The long options that it knows."""
-        return set(re.findall(r"--[A-Za-z][\w.-]*", self.format_help()))  # the usage leaves out the long form of -q
+        return {text for action in self._actions for text in action.option_strings if text.startswith("--")}
 
     def _refuse_unknown(self, words: Iterable[str]) -> None:
         known: set[str] = set()
@@ -216,6 +218,7 @@ class _Parser(argparse.ArgumentParser):
                         " '", " '--"
                     )
                 )
+                hint = (f": {why}" if self._belongs and (why := self._belongs(name, self._words)) else "") or hint
                 text = f"no option '{printable(word)}'{hint} (see {self.prog} --help)"
                 raise UsageError(text, code="unknown_name")
 
@@ -294,7 +297,8 @@ def parse(argv: Sequence[str]) -> tuple[commands.Command, argparse.Namespace]:
 def command_parser(name: str, words: Sequence[str] = ()) -> _Parser:
     """The parser of one command's arguments; ``words`` are those that it will parse."""
     command = commands.command(name)
-    parser = _Parser(f"sdsurgery {name}", command.HELP, examples=getattr(command, "EXAMPLES", ()))
+    parser = _Parser(f"sdsurgery {name}", command.HELP, examples=getattr(command, "EXAMPLES", ()),
+                     belongs=getattr(command, "belongs", None))  # fmt: skip
     command.arguments(parser, list(takewhile("--".__ne__, words)))
     return parser
 

@@ -263,6 +263,28 @@ def _deciding(argv: Sequence[str]) -> argparse.Namespace:
     return argparse.Namespace(clamp="--clamp" in argv, **last)
 
 
+def belongs(option: str, argv: Sequence[str]) -> str:
+    """What an option goes with that this merge lacks, where it is a number of another method; empty for others."""
+    from ..methods.adjust import NUMBERS
+    from ..methods.registry import registered
+
+    first, name = _deciding(argv), option.removeprefix("--").replace("-", "_")
+    if first.recipe is not None:
+        return ""  # whose numbers have paths
+    if name == "stiffness":
+        return "it goes with --clamp or --bounds"
+    if name in NUMBERS:
+        return "it is a number of --method adjust; --adjust D1,…,D8 changes the result of another method"
+    own = () if first.method is None and first.formula is None else _plain(first).params
+    if first.formula is not None and name in own:
+        return f"a number of the formula is given as --set {name}=NUMBER"
+    if not any(name in (each, *method.also(each)) for method in registered().values() for each in method.params):
+        return ""
+    if first.formula is not None:
+        return f"the formula has {' and '.join(own) or 'no number'}"
+    return f"{printable(first.method)} has {' and '.join(map(_flag, own)) or 'no number'}"
+
+
 def _values_in(argv: Sequence[str], option: str) -> list[str]:
     """The values of an option; an option without one is left to the parser, which says so."""
     found = []
