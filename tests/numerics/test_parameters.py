@@ -10,7 +10,7 @@ import pytest
 import sdsurgery as sds
 from cli_support import done, refused
 from cli_support import sds as command
-from sdsurgery.methods import Param, Whole, method
+from sdsurgery.methods import Param, Whole, get, method
 
 BEYOND = "must lie between -2^53 and 2^53 (9007199254740992)"
 
@@ -111,3 +111,78 @@ def test_a_method_of_ones_own_declares_a_whole_number_that_blocks_may_change(reg
     assert np.array_equal(sds.apply("levels", matrix(0), levels=3), 3 * matrix(0))
     with pytest.raises(sds.UsageError, match=r"levels: levels must be a whole number, not 3\.25"):
         sds.apply("levels", matrix(0), levels=3.25)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "text"),
+    [
+        ("weighted-sum", {"alpha": 10**400}, "alpha must be a number, not 1000"),
+        ("weighted-sum", {"weights": {0.25, 0.75}}, "weights must be a list of numbers, not {"),
+        ("weighted-sum", {"stiffness": 1}, "weighted-sum has no parameter 'stiffness'; it has alpha, weights"),
+        ("mean", {"stiffness": 1}, "mean has no parameter 'stiffness'; it has none"),
+        (
+            "smoothstep:weighted-sum",
+            {"weights": [0.5, 0.5]},
+            "smoothstep shapes alpha, in whose place",
+        ),
+        ("clamp(A,A):slerp", {}, "clamp needs two or more inputs, as in A,B; not 'A,A'"),
+        (5, {}, "a method is given by its name, not by 5"),
+        ("slerp", {"variant": 3}, "a method is given by its name, not by 3"),
+    ],
+)
+def test_odd_values_of_python_are_refused(method: Any, given: Any, text: str, files: list[str], tmp_path: Path) -> None:
+    with pytest.raises(sds.UsageError) as caught:
+        sds.merge(method, files[:2], out=tmp_path / "o.safetensors", **given)
+    assert text in str(caught.value) and len(str(caught.value)) < 400
+    assert not (tmp_path / "o.safetensors").exists()
+
+
+def test_none_is_the_default() -> None:
+    a, b = matrix(0), matrix(1)
+    assert np.array_equal(sds.apply("slerp", a, b, alpha=None), sds.apply("slerp", a, b))
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "meant"),
+    [
+        ("slerp", "Norm", "slerp.norm"),
+        ("weighted-sum", "inverse_smoothstep", "weighted-sum.inverse-smoothstep"),
+        ("Clamp(a, b):Slerp", None, "clamp(A,B):slerp"),
+        ("SuperMerger:weighted_sum", None, "supermerger:weighted-sum"),
+    ],
+)
+def test_variants_and_modifiers_may_be_written_in_another_case(name: str, variant: str | None, meant: str) -> None:
+    assert get(name, variant).name == meant
+
+
+@pytest.mark.parametrize("values", [["x", 1], [None, 1], [[1, 2], 3], "x", ""])
+def test_a_sweep_refuses_what_is_no_number_before_it_names_its_outputs(
+    values: Any, files: list[str], tmp_path: Path
+) -> None:
+    for name in ("o-{alpha}.safetensors", "o.safetensors"):
+        with pytest.raises(sds.UsageError, match="weighted-sum: alpha must be a number, not"):
+            sds.sweep("weighted-sum", files[:2], parameters={"alpha": values}, out=tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("--method slerp --alpha 0.1 --alpha 0.2", "--alpha (or --ratio, --multiplier) is given twice, with different"),
+        ("--method slerp --alpha 0.1 --ratio 0.2", "--alpha (or --ratio, --multiplier) is given twice, with different"),
+        ("--method n-sum --weights 1,2 --weights 2,1", "--weights is given twice, with different values"),
+        ("--method slerp --method mean", "--method is given twice"),
+        ("--method slerp --curve smoothstep --curve inverse-smoothstep", "--curve is given twice"),
+        ("--formula A+B --formula A-B", "--formula is given twice"),
+        ("--method slerp --lora-blocks MIDD", "--lora-blocks goes with --lora"),
+        ("--method slerp --lora-others 1", "--lora-others goes with --lora-blocks"),
+    ],
+)
+def test_options_that_contradict_or_would_do_nothing_are_refused(
+    words: str, text: str, files: list[str], tmp_path: Path
+) -> None:
+    refused(command("merge", *files[:2], *words.split(), "-o", tmp_path / "o.safetensors"), 2, text)
+
+
+def test_an_option_given_twice_with_one_value_is_that_value(files: list[str], tmp_path: Path) -> None:
+    words = ["--method", "slerp", "--alpha", "0.5", "--ratio", "0.50", "-o", tmp_path / "o.safetensors"]
+    done(command("merge", *files[:2], *words))

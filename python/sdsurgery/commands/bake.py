@@ -56,7 +56,12 @@ def given(args: argparse.Namespace) -> list[list[Lora]]:
 
 
 def weighted(args: argparse.Namespace, found: list[list[Lora]]) -> list[list[Lora]]:
-    """The adapters with what ``block_weights`` has found. UsageError for weights of an adapter that isn't there."""
+    """The adapters with what ``block_weights`` has found. UsageError for weights of an adapter that isn't there, and
+    for what would have no effect."""
+    if args.lora_blocks and not found:
+        raise UsageError("--lora-blocks goes with --lora", code="conflict")
+    if args.lora_others is not None and not args.lora_blocks:
+        raise UsageError("--lora-others goes with --lora-blocks", code="conflict")
     others = None if args.lora_others is None else float(args.lora_others)
     for text in args.lora_blocks:
         number, colon, weights = text.partition(":")

@@ -47,13 +47,14 @@ def _arguments(parser: argparse.ArgumentParser, argv: Sequence[str], first: argp
     what.add_argument("inputs", nargs="*", metavar="FILE",
                       help="A B [C …], in the method's order")  # fmt: skip
     method = what.add_mutually_exclusive_group()
-    method.add_argument("--method", help="see `sdsurgery methods`")
-    method.add_argument("--formula", metavar="TEXT", help="a method of your own, such as 'A + k*(B - C)'")
-    what.add_argument("--recipe", metavar="FILE", help="merges of merges as JSON, instead of --method and files")
+    method.add_argument("--method", action=_Once, help="see `sdsurgery methods`")
+    method.add_argument("--formula", action=_Once, metavar="TEXT", help="a method of your own, such as 'A + k*(B - C)'")
     what.add_argument(
-        "--variant", metavar="WORD", help="the variant, for a method that has several (`sdsurgery methods`)"
+        "--recipe", action=_Once, metavar="FILE", help="merges of merges as JSON, instead of --method and files"
     )
-    what.add_argument("--compat", metavar="TOOL", type=one_of("--compat", TOOLS),
+    what.add_argument("--variant", action=_Once, metavar="WORD",
+                      help="the variant, for a method that has several (`sdsurgery methods`)")  # fmt: skip
+    what.add_argument("--compat", action=_Once, metavar="TOOL", type=one_of("--compat", TOOLS),
                       help=f"the method as this tool computes it: {', '.join(TOOLS)}")  # fmt: skip
     what.add_argument("--method-file", action="append", metavar="FILE",
                       help="a Python file with methods of your own; may be repeated")  # fmt: skip
@@ -74,9 +75,24 @@ def _arguments(parser: argparse.ArgumentParser, argv: Sequence[str], first: argp
     _ratios(group(parser, "ratios"))
     parts = group(parser, "adapters and VAE")
     adapters(parts)
-    parts.add_argument("--vae", metavar="FILE", help="bake this file's VAE in, instead of merging the inputs'")
+    parts.add_argument(
+        "--vae", action=_Once, metavar="FILE", help="bake this file's VAE in, instead of merging the inputs'"
+    )
     parser.set_defaults(tree=recipe)
     writing(parser)
+
+
+class _Once(argparse.Action):
+    """An option that decides what the output is: two of them that differ are refused, where argparse takes the last."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if getattr(namespace, self.dest, None) not in (None, values):
+            first, *others = self.option_strings
+            names = f"{first} (or {', '.join(others)})" if others else first
+            raise UsageError(f"{names} is given twice, with different values", code="conflict")
+        setattr(namespace, self.dest, values)
 
 
 def _ratios(into: Arguments) -> None:
@@ -90,11 +106,17 @@ def _ratios(into: Arguments) -> None:
         "lines REGEX = NUMBER, the last that matches wins")  # fmt: skip
     add("--set", action="append", type=_assigned, default=[], dest="numbers", metavar="NAME=NUMBER",
         help="a number of the method or formula")  # fmt: skip
-    add("--curve", metavar="WORD", type=one_of("--curve", CURVES), help="shape alpha (smoothstep, inverse-smoothstep)")
+    add(
+        "--curve",
+        action=_Once,
+        metavar="WORD",
+        type=one_of("--curve", CURVES),
+        help="shape alpha (smoothstep, inverse-smoothstep)",
+    )
     add("--clamp", action="store_true", help="keep the result between A and B")
-    add("--bounds", metavar="A,B,…", help="keep the result between these inputs; --stiffness, 0 to 1, moves the limits "
-        "towards their mean")  # fmt: skip
-    add("--adjust", metavar="D1,…,D8", type=numbers,
+    add("--bounds", action=_Once, metavar="A,B,…", help="keep the result between these inputs; --stiffness, 0 to 1, "
+        "moves the limits towards their mean")  # fmt: skip
+    add("--adjust", action=_Once, metavar="D1,…,D8", type=numbers,
         help="eight numbers that change detail, contrast and colours of the result")  # fmt: skip
 
 
@@ -318,7 +340,8 @@ def _numbers_of(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
         value = tree.params[name]
         if isinstance(param, Param | Whole) and value is not None:
             text = f"{param.help} (now {value:g})".replace("%", "%%")
-            group.add_argument(_flag(name), dest=f"param_{name}", type=_values, metavar="NUMBER", help=text)
+            group.add_argument(_flag(name), dest=f"param_{name}", action=_Once, type=_values, metavar="NUMBER",
+                               help=text)  # fmt: skip
         else:
             parser.set_defaults(**{f"param_{name}": None})
 
@@ -383,9 +406,9 @@ def _how(param: Parameter) -> dict[str, Any]:
     from ..methods.registry import Flag, Param, PerInput, Whole
 
     kinds: dict[type, dict[str, Any]] = {
-        Param: {"type": _values, "metavar": "NUMBER"},
-        Whole: {"type": _values, "metavar": "NUMBER"},
-        PerInput: {"type": numbers, "metavar": "NUMBERS"},
+        Param: {"action": _Once, "type": _values, "metavar": "NUMBER"},
+        Whole: {"action": _Once, "type": _values, "metavar": "NUMBER"},
+        PerInput: {"action": _Once, "type": numbers, "metavar": "NUMBERS"},
         Flag: {"action": argparse.BooleanOptionalAction},
     }
     return kinds[type(param)]

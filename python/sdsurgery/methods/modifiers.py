@@ -36,8 +36,12 @@ class Curved:
         return f"{self.method.summary.rstrip('.')}; α by {self.curve}."
 
     def __call__(self, *inputs: Any, alpha: Any, **numbers: float | Sequence[float] | None) -> Any:
-        shaped = None if alpha is None else CURVES[self.curve](alpha)
-        return self.method.body(*inputs, alpha=shaped, **numbers)
+        if alpha is None:
+            text = (
+                f"{self.curve} shapes alpha, in whose place {self.method.name} has a list here; leave out one of them"
+            )
+            raise UsageError(text, code="conflict")
+        return self.method.body(*inputs, alpha=CURVES[self.curve](alpha), **numbers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +80,9 @@ def curved(name: str) -> Method:
 def clamp_of(name: str) -> Method:
     """The method behind the colon with its result between the inputs in the brackets. UsageError for other names."""
     words, found, rest = name.removeprefix("clamp(").partition("):")
+    words = words.replace(" ", "").upper()
     bounds = tuple(ord(word) - ord("A") for word in words.split(",") if len(word) == 1 and "A" <= word <= "Z")
-    if not found or len(bounds) < len(words.split(",")) or len(bounds) < 2:
+    if not found or len(bounds) < len(words.split(",")) or len(set(bounds)) < 2:
         raise UsageError(f"clamp needs two or more inputs, as in A,B; not '{printable(words)}'", code="bad_value")
     method = get(rest)
     if max(bounds) >= len(method.inputs) and not method.variadic:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
-from ..errors import UsageError, number_of
+from ..errors import UsageError, number_of, printable
 
 EXACT = 2**53
 """Numbers are float64, which holds every whole number below this, and of the larger ones only some."""
@@ -160,15 +160,17 @@ def _number(method: str, name: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         several = "; sweep(…) makes an output for each of several" if isinstance(value, list | tuple) else ""
-        raise UsageError(f"{method}: {name} must be a number, not {value!r}{several}", code="bad_value") from None
+        raise UsageError(
+            f"{method}: {name} must be a number, not {printable(repr(value))}{several}", code="bad_value"
+        ) from None
     if not math.isfinite(number):
         raise UsageError(f"{method}: {name} must be finite, not {number}", code="bad_value")
     return number
 
 
 def _numbers(method: str, name: str, value: Any) -> tuple[float, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise UsageError(f"{method}: {name} must be a list of numbers, not {value!r}", code="bad_value")
+    if isinstance(value, str | bytes | Set | Mapping) or not isinstance(value, Iterable):  # a set has no order
+        raise UsageError(f"{method}: {name} must be a list of numbers, not {printable(repr(value))}", code="bad_value")
     numbers = tuple(_number(method, name, item) for item in value)
     if not numbers:
         raise UsageError(f"{method}: {name} is empty; give one number for each input", code="bad_value")

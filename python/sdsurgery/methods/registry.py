@@ -78,10 +78,8 @@ class Method:
             if known not in self.params:
                 from ..suggest import did_you_mean
 
-                raise UsageError(
-                    f"{self.name} has no parameter '{printable(name)}'{did_you_mean(name, [*self.params, *others])}",
-                    code="unknown_name",
-                )
+                hint = did_you_mean(name, [*self.params, *others]) or f"; it has {', '.join(self.params) or 'none'}"
+                raise UsageError(f"{self.name} has no parameter '{printable(name)}'{hint}", code="unknown_name")
             if known in found:
                 raise UsageError(f"{self.name}: {known} is given twice", code="conflict")
             found[known] = value
@@ -99,7 +97,7 @@ class Method:
             self._require_count(count, False)
         values: dict[str, Any] = {}
         for name, param in self.params.items():
-            value = given.get(name, param.default)
+            value = param.default if given.get(name) is None else given[name]
             values[name] = None if value is None else param.bound(self.name, name, value, count)
         lists = [
             (name, param) for name, param in self.params.items()
@@ -279,12 +277,15 @@ def load_methods(path: str | os.PathLike[str]) -> list[str]:
 
 def get(name: str, variant: str | None = None) -> Method:
     """The method of that name, or its variant; UsageError with close matches for an unknown name."""
+    if not isinstance(name, str) or not isinstance(variant, str | None):
+        wrong = variant if isinstance(name, str) else name
+        raise UsageError(f"a method is given by its name, not by {printable(repr(wrong))}", code="bad_value")
     if variant is None and (quick := _leading(name)):
         return quick
     known_names = registered()
     for prefix, make in _NAMED_BY.items():
-        if name.startswith(prefix):
-            made = make(name)
+        if name.lower().startswith(prefix):
+            made = make(prefix + name[len(prefix) :])
             if variant:
                 text = f"{printable(made.name)} has no variant '{printable(variant)}'; write it in the method's name"
                 raise UsageError(text, code="unknown_name")
@@ -334,12 +335,16 @@ _CALLED = {
 
 def _plain(name: str) -> str:
     """``weighted_sum``, as Python writes it, and ``Weighted sum``, as the web UI does, as the method is called."""
-    word = name.strip().lower().replace("_", "-").replace(" ", "-")
+    word = _word(name)
     return _CALLED.get(word, word)
 
 
+def _word(name: str) -> str:
+    return name.strip().lower().replace("_", "-").replace(" ", "-")
+
+
 def _variant(found: Method, variant: str) -> Method:
-    known = _METHODS.get(f"{found.name}.{variant}")
+    known = _METHODS.get(f"{found.name}.{variant}") or _METHODS.get(f"{found.name}.{_word(variant)}")
     if known is None:
         from ..suggest import did_you_mean
 

@@ -66,7 +66,8 @@ def numbers_of(method: Method | None, parameters: Mapping[str, Any]) -> dict[str
     if method is None:
         return {}
     params = method.params.items()
-    own = {name: parameters.get(name, param.default) for name, param in params if isinstance(param, Param | Whole)}
+    own = {name: param.default for name, param in params if isinstance(param, Param | Whole)}
+    own |= {name: parameters[name] for name in own if parameters.get(name) is not None}
     own |= dict.fromkeys(_replaced(method, parameters))
     return {**{also: number for name, number in own.items() for also in method.also(name)}, **own}
 

@@ -66,6 +66,7 @@ def variants(
     lists = {
         name: list(value) for name, value in parameters.items() if method is not None and is_list(method, name, value)
     }
+    _require_numbers(method, parameters)
     if not all(loras):
         raise UsageError("an adapter has no strength; give at least one number", code="bad_value")
     several = [number for number, each in enumerate(loras, 1) if len(each) > 1]
@@ -95,6 +96,16 @@ def variants(
     return found
 
 
+def _require_numbers(method: Method | None, parameters: Mapping[str, Any]) -> None:
+    """UsageError for what is no number, before it is written into an output's name."""
+    for name, value in parameters.items() if method is not None else ():
+        param = method.params[name] if method is not None else None
+        if method is None or not isinstance(param, Param | Whole) or value is None:
+            continue
+        for each in value if is_list(method, name, value) else [value]:
+            param.bound(method.name, name, each, 0)
+
+
 def _refuse_name(out: str, what: str, field: str) -> NoReturn:
     stem, suffix = os.path.splitext(out)
     example = f"{printable(stem)}-{{{field}}}{printable(suffix) or '.safetensors'}"
@@ -111,4 +122,4 @@ def _require_apart(outs: Sequence[str | None]) -> None:
 def is_list(method: Method, name: str, value: Any) -> bool:
     """Whether a parameter that is one number has several values."""
     one = isinstance(method.params.get(name), Param | Whole)
-    return one and isinstance(value, Sequence) and not isinstance(value, str)
+    return one and isinstance(value, Sequence) and not isinstance(value, str | bytes)
