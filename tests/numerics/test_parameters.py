@@ -173,6 +173,7 @@ def test_a_sweep_refuses_what_is_no_number_before_it_names_its_outputs(
         ("--method slerp --method mean", "--method is given twice"),
         ("--method slerp --curve smoothstep --curve inverse-smoothstep", "--curve is given twice"),
         ("--formula A+B --formula A-B", "--formula is given twice"),
+        ("--method dare --rescale --no-rescale", "--rescale and --no-rescale exclude each other"),
         ("--method slerp --lora-blocks MIDD", "--lora-blocks goes with --lora"),
         ("--method slerp --lora-others 1", "--lora-others goes with --lora-blocks"),
     ],

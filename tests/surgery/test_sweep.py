@@ -132,14 +132,23 @@ def test_ranges_are_decimal_and_contain_their_end(text: str, found: list[float])
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "1:2", "1:2:0", "1:2:-1", "0:1:1e-9", "1:2:3:4", "0:inf:1", "nan:1:1", "1,,2"]
+    ("text", "why"),
+    [
+        *[(text, "is not a number like") for text in ("", "x", "1:2", "1:2:3:4", "0:inf:1", "nan:1:1", "1,,2")],
+        ("1:2:0", "'1:2:0': steps of 0 do not lead from 1 to 2"),
+        ("1:2:-1", "'1:2:-1': steps of -1 do not lead from 1 to 2"),
+        ("0.5,1:0:0.1", "steps of 0.1 do not lead from 1 to 0"),
+        ("0:1:0.001", "'0:1:0.001': more than 256 numbers, which is the limit of one run"),
+        ("0:1e999:1e-999", "more than 256 numbers"),
+        ("0:1e999999:1e-999999", "is not a number like"),
+    ],
 )
-def test_what_is_no_number_nor_several_is_refused(text: str, files: list[Path], tmp_path: Path) -> None:
+def test_what_is_no_number_nor_several_is_refused(text: str, why: str, files: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "{alpha}.safetensors"
     refused(
         command("merge", "--method", "weighted-sum", files[0], files[1], f"--alpha={text}", "-o", out),
         2,
-        "is not a number like",
+        why,
     )
     assert not list(tmp_path.iterdir())
 

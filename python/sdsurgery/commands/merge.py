@@ -95,6 +95,18 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
+class _OneOfTwo(argparse.BooleanOptionalAction):
+    """``--name`` or ``--no-name``, and not both."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        before = getattr(namespace, self.dest, None)
+        super().__call__(parser, namespace, values, option)
+        if before not in (None, getattr(namespace, self.dest)):
+            raise UsageError(f"{' and '.join(self.option_strings)} exclude each other", code="conflict")
+
+
 def _ratios(into: Arguments) -> None:
     from ..methods.sums import CURVES
 
@@ -291,8 +303,8 @@ def belongs(option: str, argv: Sequence[str]) -> str:
     from ..methods.registry import registered
 
     first, name = _deciding(argv), option.removeprefix("--").replace("-", "_")
-    if first.recipe is not None:
-        return ""  # whose numbers have paths
+    if first.recipe is not None:  # whose numbers have paths
+        return 'it goes with a method like "clamp(A,B):add-diff" in the recipe' if name == "stiffness" else ""
     if name == "stiffness":
         return "it goes with --clamp or --bounds"
     if name in NUMBERS:
@@ -387,10 +399,12 @@ def _parameters_of_all(parser: argparse.ArgumentParser) -> None:
 
 def _values(text: str) -> list[float]:
     """An argument type: a number, or several for a sweep."""
-    from ..surgery.sweep import values
+    from ..surgery.sweep import WrongRange, values
 
     try:
         return values(text)
+    except WrongRange as error:
+        raise argparse.ArgumentTypeError(f"'{printable(text)}': {error}") from None
     except ValueError:
         percent = re.fullmatch(r"\s*(\d+[.,]?\d*)\s*%\s*", text)
         if percent:
@@ -409,7 +423,7 @@ def _how(param: Parameter) -> dict[str, Any]:
         Param: {"action": _Once, "type": _values, "metavar": "NUMBER"},
         Whole: {"action": _Once, "type": _values, "metavar": "NUMBER"},
         PerInput: {"action": _Once, "type": numbers, "metavar": "NUMBERS"},
-        Flag: {"action": argparse.BooleanOptionalAction},
+        Flag: {"action": _OneOfTwo},
     }
     return kinds[type(param)]
 

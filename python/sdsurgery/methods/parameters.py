@@ -116,14 +116,19 @@ _END = r"\s*[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+|inf)\s*"
 _RANGE = re.compile(rf"[\[(]{_END},{_END}[\])]")
 
 
+def is_whole(param: Parameter) -> bool:
+    """Whether it is a whole number."""
+    return isinstance(param, Whole) or (isinstance(param, Param) and param.whole)
+
+
 def range_of(param: Parameter) -> str:
     """The range of a parameter's numbers, empty for any."""
     return "" if isinstance(param, Flag) else param.within
 
 
 def described(param: Parameter) -> str:
-    """The help of a parameter with its range and its default."""
-    facts: list[str] = []
+    """The help of a parameter with its kind, its range and its default."""
+    facts: list[str] = ["whole"] if is_whole(param) else []
     if range_of(param):
         facts.append(f"in {range_of(param)}")
     if param.default is not None:
@@ -134,7 +139,7 @@ def described(param: Parameter) -> str:
 
 def require_fitting(method: str, name: str, number: float, param: Parameter) -> None:
     """UsageError for a number that the parameter cannot be: outside its range, or not whole where it must be."""
-    if isinstance(param, Whole) or (isinstance(param, Param) and param.whole):
+    if is_whole(param):
         if not number.is_integer():
             raise UsageError(f"{method}: {name} must be a whole number, not {_shown(number)}", code="bad_value")
         if abs(number) >= EXACT:

@@ -23,10 +23,15 @@ class Variant(NamedTuple):
     loras: tuple[Lora, ...] = ()
 
 
+class WrongRange(ValueError):
+    """A range that cannot be: the text says why."""
+
+
 def values(text: str) -> list[float]:
     """``0.3``, ``0.1,0.2``, ``0.1:0.5:0.1`` (from, to, step; the end belongs to it), or these with commas between.
 
-    ValueError for anything else. Steps are decimal: 0.1:0.3:0.1 is 0.1, 0.2, 0.3.
+    ValueError for anything else, WrongRange for a range that has no end or too many numbers. Steps are decimal:
+    0.1:0.3:0.1 is 0.1, 0.2, 0.3.
     """
     found: list[float] = []
     for part in text.split(","):
@@ -35,17 +40,20 @@ def values(text: str) -> list[float]:
 
 
 def _from_to(text: str) -> list[float]:
-    from decimal import Decimal, InvalidOperation
+    from decimal import Decimal
 
     try:
         first, last, step = map(Decimal, text.split(":"))
-    except InvalidOperation:
+        steps = (last - first) / step if step else Decimal(-1)
+    except ArithmeticError:
         raise ValueError(text) from None
-    if not (first.is_finite() and last.is_finite() and step.is_finite()) or step == 0:
+    if not (first.is_finite() and last.is_finite() and step.is_finite()):
         raise ValueError(text)
-    count = int((last - first) / step) + 1
-    if not 1 <= count <= _MOST:
-        raise ValueError(text)
+    if steps < 0:
+        raise WrongRange(f"steps of {step} do not lead from {first} to {last}")
+    if steps >= _MOST:
+        raise WrongRange(f"more than {_MOST} numbers, which is the limit of one run")
+    count = int(steps) + 1
     return [float(first + number * step) for number in range(count)]
 
 
