@@ -84,9 +84,9 @@ def karcher(*models: Any, max_iter: float, tol: float) -> Any:
     units = [where(length > 0, 1 / where(length > 0, length, 1), 0) for length in lengths]
     shares = [count / alive for count in counts]
     u = [unit / alive for unit in units]
-    straight = gram.length(u)
+    straight = gram.length(u)  # less than 1e-7 may be the rounding of products
     u = [
-        where(straight > 1e-8, x / where(straight > 1e-8, straight, 1), units[0] if k == 0 else 0)
+        where(straight > 1e-7, x / where(straight > 1e-7, straight, 1), units[0] if k == 0 else 0)
         for k, x in enumerate(u)
     ]
     going: Any = 1

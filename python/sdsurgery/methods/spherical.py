@@ -10,6 +10,8 @@ from .registry import Flag, Param, PerInput, method
 from .sums import FUSED, left_to_right, nonzero, total
 
 ARC = Param(0.5, "position on the arc from A to B, 0 to 1")
+STRAIGHT = 1e-14
+"""1 − cos² of tensors that lie on a line: a few roundings of the cosine, and those of a tensor that was scaled."""
 PAIR = PerInput("weights of the two; B's share is its part of their sum", default=0.5)
 
 
@@ -30,7 +32,7 @@ def slerp(a: Any, b: Any, alpha: Any) -> Any:
 def slerp_norm(a: Any, b: Any, alpha: Any, fused: bool) -> Any:
     """The arc between the unit vectors A/‖A‖ and B/‖B‖, times (1 − α)·‖A‖ + α·‖B‖; the weighted sum where that is 0/0.
 
-    ``slerp`` of sd-mecha. Of opposite tensors it is the weighted sum too.
+    ``slerp`` of sd-mecha. Of opposite tensors, whose cosine is −1 but for rounding, it is the weighted sum too.
     """
     length_a, length_b = norm(a), norm(b)
     cosine = clip(dot(a, b) / (length_a * length_b), -1, 1)
@@ -38,7 +40,7 @@ def slerp_norm(a: Any, b: Any, alpha: Any, fused: bool) -> Any:
     length = (1 - alpha) * length_a + alpha * length_b
     first = sin((1 - alpha) * theta) / sin(theta) / length_a * length
     second = sin(alpha * theta) / sin(theta) / length_b * length
-    curves = (first - first == 0) * (second - second == 0) * (cosine > -1)
+    curves = (first - first == 0) * (second - second == 0) * (cosine > STRAIGHT / 2 - 1)
     return where(curves, first * a + second * b, lerp(a, b, alpha, fused))
 
 
@@ -50,7 +52,8 @@ def _or_one(length: Any) -> Any:
 def nuslerp(a: Any, b: Any, weights: tuple[float, float]) -> Any:
     """The arc from A to B at t = w₂/(w₁ + w₂), of the whole tensors; t = ½ for |w₁ + w₂| < 1e-6.
 
-    ``nuslerp`` of mergekit. Norms are 1e-7 at least; where 1 − cos² ≤ 1e-16 it is the weighted sum.
+    ``nuslerp`` of mergekit. Norms are 1e-7 at least; where 1 − cos² ≤ 1e-14 it is the weighted sum (mergekit: 1e-16,
+    less than the rounding of a cosine).
     """
     return along_the_arc(a, b, weights, None)
 
@@ -88,7 +91,7 @@ def along_the_arc(a: Any, b: Any, weights: tuple[float, float], axis: int | None
     length_a, length_b = maximum(norm(a, axis), 1e-7), maximum(norm(b, axis), 1e-7)
     cosine = clip(dot(a, b, axis) / (length_a * length_b), -1, 1)
     theta = acos(cosine)
-    straight = 1 - cosine * cosine <= 1e-16
+    straight = 1 - cosine * cosine <= STRAIGHT
     scale = where(straight, 1, sin(theta))
     first = where(straight, 1 - t, sin((1 - t) * theta) / scale)
     second = where(straight, t, sin(t * theta) / scale)
@@ -139,7 +142,9 @@ def on_the_sphere(models: Any, weights: tuple[float, ...], normalize: bool) -> A
         return left_to_right([x[i] * y[j] * products[i][j] for i in each for j in each])
 
     mean = [weight * unit for weight, unit in zip(weights, units, strict=True)]
-    straight = sqrt(maximum(inner(mean, mean), 0))
+    alone = left_to_right([mean[i] * mean[i] * products[i][i] for i in each])
+    square = inner(mean, mean)
+    straight = where(square <= 1e-14 * alone, 0, sqrt(maximum(square, 0)))  # so little may be rounding
     mu = [number / where(straight < 1e-8, 1, straight) for number in mean]
     own = [[units[i] if i == k else 0 * units[i] for i in each] for k in each]
     slopes = [inner(own[k], mu) for k in each]
@@ -171,13 +176,15 @@ def of_many(models: Any, weights: tuple[float, ...]) -> Any:
 def norm_direction(a: Any, b: Any, alpha: float) -> Any:
     """The direction of (1 − α)·A/‖A‖ + α·B/‖B‖ with the norm (1 − α)·‖A‖ + α·‖B‖ (1e-12 is added to each norm).
 
-    "NORM" of Chattiori-Model-Merger.
+    "NORM" of Chattiori-Model-Merger. Zeros where the two directions cancel but for rounding, which would have none.
     """
     square_a, square_b = dot(a, a), dot(b, b)
     length_a, length_b = sqrt(square_a) + 1e-12, sqrt(square_b) + 1e-12
     x, y = (1 - alpha) / length_a, alpha / length_b  # the mix is x·A + y·B
-    mixed = sqrt(maximum(x * x * square_a + 2 * x * y * dot(a, b) + y * y * square_b, 0))
-    scale = ((1 - alpha) * length_a + alpha * length_b) / (mixed + 1e-12)
+    alone = x * x * square_a + y * y * square_b
+    square = alone + 2 * x * y * dot(a, b)
+    scale = ((1 - alpha) * length_a + alpha * length_b) / (sqrt(maximum(square, 0)) + 1e-12)
+    scale = where(square < 2.0**-42 * alone, 0, scale)
     return scale * x * a + scale * y * b
 
 
