@@ -58,3 +58,39 @@ def test_directions_that_nearly_cancel_still_have_one() -> None:
     mixed = x / lengths[0] + y / lengths[1]
     wanted = mixed / np.linalg.norm(mixed) * sum(lengths) / 2
     assert farthest(sdsurgery.apply("norm-direction", a, b), wanted) < 1e-3  # elements are mixed in float32
+
+
+def matched_to_a(a: np.ndarray, b: np.ndarray, alpha: float) -> np.ndarray:
+    """cosine-channel in float64, mean and deviation of the result itself."""
+    rows_a, rows_b = (each.reshape(len(each) if each.ndim > 1 else 1, -1) for each in (a, b))
+    lengths = np.linalg.norm(rows_a, axis=1) * np.linalg.norm(rows_b, axis=1)
+    cosine = (rows_a * rows_b).sum(axis=1) / np.maximum(lengths, 1e-16)
+    t = np.clip(abs(alpha) * (cosine + 1) / 2, 0, 1)[:, None]
+    mixed = rows_a + t * (rows_b - rows_a)
+    deviation = mixed.std() if (mixed != mixed.flat[0]).any() else 0
+    scale = (a.std() + deviation) / 2 / deviation if deviation else 1
+    found: np.ndarray = (mixed - mixed.mean()) * scale + (a.mean() + mixed.mean()) / 2
+    return found.reshape(a.shape)
+
+
+@pytest.mark.parametrize("deviation", [1e-2, 1e-4, 1e-6, 4e-7, 3e-7, 2e-7, 1e-7, 0])
+@pytest.mark.parametrize("shape", [(1,), *SHAPES, (65, 2050)])
+def test_a_deviation_is_found_beside_a_much_larger_mean(shape: tuple[int, ...], deviation: float) -> None:
+    rng = np.random.default_rng(7)
+    for alpha in (0.0, 0.5, 1.0):
+        a, b = ((1 + deviation * rng.normal(size=shape)).astype(np.float32) for _ in range(2))
+        wanted = matched_to_a(a.astype(np.float64), b.astype(np.float64), alpha)
+        assert farthest(sdsurgery.apply("cosine-channel", a, b, alpha=alpha), wanted) < 4e-7
+
+
+def test_of_equal_elements_the_deviation_is_none() -> None:
+    rng = np.random.default_rng(8)
+    for size in (1, 3, 40_000, 300_000):
+        for _ in range(20):
+            a, b = (np.full((2, size), number, np.float32) for number in rng.uniform(0.1, 10, 2))
+            halfway = a[0, 0] + 0.5 * (b[0, 0] - a[0, 0])
+            found = sdsurgery.apply("cosine-channel", a, b, alpha=0.5)
+            assert farthest(found, np.full((2, size), (a[0, 0] + halfway) / 2)) < 1e-6
+            uneven = a * (1 + 0.05 * np.sin(np.arange(size))).astype(np.float32)
+            all_of_b = sdsurgery.apply("cosine-channel", uneven, b, alpha=1.5)
+            assert farthest(all_of_b, np.full((2, size), (uneven.mean() + b[0, 0]) / 2)) < 1e-6
