@@ -37,6 +37,8 @@ struct Extents {
     }
 };
 
+constexpr size_t kSamplePass = ~size_t{0};  // the one before the first, for what wants_sample()
+
 // The sum of numbers in the order of a tensor's (reduce.h); a NaN is the canonical one.
 double sum_in_order(const std::vector<double>& numbers);
 
@@ -61,6 +63,7 @@ class Accumulator {
         return (kind == Reduce::sum || kind == Reduce::dot) && along != Along::first && along != Along::inputs;
     }
     bool wants(size_t pass) const {
+        if (pass == kSamplePass) return selection && selection->wants_sample();
         return selection ? selection->in_work() : pass == 0 && (expressions(kind) > 0 || is_kept());
     }
     std::vector<WholeFunction::Bytes> arrays;  // of whole and mix: the elements of their expressions

@@ -5,7 +5,8 @@
 // A key is the element's pattern in the order of the values: −0 counts as +0, a NaN as larger than everything. Where
 // `ties` are asked for, the elements above the k-th are counted too, and of those equal to it the first ones, in order
 // of index, make up the k; the last of these is found from the candidates of the last pass if they are few, else by a
-// pass of its own.
+// pass of its own. Of large tensors that lie in memory a sample is looked at first, which mostly saves all but one pass
+// (bracket.h).
 #pragma once
 
 #include <cmath>
@@ -13,6 +14,7 @@
 #include <limits>
 #include <vector>
 
+#include "bracket.h"
 #include "dtypes.h"
 #include "error.h"
 
@@ -33,7 +35,7 @@ SDS_HD inline uint64_t key_of(double x) {
 class Selection {
  public:
     // `k` counts from 1, and is rounded down; `bits` of a key: 32 or 64.
-    Selection(uint64_t count, double k, int bits, bool ties) : ties_(ties), bits_(bits) {
+    Selection(uint64_t count, double k, int bits, bool ties) : ties_(ties), bits_(bits), count_(count) {
         const double infinity = std::numeric_limits<double>::infinity();
         if (count > UINT32_MAX) throw Error(Code::invalid, "a selection takes fewer than 2^32 elements");
         if (!(k >= 1) || count == 0) {
@@ -52,11 +54,29 @@ class Selection {
     void start(size_t most_candidates, const Selection* twin) {
         most_candidates_ = most_candidates;
         twin_ = twin;
-        histogram.resize(1 << 16);
+        if (!twin_) histogram.assign(1 << 16, 0);
         started_ = true;
     }
     bool in_work() const { return started_ && !done_; }
     bool counted_by_twin() const { return twin_; }
+
+    // ---- before the first pass, if the tensor lies in memory
+    bool wants_sample() const { return in_work() && !asked_ && bits_ == 32 && count_ >= Bracket::kLeast; }
+    uint64_t sample_step() const { return Bracket::step(count_); }
+    uint64_t sampled = 0;              // magnitudes, whose keys' upper bits are counted; 0 where elements are not such
+    std::unique_ptr<Bracket> bracket;  // then the passes are only one, if it holds the k-th
+    // At most so many elements between the bounds.
+    void end_sample(size_t room) {
+        bracket = Bracket::of(counts_for_both()->histogram, counts_for_both()->sampled, left_, count_, room);
+        asked_ = true;
+        position = 0;
+    }
+    const Selection* counts_for_both() const { return twin_ ? twin_ : this; }
+    void count_alone() { twin_ = nullptr; }
+    void drop_bracket() {
+        bracket = nullptr;
+        if (!twin_) histogram.assign(1 << 16, 0);
+    }
 
     // ---- for the loop that adds elements (select.inl.h)
     int shift = 0;          // of the 16 bits that this pass counts; −16: it looks for the index
@@ -77,6 +97,11 @@ class Selection {
     // ---- after each pass
     void end_pass() {
         position = 0;
+        if (const auto found = std::move(bracket)) {
+            if (!found->holds(left_)) return histogram.assign(1 << 16, 0);  // so the first pass is still to be made
+            const uint32_t bits = found->kth(left_);
+            return finish(bits_as<float>(bits), ties_ ? found->last_of(bits, left_) : kNone);
+        }
         if (shift < 0) return finish(threshold_, static_cast<double>(index_));
         const std::vector<uint32_t>& counted = twin_ ? twin_->histogram : histogram;
         twin_ = nullptr;
@@ -89,7 +114,7 @@ class Selection {
             return;
         }
         threshold_ = value_of(prefix);
-        if (!ties_ || left_ == histogram[bucket]) return finish(threshold_, std::numeric_limits<double>::infinity());
+        if (!ties_ || left_ == histogram[bucket]) return finish(threshold_, kNone);
         wanted = left_;
         for (uint64_t candidate : candidates) {
             if ((candidate & 0xffff) == bucket && --wanted == 0)
@@ -123,8 +148,12 @@ class Selection {
                                    : bits_as<double>(key ^ (key & sign ? sign : ~uint64_t{0}));
     }
 
+    static constexpr double kNone = std::numeric_limits<double>::infinity();  // no last one: all its equals belong
+
     bool ties_, overflowed_ = false, started_ = false, done_ = false;
     int bits_;
+    uint64_t count_;
+    bool asked_ = false;  // for a sample
     const Selection* twin_ = nullptr;
     size_t most_candidates_ = 0;
     uint64_t left_ = 0;  // the k-th is the left_-th largest of those that share its prefix

@@ -38,6 +38,16 @@ inline size_t lowest_bit(uint64_t bits) {  // of those that are set
 #endif
 }
 
+inline uint64_t count_bits(uint64_t bits) {
+#if defined(__GNUC__)
+    return static_cast<uint64_t>(__builtin_popcountll(bits));
+#else
+    uint64_t found = 0;
+    for (; bits != 0; bits &= bits - 1) ++found;
+    return found;
+#endif
+}
+
 // An element whose key has the bits that are known of the k-th's.
 template <class Key>
 void add_shared(Selection& into, uint64_t index, Key key) {

@@ -8,8 +8,9 @@ namespace sds {
 
 namespace {
 
-// That are made at a time, and what each remembers: 6 MB.
-constexpr size_t kSelections = 8, kCandidates = 1 << 16;
+// That are made at a time, and what each remembers: 6 MB. All of them together remember so many elements between the
+// bounds that samples give: 12 MB.
+constexpr size_t kSelections = 8, kCandidates = 1 << 16, kBetween = 3 << 19;
 
 double apply(int op, double a, double b, double c) {
     if (op >= static_cast<int>(Op::kCount)) {
@@ -99,6 +100,34 @@ bool Stages::start_selections() {
     return !started.empty();
 }
 
+bool Stages::wants_sample() const {
+    return std::any_of(accumulators_.begin(), accumulators_.end(),
+                       [](const Accumulator& each) { return each.wants(kSamplePass); });
+}
+
+void Stages::end_sample() {
+    std::vector<Selection*> sampled;
+    for (const Accumulator& each : accumulators_) {
+        if (each.wants(kSamplePass)) sampled.push_back(each.selection.get());
+    }
+    std::vector<const Selection*> without;  // those that count for themselves and twins, one of which has no bounds
+    size_t room = kBetween;
+    for (auto each = sampled.rbegin(); each != sampled.rend(); ++each) {
+        (*each)->end_sample(room);  // a twin before the one that counted for both
+        if ((*each)->bracket) {
+            room -= (*each)->bracket->room();
+        } else {
+            without.push_back((*each)->counts_for_both());
+        }
+    }
+    for (auto each = sampled.rbegin(); each != sampled.rend(); ++each) {
+        const bool alone = std::find(without.begin(), without.end(), (*each)->counts_for_both()) == without.end();
+        alone ? (*each)->count_alone() : (*each)->drop_bracket();
+    }
+    sampling_ = false;
+    done_ = 0;
+}
+
 // The steps of what this pass wants.
 void Stages::prepare() {
     const Stage& shape = program_.stages[stage_];
@@ -142,7 +171,7 @@ void Stages::add(const Operand* operands, uint64_t count, Scratch& scratch) {
     std::copy(operands, operands + program_.inputs, all);
     add_generated(steps_, done_, all);
     target_.accumulate(*steps_.program, *steps_.numbers, all, count, steps_.reductions.data(), accumulators_.data(),
-                       accumulators_.size(), pass_, scratch);
+                       accumulators_.size(), sampling_ ? kSamplePass : pass_, scratch);
     done_ += count;
 }
 

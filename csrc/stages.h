@@ -52,6 +52,12 @@ class Stages {
     void add(const Operand* operands, uint64_t count, Scratch& scratch);
     bool end();
 
+    // Before a pass over a tensor that lies in memory: whether something is saved if add() sees all of it between these
+    // two, of which it reads a sample.
+    bool wants_sample() const;
+    void begin_sample() { sampling_ = true; }
+    void end_sample();
+
     // Whether all that is read now are sums and extremes over the whole tensor. Then what its chunks (reduce.h) add may
     // be found in any order, on any threads, and is added in theirs.
     bool in_chunks() const;
@@ -110,7 +116,7 @@ class Stages {
     const Mixers mixers_;
     bool wide_;
     size_t stage_ = 0, pass_ = 0;
-    bool ended_ = false;
+    bool ended_ = false, sampling_ = false;
     std::unique_lock<std::recursive_mutex> whole_;  // held while the arguments of a function are in memory
     uint64_t done_ = 0;
     Elementwise steps_, last_;

@@ -159,6 +159,7 @@ inline void accumulate(const Program& program, const Numbers& numbers, const Ope
     for (size_t k = 0; k < reduction_count; ++k) {
         if (into[k].wants(pass)) wanted.push_back({&reductions[k], &into[k]});
     }
+    if (pass == kSamplePass) return StoredKeys(program, operands, wide, wanted).sample(count);
     StoredDots(program, operands, wide, wanted).add(count);
     StoredKeys(program, operands, wide, wanted).add(count);
     if (wanted.empty()) return;

@@ -58,9 +58,17 @@ void Run::do_stages(const Tile& tile, Buffers& buffers) {
         mixers.push_back(std::make_shared<const Mixer>(mixing, sources_, target_));
     for (const auto& numbers : *job.numbers)
         buffers.stages.emplace_back(*programs_[job.index], *numbers, job.staged->extents, dtypes, target_, mixers);
+    const bool in_place = std::all_of(job.operands.begin(), job.operands.end(),
+                                      [this](const JobOperand& operand) { return is_in_place(operand); });
     for (size_t stage = 0; stage < programs_[job.index]->stages.size(); ++stage) {
         for (Stages& stages : buffers.stages) stages.begin(stage);
         for (bool ended = false; !ended && !stop_;) {
+            if (in_place && std::any_of(buffers.stages.begin(), buffers.stages.end(),
+                                        [](const Stages& stages) { return stages.wants_sample(); })) {
+                for (Stages& stages : buffers.stages) stages.begin_sample();
+                do_stretch(tile.job, 0, job.elements(), -1, buffers);
+                for (Stages& stages : buffers.stages) stages.end_sample();
+            }
             bool reads = false;
             for (const Stages& stages : buffers.stages) reads |= stages.reads();
             if (reads) do_stretch(tile.job, 0, job.elements(), -1, buffers);

@@ -39,6 +39,7 @@ inline Lanes where(Mask a, Lanes yes, Lanes no) { return {_mm512_mask_mov_ps(no.
 inline Mask where(Mask a, Mask yes, Mask no) {
     return {_kor_mask16(_kand_mask16(a.m, yes.m), _kandn_mask16(a.m, no.m))};
 }
+inline uint32_t bits_of(Mask a) { return a.m; }  // one each
 
 inline Mask not_a_number(Lanes) { return {0}; }  // the kernels that ask see to it that there is none
 
@@ -52,6 +53,15 @@ inline void write_keys(Lanes x, uint32_t* to) {
 inline uint32_t having_upper(const uint32_t* keys, int above, uint32_t upper) {
     const __m512i shifted = _mm512_srl_epi32(_mm512_loadu_si512(keys), _mm_cvtsi32_si128(above));
     return _mm512_cmpeq_epi32_mask(shifted, _mm512_set1_epi32(static_cast<int>(upper)));
+}
+// The bits of the chosen lanes, and their numbers from `first` on, one after the other, in whole registers; how many
+// they are.
+inline size_t write_compressed(Lanes x, Mask chosen, uint32_t first, uint32_t* bits, uint32_t* indexes) {
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i index = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(first)), lane);
+    _mm512_storeu_si512(bits, _mm512_maskz_compress_epi32(chosen.m, _mm512_castps_si512(x.v)));
+    _mm512_storeu_si512(indexes, _mm512_maskz_compress_epi32(chosen.m, index));
+    return static_cast<size_t>(_mm_popcnt_u32(chosen.m));
 }
 
 struct Peak {

@@ -77,6 +77,12 @@ def test_a_body_that_counts_its_steps_is_traced_once_for_all_ratios() -> None:
     assert len(found.formula({"alpha": 0.5, "steps": 3.0}).program.steps) == 9
 
 
+def test_a_parameter_that_every_step_of_an_iteration_uses_is_one_constant() -> None:
+    method = get("geometric-median")
+    counts = [trace(method, 20, method.bind(20, {"maxiter": steps})).program.constants for steps in (2, 100)]
+    assert counts[0] == counts[1]
+
+
 @pytest.mark.parametrize(
     ("body", "alpha", "words"),
     [

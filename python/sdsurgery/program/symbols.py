@@ -217,7 +217,7 @@ class Tracer:
 
     def scalar(self, op: str, *args: Any) -> Value:
         """An operation on values, in float64."""
-        lifted = tuple(arg if isinstance(arg, Value) else self._constant(arg) for arg in args)
+        lifted = tuple(arg if isinstance(arg, Value) else self._number(arg) for arg in args)
         along = {arg.along for arg in args if isinstance(arg, Value)} - {ALL}
         if len(along) > 1:
             raise TypeError("a method's body combines values of rows with values of columns or channels")
@@ -242,6 +242,13 @@ class Tracer:
             return self._new_constant(item)
         number: int = self._once(("number", repr(float(item))), lambda: self._new_constant(float(item)))
         return number
+
+    def _number(self, item: Any) -> int:
+        """A constant beside values: a parameter that is used in every step of an iteration is one."""
+        if isinstance(item, Scalar):
+            number: int = self._once(("parameter", id(item)), lambda: self._new_constant(item))
+            return number
+        return self._constant(item)
 
     def _new_constant(self, item: Scalar | float) -> int:
         self.constants.append(item)
