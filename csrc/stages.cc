@@ -8,8 +8,8 @@ namespace sds {
 
 namespace {
 
-// That are made at a time, and what each remembers: 6 MB. All of them together remember so many elements between the
-// bounds that samples give: 12 MB.
+// That are made at a time, and what each remembers: 6 MB. All of them together, and those of all outputs,
+// remember so many elements between the bounds that samples give: 12 MB.
 constexpr size_t kSelections = 8, kCandidates = 1 << 16, kBetween = 3 << 19;
 
 }  // namespace
@@ -70,13 +70,13 @@ bool Stages::wants_sample() const {
                        [](const Accumulator& each) { return each.wants(kSamplePass); });
 }
 
-void Stages::end_sample() {
+void Stages::end_sample(size_t outputs) {
     std::vector<Selection*> sampled;
     for (const Accumulator& each : accumulators_) {
         if (each.wants(kSamplePass)) sampled.push_back(each.selection.get());
     }
     std::vector<const Selection*> without;  // those that count for themselves and twins, one of which has no bounds
-    size_t room = kBetween;
+    size_t room = kBetween / outputs;
     for (auto each = sampled.rbegin(); each != sampled.rend(); ++each) {
         (*each)->end_sample(room);  // a twin before the one that counted for both
         if ((*each)->bracket) {

@@ -53,10 +53,10 @@ class Stages {
     bool end();
 
     // Before a pass over a tensor that lies in memory: whether something is saved if add() sees all of it between these
-    // two, of which it reads a sample.
+    // two, of which it reads a sample. So many outputs share the memory for what lies between bounds.
     bool wants_sample() const;
     void begin_sample() { sampling_ = true; }
-    void end_sample();
+    void end_sample(size_t outputs);
 
     // Whether all that is read now are sums and extremes over the whole tensor. Then what its chunks (reduce.h) add may
     // be found in any order, on any threads, and is added in theirs.

@@ -67,7 +67,7 @@ void Run::do_stages(const Tile& tile, Buffers& buffers) {
                                         [](const Stages& stages) { return stages.wants_sample(); })) {
                 for (Stages& stages : buffers.stages) stages.begin_sample();
                 do_stretch(tile.job, 0, job.elements(), -1, buffers);
-                for (Stages& stages : buffers.stages) stages.end_sample();
+                for (Stages& stages : buffers.stages) stages.end_sample(buffers.stages.size());
             }
             bool reads = false;
             for (const Stages& stages : buffers.stages) reads |= stages.reads();

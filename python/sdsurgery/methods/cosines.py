@@ -20,7 +20,7 @@ from ..functions import (
     sum,
     variance,
     where,
-)  # fmt: skip
+)
 from .across import APART, Across
 from .differences import similar_parts
 from .registry import Param, method
