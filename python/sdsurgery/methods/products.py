@@ -69,7 +69,7 @@ def multiply_quotient(a: Any, b: Any, c: Any, alpha: float) -> Any:
 
     ``multiply_quotient`` of sd-mecha.
     """
-    x, y = log(abs(a)) - log(abs(c)), log(abs(b)) - log(abs(c))
+    x, y = log(abs(a / c)), log(abs(b / c))
     larger = maximum(abs(x), abs(y))
     power = alpha * maximum(-(x * y) / (larger * larger), 0)
     found = a * exp(power * y)
