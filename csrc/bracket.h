@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -35,20 +34,21 @@ class Bracket {
         if (n < kLeastSample || counted[kNothing] > 0) return nullptr;
         const double sampled = static_cast<double>(n), all = static_cast<double>(count),
                      part = static_cast<double>(k) / all;
-        // Six deviations, were they independent: those of a row are not.
+        // Six deviations, were they independent: those of a row are not, so few of one are taken.
         const double share = part * sampled, margin = 6 * std::sqrt(part * (1 - part) * sampled) + 1;
         uint32_t bucket = kInfinity;
         double larger = 0, within = 0;  // of the sample: above the bounds, between them
         while (larger + counted[bucket] < share - margin) larger += counted[bucket--];
         const uint32_t high = bucket;
         while (bucket > kZero && larger + within + counted[bucket] < share + margin) within += counted[bucket--];
-        const double expected = (within + counted[bucket]) / sampled * all;
-        if (1.1 * expected + 1024 > static_cast<double>(room)) return nullptr;
+        within += counted[bucket];
+        const double most = (within + 8 * std::sqrt(within)) / sampled * all + 1024;  // of all, between them
+        if (most > static_cast<double>(room)) return nullptr;
         const auto end_of = [](uint32_t upper, uint32_t lower) {
             return bits_as<float>((upper << 16 | lower) & 0x7fffffff);
         };
-        return std::unique_ptr<Bracket>(new Bracket(end_of(bucket, 0), end_of(high, high == kInfinity ? 0 : 0xffff),
-                                                    static_cast<size_t>(1.1 * expected + 1024)));
+        return std::unique_ptr<Bracket>(
+            new Bracket(end_of(bucket, 0), end_of(high, high == kInfinity ? 0 : 0xffff), static_cast<size_t>(most)));
     }
 
     bool holds(uint64_t k) const { return !is_full() && above < k && k <= above + within; }
@@ -56,19 +56,21 @@ class Bracket {
     // The bits of the k-th largest, if it `holds` that.
     uint32_t kth(uint64_t k) const {
         uint64_t left = k - above;
-        const uint32_t base = bits_as<uint32_t>(low), range = bits_as<uint32_t>(high) - base;
-        int shift = 0;
-        while (range >> shift >= kBuckets) ++shift;
-        std::vector<uint32_t> counted(kBuckets), found;
-        for (size_t i = 0; i < within; ++i) ++counted[(bits[i] - base) >> shift];
-        uint32_t bucket = kBuckets - 1;
-        while (counted[bucket] < left) left -= counted[bucket--];
-        for (size_t i = 0; i < within; ++i) {
-            if ((bits[i] - base) >> shift == bucket) found.push_back(bits[i]);
+        uint32_t base = bits_as<uint32_t>(low), range = bits_as<uint32_t>(high) - base;
+        for (;;) {  // it lies from `base` to `base` + `range`
+            int shift = 0;
+            while (range >> shift >= kBuckets) ++shift;
+            std::vector<uint32_t> counted(kBuckets);
+            for (size_t i = 0; i < within; ++i) {
+                const uint32_t at = bits[i] - base;
+                if (at <= range) ++counted[at >> shift];
+            }
+            uint32_t bucket = kBuckets - 1;
+            while (counted[bucket] < left) left -= counted[bucket--];
+            base += bucket << shift;
+            if (shift == 0) return base;
+            range = (1u << shift) - 1;
         }
-        const auto at = found.begin() + static_cast<std::ptrdiff_t>(left - 1);
-        std::nth_element(found.begin(), at, found.end(), std::greater<uint32_t>());
-        return *at;
     }
 
     // Of the elements equal to the k-th, which has these bits, the index of the last that belongs to the k largest;
@@ -86,12 +88,17 @@ class Bracket {
         return indexes[i];
     }
 
-    // Elements of a tensor that is sampled, at least; those of a sample that lie side by side, and how far apart the
-    // first of them are.
-    static constexpr uint64_t kLeast = 1 << 18, kTogether = 64;
+    // Elements of a tensor that is sampled, at least; those of a sample that lie side by side, and of how many elements
+    // they are taken.
+    static constexpr uint64_t kLeast = 1 << 18, kTogether = 16;
     static uint64_t step(uint64_t count) {
-        const uint64_t most = std::max<uint64_t>(2048, count / 8192);
-        return std::max<uint64_t>(4096, (count / most + kTogether - 1) / kTogether * kTogether);
+        const uint64_t most = std::max<uint64_t>(8192, count / 2048);
+        return std::max<uint64_t>(1024, (count / most + kTogether - 1) / kTogether * kTogether);
+    }
+    // Where they begin in the `index`-th step: at other places in each, so that they are not of the same columns.
+    static uint64_t place(uint64_t index, uint64_t step) {
+        const uint64_t part = static_cast<uint32_t>(index) * 2654435769u;  // of 2^32, by the golden ratio
+        return index * step + (part * (step / kTogether) >> 32) * kTogether;
     }
 
  private:

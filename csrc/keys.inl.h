@@ -157,14 +157,20 @@ class StoredKeys {
         }
 
         void sample(const Operand* operands, size_t count) const {
-            const uint64_t step = counted[0]->sample_step(), position = counted[0]->position;
-            const size_t size = size_of(dtype), ahead = 4 * step * size;  // no processor guesses these places
-            for (size_t at = (step - position % step) % step; at + Bracket::kTogether <= count; at += step) {
+            const uint64_t step = counted[0]->sample_step(), begin = counted[0]->position, end = begin + count;
+            const size_t size = size_of(dtype);
+            const auto offset_of = [&](uint64_t at) { return static_cast<size_t>(at - begin) * size; };
+            for (uint64_t index = begin / step; index * step < end; ++index) {
+                const uint64_t at = Bracket::place(index, step);
+                if (at < begin || at + Bracket::kTogether > end) continue;
                 uint32_t keys[Bracket::kTogether];
-                const uint8_t* const a = operands[term.input].data + at * size;
-                const uint8_t* const less = term.less < 0 ? nullptr : operands[term.less].data + at * size;
-                prefetch(a + ahead, Bracket::kTogether * size);
-                if (less) prefetch(less + ahead, Bracket::kTogether * size);
+                const uint8_t* const first = operands[term.input].data;
+                const uint8_t* const other = term.less < 0 ? nullptr : operands[term.less].data;
+                const size_t offset = offset_of(at), ahead = offset_of(Bracket::place(index + 16, step));
+                const uint8_t* const a = first + offset;
+                const uint8_t* const less = other ? other + offset : nullptr;
+                prefetch(first + ahead, Bracket::kTogether * size);  // no processor guesses these places
+                if (other) prefetch(other + ahead, Bracket::kTogether * size);
                 keys_of_magnitudes(dtype, a, less, keys, Bracket::kTogether);
                 count_upper(keys, Bracket::kTogether, counted[0]->histogram.data());
                 counted[0]->sampled += Bracket::kTogether;

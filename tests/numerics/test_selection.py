@@ -21,7 +21,7 @@ from sdsurgery.plan import Job, Jobs, Operand, Plan
 from sdsurgery.program.tracing import trace
 
 COUNT = 300_032  # above what is sampled, and no multiple of a strip
-STEP, TOGETHER = 4096, 64  # of the sample: so many elements of so many (csrc/bracket.h)
+STEP, TOGETHER = 1024, 16  # of the sample: so many elements of so many (csrc/bracket.h)
 
 
 def normal(rng: np.random.Generator) -> np.ndarray:
@@ -30,7 +30,9 @@ def normal(rng: np.random.Generator) -> np.ndarray:
 
 def misleading(rng: np.random.Generator) -> np.ndarray:
     """The elements of the sample are much larger than the others."""
-    return np.where(np.arange(COUNT) % STEP < TOGETHER, 100, 1) * rng.normal(size=COUNT)
+    step, within = np.divmod(np.arange(COUNT), STEP)
+    place = (step * 2654435769 % 2**32 * (STEP // TOGETHER) >> 32) * TOGETHER
+    return np.where((within >= place) & (within < place + TOGETHER), 100, 1) * rng.normal(size=COUNT)
 
 
 def zeros(rng: np.random.Generator) -> np.ndarray:
@@ -103,6 +105,26 @@ def test_the_chosen_are_those_of_sorting(
         out = tmp_path / f"{io}.safetensors"
         sds.merge(sds.formula(FORMULA), paths, k=k, l=l, m=m, dtype="fp32", io=io, out=out)
         assert np.array_equal(load_file(out)["x"].reshape(-1), expected), io
+
+
+def test_outputs_of_one_reading_choose_each_its_own(tmp_path: Path) -> None:
+    """Those of few elements between the bounds and those of too many for all of them, ties' twins among them."""
+    rng = np.random.default_rng(7)
+    shape, shares = (1536, 1024), [0.5, 0.01, 0.3, 0.9, 0.49, 0.48, 0.47, 0.46, 0.45, 0.44, 0.43, 0.42, 0.41, 0.4]
+    a = rng.normal(size=shape).astype(np.float16)
+    b = (a + np.where(rng.random(shape) < 0.4, 0, rng.integers(-4000, 4000, shape) / 2**12)).astype(np.float16)
+    paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for path, array in zip(paths, (a, b), strict=True):
+        save_file({"x": array}, path)
+    changes = np.abs(b.astype(np.float32) - a.astype(np.float32)).reshape(-1)
+    text = "largest(abs(B - A), k*size(A)) + 2*largest(abs(B - A), k*k*size(A))"
+    for io in ("mmap", "pread"):
+        out = str(tmp_path / f"{io}-{{k}}.safetensors")
+        sds.sweep(sds.formula(text)(*paths, k=1), parameters={"k": shares}, dtype="fp32", io=io, out=out)
+        for share in shares:
+            found = load_file(out.format(k=share))["x"].reshape(-1)
+            chosen = [among_largest(changes, int(k * changes.size)) for k in (share, share * share)]
+            assert np.array_equal(found, chosen[0] + 2 * chosen[1]), (io, share)
 
 
 @pytest.mark.parametrize("target", TARGETS)
