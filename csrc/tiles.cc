@@ -98,8 +98,8 @@ void Run::do_stages(const Tile& tile, Buffers& buffers) {
     buffers.stages.clear();
 }
 
-// At most about so many elements: whole blocks of a reduction, and of a mapping, where `columns` are added, also whole
-// rows, so many that the sums of the columns are rarely loaded and stored.
+// How many elements a stretch of a reduction has, about `most`: whole blocks. Where columns are summed (`columns` is
+// not 0) it has whole rows too, if possible 64 of them, so that the columns' sums are loaded and stored rarely.
 static uint64_t whole_blocks(uint64_t most, uint64_t columns) {
     constexpr uint64_t kRows = 64, kMost = 1 << 20;
     const uint64_t rows = std::lcm(columns, kReduceBlock);

@@ -1,4 +1,4 @@
-"""The keys of random numbers (``draws.py``): apart, since every run that draws some needs them, and no NumPy."""
+"""The keys of random numbers, apart from ``draws.py``: a run that draws numbers needs keys, but not NumPy."""
 
 from __future__ import annotations
 
