@@ -16,6 +16,7 @@ namespace formulas {
 template <int all, int numbers, int made = 0>
 struct Takes {
     static constexpr int inputs = all, constants = numbers, generated = made;
+    static constexpr bool packed = false;  // in packs of registers (packs.inl.h), for its long chains of operations
 };
 
 struct Identity : Takes<1, 0> {
@@ -60,7 +61,8 @@ struct Towards : Takes<2, 1> {  // A + α·(B − A)
     }
 };
 
-// minimum, maximum, absolute, comparisons (1 or 0) and where are the operations of program.h.
+// minimum, maximum, absolute, negated, floor, copysign, exp, log, pow, comparisons (1 or 0) and where are the
+// operations of program.h.
 
 struct TrainDifference : Takes<3, 2> {  // A + α·(B − C)·|B − A| / (|B − C| + |B − A|)
     template <class V>
@@ -212,6 +214,49 @@ struct MeanOfChanges : Takes<3, 3> {  // A + the mean of B − A and C − A, ea
     }
 };
 
+struct MultiplyDifference : Takes<3, 4> {  // C + |A − C|^(1 − α)·|B − C|^α with the sign of (1 − β)·A + β·B − C
+    static constexpr bool packed = true;
+    template <class V>
+    SDS_HD static V apply(const V* x, const V* c) {
+        const V size = pow(absolute(x[0] - x[2]), c[2]) * pow(absolute(x[1] - x[2]), c[3]);
+        return x[2] + copysign(size, (c[0] * x[0] + c[1] * x[1]) - x[2]);
+    }
+};
+
+struct GeometricSum : Takes<2, 6> {  // |A|^(1 − α)·|B|^α, times a factor where A, B or both are below 0
+    static constexpr bool packed = true;
+    template <class V>
+    SDS_HD static V apply(const V* x, const V* c) {
+        const V size = pow(absolute(x[0]), c[0]) * pow(absolute(x[1]), c[1]);
+        const auto below_a = less(x[0], c[2]), below_b = less(x[1], c[2]);
+        return where(below_a, where(below_b, size * c[3], size * c[4]), where(below_b, size * c[5], size));
+    }
+};
+
+// cos πt; c: ½, five factors of its series, 4 and 1.
+template <class V>
+SDS_HD V cosine_of_half_turns(V t, const V* c) {
+    const V nearest = floor(t + c[0]), rest = t - nearest, half = nearest * c[0], square = rest * rest;
+    const V sign = c[7] - c[6] * (half - floor(half));
+    V series = c[1];
+    for (int k = 2; k < 6; ++k) series = c[k] - square * series;
+    return sign * (c[7] - square * series);
+}
+
+struct MultiplyQuotient : Takes<3, 10> {  // Re(A·(B/C)^e) with e of the logarithms of A/C and B/C, or A
+    static constexpr bool packed = true;
+    template <class V>
+    SDS_HD static V apply(const V* x, const V* c) {
+        const auto opposite = not_equal(less(x[1], c[0]), less(x[2], c[0]));
+        const V a = log(absolute(x[0] / x[2])), b = log(absolute(x[1] / x[2]));
+        const V larger = maximum(absolute(a), absolute(b));
+        const V power = c[1] * maximum(negated(a * b) / (larger * larger), c[0]);
+        V found = x[0] * exp(power * b);
+        found = where(opposite, found * cosine_of_half_turns(power, c + 2), found);
+        return where(not_equal(found, found), x[0], found);
+    }
+};
+
 // Calls visit(Formula{}) for each; the only lists of them.
 template <class Visitor>
 void for_each_sum(Visitor& visit) {
@@ -244,8 +289,11 @@ void for_each_other(Visitor& visit) {
     visit(Dare<3>{});
     visit(TowardsMean<2>{});
     visit(TowardsMean<3>{});
+    visit(MultiplyDifference{});
+    visit(GeometricSum{});
+    visit(MultiplyQuotient{});
 }
-constexpr int kSums = 6, kFormulas = 26;
+constexpr int kSums = 6, kFormulas = 29;
 
 template <class Visitor>
 void for_each(Visitor& visit) {

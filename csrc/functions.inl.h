@@ -1,16 +1,141 @@
-// exp, log, pow and normals of a strip: what functions.h defines, to the bit, in a third of the time. Included once per
-// CPU target, inside that target's namespace and region, after functions.h.
+// exp, log and pow of strips, and pow of registers: what functions.h defines, to the bit, in a fraction of the time.
+// Included once per CPU target, inside that target's namespace and region, after functions.h.
 //
-// A float32 result needs far fewer digits than its definition finds. So a strip is evaluated by shorter polynomials, in
-// any rounding, with an error below 2^-38 of the value. Where no middle of two float32 lies that near, the definition
-// rounds to the same float32; the other elements (one in 4096), and what is not an ordinary number, take the
-// definition.
+// A power needs far fewer digits than its definition finds. So lanes are evaluated by shorter polynomials, in any
+// rounding, with an error below 2^-38 of the value. Where all that lies so near rounds to the same float32, the
+// definition does too; the other lanes (one in 4096), and what is not an ordinary number, take the definition.
 //
-// Method. log2: x = 2^k·m with m in [√½, √2), by the series of atanh, off by 2^-45. exp2: a polynomial on |r| ≤ ½, off
-// by 2^-39.7. Both interpolate at Chebyshev nodes. pow: exp2(y·log2 x) while |y·log2 x| ≤ 32, off by 2^-39 with the
-// 2^-44 of the definition; of y = ½, the commonest, the square root.
+// Method. exp2(y·log2 x) while |y·log2 x| ≤ 32, off by 2^-39 with the 2^-44 of the definition; of y = ½, the commonest,
+// the square root. log2: x = 2^k·m with m in [√½, √2), by the series of atanh, off by 2^-45. exp2: a polynomial on
+// |r| ≤ ½, off by 2^-39.7. Both interpolate at Chebyshev nodes. The quotient starts from one in float32, which a step
+// of Newton's makes right to 2^-46.
 
 namespace functions {
+
+constexpr size_t kParts = Lanes::width / Doubles::width;
+
+struct Wide {  // lanes in float64
+    Doubles part[kParts];
+};
+inline Wide widened(Lanes x) {
+    Wide wide;
+    widen_lanes(x, wide.part);
+    return wide;
+}
+
+// Rounded; NaN where the definition might round otherwise.
+inline Lanes rounded(const Wide& x) {
+    Wide less, more;
+    for (size_t k = 0; k < kParts; ++k) {
+        less.part[k] = x.part[k] * Doubles::all(1 - 0x1p-38);
+        more.part[k] = x.part[k] * Doubles::all(1 + 0x1p-38);
+    }
+    const Lanes found = narrowed(less.part);
+    return where(equal(found, narrowed(more.part)), found, Lanes::all(bits_as<float>(F32::nan)));
+}
+
+// Of ordinary positive numbers; of others anything.
+inline Wide log2(Lanes x) {
+    const Lanes one = Lanes::all(1);
+    Lanes m;
+    const Wide k = widened(split(x, m));
+    const Wide below = widened(one - m), inverse = widened(Lanes::all(-1) / (m + one));  // near −1/(m + 1)
+    Wide found;
+    for (size_t i = 0; i < kParts; ++i) {
+        const Doubles two = Doubles::all(2), f = below.part[i], near = inverse.part[i];
+        const Doubles s = f * near * fused(two, two - f, near), z = s * s;  // (m − 1)/(m + 1)
+        Doubles p = fused(Doubles::all(0x1.4795a63079ddfp-2), Doubles::all(0x1.21ac9c9040d9ep-2), z);
+        p = fused(Doubles::all(0x1.a61a2cc1ced3bp-2), p, z);
+        p = fused(Doubles::all(0x1.2776c295f01cfp-1), p, z);
+        p = fused(Doubles::all(0x1.ec709dc539e76p-1), p, z);
+        p = fused(Doubles::all(0x1.71547652b8253p+1), p, z);
+        found.part[i] = fused(k.part[i], p, s);
+    }
+    return found;
+}
+
+inline Lanes exp2(const Wide& t) {
+    Wide found;
+    for (size_t i = 0; i < kParts; ++i) {
+        const Doubles shift = Doubles::all(kShift), shifted = t.part[i] + shift, r = t.part[i] - (shifted - shift);
+        Doubles p = fused(Doubles::all(0x1.00dc4a532fb8ep-16), Doubles::all(0x1.63d136366db24p-20), r);
+        p = fused(Doubles::all(0x1.4308ac85aa947p-13), p, r);
+        p = fused(Doubles::all(0x1.5d8745a728441p-10), p, r);
+        p = fused(Doubles::all(0x1.3b2ab7181b755p-7), p, r);
+        p = fused(Doubles::all(0x1.c6b08dd6fd234p-5), p, r);
+        p = fused(Doubles::all(0x1.ebfbdff823cedp-3), p, r);
+        p = fused(Doubles::all(0x1.62e42fef84cf0p-1), p, r);
+        p = fused(Doubles::all(1), p, r);
+        found.part[i] = scaled(p, shifted);
+    }
+    return rounded(found);
+}
+
+// Of numbers from 2^-80 on; NaN where the definition might round otherwise: where x is nearly the square of a middle of
+// two float32, which is root² ± root·(a last place of it).
+inline Lanes root(Lanes x) {
+    const Lanes found = square_root(x), step = found * (binade(found) * Lanes::all(0x1p-23f));
+    const Lanes distance = absolute(absolute(square_less(found, x)) - step);
+    return where(greater(distance, x * Lanes::all(0x1p-40f)), found, Lanes::all(bits_as<float>(F32::nan)));
+}
+
+inline Wide operator*(Wide a, const Wide& b) {
+    for (size_t k = 0; k < kParts; ++k) a.part[k] = a.part[k] * b.part[k];
+    return a;
+}
+inline Mask within(float least, Lanes x, float most) {
+    return at_least(x, Lanes::all(least)) * at_least(Lanes::all(most), x);
+}
+inline bool any(Mask lanes) { return bits_of(lanes) != 0; }
+inline bool all_of(Mask lanes) { return bits_of(lanes) + 1 == uint32_t{1} << Lanes::width; }
+
+// Whether all lanes are ordinary ones of functions.h.
+inline bool has_exp(Lanes x) { return all_of(within(-87, x, 87)); }
+inline bool has_log(Lanes x) { return all_of(within(0x1p-126f, x, 0x1.fffffep127f)); }
+
+// NaN in the lanes that the definition has to settle.
+inline Lanes quick_pow(Lanes x, Lanes y) {
+    const Lanes zero = Lanes::all(0), one = Lanes::all(1), unknown = Lanes::all(bits_as<float>(F32::nan));
+    const Mask is_zero = equal(x, zero) * greater(copysign(one, x), zero) * greater(y, zero);  // 0^y = 0; −0 is another
+    const Lanes of_others = where(is_zero, zero, unknown);
+    if (!any(not_equal(y, Lanes::all(0.5f)))) return where(within(0x1p-80f, x, 0x1.fffffep127f), root(x), of_others);
+    const Mask ordinary = within(0x1p-126f, x, 0x1.fffffep127f);
+    const Lanes found = exp2(log2(x) * widened(y));  // which is right while it is not far from 1
+    return where(ordinary * within(0x1p-32f, found, 0x1p32f) * within(-6, y, 6), found, of_others);
+}
+
+// ---- strips, which have room for whole registers
+
+inline void exp_strip(const float* __restrict x, float* __restrict to, size_t n) {
+    for (size_t i = 0; i < n; i += Lanes::width) {
+        const Lanes lanes = Lanes::read(x + i);
+        (has_exp(lanes) ? exp_of<true>(lanes) : exp_of<false>(lanes)).write(to + i);
+    }
+}
+
+inline void log_strip(const float* __restrict x, float* __restrict to, size_t n) {
+    for (size_t i = 0; i < n; i += Lanes::width) {
+        const Lanes lanes = Lanes::read(x + i);
+        (has_log(lanes) ? log_of<true>(lanes) : log_of<false>(lanes)).write(to + i);
+    }
+}
+
+inline void pow_strip(const float* __restrict x, const float* __restrict y, float* __restrict to, size_t n) {
+    for (size_t i = 0; i < n; i += Lanes::width) quick_pow(Lanes::read(x + i), Lanes::read(y + i)).write(to + i);
+    size_t left = 0;
+    for (size_t i = 0; i < n; ++i) left += to[i] != to[i];
+    if (left > n / 8) {  // all of them again takes less time than so many one by one
+        float power[kStrip];
+        for (size_t i = 0; i < n; ++i) power[i] = power_of_magnitude(x[i], y[i]);
+        for (size_t i = 0; i < n; ++i) to[i] = completed_power(power[i], x[i], y[i]);
+        return;
+    }
+    for (size_t i = 0; left > 0; ++i) {
+        if (to[i] == to[i]) continue;
+        to[i] = lane_pow(x[i], y[i]);
+        --left;
+    }
+}
 
 constexpr uint64_t kDoubt = uint64_t{1} << (53 - 38);  // 2^-38 of a float64 is at most so many last places
 
@@ -28,41 +153,12 @@ inline double about_log2(double m, double k) {
     return about(s, p, k);
 }
 
-// Of ordinary positive numbers; of others anything.
-inline void quick_log2(const float* __restrict x, double* __restrict to, size_t n) {
-    float m[kStrip], k[kStrip];
-    for (size_t i = 0; i < n; ++i) {
-        const uint32_t above = bits_as<uint32_t>(x[i]) - 0x3f3504f3;  // from √½
-        k[i] = static_cast<float>(static_cast<int32_t>(above) >> 23);
-        m[i] = bits_as<float>((above & 0x7fffff) + 0x3f3504f3);
-    }
-    for (size_t i = 0; i < n; ++i) to[i] = about_log2(m[i], k[i]);
-}
-
 // Rounded to float32; NaN if the definition might round otherwise.
 inline float without_doubt(double found, bool valid) {
     const uint64_t left = (bits_as<uint64_t>(found) + (kDoubt - (uint64_t{1} << 28))) & 0x1fffffff;
     const bool doubtful = (left < 2 * kDoubt) | !valid;
     return static_cast<float>(doubtful ? bits_as<double>(F64::nan) : found);
 }
-
-inline float quick_exp2(double t, double most) {  // NaN for |t| above `most`
-    const double shifted = t + kShift, r = t - (shifted - kShift);
-    double p = 0x1.63d136366db24p-20;
-    p = about(p, r, 0x1.00dc4a532fb8ep-16);
-    p = about(p, r, 0x1.4308ac85aa947p-13);
-    p = about(p, r, 0x1.5d8745a728441p-10);
-    p = about(p, r, 0x1.3b2ab7181b755p-7);
-    p = about(p, r, 0x1.c6b08dd6fd234p-5);
-    p = about(p, r, 0x1.ebfbdff823cedp-3);
-    p = about(p, r, 0x1.62e42fef84cf0p-1);
-    p = about(p, r, 1);
-    return without_doubt(bits_as<double>(bits_as<uint64_t>(p) + (bits_as<uint64_t>(shifted) << 52)),
-                         std::fabs(t) <= most);
-}
-
-// All ones for a zero, a subnormal, a negative number, Inf or NaN.
-inline uint32_t is_special(float x) { return bits_as<uint32_t>(x) - 0x800000 < 0x7f000000 ? 0 : ~uint32_t{0}; }
 
 // The radius from a float32 root by a step of Newton's, off by 2^-45; sine and cosine of the turn from the nearest
 // quarter, off by 2^-43. A radius of 0 gives NaN.
@@ -112,71 +208,6 @@ inline bool any_nan(const float* x, size_t n) {
         top = size > top ? size : top;
     }
     return top > 0x7f800000;
-}
-
-// The elements that are left: one by one, or all of them again where that takes less time.
-template <class One, class All>
-void settle(float* to, size_t n, One one, All all) {
-    size_t left = 0;
-    for (size_t i = 0; i < n; ++i) left += to[i] != to[i];
-    if (left > n / 8) return all();
-    for (size_t i = 0; left > 0; ++i) {
-        if (to[i] == to[i]) continue;
-        to[i] = one(i);
-        --left;
-    }
-}
-
-inline void exp_strip(const float* __restrict x, float* __restrict to, size_t n) {
-    for (size_t i = 0; i < n; ++i) to[i] = quick_exp2(x[i] * 0x1.71547652b82fep+0, 120);
-    if (!any_nan(to, n)) return;
-    settle(
-        to, n, [x](size_t i) { return lane_exp(x[i]); },
-        [x, to, n] {
-            for (size_t i = 0; i < n; ++i) to[i] = lane_exp(x[i]);
-        });
-}
-
-inline void log_strip(const float* __restrict x, float* __restrict to, size_t n) {
-    double wide[kStrip];
-    quick_log2(x, wide, n);
-    for (size_t i = 0; i < n; ++i) to[i] = without_doubt(wide[i] * 0x1.62e42fefa39efp-1, true);
-    for (size_t i = 0; i < n; ++i) to[i] = bits_as<float>(bits_as<uint32_t>(to[i]) | is_special(x[i]));
-    if (!any_nan(to, n)) return;
-    settle(
-        to, n, [x](size_t i) { return lane_log(x[i]); },
-        [x, to, n] {
-            for (size_t i = 0; i < n; ++i) to[i] = lane_log(x[i]);
-        });
-}
-
-inline bool all_are(const float* x, size_t n, float value) {
-    uint32_t others = 0;
-    for (size_t i = 0; i < n; ++i) others |= bits_as<uint32_t>(x[i]) ^ bits_as<uint32_t>(value);
-    return others == 0;
-}
-
-inline void pow_strip(const float* __restrict x, const float* __restrict y, float* __restrict to, size_t n) {
-    if (all_are(y, n, 0.5f)) {
-        for (size_t i = 0; i < n; ++i) to[i] = without_doubt(std::sqrt(static_cast<double>(x[i])), true);
-    } else {
-        double wide[kStrip];
-        quick_log2(x, wide, n);
-        for (size_t i = 0; i < n; ++i) to[i] = quick_exp2(y[i] * wide[i], 32);
-    }
-    for (size_t i = 0; i < n; ++i) {
-        const bool zero = bits_as<uint32_t>(x[i]) == 0, positive = bits_as<uint32_t>(y[i]) - 1 < 0x7f800000;
-        const uint32_t other = (zero ? 0 : ~uint32_t{0}) | (positive ? 0 : ~uint32_t{0});  // than 0^y = 0
-        to[i] = bits_as<float>((bits_as<uint32_t>(to[i]) | is_special(x[i])) & other);
-    }
-    if (!any_nan(to, n)) return;
-    settle(
-        to, n, [x, y](size_t i) { return lane_pow(x[i], y[i]); },
-        [x, y, to, n] {
-            float power[kStrip];
-            for (size_t i = 0; i < n; ++i) power[i] = power_of_magnitude(x[i], y[i]);
-            for (size_t i = 0; i < n; ++i) to[i] = completed_power(power[i], x[i], y[i]);
-        });
 }
 
 inline void normals_strip(const uint32_t* a, const uint32_t* b, float* first, float* second, size_t n) {

@@ -73,11 +73,49 @@ inline uint32_t fused_with(const Operand* operands, uint8_t* out, size_t count, 
     return of_inputs < 0x7f800000 ? peak.value() : of_inputs;
 }
 
+// As fused_with, a pack at a time.
+template <class Formula, class In, class Out, size_t... K, size_t... C>
+inline uint32_t packed_with(const Operand* operands, uint8_t* out, size_t count, const float* constants,
+                            std::index_sequence<K...>, std::index_sequence<C...>) {
+    static_assert(Formula::generated == 0);
+    constexpr size_t W = Lanes::width, step = kPack * W, size = sizeof(typename In::Code);
+    constexpr size_t out_size = sizeof(typename Out::Code);
+    Pack<Lanes> c[sizeof...(C)], x[sizeof...(K)];
+    for (size_t k = 0; k < kPack; ++k) ((c[C].of[k] = Lanes::all(constants[C])), ...);
+    Peak peak = Peak::none(), inputs = Peak::none();
+    uint8_t padded[sizeof...(K)][step * 4] = {};
+    for (size_t i = 0; i < count; i += step) {
+        const uint8_t* from[] = {operands[K].data + i * size...};
+        uint8_t* to = out + i * out_size;
+        const size_t n = count - i < step ? count - i : step;
+        if (n < step) {  // the tail goes through full registers too, padded with zeros
+            (memcpy(padded[K], from[K], n * size), ...);
+            ((from[K] = padded[K]), ...);
+            to = padded[0];
+        }
+        for (size_t k = 0; k < kPack; ++k) ((x[K].of[k] = load<In>(from[K] + k * W * size)), ...);
+        const Pack<Lanes> y = Formula::apply(x, c);
+        for (size_t k = 0; k < kPack; ++k) {
+            (inputs.see(x[K].of[k]), ...);
+            peak.see(y.of[k]);
+            store<Out>(to + k * W * out_size, y.of[k]);
+        }
+        if (n < step) memcpy(out + i * out_size, to, n * out_size);
+    }
+    const uint32_t of_inputs = inputs.value();
+    return of_inputs < 0x7f800000 ? peak.value() : of_inputs;
+}
+
 template <class Formula, bool sum, class In, class Out>
 uint32_t fused(const Operand* operands, uint8_t* out, size_t count, const float* constants) {
-    return fused_with<Formula, sum, In, Out>(operands, out, count, constants,
+    if constexpr (Formula::packed)
+        return packed_with<Formula, In, Out>(operands, out, count, constants,
                                              std::make_index_sequence<Formula::inputs>(),
                                              std::make_index_sequence<Formula::constants>());
+    else
+        return fused_with<Formula, sum, In, Out>(operands, out, count, constants,
+                                                 std::make_index_sequence<Formula::inputs>(),
+                                                 std::make_index_sequence<Formula::constants>());
 }
 
 constexpr int kNarrow = kDTypes - 1;

@@ -9,6 +9,7 @@ constexpr size_t kStrip = 256;  // elements that a loop takes at a time, in the 
 
 #include "functions.h"
 #include "functions.inl.h"
+#include "packs.inl.h"
 #include "generated.inl.h"
 #include "fused.inl.h"
 #include "elementwise.inl.h"

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "dtypes.h"
@@ -144,6 +145,12 @@ struct Shape {
     SDS_HD friend Shape minimum(Shape a, Shape b) { return of(Op::minimum, a, b, b); }
     SDS_HD friend Shape maximum(Shape a, Shape b) { return of(Op::maximum, a, b, b); }
     SDS_HD friend Shape absolute(Shape a) { return of(Op::abs, a, a, a); }
+    SDS_HD friend Shape negated(Shape a) { return of(Op::neg, a, a, a); }
+    SDS_HD friend Shape floor(Shape a) { return of(Op::floor, a, a, a); }
+    SDS_HD friend Shape copysign(Shape a, Shape b) { return of(Op::copysign, a, b, b); }
+    SDS_HD friend Shape exp(Shape a) { return of(Op::exp, a, a, a); }
+    SDS_HD friend Shape log(Shape a) { return of(Op::log, a, a, a); }
+    SDS_HD friend Shape pow(Shape a, Shape b) { return of(Op::pow, a, b, b); }
     SDS_HD friend Shape equal(Shape a, Shape b) { return of(Op::eq, a, b, b); }
     SDS_HD friend Shape not_equal(Shape a, Shape b) { return of(Op::ne, a, b, b); }
     SDS_HD friend Shape not_a_number(Shape a) { return not_equal(a, a); }

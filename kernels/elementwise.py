@@ -34,6 +34,12 @@ EXP, LOG, POW = (tl.constexpr(OPERATIONS[name]) for name in ("exp", "log", "pow"
 EXP_FACTORS, LOG_FACTORS = tl.constexpr(elementary.EXP), tl.constexpr(elementary.LOG)
 SHIFT, LOG2_E = tl.constexpr(elementary.SHIFT), tl.constexpr(elementary.LOG2_E)
 LN2_HIGH, LN2_LOW = tl.constexpr(elementary.LN2_HIGH), tl.constexpr(elementary.LN2_LOW)
+NARROW_EXP = tl.constexpr(elementary.NARROW_EXP)
+NARROW_LOG_EVEN = tl.constexpr(elementary.NARROW_LOG_EVEN)
+NARROW_LOG_ODD = tl.constexpr(elementary.NARROW_LOG_ODD)
+NARROW_SHIFT, NARROW_LOG2_E = tl.constexpr(elementary.NARROW_SHIFT), tl.constexpr(elementary.NARROW_LOG2_E)
+NARROW_LN2_HIGH = tl.constexpr(elementary.NARROW_LN2_HIGH)
+NARROW_LN2_LOW = tl.constexpr(elementary.NARROW_LN2_LOW)
 FROM_INPUT, FROM_CONSTANT = tl.constexpr(INPUT), tl.constexpr(CONSTANT)
 KNOWN = frozenset(OPERATIONS)
 _NARROW = frozenset(("exp", "log", "pow"))  # in float32 arithmetic only
@@ -171,6 +177,48 @@ def _flag(truth, WIDE: tl.constexpr):
 
 
 @triton.jit
+def _power_of_two(shifted):
+    return ((shifted.to(tl.int32, bitcast=True) + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _narrow_polynomial(x, FACTORS: tl.constexpr, COUNT: tl.constexpr):
+    p = tl.full(x.shape, FACTORS[0], tl.float32)
+    for k in tl.static_range(1, COUNT):
+        p = p * x + FACTORS[k]
+    return p
+
+
+@triton.jit
+def _narrow_exp(x):
+    x = tl.where(x < -104.0, -104.0, tl.where(x > 89.0, 89.0, x))
+    k = (x * NARROW_LOG2_E + NARROW_SHIFT) - NARROW_SHIFT
+    high = x - k * NARROW_LN2_HIGH
+    low = k * NARROW_LN2_LOW
+    r = high - low
+    p = _narrow_polynomial(r, NARROW_EXP, 6)
+    part = k * 0.5 + NARROW_SHIFT
+    rest = (k - (part - NARROW_SHIFT)) + NARROW_SHIFT
+    return (1.0 + (high + (r * r * p - low))) * _power_of_two(part) * _power_of_two(rest)
+
+
+@triton.jit
+def _narrow_log(x):
+    subnormal = x < 1.1754943508222875e-38
+    above = tl.where(subnormal, x * 8388608.0, x).to(tl.int32, bitcast=True) - 0x3F3504F3
+    m = ((above & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True)
+    k = (above >> 23).to(tl.float32) - tl.where(subnormal, 23.0, 0.0)
+    f = m - 1.0
+    z = f * f
+    even = _narrow_polynomial(z, NARROW_LOG_EVEN, 5)
+    odd = _narrow_polynomial(z, NARROW_LOG_ODD, 4)
+    part = f * z * (even + f * odd) + k * NARROW_LN2_LOW
+    found = k * NARROW_LN2_HIGH - ((0.5 * z - part) - f)
+    of_others = tl.where(x == 0.0, float("-inf"), float("nan"))
+    return tl.where(x > 0.0, tl.where(x < float("inf"), found, x), of_others)
+
+
+@triton.jit
 def _wide(x, VALUE: tl.constexpr):
     """A float64 number beside x: a literal by itself would be a float32."""
     return tl.full(x.shape, VALUE, tl.float64)
@@ -280,9 +328,9 @@ def _operate(a, b, c, OP: tl.constexpr, WIDE: tl.constexpr):
         else:
             return (_magnitude(a, WIDE) | (b.to(tl.int32, bitcast=True) & -0x80000000)).to(tl.float32, bitcast=True)
     elif OP == EXP:
-        return _exp(a.to(tl.float64)).to(tl.float32)
+        return _narrow_exp(a)
     elif OP == LOG:
-        return tl.where(a < 0, float("nan"), _log(a.to(tl.float64)).to(tl.float32))
+        return _narrow_log(a)
     elif OP == POW:
         return _pow(a, b)
     elif OP == FMA:

@@ -19,6 +19,14 @@ inline Lanes maximum(Lanes a, Lanes b) {
     return {_mm256_blendv_ps(_mm256_max_ps(a.v, b.v), a.v, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q))};
 }
 inline Lanes absolute(Lanes a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+inline Lanes negated(Lanes a) { return {_mm256_xor_ps(a.v, _mm256_set1_ps(-0.0f))}; }
+inline Lanes copysign(Lanes a, Lanes b) {
+    return {_mm256_or_ps(absolute(a).v, _mm256_and_ps(b.v, _mm256_set1_ps(-0.0f)))};
+}
+inline Lanes floor(Lanes a) { return {_mm256_floor_ps(a.v)}; }
+inline Lanes square_root(Lanes a) { return {_mm256_sqrt_ps(a.v)}; }
+inline Lanes square_less(Lanes a, Lanes b) { return {_mm256_fmsub_ps(a.v, a.v, b.v)}; }  // a² − b, rounded once
+inline Lanes binade(Lanes a) { return {_mm256_and_ps(a.v, _mm256_set1_ps(bits_as<float>(0x7f800000)))}; }  // 2^⌊log2 a⌋
 inline Lanes where(Lanes a, Lanes yes, Lanes no) {
     return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_NEQ_UQ))};
 }
@@ -164,6 +172,7 @@ struct Doubles {
     static constexpr size_t width = 4;
     __m256d v;
     static Doubles zero() { return {_mm256_setzero_pd()}; }
+    static Doubles all(double x) { return {_mm256_set1_pd(x)}; }
     void write(double* p) const { _mm256_storeu_pd(p, v); }
 };
 inline Doubles operator+(Doubles a, Doubles b) { return {_mm256_add_pd(a.v, b.v)}; }
@@ -178,6 +187,25 @@ inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite valu
 inline void widen_lanes(Lanes x, Doubles* to) {
     to[0] = {_mm256_cvtps_pd(_mm256_castps256_ps128(x.v))};
     to[1] = {_mm256_cvtps_pd(_mm256_extractf128_ps(x.v, 1))};
+}
+inline Lanes narrowed(const Doubles* x) { return {_mm256_set_m128(_mm256_cvtpd_ps(x[1].v), _mm256_cvtpd_ps(x[0].v))}; }
+
+// x = 2^k·m with m in [√½, √2), of ordinary positive numbers.
+inline Lanes split(Lanes x, Lanes& m) {
+    const __m256i root = _mm256_set1_epi32(0x3f3504f3), above = _mm256_sub_epi32(_mm256_castps_si256(x.v), root);
+    const __m256i digits = _mm256_and_si256(above, _mm256_set1_epi32(0x7fffff));
+    m = {_mm256_castsi256_ps(_mm256_add_epi32(digits, root))};
+    return {_mm256_cvtepi32_ps(_mm256_srai_epi32(above, 23))};
+}
+// 2^k, k in the low bits of `shifted`.
+inline Lanes power_of_two(Lanes shifted) {
+    const __m256i k = _mm256_add_epi32(_mm256_castps_si256(shifted.v), _mm256_set1_epi32(127));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(k, 23))};
+}
+// x·2^k, k in the low bits of `shifted`.
+inline Doubles scaled(Doubles x, Doubles shifted) {
+    const __m256i k = _mm256_slli_epi64(_mm256_castpd_si256(shifted.v), 52);
+    return {_mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(x.v), k))};
 }
 
 template <class Stored>

@@ -20,6 +20,14 @@ inline Lanes maximum(Lanes a, Lanes b) {
     return {_mm512_mask_mov_ps(_mm512_max_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v)};
 }
 inline Lanes absolute(Lanes a) { return {_mm512_abs_ps(a.v)}; }
+inline Lanes negated(Lanes a) { return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f))}; }
+inline Lanes copysign(Lanes a, Lanes b) {
+    return {_mm512_or_ps(_mm512_abs_ps(a.v), _mm512_and_ps(b.v, _mm512_set1_ps(-0.0f)))};
+}
+inline Lanes floor(Lanes a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}; }
+inline Lanes square_root(Lanes a) { return {_mm512_sqrt_ps(a.v)}; }
+inline Lanes square_less(Lanes a, Lanes b) { return {_mm512_fmsub_ps(a.v, a.v, b.v)}; }  // a² − b, rounded once
+inline Lanes binade(Lanes a) { return {_mm512_and_ps(a.v, _mm512_set1_ps(bits_as<float>(0x7f800000)))}; }  // 2^⌊log2 a⌋
 inline Lanes where(Lanes a, Lanes yes, Lanes no) {
     return {_mm512_mask_mov_ps(no.v, _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ), yes.v)};
 }
@@ -161,6 +169,7 @@ struct Doubles {
     static constexpr size_t width = 8;
     __m512d v;
     static Doubles zero() { return {_mm512_setzero_pd()}; }
+    static Doubles all(double x) { return {_mm512_set1_pd(x)}; }
     void write(double* p) const { _mm512_storeu_pd(p, v); }
 };
 inline Doubles operator+(Doubles a, Doubles b) { return {_mm512_add_pd(a.v, b.v)}; }
@@ -175,6 +184,28 @@ inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite valu
 inline void widen_lanes(Lanes x, Doubles* to) {
     to[0] = {_mm512_cvtps_pd(_mm512_castps512_ps256(x.v))};
     to[1] = {_mm512_cvtps_pd(_mm512_extractf32x8_ps(x.v, 1))};
+}
+inline Lanes narrowed(const Doubles* x) {
+    const __m512 first = _mm512_castps256_ps512(_mm512_cvtpd_ps(x[0].v));
+    return {_mm512_insertf32x8(first, _mm512_cvtpd_ps(x[1].v), 1)};
+}
+
+// x = 2^k·m with m in [√½, √2), of ordinary positive numbers.
+inline Lanes split(Lanes x, Lanes& m) {
+    const __m512i root = _mm512_set1_epi32(0x3f3504f3), above = _mm512_sub_epi32(_mm512_castps_si512(x.v), root);
+    const __m512i digits = _mm512_and_si512(above, _mm512_set1_epi32(0x7fffff));
+    m = {_mm512_castsi512_ps(_mm512_add_epi32(digits, root))};
+    return {_mm512_cvtepi32_ps(_mm512_srai_epi32(above, 23))};
+}
+// 2^k, k in the low bits of `shifted`.
+inline Lanes power_of_two(Lanes shifted) {
+    const __m512i k = _mm512_add_epi32(_mm512_castps_si512(shifted.v), _mm512_set1_epi32(127));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(k, 23))};
+}
+// x·2^k, k in the low bits of `shifted`.
+inline Doubles scaled(Doubles x, Doubles shifted) {
+    const __m512i k = _mm512_slli_epi64(_mm512_castpd_si512(shifted.v), 52);
+    return {_mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(x.v), k))};
 }
 
 template <class Stored>

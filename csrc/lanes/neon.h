@@ -20,6 +20,14 @@ inline Lanes maximum(Lanes a, Lanes b) {
     return {vbslq_f32(vorrq_u32(vcgtq_f32(a.v, b.v), vmvnq_u32(vceqq_f32(a.v, a.v))), a.v, b.v)};
 }
 inline Lanes absolute(Lanes a) { return {vabsq_f32(a.v)}; }
+inline Lanes negated(Lanes a) { return {vnegq_f32(a.v)}; }
+inline Lanes copysign(Lanes a, Lanes b) { return {vbslq_f32(vdupq_n_u32(0x80000000), b.v, a.v)}; }
+inline Lanes floor(Lanes a) { return {vrndmq_f32(a.v)}; }
+inline Lanes square_root(Lanes a) { return {vsqrtq_f32(a.v)}; }
+inline Lanes square_less(Lanes a, Lanes b) { return {vnegq_f32(vfmsq_f32(b.v, a.v, a.v))}; }  // a² − b, rounded once
+inline Lanes binade(Lanes a) {                                                                // 2^⌊log2 a⌋
+    return {vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a.v), vdupq_n_u32(0x7f800000)))};
+}
 
 // What a comparison gives: 1 or 0 where a number is asked for.
 struct Mask {
@@ -151,6 +159,7 @@ struct Doubles {
     static constexpr size_t width = 2;
     float64x2_t v;
     static Doubles zero() { return {vdupq_n_f64(0)}; }
+    static Doubles all(double x) { return {vdupq_n_f64(x)}; }
     void write(double* p) const { vst1q_f64(p, v); }
 };
 inline Doubles operator+(Doubles a, Doubles b) { return {vaddq_f64(a.v, b.v)}; }
@@ -165,6 +174,23 @@ inline Doubles larger(Doubles top, Doubles x) {  // max(top, |x|) of finite valu
 inline void widen_lanes(Lanes x, Doubles* to) {
     to[0] = {vcvt_f64_f32(vget_low_f32(x.v))};
     to[1] = {vcvt_high_f64_f32(x.v)};
+}
+inline Lanes narrowed(const Doubles* x) { return {vcvt_high_f32_f64(vcvt_f32_f64(x[0].v), x[1].v)}; }
+
+// x = 2^k·m with m in [√½, √2), of ordinary positive numbers.
+inline Lanes split(Lanes x, Lanes& m) {
+    const uint32x4_t root = vdupq_n_u32(0x3f3504f3), above = vsubq_u32(vreinterpretq_u32_f32(x.v), root);
+    m = {vreinterpretq_f32_u32(vaddq_u32(vandq_u32(above, vdupq_n_u32(0x7fffff)), root))};
+    return {vcvtq_f32_s32(vshrq_n_s32(vreinterpretq_s32_u32(above), 23))};
+}
+// 2^k, k in the low bits of `shifted`.
+inline Lanes power_of_two(Lanes shifted) {
+    return {vreinterpretq_f32_u32(vshlq_n_u32(vaddq_u32(vreinterpretq_u32_f32(shifted.v), vdupq_n_u32(127)), 23))};
+}
+// x·2^k, k in the low bits of `shifted`.
+inline Doubles scaled(Doubles x, Doubles shifted) {
+    const uint64x2_t k = vshlq_n_u64(vreinterpretq_u64_f64(shifted.v), 52);
+    return {vreinterpretq_f64_u64(vaddq_u64(vreinterpretq_u64_f64(x.v), k))};
 }
 
 template <class Stored>

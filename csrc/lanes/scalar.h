@@ -14,6 +14,14 @@ inline Lanes operator/(Lanes a, Lanes b) { return {a.v / b.v}; }
 inline Lanes minimum(Lanes a, Lanes b) { return a.v < b.v || a.v != a.v ? a : b; }
 inline Lanes maximum(Lanes a, Lanes b) { return a.v > b.v || a.v != a.v ? a : b; }
 inline Lanes absolute(Lanes a) { return {bits_as<float>(bits_as<uint32_t>(a.v) & 0x7fffffff)}; }
+inline Lanes negated(Lanes a) { return {-a.v}; }
+inline Lanes copysign(Lanes a, Lanes b) { return {std::copysign(a.v, b.v)}; }
+inline Lanes floor(Lanes a) { return {std::floor(a.v)}; }
+inline Lanes square_root(Lanes a) { return {std::sqrt(a.v)}; }
+inline Lanes square_less(Lanes a, Lanes b) {  // a² − b, which a float32 can hold where a is near the root of b
+    return {static_cast<float>(static_cast<double>(a.v) * a.v - b.v)};
+}
+inline Lanes binade(Lanes a) { return {bits_as<float>(bits_as<uint32_t>(a.v) & 0x7f800000)}; }  // 2^⌊log2 a⌋
 inline Lanes where(Lanes a, Lanes yes, Lanes no) { return a.v != 0 ? yes : no; }
 
 // What a comparison gives: 1 or 0 where a number is asked for.
@@ -65,6 +73,7 @@ struct Doubles {
     static constexpr size_t width = 1;
     double v;
     static Doubles zero() { return {0}; }
+    static Doubles all(double x) { return {x}; }
     void write(double* p) const { *p = v; }
 };
 inline Doubles operator+(Doubles a, Doubles b) { return {a.v + b.v}; }
@@ -78,6 +87,20 @@ inline Doubles larger(Doubles top, Doubles x) {                                 
 }
 
 inline void widen_lanes(Lanes x, Doubles* to) { to[0] = {x.v}; }
+inline Lanes narrowed(const Doubles* x) { return {static_cast<float>(x->v)}; }
+
+// x = 2^k·m with m in [√½, √2), of ordinary positive numbers.
+inline Lanes split(Lanes x, Lanes& m) {
+    const uint32_t above = bits_as<uint32_t>(x.v) - 0x3f3504f3;
+    m = {bits_as<float>((above & 0x7fffff) + 0x3f3504f3)};
+    return {static_cast<float>(static_cast<int32_t>(above) >> 23)};
+}
+// 2^k, k in the low bits of `shifted`.
+inline Lanes power_of_two(Lanes shifted) { return {bits_as<float>((bits_as<uint32_t>(shifted.v) + 127) << 23)}; }
+// x·2^k, k in the low bits of `shifted`.
+inline Doubles scaled(Doubles x, Doubles shifted) {
+    return {bits_as<double>(bits_as<uint64_t>(x.v) + (bits_as<uint64_t>(shifted.v) << 52))};
+}
 
 template <class Stored>
 constexpr size_t kDoublesLoaded = 1;

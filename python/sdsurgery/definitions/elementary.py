@@ -1,8 +1,8 @@
 """exp, log and pow of arrays, by definition.
 
-Of float32: ``csrc/functions.h`` over NumPy, evaluated in float64, every operation rounded by itself, and rounded once
-to float32. The operations and their order are those of the header, which says what the error is and where the method
-comes from; so the bits are the same. Of float64: the functions of ``scalars``.
+Of float32: ``csrc/functions.h`` over NumPy, every operation rounded by itself. The operations and their order are those
+of the header, which says what the error is and where the method comes from; so the bits are the same. Of float64: the
+functions of ``scalars``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 from . import scalars
 
-F64, U32, U64 = np.float64, np.uint32, np.uint64
+F32, F64, I32, U32, U64 = np.float32, np.float64, np.int32, np.uint32, np.uint64
 SHIFT = float.fromhex("0x1.8p52")
 LN2_HIGH, LN2_LOW = float.fromhex("0x1.62e42feep-1"), float.fromhex("0x1.a39ef35793c76p-33")
 LOG2_E = float.fromhex("0x1.71547652b82fep+0")
@@ -21,6 +21,12 @@ def _numbers(*texts: str) -> tuple[float, ...]:
     return tuple(map(float.fromhex, texts))
 
 
+NARROW_SHIFT = float.fromhex("0x1.8p23")
+NARROW_LN2_HIGH, NARROW_LN2_LOW = _numbers("0x1.62e4p-1", "0x1.7f7d1cp-20")
+NARROW_LOG2_E = float.fromhex("0x1.715476p+0")
+NARROW_EXP = _numbers("0x1.a124f2p-13", "0x1.6d4324p-10", "0x1.1110e0p-7", "0x1.5554eap-5", "0x1.555556p-3", "0x1p-1")
+NARROW_LOG_EVEN = _numbers("0x1.1d8ea6p-4", "0x1.dea282p-4", "0x1.23d21ap-3", "0x1.999d5ap-3", "0x1.555554p-2")
+NARROW_LOG_ODD = _numbers("-0x1.d635bcp-4", "-0x1.fcf4c6p-4", "-0x1.555b4ap-3", "-0x1.fffffcp-3")
 EXP = _numbers(
     "0x1.af38a9b0ec855p-26",
     "0x1.289185613a3d6p-22",
@@ -70,13 +76,31 @@ _INFINITY = U64(0x7FF0000000000000)
 def exp(x: np.ndarray) -> np.ndarray:
     """e to the power x, of float32."""
     with np.errstate(all="ignore"):
-        return _exp(x.astype(F64)).astype(np.float32)
+        x = np.where(x < -104, F32(-104), np.where(x > 89, F32(89), x))
+        shift, half = F32(NARROW_SHIFT), F32(0.5)
+        k = (x * F32(NARROW_LOG2_E) + shift) - shift
+        high, low = x - k * F32(NARROW_LN2_HIGH), k * F32(NARROW_LN2_LOW)
+        r = high - low
+        p = _polynomial(NARROW_EXP, r)
+        part = k * half + shift
+        rest = (k - (part - shift)) + shift
+        return (F32(1) + (high + (r * r * p - low))) * _power_of_two(part) * _power_of_two(rest)
 
 
 def log(x: np.ndarray) -> np.ndarray:
     """The natural logarithm of float32; −Inf of a zero, NaN below."""
     with np.errstate(all="ignore"):
-        return np.where(x < 0, np.float32(np.nan), _log(x.astype(F64)).astype(np.float32))
+        subnormal = x < F32(2.0**-126)
+        above = np.atleast_1d(np.where(subnormal, x * F32(2.0**23), x)).view(U32) - U32(0x3F3504F3)
+        m = ((above & U32(0x7FFFFF)) + U32(0x3F3504F3)).view(F32).reshape(x.shape)
+        k = (above.view(I32) >> I32(23)).astype(F32).reshape(x.shape) - np.where(subnormal, F32(23), F32(0))
+        f = m - F32(1)
+        z = f * f
+        even, odd = _polynomial(NARROW_LOG_EVEN, z), _polynomial(NARROW_LOG_ODD, z)
+        part = f * z * (even + f * odd) + k * F32(NARROW_LN2_LOW)
+        found = k * F32(NARROW_LN2_HIGH) - ((F32(0.5) * z - part) - f)
+        of_others = np.where(x == 0, F32(-np.inf), F32(np.nan))
+        return np.where(x > 0, np.where(x < F32(np.inf), found, x), of_others)
 
 
 def pow(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -153,6 +177,11 @@ def _log(x: np.ndarray) -> np.ndarray:
     return np.where(bits == 0, -np.inf, found).reshape(x.shape)
 
 
+def _power_of_two(shifted: np.ndarray) -> np.ndarray:
+    bits = (np.atleast_1d(shifted).view(U32) + U32(127)) << U32(23)
+    return bits.view(F32).reshape(shifted.shape)
+
+
 def _bits(x: np.ndarray) -> np.ndarray:
     return np.atleast_1d(x).view(U64)
 
@@ -160,5 +189,5 @@ def _bits(x: np.ndarray) -> np.ndarray:
 def _polynomial(factors: tuple[float, ...], x: np.ndarray) -> np.ndarray:
     p = np.full_like(x, factors[0])
     for factor in factors[1:]:
-        p = p * x + factor
+        p = p * x + x.dtype.type(factor)
     return p

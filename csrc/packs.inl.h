@@ -1,0 +1,88 @@
+// Several registers as one value, for formulas with exp, log or pow: each of these is a long chain of operations, and
+// what keeps a processor busy are several chains side by side. Included once per CPU target, inside that target's
+// namespace and region, after functions.inl.h.
+
+constexpr size_t kPack = 4;
+
+#if defined(__GNUC__)
+#define SDS_UNROLLED _Pragma("GCC unroll 4")  // or the registers of a pack go through memory
+#else
+#define SDS_UNROLLED
+#endif
+
+template <class T>
+struct Pack {
+    T of[kPack];
+};
+
+template <class F, class First, class... Others>
+inline auto each(F f, const Pack<First>& first, const Pack<Others>&... others) {
+    Pack<decltype(f(first.of[0], others.of[0]...))> made;
+    SDS_UNROLLED
+    for (size_t k = 0; k < kPack; ++k) made.of[k] = f(first.of[k], others.of[k]...);
+    return made;
+}
+
+#define SDS_UNARY(name)                                  \
+    inline Pack<Lanes> name(const Pack<Lanes>& a) {      \
+        return each([](Lanes x) { return name(x); }, a); \
+    }
+SDS_UNARY(absolute)
+SDS_UNARY(negated)
+SDS_UNARY(floor)
+#undef SDS_UNARY
+
+#define SDS_BINARY(name, expression)                            \
+    template <class A, class B>                                 \
+    inline auto name(const Pack<A>& a, const Pack<B>& b) {      \
+        return each([](A x, B y) { return expression; }, a, b); \
+    }
+SDS_BINARY(operator+, x + y)
+SDS_BINARY(operator-, x - y)
+SDS_BINARY(operator*, x* y)
+SDS_BINARY(operator/, x / y)
+SDS_BINARY(maximum, maximum(x, y))
+SDS_BINARY(copysign, copysign(x, y))
+SDS_BINARY(less, less(x, y))
+SDS_BINARY(greater, greater(x, y))
+SDS_BINARY(not_equal, not_equal(x, y))
+#undef SDS_BINARY
+
+inline Pack<Lanes> where(const Pack<Mask>& a, const Pack<Lanes>& yes, const Pack<Lanes>& no) {
+    return each([](Mask m, Lanes y, Lanes n) { return where(m, y, n); }, a, yes, no);
+}
+
+inline Pack<Lanes> exp(const Pack<Lanes>& x) {
+    bool ordinary = true;
+    for (const Lanes& lanes : x.of) ordinary &= functions::has_exp(lanes);
+    if (!ordinary) return each([](Lanes lanes) { return functions::exp_of<false>(lanes); }, x);
+    return each([](Lanes lanes) { return functions::exp_of<true>(lanes); }, x);
+}
+inline Pack<Lanes> log(const Pack<Lanes>& x) {
+    bool ordinary = true;
+    for (const Lanes& lanes : x.of) ordinary &= functions::has_log(lanes);
+    if (!ordinary) return each([](Lanes lanes) { return functions::log_of<false>(lanes); }, x);
+    return each([](Lanes lanes) { return functions::log_of<true>(lanes); }, x);
+}
+
+// What the quick way leaves, by the definition.
+[[gnu::cold, gnu::noinline]] inline void settle(Pack<Lanes>& found, const Pack<Lanes>& x, const Pack<Lanes>& y) {
+    for (size_t k = 0; k < kPack; ++k) {
+        float to[Lanes::width], from[Lanes::width], by[Lanes::width];
+        found.of[k].write(to);
+        x.of[k].write(from);
+        y.of[k].write(by);
+        for (size_t i = 0; i < Lanes::width; ++i) {
+            if (to[i] != to[i]) to[i] = functions::lane_pow(from[i], by[i]);
+        }
+        found.of[k] = Lanes::read(to);
+    }
+}
+
+inline Pack<Lanes> pow(const Pack<Lanes>& x, const Pack<Lanes>& y) {
+    Pack<Lanes> found = each([](Lanes a, Lanes b) { return functions::quick_pow(a, b); }, x, y);
+    uint32_t left = 0;
+    for (const Lanes& lanes : found.of) left |= bits_of(not_equal(lanes, lanes));
+    if (left != 0) settle(found, x, y);
+    return found;
+}
