@@ -234,8 +234,9 @@ struct Strips {
             if (unused[k]) continue;
             const DType dtype = operands[k].dtype;
             if (operands[k].generated) {
-                generate(*operands[k].generated, operands[k].first + first, n,
-                         inputs + static_cast<size_t>(k) * kStrip);
+                const int bound = for_result_only ? program.bounds[static_cast<size_t>(k)] : -1;
+                generate(*operands[k].generated, operands[k].first + first, n, inputs + static_cast<size_t>(k) * kStrip,
+                         bound < 0 ? nullptr : at({Ref::constant, bound}));
                 continue;
             }
             const uint8_t* const from = operands[k].data + first * size_of(dtype);
@@ -248,6 +249,7 @@ struct Strips {
     }
 
     const Program& program;
+    bool for_result_only = false;           // nothing but the steps reads inputs
     bool unused[Program::kMaxInputs] = {};  // inputs that are left out
     T *inputs, *fixed, *temps;
 };
@@ -256,6 +258,7 @@ template <class T>
 void strips(const Program& program, const T* constants, const Operand* operands, uint8_t* out, DType out_dtype,
             size_t count, Overflow policy, Tally& tally, Scratch& scratch) {
     Strips<T> work(program, constants, scratch);
+    work.for_result_only = true;
     const T* const results = work.at(program.result);
     for (size_t first = 0; first < count; first += kStrip) {
         const size_t n = count - first < kStrip ? count - first : kStrip;
@@ -274,18 +277,18 @@ void strips(const Program& program, const T* constants, const Operand* operands,
 // once for all stretches that lie in it.
 class MadeStretch {
  public:
-    static constexpr size_t kMost = 2 * kStrip;
+    static constexpr size_t kMost = kDrawn;
 
     // How many elements from `first` on can be had at a time.
     static size_t run(const Generated& of, uint64_t first) {
         return is_in_place(of) ? static_cast<size_t>(std::min<uint64_t>(kMost, of.length - first % of.length)) : kMost;
     }
 
-    const float* from(const Generated& of, uint64_t first, size_t n) {
+    const float* from(const Generated& of, uint64_t first, size_t n, const float* bound) {
         if (is_in_place(of)) return of.narrow + first % of.length;
         const uint64_t place = first / of.inner;
         if (of.kind != Generated::numbers || first % of.inner + n > of.inner) {
-            generate(of, first, n, elements_);
+            generate(of, first, n, elements_, bound);
             one_ = false;
         } else if (!one_ || place_ != place) {
             std::fill(elements_, elements_ + kMost, static_cast<float>(of.values[place % of.length]));
@@ -323,7 +326,9 @@ inline void fused_beside_generated(FusedKernel kernel, const Program& program, c
             }
             again[k] = operands[k];
             again[k].first += first;
-            const float* const elements = made[k].from(*again[k].generated, again[k].first, n);
+            const int bound = program.bounds[static_cast<size_t>(k)];
+            const float* const elements = made[k].from(*again[k].generated, again[k].first, n,
+                                                       bound < 0 ? nullptr : numbers.narrow.data() + bound);
             here[k] = {reinterpret_cast<const uint8_t*>(elements), DType::f32};
         }
         uint8_t* const to = out + first * size_of(out_dtype);

@@ -95,6 +95,13 @@ struct TowardsEach : Takes<3, 0, 1> {  // A + α·(B − A), α a number of each
     }
 };
 
+struct AddMultiple : Takes<2, 1, 1> {  // A + α·N, N a random number of each element
+    template <class V>
+    SDS_HD static V apply(const V* x, const V* c) {
+        return x[0] + c[0] * x[1];
+    }
+};
+
 struct LerpEach : Takes<3, 2, 1> {  // torch.lerp from B to A, α a number of each column or channel; A where it is a NaN
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
@@ -274,6 +281,7 @@ void for_each_other(Visitor& visit) {
     visit(ClampedAddDifference{});
     visit(MeanOfChanges{});
     visit(TowardsEach{});
+    visit(AddMultiple{});
     visit(LerpEach{});
     visit(TowardsEachScaled{});
     visit(Slice{});
@@ -293,7 +301,7 @@ void for_each_other(Visitor& visit) {
     visit(GeometricSum{});
     visit(MultiplyQuotient{});
 }
-constexpr int kSums = 6, kFormulas = 29;
+constexpr int kSums = 6, kFormulas = 30;
 
 template <class Visitor>
 void for_each(Visitor& visit) {

@@ -121,37 +121,6 @@ SDS_HD inline double log(double x) {  // of a float32; the magnitude's, where x 
     return bits == 0 ? -infinity : bits >= 0x7ff0000000000000 ? bits_as<double>(bits) : found;
 }
 
-// Two normally distributed numbers of two words (generated.h).
-struct Normals {
-    double first, second;
-};
-SDS_HD inline Normals normals(uint32_t a, uint32_t b) {
-    const double u = (static_cast<double>(a) + 1) * 0x1p-32, turns = static_cast<double>(b) * 0x1p-32;
-    const double shifted = 4 * turns + kShift;
-    const double f = turns - 0.25 * (shifted - kShift), z = f * f;  // turns from the nearest quarter
-    double s = -0x1.6c5b875d4e739p-1;
-    s = s * z + 0x1.e8eed12ee00a3p+1;
-    s = s * z + -0x1.e3074b4ff3058p+3;
-    s = s * z + 0x1.50783485cbd83p+5;
-    s = s * z + -0x1.32d2cce62ac22p+6;
-    s = s * z + 0x1.466bc6775aad9p+6;
-    s = s * z + -0x1.4abbce625be53p+5;
-    s = s * z + 0x1.921fb54442d18p+2;
-    double c = -0x1.b264ba152378ap+0;
-    c = c * z + 0x1.f9cc41140bb60p+2;
-    c = c * z + -0x1.a6d1ec7906c20p+4;
-    c = c * z + 0x1.e1f5068355e15p+5;
-    c = c * z + -0x1.55d3c7e3c90f8p+6;
-    c = c * z + 0x1.03c1f081b5aacp+6;
-    c = c * z + -0x1.3bd3cc9be45dep+4;
-    c = c * z + 0x1.0000000000000p+0;
-    const uint64_t quarter = bits_as<uint64_t>(shifted) & 3;
-    const bool odd = (quarter & 1) != 0;
-    const double sine = f * s, cosine = c;  // of what is left of the turn
-    const double x = odd ? sine : cosine, y = odd ? cosine : sine, radius = std::sqrt(-2 * log(u));
-    return {radius * (quarter == 1 || quarter == 2 ? -x : x), radius * (quarter >= 2 ? -y : y)};
-}
-
 // ---- of a lane, as steps take them
 
 SDS_HD inline float lane_exp(float x) { return exp_of<false>(x); }

@@ -1,13 +1,14 @@
 // Operands that no file holds: a number of each row or column, an element's place, random numbers. An element's value
 // depends on nothing but its index in the tensor, so tiles and threads change nothing.
 //
-// Random numbers are Philox-4x32-10 (Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011)
-// of a counter (block, draw) and a key made of a seed and a tensor's name. Of the four words of a block,
-//   uniform  element i takes word i mod 4 of block i/4: its upper 24 bits, in [0, 1)
-//   normal   elements 2j and 2j + 1 take words 2·(j mod 2) and the next of block j/2: √(−2·ln u)·cos 2πv and
-//            √(−2·ln u)·sin 2πv (Box & Muller, 1958) with u = (word + 1)/2^32 and v = word/2^32, in float64 by
-//            functions.h, rounded once
-// The same in NumPy: python/sdsurgery/definitions/draws.py.
+// Random numbers are Philox-4x32 (Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011)
+// with seven rounds, the fewest that pass their tests (BigCrush), of a counter (block, draw, part) and a key made of a
+// seed and a tensor's name. A block has four words, the lower bits first; element i takes 24 bits n: the upper 8 are
+// byte i mod 16 of block i/16 of part 0, the lower 16 are half i mod 8 of block i/8 of part 1.
+//   uniform  n/2^24, in [0, 1)
+//   normal   the inverse of the normal distribution function at (n + ½)/2^24, by a polynomial (normal.inl.h)
+// A comparison with a number needs the lower bits of few elements only. The same in NumPy:
+// python/sdsurgery/definitions/draws.py.
 #pragma once
 
 #include <cstdint>

@@ -7,9 +7,20 @@
 
 constexpr size_t kStrip = 256;  // elements that a loop takes at a time, in the L1 cache
 
+inline size_t lowest_bit(uint64_t bits) {  // of those that are set
+#if defined(__GNUC__)
+    return static_cast<size_t>(__builtin_ctzll(bits));
+#else
+    size_t at = 0;
+    for (; (bits & 1) == 0; bits >>= 1) ++at;
+    return at;
+#endif
+}
+
 #include "functions.h"
 #include "functions.inl.h"
 #include "packs.inl.h"
+#include "normal.inl.h"
 #include "generated.inl.h"
 #include "fused.inl.h"
 #include "elementwise.inl.h"

@@ -190,6 +190,7 @@ class Program {
           own(own < 0 ? inputs : own) {
         validate();
         if (in_stages()) return;  // stages.h makes the program that is evaluated
+        find_bounds();
         id = shape();
         Finder finder{*this};
         formulas::for_each(finder);
@@ -214,6 +215,8 @@ class Program {
     // Of c·x0 + c·x1 + …, from left to right: which constant stands before each input. Else empty.
     std::vector<int> weights;
     int added = -1;  // the constant that such a sum ends with, if it does
+    // Of each input the constant that it is compared with by <, where nothing else is done with it; else -1.
+    std::vector<int> bounds;
 
  private:
     struct Finder {
@@ -227,6 +230,23 @@ class Program {
             ++next;
         }
     };
+
+    void find_bounds() {
+        constexpr int unknown = -2;
+        bounds.assign(static_cast<size_t>(inputs), unknown);
+        const auto use = [this](Ref ref, int bound) {
+            if (ref.kind != Ref::input) return;
+            int& found = bounds[static_cast<size_t>(ref.index)];
+            found = found == unknown || found == bound ? bound : -1;
+        };
+        for (const Step& step : steps) {
+            const Ref args[] = {step.a, step.b, step.c};
+            const bool bounded = step.op == Op::lt && step.b.kind == Ref::constant;
+            for (int k = 0; k < arity(step.op); ++k) use(args[k], bounded && k == 0 ? step.b.index : -1);
+        }
+        use(result, -1);
+        for (int& bound : bounds) bound = bound == unknown ? -1 : bound;
+    }
 
     void find_weights_of_sum() {
         std::vector<int> found(static_cast<size_t>(inputs), -1);

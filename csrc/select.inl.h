@@ -28,16 +28,6 @@ inline uint64_t sharing(const uint64_t* keys, int above, uint64_t prefix) {
     return found;
 }
 
-inline size_t lowest_bit(uint64_t bits) {  // of those that are set
-#if defined(__GNUC__)
-    return static_cast<size_t>(__builtin_ctzll(bits));
-#else
-    size_t at = 0;
-    for (; (bits & 1) == 0; bits >>= 1) ++at;
-    return at;
-#endif
-}
-
 inline uint64_t count_bits(uint64_t bits) {
 #if defined(__GNUC__)
     return static_cast<uint64_t>(__builtin_popcountll(bits));

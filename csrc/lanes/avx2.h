@@ -246,3 +246,21 @@ inline void write_blocks(const Words (&w)[4], uint32_t* to) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_unpacklo_epi64(first, second));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 8), _mm256_unpackhi_epi64(first, second));
 }
+
+// Elements of random numbers (normal.inl.h, generated.inl.h).
+inline Lanes of_bytes(const uint8_t* p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
+}
+inline Lanes of_24_bits(const uint8_t* bytes, const uint8_t* halves) {  // byte·2^16 + half
+    const __m256i upper = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)));
+    const __m256i lower = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
+    return {_mm256_cvtepi32_ps(_mm256_or_si256(_mm256_slli_epi32(upper, 16), lower))};
+}
+inline Lanes mantissa(Lanes x) {  // in [1, 2)
+    return {_mm256_or_ps(_mm256_and_ps(x.v, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffff))), _mm256_set1_ps(1))};
+}
+struct Octave {
+    __m256i v;
+};
+inline Octave octave_of(Lanes x) { return {_mm256_srli_epi32(_mm256_castps_si256(x.v), 23)}; }
+inline Lanes chosen(const float* eight, Octave at) { return {_mm256_permutevar8x32_ps(_mm256_load_ps(eight), at.v)}; }

@@ -243,3 +243,23 @@ inline void write_blocks(const Words (&w)[4], uint32_t* to) {
     _mm512_storeu_si512(to, _mm512_unpacklo_epi64(first, second));
     _mm512_storeu_si512(to + 16, _mm512_unpackhi_epi64(first, second));
 }
+
+// Elements of random numbers (normal.inl.h, generated.inl.h).
+inline Lanes of_bytes(const uint8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
+inline Lanes of_24_bits(const uint8_t* bytes, const uint8_t* halves) {  // byte·2^16 + half
+    const __m512i upper = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+    const __m512i lower = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
+    return {_mm512_cvtepi32_ps(_mm512_or_si512(_mm512_slli_epi32(upper, 16), lower))};
+}
+inline Lanes mantissa(Lanes x) {  // in [1, 2)
+    return {_mm512_or_ps(_mm512_and_ps(x.v, _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffff))), _mm512_set1_ps(1))};
+}
+struct Octave {
+    __m512i v;
+};
+inline Octave octave_of(Lanes x) { return {_mm512_srli_epi32(_mm512_castps_si512(x.v), 23)}; }
+inline Lanes chosen(const float* eight, Octave at) {  // the eight twice: the instruction takes four bits of an index
+    return {_mm512_permutexvar_ps(at.v, _mm512_broadcast_f32x8(_mm256_load_ps(eight)))};
+}

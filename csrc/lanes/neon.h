@@ -225,3 +225,25 @@ inline void write_blocks(const Words (&w)[4], uint32_t* to) {
     vst1q_u32(to, vcombine_u32(vget_low_u32(first), vget_low_u32(second)));
     vst1q_u32(to + 4, vcombine_u32(vget_high_u32(first), vget_high_u32(second)));
 }
+
+// Elements of random numbers (normal.inl.h, generated.inl.h).
+inline Lanes of_bytes(const uint8_t* p) { return {vcvtq_f32_u32(four_bytes(p))}; }
+inline Lanes of_24_bits(const uint8_t* bytes, const uint8_t* halves) {  // byte·2^16 + half
+    const uint32x4_t lower = vmovl_u16(vreinterpret_u16_u8(vld1_u8(halves)));
+    return {vcvtq_f32_u32(vorrq_u32(vshlq_n_u32(four_bytes(bytes), 16), lower))};
+}
+inline Lanes mantissa(Lanes x) {  // in [1, 2)
+    const uint32x4_t bits = vandq_u32(vreinterpretq_u32_f32(x.v), vdupq_n_u32(0x7fffff));
+    return {vreinterpretq_f32_u32(vorrq_u32(bits, vdupq_n_u32(0x3f800000)))};
+}
+struct Octave {
+    uint8x16_t v;  // of each byte of a number its place among the bytes of eight
+};
+inline Octave octave_of(Lanes x) {
+    const uint32x4_t low = vandq_u32(vshrq_n_u32(vreinterpretq_u32_f32(x.v), 23), vdupq_n_u32(7));
+    return {vreinterpretq_u8_u32(vmlaq_u32(vdupq_n_u32(0x03020100), low, vdupq_n_u32(0x04040404)))};
+}
+inline Lanes chosen(const float* eight, Octave at) {
+    const uint8x16x2_t bytes = {{vreinterpretq_u8_f32(vld1q_f32(eight)), vreinterpretq_u8_f32(vld1q_f32(eight + 4))}};
+    return {vreinterpretq_f32_u8(vqtbl2q_u8(bytes, at.v))};
+}

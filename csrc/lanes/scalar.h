@@ -128,3 +128,19 @@ inline Words upper(Words a) { return {a.v >> 32}; }
 inline void write_blocks(const Words (&w)[4], uint32_t* to) {
     for (size_t k = 0; k < 4; ++k) to[k] = static_cast<uint32_t>(w[k].v);
 }
+
+// Elements of random numbers (normal.inl.h, generated.inl.h).
+inline Lanes of_bytes(const uint8_t* p) { return {static_cast<float>(*p)}; }
+inline Lanes of_24_bits(const uint8_t* bytes, const uint8_t* halves) {  // byte·2^16 + half
+    uint16_t half;
+    memcpy(&half, halves, sizeof half);
+    return {static_cast<float>(*bytes << 16 | half)};
+}
+inline Lanes mantissa(Lanes x) {  // in [1, 2)
+    return {bits_as<float>((bits_as<uint32_t>(x.v) & 0x7fffff) | 0x3f800000)};
+}
+struct Octave {
+    size_t v;
+};
+inline Octave octave_of(Lanes x) { return {bits_as<uint32_t>(x.v) >> 23 & 7}; }
+inline Lanes chosen(const float* eight, Octave at) { return {eight[at.v]}; }

@@ -172,6 +172,7 @@ def test_the_hot_formulas_have_a_fused_kernel() -> None:
         ("dare", 2, {"p": 0.5}),
         ("dare", 3, {}),
         ("dare", 4, {"weights": (1.0, 0.5, 0.25)}),
+        ("add-noise", 1, {}),
         ("add-cosine-a", 2, {}),
         ("cosine-a", 2, {}),
         ("cosine-b", 2, {}),

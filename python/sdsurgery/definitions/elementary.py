@@ -49,26 +49,6 @@ LOG = _numbers(
     "0x1.9999999999a38p-2",
     "0x1.5555555555555p-1",
 )
-SINE = _numbers(
-    "-0x1.6c5b875d4e739p-1",
-    "0x1.e8eed12ee00a3p+1",
-    "-0x1.e3074b4ff3058p+3",
-    "0x1.50783485cbd83p+5",
-    "-0x1.32d2cce62ac22p+6",
-    "0x1.466bc6775aad9p+6",
-    "-0x1.4abbce625be53p+5",
-    "0x1.921fb54442d18p+2",
-)
-COSINE = _numbers(
-    "-0x1.b264ba152378ap+0",
-    "0x1.f9cc41140bb60p+2",
-    "-0x1.a6d1ec7906c20p+4",
-    "0x1.e1f5068355e15p+5",
-    "-0x1.55d3c7e3c90f8p+6",
-    "0x1.03c1f081b5aacp+6",
-    "-0x1.3bd3cc9be45dep+4",
-    "0x1.0000000000000p+0",
-)
 _SIZE = U64(0x7FFFFFFFFFFFFFFF)
 _INFINITY = U64(0x7FF0000000000000)
 
@@ -116,20 +96,6 @@ def pow(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         found = np.where(odd, np.copysign(power, x), power)
         found = np.where((x < 0) & ~np.isinf(x) & ~whole, np.float32(np.nan), found)
         return np.where((y == 0) | (x == 1) | ((np.abs(x) == 1) & np.isinf(y)), np.float32(1), found)
-
-
-def normals_of(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two normally distributed float64 numbers of each pair of 32-bit words."""
-    u, turns = (a.astype(F64) + 1) * 2.0**-32, b.astype(F64) * 2.0**-32
-    shifted = 4 * turns + SHIFT
-    f = turns - 0.25 * (shifted - SHIFT)
-    z = f * f
-    quarter = _bits(shifted) & U64(3)
-    odd = (quarter & U64(1)) != 0
-    sine, cosine = f * _polynomial(SINE, z), _polynomial(COSINE, z)
-    x, y = np.where(odd, sine, cosine), np.where(odd, cosine, sine)
-    radius = np.sqrt(-2 * _log(u))
-    return radius * np.where((quarter == 1) | (quarter == 2), -x, x), radius * np.where(quarter >= 2, -y, y)
 
 
 def correctly_rounded(op: str, *args: np.ndarray) -> np.ndarray:
