@@ -5,8 +5,10 @@
 //
 // Numeric rule: that of reduce.h. Products of two float32 are exact in float64, so they may be fused with the sum.
 
-// Terms of a group at most, all products of which are made: their sums and a load of each fit the registers.
-constexpr size_t kGroup = Doubles::width == 8 ? 6 : 2;
+// Terms of a group at most, all products of which are made: their sums and a load of each fit the registers, of
+// AVX2 those of half the lanes if they are more than two.
+constexpr size_t kGroup = Doubles::width >= 4 ? 6 : 2;
+constexpr bool in_halves(size_t terms) { return Doubles::width == 4 && terms > 2; }
 constexpr size_t kColumnGroup = Doubles::width == 8 ? 3 : 2;  // down columns: as many, of a whole load of elements
 constexpr size_t kShortLine = 64;  // below it the strips of lines.inl.h, which hold several, take less time
 constexpr size_t pairs_of(size_t terms) { return terms * (terms + 1) / 2; }
@@ -50,6 +52,20 @@ struct Loaded {                                                 // elements of o
     Doubles x[registers];
 };
 
+// Of every octet of elements the half that goes to one register.
+template <class Load, size_t half>
+struct HalfLoaded {
+    static constexpr size_t count = kReduceLanes, registers = 1, size = Load::size;
+
+    HalfLoaded(const Places& from, size_t term, size_t element) {
+        constexpr size_t skipped = half - half % Load::registers;
+        x[0] = Load(from, term, element + skipped * Doubles::width).x[half - skipped];
+    }
+    static Doubles added(Doubles sum, Doubles a, Doubles b) { return Load::added(sum, a, b); }
+
+    Doubles x[1];
+};
+
 inline Doubles ones() {
     constexpr double each[kReduceLanes] = {1, 1, 1, 1, 1, 1, 1, 1};
     return widened(each);
@@ -81,12 +97,12 @@ inline void add_products(const Places& from, size_t first, Doubles (&sums)[pairs
 
 // ---- over a block of the whole tensor, or of a line: each product's sum
 
-template <class Stored, size_t terms, bool differences, bool sums_too>
-void dots_of_block(const Places& from, size_t count, double* found) {
-    using Load = Loaded<Stored, differences>;
-    constexpr size_t size = sizeof(typename Stored::Code);
+// Of each product the lanes that a load has, written from `lane` on.
+template <class Load, size_t terms, bool differences, bool sums_too>
+void lanes_of_block(const Places& from, size_t count, double (*lanes)[kReduceLanes], size_t lane) {
     constexpr size_t step = Load::count > kReduceLanes ? Load::count : kReduceLanes;
-    Doubles sums[pairs_of(terms)][kRegisters];
+    constexpr size_t width = Load::count == kReduceLanes ? Load::registers : kRegisters;
+    Doubles sums[pairs_of(terms)][width];
     for (auto& pair : sums) {
         for (Doubles& each : pair) each = Doubles::zero();
     }
@@ -97,21 +113,32 @@ void dots_of_block(const Places& from, size_t count, double* found) {
     size_t i = 0;
     for (; i + step <= count; i += step) add(from, i);
     if (i < count) {  // the tail, padded with zeros
-        uint8_t padded[terms + 1][step * size] = {};
+        uint8_t padded[terms + 1][step * Load::size] = {};
         Places rest{};
         for (size_t t = 0; t < terms - sums_too; ++t) {
-            memcpy(padded[t], from.a[t] + i * size, (count - i) * size);
+            memcpy(padded[t], from.a[t] + i * Load::size, (count - i) * Load::size);
             rest.a[t] = padded[t];
         }
-        if (differences) memcpy(padded[terms], from.less + i * size, (count - i) * size);
+        if (differences) memcpy(padded[terms], from.less + i * Load::size, (count - i) * Load::size);
         rest.less = padded[terms];
         add(rest, 0);
     }
     for (size_t p = 0; p < pairs_of(terms); ++p) {
-        double lanes[kReduceLanes];
-        for (size_t r = 0; r < kRegisters; ++r) sums[p][r].write(lanes + r * Doubles::width);
-        found[p] = sum_of(lanes);
+        for (size_t r = 0; r < width; ++r) sums[p][r].write(lanes[p] + lane + r * Doubles::width);
     }
+}
+
+template <class Stored, size_t terms, bool differences, bool sums_too>
+void dots_of_block(const Places& from, size_t count, double* found) {
+    using Load = Loaded<Stored, differences>;
+    double lanes[pairs_of(terms)][kReduceLanes];
+    if constexpr (in_halves(terms)) {
+        lanes_of_block<HalfLoaded<Load, 0>, terms, differences, sums_too>(from, count, lanes, 0);
+        lanes_of_block<HalfLoaded<Load, 1>, terms, differences, sums_too>(from, count, lanes, Doubles::width);
+    } else {
+        lanes_of_block<Load, terms, differences, sums_too>(from, count, lanes, 0);
+    }
+    for (size_t p = 0; p < pairs_of(terms); ++p) found[p] = sum_of(lanes[p]);
 }
 
 // ---- down the columns of whole rows, the first of which belongs to `first_lane`. lanes[product] is eight rows of as
