@@ -1,6 +1,6 @@
-// Bounds between which the k-th largest of a tensor's magnitudes lies, as a sample of them says. Then one pass finds
-// it: elements above the bounds are counted, and the few between them are remembered. Should it lie elsewhere after
-// all, or should they be too many, the histograms of select.h find it. Either way the result is exact.
+// Bounds between which the k-th largest of a tensor's magnitudes lies, as a sample of them says; of a small tensor they
+// are 0 and Inf. Then one pass finds it: elements above the bounds are counted, and those between them remembered.
+// Should it lie elsewhere after all, or should they be too many, the histograms of select.h find it. Always exactly.
 #pragma once
 
 #include <algorithm>
@@ -51,6 +51,12 @@ class Bracket {
             new Bracket(end_of(bucket, 0), end_of(high, high == kInfinity ? 0 : 0xffff), static_cast<size_t>(most)));
     }
 
+    // Bounds of all `n` magnitudes but NaNs: of a small tensor, whose sample would take longer.
+    static std::unique_ptr<Bracket> of_all(uint64_t n, size_t room) {
+        if (n == 0 || n > room) return nullptr;
+        return std::unique_ptr<Bracket>(new Bracket(0, std::numeric_limits<float>::infinity(), n));
+    }
+
     bool holds(uint64_t k) const { return !is_full() && above < k && k <= above + within; }
 
     // The bits of the k-th largest, if it `holds` that.
@@ -90,10 +96,11 @@ class Bracket {
 
     // Elements of a tensor that is sampled, at least; those of a sample that lie side by side, and of how many elements
     // they are taken.
-    static constexpr uint64_t kLeast = 1 << 18, kTogether = 16;
+    static constexpr uint64_t kLeast = 1 << 14, kTogether = 16;
     static uint64_t step(uint64_t count) {
         const uint64_t most = std::max<uint64_t>(8192, count / 2048);
-        return std::max<uint64_t>(1024, (count / most + kTogether - 1) / kTogether * kTogether);
+        const uint64_t least = std::min<uint64_t>(1024, count / 256 / kTogether * kTogether);
+        return std::max(least, (count / most + kTogether - 1) / kTogether * kTogether);
     }
     // Where they begin in the `index`-th step: at other places in each, so that they are not of the same columns.
     static uint64_t place(uint64_t index, uint64_t step) {

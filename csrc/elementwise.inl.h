@@ -273,8 +273,8 @@ void strips(const Program& program, const T* constants, const Operand* operands,
 
 // ---- a formula of formulas.h whose last inputs are generated, a stretch at a time
 
-// Elements of one generated input. Numbers of columns are used where they are, and one of a row or channel is written
-// once for all stretches that lie in it.
+// Elements of one generated input. Numbers of columns are used where they are, and one that a whole stretch has is
+// written once for all stretches that have it.
 class MadeStretch {
  public:
     static constexpr size_t kMost = kDrawn;
@@ -286,14 +286,13 @@ class MadeStretch {
 
     const float* from(const Generated& of, uint64_t first, size_t n, const float* bound) {
         if (is_in_place(of)) return of.narrow + first % of.length;
-        const uint64_t place = first / of.inner;
-        if (of.kind != Generated::numbers || first % of.inner + n > of.inner) {
+        float value = 0;
+        if (!is_one(of, first, n, value)) {
             generate(of, first, n, elements_, bound);
-            one_ = false;
-        } else if (!one_ || place_ != place) {
-            std::fill(elements_, elements_ + kMost, static_cast<float>(of.values[place % of.length]));
-            one_ = true;
-            place_ = place;
+            filled_ = false;
+        } else if (!filled_ || bits_as<uint32_t>(elements_[0]) != bits_as<uint32_t>(value)) {
+            std::fill(elements_, elements_ + kMost, value);
+            filled_ = true;
         }
         return elements_;
     }
@@ -303,9 +302,19 @@ class MadeStretch {
         return of.kind == Generated::numbers && of.inner == 1 && of.narrow != nullptr;
     }
 
+    // Whether all `n` elements are one number.
+    static bool is_one(const Generated& of, uint64_t first, size_t n, float& value) {
+        if (of.kind == Generated::within) {
+            value = of.last < static_cast<double>(first) ? 0.0f : 1.0f;
+            return value == 0 || of.last >= static_cast<double>(first + n - 1);
+        }
+        if (of.kind != Generated::numbers || first % of.inner + n > of.inner) return false;
+        value = static_cast<float>(of.values[first / of.inner % of.length]);
+        return true;
+    }
+
     alignas(64) float elements_[kMost];
-    bool one_ = false;  // all of them are the number of place_
-    uint64_t place_ = 0;
+    bool filled_ = false;  // all of them are one number
 };
 
 inline void fused_beside_generated(FusedKernel kernel, const Program& program, const Numbers& numbers,

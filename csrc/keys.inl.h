@@ -37,7 +37,7 @@ inline void keys_of_magnitudes(DType dtype, const uint8_t* a, const uint8_t* les
 // they are. Room for a whole register is needed.
 template <class Register>
 size_t write_chosen(Register x, Mask chosen, uint32_t first, uint32_t* bits, uint32_t* indexes) {
-    if constexpr (Register::width == 16) {
+    if constexpr (Register::width >= 8) {
         return write_compressed(x, chosen, first, bits, indexes);
     } else {
         float each[Register::width];
@@ -157,6 +157,10 @@ class StoredKeys {
         }
 
         void sample(const Operand* operands, size_t count) const {
+            if (counted[0]->is_small()) {
+                counted[0]->sampled += count;
+                return;
+            }
             const uint64_t step = counted[0]->sample_step(), begin = counted[0]->position, end = begin + count;
             const size_t size = size_of(dtype);
             const auto offset_of = [&](uint64_t at) { return static_cast<size_t>(at - begin) * size; };
@@ -172,7 +176,7 @@ class StoredKeys {
                 prefetch(first + ahead, Bracket::kTogether * size);  // no processor guesses these places
                 if (other) prefetch(other + ahead, Bracket::kTogether * size);
                 keys_of_magnitudes(dtype, a, less, keys, Bracket::kTogether);
-                count_upper(keys, Bracket::kTogether, counted[0]->histogram.data());
+                count_upper(keys, Bracket::kTogether, counted[0]->counts());
                 counted[0]->sampled += Bracket::kTogether;
             }
             counted[0]->position += count;

@@ -5,8 +5,8 @@
 // A key is the element's pattern in the order of the values: −0 counts as +0, a NaN as larger than everything. Where
 // `ties` are asked for, the elements above the k-th are counted too, and of those equal to it the first ones, in order
 // of index, make up the k; the last of these is found from the candidates of the last pass if they are few, else by a
-// pass of its own. Of large tensors that lie in memory a sample is looked at first, which mostly saves all but one pass
-// (bracket.h).
+// pass of its own. Of tensors that lie in memory bounds of the k-th are looked for first, which mostly saves all but
+// one pass (bracket.h).
 #pragma once
 
 #include <cmath>
@@ -48,26 +48,28 @@ class Selection {
         }
     }
 
-    // Takes the memory that it needs until it is done, before the first pass: so that of many selections only some need
-    // it at a time. At most so many candidates are remembered. A twin that selects from the same elements and starts at
+    // Before the first pass. Of many selections only some are started at a time, as they take memory until they are
+    // done. At most so many candidates are remembered. A twin that selects from the same elements and starts at
     // the same time counts them for both in the first pass; it ends that pass later.
     void start(size_t most_candidates, const Selection* twin) {
         most_candidates_ = most_candidates;
         twin_ = twin;
-        if (!twin_) histogram.assign(1 << 16, 0);
         started_ = true;
     }
     bool in_work() const { return started_ && !done_; }
     bool counted_by_twin() const { return twin_; }
 
     // ---- before the first pass, if the tensor lies in memory
-    bool wants_sample() const { return in_work() && !asked_ && bits_ == 32 && count_ >= Bracket::kLeast; }
+    bool wants_sample() const { return in_work() && !asked_ && bits_ == 32; }
+    bool is_small() const { return count_ < Bracket::kLeast; }  // then it is enough that elements are magnitudes
     uint64_t sample_step() const { return Bracket::step(count_); }
     uint64_t sampled = 0;              // magnitudes, whose keys' upper bits are counted; 0 where elements are not such
     std::unique_ptr<Bracket> bracket;  // then the passes are only one, if it holds the k-th
     // At most so many elements between the bounds.
     void end_sample(size_t room) {
-        bracket = Bracket::of(counts_for_both()->histogram, counts_for_both()->sampled, left_, count_, room);
+        const Selection& counted = *counts_for_both();
+        bracket = is_small() ? Bracket::of_all(counted.sampled, room)
+                             : Bracket::of(counted.histogram, counted.sampled, left_, count_, room);
         asked_ = true;
         position = 0;
     }
@@ -75,7 +77,7 @@ class Selection {
     void count_alone() { twin_ = nullptr; }
     void drop_bracket() {
         bracket = nullptr;
-        if (!twin_) histogram.assign(1 << 16, 0);
+        histogram.clear();
     }
 
     // ---- for the loop that adds elements (select.inl.h)
@@ -84,6 +86,10 @@ class Selection {
     uint64_t position = 0;  // elements so far
     uint64_t wanted = 0;    // equal elements to go, in the pass that looks for the index
     std::vector<uint32_t> histogram;
+    uint32_t* counts() {  // of it
+        if (histogram.empty()) histogram.assign(1 << 16, 0);
+        return histogram.data();
+    }
     std::vector<uint64_t> candidates;  // index·2^16 and the last 16 bits
     bool collecting() const { return ties_ && shift == 0 && !overflowed_; }
     void collect(uint64_t index, uint64_t low) {
@@ -98,7 +104,7 @@ class Selection {
     void end_pass() {
         position = 0;
         if (const auto found = std::move(bracket)) {
-            if (!found->holds(left_)) return histogram.assign(1 << 16, 0);  // so the first pass is still to be made
+            if (!found->holds(left_)) return histogram.clear();  // so the first pass is still to be made
             const uint32_t bits = found->kth(left_);
             return finish(bits_as<float>(bits), ties_ ? found->last_of(bits, left_) : kNone);
         }

@@ -55,7 +55,7 @@ void select_strip(Selection& into, const Key* keys, size_t n) {
     constexpr int bits = 8 * sizeof(Key);
     const uint64_t first = into.position;
     into.position += n;
-    if (into.shift == bits - 16) return count_upper(keys, n, into.histogram.data());
+    if (into.shift == bits - 16) return count_upper(keys, n, into.counts());
     const int above = into.shift + 16;
     const Key prefix = static_cast<Key>(into.prefix);
     size_t i = 0;

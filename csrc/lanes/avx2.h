@@ -62,6 +62,30 @@ inline uint32_t having_upper(const uint32_t* keys, int above, uint32_t upper) {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(same)));
 }
 
+// Of the lanes of each mask the numbers, one after the other.
+struct ChosenLanes {
+    uint8_t of[256][8] = {};
+    constexpr ChosenLanes() {
+        for (size_t mask = 0; mask < 256; ++mask) {
+            for (size_t lane = 0, n = 0; lane < 8; ++lane) {
+                if (mask >> lane & 1) of[mask][n++] = static_cast<uint8_t>(lane);
+            }
+        }
+    }
+};
+constexpr ChosenLanes kChosenLanes;
+
+// write_chosen (keys.inl.h) without a branch.
+inline size_t write_compressed(Lanes x, Mask chosen, uint32_t first, uint32_t* bits, uint32_t* indexes) {
+    const uint32_t mask = bits_of(chosen);
+    const auto numbers = reinterpret_cast<const __m128i*>(kChosenLanes.of[mask]);
+    const __m256i lane = _mm256_cvtepu8_epi32(_mm_loadl_epi64(numbers));
+    const __m256i index = _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(first)), lane);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(bits), _mm256_permutevar8x32_epi32(_mm256_castps_si256(x.v), lane));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(indexes), index);
+    return static_cast<size_t>(_mm_popcnt_u32(mask));
+}
+
 struct Peak {
     __m256i v;
     static Peak none() { return {_mm256_setzero_si256()}; }

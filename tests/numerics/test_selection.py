@@ -20,50 +20,53 @@ from sdsurgery.methods import Method
 from sdsurgery.plan import Job, Jobs, Operand, Plan
 from sdsurgery.program.tracing import trace
 
-COUNT = 300_032  # above what is sampled, and no multiple of a strip
-STEP, TOGETHER = 1024, 16  # of the sample: so many elements of so many (csrc/bracket.h)
+COUNT = 300_032  # no multiple of a strip
+SMALLER = [40_008, 5_003, 3]  # sampled with other steps, and not sampled
+TOGETHER = 16  # of the sample: so many elements of a step's (csrc/bracket.h)
 
 
-def normal(rng: np.random.Generator) -> np.ndarray:
-    return rng.normal(size=COUNT)
+def normal(rng: np.random.Generator, count: int) -> np.ndarray:
+    return rng.normal(size=count)
 
 
-def misleading(rng: np.random.Generator) -> np.ndarray:
+def misleading(rng: np.random.Generator, count: int) -> np.ndarray:
     """The elements of the sample are much larger than the others."""
-    step, within = np.divmod(np.arange(COUNT), STEP)
-    place = (step * 2654435769 % 2**32 * (STEP // TOGETHER) >> 32) * TOGETHER
-    return np.where((within >= place) & (within < place + TOGETHER), 100, 1) * rng.normal(size=COUNT)
+    length = min(1024, max(count // 256 // TOGETHER, 1) * TOGETHER)
+    step, within = np.divmod(np.arange(count), length)
+    place = (step * 2654435769 % 2**32 * (length // TOGETHER) >> 32) * TOGETHER
+    return np.where((within >= place) & (within < place + TOGETHER), 100, 1) * rng.normal(size=count)
 
 
-def zeros(rng: np.random.Generator) -> np.ndarray:
-    return np.zeros(COUNT)
+def zeros(rng: np.random.Generator, count: int) -> np.ndarray:
+    return np.zeros(count)
 
 
-def few_values(rng: np.random.Generator) -> np.ndarray:
-    return rng.integers(-3, 4, COUNT) / 4
+def few_values(rng: np.random.Generator, count: int) -> np.ndarray:
+    return rng.integers(-3, 4, count) / 4
 
 
-def mostly_zeros(rng: np.random.Generator) -> np.ndarray:
-    return np.where(rng.random(COUNT) < 0.9, 0, rng.normal(size=COUNT))
+def mostly_zeros(rng: np.random.Generator, count: int) -> np.ndarray:
+    return np.where(rng.random(count) < 0.9, 0, rng.normal(size=count))
 
 
-def rising(rng: np.random.Generator) -> np.ndarray:
-    return np.linspace(-3, 1, COUNT)
+def rising(rng: np.random.Generator, count: int) -> np.ndarray:
+    return np.linspace(-3, 1, count)
 
 
-def some_nan(rng: np.random.Generator) -> np.ndarray:
-    return np.where(rng.random(COUNT) < 1e-4, np.nan, rng.normal(size=COUNT))
+def some_nan(rng: np.random.Generator, count: int) -> np.ndarray:
+    return np.where(rng.random(count) < 1e-4, np.nan, rng.normal(size=count))
 
 
-def all_nan(rng: np.random.Generator) -> np.ndarray:
-    return np.full(COUNT, np.nan)
+def all_nan(rng: np.random.Generator, count: int) -> np.ndarray:
+    return np.full(count, np.nan)
 
 
-def some_infinite(rng: np.random.Generator) -> np.ndarray:
-    return np.where(rng.random(COUNT) < 0.3, -np.inf, rng.normal(size=COUNT))
+def some_infinite(rng: np.random.Generator, count: int) -> np.ndarray:
+    return np.where(rng.random(count) < 0.3, -np.inf, rng.normal(size=count))
 
 
-KINDS = [normal, misleading, zeros, few_values, mostly_zeros, rising, some_nan, all_nan, some_infinite]
+Kind = Callable[[np.random.Generator, int], np.ndarray]
+KINDS: list[Kind] = [normal, misleading, zeros, few_values, mostly_zeros, rising, some_nan, all_nan, some_infinite]
 
 
 FORMULA = (
@@ -83,13 +86,11 @@ def among_largest(x: np.ndarray, k: int) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shares", [(0.5, 0.01), (0.9, 0.3), (1e-5, 1.0)])
-def test_the_chosen_are_those_of_sorting(
-    tmp_path: Path, kind: Callable[[np.random.Generator], np.ndarray], dtype: Any, shares: tuple[float, float]
-) -> None:
+def test_the_chosen_are_those_of_sorting(tmp_path: Path, kind: Kind, dtype: Any, shares: tuple[float, float]) -> None:
     rng = np.random.default_rng(5)
     with np.errstate(over="ignore"):
-        a = kind(rng).astype(dtype)
-        b = (a.astype(np.float32) + 0.1 * normal(rng)).astype(dtype)
+        a = kind(rng, COUNT).astype(dtype)
+        b = (a.astype(np.float32) + 0.1 * normal(rng, COUNT)).astype(dtype)
     paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
     for path, array in zip(paths, (a, b), strict=True):
         save_file({"x": array.reshape(586, 512)}, path)
@@ -129,21 +130,22 @@ def test_outputs_of_one_reading_choose_each_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_target_finds_the_same(kind: Callable[[np.random.Generator], np.ndarray], target: str) -> None:
-    rng = np.random.default_rng(6)
-    a = kind(rng).astype(np.float32)
-    b = (a + 0.1 * normal(rng)).astype(np.float32)
+@pytest.mark.parametrize("count", [COUNT, *SMALLER])
+def test_every_target_finds_the_same(kind: Kind, target: str, count: int) -> None:
+    rng, k = np.random.default_rng(6), max(1, min(1000, count // 3))
+    a = kind(rng, count).astype(np.float32)
+    b = (a + 0.1 * normal(rng, count)).astype(np.float32)
 
     def body(a: Any, b: Any) -> Any:
-        return largest(abs(b - a), 1000) + largest(abs(a), COUNT // 2) + a * kth_largest(abs(a), COUNT - 7)
+        return largest(abs(b - a), k) + largest(abs(a), count // 2) + a * kth_largest(abs(a), max(count - 7, 1))
 
     formula = trace(Method("test", ("A", "B"), {}, body), 2, {})
     data = a.tobytes() + b.tobytes()
     operands = (Operand(0, F32, 0), Operand(0, F32, a.nbytes))
-    job = Job(0, F32, 0, 1, operands, 0, formula.numbers, shape=(COUNT,), read=COUNT)
+    job = Job(0, F32, 0, 1, operands, 0, formula.numbers, shape=(count,), read=count)
     plan = Plan((data,), (formula.program,), Jobs([job]), 0, 4)
     with np.errstate(invalid="ignore"):
         sizes, changes = np.abs(a), np.abs(b - a)
     found = engine.examine(plan, [_native.Source.memory(data)], Options(cpu=target), values=True).values[0]
-    wanted = (*kth_and_last(changes, 1000), *kth_and_last(sizes, COUNT // 2), kth_and_last(sizes, COUNT - 7)[0])
+    wanted = (*kth_and_last(changes, k), *kth_and_last(sizes, count // 2), kth_and_last(sizes, max(count - 7, 1))[0])
     assert np.array_equal(sorted(found, key=repr), sorted(wanted, key=repr), equal_nan=True)
