@@ -1,5 +1,5 @@
-// exp, log and pow of strips, and pow of registers: what functions.h defines, to the bit, in a fraction of the time.
-// Included once per CPU target, inside that target's namespace and region, after functions.h.
+// exp, log and pow of packs and strips: what functions.h defines, to the bit, in a fraction of the time. Included once
+// per CPU target, inside that target's namespace and region, after functions.h and packs.inl.h.
 //
 // A power needs far fewer digits than its definition finds. So lanes are evaluated by shorter polynomials, in any
 // rounding, with an error below 2^-38 of the value. Where all that lies so near rounds to the same float32, the
@@ -83,58 +83,96 @@ inline Wide operator*(Wide a, const Wide& b) {
     for (size_t k = 0; k < kParts; ++k) a.part[k] = a.part[k] * b.part[k];
     return a;
 }
+
+constexpr float kLargest = 0x1.fffffep127f;
+
 inline Mask within(float least, Lanes x, float most) {
     return at_least(x, Lanes::all(least)) * at_least(Lanes::all(most), x);
 }
-inline bool any(Mask lanes) { return bits_of(lanes) != 0; }
 inline bool all_of(Mask lanes) { return bits_of(lanes) + 1 == uint32_t{1} << Lanes::width; }
 
 // Whether all lanes are ordinary ones of functions.h.
 inline bool has_exp(Lanes x) { return all_of(within(-87, x, 87)); }
-inline bool has_log(Lanes x) { return all_of(within(0x1p-126f, x, 0x1.fffffep127f)); }
+inline bool has_log(Lanes x) { return all_of(within(0x1p-126f, x, kLargest)); }
 
 // NaN in the lanes that the definition has to settle.
-inline Lanes quick_pow(Lanes x, Lanes y) {
-    const Lanes zero = Lanes::all(0), one = Lanes::all(1), unknown = Lanes::all(bits_as<float>(F32::nan));
-    const Mask is_zero = equal(x, zero) * greater(copysign(one, x), zero) * greater(y, zero);  // 0^y = 0; −0 is another
-    const Lanes of_others = where(is_zero, zero, unknown);
-    if (!any(not_equal(y, Lanes::all(0.5f)))) return where(within(0x1p-80f, x, 0x1.fffffep127f), root(x), of_others);
-    const Mask ordinary = within(0x1p-126f, x, 0x1.fffffep127f);
-    const Lanes found = exp2(log2(x) * widened(y));  // which is right while it is not far from 1
-    return where(ordinary * within(0x1p-32f, found, 0x1p32f) * within(-6, y, 6), found, of_others);
+inline Pack<Lanes> quick_pow(const Pack<Lanes>& x, const Pack<Lanes>& y) {
+    bool roots = true;
+    for (const Lanes& lanes : y.of) roots &= all_of(equal(lanes, Lanes::all(0.5f)));
+    const auto root_of = [](Lanes a) {
+        return where(within(0x1p-80f, a, kLargest), root(a), Lanes::all(bits_as<float>(F32::nan)));
+    };
+    const auto power_of = [](Lanes a, Lanes b, const Wide& logarithm) {
+        const Lanes found = exp2(logarithm * widened(b));  // which is right while it is not far from 1
+        const Mask sure = within(0x1p-126f, a, kLargest) * within(0x1p-32f, found, 0x1p32f) * within(-6, b, 6);
+        return where(sure, found, Lanes::all(bits_as<float>(F32::nan)));
+    };
+    const auto of_zero = [](Lanes found, Lanes a, Lanes b) {  // 0^b = 0; −0 is another
+        const Lanes zero = Lanes::all(0);
+        const Mask is_zero = equal(a, zero) * greater(copysign(Lanes::all(1), a), zero) * greater(b, zero);
+        return where(is_zero, zero, found);
+    };
+    return each(of_zero, roots ? each(root_of, x) : each(power_of, x, y, each(log2, x)), x, y);
 }
 
-// ---- strips, which have room for whole registers
-
-inline void exp_strip(const float* __restrict x, float* __restrict to, size_t n) {
-    for (size_t i = 0; i < n; i += Lanes::width) {
-        const Lanes lanes = Lanes::read(x + i);
-        (has_exp(lanes) ? exp_of<true>(lanes) : exp_of<false>(lanes)).write(to + i);
-    }
-}
-
-inline void log_strip(const float* __restrict x, float* __restrict to, size_t n) {
-    for (size_t i = 0; i < n; i += Lanes::width) {
-        const Lanes lanes = Lanes::read(x + i);
-        (has_log(lanes) ? log_of<true>(lanes) : log_of<false>(lanes)).write(to + i);
-    }
-}
-
-inline void pow_strip(const float* __restrict x, const float* __restrict y, float* __restrict to, size_t n) {
-    for (size_t i = 0; i < n; i += Lanes::width) quick_pow(Lanes::read(x + i), Lanes::read(y + i)).write(to + i);
+// What the quick way left.
+[[gnu::cold, gnu::noinline]] inline void settle(Pack<Lanes>& found, const Pack<Lanes>& x, const Pack<Lanes>& y) {
+    constexpr size_t n = kPack * Lanes::width;
+    float to[n], from[n], by[n];
+    found.write(to);
+    x.write(from);
+    y.write(by);
     size_t left = 0;
     for (size_t i = 0; i < n; ++i) left += to[i] != to[i];
     if (left > n / 8) {  // all of them again takes less time than so many one by one
-        float power[kStrip];
-        for (size_t i = 0; i < n; ++i) power[i] = power_of_magnitude(x[i], y[i]);
-        for (size_t i = 0; i < n; ++i) to[i] = completed_power(power[i], x[i], y[i]);
-        return;
+        float power[n];
+        for (size_t i = 0; i < n; ++i) power[i] = power_of_magnitude(from[i], by[i]);
+        for (size_t i = 0; i < n; ++i) to[i] = completed_power(power[i], from[i], by[i]);
+    } else {
+        for (size_t i = 0; i < n; ++i) {
+            if (to[i] != to[i]) to[i] = lane_pow(from[i], by[i]);
+        }
     }
-    for (size_t i = 0; left > 0; ++i) {
-        if (to[i] == to[i]) continue;
-        to[i] = lane_pow(x[i], y[i]);
-        --left;
-    }
+    found = Pack<Lanes>::read(to);
+}
+
+}  // namespace functions
+
+inline Pack<Lanes> exp(const Pack<Lanes>& x) {
+    bool ordinary = true;
+    for (const Lanes& lanes : x.of) ordinary &= functions::has_exp(lanes);
+    if (!ordinary) return each([](Lanes lanes) { return functions::exp_of<false>(lanes); }, x);
+    return each([](Lanes lanes) { return functions::exp_of<true>(lanes); }, x);
+}
+
+inline Pack<Lanes> log(const Pack<Lanes>& x) {
+    bool ordinary = true;
+    for (const Lanes& lanes : x.of) ordinary &= functions::has_log(lanes);
+    if (!ordinary) return each([](Lanes lanes) { return functions::log_of<false>(lanes); }, x);
+    return each([](Lanes lanes) { return functions::log_of<true>(lanes); }, x);
+}
+
+inline Pack<Lanes> pow(const Pack<Lanes>& x, const Pack<Lanes>& y) {
+    Pack<Lanes> found = functions::quick_pow(x, y);
+    uint32_t left = 0;
+    for (const Lanes& lanes : found.of) left |= bits_of(not_equal(lanes, lanes));
+    if (left != 0) functions::settle(found, x, y);
+    return found;
+}
+
+namespace functions {
+
+// ---- strips, which have room for whole packs
+
+inline void exp_strip(const float* x, float* to, size_t n) {
+    for (size_t i = 0; i < n; i += kPack * Lanes::width) exp(Pack<Lanes>::read(x + i)).write(to + i);
+}
+inline void log_strip(const float* x, float* to, size_t n) {
+    for (size_t i = 0; i < n; i += kPack * Lanes::width) log(Pack<Lanes>::read(x + i)).write(to + i);
+}
+inline void pow_strip(const float* x, const float* y, float* to, size_t n) {
+    for (size_t i = 0; i < n; i += kPack * Lanes::width)
+        pow(Pack<Lanes>::read(x + i), Pack<Lanes>::read(y + i)).write(to + i);
 }
 
 // float64 is rounded correctly, one by one.

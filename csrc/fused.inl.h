@@ -73,10 +73,11 @@ inline uint32_t fused_with(const Operand* operands, uint8_t* out, size_t count, 
     return of_inputs < 0x7f800000 ? peak.value() : of_inputs;
 }
 
-// As fused_with, a pack at a time.
+// As fused_with, a pack at a time; flat, for a pack that is handed to a function goes through memory.
 template <class Formula, class In, class Out, size_t... K, size_t... C>
-inline uint32_t packed_with(const Operand* operands, uint8_t* out, size_t count, const float* constants,
-                            std::index_sequence<K...>, std::index_sequence<C...>) {
+[[gnu::flatten]] inline uint32_t packed_with(const Operand* operands, uint8_t* out, size_t count,
+                                             const float* constants, std::index_sequence<K...>,
+                                             std::index_sequence<C...>) {
     static_assert(Formula::generated == 0);
     constexpr size_t W = Lanes::width, step = kPack * W, size = sizeof(typename In::Code);
     constexpr size_t out_size = sizeof(typename Out::Code);

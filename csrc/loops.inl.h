@@ -18,8 +18,8 @@ inline size_t lowest_bit(uint64_t bits) {  // of those that are set
 }
 
 #include "functions.h"
-#include "functions.inl.h"
 #include "packs.inl.h"
+#include "functions.inl.h"
 #include "normal.inl.h"
 #include "generated.inl.h"
 #include "fused.inl.h"

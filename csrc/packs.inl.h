@@ -1,6 +1,6 @@
 // Several registers as one value, for formulas with exp, log or pow: each of these is a long chain of operations, and
 // what keeps a processor busy are several chains side by side. Included once per CPU target, inside that target's
-// namespace and region, after functions.inl.h.
+// namespace and region, after a lanes/*.h.
 
 constexpr size_t kPack = 4;
 
@@ -13,6 +13,14 @@ constexpr size_t kPack = 4;
 template <class T>
 struct Pack {
     T of[kPack];
+    static Pack read(const float* from) {
+        Pack pack;
+        for (size_t k = 0; k < kPack; ++k) pack.of[k] = T::read(from + k * T::width);
+        return pack;
+    }
+    void write(float* to) const {
+        for (size_t k = 0; k < kPack; ++k) of[k].write(to + k * T::width);
+    }
 };
 
 template <class F, class First, class... Others>
@@ -50,39 +58,4 @@ SDS_BINARY(not_equal, not_equal(x, y))
 
 inline Pack<Lanes> where(const Pack<Mask>& a, const Pack<Lanes>& yes, const Pack<Lanes>& no) {
     return each([](Mask m, Lanes y, Lanes n) { return where(m, y, n); }, a, yes, no);
-}
-
-inline Pack<Lanes> exp(const Pack<Lanes>& x) {
-    bool ordinary = true;
-    for (const Lanes& lanes : x.of) ordinary &= functions::has_exp(lanes);
-    if (!ordinary) return each([](Lanes lanes) { return functions::exp_of<false>(lanes); }, x);
-    return each([](Lanes lanes) { return functions::exp_of<true>(lanes); }, x);
-}
-inline Pack<Lanes> log(const Pack<Lanes>& x) {
-    bool ordinary = true;
-    for (const Lanes& lanes : x.of) ordinary &= functions::has_log(lanes);
-    if (!ordinary) return each([](Lanes lanes) { return functions::log_of<false>(lanes); }, x);
-    return each([](Lanes lanes) { return functions::log_of<true>(lanes); }, x);
-}
-
-// What the quick way leaves, by the definition.
-[[gnu::cold, gnu::noinline]] inline void settle(Pack<Lanes>& found, const Pack<Lanes>& x, const Pack<Lanes>& y) {
-    for (size_t k = 0; k < kPack; ++k) {
-        float to[Lanes::width], from[Lanes::width], by[Lanes::width];
-        found.of[k].write(to);
-        x.of[k].write(from);
-        y.of[k].write(by);
-        for (size_t i = 0; i < Lanes::width; ++i) {
-            if (to[i] != to[i]) to[i] = functions::lane_pow(from[i], by[i]);
-        }
-        found.of[k] = Lanes::read(to);
-    }
-}
-
-inline Pack<Lanes> pow(const Pack<Lanes>& x, const Pack<Lanes>& y) {
-    Pack<Lanes> found = each([](Lanes a, Lanes b) { return functions::quick_pow(a, b); }, x, y);
-    uint32_t left = 0;
-    for (const Lanes& lanes : found.of) left |= bits_of(not_equal(lanes, lanes));
-    if (left != 0) settle(found, x, y);
-    return found;
 }
