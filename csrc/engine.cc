@@ -24,6 +24,10 @@ constexpr uint64_t kColdBudget = 40 << 20;
 constexpr unsigned kColdWorkers = 8;  // that many, however few the processors
 // Of mapped input, until it is released: each time costs an interrupt on every processor that works for us.
 constexpr uint64_t kMappedMost = 32 << 20;
+// Of mapped tensors that are read several times and stay mapped until they are done, for all workers together: a
+// virtual machine may take a microsecond for every page each time that it is mapped.
+constexpr uint64_t kMappedTensors = 320 << 20;
+constexpr uint64_t kAround = 64 << 10;  // of what a fault maps before and behind a tensor
 constexpr uint64_t kFlushStretch = 32 << 20;
 // Of memory, while the buffers are made: for what else the run allocates.
 constexpr size_t kKeptFree = 1 << 20;
@@ -315,6 +319,24 @@ void Run::release_mapped() {
             if (mapping) os::release_pages(mapping->data(), mapping->size());
         }
     }
+}
+
+bool Run::may_stay_mapped(const Job& job) const {
+    uint64_t bytes = 0;
+    for (size_t k = 0; k < job.operands.size(); ++k) bytes += job.elements() * job.operand_bytes(k);
+    return bytes <= kMappedTensors / worker_count_;
+}
+
+void Run::release_tensors(const Job& job) {
+    for (size_t k = 0; k < job.operands.size(); ++k) {
+        const auto& mapping = mappings_[job.operands[k].source];
+        if (!mapping) continue;
+        const uint64_t from = job.operands[k].offset, to = from + job.elements() * job.operand_bytes(k);
+        const uint64_t begin = from - std::min(from, kAround), end = std::min(mapping->size(), to + kAround);
+        os::release_pages(mapping->data() + begin, end - begin);
+        mapped_bytes_ += 2 * kAround;  // perhaps, of large pages
+    }
+    release_mapped();
 }
 
 void Run::tile_done(size_t tile) {

@@ -79,7 +79,12 @@ class Run {
     void do_stages(const Tile& tile, Buffers& buffers);
     void do_stretch(size_t job_index, uint64_t first, uint64_t count, int64_t at, Buffers& buffers);
     void write(Buffers& buffers, uint64_t at, uint64_t bytes, uint64_t offset);
-    const uint8_t* fetch(const JobOperand& operand, uint64_t first, uint64_t bytes, uint8_t* buffer, bool keep);
+    // Whether what is fetched will be read again: if so it is not read past the page cache, and it may stay mapped
+    // until its tensor is done.
+    enum class Again { no, yes, mapped };
+    const uint8_t* fetch(const JobOperand& operand, uint64_t first, uint64_t bytes, uint8_t* buffer, Again again);
+    bool may_stay_mapped(const Job& job) const;
+    void release_tensors(const Job& job);
     bool is_in_place(const JobOperand& operand) const;
     bool is_read(const JobOperand& operand) const;
     void do_chunks(size_t job_index, uint64_t low, uint64_t high, Buffers& buffers);

@@ -39,6 +39,7 @@ struct Run::Buffers {
     std::map<size_t, Multiplier> multipliers;
     std::vector<Version> versions;
     std::vector<Stages> stages;  // of the job in work, for each output
+    Again again = Again::no;     // of what it reads
     Scratch scratch;
     Reduction reduction;  // of the chunk in work
 };

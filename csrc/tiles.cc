@@ -60,6 +60,10 @@ void Run::do_stages(const Tile& tile, Buffers& buffers) {
         buffers.stages.emplace_back(*programs_[job.index], *numbers, job.staged->extents, dtypes, target_, mixers);
     const bool in_place = std::all_of(job.operands.begin(), job.operands.end(),
                                       [this](const JobOperand& operand) { return is_in_place(operand); });
+    const auto& stages_of = programs_[job.index]->stages;
+    const bool reads =
+        std::any_of(stages_of.begin(), stages_of.end(), [](const Stage& s) { return !s.reductions.empty(); });
+    buffers.again = in_place && reads && may_stay_mapped(job) ? Again::mapped : Again::yes;
     for (size_t stage = 0; stage < programs_[job.index]->stages.size(); ++stage) {
         for (Stages& stages : buffers.stages) stages.begin(stage);
         for (bool ended = false; !ended && !stop_;) {
@@ -96,6 +100,8 @@ void Run::do_stages(const Tile& tile, Buffers& buffers) {
         at = to;
     }
     buffers.stages.clear();
+    if (buffers.again == Again::mapped) release_tensors(job);
+    buffers.again = Again::no;
 }
 
 // How many elements a stretch of a reduction has, about `most`: whole blocks. Where columns are summed (`columns` is
@@ -157,8 +163,9 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, int64_t a
                     decoder.prepare(operand.shared<Encoding>(), sources_);
                     const auto [begin, bytes] = decoder.range(first + done, now);
                     work.decoders[k] = &decoder;
-                    work.operands[k] = {fetch(codes_of(operand), begin, bytes, decoder.room(bytes + 2 * kPage), true),
-                                        operand.dtype()};
+                    work.operands[k] = {
+                        fetch(codes_of(operand), begin, bytes, decoder.room(bytes + 2 * kPage), Again::yes),
+                        operand.dtype()};
                 } else if (operand.low_rank()) {
                     work.multipliers[k] = &buffers.multipliers[k];
                     work.multipliers[k]->prepare(operand.shared<LowRank>(), sources_, target_);
@@ -166,7 +173,7 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, int64_t a
                     sources_[operand.source]->read(versions[0].out, now * unit, operand.offset + from);
                     work.operands[k] = {versions[0].out, operand.dtype()};
                 } else {
-                    work.operands[k] = {fetch(operand, from, now * unit, buffers.in[k].data(), staged),
+                    work.operands[k] = {fetch(operand, from, now * unit, buffers.in[k].data(), buffers.again),
                                         operand.dtype()};
                 }
             }
@@ -179,7 +186,7 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, int64_t a
             for (const JobOperand& operand : job.operands) sources_[operand.source]->check_unchanged();
             throw Error(Code::truncated, "an input can no longer be read", static_cast<int64_t>(job_index));
         }
-        if (staged) release_mapped();
+        if (buffers.again == Again::yes) release_mapped();
         if (staged && at < 0) continue;
         add_checksums(job_index, first + done, now, work.crcs);
         for (size_t k = 0; k < versions.size() && at >= 0; ++k) {
@@ -190,25 +197,25 @@ void Run::do_stretch(size_t job_index, uint64_t first, uint64_t count, int64_t a
     }
 }
 
-// Where `bytes` of an operand from its byte `first` on can be read: in the mapping, or in `buffer` after a read. What
-// will be read again (`keep`) is not read past the page cache.
-const uint8_t* Run::fetch(const JobOperand& operand, uint64_t first, uint64_t bytes, uint8_t* buffer, bool keep) {
+// Where `bytes` of an operand from its byte `first` on can be read: in the mapping, or in `buffer` after a read.
+const uint8_t* Run::fetch(const JobOperand& operand, uint64_t first, uint64_t bytes, uint8_t* buffer, Again again) {
     Source& source = *sources_[operand.source];
     if (operand.view()) return source.gather(*operand.view(), operand.offset, first, bytes, buffer);
     const uint64_t offset = operand.offset + first;
     if (source.in_memory()) return source.memory(offset, bytes);
     if (mappings_[operand.source]) {
-        mapped_bytes_ += std::max(bytes, kMappedLeast);
+        if (again != Again::mapped) mapped_bytes_ += std::max(bytes, kMappedLeast);
         return mappings_[operand.source]->data() + offset;
     }
     // At the offset's own place within a page: the kernel copies between equally aligned pages twice as fast.
     const uint64_t within = offset % kPage;
     const uint64_t whole = (within + bytes + kPage - 1) / kPage * kPage;
-    const bool direct = io_[operand.source] == Io::direct && !keep &&
+    const bool direct = io_[operand.source] == Io::direct && again == Again::no &&
                         source.read_past_cache(buffer, whole, offset - within) >= within + bytes;
     // Where that isn't possible, or the file shrank, the ordinary read decides.
     if (!direct) source.read(buffer + within, bytes, offset);
-    if (Tap* const tap = keep ? nullptr : taps_[operand.source].get()) tap->offer(buffer + within, bytes, offset);
+    if (Tap* const tap = again == Again::no ? taps_[operand.source].get() : nullptr)
+        tap->offer(buffer + within, bytes, offset);
     return buffer + within;
 }
 
