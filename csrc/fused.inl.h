@@ -73,35 +73,54 @@ inline uint32_t fused_with(const Operand* operands, uint8_t* out, size_t count, 
     return of_inputs < 0x7f800000 ? peak.value() : of_inputs;
 }
 
-// As fused_with, a pack at a time; flat, for a pack that is handed to a function goes through memory.
-template <class Formula, class In, class Out, size_t... K, size_t... C>
-[[gnu::flatten]] inline uint32_t packed_with(const Operand* operands, uint8_t* out, size_t count,
-                                             const float* constants, std::index_sequence<K...>,
-                                             std::index_sequence<C...>) {
+// ---- a pack at a time
+
+template <class In>
+void load_pack(const uint8_t* from, Pack<Lanes>& to) {
+    for (size_t k = 0; k < kPack; ++k) to.of[k] = load<In>(from + k * Lanes::width * sizeof(typename In::Code));
+}
+template <class Out>
+void store_pack(uint8_t* to, const Pack<Lanes>& from) {
+    for (size_t k = 0; k < kPack; ++k) store<Out>(to + k * Lanes::width * sizeof(typename Out::Code), from.of[k]);
+}
+
+// How packs are loaded and stored: by calls, so that a formula is compiled once for all pairs of dtypes.
+struct PackEnds {
+    void (*load)(const uint8_t*, Pack<Lanes>&);
+    void (*store)(uint8_t*, const Pack<Lanes>&);
+    size_t size, out_size;  // bytes of an element
+};
+template <class In, class Out>
+constexpr PackEnds kPackEnds{load_pack<In>, store_pack<Out>, sizeof(typename In::Code), sizeof(typename Out::Code)};
+
+// Flat, for a pack that is handed to a function goes through memory.
+template <class Formula, size_t... K, size_t... C>
+[[gnu::flatten, gnu::noinline]] uint32_t packed_with(const Operand* operands, uint8_t* out, size_t count,
+                                                     const float* constants, const PackEnds& ends,
+                                                     std::index_sequence<K...>, std::index_sequence<C...>) {
     static_assert(Formula::generated == 0);
-    constexpr size_t W = Lanes::width, step = kPack * W, size = sizeof(typename In::Code);
-    constexpr size_t out_size = sizeof(typename Out::Code);
+    constexpr size_t step = kPack * Lanes::width;
     Pack<Lanes> c[sizeof...(C)], x[sizeof...(K)];
     for (size_t k = 0; k < kPack; ++k) ((c[C].of[k] = Lanes::all(constants[C])), ...);
     Peak peak = Peak::none(), inputs = Peak::none();
     uint8_t padded[sizeof...(K)][step * 4] = {};
     for (size_t i = 0; i < count; i += step) {
-        const uint8_t* from[] = {operands[K].data + i * size...};
-        uint8_t* to = out + i * out_size;
+        const uint8_t* from[] = {operands[K].data + i * ends.size...};
+        uint8_t* to = out + i * ends.out_size;
         const size_t n = count - i < step ? count - i : step;
         if (n < step) {  // the tail goes through full registers too, padded with zeros
-            (memcpy(padded[K], from[K], n * size), ...);
+            (memcpy(padded[K], from[K], n * ends.size), ...);
             ((from[K] = padded[K]), ...);
             to = padded[0];
         }
-        for (size_t k = 0; k < kPack; ++k) ((x[K].of[k] = load<In>(from[K] + k * W * size)), ...);
+        (ends.load(from[K], x[K]), ...);
         const Pack<Lanes> y = Formula::apply(x, c);
         for (size_t k = 0; k < kPack; ++k) {
             (inputs.see(x[K].of[k]), ...);
             peak.see(y.of[k]);
-            store<Out>(to + k * W * out_size, y.of[k]);
         }
-        if (n < step) memcpy(out + i * out_size, to, n * out_size);
+        ends.store(to, y);
+        if (n < step) memcpy(out + i * ends.out_size, to, n * ends.out_size);
     }
     const uint32_t of_inputs = inputs.value();
     return of_inputs < 0x7f800000 ? peak.value() : of_inputs;
@@ -110,9 +129,9 @@ template <class Formula, class In, class Out, size_t... K, size_t... C>
 template <class Formula, bool sum, class In, class Out>
 uint32_t fused(const Operand* operands, uint8_t* out, size_t count, const float* constants) {
     if constexpr (Formula::packed)
-        return packed_with<Formula, In, Out>(operands, out, count, constants,
-                                             std::make_index_sequence<Formula::inputs>(),
-                                             std::make_index_sequence<Formula::constants>());
+        return packed_with<Formula>(operands, out, count, constants, kPackEnds<In, Out>,
+                                    std::make_index_sequence<Formula::inputs>(),
+                                    std::make_index_sequence<Formula::constants>());
     else
         return fused_with<Formula, sum, In, Out>(operands, out, count, constants,
                                                  std::make_index_sequence<Formula::inputs>(),
@@ -125,10 +144,10 @@ struct FusedRow {
     FusedKernel kernel[kNarrow][kNarrow];  // [input dtype][output dtype], both less f64
 };
 
-// Null for formulas of fp8 that are not sums: few need them, and every pair of dtypes is a kernel more to compile.
+// Null for formulas of fp8 that are not sums: few need them, and most pairs of dtypes are a kernel more to compile.
 template <class Formula, bool sum, class In, class Out>
 constexpr FusedKernel fused_kernel() {
-    if constexpr (sum || (sizeof(typename In::Code) > 1 && sizeof(typename Out::Code) > 1)) {
+    if constexpr (sum || Formula::packed || (sizeof(typename In::Code) > 1 && sizeof(typename Out::Code) > 1)) {
         return fused<Formula, sum, In, Out>;
     } else {
         return nullptr;
