@@ -24,7 +24,7 @@ inline Lanes negated(Lanes a) { return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f)
 inline Lanes copysign(Lanes a, Lanes b) {
     return {_mm512_or_ps(_mm512_abs_ps(a.v), _mm512_and_ps(b.v, _mm512_set1_ps(-0.0f)))};
 }
-inline Lanes floor(Lanes a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}; }
+inline Lanes floor(Lanes a) { return {_mm512_floor_ps(a.v)}; }
 inline Lanes square_root(Lanes a) { return {_mm512_sqrt_ps(a.v)}; }
 inline Lanes square_less(Lanes a, Lanes b) { return {_mm512_fmsub_ps(a.v, a.v, b.v)}; }  // a² − b, rounded once
 inline Lanes binade(Lanes a) { return {_mm512_and_ps(a.v, _mm512_set1_ps(bits_as<float>(0x7f800000)))}; }  // 2^⌊log2 a⌋
