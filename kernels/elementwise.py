@@ -177,6 +177,15 @@ def _flag(truth, WIDE: tl.constexpr):
 
 
 @triton.jit
+def _narrow_floor(x):
+    """tl.floor takes subnormals for zeros: those below zero would not become -1."""
+    whole = x.to(tl.int32).to(tl.float32)
+    below = tl.where(whole > x, whole - 1.0, whole)
+    signed = _magnitude(below, False) | (x.to(tl.int32, bitcast=True) & -0x80000000)
+    return tl.where(_magnitude(x, False) < 0x4B000000, signed.to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
 def _power_of_two(shifted):
     return ((shifted.to(tl.int32, bitcast=True) + 127) << 23).to(tl.float32, bitcast=True)
 
@@ -320,7 +329,7 @@ def _operate(a, b, c, OP: tl.constexpr, WIDE: tl.constexpr):
     elif OP == WHERE:
         return tl.where(a != 0, b, c)
     elif OP == FLOOR:
-        return tl.floor(a)
+        return tl.floor(a) if WIDE else _narrow_floor(a)
     elif OP == COPYSIGN:
         if WIDE:
             sign = b.to(tl.int64, bitcast=True) & -0x8000000000000000
