@@ -435,5 +435,16 @@ def label(item: object) -> str:
     return "+".join(dtype.name for dtype in item) if isinstance(item, tuple) else str(item)
 
 
+def native_tensor(formula: Formula, arrays: list[np.ndarray], target: str = "", wide: bool = False) -> np.ndarray:
+    """What the native kernels make of whole tensors of one dtype, float32 or float64."""
+    out = np.empty(arrays[0].shape, arrays[0].dtype)
+    code = (F32 if out.dtype == np.float32 else F64).native
+    _native.apply(
+        cpu.native_program(formula.program, wide), formula.numbers, [(array.ctypes.data, code) for array in arrays],
+        out.ctypes.data, code, out.size, target=target, shape=out.shape,
+    )  # fmt: skip
+    return out
+
+
 def identity() -> Formula:
     return CAST.formula
