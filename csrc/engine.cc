@@ -27,7 +27,6 @@ constexpr uint64_t kMappedMost = 32 << 20;
 // Of mapped tensors that are read several times and stay mapped until they are done, for all workers together: a
 // virtual machine may take a microsecond for every page each time that it is mapped.
 constexpr uint64_t kMappedTensors = 320 << 20;
-constexpr uint64_t kAround = 64 << 10;  // of what a fault maps before and behind a tensor
 constexpr uint64_t kFlushStretch = 32 << 20;
 // Of memory, while the buffers are made: for what else the run allocates.
 constexpr size_t kKeptFree = 1 << 20;
@@ -332,9 +331,9 @@ void Run::release_tensors(const Job& job) {
         const auto& mapping = mappings_[job.operands[k].source];
         if (!mapping) continue;
         const uint64_t from = job.operands[k].offset, to = from + job.elements() * job.operand_bytes(k);
-        const uint64_t begin = from - std::min(from, kAround), end = std::min(mapping->size(), to + kAround);
+        const uint64_t begin = from - std::min(from, kFaultAround), end = std::min(mapping->size(), to + kFaultAround);
         os::release_pages(mapping->data() + begin, end - begin);
-        mapped_bytes_ += 2 * kAround;  // perhaps, of large pages
+        mapped_bytes_ += 2 * kFaultAround;  // perhaps, of large pages
     }
     release_mapped();
 }

@@ -11,6 +11,7 @@
 namespace sds {
 
 constexpr uint64_t kPage = 4096;
+constexpr uint64_t kFaultAround = 64 << 10;  // a fault of a mapping maps that much around it, however little is read
 
 class PageBuffer {
  public:

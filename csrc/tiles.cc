@@ -10,8 +10,6 @@ namespace sds {
 
 namespace {
 
-constexpr uint64_t kMappedLeast = 64 << 10;  // a fault maps that much around it, however little is read
-
 // The bytes that an encoded operand's codes are.
 JobOperand codes_of(const JobOperand& operand) { return {operand.source, Element::u8, operand.offset}; }
 
@@ -204,7 +202,7 @@ const uint8_t* Run::fetch(const JobOperand& operand, uint64_t first, uint64_t by
     const uint64_t offset = operand.offset + first;
     if (source.in_memory()) return source.memory(offset, bytes);
     if (mappings_[operand.source]) {
-        if (again != Again::mapped) mapped_bytes_ += std::max(bytes, kMappedLeast);
+        if (again != Again::mapped) mapped_bytes_ += std::max(bytes, kFaultAround);
         return mappings_[operand.source]->data() + offset;
     }
     // At the offset's own place within a page: the kernel copies between equally aligned pages twice as fast.

@@ -19,9 +19,10 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from sdsurgery.definitions import elementary
 from sdsurgery.dtypes import DType
 from sdsurgery.program import CONSTANT, INPUT, OPERATIONS, TEMP, Formula, Program
+
+from .functions import magnitude_bits, narrow_exp, narrow_floor, narrow_log, narrow_pow
 
 # Codes of the dtypes (dtypes.py, `native`) and of the operations, as the kernel's compile-time numbers.
 F64, F32, F16, BF16, E4M3, E5M2 = (tl.constexpr(code) for code in range(6))
@@ -31,15 +32,6 @@ LT, LE, GT, GE, EQ, NE = (tl.constexpr(OPERATIONS[name]) for name in ("lt", "le"
 SQRT, SIGN, WHERE, FMA = (tl.constexpr(OPERATIONS[name]) for name in ("sqrt", "sign", "where", "fma"))
 COPYSIGN, FLOOR = (tl.constexpr(OPERATIONS[name]) for name in ("copysign", "floor"))
 EXP, LOG, POW = (tl.constexpr(OPERATIONS[name]) for name in ("exp", "log", "pow"))
-EXP_FACTORS, LOG_FACTORS = tl.constexpr(elementary.EXP), tl.constexpr(elementary.LOG)
-SHIFT, LOG2_E = tl.constexpr(elementary.SHIFT), tl.constexpr(elementary.LOG2_E)
-LN2_HIGH, LN2_LOW = tl.constexpr(elementary.LN2_HIGH), tl.constexpr(elementary.LN2_LOW)
-NARROW_EXP = tl.constexpr(elementary.NARROW_EXP)
-NARROW_LOG_EVEN = tl.constexpr(elementary.NARROW_LOG_EVEN)
-NARROW_LOG_ODD = tl.constexpr(elementary.NARROW_LOG_ODD)
-NARROW_SHIFT, NARROW_LOG2_E = tl.constexpr(elementary.NARROW_SHIFT), tl.constexpr(elementary.NARROW_LOG2_E)
-NARROW_LN2_HIGH = tl.constexpr(elementary.NARROW_LN2_HIGH)
-NARROW_LN2_LOW = tl.constexpr(elementary.NARROW_LN2_LOW)
 FROM_INPUT, FROM_CONSTANT = tl.constexpr(INPUT), tl.constexpr(CONSTANT)
 KNOWN = frozenset(OPERATIONS)
 _NARROW = frozenset(("exp", "log", "pow"))  # in float32 arithmetic only
@@ -87,15 +79,6 @@ def _widen(raw, CODE: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _magnitude(x, WIDE: tl.constexpr):
-    """Bits without the sign."""
-    if WIDE:
-        return x.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
-    else:
-        return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-
-
-@triton.jit
 def _infinity(WIDE: tl.constexpr):
     return 0x7FF0000000000000 if WIDE else 0x7F800000
 
@@ -122,7 +105,7 @@ def _narrow_to_odd(x):
     nearest = x.to(tl.float32)
     back = nearest.to(tl.float64)
     bits = nearest.to(tl.int32, bitcast=True)
-    step = tl.where(_magnitude(back, True) > _magnitude(x, True), -1, 1)
+    step = tl.where(magnitude_bits(back, True) > magnitude_bits(x, True), -1, 1)
     return tl.where((back == x) | ((bits & 1) != 0), bits, bits + step).to(tl.float32, bitcast=True)
 
 
@@ -173,118 +156,6 @@ def _flag(truth, WIDE: tl.constexpr):
         return truth.to(tl.float32)
 
 
-# exp, log and pow of float32: csrc/functions.h, line by line.
-
-
-@triton.jit
-def _narrow_floor(x):
-    """tl.floor takes subnormals for zeros: those below zero would not become -1."""
-    whole = x.to(tl.int32).to(tl.float32)
-    below = tl.where(whole > x, whole - 1.0, whole)
-    signed = _magnitude(below, False) | (x.to(tl.int32, bitcast=True) & -0x80000000)
-    return tl.where(_magnitude(x, False) < 0x4B000000, signed.to(tl.float32, bitcast=True), x)
-
-
-@triton.jit
-def _power_of_two(shifted):
-    return ((shifted.to(tl.int32, bitcast=True) + 127) << 23).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _narrow_polynomial(x, FACTORS: tl.constexpr, COUNT: tl.constexpr):
-    p = tl.full(x.shape, FACTORS[0], tl.float32)
-    for k in tl.static_range(1, COUNT):
-        p = p * x + FACTORS[k]
-    return p
-
-
-@triton.jit
-def _narrow_exp(x):
-    x = tl.where(x < -104.0, -104.0, tl.where(x > 89.0, 89.0, x))
-    k = (x * NARROW_LOG2_E + NARROW_SHIFT) - NARROW_SHIFT
-    high = x - k * NARROW_LN2_HIGH
-    low = k * NARROW_LN2_LOW
-    r = high - low
-    p = _narrow_polynomial(r, NARROW_EXP, 6)
-    part = k * 0.5 + NARROW_SHIFT
-    rest = (k - (part - NARROW_SHIFT)) + NARROW_SHIFT
-    return (1.0 + (high + (r * r * p - low))) * _power_of_two(part) * _power_of_two(rest)
-
-
-@triton.jit
-def _narrow_log(x):
-    subnormal = x < 1.1754943508222875e-38
-    above = tl.where(subnormal, x * 8388608.0, x).to(tl.int32, bitcast=True) - 0x3F3504F3
-    m = ((above & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True)
-    k = (above >> 23).to(tl.float32) - tl.where(subnormal, 23.0, 0.0)
-    f = m - 1.0
-    z = f * f
-    even = _narrow_polynomial(z, NARROW_LOG_EVEN, 5)
-    odd = _narrow_polynomial(z, NARROW_LOG_ODD, 4)
-    part = f * z * (even + f * odd) + k * NARROW_LN2_LOW
-    found = k * NARROW_LN2_HIGH - ((0.5 * z - part) - f)
-    of_others = tl.where(x == 0.0, float("-inf"), float("nan"))
-    return tl.where(x > 0.0, tl.where(x < float("inf"), found, x), of_others)
-
-
-@triton.jit
-def _wide(x, VALUE: tl.constexpr):
-    """A float64 number beside x: a literal by itself would be a float32."""
-    return tl.full(x.shape, VALUE, tl.float64)
-
-
-@triton.jit
-def _polynomial(x, FACTORS: tl.constexpr, COUNT: tl.constexpr):
-    p = _wide(x, FACTORS[0])
-    for k in tl.static_range(1, COUNT):
-        p = p * x + _wide(x, FACTORS[k])
-    return p
-
-
-@triton.jit
-def _exp(x):
-    x = tl.where(x < -200, _wide(x, -200.0), tl.where(x > 200, _wide(x, 200.0), x))
-    shifted = x * _wide(x, LOG2_E) + _wide(x, SHIFT)
-    k = shifted - _wide(x, SHIFT)
-    r = (x - k * _wide(x, LN2_HIGH)) - k * _wide(x, LN2_LOW)
-    p = _polynomial(r, EXP_FACTORS, 10)
-    scale = ((shifted.to(tl.int64, bitcast=True) + 1023) << 52).to(tl.float64, bitcast=True)
-    return (1 + (r + r * r * p)) * scale
-
-
-@triton.jit
-def _log(x):
-    bits = _magnitude(x, True)
-    above = bits - 0x3FE6A09E667F3BCD + 0x4000000000000000
-    k = (0x4330000000000000 | (above >> 52)).to(tl.float64, bitcast=True) - _wide(x, 4503599627371520.0)
-    m = (bits - ((above & -0x10000000000000) - 0x4000000000000000)).to(tl.float64, bitcast=True)
-    f = m - 1
-    half = 0.5 * (f * f)
-    s = f / (2 + f)
-    z = s * s
-    p = _polynomial(z, LOG_FACTORS, 8)
-    found = k * _wide(x, LN2_HIGH) - ((half - (s * (half + z * p) + k * _wide(x, LN2_LOW))) - f)
-    found = tl.where(bits >= 0x7FF0000000000000, bits.to(tl.float64, bitcast=True), found)
-    return tl.where(bits == 0, float("-inf"), found)
-
-
-@triton.jit
-def _pow(x, y):
-    exponent = y.to(tl.float64)
-    power = _exp(exponent * _log(x.to(tl.float64))).to(tl.float32)
-    shifted = exponent + _wide(exponent, SHIFT)
-    x_bits = x.to(tl.int32, bitcast=True)
-    size = _magnitude(x, False)
-    y_size = _magnitude(y, False)
-    large = y_size >= 0x4B800000
-    whole = (shifted - _wide(exponent, SHIFT) == exponent) | large
-    odd = whole & (y_size < 0x4B800000) & ((shifted.to(tl.int64, bitcast=True) & 1) != 0)
-    found = (power.to(tl.int32, bitcast=True) | tl.where(odd, x_bits & -0x80000000, 0)).to(tl.float32, bitcast=True)
-    found = tl.where((x < 0) & (size < 0x7F800000) & (whole == 0), float("nan"), found)
-    one = (y_size == 0) | (x == 1) | ((size == 0x3F800000) & (y_size == 0x7F800000))
-    return tl.where(one, 1.0, found)
-
-
 @triton.jit
 def _operate(a, b, c, OP: tl.constexpr, WIDE: tl.constexpr):
     if OP == ADD:
@@ -329,26 +200,26 @@ def _operate(a, b, c, OP: tl.constexpr, WIDE: tl.constexpr):
     elif OP == WHERE:
         return tl.where(a != 0, b, c)
     elif OP == FLOOR:
-        return tl.floor(a) if WIDE else _narrow_floor(a)
+        return tl.floor(a) if WIDE else narrow_floor(a)
     elif OP == COPYSIGN:
         if WIDE:
             sign = b.to(tl.int64, bitcast=True) & -0x8000000000000000
-            return (_magnitude(a, WIDE) | sign).to(tl.float64, bitcast=True)
+            return (magnitude_bits(a, WIDE) | sign).to(tl.float64, bitcast=True)
         else:
-            return (_magnitude(a, WIDE) | (b.to(tl.int32, bitcast=True) & -0x80000000)).to(tl.float32, bitcast=True)
+            return (magnitude_bits(a, WIDE) | (b.to(tl.int32, bitcast=True) & -0x80000000)).to(tl.float32, bitcast=True)
     elif OP == EXP:
-        return _narrow_exp(a)
+        return narrow_exp(a)
     elif OP == LOG:
-        return _narrow_log(a)
+        return narrow_log(a)
     elif OP == POW:
-        return _pow(a, b)
+        return narrow_pow(a, b)
     elif OP == FMA:
         return tl.fma(a, b, c)
     else:
         if WIDE:
-            return _magnitude(a, WIDE).to(tl.float64, bitcast=True)
+            return magnitude_bits(a, WIDE).to(tl.float64, bitcast=True)
         else:
-            return _magnitude(a, WIDE).to(tl.float32, bitcast=True)
+            return magnitude_bits(a, WIDE).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -383,7 +254,7 @@ def _block(
         values = values + (_widen(raw, DTYPES[k], WIDE),)
     y = _formula(values, constants, STEPS, RESULT, WIDE)
     code = _encode(y, OUT, WIDE)
-    magnitude = _magnitude(y, WIDE)
+    magnitude = magnitude_bits(y, WIDE)
     nan = magnitude > _infinity(WIDE)
     over = (magnitude >= LIMITS[4]) & (magnitude <= _infinity(WIDE))
     sign = tl.where(_negative(y, WIDE), LIMITS[3], 0)
@@ -391,9 +262,9 @@ def _block(
     if OUT == E4M3:  # which has no Inf
         special = tl.full(magnitude.shape, LIMITS[1], tl.int32)
     if COUNT or SATURATE:
-        finite = _magnitude(values[0], WIDE) < _infinity(WIDE)
+        finite = magnitude_bits(values[0], WIDE) < _infinity(WIDE)
         for k in tl.static_range(1, OWN):
-            finite = finite & (_magnitude(values[k], WIDE) < _infinity(WIDE))
+            finite = finite & (magnitude_bits(values[k], WIDE) < _infinity(WIDE))
         made = over & (finite | (magnitude < _infinity(WIDE)))  # not an Inf that was carried through
         if SATURATE:
             special = tl.where(made, LIMITS[2] | sign, special)

@@ -172,6 +172,9 @@ class _Parser(argparse.ArgumentParser):
         # argparse asks for the terminal's width at every argument, and imports what unpacks archives to do so.
         shape = partial(argparse.RawDescriptionHelpFormatter, width=(line_width(sys.stdout) or 80) - 2)
         super().__init__(prog, usage, description, epilog, formatter_class=shape, allow_abbrev=False)
+        self.register("action", None, _Once)
+        self.register("type", int, partial(_number, int, "a whole number"))
+        self.register("type", float, partial(_number, float, "a number like 0.5"))
         self._words: Sequence[str] = ()
         self._belongs = belongs  # says of an option that is unknown here where it is known
 
@@ -221,6 +224,29 @@ class _Parser(argparse.ArgumentParser):
                 hint = (f": {why}" if self._belongs and (why := self._belongs(name, self._words)) else "") or hint
                 text = f"no option '{printable(word)}'{hint} (see {self.prog} --help)"
                 raise UsageError(text, code="unknown_name")
+
+
+def _number(kind: type, what: str, text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{printable(text)}' is not {what}") from None
+
+
+class _Once(argparse.Action):
+    """What argparse does by default, but of two values that differ it takes the last: they are refused here."""
+
+    _given: Any = None
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if self.option_strings and self._given not in (None, values):
+            first, *others = self.option_strings
+            names = f"{first} (or {', '.join(others)})" if others else first
+            raise UsageError(f"{names} is given twice, with different values", code="conflict")
+        self._given = values
+        setattr(namespace, self.dest, values)
 
 
 _MEANT = {

@@ -18,7 +18,7 @@ def test_wrong_usage_is_one_line_and_code_2(tmp_path: Path) -> None:
     refused(sds("info", "--nonsense"), 2, "--nonsense")
     refused(sds("cast", "x.safetensors"), 2, "-o")
     refused(sds("cast", "x.safetensors", "-o", tmp_path / "y", "--threads", "-1"), 2, "--threads")
-    refused(sds("cast", "x.safetensors", "-o", tmp_path / "y", "--threads", "many"), 2, "--threads")
+    refused(sds("cast", "x.safetensors", "-o", tmp_path / "y", "--threads", "1.5"), 2, "'1.5' is not a whole number")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,6 +79,25 @@ def test_after_two_dashes_come_files_whatever_their_names(models: Path, tmp_path
 def test_an_output_named_like_an_input_is_recognised(models: Path) -> None:
     for verb in (["merge", "a.safetensors", "--method", "weighted-sum"], ["cast", "--dtype", "fp16"]):
         refused(sds(*verb, "b.safetensors", "new.safetensors", cwd=models), 2, "did you mean -o new.safetensors?")
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        ("cast a.safetensors -o x.safetensors -o y.safetensors", "-o (or --out, --output)"),
+        ("cast a.safetensors -o x.safetensors --dtype fp16 --dtype bf16", "--dtype"),
+        ("extract-lora a.safetensors b.safetensors --rank 4 --rank 8 -o x.safetensors", "--rank"),
+        ("layouts --keys sd1 --keys sd2", "--keys"),
+    ],
+)
+def test_an_option_with_two_values_is_refused(args: str, named: str) -> None:
+    refused(sds(*args.split()), 2, f"{named} is given twice, with different values")
+
+
+def test_an_option_may_be_repeated(models: Path, tmp_path: Path) -> None:
+    done(
+        sds("cast", models / "a.safetensors", "--dtype", "bf16", "--dtype", "bf16", "-o", tmp_path / "out.safetensors")
+    )
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

@@ -47,14 +47,12 @@ def _arguments(parser: argparse.ArgumentParser, argv: Sequence[str], first: argp
     what.add_argument("inputs", nargs="*", metavar="FILE",
                       help="A B [C …], in the method's order")  # fmt: skip
     method = what.add_mutually_exclusive_group()
-    method.add_argument("--method", action=_Once, help="see `sdsurgery methods`")
-    method.add_argument("--formula", action=_Once, metavar="TEXT", help="a method of your own, such as 'A + k*(B - C)'")
-    what.add_argument(
-        "--recipe", action=_Once, metavar="FILE", help="merges of merges as JSON, instead of --method and files"
-    )
-    what.add_argument("--variant", action=_Once, metavar="WORD",
+    method.add_argument("--method", help="see `sdsurgery methods`")
+    method.add_argument("--formula", metavar="TEXT", help="a method of your own, such as 'A + k*(B - C)'")
+    what.add_argument("--recipe", metavar="FILE", help="merges of merges as JSON, instead of --method and files")
+    what.add_argument("--variant", metavar="WORD",
                       help="the variant, for a method that has several (`sdsurgery methods`)")  # fmt: skip
-    what.add_argument("--compat", action=_Once, metavar="TOOL", type=one_of("--compat", TOOLS),
+    what.add_argument("--compat", metavar="TOOL", type=one_of("--compat", TOOLS),
                       help=f"the method as this tool computes it: {', '.join(TOOLS)}")  # fmt: skip
     what.add_argument("--method-file", action="append", metavar="FILE",
                       help="a Python file with methods of your own; may be repeated")  # fmt: skip
@@ -75,24 +73,9 @@ def _arguments(parser: argparse.ArgumentParser, argv: Sequence[str], first: argp
     _ratios(group(parser, "ratios"))
     parts = group(parser, "adapters and VAE")
     adapters(parts)
-    parts.add_argument(
-        "--vae", action=_Once, metavar="FILE", help="bake this file's VAE in, instead of merging the inputs'"
-    )
+    parts.add_argument("--vae", metavar="FILE", help="bake this file's VAE in, instead of merging the inputs'")
     parser.set_defaults(tree=recipe)
     writing(parser)
-
-
-class _Once(argparse.Action):
-    """An option that decides what the output is: two of them that differ are refused, where argparse takes the last."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
-        if getattr(namespace, self.dest, None) not in (None, values):
-            first, *others = self.option_strings
-            names = f"{first} (or {', '.join(others)})" if others else first
-            raise UsageError(f"{names} is given twice, with different values", code="conflict")
-        setattr(namespace, self.dest, values)
 
 
 class _OneOfTwo(argparse.BooleanOptionalAction):
@@ -120,15 +103,14 @@ def _ratios(into: Arguments) -> None:
         help="a number of the method or formula")  # fmt: skip
     add(
         "--curve",
-        action=_Once,
         metavar="WORD",
         type=one_of("--curve", CURVES),
         help="shape alpha (smoothstep, inverse-smoothstep)",
     )
     add("--clamp", action="store_true", help="keep the result between A and B")
-    add("--bounds", action=_Once, metavar="A,B,…", help="keep the result between these inputs; --stiffness, 0 to 1, "
+    add("--bounds", metavar="A,B,…", help="keep the result between these inputs; --stiffness, 0 to 1, "
         "moves the limits towards their mean")  # fmt: skip
-    add("--adjust", action=_Once, metavar="D1,…,D8", type=numbers,
+    add("--adjust", metavar="D1,…,D8", type=numbers,
         help="eight numbers that change detail, contrast and colours of the result")  # fmt: skip
 
 
@@ -352,7 +334,7 @@ def _numbers_of(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
         value = tree.params[name]
         if isinstance(param, Param | Whole) and value is not None:
             text = f"{param.help} (now {value:g})".replace("%", "%%")
-            group.add_argument(_flag(name), dest=f"param_{name}", action=_Once, type=_values, metavar="NUMBER",
+            group.add_argument(_flag(name), dest=f"param_{name}", type=_values, metavar="NUMBER",
                                help=text)  # fmt: skip
         else:
             parser.set_defaults(**{f"param_{name}": None})
@@ -420,9 +402,9 @@ def _how(param: Parameter) -> dict[str, Any]:
     from ..methods.registry import Flag, Param, PerInput, Whole
 
     kinds: dict[type, dict[str, Any]] = {
-        Param: {"action": _Once, "type": _values, "metavar": "NUMBER"},
-        Whole: {"action": _Once, "type": _values, "metavar": "NUMBER"},
-        PerInput: {"action": _Once, "type": numbers, "metavar": "NUMBERS"},
+        Param: {"type": _values, "metavar": "NUMBER"},
+        Whole: {"type": _values, "metavar": "NUMBER"},
+        PerInput: {"type": numbers, "metavar": "NUMBERS"},
         Flag: {"action": _OneOfTwo},
     }
     return kinds[type(param)]
