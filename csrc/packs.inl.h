@@ -5,7 +5,7 @@
 constexpr size_t kPack = 4;
 
 #if defined(__GNUC__)
-#define SDS_UNROLLED _Pragma("GCC unroll 4")  // or the registers of a pack go through memory
+#define SDS_UNROLLED _Pragma("GCC unroll kPack")  // or the registers of a pack go through memory
 #else
 #define SDS_UNROLLED
 #endif
