@@ -279,9 +279,11 @@ class MadeStretch {
  public:
     static constexpr size_t kMost = kDrawn;
 
-    // How many elements from `first` on can be had at a time.
+    // How many elements from `first` on can be had at a time; of `within`, so many that are one number.
     static size_t run(const Generated& of, uint64_t first) {
-        return is_in_place(of) ? static_cast<size_t>(std::min<uint64_t>(kMost, of.length - first % of.length)) : kMost;
+        if (is_in_place(of)) return static_cast<size_t>(std::min<uint64_t>(kMost, of.length - first % of.length));
+        if (of.kind != Generated::within || of.last < static_cast<double>(first)) return kMost;
+        return static_cast<size_t>(std::min<double>(kMost, std::floor(of.last) - static_cast<double>(first) + 1));
     }
 
     const float* from(const Generated& of, uint64_t first, size_t n, const float* bound) {
@@ -306,7 +308,7 @@ class MadeStretch {
     static bool is_one(const Generated& of, uint64_t first, size_t n, float& value) {
         if (of.kind == Generated::within) {
             value = of.last < static_cast<double>(first) ? 0.0f : 1.0f;
-            return value == 0 || of.last >= static_cast<double>(first + n - 1);
+            return true;
         }
         if (of.kind != Generated::numbers || first % of.inner + n > of.inner) return false;
         value = static_cast<float>(of.values[first / of.inner % of.length]);
@@ -362,7 +364,7 @@ inline void evaluate(const Program& program, const Numbers& numbers, const Opera
     }
     static const FusedTable table;
     const bool narrow = out_dtype != DType::f64, fused = program.fused >= 0 && same && narrow && generated;
-    const FusedKernel kernel = fused ? table.at(program.fused, operands[0].dtype, out_dtype) : nullptr;
+    const FusedKernel kernel = fused ? table.at(program, operands, operands[0].dtype, out_dtype) : nullptr;
     if (!kernel && (program.weights.empty() || !narrow)) {
         strips<float>(program, numbers.narrow.data(), operands, out, out_dtype, count, policy, tally, scratch);
         return;

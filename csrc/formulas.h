@@ -2,9 +2,9 @@
 // programs that the Python methods trace to: a program is recognised by its shape (program.h), and the conformance
 // tests hold both bit-equal. Operations are written in the order in which they are rounded; nothing is fused.
 //
-// Most are sums of multiples of their inputs, perhaps over a constant: there a non-finite input shows in the result. Of
-// the others the CPU's kernels look at the inputs too; a GPU, whose memory sets the pace, evaluates them by their
-// steps.
+// Most are sums of multiples of their inputs, perhaps over a constant or by numbers that other inputs give: there a
+// non-finite input shows in the result. Of the others the CPU's kernels look at the inputs too. A GPU, whose memory
+// sets the pace, evaluates all but the sums by their steps.
 //
 // Included (after dtypes.h) once in namespace sds and once in the namespace and target region of every CPU target: a
 // function can only be inlined into one that is compiled for the same target. So no include guard.
@@ -17,9 +17,11 @@ template <int all, int numbers, int made = 0>
 struct Takes {
     static constexpr int inputs = all, constants = numbers, generated = made;
     static constexpr bool packed = false;  // in packs of registers (packs.inl.h), for its long chains of operations
+    static constexpr bool shows = false;   // whether a NaN or an Inf of any input always shows in the result
 };
 
 struct Identity : Takes<1, 0> {
+    static constexpr bool shows = true;
     template <class V>
     SDS_HD static V apply(const V* x, const V*) {
         return x[0];
@@ -27,6 +29,7 @@ struct Identity : Takes<1, 0> {
 };
 
 struct WeightedSum2 : Takes<2, 2> {  // (1 − α)·A + α·B, and two free weights
+    static constexpr bool shows = true;
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         return c[0] * x[0] + c[1] * x[1];
@@ -34,6 +37,7 @@ struct WeightedSum2 : Takes<2, 2> {  // (1 − α)·A + α·B, and two free weig
 };
 
 struct WeightedSum3 : Takes<3, 3> {
+    static constexpr bool shows = true;
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         return c[0] * x[0] + c[1] * x[1] + c[2] * x[2];
@@ -41,6 +45,7 @@ struct WeightedSum3 : Takes<3, 3> {
 };
 
 struct AddDifference : Takes<3, 1> {  // A + α·(B − C)
+    static constexpr bool shows = true;
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         return x[0] + c[0] * (x[1] - x[2]);
@@ -48,6 +53,7 @@ struct AddDifference : Takes<3, 1> {  // A + α·(B − C)
 };
 
 struct WeightedSum2Over : Takes<2, 3> {  // (a·A + b·B) / c: spherical interpolation, once its angle is known
+    static constexpr bool shows = true;
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         return (c[0] * x[0] + c[1] * x[1]) / c[2];
@@ -55,6 +61,7 @@ struct WeightedSum2Over : Takes<2, 3> {  // (a·A + b·B) / c: spherical interpo
 };
 
 struct Towards : Takes<2, 1> {  // A + α·(B − A)
+    static constexpr bool shows = true;
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         return x[0] + c[0] * (x[1] - x[0]);
@@ -89,6 +96,7 @@ struct ClampedAddDifference : Takes<3, 1> {  // A + α·(B − C), between A and
 };
 
 struct TowardsEach : Takes<3, 0, 1> {  // A + α·(B − A), α a number of each row, column or channel
+    static constexpr bool shows = true;
     template <class V>
     SDS_HD static V apply(const V* x, const V*) {
         return x[0] + x[2] * (x[1] - x[0]);
@@ -96,6 +104,7 @@ struct TowardsEach : Takes<3, 0, 1> {  // A + α·(B − A), α a number of each
 };
 
 struct AddMultiple : Takes<2, 1, 1> {  // A + α·N, N a random number of each element
+    static constexpr bool shows = true;
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         return x[0] + c[0] * x[1];
@@ -112,6 +121,7 @@ struct LerpEach : Takes<3, 2, 1> {  // torch.lerp from B to A, α a number of ea
 };
 
 struct TowardsEachScaled : Takes<3, 2, 1> {  // A + α·(B − A) with another mean and deviation, α as in TowardsEach
+    static constexpr bool shows = true;
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         return (x[0] + x[2] * (x[1] - x[0])) * c[0] + c[1];
@@ -126,6 +136,7 @@ struct Slice : Takes<3, 2, 1> {  // B's elements whose place along an axis lies 
 };
 
 struct GateEach : Takes<4, 2, 2> {  // g·A + h·(a·A + b·B), g and h a number of each row, column or channel
+    static constexpr bool shows = true;
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         return x[0] * x[2] + (c[0] * x[0] + c[1] * x[1]) * x[3];
@@ -189,6 +200,7 @@ struct Breadcrumbs : Takes<1 + 3 * n, 3 * n + 2, 2 * n> {  // A + λ·Σwᵢ·Δ
 
 template <int n>
 struct Dare : Takes<1 + 2 * n, 3 * n + 1, n> {  // A + λ·Σwᵢ·Δᵢ/q over the Δᵢ whose random numbers are below p
+    static constexpr bool shows = true;
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         V sum;
@@ -203,6 +215,7 @@ struct Dare : Takes<1 + 2 * n, 3 * n + 1, n> {  // A + λ·Σwᵢ·Δᵢ/q over 
 
 template <int n>
 struct TowardsMean : Takes<1 + n, 3> {  // t·mean(B, C, …) + (1 − t)·A
+    static constexpr bool shows = true;
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         V sum = x[1];
@@ -212,6 +225,7 @@ struct TowardsMean : Takes<1 + n, 3> {  // t·mean(B, C, …) + (1 − t)·A
 };
 
 struct MeanOfChanges : Takes<3, 3> {  // A + the mean of B − A and C − A, each counted only above its threshold
+    static constexpr bool shows = true;
     template <class V>
     SDS_HD static V apply(const V* x, const V* c) {
         const V b = x[1] - x[0], of_b = greater(absolute(b), c[0]);

@@ -5,11 +5,13 @@
 // overflow, elementwise.inl.h does the stretch again.
 
 #include "formulas.h"
+#include "trimmed.inl.h"
 
 // ---- the formulas of formulas.h with inputs of one dtype
 
-// Returns the bits of the largest magnitude among the results, or those of a non-finite input. In a sum of multiples of
-// the inputs the results show these too: a multiple of a NaN or an Inf (even by zero) is never finite.
+// Returns the bits of the largest magnitude among the results, or those of a non-finite input, or all ones for what it
+// can't do. (In a sum of multiples of the inputs the results show non-finite inputs too: a multiple of a NaN or an Inf,
+// even by zero, is never finite.)
 using FusedKernel = uint32_t (*)(const Operand*, uint8_t*, size_t, const float*);
 
 constexpr int kMostFused = 8;  // inputs of a formula
@@ -25,7 +27,7 @@ inline Lanes load_input(const uint8_t* from, size_t i) {
 }
 
 // The arrays below are indexed only by constants, by way of the index packs, so that all of them live in registers.
-template <class Formula, bool sum, class In, class Out, size_t... K, size_t... C>
+template <class Formula, class In, class Out, size_t... K, size_t... C>
 inline uint32_t fused_with(const Operand* operands, uint8_t* out, size_t count, const float* constants,
                            std::index_sequence<K...>, std::index_sequence<C...>) {
     static_assert(Formula::inputs <= kMostFused);
@@ -35,7 +37,7 @@ inline uint32_t fused_with(const Operand* operands, uint8_t* out, size_t count, 
     const Lanes c[] = {Lanes::all(constants[C])..., Lanes::all(0)};
     Peak peak = Peak::none(), inputs = Peak::none();
     const auto look_at = [&inputs](const Lanes* x) {
-        if constexpr (!sum) ((K < own ? inputs.see(x[K]) : void()), ...);
+        if constexpr (!Formula::shows) ((K < own ? inputs.see(x[K]) : void()), ...);
     };
     size_t i = 0;
     // Two at a time, where the registers hold them: half the loop, and their conversions overlap.
@@ -126,29 +128,39 @@ template <class Formula, size_t... K, size_t... C>
     return of_inputs < 0x7f800000 ? peak.value() : of_inputs;
 }
 
-template <class Formula, bool sum, class In, class Out>
+template <class Formula, class In, class Out>
 uint32_t fused(const Operand* operands, uint8_t* out, size_t count, const float* constants) {
-    if constexpr (Formula::packed)
+    if constexpr (Formula::packed) {
         return packed_with<Formula>(operands, out, count, constants, kPackEnds<In, Out>,
                                     std::make_index_sequence<Formula::inputs>(),
                                     std::make_index_sequence<Formula::constants>());
-    else
-        return fused_with<Formula, sum, In, Out>(operands, out, count, constants,
-                                                 std::make_index_sequence<Formula::inputs>(),
-                                                 std::make_index_sequence<Formula::constants>());
+    } else if constexpr (Trimmed<Formula>::exists) {
+        using Kernel = Trimmed<Formula>;
+        float within[Formula::generated], own[Kernel::constants];
+        for (int k = 0; k < Formula::generated; ++k)
+            memcpy(within + k, operands[Kernel::inputs + k].data, sizeof(float));
+        if (!Kernel::constants_of(constants, within, own)) return UINT32_MAX;
+        return fused_with<Kernel, In, Out>(operands, out, count, own, std::make_index_sequence<Kernel::inputs>(),
+                                           std::make_index_sequence<Kernel::constants>());
+    } else {
+        return fused_with<Formula, In, Out>(operands, out, count, constants,
+                                            std::make_index_sequence<Formula::inputs>(),
+                                            std::make_index_sequence<Formula::constants>());
+    }
 }
 
 constexpr int kNarrow = kDTypes - 1;
 
 struct FusedRow {
     FusedKernel kernel[kNarrow][kNarrow];  // [input dtype][output dtype], both less f64
+    bool trimmed;                          // its generated inputs must be `within`, each one number all over
 };
 
 // Null for formulas of fp8 that are not sums: few need them, and most pairs of dtypes are a kernel more to compile.
 template <class Formula, bool sum, class In, class Out>
 constexpr FusedKernel fused_kernel() {
     if constexpr (sum || Formula::packed || (sizeof(typename In::Code) > 1 && sizeof(typename Out::Code) > 1)) {
-        return fused<Formula, sum, In, Out>;
+        return fused<Formula, In, Out>;
     } else {
         return nullptr;
     }
@@ -169,6 +181,7 @@ struct RowFiller {
 #define SDS_FILL(word, In) fill_row<Formula, sum, In>(next->kernel[static_cast<int>(DType::word) - 1]);
         SDS_NARROW_DTYPES(SDS_FILL)
 #undef SDS_FILL
+        next->trimmed = Trimmed<Formula>::exists;
         ++next;
     }
 };
@@ -181,8 +194,13 @@ struct FusedTable {
         RowFiller<false> others{sums.next};
         formulas::for_each_other(others);
     }
-    FusedKernel at(int formula, DType in, DType out) const {  // both less f64
-        return rows[formula].kernel[static_cast<int>(in) - 1][static_cast<int>(out) - 1];
+    // Null where there is none for these operands and dtypes, both less f64.
+    FusedKernel at(const Program& program, const Operand* operands, DType in, DType out) const {
+        const FusedRow& row = rows[program.fused];
+        for (int k = program.own; row.trimmed && k < program.inputs; ++k) {
+            if (operands[k].generated->kind != Generated::within) return nullptr;
+        }
+        return row.kernel[static_cast<int>(in) - 1][static_cast<int>(out) - 1];
     }
 };
 

@@ -26,6 +26,8 @@ inline Lanes copysign(Lanes a, Lanes b) {
 inline Lanes floor(Lanes a) { return {_mm256_floor_ps(a.v)}; }
 inline Lanes square_root(Lanes a) { return {_mm256_sqrt_ps(a.v)}; }
 inline Lanes square_less(Lanes a, Lanes b) { return {_mm256_fmsub_ps(a.v, a.v, b.v)}; }  // a² − b, rounded once
+// sum + a·b of a product that a float32 can hold: fused or not, the same bits.
+inline Lanes plus_product(Lanes sum, Lanes a, Lanes b) { return {_mm256_fmadd_ps(a.v, b.v, sum.v)}; }
 inline Lanes binade(Lanes a) { return {_mm256_and_ps(a.v, _mm256_set1_ps(bits_as<float>(0x7f800000)))}; }  // 2^⌊log2 a⌋
 inline Lanes where(Lanes a, Lanes yes, Lanes no) {
     return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_NEQ_UQ))};

@@ -27,6 +27,8 @@ inline Lanes copysign(Lanes a, Lanes b) {
 inline Lanes floor(Lanes a) { return {_mm512_floor_ps(a.v)}; }
 inline Lanes square_root(Lanes a) { return {_mm512_sqrt_ps(a.v)}; }
 inline Lanes square_less(Lanes a, Lanes b) { return {_mm512_fmsub_ps(a.v, a.v, b.v)}; }  // a² − b, rounded once
+// sum + a·b of a product that a float32 can hold: fused or not, the same bits.
+inline Lanes plus_product(Lanes sum, Lanes a, Lanes b) { return {_mm512_fmadd_ps(a.v, b.v, sum.v)}; }
 inline Lanes binade(Lanes a) { return {_mm512_and_ps(a.v, _mm512_set1_ps(bits_as<float>(0x7f800000)))}; }  // 2^⌊log2 a⌋
 inline Lanes where(Lanes a, Lanes yes, Lanes no) {
     return {_mm512_mask_mov_ps(no.v, _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ), yes.v)};

@@ -25,7 +25,9 @@ inline Lanes copysign(Lanes a, Lanes b) { return {vbslq_f32(vdupq_n_u32(0x800000
 inline Lanes floor(Lanes a) { return {vrndmq_f32(a.v)}; }
 inline Lanes square_root(Lanes a) { return {vsqrtq_f32(a.v)}; }
 inline Lanes square_less(Lanes a, Lanes b) { return {vnegq_f32(vfmsq_f32(b.v, a.v, a.v))}; }  // a² − b, rounded once
-inline Lanes binade(Lanes a) {                                                                // 2^⌊log2 a⌋
+// sum + a·b of a product that a float32 can hold: fused or not, the same bits.
+inline Lanes plus_product(Lanes sum, Lanes a, Lanes b) { return {vfmaq_f32(sum.v, a.v, b.v)}; }
+inline Lanes binade(Lanes a) {  // 2^⌊log2 a⌋
     return {vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a.v), vdupq_n_u32(0x7f800000)))};
 }
 

@@ -21,6 +21,7 @@ inline Lanes square_root(Lanes a) { return {std::sqrt(a.v)}; }
 inline Lanes square_less(Lanes a, Lanes b) {  // a² − b, which a float32 can hold where a is near the root of b
     return {static_cast<float>(static_cast<double>(a.v) * a.v - b.v)};
 }
+inline Lanes plus_product(Lanes sum, Lanes a, Lanes b) { return sum + a * b; }  // of a product that a float32 can hold
 inline Lanes binade(Lanes a) { return {bits_as<float>(bits_as<uint32_t>(a.v) & 0x7f800000)}; }  // 2^⌊log2 a⌋
 inline Lanes where(Lanes a, Lanes yes, Lanes no) { return a.v != 0 ? yes : no; }
 
