@@ -156,11 +156,13 @@ def linearised(result: Symbol, inputs: int, tracer: Tracer) -> Program:
     for value in found:
         below = max((level[id(item)] for item in _values_of(value, known)), default=-1)
         level[id(value)] = below + 1 if _reduces(value) else below
+    at_level: list[list[Value]] = [[] for _ in range(max(level.values()) + 1)]
+    for value in found:
+        at_level[level[id(value)]].append(value)
     numbers: dict[int, int] = {}
     next_number = 0
     stages = []
-    for number in range(max(level.values()) + 1):
-        here = [value for value in found if level[id(value)] == number]
+    for here in at_level:
         reduced = [value for value in here if _reduces(value)]
         steps, refs = _ordered([arg for value in reduced for arg in value.args if isinstance(arg, Symbol)], numbers)
         given = iter(refs)
