@@ -277,7 +277,7 @@ void strips(const Program& program, const T* constants, const Operand* operands,
 // written once for all stretches that have it.
 class MadeStretch {
  public:
-    static constexpr size_t kMost = kDrawn;
+    static constexpr size_t kMost = 2 * kDrawn;
 
     // How many elements from `first` on can be had at a time; of `within`, so many that are one number.
     static size_t run(const Generated& of, uint64_t first) {
@@ -332,7 +332,6 @@ inline void fused_beside_generated(FusedKernel kernel, const Program& program, c
             if (k < program.own) {
                 const size_t size = size_of(operands[k].dtype);
                 here[k] = again[k] = {operands[k].data + first * size, operands[k].dtype};
-                prefetch(here[k].data + MadeStretch::kMost * size, n * size);
                 continue;
             }
             again[k] = operands[k];
