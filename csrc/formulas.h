@@ -158,7 +158,8 @@ SDS_HD V among_largest(V size, V kth, V one, V within) {
     return where(greater(size, kth), one, where(equal(size, kth), within, not_a_number(size)));
 }
 
-// The formulas of any number of changes are those of n: of A and n others.
+// The formulas of any number of changes are those of n: of A and n others. Ties and Breadcrumbs are what programs are
+// recognised by; their kernels are those of trimmed.inl.h.
 template <int n>
 struct Ties : Takes<1 + 2 * n, 3 * n + 4, n> {  // A + λ·Σxᵢ/Σwᵢ over the xᵢ = wᵢ·largest(Δᵢ) with the sign of their sum
     template <class V>

@@ -45,10 +45,7 @@ inline Mask greater(Lanes a, Lanes b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GT_
 inline Mask at_least(Lanes a, Lanes b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)}; }
 inline Mask operator*(Mask a, Mask b) { return {_mm256_and_ps(a.m, b.m)}; }
 inline Lanes where(Mask a, Lanes yes, Lanes no) { return {_mm256_blendv_ps(no.v, yes.v, a.m)}; }
-inline Mask where(Mask a, Mask yes, Mask no) { return {_mm256_blendv_ps(no.m, yes.m, a.m)}; }
 inline uint32_t bits_of(Mask a) { return static_cast<uint32_t>(_mm256_movemask_ps(a.m)); }  // one each
-
-inline Mask not_a_number(Lanes) { return {_mm256_setzero_ps()}; }  // the kernels that ask see to it that there is none
 
 // key_of (select.h) of magnitudes.
 inline void write_keys(Lanes x, uint32_t* to) {

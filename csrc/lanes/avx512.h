@@ -46,12 +46,7 @@ inline Mask greater(Lanes a, Lanes b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CM
 inline Mask at_least(Lanes a, Lanes b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ)}; }
 inline Mask operator*(Mask a, Mask b) { return {_kand_mask16(a.m, b.m)}; }
 inline Lanes where(Mask a, Lanes yes, Lanes no) { return {_mm512_mask_mov_ps(no.v, a.m, yes.v)}; }
-inline Mask where(Mask a, Mask yes, Mask no) {
-    return {_kor_mask16(_kand_mask16(a.m, yes.m), _kandn_mask16(a.m, no.m))};
-}
 inline uint32_t bits_of(Mask a) { return a.m; }  // one each
-
-inline Mask not_a_number(Lanes) { return {0}; }  // the kernels that ask see to it that there is none
 
 // key_of (select.h) of magnitudes.
 inline void write_keys(Lanes x, uint32_t* to) {

@@ -43,13 +43,10 @@ inline Mask greater(Lanes a, Lanes b) { return {vcgtq_f32(a.v, b.v)}; }
 inline Mask at_least(Lanes a, Lanes b) { return {vcgeq_f32(a.v, b.v)}; }
 inline Mask operator*(Mask a, Mask b) { return {vandq_u32(a.m, b.m)}; }
 inline Lanes where(Mask a, Lanes yes, Lanes no) { return {vbslq_f32(a.m, yes.v, no.v)}; }
-inline Mask where(Mask a, Mask yes, Mask no) { return {vbslq_u32(a.m, yes.m, no.m)}; }
 inline uint32_t bits_of(Mask a) {
     constexpr uint32_t bits[] = {1, 2, 4, 8};
     return vaddvq_u32(vandq_u32(a.m, vld1q_u32(bits)));
 }
-
-inline Mask not_a_number(Lanes) { return {vdupq_n_u32(0)}; }  // the kernels that ask see to it that there is none
 
 // key_of (select.h) of magnitudes.
 inline void write_keys(Lanes x, uint32_t* to) {

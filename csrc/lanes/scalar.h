@@ -37,10 +37,7 @@ inline Mask greater(Lanes a, Lanes b) { return {a.v > b.v}; }
 inline Mask at_least(Lanes a, Lanes b) { return {a.v >= b.v}; }
 inline Mask operator*(Mask a, Mask b) { return {a.m && b.m}; }
 inline Lanes where(Mask a, Lanes yes, Lanes no) { return a.m ? yes : no; }
-inline Mask where(Mask a, Mask yes, Mask no) { return a.m ? yes : no; }
 inline uint32_t bits_of(Mask a) { return a.m; }  // one each
-
-inline Mask not_a_number(Lanes) { return {false}; }  // the kernels that ask see to it that there is none
 
 inline void write_keys(Lanes x, uint32_t* to) { *to = key_of(x.v); }  // of magnitudes
 inline uint32_t having_upper(const uint32_t* keys, int above, uint32_t upper) { return *keys >> above == upper; }
