@@ -446,5 +446,18 @@ def native_tensor(formula: Formula, arrays: list[np.ndarray], target: str = "", 
     return out
 
 
+def native_codes(
+    formula: Formula, tensors: Sequence[np.ndarray], dtype: DType, target: str = "", wide: bool = False
+) -> tuple[np.ndarray, list[int]]:
+    """The codes and the counts that the native kernels make of whole tensors stored as ``dtype``."""
+    out = np.empty(tensors[0].shape, CODE[dtype])
+    counts = _native.apply(
+        cpu.native_program(formula.program, wide), formula.numbers,
+        [(codes.ctypes.data, dtype.native) for codes in tensors], out.ctypes.data, dtype.native, out.size,
+        target=target, shape=out.shape,
+    )  # fmt: skip
+    return out, list(counts)
+
+
 def identity() -> Formula:
     return CAST.formula

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sdsurgery as sds
-from numeric_tools import CODE, FLOATS, TARGETS, plain, wild
+from numeric_tools import CODE, FLOATS, TARGETS, native_codes, native_tensor, plain, wild
 from sdsurgery import _native, functions
 from sdsurgery.backends import cpu
 from sdsurgery.definitions.conversions import STORAGE
@@ -84,17 +84,6 @@ def pair(shape: tuple[int, ...], seed: int = 0) -> list[np.ndarray]:
     return [rng.normal(size=shape).astype(np.float32) for _ in range(2)]
 
 
-def native(formula: Formula, arrays: list[np.ndarray], target: str = "", wide: bool = False) -> np.ndarray:
-    """The native stages on float32 arrays of one shape."""
-    out = np.empty(arrays[0].shape, np.float32)
-    _native.apply(
-        cpu.native_program(formula.program, wide), formula.numbers,
-        [(array.ctypes.data, F32.native) for array in arrays], out.ctypes.data, F32.native, out.size,
-        target=target, shape=out.shape,
-    )  # fmt: skip
-    return out
-
-
 def same(a: np.ndarray, b: np.ndarray) -> bool:
     number = ~np.isnan(a)
     equal = np.array_equal(a.view(np.uint32)[number], b.view(np.uint32)[number])
@@ -116,7 +105,7 @@ def test_every_target_gives_what_the_body_gives_on_numpy_arrays_and_torch_tensor
         body = np.asarray(BODIES[name](*arrays, 0.3))
     assert body.shape == shape and body.dtype == np.float32
     for target in TARGETS:
-        assert same(native(formula, arrays, target), body), target
+        assert same(native_tensor(formula, arrays, target), body), target
     expected, *_ = evaluate_tensor(formula, [(array, F32) for array in arrays], F32, "default", False)
     assert same(expected.reshape(shape), body)
     tensors = BODIES[name](*(torch.from_numpy(array) for array in arrays), 0.3)
@@ -133,14 +122,9 @@ def test_wide_arithmetic_and_every_stored_dtype(name: str) -> None:
             stored = [(code.view(STORAGE[dtype]), dtype) for code in codes]
             expected, *counts = evaluate_tensor(formula, stored, dtype, "default", wide)
             for target in TARGETS:
-                out = np.empty(shape, CODE[dtype])
-                found = _native.apply(
-                    cpu.native_program(formula.program, wide), formula.numbers,
-                    [(code.ctypes.data, dtype.native) for code in codes], out.ctypes.data, dtype.native, out.size,
-                    target=target, shape=shape,
-                )  # fmt: skip
+                out, found = native_codes(formula, codes, dtype, target, wide)
                 assert np.array_equal(out.reshape(-1), expected.view(CODE[dtype])), (dtype, wide, target)
-                assert list(found) == counts
+                assert found == counts
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -153,7 +137,7 @@ def test_values_that_are_not_finite_reach_the_result_as_ieee_754_says(name: str)
         with np.errstate(all="ignore"):
             body = np.asarray(BODIES[name](*arrays, 0.3))
         for target in TARGETS:
-            assert same(native(formula_of(name), arrays, target), body), (seed, target)
+            assert same(native_tensor(formula_of(name), arrays, target), body), (seed, target)
 
 
 def test_zeros_and_equal_tensors_take_the_straight_line() -> None:
@@ -163,8 +147,8 @@ def test_zeros_and_equal_tensors_take_the_straight_line() -> None:
         arrays = [np.ascontiguousarray(left), np.ascontiguousarray(right)]
         with np.errstate(all="ignore"):
             body = slerp(*arrays, 0.3)
-        assert same(native(formula_of("slerp"), arrays), body)
-    straight = native(formula_of("slerp"), [a, a])
+        assert same(native_tensor(formula_of("slerp"), arrays), body)
+    straight = native_tensor(formula_of("slerp"), [a, a])
     assert same(straight, np.float32(0.7) * a + np.float32(0.3) * a)
     found = sds.apply("slerp", zero, zero)
     assert not found.any()

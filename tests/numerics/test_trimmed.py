@@ -6,9 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numeric_tools import CODE, TARGETS, last_stage
-from sdsurgery import _native
-from sdsurgery.backends import cpu
+from numeric_tools import CODE, TARGETS, last_stage, native_codes
 from sdsurgery.definitions.programs import evaluate_tensor
 from sdsurgery.dtypes import BF16, F16, F32, DType
 from sdsurgery.functions import is_nan, where
@@ -41,14 +39,9 @@ def few_values(dtype: DType, seed: int) -> np.ndarray:
 def same_on_every_target(formula: Formula, tensors: list[np.ndarray], dtype: DType) -> None:
     expected, *counts = evaluate_tensor(formula, [(codes, dtype) for codes in tensors], dtype, "default", False)
     for target in TARGETS:
-        out = np.empty(SHAPE, CODE[dtype])
-        found = _native.apply(
-            cpu.native_program(formula.program, False), formula.numbers,
-            [(codes.ctypes.data, dtype.native) for codes in tensors], out.ctypes.data, dtype.native, out.size,
-            target=target, shape=SHAPE,
-        )  # fmt: skip
+        out, found = native_codes(formula, tensors, dtype, target)
         assert np.array_equal(out.reshape(-1), expected.view(CODE[dtype])), target
-        assert list(found) == counts, target
+        assert found == counts, target
 
 
 @pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
