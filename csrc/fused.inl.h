@@ -10,8 +10,8 @@
 // ---- the formulas of formulas.h with inputs of one dtype
 
 // Returns the bits of the largest magnitude among the results, or those of a non-finite input, or all ones for what it
-// can't do. (In a sum of multiples of the inputs the results show non-finite inputs too: a multiple of a NaN or an Inf,
-// even by zero, is never finite.)
+// can't do. (Where a formula `shows` non-finite inputs, its results are enough: a multiple of a NaN or an Inf, even by
+// zero, is never finite.)
 using FusedKernel = uint32_t (*)(const Operand*, uint8_t*, size_t, const float*);
 
 constexpr int kMostFused = 8;  // inputs of a formula

@@ -18,7 +18,7 @@ CODES = {
     "usage": "the request is wrong in a way that has no code of its own",
     "unknown_name": "no method, option, format, component, … has that name; the message lists close matches",
     "bad_value": "a setting or parameter has a value that it cannot have",
-    "conflict": "two settings that exclude each other",
+    "conflict": "two settings that exclude each other, or one that is given twice with different values",
     "no_output": "no output file was given",
     "wrong_inputs": "the wrong number or kind of inputs for the method",
     "exists": "the output exists, and overwriting was not asked for",
